@@ -1,0 +1,230 @@
+//! What the operator wrote, checked: the configuration that every other part reads.
+//!
+//! The file as written is read by `config/file.rs`, which reports every problem at once with line and column;
+//! only a file without problems becomes a [`Config`]. Nothing here does I/O beyond reading that one file.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A checked configuration. Names of backends in it always exist in [`Config::backends`].
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// kubelet's `containerRuntimeEndpoint`. Default `unix:///run/crimux/crimux.sock`.
+    pub listen: PathBuf,
+    /// Permission bits of every socket that serves CRI. Default 0660.
+    pub listen_mode: u32,
+    /// Owner of those sockets as `(uid, gid)`; `None` leaves crimux's own. Default root:root.
+    pub listen_owner: Option<(u32, u32)>,
+    /// Where the last-known state is kept. Default `/var/lib/crimux`.
+    pub state_dir: PathBuf,
+    /// The operator's side.
+    pub admin: Admin,
+    /// Whose name `Version` reports. Default [`Identity::DefaultBackend`].
+    pub identity: Identity,
+    /// The backend of pods without a `RuntimeClass`, and of calls that name nothing.
+    pub default_backend: String,
+    /// All backends by name.
+    pub backends: BTreeMap<String, BackendConfig>,
+    /// `RuntimeClass` handler → where its sandboxes go. Never holds the handler `""`.
+    pub handlers: BTreeMap<String, Vec<Target>>,
+    /// How long calls may still run after SIGTERM. Default 5 s, at most 20 s.
+    pub drain_timeout: Duration,
+    /// `ListPodSandboxStats` when only some backends implement it. Default [`StatsPolicy::Unimplemented`].
+    pub pod_sandbox_stats: StatsPolicy,
+    /// Container events.
+    pub events: Events,
+    /// Logging.
+    pub log: Log,
+    /// Tracing export; none by default.
+    pub tracing: Option<Tracing>,
+}
+
+/// Where operators and Prometheus reach crimux.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Admin {
+    /// The socket of `crimux status` and the other verbs. Default `/run/crimux/admin.sock`.
+    pub socket: PathBuf,
+    /// `/metrics`, `/healthz`, `/readyz` and the status page. Default `127.0.0.1:9440`; `None` (`http: off`) opens none.
+    pub http: Option<SocketAddr>,
+}
+
+/// Whose runtime name prefixes every container ID of the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Identity {
+    /// The default backend's, so that putting crimux in front of a running node changes no ID.
+    DefaultBackend,
+    /// `crimux` and its own version.
+    Crimux,
+}
+
+/// One backend: a CRI runtime we forward to.
+#[derive(Debug, Clone, PartialEq)]
+pub struct BackendConfig {
+    /// Its address.
+    pub endpoint: Endpoint,
+    /// A socket of ours that shows this backend alone.
+    pub socket: Option<PathBuf>,
+    /// Whether its outage makes the node `NotReady`. Default false; the default backend always counts.
+    pub required: bool,
+    /// Whether its files, logs and image store are on this node. Default true for `unix://`, else false.
+    pub local: bool,
+    /// Its deadlines.
+    pub timeouts: Timeouts,
+    /// Present for `https://` endpoints.
+    pub tls: Option<Tls>,
+    /// Where its exec, attach and port-forward streams are served.
+    pub streaming: Streaming,
+    /// How many calls may be in flight to it at once. Default 1000.
+    pub max_in_flight: usize,
+    /// Whether `PullImage` gets `image.runtime_handler` filled in. Default [`ImageHandler::Auto`].
+    pub image_handler: ImageHandler,
+}
+
+/// A backend's address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// `unix:///path`.
+    Unix(PathBuf),
+    /// `http://host:port` or `https://host:port`.
+    Tcp {
+        /// Host name or address, without brackets.
+        host: String,
+        /// Port.
+        port: u16,
+        /// Whether it is `https://`.
+        tls: bool,
+    },
+    /// `vsock://cid:port`.
+    Vsock {
+        /// Context ID of the VM.
+        cid: u32,
+        /// Port.
+        port: u32,
+    },
+}
+
+/// Deadlines of one backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// To be connected. Default 1 s.
+    pub connect: Duration,
+    /// `ListPodSandbox`, `ListContainers`, `ListImages`. Default 1 s.
+    pub list: Duration,
+    /// The status reads. Default 2 s.
+    pub read: Duration,
+    /// The stats lists and `ImageFsInfo`. Default 5 s.
+    pub stats: Duration,
+}
+
+/// Mutual TLS towards a backend. The files are read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// PEM file with the authorities that may have signed the backend's certificate.
+    pub ca: PathBuf,
+    /// PEM file with our certificate chain.
+    pub cert: Option<PathBuf>,
+    /// PEM file with our key; present exactly when `cert` is.
+    pub key: Option<PathBuf>,
+    /// The name the backend's certificate must hold. Default: the endpoint's host.
+    pub server_name: Option<String>,
+}
+
+/// How exec, attach and port-forward reach a backend's streaming server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Streaming {
+    /// When crimux relays. Default [`RelayMode::Auto`].
+    pub relay: RelayMode,
+    /// `host:port` of the backend's streaming server; default: the endpoint's host and the port of the URL.
+    pub address: Option<(String, u16)>,
+    /// Whether that server speaks TLS (with [`BackendConfig::tls`]). Default false.
+    pub tls: bool,
+}
+
+/// When streams go through crimux's relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RelayMode {
+    /// Where kubelet on this node could not dial the backend's URL.
+    Auto,
+    /// Always.
+    Always,
+    /// Never: the URL passes as it is.
+    Never,
+}
+
+/// When `PullImage` gets the runtime handler of the pod's sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageHandler {
+    /// If the backend announces the handler in its `Status`.
+    Auto,
+    /// Never, for backends that would refuse it.
+    Never,
+}
+
+/// One place where sandboxes of a handler may go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// The backend.
+    pub backend: String,
+    /// The name that backend knows the handler by; empty: the backend's own default.
+    pub handler: String,
+    /// Its share of a split; 1 where there is no split.
+    pub weight: u32,
+}
+
+/// What `ListPodSandboxStats` answers when only some backends implement it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StatsPolicy {
+    /// `Unimplemented`, so that kubelet falls back to cAdvisor for all pods.
+    Unimplemented,
+    /// The stats of those that do.
+    Union,
+}
+
+/// Limits of the event streams.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Events {
+    /// Events buffered for a slow client before its stream ends. Default 1000.
+    pub buffer: usize,
+    /// How long a backend's ended stream is tried again before clients' streams end. Default 30 s.
+    pub grace: Duration,
+}
+
+/// Logging.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Log {
+    /// Default text.
+    pub format: LogFormat,
+    /// A `tracing` filter; the environment's `CRIMUX_LOG` goes before it. Default `info`.
+    pub level: String,
+}
+
+/// Shape of a log line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Spans over OTLP/gRPC.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tracing {
+    /// `http://host:port` of the collector.
+    pub otlp: String,
+    /// Share of the calls without a `traceparent` that get a trace, 0 to 1. Default 1.
+    pub sample_ratio: f64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(1),
+            list: Duration::from_secs(1),
+            read: Duration::from_secs(2),
+            stats: Duration::from_secs(5),
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The `crimux` command.
+
+fn main() {}

@@ -1,3 +1,10 @@
 //! The `crimux` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use crimux::cli::{self, Cli};
+
+fn main() -> ExitCode {
+    cli::run(Cli::parse())
+}

@@ -1,0 +1,72 @@
+//! The operator's side: Prometheus, probes of health, and the answers behind `crimux status` and its like.
+//!
+//! HTTP on a loopback port for machines, the same router on a Unix socket for the command line. Nothing here
+//! is on the way of a call.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use prometheus::TextEncoder;
+use tokio::task::JoinSet;
+
+use crate::config::Admin;
+use crate::drain::Drain;
+use crate::proxy::Node;
+
+/// Starts the admin listeners.
+///
+/// # Errors
+/// If one of them cannot be bound.
+pub async fn spawn(
+    servers: &mut JoinSet<()>,
+    config: &Admin,
+    node: &Arc<Node>,
+    drain: &Drain,
+) -> anyhow::Result<()> {
+    if let Some(address) = config.http {
+        let listener = tokio::net::TcpListener::bind(address)
+            .await
+            .with_context(|| format!("cannot listen on {address} (admin.http)"))?;
+        let drain = drain.clone();
+        let serving = axum::serve(listener, public(Arc::clone(node)))
+            .with_graceful_shutdown(async move { drain.begun().await });
+        servers.spawn(async move {
+            if let Err(error) = serving.await {
+                tracing::error!(%error, "admin.http stopped being served");
+            }
+        });
+    }
+    Ok(())
+}
+
+fn public(node: Arc<Node>) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .with_state(node)
+}
+
+async fn metrics(State(node): State<Arc<Node>>) -> impl IntoResponse {
+    node.refresh_gauges();
+    match TextEncoder::new().encode_to_string(&node.metrics.registry.gather()) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+/// Ready once lists can be complete: every backend was listed, or saved state stands for it.
+async fn ready(State(node): State<Arc<Node>>) -> impl IntoResponse {
+    let unknown: Vec<_> =
+        node.backends().iter().filter(|backend| !backend.last.known()).map(|backend| backend.name.to_string()).collect();
+    if unknown.is_empty() || !node.snapshot.is_fresh() {
+        (StatusCode::OK, "ok\n".to_owned())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("not listed yet: {}\n", unknown.join(", ")))
+    }
+}

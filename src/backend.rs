@@ -1,0 +1,316 @@
+//! One CRI runtime that calls are forwarded to: its connection, its health, its last-known state.
+//!
+//! A call to a backend that is down fails at once; a call in flight when the connection is lost ends with an
+//! error of ours; everything else is the backend's own answer, passed on as it came. The forward lane speaks
+//! HTTP/2 through `h2` itself: tonic's channel and hyper's client each add a queue and a task hop to every
+//! call (see ARCHITECTURE.md). Nothing here knows what a method means.
+
+use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use h2::RecvStream;
+use http::{HeaderMap, Method as HttpMethod, Request, StatusCode, Uri};
+use tokio::sync::{Notify, watch};
+use tonic::Code;
+
+use crate::codec::{self, Assembler, Message};
+use crate::config::BackendConfig;
+use crate::error::Error;
+use crate::method::{Api, Method};
+use crate::metrics::{CallMetrics, Metrics};
+use crate::snapshot::LastKnown;
+
+pub use health::{Class, Health, LastError, State};
+pub use link::Link;
+
+pub mod connect;
+mod health;
+mod link;
+pub mod tls;
+
+/// The most that a backend's unary reply may have: what CRI-O sends, and room for an ExecSync of 2 × 16 MiB.
+const MAX_REPLY: usize = 256 << 20;
+
+/// One backend.
+#[derive(Debug)]
+pub struct Backend {
+    /// Its name in the configuration.
+    pub name: Arc<str>,
+    /// Late or not, by kind of list, and the last error.
+    pub health: Health,
+    /// What it said last.
+    pub last: Arc<LastKnown>,
+    /// Counters under its name.
+    pub calls: Arc<CallMetrics>,
+    config: ArcSwap<BackendConfig>,
+    link: watch::Sender<Link>,
+    redial: Notify,
+    api: Mutex<Option<Api>>,
+    in_flight: AtomicUsize,
+}
+
+/// The head of a reply, and a body that is still arriving.
+#[derive(Debug)]
+pub struct Reply {
+    /// The backend's response headers.
+    pub headers: HeaderMap,
+    /// The rest of the reply.
+    pub body: ReplyBody,
+}
+
+/// The body of a reply, as it arrives.
+#[derive(Debug)]
+pub struct ReplyBody {
+    stream: RecvStream,
+    flight: Flight,
+}
+
+/// A reply that has arrived whole.
+#[derive(Debug)]
+pub struct Collected {
+    /// The backend's response headers.
+    pub headers: HeaderMap,
+    /// The message; empty where the status is not OK.
+    pub message: Message,
+    /// The backend's trailers; for a trailers-only reply they are its headers.
+    pub trailers: HeaderMap,
+    /// The status.
+    pub code: Code,
+}
+
+/// One call in flight: counts itself, and what the backend took, when dropped.
+#[derive(Debug)]
+struct Flight {
+    backend: Arc<Backend>,
+    method: usize,
+    started: Instant,
+}
+
+impl Backend {
+    /// Makes a backend that is not connected yet; [`Backend::run`] connects it.
+    pub fn new(name: Arc<str>, config: BackendConfig, last: Arc<LastKnown>, metrics: &Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            calls: metrics.calls(&name),
+            name,
+            health: Health::default(),
+            last,
+            config: ArcSwap::from_pointee(config),
+            link: watch::Sender::new(Link::Connecting),
+            redial: Notify::new(),
+            api: Mutex::new(None),
+            in_flight: AtomicUsize::new(0),
+        })
+    }
+
+    /// Returns the configuration in force.
+    pub fn config(&self) -> Arc<BackendConfig> {
+        self.config.load_full()
+    }
+
+    /// Returns the state of the connection.
+    pub fn link(&self) -> Link {
+        self.link.borrow().clone()
+    }
+
+    /// Tells whether calls can be sent to it.
+    pub fn is_up(&self) -> bool {
+        matches!(*self.link.borrow(), Link::Up { .. })
+    }
+
+    /// Sends a request and returns the head of the reply.
+    ///
+    /// The request's headers go as they are, less what belongs to the connection.
+    ///
+    /// # Errors
+    /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] at the bound of `max_in_flight`,
+    /// [`Error::Lost`] if the connection ends first, [`Error::Garbage`] for an answer that is not gRPC.
+    pub async fn call(
+        self: &Arc<Self>,
+        method: Option<&'static Method>,
+        path: &str,
+        headers: HeaderMap,
+        message: Bytes,
+    ) -> Result<Reply, Error> {
+        let (mut sender, api) = self.sender().await?;
+        let flight = self.take_off(method)?;
+        let uri = crate::method::uri(method, path, api).map_err(|_| Error::Framing("the path is not valid"))?;
+        let lost = |error: h2::Error| self.lost(&error);
+        let (response, mut body) = sender.send_request(request(uri, headers), false).map_err(lost)?;
+        body.send_data(message, true).map_err(lost)?;
+        let (head, stream) = response.await.map_err(lost)?.into_parts();
+        if head.status != StatusCode::OK {
+            return Err(self.garbage(format!("HTTP status {}", head.status)));
+        }
+        Ok(Reply { headers: head.headers, body: ReplyBody { stream, flight } })
+    }
+
+    /// Sends a request and collects the whole reply.
+    ///
+    /// # Errors
+    /// As [`Backend::call`]; also [`Error::Garbage`] for a reply that is no single message.
+    pub async fn fetch(
+        self: &Arc<Self>,
+        method: &'static Method,
+        headers: HeaderMap,
+        message: Bytes,
+    ) -> Result<Collected, Error> {
+        self.call(Some(method), "", headers, message).await?.collect().await
+    }
+
+    async fn sender(&self) -> Result<(h2::client::SendRequest<Bytes>, Api), Error> {
+        if let Link::Up { sender, api, .. } = &*self.link.borrow() {
+            return Ok((sender.clone(), *api));
+        }
+        let mut link = self.link.subscribe();
+        let first = link.wait_for(|link| !matches!(link, Link::Connecting));
+        let wait = self.config.load().timeouts.connect;
+        let link = tokio::time::timeout(wait, first).await;
+        match link.as_deref() {
+            Ok(Ok(Link::Up { sender, api, .. })) => Ok((sender.clone(), *api)),
+            Ok(Ok(Link::Down { since, cause })) => {
+                Err(Error::Down { backend: Arc::clone(&self.name), since: *since, cause: Arc::clone(cause) })
+            }
+            _ => Err(Error::Lost { backend: Arc::clone(&self.name), cause: "not connected yet".to_owned() }),
+        }
+    }
+
+    fn take_off(self: &Arc<Self>, method: Option<&'static Method>) -> Result<Flight, Error> {
+        let limit = self.config.load().max_in_flight;
+        let flying = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let method = method.map_or(crate::method::COUNT, |method| method.index);
+        let flight = Flight { backend: Arc::clone(self), method, started: Instant::now() };
+        if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
+    }
+
+    fn lost(&self, error: &h2::Error) -> Error {
+        Error::Lost { backend: Arc::clone(&self.name), cause: error.to_string() }
+    }
+
+    fn garbage(&self, cause: impl Into<String>) -> Error {
+        Error::Garbage { backend: Arc::clone(&self.name), cause: cause.into() }
+    }
+
+    /// Returns how many calls are in flight to it.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+}
+
+impl Reply {
+    /// Collects the rest of a unary reply.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] or [`Error::Garbage`].
+    pub async fn collect(self) -> Result<Collected, Error> {
+        let Self { headers, mut body } = self;
+        let backend = Arc::clone(&body.flight.backend);
+        let mut assembler = Assembler::default();
+        while let Some(chunk) = body.chunk().await {
+            assembler.push(chunk?, MAX_REPLY).map_err(|error| backend.garbage(error.to_string()))?;
+        }
+        let trailers = match codec::status_code(&headers) {
+            Some(_) => headers.clone(),
+            None => body.trailers().await?,
+        };
+        let code = codec::status_code(&trailers).ok_or_else(|| backend.garbage("no gRPC status"))?;
+        let message = match assembler.finish().map_err(|error| backend.garbage(error.to_string()))? {
+            None if code == Code::Ok => return Err(backend.garbage("status OK without a message")),
+            message => message.unwrap_or_default(),
+        };
+        Ok(Collected { headers, message, trailers, code })
+    }
+}
+
+impl ReplyBody {
+    /// Returns the next chunk; `None` at the end of the data.
+    pub async fn chunk(&mut self) -> Option<Result<Bytes, Error>> {
+        std::future::poll_fn(|cx| self.poll_chunk(cx)).await
+    }
+
+    /// Polls for the next chunk.
+    pub fn poll_chunk(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<Bytes, Error>>> {
+        let backend = &self.flight.backend;
+        self.stream.poll_data(cx).map(|chunk| {
+            Some(chunk?.map_err(|error| backend.lost(&error)).inspect(|chunk| {
+                // Only a stream that is closed already refuses; it needs no capacity any more.
+                self.stream.flow_control().release_capacity(chunk.len()).ok();
+            }))
+        })
+    }
+
+    /// Polls for the trailers, once all data was read; none for a trailers-only reply.
+    pub fn poll_trailers(
+        &mut self,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Result<Option<HeaderMap>, Error>> {
+        self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.lost(&error))
+    }
+
+    async fn trailers(&mut self) -> Result<HeaderMap, Error> {
+        Ok(std::future::poll_fn(|cx| self.poll_trailers(cx)).await?.unwrap_or_default())
+    }
+
+    /// Returns the error for a reply that ended without a status.
+    pub fn without_status(&self) -> Error {
+        self.flight.backend.garbage("the reply ended without a gRPC status")
+    }
+
+    /// Tells whether nothing more will come, not even trailers.
+    pub fn is_end(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+}
+
+/// The place of the one refresh of a class of lists; given back when dropped.
+#[derive(Debug)]
+pub struct Refresh {
+    backend: Arc<Backend>,
+    class: Class,
+}
+
+impl Backend {
+    /// Takes the place of the one refresh in flight; `None` if it is taken.
+    pub fn begin_refresh(self: &Arc<Self>, class: Class) -> Option<Refresh> {
+        self.health.begin_refresh(class).then(|| Refresh { backend: Arc::clone(self), class })
+    }
+}
+
+impl Drop for Refresh {
+    fn drop(&mut self) {
+        self.backend.health.end_refresh(self.class);
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.backend.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.backend.calls.backend_took(self.method, self.started.elapsed());
+    }
+}
+
+/// Headers for calls that crimux makes by itself.
+pub fn own_headers(timeout: Duration) -> HeaderMap {
+    let mut headers = codec::reply_headers();
+    headers.insert("te", http::HeaderValue::from_static("trailers"));
+    headers.insert("user-agent", http::HeaderValue::from_static(concat!("crimux/", env!("CARGO_PKG_VERSION"))));
+    if let Ok(timeout) = format!("{}m", timeout.as_millis()).parse() {
+        headers.insert("grpc-timeout", timeout);
+    }
+    headers
+}
+
+fn request(uri: Uri, mut headers: HeaderMap) -> Request<()> {
+    // A reply that crimux must read has to come uncompressed; no CRI runtime compresses unasked.
+    headers.remove("grpc-accept-encoding");
+    let mut request = Request::new(());
+    *request.method_mut() = HttpMethod::POST;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
+    request
+}

@@ -1,0 +1,158 @@
+//! What is known of a backend's health beside its connection: what is late, since when, and the last error.
+//!
+//! A kind of list is late once a call outlasted its own deadline; stats and images never make sandboxes late.
+//! While it is late, answers come from last-known state and one refresh stays in flight, whose answer, however
+//! late, ends the lateness. Learnt from real calls only.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use crate::method::{Lane, List, Method};
+
+/// The state that operators see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Added while state exists; not listed yet, so left out of lists.
+    Joining,
+    /// Everything in time.
+    Ready,
+    /// Reachable, but something outlasted its deadline.
+    Late,
+    /// Not reachable.
+    Down,
+    /// Ready, and takes no new sandboxes.
+    Draining,
+}
+
+impl State {
+    /// Returns the word for it in metrics and tables.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Joining => "joining",
+            Self::Ready => "ready",
+            Self::Late => "late",
+            Self::Down => "down",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// What lateness is kept for, each by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Class {
+    /// `ListPodSandbox` and `ListContainers`, which are one pair.
+    Lists,
+    /// `ListImages`.
+    Images,
+    /// `ListContainerStats`.
+    ContainerStats,
+    /// `ListPodSandboxStats`.
+    SandboxStats,
+    /// `ListPodSandboxMetrics` and `ListMetricDescriptors`.
+    Metrics,
+    /// `ImageFsInfo`.
+    Filesystems,
+    /// The status reads.
+    Reads,
+}
+
+const CLASSES: usize = 7;
+
+impl Class {
+    /// Returns the class of a list.
+    pub fn of_list(list: List) -> Self {
+        match list {
+            List::Sandboxes | List::Containers => Self::Lists,
+            List::Images => Self::Images,
+            List::ContainerStats => Self::ContainerStats,
+            List::SandboxStats => Self::SandboxStats,
+            List::MetricDescriptors | List::SandboxMetrics => Self::Metrics,
+            List::Filesystems => Self::Filesystems,
+        }
+    }
+
+    /// Returns the class of a method.
+    pub fn of(method: &Method) -> Self {
+        match method.lane {
+            Lane::FanOut(list) | Lane::Relay(list) => Self::of_list(list),
+            _ => Self::Reads,
+        }
+    }
+}
+
+/// An error and when it came.
+#[derive(Debug, Clone)]
+pub struct LastError {
+    /// When.
+    pub at: SystemTime,
+    /// What, without any contents of messages.
+    pub text: Arc<str>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    late: [Option<SystemTime>; CLASSES],
+    refreshing: [bool; CLASSES],
+    last_error: Option<LastError>,
+}
+
+/// The health of one backend.
+#[derive(Debug, Default)]
+pub struct Health {
+    inner: Mutex<Inner>,
+}
+
+impl Health {
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells whether this class is late.
+    pub fn is_late(&self, class: Class) -> bool {
+        self.inner().late[class as usize].is_some()
+    }
+
+    /// Returns since when anything is late.
+    pub fn late_since(&self) -> Option<SystemTime> {
+        self.inner().late.iter().flatten().min().copied()
+    }
+
+    /// Records that a call of this class outlasted its deadline. Returns whether that is news.
+    pub fn mark_late(&self, class: Class) -> bool {
+        let late = &mut self.inner().late[class as usize];
+        let news = late.is_none();
+        late.get_or_insert_with(SystemTime::now);
+        news
+    }
+
+    /// Records an answer of this class. Returns whether that ended a lateness.
+    pub fn mark_answered(&self, class: Class) -> bool {
+        self.inner().late[class as usize].take().is_some()
+    }
+
+    /// Forgets all lateness: the connection is new.
+    pub fn reset(&self) {
+        self.inner().late = Default::default();
+    }
+
+    /// Takes the place of the one refresh in flight; false if it is taken.
+    pub(super) fn begin_refresh(&self, class: Class) -> bool {
+        !std::mem::replace(&mut self.inner().refreshing[class as usize], true)
+    }
+
+    /// Gives that place back.
+    pub(super) fn end_refresh(&self, class: Class) {
+        self.inner().refreshing[class as usize] = false;
+    }
+
+    /// Records an error.
+    pub fn note_error(&self, text: impl Into<Arc<str>>) {
+        self.inner().last_error = Some(LastError { at: SystemTime::now(), text: text.into() });
+    }
+
+    /// Returns the last error.
+    pub fn last_error(&self) -> Option<LastError> {
+        self.inner().last_error.clone()
+    }
+}

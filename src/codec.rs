@@ -1,0 +1,187 @@
+//! gRPC framing over HTTP/2 bodies: collects messages, writes them, and carries a reply to the client.
+//!
+//! A gRPC message on the wire is one flag byte, four bytes of length and the encoded message. Messages are kept
+//! framed, so that what is forwarded is sent as the very bytes that came. Nothing here knows a method or a
+//! backend, and nothing is allocated in proportion to a length that is only claimed.
+//! Source: "gRPC over HTTP2", length-prefixed messages.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::HeaderMap;
+use http_body::{Body, Frame};
+use tonic::{Code, Status};
+
+use crate::error::Error;
+
+/// The most that a request may have: what containerd takes (`runtime/v2` and CRI both use 16 MiB).
+pub const MAX_REQUEST: usize = 16 << 20;
+/// Flag and length before each message.
+pub const PREFIX: usize = 5;
+/// How much is reserved for a message at once, however long it claims to be.
+const FIRST_RESERVE: usize = 1 << 20;
+
+/// One gRPC message, framed.
+#[derive(Debug, Clone, Default)]
+pub struct Message {
+    framed: Bytes,
+}
+
+impl Message {
+    /// Frames an encoded message.
+    pub fn new(encoded: &[u8]) -> Self {
+        let mut framed = BytesMut::with_capacity(PREFIX + encoded.len());
+        framed.put_slice(&prefix(encoded.len()));
+        framed.put_slice(encoded);
+        Self { framed: framed.freeze() }
+    }
+
+    /// Returns the message as it travels.
+    pub fn framed(&self) -> Bytes {
+        self.framed.clone()
+    }
+
+    /// Returns the encoded message.
+    pub fn encoded(&self) -> &[u8] {
+        self.framed.get(PREFIX..).unwrap_or_default()
+    }
+
+    /// Returns the encoded message, sharing its bytes.
+    pub fn encoded_bytes(&self) -> Bytes {
+        if self.framed.len() < PREFIX { Bytes::new() } else { self.framed.slice(PREFIX..) }
+    }
+}
+
+/// Returns the five bytes that go before an uncompressed message of `len` bytes.
+pub fn prefix(len: usize) -> [u8; PREFIX] {
+    let len = u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes();
+    [0, len[0], len[1], len[2], len[3]]
+}
+
+/// Gathers the chunks of one message.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    first: Bytes,
+    joined: BytesMut,
+}
+
+impl Assembler {
+    /// Adds a chunk. A message that comes in one chunk is never copied.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] once the message claims to be, or is, larger than `limit`; [`Error::Compressed`].
+    pub fn push(&mut self, chunk: Bytes, limit: usize) -> Result<(), Error> {
+        if self.first.is_empty() && self.joined.is_empty() {
+            self.first = chunk;
+        } else {
+            if self.joined.is_empty() {
+                let expected = claimed(&self.first).unwrap_or_default().saturating_add(PREFIX);
+                self.joined.reserve(expected.min(FIRST_RESERVE).max(self.first.len() + chunk.len()));
+                self.joined.put_slice(&std::mem::take(&mut self.first));
+            }
+            self.joined.put_slice(&chunk);
+        }
+        let head = if self.joined.is_empty() { &self.first[..] } else { &self.joined[..] };
+        if head.first().is_some_and(|&flag| flag != 0) {
+            return Err(Error::Compressed);
+        }
+        match claimed(head) {
+            Some(len) if len > limit => Err(Error::TooLarge(len)),
+            Some(len) if head.len() > len + PREFIX => Err(Error::Framing("more than one message")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the message if nothing is missing; `None` if nothing came at all.
+    ///
+    /// # Errors
+    /// [`Error::Framing`] for a message that ended early.
+    pub fn finish(self) -> Result<Option<Message>, Error> {
+        let framed = if self.joined.is_empty() { self.first } else { self.joined.freeze() };
+        match claimed(&framed) {
+            Some(len) if len + PREFIX == framed.len() => Ok(Some(Message { framed })),
+            None if framed.is_empty() => Ok(None),
+            _ => Err(Error::Framing("the message ends early")),
+        }
+    }
+}
+
+fn claimed(head: &[u8]) -> Option<usize> {
+    let len: [u8; 4] = head.get(1..PREFIX)?.try_into().ok()?;
+    usize::try_from(u32::from_be_bytes(len)).ok()
+}
+
+/// Collects the one message of a unary or server-streaming request.
+///
+/// # Errors
+/// What [`Assembler`] refuses, or [`Error::Framing`] when the client stops half-way.
+pub async fn collect_request(mut body: tonic::body::Body) -> Result<Message, Error> {
+    let mut assembler = Assembler::default();
+    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let frame = frame.map_err(|_| Error::Framing("the request was cut off"))?;
+        if let Ok(chunk) = frame.into_data() {
+            assembler.push(chunk, MAX_REQUEST)?;
+        }
+    }
+    assembler.finish()?.ok_or(Error::Framing("no message"))
+}
+
+/// Returns the code that trailers, or the headers of a trailers-only reply, carry.
+pub fn status_code(trailers: &HeaderMap) -> Option<Code> {
+    trailers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
+}
+
+/// Returns the trailers of a call that went well.
+pub fn ok_trailers() -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(1);
+    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+    trailers
+}
+
+/// Returns the trailers that end a stream with `error`.
+pub fn error_trailers(error: Error) -> HeaderMap {
+    let mut trailers = HeaderMap::with_capacity(3);
+    if Status::from(error).add_header(&mut trailers).is_err() {
+        trailers.insert("grpc-status", http::HeaderValue::from_static("13"));
+    }
+    trailers
+}
+
+/// Returns the headers of a reply that crimux authors.
+pub fn reply_headers() -> HeaderMap {
+    let mut headers = HeaderMap::with_capacity(2);
+    headers.insert(http::header::CONTENT_TYPE, http::HeaderValue::from_static("application/grpc"));
+    headers
+}
+
+/// A reply whose chunks and trailers are all there already: sent without copying any of them.
+#[derive(Debug)]
+pub struct Whole {
+    chunks: VecDeque<Bytes>,
+    trailers: Option<HeaderMap>,
+}
+
+impl Whole {
+    /// Returns a body of these chunks, as framed, and these trailers.
+    pub fn new(chunks: impl IntoIterator<Item = Bytes>, trailers: HeaderMap) -> Self {
+        Self { chunks: chunks.into_iter().filter(|chunk| !chunk.is_empty()).collect(), trailers: Some(trailers) }
+    }
+}
+
+impl Body for Whole {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = match self.chunks.pop_front() {
+            Some(chunk) => Some(Frame::data(chunk)),
+            None => self.trailers.take().map(Frame::trailers),
+        };
+        Poll::Ready(frame.map(Ok))
+    }
+}

@@ -1,0 +1,435 @@
+//! The method table: one row per RPC of the CRI API, all that crimux knows about it, as data.
+//!
+//! A row says which lane a call takes, which field decides its way, what an answer teaches and how long a
+//! backend may take. Rows equal the methods of `proto/cri.proto`, no more, no fewer (a test). Nothing here
+//! acts: the router reads the way, the proxy walks it. Both API packages share the rows, because
+//! `runtime.v1alpha2` is `runtime.v1` under another path (cri-api 0.25).
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use http::Uri;
+use http::uri::{Authority, PathAndQuery, Scheme};
+
+/// A version of the API, as it stands in paths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Api {
+    /// `runtime.v1`.
+    V1,
+    /// `runtime.v1alpha2`: kubelet up to 1.25, containerd up to 1.7, CRI-O up to 1.25.
+    V1Alpha2,
+}
+
+/// The two services of the API.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Service {
+    /// `RuntimeService`.
+    Runtime,
+    /// `ImageService`.
+    Image,
+}
+
+/// What an ID names. Sandboxes and containers share one space of IDs in kubelet's PLEG.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// A pod sandbox.
+    Sandbox,
+    /// A container.
+    Container,
+}
+
+/// The way that calls of a method take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// To the backend of the runtime handler in this field.
+    Handler(u32),
+    /// To the owner of the ID in field 1.
+    Owner(Kind, Absent),
+    /// To the image store that the call means.
+    Image(ImageCall),
+    /// To all backends; their replies become one.
+    FanOut(List),
+    /// To all backends, frame by frame; the rule is that of the unary list.
+    Relay(List),
+    /// To all backends; every one must take it.
+    Broadcast,
+    /// Composed from what the node knows.
+    Answer(Answer),
+    /// The merged stream of container events.
+    Events,
+}
+
+/// What an ID that every backend denies is answered with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Absent {
+    /// `NotFound`.
+    NotFound,
+    /// OK: stopping or removing what is not there has succeeded (critest `idempotence.go`).
+    Ok,
+}
+
+/// The image calls that name a store, or should.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageCall {
+    /// `PullImage`.
+    Pull,
+    /// `ImageStatus`.
+    Status,
+    /// `RemoveImage`.
+    Remove,
+}
+
+/// The replies that can be merged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum List {
+    /// `PodSandbox` items.
+    Sandboxes,
+    /// `Container` items.
+    Containers,
+    /// `ContainerStats` items.
+    ContainerStats,
+    /// `PodSandboxStats` items.
+    SandboxStats,
+    /// `Image` items, merged by ID.
+    Images,
+    /// `FilesystemUsage` items, ordered.
+    Filesystems,
+    /// `MetricDescriptor` items, united by name.
+    MetricDescriptors,
+    /// `PodSandboxMetrics` items, labels re-ordered.
+    SandboxMetrics,
+}
+
+/// The replies that crimux composes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// `Version`.
+    Version,
+    /// `Status`.
+    Status,
+    /// `RuntimeConfig`.
+    RuntimeConfig,
+}
+
+/// What a good reply teaches, recorded before it goes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing.
+    None,
+    /// A sandbox exists.
+    SandboxCreated,
+    /// A container exists.
+    ContainerCreated,
+    /// A sandbox and its containers exist.
+    PodRestored,
+    /// A container runs.
+    ContainerStarted,
+    /// A container has exited.
+    ContainerStopped,
+    /// A container is gone.
+    ContainerRemoved,
+    /// A sandbox and its containers have stopped.
+    SandboxStopped,
+    /// A sandbox and its containers are gone.
+    SandboxRemoved,
+    /// Something about the object changed: a remembered status is void.
+    Changed,
+    /// The reply is a status worth remembering.
+    Status,
+    /// The reply names a URL that kubelet will dial.
+    StreamUrl,
+}
+
+/// How long a backend may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Deadline {
+    /// The caller's own.
+    Caller,
+    /// `timeouts.list`.
+    List,
+    /// `timeouts.read`.
+    Read,
+    /// `timeouts.stats`.
+    Stats,
+    /// 80 ms: kubelet judges the node by the answer.
+    Prompt,
+}
+
+/// One RPC.
+#[derive(Debug)]
+pub struct Method {
+    /// Its place in the table; a label of metrics.
+    pub index: usize,
+    /// Its service.
+    pub service: Service,
+    /// Its name, as in the API.
+    pub name: &'static str,
+    /// The way of its calls.
+    pub lane: Lane,
+    /// What its good replies teach.
+    pub effect: Effect,
+    /// How long a backend may take.
+    pub deadline: Deadline,
+    uris: [Uri; 2],
+}
+
+/// How many rows the table has. Index [`COUNT`] stands for all methods that are not in it.
+pub const COUNT: usize = ROWS.len();
+
+/// The name under which calls of methods that are not in the table are counted.
+pub const UNKNOWN_NAME: &str = "unknown";
+
+/// Returns the rows in the order of the API.
+pub fn all() -> &'static [Method] {
+    &TABLE
+}
+
+/// Returns the row of this name.
+///
+/// # Panics
+/// If no RPC has that name: names are written in crimux's own source only.
+pub fn named(name: &str) -> &'static Method {
+    TABLE.iter().find(|method| method.name == name).expect("the name of an RPC in the table")
+}
+
+/// A path, taken apart.
+#[derive(Debug, Clone, Copy)]
+pub struct Path {
+    /// The API that the client speaks.
+    pub api: Api,
+    /// The row; `None` for a method that is not in the table.
+    pub method: Option<&'static Method>,
+}
+
+/// Finds what a request's path names; `None` for paths that are not of the CRI API.
+pub fn find(path: &str) -> Option<Path> {
+    let (package, method) = path.strip_prefix('/')?.split_once('.').and_then(|(runtime, rest)| {
+        let (version, method) = rest.split_once('.')?;
+        (runtime == "runtime").then_some((version, method))
+    })?;
+    let api = match package {
+        "v1" => Api::V1,
+        "v1alpha2" => Api::V1Alpha2,
+        _ => return None,
+    };
+    Some(Path { api, method: BY_PATH.get(method).copied() })
+}
+
+/// Returns the URI under which a backend that speaks `api` serves the method that stands at `path`.
+pub fn uri(method: Option<&'static Method>, path: &str, api: Api) -> Result<Uri, http::Error> {
+    if let Some(method) = method {
+        return Ok(method.uris[api as usize].clone());
+    }
+    let rest = path.split_once('.').and_then(|(_, rest)| rest.split_once('.')).map_or(path, |(_, rest)| rest);
+    Uri::builder()
+        .scheme(Scheme::HTTP)
+        .authority(Authority::from_static("localhost"))
+        .path_and_query(format!("/{}.{rest}", api.package()))
+        .build()
+}
+
+impl Api {
+    /// Returns the package name.
+    pub fn package(self) -> &'static str {
+        match self {
+            Self::V1 => "runtime.v1",
+            Self::V1Alpha2 => "runtime.v1alpha2",
+        }
+    }
+
+    /// Returns the version as `VersionResponse.runtime_api_version` gives it.
+    pub fn version(self) -> &'static str {
+        match self {
+            Self::V1 => "v1",
+            Self::V1Alpha2 => "v1alpha2",
+        }
+    }
+}
+
+impl Service {
+    /// Returns the name of the service.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Runtime => "RuntimeService",
+            Self::Image => "ImageService",
+        }
+    }
+}
+
+impl Kind {
+    /// Returns the word for it in messages.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Sandbox => "sandbox",
+            Self::Container => "container",
+        }
+    }
+}
+
+impl List {
+    /// Returns the unary method that lists these items.
+    pub fn unary(self) -> &'static Method {
+        named(match self {
+            Self::Sandboxes => "ListPodSandbox",
+            Self::Containers => "ListContainers",
+            Self::ContainerStats => "ListContainerStats",
+            Self::SandboxStats => "ListPodSandboxStats",
+            Self::Images => "ListImages",
+            Self::Filesystems => "ImageFsInfo",
+            Self::MetricDescriptors => "ListMetricDescriptors",
+            Self::SandboxMetrics => "ListPodSandboxMetrics",
+        })
+    }
+}
+
+struct Row(Service, &'static str, Lane, Effect, Deadline);
+
+use Kind::{Container, Sandbox};
+use Service::{Image, Runtime};
+
+/// A read or action on a sandbox or container: an unknown ID is `NotFound`.
+const fn owner(name: &'static str, kind: Kind, effect: Effect, deadline: Deadline) -> Row {
+    Row(Runtime, name, Lane::Owner(kind, Absent::NotFound), effect, deadline)
+}
+
+/// An idempotent call: an ID that every backend denies is OK.
+const fn idempotent(name: &'static str, kind: Kind, effect: Effect) -> Row {
+    Row(Runtime, name, Lane::Owner(kind, Absent::Ok), effect, Deadline::Caller)
+}
+
+const fn fan_out(service: Service, name: &'static str, list: List, deadline: Deadline) -> Row {
+    Row(service, name, Lane::FanOut(list), Effect::None, deadline)
+}
+
+const fn relay(service: Service, name: &'static str, list: List, deadline: Deadline) -> Row {
+    Row(service, name, Lane::Relay(list), Effect::None, deadline)
+}
+
+const fn handler(name: &'static str, field: u32, effect: Effect) -> Row {
+    Row(Runtime, name, Lane::Handler(field), effect, Deadline::Caller)
+}
+
+const fn answer(name: &'static str, answer: Answer) -> Row {
+    Row(Runtime, name, Lane::Answer(answer), Effect::None, Deadline::Prompt)
+}
+
+const fn image(name: &'static str, call: ImageCall, deadline: Deadline) -> Row {
+    Row(Image, name, Lane::Image(call), Effect::None, deadline)
+}
+
+const ROWS: [Row; 43] = [
+    answer("Version", Answer::Version),
+    handler("RunPodSandbox", 2, Effect::SandboxCreated),
+    idempotent("StopPodSandbox", Sandbox, Effect::SandboxStopped),
+    idempotent("RemovePodSandbox", Sandbox, Effect::SandboxRemoved),
+    owner("PodSandboxStatus", Sandbox, Effect::Status, Deadline::Read),
+    fan_out(Runtime, "ListPodSandbox", List::Sandboxes, Deadline::List),
+    relay(Runtime, "StreamPodSandboxes", List::Sandboxes, Deadline::List),
+    owner("CreateContainer", Sandbox, Effect::ContainerCreated, Deadline::Caller),
+    owner("StartContainer", Container, Effect::ContainerStarted, Deadline::Caller),
+    idempotent("StopContainer", Container, Effect::ContainerStopped),
+    idempotent("RemoveContainer", Container, Effect::ContainerRemoved),
+    fan_out(Runtime, "ListContainers", List::Containers, Deadline::List),
+    relay(Runtime, "StreamContainers", List::Containers, Deadline::List),
+    owner("ContainerStatus", Container, Effect::Status, Deadline::Read),
+    owner("UpdateContainerResources", Container, Effect::Changed, Deadline::Caller),
+    owner("ReopenContainerLog", Container, Effect::None, Deadline::Caller),
+    owner("ExecSync", Container, Effect::None, Deadline::Caller),
+    owner("Exec", Container, Effect::StreamUrl, Deadline::Caller),
+    owner("Attach", Container, Effect::StreamUrl, Deadline::Caller),
+    owner("PortForward", Sandbox, Effect::StreamUrl, Deadline::Caller),
+    owner("ContainerStats", Container, Effect::None, Deadline::Read),
+    fan_out(Runtime, "ListContainerStats", List::ContainerStats, Deadline::Stats),
+    relay(Runtime, "StreamContainerStats", List::ContainerStats, Deadline::Stats),
+    owner("PodSandboxStats", Sandbox, Effect::None, Deadline::Read),
+    fan_out(Runtime, "ListPodSandboxStats", List::SandboxStats, Deadline::Stats),
+    relay(Runtime, "StreamPodSandboxStats", List::SandboxStats, Deadline::Stats),
+    Row(Runtime, "UpdateRuntimeConfig", Lane::Broadcast, Effect::None, Deadline::Caller),
+    answer("Status", Answer::Status),
+    owner("CheckpointContainer", Container, Effect::None, Deadline::Caller),
+    owner("CheckpointPod", Sandbox, Effect::None, Deadline::Caller),
+    handler("RestorePod", 3, Effect::PodRestored),
+    Row(Runtime, "GetContainerEvents", Lane::Events, Effect::None, Deadline::Caller),
+    fan_out(Runtime, "ListMetricDescriptors", List::MetricDescriptors, Deadline::Stats),
+    fan_out(Runtime, "ListPodSandboxMetrics", List::SandboxMetrics, Deadline::Stats),
+    relay(Runtime, "StreamPodSandboxMetrics", List::SandboxMetrics, Deadline::Stats),
+    answer("RuntimeConfig", Answer::RuntimeConfig),
+    owner("UpdatePodSandboxResources", Sandbox, Effect::Changed, Deadline::Caller),
+    fan_out(Image, "ListImages", List::Images, Deadline::List),
+    relay(Image, "StreamImages", List::Images, Deadline::List),
+    image("ImageStatus", ImageCall::Status, Deadline::Read),
+    image("PullImage", ImageCall::Pull, Deadline::Caller),
+    image("RemoveImage", ImageCall::Remove, Deadline::Caller),
+    fan_out(Image, "ImageFsInfo", List::Filesystems, Deadline::Prompt),
+];
+
+static TABLE: LazyLock<Vec<Method>> = LazyLock::new(|| {
+    let method = |(index, Row(service, name, lane, effect, deadline)): (usize, Row)| Method {
+        index,
+        service,
+        name,
+        lane,
+        effect,
+        deadline,
+        uris: [Api::V1, Api::V1Alpha2].map(|api| static_uri(api, service, name)),
+    };
+    ROWS.into_iter().enumerate().map(method).collect()
+});
+
+static BY_PATH: LazyLock<HashMap<String, &'static Method>> = LazyLock::new(|| {
+    TABLE.iter().map(|method| (format!("{}/{}", method.service.name(), method.name), method)).collect()
+});
+
+fn static_uri(api: Api, service: Service, name: &str) -> Uri {
+    let path = format!("/{}.{}/{name}", api.package(), service.name());
+    let path: PathAndQuery = path.parse().expect("names of the API are valid in a path");
+    let mut parts = http::uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(Authority::from_static("localhost"));
+    parts.path_and_query = Some(path);
+    Uri::from_parts(parts).expect("scheme, authority and path make a URI")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn described() -> Vec<(String, String)> {
+        let set: prost_types::FileDescriptorSet =
+            prost::Message::decode(crate::cri::DESCRIPTOR).expect("build.rs wrote a descriptor");
+        let services = set.file.iter().flat_map(|file| &file.service);
+        services
+            .flat_map(|service| {
+                let name = service.name().to_owned();
+                service.method.iter().map(move |method| (name.clone(), method.name().to_owned()))
+            })
+            .collect()
+    }
+
+    #[test]
+    fn rows_equal_the_methods_of_the_api() {
+        let rows: Vec<_> = all().iter().map(|m| (m.service.name().to_owned(), m.name.to_owned())).collect();
+        assert_eq!(rows, described());
+    }
+
+    #[test]
+    fn both_packages_share_the_rows_and_other_paths_have_none() {
+        let v1 = find("/runtime.v1.RuntimeService/Version").expect("a CRI path");
+        let alpha = find("/runtime.v1alpha2.RuntimeService/Version").expect("a CRI path");
+        assert_eq!((v1.api, alpha.api), (Api::V1, Api::V1Alpha2));
+        assert_eq!(v1.method.map(|m| m.index), alpha.method.map(|m| m.index));
+        assert!(find("/grpc.health.v1.Health/Check").is_none());
+        assert!(find("/runtime.v1.RuntimeService/Tomorrow").expect("a CRI path").method.is_none());
+    }
+
+    #[test]
+    fn a_backend_is_addressed_in_the_api_it_speaks() {
+        let status = named("Status");
+        let uri = |method, path| uri(method, path, Api::V1Alpha2).expect("a valid path").path().to_owned();
+        assert_eq!(uri(Some(status), ""), "/runtime.v1alpha2.RuntimeService/Status");
+        assert_eq!(
+            uri(None, "/runtime.v1.RuntimeService/Tomorrow"),
+            "/runtime.v1alpha2.RuntimeService/Tomorrow"
+        );
+    }
+}

@@ -1,0 +1,123 @@
+//! The life of a call: found in the method table, routed, answered by one backend, by all, or by the node.
+//!
+//! ```text
+//! request → method::find → collect → by lane: forward | fan out | answer → watch → response
+//! ```
+//!
+//! [`serve`] reads top to bottom; each lane has a file of its own below `proxy/`. The hops (router, backend,
+//! merge, snapshot) never call each other: only this module knows their order.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use http::{HeaderMap, Request, Response};
+use tonic::body::Body;
+
+use crate::codec::{self, Message};
+use crate::error::Error;
+use crate::method::{self, Lane, Method};
+pub use node::Node;
+use reply::{Outcome, Watch};
+
+mod answer;
+mod fan_out;
+mod forward;
+mod images;
+mod learn;
+mod node;
+mod owner;
+mod recover;
+mod reply;
+
+/// One of our sockets, as a service: the node's, or one that shows a single backend.
+#[derive(Debug, Clone)]
+pub struct Proxy {
+    node: Arc<Node>,
+    scope: Option<Arc<str>>,
+}
+
+/// One RPC in flight.
+#[derive(Debug)]
+struct Call {
+    node: Arc<Node>,
+    /// The only backend this call may see; `None` for the node's socket.
+    scope: Option<Arc<str>>,
+    /// The API that the client speaks.
+    api: method::Api,
+    /// The row; `None` for a method that is not in the table.
+    method: Option<&'static Method>,
+    path: String,
+    headers: HeaderMap,
+    watch: Watch,
+}
+
+impl Proxy {
+    /// Serves the whole node, or one backend alone.
+    pub fn new(node: Arc<Node>, scope: Option<Arc<str>>) -> Self {
+        Self { node, scope }
+    }
+}
+
+/// Answers one request. Every way out of here is a gRPC response.
+async fn serve(proxy: Proxy, request: Request<Body>) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let Some(path) = method::find(head.uri.path()) else {
+        return reply::unimplemented(head.uri.path());
+    };
+    let mut call = Call {
+        watch: Watch::new(&proxy.node, path.method),
+        node: proxy.node,
+        scope: proxy.scope,
+        api: path.api,
+        method: path.method,
+        path: head.uri.path().to_owned(),
+        headers: head.headers,
+    };
+    let outcome = match codec::collect_request(body).await {
+        Ok(message) => call.answer(message).await,
+        Err(error) => Err(error),
+    };
+    call.watch.respond(outcome)
+}
+
+impl Call {
+    /// Takes the lane that the method's row names.
+    async fn answer(&mut self, message: Message) -> Result<Outcome, Error> {
+        let Some(method) = self.method else {
+            return self.forward_unknown(message).await;
+        };
+        match method.lane {
+            Lane::Handler(field) => self.place(field, message).await,
+            Lane::Owner(kind, absent) => self.forward_to_owner(method, kind, absent, message).await,
+            Lane::Image(image_call) => self.image(method, image_call, message).await,
+            Lane::FanOut(list) => self.fan_out(method, list, message).await,
+            Lane::Broadcast => self.broadcast(method, message).await,
+            Lane::Answer(answer) => self.compose(answer, &message).await,
+            Lane::Relay(_) | Lane::Events => {
+                Err(Error::Unimplemented(format!("{} is not offered", method.name)))
+            }
+        }
+    }
+
+    /// Returns the backends that this call may see.
+    fn backends(&self) -> Vec<Arc<crate::backend::Backend>> {
+        self.node.backends_in(self.scope.as_deref())
+    }
+}
+
+impl tower::Service<Request<Body>> for Proxy {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let proxy = self.clone();
+        Box::pin(async move { Ok(serve(proxy, request).await) })
+    }
+}

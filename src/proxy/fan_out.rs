@@ -1,0 +1,270 @@
+//! The fan-out lane: all backends at once, one reply.
+//!
+//! Every backend is asked within its own deadline. One that is down, late or wrong contributes what it was
+//! last known to have, so a list is never shorter for an outage; one that was never listed at all makes the
+//! list fail, because a short list is worse than an error (kubelet's PLEG takes what is missing for dead).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tonic::Code;
+
+use crate::backend::{Backend, Class, own_headers};
+use crate::codec::Message;
+use crate::error::Error;
+use crate::method::{Deadline, Kind, List, Method};
+use crate::proxy::reply::Outcome;
+use crate::proxy::{Call, Node, learn};
+use crate::router::Lookup;
+use crate::snapshot::Filter;
+use crate::merge;
+
+/// How long the one refresh of a late backend may take before the next list starts another.
+const REFRESH: std::time::Duration = std::time::Duration::from_secs(60);
+/// How long anything may take that kubelet judges the whole node by.
+pub(super) const PROMPT: std::time::Duration = std::time::Duration::from_millis(80);
+/// Where kubelet's limit of 16 MiB for one message is near.
+const LARGE: usize = 14 << 20;
+
+/// What one backend contributes to a list.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) backend: Arc<Backend>,
+    /// Encoded items of field 1.
+    pub(super) items: Bytes,
+    /// Whether the backend answered just now.
+    pub(super) live: bool,
+}
+
+impl Part {
+    fn to_merge<'a>(&'a self, default: &str) -> merge::Part<'a> {
+        merge::Part {
+            items: &self.items,
+            default: &*self.backend.name == default,
+            local: self.backend.config().local,
+            live: self.live,
+        }
+    }
+}
+
+/// Why one backend contributes nothing.
+enum Missing {
+    /// It was never listed, and no saved state knows it.
+    Unknown(Arc<str>),
+    /// It said that it does not implement the method.
+    Unimplemented(Error),
+}
+
+impl Call {
+    /// Asks all backends that may have something, and merges.
+    pub(super) async fn fan_out(
+        &mut self,
+        method: &'static Method,
+        list: List,
+        message: Message,
+    ) -> Result<Outcome, Error> {
+        self.watch.at_all(&self.node);
+        let parts = self.parts(method, list, message).await?;
+        let default = self.node.default_in(self.scope.as_ref());
+        let encoded = merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>());
+        let size = encoded.iter().map(Bytes::len).sum::<usize>();
+        self.node.metrics.merged_list_bytes.with_label_values(&[method.name]).set(size.try_into().unwrap_or(i64::MAX));
+        if size > LARGE {
+            self.node.metrics.merged_lists_large.with_label_values(&[method.name]).inc();
+            tracing::warn!(method = method.name, size, "a merged list nears kubelet's limit of 16 MiB");
+        }
+        let prefix = Bytes::copy_from_slice(&crate::codec::prefix(size));
+        Ok(Outcome::framed(std::iter::once(prefix).chain(encoded).collect()))
+    }
+
+    /// Asks all backends at once for their part of a list.
+    pub(super) async fn parts(
+        &mut self,
+        method: &'static Method,
+        list: List,
+        message: Message,
+    ) -> Result<Vec<Part>, Error> {
+        let filter = Arc::new(Filter::parse(list, message.encoded())?);
+        let backends = self.backends_with(list, &filter);
+        let mut headers = std::mem::take(&mut self.headers);
+        headers.remove("grpc-timeout");
+        let asked = backends.iter().map(|backend| {
+            let limit = deadline(backend, method);
+            let ask = Ask { list, filter: Arc::clone(&filter), limit, wait: self.within(limit) };
+            ask.part(&self.node, backend, method, headers.clone(), &message)
+        });
+        let mut parts = Vec::with_capacity(backends.len());
+        let mut unknown = Vec::new();
+        let mut unimplemented = None;
+        for part in join_all(asked).await {
+            match part {
+                Ok(part) => parts.push(part),
+                Err(Missing::Unknown(backend)) => unknown.push(backend),
+                Err(Missing::Unimplemented(error)) => unimplemented = Some(error),
+            }
+        }
+        match unimplemented {
+            Some(error) if parts.is_empty() || self.node.all_must_implement(list) => Err(error),
+            _ if !unknown.is_empty() && (must_be_complete(list) || parts.is_empty()) => Err(Error::NeverListed(unknown)),
+            _ => Ok(parts),
+        }
+    }
+
+    /// Sends a call to every backend; an error of any is an error, so that kubelet tries again.
+    pub(super) async fn broadcast(
+        &mut self,
+        method: &'static Method,
+        message: Message,
+    ) -> Result<Outcome, Error> {
+        self.watch.at_all(&self.node);
+        let backends = self.backends();
+        let headers = std::mem::take(&mut self.headers);
+        let sent = backends.iter().map(|backend| backend.fetch(method, headers.clone(), message.framed()));
+        let mut outcome = Outcome::message(&[]);
+        for reply in join_all(sent).await {
+            let reply = reply?;
+            if reply.code != Code::Ok {
+                return Ok(reply.into());
+            }
+            outcome = reply.into();
+        }
+        Ok(outcome)
+    }
+
+    /// Returns the one backend that a filter can mean, else all.
+    fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
+        let kind = if matches!(list, List::Sandboxes | List::SandboxStats) { Kind::Sandbox } else { Kind::Container };
+        let id = filter.id().map(|id| (kind, id));
+        let sandbox = filter.sandbox_id().map(|id| (Kind::Sandbox, id));
+        for (kind, id) in id.into_iter().chain(sandbox) {
+            if let Lookup::Exact(owner) = self.node.router.owners.find(Some(kind), id, self.scope.as_deref()) {
+                if let Ok(backend) = self.node.backend(&owner) {
+                    return vec![backend];
+                }
+            }
+        }
+        self.backends().into_iter().filter(|backend| !self.node.is_joining(backend)).collect()
+    }
+}
+
+/// How one list is asked for.
+struct Ask {
+    list: List,
+    filter: Arc<Filter>,
+    /// The backend's own deadline: outlasting it is being late.
+    limit: std::time::Duration,
+    /// That, or less if the caller waits less.
+    wait: std::time::Duration,
+}
+
+impl Ask {
+    async fn part(
+        self,
+        node: &Arc<Node>,
+        backend: &Arc<Backend>,
+        method: &'static Method,
+        headers: http::HeaderMap,
+        message: &Message,
+    ) -> Result<Part, Missing> {
+        let class = Class::of(method);
+        if backend.health.is_late(class) {
+            refresh(node, backend, class);
+            return self.last_known(node, backend, method);
+        }
+        let epoch = backend.last.epoch();
+        match tokio::time::timeout(self.wait, backend.fetch(method, headers, message.framed())).await {
+            Ok(Ok(reply)) if reply.code == Code::Ok => {
+                let items = reply.message.encoded_bytes();
+                match learn::listed(node, backend, self.list, epoch, self.filter.is_empty(), items.clone()) {
+                    Ok(()) => return Ok(Part { backend: Arc::clone(backend), items, live: true }),
+                    Err(error) => backend.health.note_error(error.to_string()),
+                }
+            }
+            Ok(Ok(reply)) if reply.code == Code::Unimplemented => {
+                let error = Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name));
+                return Err(Missing::Unimplemented(error));
+            }
+            Ok(Ok(reply)) => {
+                backend.health.note_error(format!("{} was answered with {:?}", method.name, reply.code));
+            }
+            Ok(Err(error)) => backend.health.note_error(error.to_string()),
+            Err(_) if self.wait == self.limit => {
+                if backend.health.mark_late(class) {
+                    tracing::warn!(backend = %backend.name, method = method.name, limit = ?self.limit, "is late");
+                }
+                refresh(node, backend, class);
+            }
+            Err(_) => {}
+        }
+        self.last_known(node, backend, method)
+    }
+
+    fn last_known(&self, node: &Node, backend: &Arc<Backend>, method: &Method) -> Result<Part, Missing> {
+        let items = match learn::kept(self.list) {
+            Some(kind) => backend.last.list(kind, &self.filter),
+            None => backend.last.reply(method.name),
+        };
+        let items = items.ok_or_else(|| Missing::Unknown(Arc::clone(&backend.name)))?;
+        node.metrics.lists_stale.with_label_values(&[&*backend.name, method.name]).inc();
+        Ok(Part { backend: Arc::clone(backend), items, live: false })
+    }
+}
+
+/// Starts the one refresh of a class of lists, unless it is in flight already.
+pub(super) fn refresh(node: &Arc<Node>, backend: &Arc<Backend>, class: Class) {
+    let Some(place) = backend.begin_refresh(class) else { return };
+    let (node, backend) = (Arc::clone(node), Arc::clone(backend));
+    tokio::spawn(async move {
+        let _place = place;
+        let lists: &[List] = match class {
+            Class::Lists => &[List::Sandboxes, List::Containers],
+            Class::Images => &[List::Images],
+            Class::ContainerStats => &[List::ContainerStats],
+            Class::SandboxStats => &[List::SandboxStats],
+            Class::Metrics => &[List::MetricDescriptors],
+            Class::Filesystems => &[List::Filesystems],
+            Class::Reads => &[],
+        };
+        for list in lists {
+            if let Err(error) = list_all(&node, &backend, *list).await {
+                backend.health.note_error(error.to_string());
+                return;
+            }
+        }
+        if backend.health.mark_answered(class) {
+            tracing::info!(backend = %backend.name, ?class, "is in time again");
+        }
+    });
+}
+
+/// Lists everything of one kind at one backend, and learns from it.
+pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
+    let method = list.unary();
+    let epoch = backend.last.epoch();
+    let listed = backend.fetch(method, own_headers(REFRESH), Message::new(&[]).framed());
+    let late = || Error::Late { backend: Arc::clone(&backend.name), waited: REFRESH };
+    let reply = tokio::time::timeout(REFRESH, listed).await.map_err(|_| late())??;
+    match reply.code {
+        Code::Ok => learn::listed(node, backend, list, epoch, true, reply.message.encoded_bytes()),
+        code => {
+            let cause = format!("{} was answered with {code:?}", method.name);
+            Err(Error::Lost { backend: Arc::clone(&backend.name), cause })
+        }
+    }
+}
+
+fn deadline(backend: &Backend, method: &Method) -> std::time::Duration {
+    let timeouts = backend.config().timeouts;
+    match method.deadline {
+        Deadline::Stats => timeouts.stats,
+        Deadline::Read => timeouts.read,
+        Deadline::Prompt => PROMPT,
+        Deadline::List | Deadline::Caller => timeouts.list,
+    }
+}
+
+/// Whether leaving a backend out of this list does harm that an error does not.
+fn must_be_complete(list: List) -> bool {
+    matches!(list, List::Sandboxes | List::Containers | List::Images)
+}

@@ -1,0 +1,201 @@
+//! What replies teach: owners and last-known state, recorded before the reply goes out.
+//!
+//! A created ID must be known before its creator hears of it, because the next call may come within a
+//! millisecond. Lists teach too: every ID in one belongs to the backend that sent it. Bytes that are no list
+//! are the sender's fault and never reach a merged reply.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::backend::Backend;
+use crate::error::Error;
+use crate::method::{Effect, List, Method};
+use crate::proxy::Node;
+use crate::router::Pod;
+use crate::snapshot::{Epoch, ListKind, SandboxFacts};
+use crate::wire::{self, WireError};
+
+/// Returns where a creating request holds the uid of its pod.
+pub(super) fn uid_path(method: &Method) -> [u32; 3] {
+    // config.metadata.uid; the config is field 1 of RunPodSandbox and field 2 of RestorePod.
+    [if method.effect == Effect::PodRestored { 2 } else { 1 }, 1, 2]
+}
+
+/// Tells whether a call changes the object that it names.
+pub(super) fn is_write(effect: Effect) -> bool {
+    !matches!(effect, Effect::None | Effect::Status | Effect::StreamUrl | Effect::ContainerCreated)
+}
+
+/// Records what a reply created and returns its ID. `sandbox` is the full ID of a new container's sandbox.
+pub(super) fn created(
+    node: &Node,
+    backend: &Backend,
+    method: &Method,
+    sandbox: Option<&str>,
+    request: &[u8],
+    reply: &[u8],
+) -> Result<String, Error> {
+    let garbage = |cause: String| Error::Garbage { backend: Arc::clone(&backend.name), cause };
+    let unreadable = |error: WireError| garbage(error.to_string());
+    let id = wire::peek_str(reply, &[1]).map_err(unreadable)?;
+    if id.is_empty() {
+        return Err(garbage(format!("{} was answered with an empty ID", method.name)));
+    }
+    match (method.effect, sandbox) {
+        (Effect::ContainerCreated, Some(sandbox)) => {
+            note_conflict(node, id, node.router.owners.learn_container(id, &backend.name));
+            backend.last.container_created(id, sandbox, request);
+        }
+        (Effect::PodRestored, _) => {
+            let mut containers = Vec::new();
+            for restored in wire::items(reply, 2) {
+                let restored = restored.map_err(unreadable)?;
+                let field = |number| wire::peek_str(restored, &[number]).map_err(unreadable);
+                containers.push((field(1)?, field(2)?));
+            }
+            let pod = requested_pod(request, 2, 3)?;
+            note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
+            for (_, container) in &containers {
+                note_conflict(node, container, node.router.owners.learn_container(container, &backend.name));
+            }
+            backend.last.pod_restored(id, request, &containers);
+        }
+        _ => {
+            let pod = requested_pod(request, 1, 2)?;
+            note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
+            backend.last.sandbox_created(id, request);
+        }
+    }
+    Ok(id.to_owned())
+}
+
+/// Records what an OK reply to a call about `id` means.
+pub(super) fn wrote(
+    node: &Node,
+    backend: &Backend,
+    method: &Method,
+    id: &str,
+    request: &[u8],
+    reply: &[u8],
+) -> Result<(), Error> {
+    let (last, owners) = (&backend.last, &node.router.owners);
+    match method.effect {
+        Effect::ContainerCreated => drop(created(node, backend, method, Some(id), request, reply)?),
+        Effect::ContainerStarted => last.container_started(id),
+        Effect::ContainerStopped => last.container_stopped(id),
+        Effect::ContainerRemoved => {
+            last.container_removed(id);
+            owners.forget(id);
+        }
+        Effect::SandboxStopped => last.sandbox_stopped(id),
+        Effect::SandboxRemoved => {
+            for container in last.sandbox_removed(id) {
+                owners.forget(&container);
+            }
+            owners.forget(id);
+        }
+        _ => {}
+    }
+    if is_write(method.effect) {
+        last.drop_status(id);
+    }
+    Ok(())
+}
+
+/// Learns from a list that `backend` sent. Only an unfiltered one may replace what is remembered.
+pub(super) fn listed(
+    node: &Node,
+    backend: &Backend,
+    list: List,
+    epoch: Epoch,
+    unfiltered: bool,
+    reply: Bytes,
+) -> Result<(), Error> {
+    let owned = |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
+    learn_owners(node, backend, list, &reply).map_err(owned)?;
+    if let Some(kind) = kept(list) {
+        if unfiltered {
+            backend.last.replace_list(kind, epoch, reply);
+        } else {
+            backend.last.update_items(kind, epoch, reply);
+        }
+    } else {
+        backend.last.remember_reply(list.unary().name, reply);
+    }
+    Ok(())
+}
+
+/// Walks a list once: that it is one at all, and whose IDs are new.
+fn learn_owners(node: &Node, backend: &Backend, list: List, reply: &[u8]) -> Result<(), WireError> {
+    let owners = &node.router.owners;
+    for item in wire::items(reply, 1) {
+        let item = item?;
+        match list {
+            List::Sandboxes | List::Containers => {
+                let id = first_id(item)?;
+                if owners.is_owned_by(id, &backend.name) {
+                    continue;
+                }
+                let other = if list == List::Sandboxes {
+                    owners.learn_sandbox(id, &backend.name, listed_pod(item)?)
+                } else {
+                    owners.learn_container(id, &backend.name)
+                };
+                note_conflict(node, id, other);
+            }
+            _ => wire::fields(item).try_for_each(|field| field.map(drop))?,
+        }
+    }
+    Ok(())
+}
+
+/// Returns the ID of a list item and checks that all its fields are readable.
+fn first_id(item: &[u8]) -> Result<&str, WireError> {
+    let mut id = "";
+    for field in wire::fields(item) {
+        let field = field?;
+        if field.number == 1 {
+            id = field.string()?;
+        }
+    }
+    Ok(id)
+}
+
+/// Which lists the snapshot keeps item by item.
+pub(super) fn kept(list: List) -> Option<ListKind> {
+    match list {
+        List::Sandboxes => Some(ListKind::Sandboxes),
+        List::Containers => Some(ListKind::Containers),
+        List::ContainerStats => Some(ListKind::ContainerStats),
+        List::SandboxStats => Some(ListKind::PodSandboxStats),
+        List::Images => Some(ListKind::Images),
+        List::Filesystems | List::MetricDescriptors | List::SandboxMetrics => None,
+    }
+}
+
+/// Returns what the owners' map keeps of a sandbox in a list, or in the saved state.
+pub(super) fn pod_of(facts: &SandboxFacts<'_>) -> Pod {
+    Pod::new(facts.uid, facts.runtime_handler, facts.annotations(), facts.created_at, facts.ready)
+}
+
+fn listed_pod(item: &[u8]) -> Result<Pod, WireError> {
+    Ok(pod_of(&SandboxFacts::read(item)?))
+}
+
+fn requested_pod(request: &[u8], config: u32, handler: u32) -> Result<Pod, WireError> {
+    let uid = wire::peek_str(request, &[config, 1, 2])?;
+    let annotations = wire::items(request, config).flatten().flat_map(|config| {
+        wire::items(config, 7).flatten().filter_map(|entry| wire::map_entry(entry).ok())
+    });
+    let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let created = i64::try_from(created.as_nanos()).unwrap_or(i64::MAX);
+    Ok(Pod::new(uid, wire::peek_str(request, &[handler])?, annotations, created, true))
+}
+
+fn note_conflict(node: &Node, id: &str, other: Option<Arc<str>>) {
+    if let Some(other) = other {
+        node.metrics.id_conflicts.inc();
+        tracing::error!(id, owner = %other, "a second backend lists this ID; it stays with its first owner");
+    }
+}

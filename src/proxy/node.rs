@@ -1,0 +1,155 @@
+//! What all calls of the node share.
+//!
+//! The backends, the router, the last-known state and the metrics, each of which knows nothing of the others.
+//! A reload replaces the list of backends and the handlers, never the objects that calls in flight hold.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::backend::{Backend, Collected, State};
+use crate::config::{Config, StatsPolicy};
+use crate::error::Error;
+use crate::method::List;
+use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND, STATES};
+use crate::router::{Choice, Router};
+use crate::snapshot::Snapshot;
+
+/// The node.
+#[derive(Debug)]
+pub struct Node {
+    /// Handlers and owners.
+    pub router: Router,
+    /// Last-known state of every backend.
+    pub snapshot: Arc<Snapshot>,
+    /// All metrics.
+    pub metrics: Arc<Metrics>,
+    /// Counters of calls to all backends.
+    pub(super) all_calls: Arc<CallMetrics>,
+    /// Counters of calls to none.
+    pub(super) own_calls: Arc<CallMetrics>,
+    config: ArcSwap<Config>,
+    backends: ArcSwap<Vec<Arc<Backend>>>,
+}
+
+impl Node {
+    /// Makes a node of these parts; backends are added by [`Node::replace_backends`].
+    pub fn new(config: Config, router: Router, snapshot: Arc<Snapshot>, metrics: Arc<Metrics>) -> Arc<Self> {
+        Arc::new(Self {
+            router,
+            snapshot,
+            all_calls: metrics.calls(ALL_BACKENDS),
+            own_calls: metrics.calls(NO_BACKEND),
+            metrics,
+            config: ArcSwap::from_pointee(config),
+            backends: ArcSwap::default(),
+        })
+    }
+
+    /// Returns the configuration in force.
+    pub fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
+
+    /// Puts another configuration in force, for calls that start from now on.
+    pub fn replace_config(&self, config: Config) {
+        self.config.store(Arc::new(config));
+    }
+
+    /// Returns all backends.
+    pub fn backends(&self) -> Arc<Vec<Arc<Backend>>> {
+        self.backends.load_full()
+    }
+
+    /// Puts another list of backends in force.
+    pub fn replace_backends(&self, backends: Vec<Arc<Backend>>) {
+        self.backends.store(Arc::new(backends));
+    }
+
+    /// Returns the backend of this name.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if it was removed while its ID was being looked up.
+    pub fn backend(&self, name: &str) -> Result<Arc<Backend>, Error> {
+        let backends = self.backends.load();
+        backends.iter().find(|backend| &*backend.name == name).cloned().ok_or_else(|| Error::Lost {
+            backend: name.into(),
+            cause: "it is no longer configured".to_owned(),
+        })
+    }
+
+    /// Returns all backends, or the only one that a scope shows.
+    pub(super) fn backends_in(&self, scope: Option<&str>) -> Vec<Arc<Backend>> {
+        let backends = self.backends.load();
+        backends.iter().filter(|b| scope.is_none_or(|scope| scope == &*b.name)).cloned().collect()
+    }
+
+    /// Returns the default backend, or the only one that a scope shows.
+    pub(super) fn default_in(&self, scope: Option<&Arc<str>>) -> Arc<str> {
+        scope.map_or_else(|| Arc::clone(self.router.handlers().default_backend()), Arc::clone)
+    }
+
+    /// Chooses the backend of a new sandbox.
+    pub(super) fn choose(&self, handler: &str, uid: &str) -> Result<Choice, Error> {
+        let drained = |name: &str| self.backend(name).is_ok_and(|backend| backend.last.drained());
+        let choice = self.router.handlers().choose(handler, uid, drained)?;
+        if self.is_joining(&*self.backend(&choice.backend)?) {
+            return Err(Error::Joining { backend: choice.backend });
+        }
+        Ok(choice)
+    }
+
+    /// Tells whether a backend was added while state existed and has not been listed yet.
+    pub fn is_joining(&self, backend: &Backend) -> bool {
+        !self.snapshot.is_fresh() && !backend.last.known()
+    }
+
+    /// Whether one backend without this list makes it `Unimplemented` for all.
+    pub(super) fn all_must_implement(&self, list: List) -> bool {
+        list == List::SandboxStats && self.config.load().pod_sandbox_stats == StatsPolicy::Unimplemented
+    }
+
+    /// Puts our own URL in the place of a stream URL that kubelet could not dial.
+    pub(super) fn relayed(&self, _backend: &Backend, reply: Collected) -> Result<Collected, Error> {
+        Ok(reply)
+    }
+
+    /// Returns the state that operators see.
+    pub fn state(&self, backend: &Backend) -> State {
+        if self.is_joining(backend) {
+            State::Joining
+        } else if !backend.is_up() {
+            State::Down
+        } else if backend.health.late_since().is_some() {
+            State::Late
+        } else if backend.last.drained() {
+            State::Draining
+        } else {
+            State::Ready
+        }
+    }
+
+    /// Brings the gauges up to date; called when Prometheus scrapes.
+    pub fn refresh_gauges(&self) {
+        let metrics = &self.metrics;
+        for backend in self.backends.load().iter() {
+            let name = &*backend.name;
+            let state = self.state(backend);
+            for word in STATES {
+                let gauge = metrics.backend_state.with_label_values(&[name, word]);
+                gauge.set(i64::from(word == state.word()));
+            }
+            let flag = |gauges: &prometheus::IntGaugeVec, value: i64| gauges.with_label_values(&[name]).set(value);
+            flag(&metrics.backend_up, i64::from(backend.is_up()));
+            flag(&metrics.backend_draining, i64::from(backend.last.drained()));
+            flag(&metrics.in_flight, backend.in_flight().try_into().unwrap_or(i64::MAX));
+            if let Some(age) = backend.last.age() {
+                metrics.list_age.with_label_values(&[name]).set(age.as_secs_f64());
+            }
+            let (sandboxes, containers) = self.router.owners.count(name);
+            for (kind, count) in [("sandbox", sandboxes), ("container", containers)] {
+                metrics.owned_ids.with_label_values(&[name, kind]).set(count.try_into().unwrap_or(i64::MAX));
+            }
+        }
+    }
+}

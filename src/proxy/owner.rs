@@ -1,0 +1,145 @@
+//! The owner of an ID: known, or located, never guessed.
+//!
+//! An ID that nobody has been seen to own is looked for with filtered lists at every backend; the call itself
+//! then goes to the one owner. An idempotent call is OK only if every backend has denied knowing the ID. A
+//! prefix is replaced by the full ID before it is forwarded.
+
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use futures_util::future::join_all;
+use tonic::Code;
+
+use crate::backend::{Backend, own_headers};
+use crate::codec::Message;
+use crate::error::Error;
+use crate::method::{self, Absent, Kind, List, Method};
+use crate::proxy::reply::Outcome;
+use crate::proxy::{Call, Node, learn};
+use crate::router::Lookup;
+use crate::wire;
+
+/// The shortest thing that an unknown method may carry and still be looked up: a whole ID.
+const FULL_ID: usize = 64;
+
+/// Where an ID was found.
+struct Found {
+    backend: Arc<str>,
+    id: String,
+}
+
+impl Call {
+    /// Sends a call to the owner of the ID in its field 1.
+    pub(super) async fn forward_to_owner(
+        &mut self,
+        method: &'static Method,
+        kind: Kind,
+        absent: Absent,
+        message: Message,
+    ) -> Result<Outcome, Error> {
+        let id = wire::peek_str(message.encoded(), &[1])?.to_owned();
+        if id.is_empty() {
+            return Err(Error::EmptyId(kind.word()));
+        }
+        let found = match self.find(kind, &id).await {
+            Err(Error::NotFound { .. }) if absent == Absent::Ok => return Ok(Outcome::message(&[])),
+            found => found?,
+        };
+        let backend = self.node.backend(&found.backend)?;
+        let message = with_full_id(message, &id, &found.id);
+        self.forward(&backend, method, &found.id, message).await
+    }
+
+    /// Sends a call of a method that is not in the table to the owner of its first string, if that is an ID,
+    /// else to the default backend.
+    pub(super) async fn forward_unknown(&mut self, message: Message) -> Result<Outcome, Error> {
+        let id = wire::peek_str(message.encoded(), &[1]).unwrap_or_default().to_owned();
+        let known = self.node.router.owners.find(None, &id, self.scope.as_deref());
+        let name = match known {
+            Lookup::Exact(backend) => backend,
+            _ if id.len() == FULL_ID && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
+                self.locate(None, &id).await?.backend
+            }
+            _ => self.node.default_in(self.scope.as_ref()),
+        };
+        let backend = self.node.backend(&name)?;
+        self.watch.at(&backend);
+        let headers = std::mem::take(&mut self.headers);
+        let reply = backend.call(None, &self.path, headers, message.framed()).await?;
+        Ok(Outcome::Arriving(reply))
+    }
+
+    async fn find(&self, kind: Kind, id: &str) -> Result<Found, Error> {
+        match self.node.router.owners.find(Some(kind), id, self.scope.as_deref()) {
+            Lookup::Exact(backend) => Ok(Found { backend, id: id.to_owned() }),
+            Lookup::Prefix(backend, id) => Ok(Found { backend, id }),
+            Lookup::Ambiguous => Err(Error::Ambiguous { kind: kind.word(), prefix: id.to_owned() }),
+            Lookup::Unknown => self.locate(Some(kind), id).await,
+        }
+    }
+
+    /// Asks every backend for an ID that nobody is known to own.
+    async fn locate(&self, kind: Option<Kind>, id: &str) -> Result<Found, Error> {
+        self.node.metrics.unknown_ids.inc();
+        let kinds = kind.map_or(vec![Kind::Sandbox, Kind::Container], |kind| vec![kind]);
+        let backends = self.backends();
+        let asked = join_all(backends.iter().map(|backend| ask(&self.node, backend, &kinds, id))).await;
+        let mut found = Vec::new();
+        let mut unasked = Vec::new();
+        for (backend, answer) in backends.iter().zip(asked) {
+            match answer {
+                Ok(ids) => found.extend(ids.into_iter().map(|id| Found { backend: Arc::clone(&backend.name), id })),
+                Err(_) => unasked.push(Arc::clone(&backend.name)),
+            }
+        }
+        let word = kind.map_or("object", Kind::word);
+        let exact = found.iter().position(|found| found.id == id);
+        match (exact, found.len()) {
+            (Some(exact), _) => Ok(found.swap_remove(exact)),
+            (None, 2..) => Err(Error::Ambiguous { kind: word, prefix: id.to_owned() }),
+            _ if !unasked.is_empty() => Err(Error::Unasked { kind: word, id: id.to_owned(), backends: unasked }),
+            (None, 1) => Ok(found.swap_remove(0)),
+            _ => Err(Error::NotFound { kind: word, id: id.to_owned() }),
+        }
+    }
+}
+
+/// Asks one backend for the IDs that `id` is, or is a prefix of, and learns them.
+async fn ask(node: &Node, backend: &Arc<Backend>, kinds: &[Kind], id: &str) -> Result<Vec<String>, Error> {
+    let mut filter = BytesMut::new();
+    wire::put_bytes(&mut filter, 1, id.as_bytes());
+    let mut request = BytesMut::new();
+    wire::put_bytes(&mut request, 1, &filter);
+    let request = Message::new(&request);
+    let mut ids = Vec::new();
+    for kind in kinds {
+        let (list, name) = match kind {
+            Kind::Sandbox => (List::Sandboxes, "ListPodSandbox"),
+            Kind::Container => (List::Containers, "ListContainers"),
+        };
+        let wait = backend.config().timeouts.list;
+        let epoch = backend.last.epoch();
+        let listed = backend.fetch(method::named(name), own_headers(wait), request.framed());
+        let late = Error::Late { backend: Arc::clone(&backend.name), waited: wait };
+        let reply = tokio::time::timeout(wait, listed).await.map_err(|_| late)??;
+        if reply.code != Code::Ok {
+            let cause = format!("{name} was answered with {:?}", reply.code);
+            return Err(Error::Lost { backend: Arc::clone(&backend.name), cause });
+        }
+        let items = reply.message.encoded_bytes();
+        learn::listed(node, backend, list, epoch, false, items.clone())?;
+        for item in wire::items(&items, 1) {
+            let known = wire::peek_str(item?, &[1])?;
+            // A backend that ignores the filter must not make its other objects candidates.
+            if known.starts_with(id) {
+                ids.push(known.to_owned());
+            }
+        }
+    }
+    Ok(ids)
+}
+
+/// Puts the full ID in the place of a prefix.
+fn with_full_id(message: Message, asked: &str, full: &str) -> Message {
+    if asked == full { message } else { Message::new(&wire::append_str(message.encoded(), &[1], full)) }
+}

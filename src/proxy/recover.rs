@@ -1,0 +1,69 @@
+//! Knowing the node again: after a start from saved state, after a backend came back, and now and then.
+//!
+//! Owners live in memory only; they are relearnt from the saved lists at start and from live ones as soon as a
+//! backend is connected. Nothing waits for kubelet to ask.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::backend::{Backend, Class};
+use crate::method::List;
+use crate::proxy::{Node, answer, fan_out, learn};
+
+impl Node {
+    /// Learns the owners that the saved state of a backend names.
+    pub fn restore(&self, backend: &Backend) {
+        backend.last.for_each_sandbox(|facts| {
+            self.router.owners.learn_sandbox(facts.id, &backend.name, learn::pod_of(facts));
+        });
+        backend.last.for_each_container(|facts| {
+            self.router.owners.learn_container(facts.id, &backend.name);
+        });
+    }
+
+    /// Learns all that a backend holds; runs beside every new connection.
+    pub async fn greet(self: &Arc<Self>, backend: &Arc<Backend>) {
+        let limit = backend.config().timeouts.list;
+        for (class, list) in [
+            (Class::Lists, List::Sandboxes),
+            (Class::Lists, List::Containers),
+            (Class::Images, List::Images),
+            (Class::Filesystems, List::Filesystems),
+        ] {
+            match tokio::time::timeout(limit, fan_out::list_all(self, backend, list)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => {
+                    tracing::warn!(backend = %backend.name, %error, "cannot be listed");
+                    backend.health.note_error(error.to_string());
+                }
+                Err(_) => {
+                    backend.health.mark_late(class);
+                    fan_out::refresh(self, backend, class);
+                }
+            }
+        }
+        answer::keep_known(backend).await;
+        self.compare_cgroup_drivers();
+        let (sandboxes, containers) = self.router.owners.count(&backend.name);
+        tracing::info!(backend = %backend.name, sandboxes, containers, "is up");
+    }
+
+    /// Forgets the owners of what a backend no longer lists, so that the map does not grow for ever.
+    pub fn sweep(&self) {
+        for backend in self.backends().iter().filter(|backend| backend.last.listed()) {
+            let mut listed = HashSet::new();
+            backend.last.for_each_sandbox(|facts| drop(listed.insert(facts.id.to_owned())));
+            backend.last.for_each_container(|facts| drop(listed.insert(facts.id.to_owned())));
+            self.router.owners.retain(&backend.name, |id| listed.contains(id));
+        }
+    }
+
+    fn compare_cgroup_drivers(&self) {
+        let told = answer::cgroup_drivers(self);
+        if let Some((first, driver)) = told.first() {
+            for (other, _) in told.iter().filter(|(_, theirs)| theirs != driver) {
+                tracing::warn!(backends = ?[first, other], "local backends have different cgroup drivers");
+            }
+        }
+    }
+}

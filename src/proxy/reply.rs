@@ -1,0 +1,176 @@
+//! How a call ends: as a whole reply, as a reply that is still arriving, or as an error, watched to its end.
+//!
+//! The watch sees the status, wherever it stands, and the time the client waited; it counts a call whose
+//! client went away as cancelled. It never looks at a message.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http::{HeaderMap, Response};
+use http_body::Frame;
+use tonic::body::Body;
+use tonic::{Code, Status};
+
+use crate::backend::{Backend, Collected, Reply, ReplyBody};
+use crate::codec::{self, Message, Whole};
+use crate::error::Error;
+use crate::method::{self, Method};
+use crate::metrics::CallMetrics;
+use crate::proxy::Node;
+
+/// What a lane ends with.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// Everything is there.
+    Whole {
+        /// Response headers.
+        headers: HeaderMap,
+        /// The framed message, in pieces.
+        chunks: Vec<Bytes>,
+        /// Trailers.
+        trailers: HeaderMap,
+        /// The status in them.
+        code: Code,
+    },
+    /// A backend's reply, still arriving.
+    Arriving(Reply),
+}
+
+impl Outcome {
+    /// A message that crimux authored.
+    pub(super) fn message(encoded: &[u8]) -> Self {
+        Self::framed(vec![Message::new(encoded).framed()])
+    }
+
+    /// A framed message, in pieces, that crimux put together.
+    pub(super) fn framed(chunks: Vec<Bytes>) -> Self {
+        Self::Whole {
+            headers: codec::reply_headers(),
+            chunks,
+            trailers: codec::ok_trailers(),
+            code: Code::Ok,
+        }
+    }
+}
+
+impl From<Collected> for Outcome {
+    fn from(reply: Collected) -> Self {
+        let Collected { headers, message, trailers, code } = reply;
+        Self::Whole { headers, chunks: vec![message.framed()], trailers, code }
+    }
+}
+
+/// Counts one call and logs it, once, when it ends.
+#[derive(Debug)]
+pub(super) struct Watch {
+    calls: Arc<CallMetrics>,
+    backend: Arc<str>,
+    method: Option<&'static Method>,
+    started: Instant,
+    code: Code,
+}
+
+impl Watch {
+    pub(super) fn new(node: &Node, method: Option<&'static Method>) -> Self {
+        Self {
+            calls: Arc::clone(&node.own_calls),
+            backend: crate::metrics::NO_BACKEND.into(),
+            method,
+            started: Instant::now(),
+            code: Code::Cancelled,
+        }
+    }
+
+    /// Counts the call under this backend.
+    pub(super) fn at(&mut self, backend: &Backend) {
+        self.calls = Arc::clone(&backend.calls);
+        self.backend = Arc::clone(&backend.name);
+    }
+
+    /// Counts the call under all backends.
+    pub(super) fn at_all(&mut self, node: &Node) {
+        self.calls = Arc::clone(&node.all_calls);
+        self.backend = crate::metrics::ALL_BACKENDS.into();
+    }
+
+    /// Turns the outcome into the response.
+    pub(super) fn respond(mut self, outcome: Result<Outcome, Error>) -> Response<Body> {
+        match outcome {
+            Ok(Outcome::Whole { headers, chunks, trailers, code }) => {
+                self.code = code;
+                if code != Code::Ok && codec::status_code(&headers).is_some() {
+                    return response(headers, Body::empty());
+                }
+                response(headers, Body::new(Whole::new(chunks, trailers)))
+            }
+            Ok(Outcome::Arriving(Reply { headers, body })) => {
+                if let Some(code) = codec::status_code(&headers) {
+                    self.code = code;
+                    return response(headers, Body::empty());
+                }
+                response(headers, Body::new(Arriving { body: Some(body), watch: self }))
+            }
+            Err(error) => {
+                self.code = error.code();
+                tracing::debug!(%error, "refused");
+                Status::from(error).into_http()
+            }
+        }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let waited = self.started.elapsed();
+        let name = self.method.map_or(method::UNKNOWN_NAME, |method| method.name);
+        self.calls.answered(self.method.map_or(method::COUNT, |method| method.index), self.code, waited);
+        tracing::debug!(method = name, backend = %self.backend, code = ?self.code, elapsed = ?waited, "call");
+    }
+}
+
+/// A backend's body on its way to the client.
+struct Arriving {
+    body: Option<ReplyBody>,
+    watch: Watch,
+}
+
+impl http_body::Body for Arriving {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(body) = self.body.as_mut() else {
+            return Poll::Ready(None);
+        };
+        let ended = match ready!(body.poll_chunk(cx)) {
+            Some(Ok(chunk)) => return Poll::Ready(Some(Ok(Frame::data(chunk)))),
+            Some(Err(error)) => Err(error),
+            None => match ready!(body.poll_trailers(cx)) {
+                Ok(Some(trailers)) => Ok(trailers),
+                Ok(None) => Err(body.without_status()),
+                Err(error) => Err(error),
+            },
+        };
+        self.body = None;
+        let trailers = ended.unwrap_or_else(codec::error_trailers);
+        self.watch.code = codec::status_code(&trailers).unwrap_or(Code::Unknown);
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+}
+
+/// Returns the answer to a path that is not of the CRI API.
+pub(super) fn unimplemented(path: &str) -> Response<Body> {
+    Status::unimplemented(format!("crimux: {path} is not a method of the CRI API")).into_http()
+}
+
+fn response(headers: HeaderMap, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.headers_mut() = headers;
+    response
+}

@@ -1,0 +1,44 @@
+//! Decides where a call goes. No I/O: everything it needs is already known, or the answer is "unknown".
+//!
+//! Handlers lead to targets by the configuration; IDs lead to owners by what was learnt. It fails closed: an
+//! unknown handler is an error that names the handlers that exist, an unknown ID is never guessed (the proxy
+//! locates it first), an empty ID is refused and a prefix must mean one ID over all backends.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use handlers::{Choice, Handlers};
+pub use owners::{Annotations, Lookup, Owners, Pod};
+
+mod handlers;
+mod owners;
+
+/// The routing state of the node.
+#[derive(Debug)]
+pub struct Router {
+    /// IDs and their owners.
+    pub owners: Owners,
+    handlers: ArcSwap<Handlers>,
+}
+
+impl Router {
+    /// Returns a router that owns nothing yet.
+    pub fn new(handlers: Handlers) -> Self {
+        Self { owners: Owners::default(), handlers: ArcSwap::from_pointee(handlers) }
+    }
+
+    /// Returns the handlers in force.
+    pub fn handlers(&self) -> Arc<Handlers> {
+        self.handlers.load_full()
+    }
+
+    /// Puts other handlers in force, for calls that start from now on.
+    pub fn replace_handlers(&self, handlers: Handlers) {
+        self.handlers.store(Arc::new(handlers));
+    }
+}
+
+/// Backends by name, as handed to [`Handlers::new`].
+pub type Names = BTreeMap<String, Arc<str>>;

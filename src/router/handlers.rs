@@ -1,0 +1,145 @@
+//! `RuntimeClass` handlers and the backends they lead to.
+//!
+//! The handler `""` is the default backend's own default. Where a handler is split, the pod's uid decides, so
+//! that kubelet's retry of a sandbox lands where the first try did; a drained target takes no share.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::config::{Config, Target};
+use crate::error::Error;
+use crate::router::Names;
+
+/// The handlers of one configuration.
+#[derive(Debug)]
+pub struct Handlers {
+    default: Arc<str>,
+    targets: BTreeMap<String, Vec<(Arc<str>, Target)>>,
+}
+
+/// Where a sandbox goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// The backend.
+    pub backend: Arc<str>,
+    /// The handler as that backend knows it.
+    pub handler: String,
+}
+
+impl Handlers {
+    /// Reads the handlers of a checked configuration.
+    pub fn new(config: &Config, names: &Names) -> Self {
+        let name = |backend: &String| names.get(backend).cloned().unwrap_or_else(|| backend.as_str().into());
+        let targets = config.handlers.iter().map(|(handler, targets)| {
+            (handler.clone(), targets.iter().map(|t| (name(&t.backend), t.clone())).collect())
+        });
+        Self { default: name(&config.default_backend), targets: targets.collect() }
+    }
+
+    /// Returns the default backend.
+    pub fn default_backend(&self) -> &Arc<str> {
+        &self.default
+    }
+
+    /// Returns every handler with its targets, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[(Arc<str>, Target)])> {
+        self.targets.iter().map(|(handler, targets)| (handler.as_str(), targets.as_slice()))
+    }
+
+    /// Chooses where a new sandbox of this handler goes; `drained` tells which backends take none.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandler`], naming the handlers that exist; [`Error::Draining`] if no target is left.
+    pub fn choose(&self, handler: &str, uid: &str, drained: impl Fn(&str) -> bool) -> Result<Choice, Error> {
+        if handler.is_empty() {
+            let backend = Arc::clone(&self.default);
+            if drained(&backend) {
+                return Err(Error::Draining { backend, handler: String::new() });
+            }
+            return Ok(Choice { backend, handler: String::new() });
+        }
+        let targets = self.targets_of(handler)?;
+        let open = || targets.iter().filter(|(backend, _)| !drained(backend));
+        let total: u64 = open().map(|(_, target)| u64::from(target.weight)).sum();
+        let mut ticket = if total == 0 { 0 } else { uid_hash(uid) % total };
+        for (backend, target) in open().filter(|(_, target)| target.weight > 0) {
+            match ticket.checked_sub(u64::from(target.weight)) {
+                Some(rest) => ticket = rest,
+                None => return Ok(Choice { backend: Arc::clone(backend), handler: target.handler.clone() }),
+            }
+        }
+        let backend = targets.first().map_or_else(|| Arc::clone(&self.default), |(b, _)| Arc::clone(b));
+        Err(Error::Draining { backend, handler: handler.to_owned() })
+    }
+
+    /// Returns the targets of a handler.
+    ///
+    /// # Errors
+    /// [`Error::UnknownHandler`].
+    pub fn targets_of(&self, handler: &str) -> Result<&[(Arc<str>, Target)], Error> {
+        self.targets.get(handler).map(Vec::as_slice).ok_or_else(|| Error::UnknownHandler {
+            handler: handler.to_owned(),
+            known: self.targets.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
+        })
+    }
+}
+
+/// FNV-1a with a final mix: the same for the same uid in every release of crimux.
+fn uid_hash(uid: &str) -> u64 {
+    let hash = uid.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    (hash ^ (hash >> 32)).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn target(backend: &str, weight: u32) -> (Arc<str>, Target) {
+        (backend.into(), Target { backend: backend.into(), handler: format!("{backend}-h"), weight })
+    }
+
+    fn handlers() -> Handlers {
+        let targets = BTreeMap::from([
+            ("one".to_owned(), vec![target("a", 1)]),
+            ("split".to_owned(), vec![target("a", 9), target("b", 1)]),
+        ]);
+        Handlers { default: "a".into(), targets }
+    }
+
+    #[test]
+    fn an_unknown_handler_is_refused_by_naming_those_that_exist() {
+        let error = handlers().choose("kata", "uid", |_| false).expect_err("kata is not configured");
+        assert_eq!(
+            error.to_string(),
+            r#"no runtime handler "kata" is configured; configured handlers: one, split"#
+        );
+    }
+
+    #[test]
+    fn no_handler_goes_to_the_default_backend_as_no_handler() {
+        let choice = handlers().choose("", "uid", |_| false).expect("the default is open");
+        assert_eq!(choice, Choice { backend: "a".into(), handler: String::new() });
+    }
+
+    #[test]
+    fn a_split_follows_its_weights_and_the_same_uid_goes_the_same_way() {
+        let handlers = handlers();
+        let pick = |uid: &str| handlers.choose("split", uid, |_| false).expect("open").backend;
+        let to_b = (0..1000).filter(|n| &*pick(&format!("uid-{n}")) == "b").count();
+        assert!((60..140).contains(&to_b), "{to_b} of 1000 went to the tenth share");
+        assert_eq!(pick("uid-7"), pick("uid-7"));
+    }
+
+    #[test]
+    fn a_drained_target_takes_no_share_and_the_last_one_refuses() {
+        let handlers = handlers();
+        for n in 0..50 {
+            let choice = handlers.choose("split", &format!("{n}"), |b| b == "a").expect("b is open");
+            assert_eq!(&*choice.backend, "b");
+        }
+        let error = handlers.choose("one", "uid", |b| b == "a").expect_err("nothing is open");
+        assert!(error.to_string().contains("draining"), "{error}");
+    }
+}

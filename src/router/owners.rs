@@ -1,0 +1,216 @@
+//! IDs and the backends that hold them.
+//!
+//! Sandboxes and containers share one map, as they share one space of IDs in kubelet's PLEG. An owner is
+//! learnt from a reply or a list and forgotten when the object was removed; it is never guessed. The same ID
+//! at two backends keeps its first owner and is reported. A prefix is looked for over all backends at once
+//! (containerd `truncindex`, CRI-O `podIDIndex`), which costs a pass over the map: people type prefixes,
+//! kubelet does not.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use dashmap::mapref::entry::Entry;
+
+use crate::method::Kind;
+
+/// What is remembered of a sandbox beside its owner.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Pod {
+    /// `metadata.uid`.
+    pub uid: Box<str>,
+    /// The handler as its backend knows it.
+    pub handler: Box<str>,
+    /// Annotation `kubernetes.io/config.seen`: ties kubelet's image calls to a sandbox.
+    pub config_seen: Box<str>,
+    /// Digest of the other annotations without `kubernetes.io/config.*`.
+    pub annotations: u64,
+    /// `created_at` in nanoseconds: the newest sandbox of a pod decides.
+    pub created_at: i64,
+    /// Whether the sandbox was ready when it was last heard of.
+    pub ready: bool,
+}
+
+impl Pod {
+    /// Makes it from what a request or a list says of a sandbox.
+    pub fn new<'a>(
+        uid: &str,
+        handler: &str,
+        annotations: impl Iterator<Item = (&'a str, &'a str)>,
+        created_at: i64,
+        ready: bool,
+    ) -> Self {
+        let annotations = Annotations::read(annotations);
+        Self {
+            uid: uid.into(),
+            handler: handler.into(),
+            config_seen: annotations.config_seen.into(),
+            annotations: annotations.digest,
+            created_at,
+            ready,
+        }
+    }
+}
+
+/// What of a pod's annotations ties an image call to its sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Annotations<'a> {
+    /// `kubernetes.io/config.seen`: set once for each pod by each kubelet process.
+    pub config_seen: &'a str,
+    /// Digest of all others but `kubernetes.io/config.*`; it does not depend on their order. Zero if none.
+    pub digest: u64,
+}
+
+impl<'a> Annotations<'a> {
+    /// Reads the entries of an annotation map.
+    pub fn read(entries: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+        entries.fold(Self::default(), |read, (key, value)| match key {
+            "kubernetes.io/config.seen" => Self { config_seen: value, ..read },
+            _ if key.starts_with("kubernetes.io/config.") => read,
+            _ => Self { digest: read.digest.wrapping_add(entry_digest(key, value)), ..read },
+        })
+    }
+}
+
+fn entry_digest(key: &str, value: &str) -> u64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    (key, value).hash(&mut hasher);
+    hasher.finish() | 1
+}
+
+/// Who owns an ID.
+#[derive(Debug, Clone)]
+pub struct Owner {
+    /// The backend.
+    pub backend: Arc<str>,
+    /// What the ID names.
+    pub kind: Kind,
+    pod: Option<Arc<Pod>>,
+}
+
+/// What an ID or prefix was found to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Lookup {
+    /// Exactly this ID is owned.
+    Exact(Arc<str>),
+    /// It is the prefix of one ID only, which is given in full.
+    Prefix(Arc<str>, String),
+    /// It is the prefix of several IDs.
+    Ambiguous,
+    /// Nobody is known to own it.
+    Unknown,
+}
+
+/// The map.
+#[derive(Debug, Default)]
+pub struct Owners {
+    map: DashMap<Box<str>, Owner>,
+}
+
+impl Owners {
+    /// Learns that `backend` holds a container; returns the other owner if there is one.
+    pub fn learn_container(&self, id: &str, backend: &Arc<str>) -> Option<Arc<str>> {
+        self.learn(id, Owner { backend: Arc::clone(backend), kind: Kind::Container, pod: None })
+    }
+
+    /// Learns that `backend` holds a sandbox; returns the other owner if there is one.
+    pub fn learn_sandbox(&self, id: &str, backend: &Arc<str>, pod: Pod) -> Option<Arc<str>> {
+        self.learn(id, Owner { backend: Arc::clone(backend), kind: Kind::Sandbox, pod: Some(Arc::new(pod)) })
+    }
+
+    fn learn(&self, id: &str, owner: Owner) -> Option<Arc<str>> {
+        match self.map.entry(id.into()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(owner);
+                None
+            }
+            Entry::Occupied(mut known) if known.get().backend == owner.backend => {
+                known.insert(owner);
+                None
+            }
+            Entry::Occupied(known) => Some(Arc::clone(&known.get().backend)),
+        }
+    }
+
+    /// Tells whether `backend` is known to own exactly this ID.
+    pub fn is_owned_by(&self, id: &str, backend: &str) -> bool {
+        self.map.get(id).is_some_and(|owner| &*owner.backend == backend)
+    }
+
+    /// Finds the owner of an ID or of a unique prefix of one, within `scope` if that is given.
+    pub fn find(&self, kind: Option<Kind>, id: &str, scope: Option<&str>) -> Lookup {
+        let fits = |owner: &Owner| {
+            kind.is_none_or(|kind| kind == owner.kind) && scope.is_none_or(|scope| scope == &*owner.backend)
+        };
+        if let Some(owner) = self.map.get(id).filter(|owner| fits(owner)) {
+            return Lookup::Exact(Arc::clone(&owner.backend));
+        }
+        let mut hits = self.map.iter().filter(|entry| entry.key().starts_with(id) && fits(entry.value()));
+        match (hits.next(), hits.next()) {
+            (None, _) => Lookup::Unknown,
+            (Some(hit), None) => Lookup::Prefix(Arc::clone(&hit.backend), hit.key().to_string()),
+            _ => Lookup::Ambiguous,
+        }
+    }
+
+    /// Forgets an ID.
+    pub fn forget(&self, id: &str) {
+        self.map.remove(id);
+    }
+
+    /// Forgets the IDs of `backend` that `keep` does not hold.
+    pub fn retain(&self, backend: &str, keep: impl Fn(&str) -> bool) {
+        self.map.retain(|id, owner| &*owner.backend != backend || keep(id));
+    }
+
+    /// Counts the sandboxes and containers of `backend`.
+    pub fn count(&self, backend: &str) -> (usize, usize) {
+        self.map.iter().filter(|entry| &*entry.backend == backend).fold((0, 0), |(s, c), entry| match entry.kind {
+            Kind::Sandbox => (s + 1, c),
+            Kind::Container => (s, c + 1),
+        })
+    }
+
+    /// Returns the sandboxes that `matches` picks, with their owners.
+    pub fn pods(&self, matches: impl Fn(&Pod) -> bool) -> Vec<(Arc<str>, Arc<Pod>)> {
+        let pods = self.map.iter().filter_map(|entry| {
+            let pod = entry.pod.as_ref().filter(|pod| matches(pod))?;
+            Some((Arc::clone(&entry.backend), Arc::clone(pod)))
+        });
+        pods.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owners() -> Owners {
+        let owners = Owners::default();
+        owners.learn_sandbox("abc1", &"a".into(), Pod::default());
+        owners.learn_container("abc2", &"b".into());
+        owners.learn_container("xyz", &"b".into());
+        owners
+    }
+
+    #[test]
+    fn a_prefix_must_mean_one_id_over_all_backends() {
+        let owners = owners();
+        assert_eq!(owners.find(None, "ab", None), Lookup::Ambiguous);
+        assert_eq!(owners.find(Some(Kind::Container), "ab", None), Lookup::Prefix("b".into(), "abc2".into()));
+        assert_eq!(owners.find(None, "xyz", None), Lookup::Exact("b".into()));
+        assert_eq!(owners.find(None, "q", None), Lookup::Unknown);
+    }
+
+    #[test]
+    fn a_scope_hides_what_other_backends_own() {
+        assert_eq!(owners().find(None, "xyz", Some("a")), Lookup::Unknown);
+    }
+
+    #[test]
+    fn an_id_at_two_backends_keeps_its_first_owner_and_is_reported() {
+        let owners = owners();
+        assert_eq!(owners.learn_container("xyz", &"a".into()), Some("b".into()));
+        assert_eq!(owners.find(None, "xyz", None), Lookup::Exact("b".into()));
+    }
+}

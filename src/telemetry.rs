@@ -1,0 +1,28 @@
+//! Logs: one line an event, for people or as JSON, on standard error.
+//!
+//! The filter is the configuration's `log.level`, unless the environment's `CRIMUX_LOG` says otherwise. No
+//! event of crimux carries a message's contents, credentials, env or exec data.
+
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Log, LogFormat};
+
+/// The environment variable that goes before `log.level`.
+pub const FILTER_VARIABLE: &str = "CRIMUX_LOG";
+
+/// Starts logging for the whole process.
+///
+/// # Errors
+/// If the filter is not one, or logging was started before.
+pub fn start(log: &Log) -> anyhow::Result<()> {
+    let filter = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| log.level.clone());
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::try_new(filter)?)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    let started = match log.format {
+        LogFormat::Text => builder.try_init(),
+        LogFormat::Json => builder.json().try_init(),
+    };
+    started.map_err(|error| anyhow::anyhow!(error))
+}

@@ -1,5 +1,6 @@
 //! crimux: one CRI socket for kubelet, many container runtimes behind it.
 
+pub mod backend;
 pub mod config;
 pub mod wire;
 

@@ -1,0 +1,342 @@
+//! Reaches a backend: resolves, connects and shakes hands, all within one deadline.
+//!
+//! The three transports differ only here; what comes out is a [`Stream`]. A failure says which step it was and, for
+//! certificates, whose and which date ([`ConnectError`]). A TCP peer that has gone silent must be noticed without
+//! HTTP/2 pings, which grpc-go answers with GOAWAY, so the kernel is asked to: keepalive probes, and
+//! `TCP_USER_TIMEOUT` of `timeouts.connect` + `timeouts.read`. `vsock://` shares everything but the socket call; no
+//! vsock has been available to test it on. Nothing here retries, except a Unix socket whose backlog is full.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::ProtocolVersion;
+use rustls::pki_types::ServerName;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncBufReadExt;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_vsock::{VsockAddr, VsockStream};
+
+use crate::backend::tls::{CertificateInfo, HandshakeFault, TlsClient, TlsFileError, handshake_fault};
+use crate::config::{BackendConfig, Endpoint, Timeouts};
+
+mod error;
+mod stream;
+
+pub use error::{ConnectError, Step};
+pub use stream::{Stream, TlsConnection};
+
+/// How long a TLS 1.3 gRPC server is given to refuse our certificate, which it does after the handshake. A server that
+/// accepts it sends its SETTINGS at the same moment, so only one that waits for ours costs this time, once a connection.
+const VERDICT: Duration = Duration::from_millis(250);
+
+/// Between two attempts at a Unix socket whose backlog is full.
+const BACKLOG_PAUSE: Duration = Duration::from_millis(10);
+
+/// The most that one TLS connection holds of what the socket does not take.
+const TLS_BUFFER: usize = 16 * 1024;
+
+/// Makes connections to one backend.
+#[derive(Debug)]
+pub struct Connector {
+    endpoint: Endpoint,
+    target: String,
+    timeouts: Timeouts,
+    tls: Option<Arc<TlsClient>>,
+}
+
+/// What a connection is for, which decides its protocol and how soon a silent peer is given up.
+#[derive(Debug, Clone, Copy)]
+enum Purpose {
+    /// gRPC over HTTP/2; a silent peer is lost after this time.
+    Calls(Duration),
+    /// An exec, attach or port-forward stream over HTTP/1.1. A person may sit at it, so a link that is down for some
+    /// seconds does not end it; keepalive probes end it after a minute.
+    Streams,
+}
+
+/// One attempt at a connection.
+struct Attempt<'a> {
+    target: &'a str,
+    deadline: Instant,
+    after: Duration,
+}
+
+impl Connector {
+    /// Prepares connections to `config.endpoint` and reads its TLS files.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Files`] if the TLS files are missing or cannot be used.
+    pub fn new(config: &BackendConfig) -> Result<Self, ConnectError> {
+        let target = address(&config.endpoint);
+        let tls =
+            prepare_tls(config).map_err(|cause| ConnectError::Files { target: target.clone(), cause })?;
+        Ok(Self { endpoint: config.endpoint.clone(), target, timeouts: config.timeouts, tls })
+    }
+
+    /// Connects to the backend's CRI endpoint, within `timeouts.connect` for all steps together.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConnectError`] that says which step failed.
+    pub async fn connect(&self) -> Result<Stream, ConnectError> {
+        let attempt = self.attempt(&self.target);
+        match &self.endpoint {
+            Endpoint::Unix(path) => attempt.step(Step::Connect, unix(path)).await.map(Stream::Unix),
+            Endpoint::Vsock { cid, port } => {
+                let connected = VsockStream::connect(VsockAddr::new(*cid, *port));
+                attempt.step(Step::Connect, connected).await.map(Stream::Vsock)
+            }
+            Endpoint::Tcp { host, port, tls } => {
+                let silence = self.timeouts.connect + self.timeouts.read;
+                self.tcp(&attempt, host, *port, *tls, Purpose::Calls(silence)).await
+            }
+        }
+    }
+
+    /// Connects to a streaming server of the backend at `host` (no brackets) and `port`, with the same identity and
+    /// within the same time as [`Connector::connect`].
+    ///
+    /// Over TLS its certificate must hold `tls.server_name` if configured, else `host`.
+    ///
+    /// # Errors
+    ///
+    /// A [`ConnectError`] that says which step failed.
+    pub async fn connect_to(&self, host: &str, port: u16, tls: bool) -> Result<Stream, ConnectError> {
+        let target = host_and_port(host, port);
+        self.tcp(&self.attempt(&target), host, port, tls, Purpose::Streams).await
+    }
+
+    /// Describes the certificates in our TLS files as they are now: every authority, and our own. Empty without TLS.
+    ///
+    /// Reads the files, blocking; meant for `crimux check --probe`.
+    ///
+    /// # Errors
+    ///
+    /// [`ConnectError::Files`] if one of them cannot be read.
+    pub fn describe_tls(&self) -> Result<Vec<CertificateInfo>, ConnectError> {
+        let described = self.tls.as_ref().map_or(Ok(Vec::new()), |tls| tls.describe());
+        described.map_err(|cause| ConnectError::Files { target: self.target.clone(), cause })
+    }
+
+    /// The backend's address as error texts name it: a path, `host:port` or `vsock cid:port`.
+    pub fn target(&self) -> &str {
+        &self.target
+    }
+
+    /// Whether there is an identity for TLS.
+    pub fn has_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    fn attempt<'a>(&self, target: &'a str) -> Attempt<'a> {
+        let after = self.timeouts.connect;
+        Attempt { target, deadline: Instant::now() + after, after }
+    }
+
+    async fn tcp(
+        &self,
+        attempt: &Attempt<'_>,
+        host: &str,
+        port: u16,
+        tls: bool,
+        purpose: Purpose,
+    ) -> Result<Stream, ConnectError> {
+        let addrs = attempt.step(Step::Resolve, tokio::net::lookup_host((host, port))).await?.collect();
+        let connected = attempt.step(Step::Connect, first_of(addrs, attempt.deadline)).await?;
+        attempt.step(Step::Connect, async { purpose.apply(&connected) }).await?;
+        if tls { self.handshake(attempt, host, connected, purpose).await } else { Ok(Stream::Tcp(connected)) }
+    }
+
+    async fn handshake(
+        &self,
+        attempt: &Attempt<'_>,
+        host: &str,
+        connected: TcpStream,
+        purpose: Purpose,
+    ) -> Result<Stream, ConnectError> {
+        let files = |cause| ConnectError::Files { target: attempt.target.to_owned(), cause };
+        let tls = self.tls.clone().ok_or_else(|| files(TlsFileError::NotConfigured))?;
+        let name = tls.server_name(host).to_owned();
+        let server_name = parse_server_name(&name).map_err(files)?;
+        let read =
+            async { tokio::task::spawn_blocking(move || tls.current()).await.map_err(io::Error::other) };
+        let identity = attempt.step(Step::Files, read).await?;
+        let config = match purpose {
+            Purpose::Calls(_) => &identity.calls,
+            Purpose::Streams => &identity.streams,
+        };
+        let shaking =
+            TlsConnector::from(Arc::clone(config))
+                .connect_with(server_name, connected, |session| session.set_buffer_limit(Some(TLS_BUFFER)));
+        let explained = async {
+            let mut stream = shaking.await?;
+            if let Purpose::Calls(_) = purpose {
+                await_verdict(&mut stream).await?;
+            }
+            Ok(stream)
+        };
+        // Certificates are told apart here and not in `step`, so the error passes it as a value.
+        let result = attempt.step(Step::Handshake, async { Ok(explained.await) }).await?;
+        let target = attempt.target.to_owned();
+        match result {
+            Ok(stream) => Ok(Stream::Tls(Box::new(TlsConnection { stream, identity, target }))),
+            Err(error) => Err(match handshake_fault(&error, &name, &identity) {
+                HandshakeFault::Certificate(fault) => ConnectError::Certificate { target, fault },
+                HandshakeFault::Other(reason) => ConnectError::Handshake { target, reason },
+            }),
+        }
+    }
+}
+
+impl Attempt<'_> {
+    /// Takes one step within what is left of the time.
+    async fn step<T>(
+        &self,
+        step: Step,
+        taken: impl Future<Output = io::Result<T>>,
+    ) -> Result<T, ConnectError> {
+        let target = || self.target.to_owned();
+        match timeout_at(self.deadline, taken).await {
+            Ok(Ok(done)) => Ok(done),
+            Ok(Err(cause)) if step == Step::Resolve => Err(ConnectError::Resolve { target: target(), cause }),
+            Ok(Err(cause)) => Err(ConnectError::Connect { target: target(), cause }),
+            Err(_) => Err(ConnectError::Timeout { target: target(), step, after: self.after }),
+        }
+    }
+}
+
+impl Purpose {
+    /// Sets what the kernel does about a silent peer, and sends small writes at once.
+    fn apply(self, stream: &TcpStream) -> io::Result<()> {
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(stream);
+        match self {
+            Self::Calls(silence) => {
+                let second = Duration::from_secs(1);
+                let keepalive =
+                    TcpKeepalive::new().with_time((silence / 3).max(second)).with_interval(second);
+                socket.set_tcp_keepalive(&keepalive)?;
+                socket.set_tcp_user_timeout(Some(silence))
+            }
+            Self::Streams => {
+                let (idle, interval) = (Duration::from_secs(30), Duration::from_secs(10));
+                let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(3);
+                socket.set_tcp_keepalive(&keepalive)
+            }
+        }
+    }
+}
+
+/// Writes `host:port`, with brackets around an IPv6 address.
+pub(crate) fn host_and_port(host: &str, port: u16) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn address(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Unix(path) => path.display().to_string(),
+        Endpoint::Tcp { host, port, .. } => host_and_port(host, *port),
+        Endpoint::Vsock { cid, port } => format!("vsock {cid}:{port}"),
+    }
+}
+
+fn prepare_tls(config: &BackendConfig) -> Result<Option<Arc<TlsClient>>, TlsFileError> {
+    let endpoint_host = match &config.endpoint {
+        Endpoint::Tcp { host, tls: true, .. } => Some(host),
+        _ => None,
+    };
+    match (&config.tls, endpoint_host) {
+        (None, Some(_)) => Err(TlsFileError::NotConfigured),
+        (None, None) => Ok(None),
+        (Some(files), host) => {
+            let name = files.server_name.as_ref().or(host);
+            name.map_or(Ok(()), |name| parse_server_name(name).map(drop))?;
+            Ok(Some(Arc::new(TlsClient::new(files)?)))
+        }
+    }
+}
+
+fn parse_server_name(name: &str) -> Result<ServerName<'static>, TlsFileError> {
+    ServerName::try_from(name.to_owned()).map_err(|_| TlsFileError::ServerName { name: name.to_owned() })
+}
+
+/// Connects to a Unix socket; a full backlog means a busy backend, not a dead one, and is waited for.
+async fn unix(path: &Path) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path).await {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                tokio::time::sleep(BACKLOG_PAUSE).await;
+            }
+            result => return result,
+        }
+    }
+}
+
+/// Connects to the first address that answers; each has an equal share of the time that is left.
+async fn first_of(addrs: Vec<SocketAddr>, deadline: Instant) -> io::Result<TcpStream> {
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
+    for (tried, addr) in addrs.iter().enumerate() {
+        let left = u32::try_from(addrs.len() - tried).unwrap_or(u32::MAX);
+        let now = Instant::now();
+        let share = now + deadline.saturating_duration_since(now) / left;
+        match timeout_at(if left == 1 { deadline } else { share }, TcpStream::connect(addr)).await {
+            Ok(Ok(connected)) => return Ok(connected),
+            Ok(Err(error)) => last = error,
+            Err(_) if left == 1 => std::future::pending().await,
+            Err(_) => last = io::ErrorKind::TimedOut.into(),
+        }
+    }
+    Err(last)
+}
+
+/// Waits for the first bytes after a TLS 1.3 handshake, or for [`VERDICT`], leaving the bytes where they are.
+async fn await_verdict(stream: &mut tokio_rustls::client::TlsStream<TcpStream>) -> io::Result<()> {
+    if stream.get_ref().1.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
+        return Ok(());
+    }
+    match tokio::time::timeout(VERDICT, stream.fill_buf()).await {
+        Ok(Ok([])) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Ok(Ok(_)) | Err(_) => Ok(()),
+        Ok(Err(error)) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::net::TcpListener;
+
+    #[tokio::test]
+    async fn a_silent_peer_of_calls_is_given_up_by_the_kernel_in_time() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        Purpose::Calls(Duration::from_secs(3)).apply(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert!(stream.nodelay().unwrap() && socket.keepalive().unwrap());
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(Duration::from_secs(3)));
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(1));
+        assert_eq!(socket.tcp_keepalive_interval().unwrap(), Duration::from_secs(1));
+    }
+
+    #[tokio::test]
+    async fn a_stream_outlives_a_link_that_is_down_for_seconds() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        Purpose::Streams.apply(&stream).unwrap();
+        let socket = SockRef::from(&stream);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), None);
+        assert_eq!(socket.tcp_keepalive_time().unwrap(), Duration::from_secs(30));
+    }
+
+    #[test]
+    fn an_address_of_ipv6_is_written_in_brackets() {
+        assert_eq!(host_and_port("::1", 80), "[::1]:80");
+        assert_eq!(host_and_port("node-7", 80), "node-7:80");
+    }
+}

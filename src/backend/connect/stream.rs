@@ -1,0 +1,122 @@
+//! A connection to a backend, whatever it runs over.
+//!
+//! gRPC and the streaming relay need bytes in and out and nothing else, so every transport is one type. Bytes are never
+//! looked at; only a TLS alert that refuses our certificate is put into words, because a TLS 1.3 peer may send it when
+//! the handshake is long over.
+
+use std::fmt;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+use tokio_rustls::client::TlsStream;
+use tokio_vsock::VsockStream;
+
+use super::ConnectError;
+use crate::backend::tls::{TlsIdentity, certificate_refusal};
+
+/// A connected byte stream to a backend.
+#[derive(Debug)]
+pub enum Stream {
+    /// `unix://`.
+    Unix(UnixStream),
+    /// `http://`.
+    Tcp(TcpStream),
+    /// `https://`.
+    Tls(Box<TlsConnection>),
+    /// `vsock://`.
+    Vsock(VsockStream),
+}
+
+/// A TLS connection whose read errors say when the peer refuses our certificate.
+pub struct TlsConnection {
+    pub(super) stream: TlsStream<TcpStream>,
+    pub(super) identity: Arc<TlsIdentity>,
+    pub(super) target: String,
+}
+
+/// What all transports have in common.
+trait Transport: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Transport for T {}
+
+impl Stream {
+    fn transport(self: Pin<&mut Self>) -> Pin<&mut dyn Transport> {
+        match self.get_mut() {
+            Self::Unix(stream) => Pin::new(stream),
+            Self::Tcp(stream) => Pin::new(stream),
+            Self::Tls(connection) => Pin::new(&mut connection.stream),
+            Self::Vsock(stream) => Pin::new(stream),
+        }
+    }
+
+    fn explain(&self, error: io::Error) -> io::Error {
+        match self {
+            Self::Tls(connection) => connection.explain(error),
+            _ => error,
+        }
+    }
+}
+
+impl TlsConnection {
+    /// Puts a refused certificate into words and leaves every other error as it is.
+    fn explain(&self, error: io::Error) -> io::Error {
+        match certificate_refusal(&error, &self.identity) {
+            Some(fault) => {
+                let target = self.target.clone();
+                io::Error::new(error.kind(), ConnectError::Certificate { target, fault })
+            }
+            None => error,
+        }
+    }
+}
+
+impl fmt::Debug for TlsConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsConnection").field("target", &self.target).finish_non_exhaustive()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = self.as_mut().transport().poll_read(cx, buf);
+        read.map_err(|error| self.explain(error))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.transport().poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.transport().poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Unix(stream) => stream.is_write_vectored(),
+            Self::Tcp(stream) => stream.is_write_vectored(),
+            Self::Tls(connection) => connection.stream.is_write_vectored(),
+            Self::Vsock(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.transport().poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.transport().poll_shutdown(cx)
+    }
+}

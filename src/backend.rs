@@ -166,14 +166,16 @@ impl Backend {
         }
         let mut link = self.link.subscribe();
         let first = link.wait_for(|link| !matches!(link, Link::Connecting));
-        let wait = self.config.load().timeouts.connect;
-        let link = tokio::time::timeout(wait, first).await;
-        match link.as_deref() {
-            Ok(Ok(Link::Up { sender, api, .. })) => Ok((sender.clone(), *api)),
-            Ok(Ok(Link::Down { since, cause })) => {
+        // When the wait ends without an outcome the link is still `Connecting`, and says so below.
+        tokio::time::timeout(self.config.load().timeouts.connect, first).await.ok();
+        match &*self.link.borrow() {
+            Link::Up { sender, api, .. } => Ok((sender.clone(), *api)),
+            Link::Down { since, cause } => {
                 Err(Error::Down { backend: Arc::clone(&self.name), since: *since, cause: Arc::clone(cause) })
             }
-            _ => Err(Error::Lost { backend: Arc::clone(&self.name), cause: "not connected yet".to_owned() }),
+            Link::Connecting => {
+                Err(Error::Lost { backend: Arc::clone(&self.name), cause: "not connected yet".to_owned() })
+            }
         }
     }
 

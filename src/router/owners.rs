@@ -80,7 +80,7 @@ fn entry_digest(key: &str, value: &str) -> u64 {
 
 /// Who owns an ID.
 #[derive(Debug, Clone)]
-pub struct Owner {
+struct Owner {
     /// The backend.
     pub backend: Arc<str>,
     /// What the ID names.

@@ -1,12 +1,31 @@
 //! What the operator wrote, checked: the configuration that every other part reads.
 //!
 //! The file as written is read by `config/file.rs`, which reports every problem at once with line and column;
-//! only a file without problems becomes a [`Config`]. Nothing here does I/O beyond reading that one file.
+//! only a file without problems becomes a [`Config`]. Keys, defaults and limits are data in `config/keys.rs`.
+//! Nothing here does I/O beyond reading that one file and looking up the names in `listen_owner`.
+
+mod backends;
+mod file;
+mod findings;
+mod handlers;
+mod hint;
+pub mod keys;
+mod problem;
+pub mod reference;
+mod section;
+mod tree;
+mod values;
+mod warnings;
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+pub use problem::{ConfigError, Problem, Problems};
+pub use warnings::Warning;
 
 /// A checked configuration. Names of backends in it always exist in [`Config::backends`].
 #[derive(Debug, Clone, PartialEq)]
@@ -15,7 +34,7 @@ pub struct Config {
     pub listen: PathBuf,
     /// Permission bits of every socket that serves CRI. Default 0660.
     pub listen_mode: u32,
-    /// Owner of those sockets as `(uid, gid)`; `None` leaves crimux's own. Default root:root.
+    /// Owner of those sockets as `(uid, gid)`; `None` (`listen_owner: self`) leaves crimux's own. Default root:root.
     pub listen_owner: Option<(u32, u32)>,
     /// Where the last-known state is kept. Default `/var/lib/crimux`.
     pub state_dir: PathBuf,
@@ -169,7 +188,7 @@ pub struct Target {
     pub backend: String,
     /// The name that backend knows the handler by; empty: the backend's own default.
     pub handler: String,
-    /// Its share of a split; 1 where there is no split.
+    /// Its share of a split, 0 to 10000, not 0 for all; 1 where there is no split.
     pub weight: u32,
 }
 
@@ -212,10 +231,51 @@ pub enum LogFormat {
 /// Spans over OTLP/gRPC.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tracing {
-    /// `http://host:port` of the collector.
+    /// `http://host:port` or `https://host:port` of the collector.
     pub otlp: String,
     /// Share of the calls without a `traceparent` that get a trace, 0 to 1. Default 1.
     pub sample_ratio: f64,
+}
+
+impl Config {
+    /// Reads and checks the file at `path`. Relative paths in it start at its directory.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::Read`] if the file cannot be read, [`ConfigError::Invalid`] with every problem found if it is
+    /// wrong, not UTF-8 or larger than 1 MiB.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        let (text, base_dir) =
+            read_bounded(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        let text = String::from_utf8(text).map_err(|error| not_utf8(&error));
+        text.and_then(|text| Self::parse(&text, &base_dir))
+            .map_err(|problems| ConfigError::Invalid { path: path.to_owned(), problems })
+    }
+
+    /// Checks the text of a configuration. Relative paths in it start at `base_dir`.
+    ///
+    /// # Errors
+    ///
+    /// Every problem found; behind a YAML syntax error nothing is read, so it may hide others.
+    pub fn parse(text: &str, base_dir: &Path) -> Result<Self, Problems> {
+        file::read(text, base_dir)
+    }
+}
+
+/// The bytes of the file, at most one more than is accepted, and its directory as an absolute path.
+fn read_bounded(path: &Path) -> io::Result<(Vec<u8>, PathBuf)> {
+    let directory = std::path::absolute(path)?.parent().map(Path::to_owned).unwrap_or_default();
+    let mut text = Vec::new();
+    File::open(path)?.take(tree::MAX_BYTES as u64 + 1).read_to_end(&mut text)?;
+    Ok((text, directory))
+}
+
+fn not_utf8(error: &std::string::FromUtf8Error) -> Problems {
+    let valid = String::from_utf8_lossy(&error.as_bytes()[..error.utf8_error().valid_up_to()]);
+    let line = valid.matches('\n').count() + 1;
+    let column = valid.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
+    let message = "this byte is not UTF-8 (save the file as UTF-8)".to_owned();
+    Problems(vec![Problem { line, column, key: String::new(), message }])
 }
 
 impl Default for Timeouts {

@@ -1,0 +1,85 @@
+//! From the text of a configuration file to a checked [`Config`].
+//!
+//! One small reader for each section, each of which reads all its keys before it gives up, so that one pass finds
+//! every problem. The larger sections have files of their own: `backends.rs` and `handlers.rs`.
+
+use std::path::Path;
+
+use super::findings::Findings;
+use super::problem::Problems;
+use super::section::Section;
+use super::{
+    Admin, Config, Events, Identity, Log, LogFormat, StatsPolicy, Tracing, backends, handlers, tree, values,
+};
+
+/// Reads `text`; relative paths start at `base_dir`.
+pub(super) fn read(text: &str, base_dir: &Path) -> Result<Config, Problems> {
+    let findings = Findings::default();
+    let root = tree::read(text, &findings);
+    let config = root.and_then(|root| config(&Section::top(&root, &findings)?, base_dir));
+    findings.check_sockets();
+    findings.conclude(config)
+}
+
+fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
+    let listen = top.socket("listen");
+    let listen_mode = top.read("listen_mode", values::mode);
+    let listen_owner = top.read("listen_owner", values::owner);
+    let state_dir = top.read("state_dir", values::folder);
+    let admin = top.section("admin").and_then(|section| admin(&section));
+    let identity = top
+        .one_of("identity", &[("default-backend", Identity::DefaultBackend), ("crimux", Identity::Crimux)]);
+    let (names, backends) = backends::read(top, base_dir);
+    let default_backend = top.read("default_backend", |name| names.check(name));
+    let handlers = handlers::read(top, &names);
+    let drain_timeout = top.duration("drain_timeout");
+    let pod_sandbox_stats = top.one_of(
+        "pod_sandbox_stats",
+        &[("unimplemented", StatsPolicy::Unimplemented), ("union", StatsPolicy::Union)],
+    );
+    let events = top.section("events").and_then(|section| events(&section));
+    let log = top.section("log").and_then(|section| log(&section));
+    let tracing = top.section("tracing").and_then(|section| tracing(&section));
+    Some(Config {
+        listen: listen?,
+        listen_mode: listen_mode?,
+        listen_owner: listen_owner?,
+        state_dir: state_dir?,
+        admin: admin?,
+        identity: identity?,
+        default_backend: default_backend?,
+        backends: backends?,
+        handlers: handlers?,
+        drain_timeout: drain_timeout?,
+        pod_sandbox_stats: pod_sandbox_stats?,
+        events: events?,
+        log: log?,
+        tracing: tracing?,
+    })
+}
+
+fn admin(section: &Section<'_>) -> Option<Admin> {
+    let socket = section.socket("socket");
+    let http = section.read("http", values::address);
+    Some(Admin { socket: socket?, http: http? })
+}
+
+fn events(section: &Section<'_>) -> Option<Events> {
+    let buffer = section.whole("buffer");
+    let grace = section.duration("grace");
+    Some(Events { buffer: buffer? as usize, grace: grace? })
+}
+
+fn log(section: &Section<'_>) -> Option<Log> {
+    let format = section.one_of("format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]);
+    let level = section.read("level", values::filter);
+    Some(Log { format: format?, level: level? })
+}
+
+/// `Some(None)` where no traces are sent.
+#[allow(clippy::option_option)] // As in every reader, the outer one tells whether a problem was noted.
+fn tracing(section: &Section<'_>) -> Option<Option<Tracing>> {
+    let otlp = section.read("otlp", values::url);
+    let sample_ratio = section.read("sample_ratio", values::ratio)?;
+    Some(otlp?.map(|otlp| Tracing { otlp, sample_ratio }))
+}

@@ -1,0 +1,112 @@
+//! What reading a file has found so far: its problems, and the sockets it names.
+//!
+//! Readers of sections run side by side and none stops at a mistake, so they share this one notebook. It judges
+//! only what no single section can see: that two keys want the same socket.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::path::{Component, Path, PathBuf};
+
+use super::problem::{Problem, Problems};
+
+/// A position in the file, both counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) line: usize,
+    pub(super) column: usize,
+}
+
+impl Place {
+    /// The first character.
+    pub(super) const START: Self = Self { line: 1, column: 1 };
+}
+
+/// Whether crimux listens on a socket or dials it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Use {
+    Listen,
+    Dial,
+}
+
+#[derive(Debug)]
+struct Socket {
+    path: PathBuf,
+    usage: Use,
+    place: Place,
+    key: String,
+}
+
+/// Problems and sockets, in the order they were found.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    problems: RefCell<Vec<Problem>>,
+    sockets: RefCell<Vec<Socket>>,
+}
+
+/// Beyond this many, problems are only counted: the file is then something else than a configuration.
+const MAX_PROBLEMS: usize = 1000;
+
+impl Findings {
+    /// Notes a problem.
+    pub(super) fn add(&self, place: Place, key: &str, message: impl Into<String>) {
+        let Place { line, column } = place;
+        self.problems.borrow_mut().push(Problem {
+            line,
+            column,
+            key: key.to_owned(),
+            message: message.into(),
+        });
+    }
+
+    /// Whether there are so many problems that the words of a further one will not be shown.
+    pub(super) fn is_full(&self) -> bool {
+        self.problems.borrow().len() >= MAX_PROBLEMS
+    }
+
+    /// Notes a socket, to be compared with all others by [`Findings::check_sockets`].
+    pub(super) fn add_socket(&self, path: &Path, usage: Use, place: Place, key: String) {
+        self.sockets.borrow_mut().push(Socket { path: plain(path), usage, place, key });
+    }
+
+    /// Reports sockets that two keys would bind, and backends whose endpoint is crimux itself.
+    pub(super) fn check_sockets(&self) {
+        let sockets = self.sockets.take();
+        let mut bound: BTreeMap<&Path, &str> = BTreeMap::new();
+        for socket in sockets.iter().filter(|socket| socket.usage == Use::Listen) {
+            if let Some(other) = bound.get(socket.path.as_path()) {
+                let message = format!("{other} has the same path (give each socket its own)");
+                self.add(socket.place, &socket.key, message);
+            } else {
+                bound.insert(&socket.path, &socket.key);
+            }
+        }
+        for socket in sockets.iter().filter(|socket| socket.usage == Use::Dial) {
+            if let Some(own) = bound.get(socket.path.as_path()) {
+                let message = format!("this is crimux's own socket, {own} (name the runtime's socket)");
+                self.add(socket.place, &socket.key, message);
+            }
+        }
+    }
+
+    /// `value` if nothing was wrong, else every problem in the order of the file.
+    pub(super) fn conclude<T>(self, value: Option<T>) -> Result<T, Problems> {
+        let mut problems = self.problems.into_inner();
+        if problems.is_empty() {
+            return Ok(value.expect("a reader gives no value only after it has noted a problem"));
+        }
+        problems.sort_by_key(|problem| (problem.line, problem.column));
+        let more = problems.len().saturating_sub(MAX_PROBLEMS);
+        problems.truncate(MAX_PROBLEMS);
+        if let (1.., Some(last)) = (more, problems.last()) {
+            let message = format!("{more} more problems are not shown (is this the right file?)");
+            problems.push(Problem { key: String::new(), message, ..*last });
+        }
+        Err(Problems(problems))
+    }
+}
+
+/// The path without `.`, doubled slashes and the old name of `/run`, for comparison only.
+fn plain(path: &Path) -> PathBuf {
+    let path: PathBuf = path.components().filter(|part| *part != Component::CurDir).collect();
+    path.strip_prefix("/var/run").map(|rest| Path::new("/run").join(rest)).unwrap_or(path)
+}

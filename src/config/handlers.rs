@@ -1,0 +1,56 @@
+//! The `handlers` section: where the sandboxes of each `RuntimeClass` handler go.
+//!
+//! An entry names one backend, or splits new sandboxes among several by weight. The handler `""` is not
+//! configured here: it always goes to `default_backend`.
+
+use std::collections::BTreeMap;
+
+use super::Target;
+use super::backends::Names;
+use super::section::{Named, Section};
+
+/// Reads all handlers.
+pub(super) fn read(top: &Section<'_>, backends: &Names) -> Option<BTreeMap<String, Vec<Target>>> {
+    let named = top.named("handlers")?;
+    // All are read before any is judged, so that each reports its own problems.
+    let read: Vec<_> =
+        named.iter().map(|handler| (handler.name.to_owned(), one(top, handler, backends))).collect();
+    read.into_iter().map(|(name, targets)| Some((name, targets?))).collect()
+}
+
+fn one(top: &Section<'_>, named: &Named<'_>, backends: &Names) -> Option<Vec<Target>> {
+    if named.name.is_empty() {
+        let message = "pods without a RuntimeClass always go to default_backend (remove this entry)";
+        top.problem_of_name("handlers", named, message);
+        return None;
+    }
+    let section = named.section.as_ref()?;
+    if !section.has("split") {
+        return target(section, backends, Some(1)).map(|target| vec![target]);
+    }
+    for other in ["backend", "handler"] {
+        if section.has(other) {
+            section.problem(
+                other,
+                format!("{other} and split exclude each other (give it in the shares instead)"),
+            );
+        }
+    }
+    split(section, backends)
+}
+
+fn split(section: &Section<'_>, backends: &Names) -> Option<Vec<Target>> {
+    let shares = section.list("split")?;
+    let targets: Vec<_> = shares.iter().map(|share| target(share, backends, share.whole("weight"))).collect();
+    let targets: Vec<Target> = targets.into_iter().collect::<Option<_>>()?;
+    if targets.iter().all(|target| target.weight == 0) {
+        section.problem("split", "no share has a weight above 0 (give at least one)");
+    }
+    Some(targets)
+}
+
+fn target(section: &Section<'_>, backends: &Names, weight: Option<u32>) -> Option<Target> {
+    let backend = section.read("backend", |name| backends.check(name));
+    let handler = section.optional("handler", |name| Ok(name.to_owned()));
+    Some(Target { backend: backend?, handler: handler?.unwrap_or_default(), weight: weight? })
+}

@@ -1,0 +1,431 @@
+//! Every key of the configuration file: its type, default and meaning, as data.
+//!
+//! One table feeds the reader (known keys, defaults, limits), the reference in `docs/configuration.md`, the JSON
+//! schema for editors and the test of `config.example.yaml`, so that none of them can drift from the others.
+//! It holds no logic about what a value means; that is `values.rs`.
+
+use super::keys::Default::{Derived, Is, Required};
+use super::keys::Kind::{
+    Address, Backend, Duration, Endpoint, File, Filter, Folder, HostPort, List, Mode, Named, OneOf, Owner,
+    Ratio, Section, Socket, Switch, Text, Url, Whole,
+};
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Key {
+    /// The key from the top. `*` stands for a name that the operator chooses, `[]` for an item of a list.
+    pub path: &'static str,
+    /// What its value looks like.
+    pub kind: Kind,
+    /// What holds without it.
+    pub default: Default,
+    /// What it means, its unit, and when to change it.
+    pub about: &'static str,
+}
+
+/// The type of a value.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Kind {
+    /// A mapping of the keys below it.
+    Section,
+    /// A mapping from names that the operator chooses to sections.
+    Named,
+    /// A list of sections.
+    List,
+    /// Any text.
+    Text,
+    /// A name under `backends`.
+    Backend,
+    /// `true` or `false`.
+    Switch,
+    /// One of these words.
+    OneOf(&'static [&'static str]),
+    /// A whole number.
+    Whole {
+        /// The smallest that is accepted.
+        min: u32,
+        /// The largest that is accepted.
+        max: u32,
+    },
+    /// A number from 0 to 1.
+    Ratio,
+    /// Such as `1m30s`, above zero.
+    Duration {
+        /// The longest that is accepted.
+        max: &'static str,
+    },
+    /// Permission bits in octal.
+    Mode,
+    /// `user:group`, or `self`.
+    Owner,
+    /// A Unix socket that crimux listens on.
+    Socket,
+    /// A backend's address.
+    Endpoint,
+    /// An absolute path of a directory.
+    Folder,
+    /// A path of a file, relative to the directory of the configuration file.
+    File,
+    /// `IP:PORT`, or `off`.
+    Address,
+    /// `HOST:PORT`.
+    HostPort,
+    /// `http://HOST:PORT` or `https://HOST:PORT`, or `off`.
+    Url,
+    /// Log levels, also per target.
+    Filter,
+}
+
+/// What holds where a key is not given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Default {
+    /// Nothing: the key must be given wherever its section is.
+    Required,
+    /// This value, as it would be written in the file.
+    Is(&'static str),
+    /// Something that no single value can say; the text tells what.
+    Derived(&'static str),
+}
+
+impl Kind {
+    /// What a value must look like, in words that complete "expected …".
+    pub fn expected(self) -> String {
+        match self {
+            Section => "a mapping of keys".into(),
+            Named => "a mapping of names".into(),
+            List => "a list".into(),
+            Text => "text".into(),
+            Backend => "a name under backends".into(),
+            Switch => "true or false".into(),
+            OneOf(words) => words.join(" or "),
+            Whole { min, max } => format!("a whole number from {min} to {max}"),
+            Ratio => "a number from 0 to 1".into(),
+            Duration { max } => format!("a duration such as 500ms, 1s or 1m30s, at most {max}"),
+            Mode => "permission bits in octal, such as \"0660\"".into(),
+            Owner => "USER:GROUP by name or number, or self".into(),
+            Socket => "unix:///PATH or an absolute path".into(),
+            Endpoint => "unix:///PATH, https://HOST:PORT, http://HOST:PORT or vsock://CID:PORT".into(),
+            Folder => "an absolute path".into(),
+            File => "a path of a file".into(),
+            Address => "IP:PORT, or off".into(),
+            HostPort => "HOST:PORT".into(),
+            Url => "http://HOST:PORT or https://HOST:PORT, or off".into(),
+            Filter => {
+                "a level (error, warn, info, debug, trace, off), or TARGET=LEVEL, separated by commas".into()
+            }
+        }
+    }
+}
+
+impl Key {
+    /// The path of the section that holds this key; empty for a key at the top.
+    pub fn parent(&self) -> &'static str {
+        match self.path.strip_suffix("[]") {
+            Some(list) => list,
+            None => self.path.rsplit_once('.').map_or("", |(parent, _)| parent),
+        }
+    }
+
+    /// The key's own name, without the sections around it.
+    pub fn name(&self) -> &'static str {
+        self.path.rsplit_once('.').map_or(self.path, |(_, name)| name)
+    }
+}
+
+/// The row of the key at `path`.
+pub fn find(path: &str) -> Option<&'static Key> {
+    KEYS.iter().find(|key| key.path == path)
+}
+
+/// The rows right below the section at `path`, in the order of the table.
+pub fn below(path: &str) -> impl Iterator<Item = &'static Key> {
+    KEYS.iter().filter(move |key| key.parent() == path)
+}
+
+/// The path of `name` below `path`. A name that could be misread in a path is quoted.
+pub(super) fn child_path(path: &str, name: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '*');
+    let name = match name.chars().count() {
+        1..=63 if name.chars().all(plain) => name.to_owned(),
+        0..=63 => format!("{name:?}"),
+        _ => format!("{:?}…", name.chars().take(60).collect::<String>()),
+    };
+    if path.is_empty() { name } else { format!("{path}.{name}") }
+}
+
+const fn key(path: &'static str, kind: Kind, default: Default, about: &'static str) -> Key {
+    Key { path, kind, default, about }
+}
+
+const NOTHING: Default = Derived("nothing");
+
+/// The table. Sections come before their keys.
+pub const KEYS: &[Key] = &[
+    key(
+        "listen",
+        Socket,
+        Is("unix:///run/crimux/crimux.sock"),
+        "The socket crimux serves the CRI on: kubelet's `containerRuntimeEndpoint`. Its directory is made. A path that ends \
+         in `run/crio/crio.sock` makes kubelet treat the node as CRI-O and take its stats from cAdvisor.",
+    ),
+    key(
+        "listen_mode",
+        Mode,
+        Is("0660"),
+        "Permission bits of `listen` and of every `backends.*.socket`. Whoever may write to them is root on the node.",
+    ),
+    key(
+        "listen_owner",
+        Owner,
+        Is("root:root"),
+        "Owner and group of those sockets, by name or number. `self` leaves them to the user crimux runs as; change it \
+         where crimux does not run as root, or to let a group use crictl.",
+    ),
+    key(
+        "state_dir",
+        Folder,
+        Is("/var/lib/crimux"),
+        "Directory of what must survive a restart: who owns which sandbox, and the last lists. Keep it on a disk of the \
+         node; crimux makes it, readable by its owner alone.",
+    ),
+    key("admin", Section, Derived("its keys' defaults"), "Where operators and Prometheus reach crimux."),
+    key(
+        "admin.socket",
+        Socket,
+        Is("/run/crimux/admin.sock"),
+        "The socket of `crimux status`, `ps`, `route` and `backend`.",
+    ),
+    key(
+        "admin.http",
+        Address,
+        Is("127.0.0.1:9440"),
+        "Address of `/metrics`, `/healthz`, `/readyz` and the status page. It has no authentication: open it beyond \
+         loopback only on a trusted network. `off` opens none.",
+    ),
+    key(
+        "identity",
+        OneOf(&["default-backend", "crimux"]),
+        Is("default-backend"),
+        "Whose name and version `Version` reports. The name prefixes every container ID of the node, so `default-backend` \
+         lets crimux move in front of a running node unnoticed; change it only on an empty node.",
+    ),
+    key(
+        "default_backend",
+        Backend,
+        Required,
+        "The backend of pods without a RuntimeClass, and of calls that name neither a handler nor a known ID. One of the \
+         names under `backends`.",
+    ),
+    key(
+        "backends",
+        Named,
+        Required,
+        "The container runtimes behind crimux, by name. A name is made of a-z, 0-9 and `-`, 63 characters at most: it is \
+         a metric label, and remembered in `state_dir`.",
+    ),
+    key("backends.*", Section, Required, "One container runtime."),
+    key(
+        "backends.*.endpoint",
+        Endpoint,
+        Required,
+        "Its address: `unix:///PATH`, `https://HOST:PORT` (with `tls`), `http://HOST:PORT` or `vsock://CID:PORT`. IPv6 \
+         addresses stand in brackets.",
+    ),
+    key(
+        "backends.*.insecure",
+        Switch,
+        Is("false"),
+        "Allows `http://` to a host other than loopback, where anyone on the way can read and change everything, image \
+         pull credentials included.",
+    ),
+    key(
+        "backends.*.socket",
+        Socket,
+        NOTHING,
+        "A socket on which crimux shows this backend alone, for `crictl` and debugging.",
+    ),
+    key(
+        "backends.*.required",
+        Switch,
+        Is("false"),
+        "Whether an outage of this backend makes the node NotReady. The default backend's always does.",
+    ),
+    key(
+        "backends.*.local",
+        Switch,
+        Derived("true for `unix://`, else false"),
+        "Whether its files, logs and image store are on this node. Set it to false for a `unix://` socket that leads \
+         elsewhere, such as into a VM.",
+    ),
+    key(
+        "backends.*.max_in_flight",
+        Whole { min: 1, max: 1_000_000 },
+        Is("1000"),
+        "How many calls may be under way to it at once. Lower it for a runtime that suffers under load.",
+    ),
+    key(
+        "backends.*.image_handler",
+        OneOf(&["auto", "never"]),
+        Is("auto"),
+        "Whether `PullImage` gets the runtime handler of the pod: `auto` if the backend announces the handler in its \
+         status, `never` for a backend that would refuse it.",
+    ),
+    key(
+        "backends.*.timeouts",
+        Section,
+        Derived("its keys' defaults"),
+        "When this backend counts as late. Raise them for a slow or distant one; kubelet waits for lists meanwhile.",
+    ),
+    key("backends.*.timeouts.connect", Duration { max: "1h" }, Is("1s"), "To be connected."),
+    key(
+        "backends.*.timeouts.list",
+        Duration { max: "1h" },
+        Is("1s"),
+        "For ListPodSandbox, ListContainers and ListImages, until the last known list is answered instead.",
+    ),
+    key(
+        "backends.*.timeouts.read",
+        Duration { max: "1h" },
+        Is("2s"),
+        "For PodSandboxStatus, ContainerStatus, ImageStatus and the stats of one object.",
+    ),
+    key(
+        "backends.*.timeouts.stats",
+        Duration { max: "1h" },
+        Is("5s"),
+        "For the stats lists and ImageFsInfo.",
+    ),
+    key("backends.*.tls", Section, NOTHING, "TLS towards an `https://` endpoint, and only there."),
+    key(
+        "backends.*.tls.ca",
+        File,
+        Required,
+        "PEM file of the authorities that may have signed the backend's certificate. All TLS files are read again when \
+         they change; relative paths start at the directory of the configuration file.",
+    ),
+    key(
+        "backends.*.tls.cert",
+        File,
+        NOTHING,
+        "PEM file of crimux's own certificate chain, for mutual TLS; with `key`.",
+    ),
+    key("backends.*.tls.key", File, NOTHING, "PEM file of the private key of `cert`."),
+    key(
+        "backends.*.tls.server_name",
+        Text,
+        Derived("the endpoint's host"),
+        "The name that the backend's certificate must hold. Set it where the endpoint is an address or another name.",
+    ),
+    key(
+        "backends.*.streaming",
+        Section,
+        Derived("its keys' defaults"),
+        "How exec, attach and port-forward reach the backend's streaming server.",
+    ),
+    key(
+        "backends.*.streaming.relay",
+        OneOf(&["auto", "always", "never"]),
+        Is("auto"),
+        "When crimux relays these streams: `auto` where kubelet on this node could not dial the backend's own URL.",
+    ),
+    key(
+        "backends.*.streaming.address",
+        HostPort,
+        Derived("the endpoint's host and the port of the backend's URL"),
+        "Where the backend's streaming server is reached, if its URLs name something that cannot be dialled from here.",
+    ),
+    key(
+        "backends.*.streaming.tls",
+        Switch,
+        Is("false"),
+        "Whether that server speaks TLS; it is then verified with the backend's `tls`.",
+    ),
+    key(
+        "handlers",
+        Named,
+        Derived("none: only pods without a RuntimeClass run"),
+        "RuntimeClass `handler` → backend. A handler that is not listed is refused, never sent to the default backend. An \
+         entry has either `backend` or `split`.",
+    ),
+    key("handlers.*", Section, Required, "One handler."),
+    key("handlers.*.backend", Backend, NOTHING, "The backend its sandboxes go to."),
+    key(
+        "handlers.*.handler",
+        Text,
+        Derived("the backend's own default handler"),
+        "The name by which that backend knows the handler.",
+    ),
+    key(
+        "handlers.*.split",
+        List,
+        NOTHING,
+        "Several backends that share the handler's new sandboxes by weight, for moving a node from one runtime to another.",
+    ),
+    key("handlers.*.split[]", Section, Required, "One share."),
+    key("handlers.*.split[].backend", Backend, Required, "The backend of this share."),
+    key(
+        "handlers.*.split[].handler",
+        Text,
+        Derived("the backend's own default handler"),
+        "The name by which that backend knows the handler.",
+    ),
+    key(
+        "handlers.*.split[].weight",
+        Whole { min: 0, max: 10_000 },
+        Is("1"),
+        "Its share of new sandboxes, relative to the sum of the weights. 0 takes none; not all may be 0.",
+    ),
+    key(
+        "drain_timeout",
+        Duration { max: "20s" },
+        Is("5s"),
+        "How long running calls may still take after SIGTERM. kubelet has no runtime meanwhile, hence at most 20 s.",
+    ),
+    key(
+        "pod_sandbox_stats",
+        OneOf(&["unimplemented", "union"]),
+        Is("unimplemented"),
+        "The answer to `ListPodSandboxStats` if only some backends implement it: `unimplemented` makes kubelet use cAdvisor \
+         for all pods, `union` answers the pods of those that do.",
+    ),
+    key("events", Section, Derived("its keys' defaults"), "The stream of container events to kubelet."),
+    key(
+        "events.buffer",
+        Whole { min: 1, max: 1_000_000 },
+        Is("1000"),
+        "Events kept for a client that reads slowly, before its stream is ended so that it lists again.",
+    ),
+    key(
+        "events.grace",
+        Duration { max: "1h" },
+        Is("30s"),
+        "How long a backend's lost event stream is tried again before the clients' streams are ended.",
+    ),
+    key("log", Section, Derived("its keys' defaults"), "crimux's own log."),
+    key(
+        "log.format",
+        OneOf(&["text", "json"]),
+        Is("text"),
+        "`text` for people, `json` for one JSON object a line.",
+    ),
+    key(
+        "log.level",
+        Filter,
+        Is("info"),
+        "`error`, `warn`, `info`, `debug`, `trace` or `off`, also per target as in `info,crimux::router=debug`. The \
+         environment variable `CRIMUX_LOG` goes before it.",
+    ),
+    key("tracing", Section, Derived("its keys' defaults"), "Spans of calls, sent over OTLP/gRPC."),
+    key(
+        "tracing.otlp",
+        Url,
+        Is("off"),
+        "Address of the OpenTelemetry collector, such as `http://127.0.0.1:4317`. `off` sends none.",
+    ),
+    key(
+        "tracing.sample_ratio",
+        Ratio,
+        Is("1"),
+        "Share of the calls without a `traceparent` that get a trace, 0 to 1. Lower it on a busy node.",
+    ),
+];

@@ -1,0 +1,268 @@
+//! One mapping of the file, read key by key against the table of keys.
+//!
+//! Everything that all sections have in common happens here once: unknown keys with a hint, missing keys, defaults,
+//! values of the wrong shape. A reader asks for a key and gets `None` exactly if a problem was noted, so readers
+//! compose with `?` after all of them have run. What a key means is not known here.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::findings::{Findings, Place, Use};
+use super::hint::{did_you_mean, nearest};
+use super::keys::{self, Default, Key, Kind, child_path};
+use super::tree::{Entry, Node, Value};
+use super::values::{self, Parsed, shown};
+
+/// A mapping whose keys are in the table.
+#[derive(Debug)]
+pub(super) struct Section<'a> {
+    findings: &'a Findings,
+    entries: &'a [Entry],
+    /// The section's row in the table; empty at the top.
+    row: String,
+    /// The section's path in the file.
+    path: String,
+    place: Place,
+    /// Keys that an unknown one was probably meant to be; they are not also reported as missing.
+    meant: Vec<&'static str>,
+}
+
+/// A section whose name the operator chose.
+#[derive(Debug)]
+pub(super) struct Named<'a> {
+    pub(super) name: &'a str,
+    pub(super) place: Place,
+    /// `None` if it is no mapping, which is reported.
+    pub(super) section: Option<Section<'a>>,
+}
+
+impl<'a> Section<'a> {
+    /// The whole file.
+    pub(super) fn top(root: &'a Node, findings: &'a Findings) -> Option<Self> {
+        Self::new(root, Place::START, String::new(), String::new(), findings)
+    }
+
+    fn new(node: &'a Node, place: Place, row: String, path: String, findings: &'a Findings) -> Option<Self> {
+        let entries: &[Entry] = match &node.value {
+            Value::Map(entries) => entries,
+            Value::Null => &[],
+            value => {
+                misshapen(findings, node.place, &path, value, Kind::Section);
+                return None;
+            }
+        };
+        let mut section = Self { findings, entries, row, path, place, meant: Vec::new() };
+        for entry in entries {
+            section.check_known(entry);
+        }
+        Some(section)
+    }
+
+    fn check_known(&mut self, entry: &Entry) {
+        let known = || keys::below(&self.row).map(Key::name);
+        if known().any(|name| name == entry.key) || matches!(entry.value.value, Value::Refused) {
+            return;
+        }
+        if self.findings.is_full() {
+            return self.findings.add(entry.place, "", "unknown key");
+        }
+        let elsewhere = keys::KEYS.iter().map(|key| key.path).find_map(|path| {
+            let below = path.strip_prefix(&self.row)?.trim_start_matches('.');
+            (below.ends_with(&format!(".{}", entry.key)) && !below.contains(['*', '['])).then_some(below)
+        });
+        let near = nearest(&entry.key, known());
+        self.meant.extend(near);
+        let hint = near.or(elsewhere).map(|near| format!("did you mean {near}?"));
+        let hint = hint.unwrap_or_else(|| format!("known here: {}", known().collect::<Vec<_>>().join(", ")));
+        self.findings.add(entry.place, &child_path(&self.path, &entry.key), format!("unknown key ({hint})"));
+    }
+
+    fn entry(&self, name: &str) -> Option<&'a Entry> {
+        self.entries.iter().find(|entry| entry.key == name)
+    }
+
+    fn key(&self, name: &str) -> &'static Key {
+        let path = if self.row.is_empty() { name.to_owned() } else { format!("{}.{name}", self.row) };
+        keys::find(&path).expect("every key that is read has a row in keys.rs; the tests read all of them")
+    }
+
+    /// Whether the key is in the file, even if mistyped or with a wrong value.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.entry(name).is_some() || self.meant.contains(&name)
+    }
+
+    /// Notes a problem of the key's value, or of the section if the key is not given.
+    pub(super) fn problem(&self, name: &str, message: impl Into<String>) {
+        let place = self.entry(name).map_or(self.place, |entry| entry.value.place);
+        self.findings.add(place, &child_path(&self.path, name), message);
+    }
+
+    fn missing(&self, name: &str) {
+        if !self.has(name) {
+            self.problem(name, format!("the key is missing (expected {})", self.key(name).kind.expected()));
+        }
+    }
+
+    fn scalar<T>(&self, name: &str, node: &Node, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
+        match &node.value {
+            Value::Text(text) => match parse(text) {
+                Ok(value) => return Some(value),
+                Err(message) => self.problem(name, message),
+            },
+            value => misshapen(
+                self.findings,
+                node.place,
+                &child_path(&self.path, name),
+                value,
+                self.key(name).kind,
+            ),
+        }
+        None
+    }
+
+    /// The key's value, or its default; a key without one must be given.
+    pub(super) fn read<T>(&self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
+        match (self.entry(name), self.key(name).default) {
+            (Some(entry), _) => self.scalar(name, &entry.value, parse),
+            (None, Default::Is(text)) => {
+                Some(parse(text).expect("the defaults in keys.rs are valid; the tests read all of them"))
+            }
+            (None, _) => {
+                self.missing(name);
+                None
+            }
+        }
+    }
+
+    /// The key's value, `Some(None)` if it is not given.
+    #[allow(clippy::option_option)] // The outer one is every reader's "a problem was noted".
+    pub(super) fn optional<T>(&self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<Option<T>> {
+        match self.entry(name) {
+            Some(entry) => self.scalar(name, &entry.value, parse).map(Some),
+            None => Some(None),
+        }
+    }
+
+    pub(super) fn switch(&self, name: &str) -> Option<bool> {
+        self.read(name, values::switch)
+    }
+
+    pub(super) fn duration(&self, name: &str) -> Option<Duration> {
+        let Kind::Duration { max } = self.key(name).kind else {
+            unreachable!("{name} is no duration in keys.rs")
+        };
+        self.read(name, |text| values::duration(text, max))
+    }
+
+    pub(super) fn whole(&self, name: &str) -> Option<u32> {
+        let Kind::Whole { min, max } = self.key(name).kind else {
+            unreachable!("{name} is no number in keys.rs")
+        };
+        self.read(name, |text| values::whole(text, min, max))
+    }
+
+    /// The meaning of the word that is the key's value.
+    pub(super) fn one_of<T: Copy>(&self, name: &str, meanings: &[(&'static str, T)]) -> Option<T> {
+        let words = || meanings.iter().map(|(word, _)| *word);
+        self.read(name, |text| {
+            let meaning = meanings.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
+            meaning.ok_or_else(|| {
+                let right = words().collect::<Vec<_>>().join(" or ");
+                let hint = did_you_mean(text, words()).unwrap_or_default();
+                format!("{} is not known here (expected {right}){hint}", shown(text))
+            })
+        })
+    }
+
+    /// A socket that crimux listens on.
+    pub(super) fn socket(&self, name: &str) -> Option<PathBuf> {
+        let path = self.read(name, values::socket)?;
+        self.note_socket(name, &path, Use::Listen);
+        Some(path)
+    }
+
+    /// Remembers the socket at `path` to be compared with all others.
+    pub(super) fn note_socket(&self, name: &str, path: &Path, usage: Use) {
+        let place = self.entry(name).map_or(self.place, |entry| entry.value.place);
+        self.findings.add_socket(path, usage, place, child_path(&self.path, name));
+    }
+
+    fn child(&self, entry: &'a Entry) -> Option<Section<'a>> {
+        let (row, path) = (self.key(&entry.key).path.to_owned(), child_path(&self.path, &entry.key));
+        Section::new(&entry.value, entry.place, row, path, self.findings)
+    }
+
+    /// The section under the key; an empty one if it is not given, `None` if it is mistyped.
+    pub(super) fn section(&self, name: &str) -> Option<Section<'a>> {
+        let (findings, row) = (self.findings, self.key(name).path.to_owned());
+        match self.entry(name) {
+            Some(entry) => self.child(entry),
+            None if self.has(name) => None,
+            None => Some(Section {
+                findings,
+                entries: &[],
+                row,
+                path: child_path(&self.path, name),
+                place: self.place,
+                meant: Vec::new(),
+            }),
+        }
+    }
+
+    /// The sections under the key by name, in the order of the file; `None` if there is no mapping of names.
+    pub(super) fn named(&self, name: &str) -> Option<Vec<Named<'a>>> {
+        let key = self.key(name);
+        let path = child_path(&self.path, name);
+        let entries = match self.entry(name).map(|entry| &entry.value) {
+            Some(Node { value: Value::Map(entries), .. }) => entries.as_slice(),
+            None | Some(Node { value: Value::Null, .. }) if key.default != Default::Required => &[],
+            None => {
+                self.missing(name);
+                return None;
+            }
+            Some(node) => {
+                misshapen(self.findings, node.place, &path, &node.value, key.kind);
+                return None;
+            }
+        };
+        let section = |entry: &'a Entry| {
+            let (row, path) = (format!("{}.*", key.path), child_path(&path, &entry.key));
+            Section::new(&entry.value, entry.place, row, path, self.findings)
+        };
+        Some(entries.iter().map(|e| Named { name: &e.key, place: e.place, section: section(e) }).collect())
+    }
+
+    /// The sections of the list under the key, which must be given; one that is no mapping is reported and left out.
+    pub(super) fn list(&self, name: &str) -> Option<Vec<Section<'a>>> {
+        let key = self.key(name);
+        let path = child_path(&self.path, name);
+        let node = &self.entry(name)?.value;
+        let Value::List(items) = &node.value else {
+            misshapen(self.findings, node.place, &path, &node.value, key.kind);
+            return None;
+        };
+        let section = |(index, item): (usize, &'a Node)| {
+            let (row, path) = (format!("{}[]", key.path), format!("{path}[{index}]"));
+            Section::new(item, item.place, row, path, self.findings)
+        };
+        Some(items.iter().enumerate().filter_map(section).collect())
+    }
+
+    /// Notes a problem of a name that the operator chose below the key, where the name stands.
+    pub(super) fn problem_of_name(&self, key: &str, named: &Named<'_>, message: &str) {
+        let path = child_path(&child_path(&self.path, key), named.name);
+        self.findings.add(named.place, &path, message);
+    }
+}
+
+/// Reports a value that is not of the shape its key needs.
+fn misshapen(findings: &Findings, place: Place, path: &str, value: &Value, kind: Kind) {
+    let found = match value {
+        Value::Null => "the value is missing".to_owned(),
+        Value::Text(text) => format!("{} is a single value", shown(text)),
+        Value::List(_) => "a list stands here".to_owned(),
+        Value::Map(_) => "a mapping stands here".to_owned(),
+        Value::Refused => return,
+    };
+    findings.add(place, path, format!("{found} (expected {})", kind.expected()));
+}

@@ -1,0 +1,80 @@
+//! Remarks about a configuration that is valid but perhaps not meant.
+//!
+//! They are computed from the checked configuration, not from the file, and nothing is refused because of them.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use super::{Config, Endpoint, values};
+
+/// One remark: `key: message`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Warning {
+    /// The key it is about.
+    pub key: String,
+    /// What follows from its value.
+    pub message: String,
+}
+
+impl fmt::Display for Warning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.message)
+    }
+}
+
+impl Config {
+    /// What an operator should know about this configuration although it is valid.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        listener(self, &mut warnings);
+        backends(self, &mut warnings);
+        handlers(self, &mut warnings);
+        warnings
+    }
+}
+
+fn warn(warnings: &mut Vec<Warning>, key: impl Into<String>, message: impl Into<String>) {
+    warnings.push(Warning { key: key.into(), message: message.into() });
+}
+
+fn listener(config: &Config, warnings: &mut Vec<Warning>) {
+    // Kubernetes pkg/kubelet/cadvisor/util.go, UsingLegacyCadvisorStats, compares the end of the endpoint.
+    if config.listen.to_string_lossy().ends_with("run/crio/crio.sock") {
+        let message = "kubelet takes a socket with this name for CRI-O and reads stats from cAdvisor instead of the CRI";
+        warn(warnings, "listen", message);
+    }
+    if config.listen_mode & 0o002 != 0 {
+        warn(warnings, "listen_mode", "every user of the node may connect, and thereby become root");
+    }
+    if config.admin.http.is_some_and(|address| !address.ip().is_loopback()) {
+        warn(warnings, "admin.http", "it is reachable from other hosts and has no authentication");
+    }
+}
+
+fn backends(config: &Config, warnings: &mut Vec<Warning>) {
+    let mut seen: BTreeMap<String, &str> = BTreeMap::new();
+    for (name, backend) in &config.backends {
+        let key = format!("backends.{name}.endpoint");
+        if let Endpoint::Tcp { host, tls: false, .. } = &backend.endpoint
+            && !values::is_loopback(host)
+        {
+            warn(warnings, &key, "calls to it are not encrypted, image pull credentials included");
+        }
+        if let Some(other) = seen.get(&format!("{:?}", backend.endpoint)) {
+            warn(
+                warnings,
+                &key,
+                format!("backends.{other} has the same endpoint, so every list shows its objects twice"),
+            );
+        } else {
+            seen.insert(format!("{:?}", backend.endpoint), name);
+        }
+    }
+}
+
+fn handlers(config: &Config, warnings: &mut Vec<Warning>) {
+    for name in config.handlers.keys().filter(|name| !values::is_label(name)) {
+        let message = "no RuntimeClass can name this handler (Kubernetes wants a DNS label: a-z, 0-9 and -)";
+        warn(warnings, super::keys::child_path("handlers", name), message);
+    }
+}

@@ -34,7 +34,7 @@ pub struct Config {
     pub listen: PathBuf,
     /// Permission bits of every socket that serves CRI. Default 0660.
     pub listen_mode: u32,
-    /// Owner of those sockets as `(uid, gid)`; `None` leaves crimux's own. Default root:root.
+    /// Owner of those sockets as `(uid, gid)`; `None` (`listen_owner: self`) leaves crimux's own. Default root:root.
     pub listen_owner: Option<(u32, u32)>,
     /// Where the last-known state is kept. Default `/var/lib/crimux`.
     pub state_dir: PathBuf,
@@ -188,7 +188,7 @@ pub struct Target {
     pub backend: String,
     /// The name that backend knows the handler by; empty: the backend's own default.
     pub handler: String,
-    /// Its share of a split; 1 where there is no split.
+    /// Its share of a split, 0 to 10000, not 0 for all; 1 where there is no split.
     pub weight: u32,
 }
 
@@ -231,7 +231,7 @@ pub enum LogFormat {
 /// Spans over OTLP/gRPC.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tracing {
-    /// `http://host:port` of the collector.
+    /// `http://host:port` or `https://host:port` of the collector.
     pub otlp: String,
     /// Share of the calls without a `traceparent` that get a trace, 0 to 1. Default 1.
     pub sample_ratio: f64,

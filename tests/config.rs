@@ -176,9 +176,9 @@ fn windows_line_ends_are_no_problem() {
 
 #[test]
 fn yaml_that_is_broken_is_one_problem_with_its_place() {
-    refused("listen: [a, b\nstate_dir: /x\n", &[("2:1", "this is not valid YAML")]);
-    refused("a: 1\n\tb: 2\n", &[("2:2", "this is not valid YAML")]);
-    refused(&with("listen: \"/run/never-closed"), &[("6:1", "this is not valid YAML")]);
+    refused("listen: [a, b\nstate_dir: /x\n", &[("2:10", "this is not valid YAML")]);
+    refused("listen: a: b\n", &[("1:10", "this is not valid YAML")]);
+    refused(&with("listen: \"/run/never-closed"), &[("5:9", "this is not valid YAML")]);
 }
 
 #[test]
@@ -219,7 +219,7 @@ fn unknown_keys_get_a_hint() {
     refused(&with("log: { colour: red }"), &[("5:8: log.colour", "known here: format, level")]);
     refused(
         &backend("endpoint: unix:///a, connect: 1s"),
-        &[("3:30: backends.one.connect", "did you mean timeouts.connect?")],
+        &[("3:31: backends.one.connect", "did you mean timeouts.connect?")],
     );
 }
 
@@ -234,7 +234,7 @@ fn a_mistyped_key_is_not_also_missing() {
     );
     refused(
         &backend("endpoint: 'https://a:1', tsl: { ca: x }"),
-        &[("3:34: backends.one.tsl", "did you mean tls?")],
+        &[("3:35: backends.one.tsl", "did you mean tls?")],
     );
     refused(&with("handlers: { a: { splits: [] } }"), &[("5:18: handlers.a.splits", "did you mean split?")]);
     refused("default_backend: one\nbackend: {}\n", &[("2:1: backend", "did you mean backends?")]);
@@ -242,10 +242,10 @@ fn a_mistyped_key_is_not_also_missing() {
 
 #[test]
 fn keys_that_must_be_given_are_missed_where_they_belong() {
-    refused("listen: /run/x.sock\n", &[("1:1: default_backend", "missing"), ("1:1: backends", "missing")]);
+    refused("listen: /run/x.sock\n", &[("1:1: backends", "missing"), ("1:1: default_backend", "missing")]);
     refused("default_backend: a\nbackends:\n  a:\n", &[("3:3: backends.a.endpoint", "missing")]);
     refused(&with("handlers:\n  a: { handler: x }"), &[("6:3: handlers.a.backend", "a name under backends")]);
-    refused("default_backend: a\nbackends:\n", &[("2:10: backends", "the value is missing")]);
+    refused("default_backend: a\nbackends:\n", &[("2:1: backends", "the value is missing")]);
 }
 
 #[test]
@@ -258,18 +258,18 @@ fn every_key_refuses_a_value_of_the_wrong_shape() {
     for key in KEYS.iter().filter(|key| !key.path.ends_with(".*") && !key.path.ends_with("[]")) {
         let wrong =
             if matches!(key.kind, Kind::Section | Kind::Named | Kind::List) { "text" } else { "[list]" };
-        let mut text = String::from("");
+        let mut text = String::new();
         let mut indent = String::new();
         let (parents, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
         for part in parents.split('.').filter(|part| !part.is_empty()) {
             let part = part.replace('*', "chosen");
             match part.strip_suffix("[]") {
-                Some(list) => text.push_str(&format!("{indent}{list}:\n{indent}  - weight_of_a_share: 0\n")),
-                None => text.push_str(&format!("{indent}{part}:\n")),
+                Some(list) => text.extend([&indent, list, ":\n", &indent, "  - weight_of_a_share: 0\n"]),
+                None => text.extend([&indent, part.as_str(), ":\n"]),
             }
             indent.push_str(if part.ends_with("[]") { "    " } else { "  " });
         }
-        text.push_str(&format!("{indent}{name}: {wrong}\n"));
+        text.extend([&indent, name, ": ", wrong, "\n"]);
         let path = key.path.replace('*', "chosen").replace("[]", "[0]");
         let problems = parse(&text).unwrap_err().0;
         let about = problems.iter().filter(|p| p.key == path).map(|p| p.message.as_str()).collect::<Vec<_>>();
@@ -280,8 +280,8 @@ fn every_key_refuses_a_value_of_the_wrong_shape() {
 
 #[test]
 fn values_without_anything_are_refused() {
-    refused(&with("state_dir:"), &[("5:11: state_dir", "the value is missing (expected an absolute path)")]);
-    refused(&with("log: { level: }"), &[("5:15: log.level", "the value is missing")]);
+    refused(&with("state_dir:"), &[("5:1: state_dir", "the value is missing (expected an absolute path)")]);
+    refused(&with("log: { level: }"), &[("5:8: log.level", "the value is missing")]);
 }
 
 #[test]
@@ -375,7 +375,7 @@ fn plain_http_to_another_host_must_be_wanted() {
     assert!(config.warnings()[0].message.contains("not encrypted"));
     refused(
         &backend("endpoint: 'https://a:1', tls: { ca: a }, insecure: true"),
-        &[("3:60: backends.one.insecure", "always verified")],
+        &[("3:61: backends.one.insecure", "always verified")],
     );
 }
 
@@ -385,17 +385,17 @@ fn tls_belongs_to_https_and_to_nothing_else() {
     refused(
         &backend("endpoint: 'https://a:1', tls: { server_name: 'a:1' }"),
         &[
-            ("3:34: backends.one.tls.ca", "missing"),
-            ("3:54: backends.one.tls.server_name", "not a host name"),
+            ("3:35: backends.one.tls.ca", "missing"),
+            ("3:55: backends.one.tls.server_name", "not a host name"),
         ],
     );
     refused(
         &backend("endpoint: unix:///a, tls: { ca: b }"),
-        &[("3:35: backends.one.tls", "only an https://")],
+        &[("3:36: backends.one.tls", "only an https://")],
     );
     refused(
         &backend("endpoint: unix:///a, streaming: { tls: true }"),
-        &[("3:48: backends.one.streaming.tls", "no tls to verify it with")],
+        &[("3:49: backends.one.streaming.tls", "no tls to verify it with")],
     );
 }
 
@@ -403,7 +403,7 @@ fn tls_belongs_to_https_and_to_nothing_else() {
 fn a_certificate_and_its_key_come_together() {
     for (given, other) in [("cert", "key"), ("key", "cert")] {
         let text = backend(&format!("endpoint: 'https://a:1', tls: {{ ca: a, {given}: b }}"));
-        let place = format!("3:{}: backends.one.tls.{given}", 49 + given.len());
+        let place = format!("3:{}: backends.one.tls.{given}", 51 + given.len());
         refused(&text, &[(&place, &format!("{other} is missing beside it"))]);
     }
 }
@@ -461,9 +461,9 @@ fn a_split_needs_weight_somewhere() {
     refused(&split(""), &[("5:25: handlers.a.split", "weight above 0")]);
     refused(
         &split(&share("-1")),
-        &[("5:51: handlers.a.split[0].weight", "out of range (expected 0 to 10000)")],
+        &[("5:50: handlers.a.split[0].weight", "out of range (expected 0 to 10000)")],
     );
-    refused(&split(&share("half")), &[("5:51: handlers.a.split[0].weight", "not a whole number")]);
+    refused(&split(&share("half")), &[("5:50: handlers.a.split[0].weight", "not a whole number")]);
     let config = valid(&split(&format!("{}, {{ backend: two }}", share("0"))));
     assert_eq!(config.handlers["a"].iter().map(|target| target.weight).collect::<Vec<_>>(), [0, 1]);
 }
@@ -613,6 +613,7 @@ fn tracing_is_off_unless_a_collector_is_named() {
 #[test]
 fn the_admin_address_is_one_or_off() {
     assert_eq!(valid(&with("admin: { http: off }")).admin.http, None);
+    assert_eq!(valid(&with("admin: { http: false }")).admin.http, None, "what YAML 1.1 tools make of off");
     assert_eq!(valid(&with("admin: { http: '[::1]:0' }")).admin.http, Some("[::1]:0".parse().unwrap()));
     for text in ["localhost:9440", "9440", "127.0.0.1", "on", "http://127.0.0.1:1"] {
         refused(&with(&format!("admin: {{ http: '{text}' }}")), &[("5:16: admin.http", "is not an address")]);
@@ -701,7 +702,7 @@ fn hostile_files_end_soon() {
         let problems = parse(&text).unwrap_err().0;
         let name: String = text.chars().take(30).collect();
         assert!(problems.len() <= 1001, "{name:?}: {} problems", problems.len());
-        assert!(start.elapsed() < Duration::from_secs(20), "{name:?}: {:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_secs(10), "{name:?}: {:?}", start.elapsed());
     }
 }
 
@@ -750,7 +751,13 @@ fn values_at(yaml: &serde_yaml::Value, path: &str) -> Vec<String> {
                 .collect()
         })
         .into_iter()
-        .map(|node| serde_yaml::to_string(node).unwrap().trim().trim_matches('\'').to_owned())
+        .map(|node| {
+            serde_yaml::to_string(node)
+                .expect("what was read can be written")
+                .trim()
+                .trim_matches('\'')
+                .to_owned()
+        })
         .collect()
 }
 
@@ -785,7 +792,7 @@ fn every_row_of_the_table_has_its_section() {
 fn is_current(file: &str, content: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
     if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(&path, content).unwrap();
+        std::fs::write(&path, content).expect("docs/ can be written");
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(kept == content, "{file} is out of date: UPDATE=1 cargo test --test config");

@@ -40,13 +40,13 @@ pub(super) fn read(top: &Section<'_>, base_dir: &Path) -> (Names, Option<BTreeMa
     if named.is_empty() {
         top.problem("backends", "there is no backend (name at least one, with its endpoint)");
     }
-    let mut names: Vec<_> = named.iter().map(|backend| backend.name.to_owned()).collect();
-    names.sort_unstable();
+    let mut known: Vec<_> = named.iter().map(|backend| backend.name.to_owned()).collect();
+    known.sort_unstable();
     // All are read before any is judged, so that each reports its own problems.
     let read: Vec<_> =
         named.iter().map(|backend| (backend.name.to_owned(), one(top, backend, base_dir))).collect();
     let backends = read.into_iter().map(|(name, backend)| Some((name, backend?))).collect();
-    (Names(names), backends)
+    (Names(known), backends)
 }
 
 fn one(top: &Section<'_>, named: &Named<'_>, base_dir: &Path) -> Option<BackendConfig> {
@@ -107,8 +107,8 @@ fn tls(backend: &Section<'_>, base_dir: &Path) -> Option<Option<Tls>> {
     let cert = section.optional("cert", file);
     let key = section.optional("key", file);
     let server_name = section.optional("server_name", values::server_name);
-    for (given, other) in [("cert", "key"), ("key", "cert")] {
-        if section.has(given) && !section.has(other) {
+    for (given, other, value) in [("cert", "key", &cert), ("key", "cert", &key)] {
+        if matches!(value, Some(Some(_))) && !section.has(other) {
             section.problem(given, format!("{other} is missing beside it (give both or neither)"));
         }
     }

@@ -58,6 +58,11 @@ impl Findings {
         });
     }
 
+    /// Whether there are so many problems that the words of a further one will not be shown.
+    pub(super) fn is_full(&self) -> bool {
+        self.problems.borrow().len() >= MAX_PROBLEMS
+    }
+
     /// Notes a socket, to be compared with all others by [`Findings::check_sockets`].
     pub(super) fn add_socket(&self, path: &Path, usage: Use, place: Place, key: String) {
         self.sockets.borrow_mut().push(Socket { path: plain(path), usage, place, key });

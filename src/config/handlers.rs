@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use super::Target;
 use super::backends::Names;
 use super::section::{Named, Section};
-use super::values;
 
 /// Reads all handlers.
 pub(super) fn read(top: &Section<'_>, backends: &Names) -> Option<BTreeMap<String, Vec<Target>>> {
@@ -52,6 +51,6 @@ fn split(section: &Section<'_>, backends: &Names) -> Option<Vec<Target>> {
 
 fn target(section: &Section<'_>, backends: &Names, weight: Option<u32>) -> Option<Target> {
     let backend = section.read("backend", |name| backends.check(name));
-    let handler = section.optional("handler", values::any);
+    let handler = section.optional("handler", |name| Ok(name.to_owned()));
     Some(Target { backend: backend?, handler: handler?.unwrap_or_default(), weight: weight? })
 }

@@ -261,7 +261,7 @@ pub const KEYS: &[Key] = &[
         "backends.*.max_in_flight",
         Whole { min: 1, max: 1_000_000 },
         Is("1000"),
-        "How many calls may be under way to it at once; further ones wait. Lower it for a runtime that suffers under load.",
+        "How many calls may be under way to it at once. Lower it for a runtime that suffers under load.",
     ),
     key(
         "backends.*.image_handler",
@@ -401,7 +401,7 @@ pub const KEYS: &[Key] = &[
         Is("30s"),
         "How long a backend's lost event stream is tried again before the clients' streams are ended.",
     ),
-    key("log", Section, Derived("its keys' defaults"), "What crimux writes to standard error."),
+    key("log", Section, Derived("its keys' defaults"), "crimux's own log."),
     key(
         "log.format",
         OneOf(&["text", "json"]),

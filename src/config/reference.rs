@@ -103,6 +103,8 @@ fn named(key: &Key) -> Map<String, Value> {
 
 fn scalar(kind: Kind) -> Value {
     let text = |pattern: &str| json!({ "type": "string", "pattern": pattern });
+    // To a YAML 1.1 editor a bare `off` is false.
+    let or_off = |pattern: &str| json!({ "anyOf": [text(pattern), { "const": false }] });
     match kind {
         Kind::Switch => json!({ "type": "boolean" }),
         Kind::OneOf(words) => json!({ "enum": words }),
@@ -114,9 +116,9 @@ fn scalar(kind: Kind) -> Value {
         Kind::Socket => text("^(unix://)?/.*[^/]$"),
         Kind::Endpoint => text("^(unix:///.+|https?://.+:[0-9]+|vsock://[0-9]+:[0-9]+)$"),
         Kind::Folder => text("^/"),
-        Kind::Address => text("^(off|.+:[0-9]+)$"),
+        Kind::Address => or_off("^(off|.+:[0-9]+)$"),
         Kind::HostPort => text("^.+:[0-9]+$"),
-        Kind::Url => text("^(off|https?://.+:[0-9]+)$"),
+        Kind::Url => or_off("^(off|https?://.+:[0-9]+)$"),
         Kind::Text | Kind::Backend | Kind::File | Kind::Filter | Kind::Section | Kind::Named | Kind::List => {
             json!({ "type": "string" })
         }

@@ -63,6 +63,9 @@ impl<'a> Section<'a> {
         if known().any(|name| name == entry.key) || matches!(entry.value.value, Value::Refused) {
             return;
         }
+        if self.findings.is_full() {
+            return self.findings.add(entry.place, "", "unknown key");
+        }
         let elsewhere = keys::KEYS.iter().map(|key| key.path).find_map(|path| {
             let below = path.strip_prefix(&self.row)?.trim_start_matches('.');
             (below.ends_with(&format!(".{}", entry.key)) && !below.contains(['*', '['])).then_some(below)

@@ -5,6 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use nix::unistd::{Group, User};
@@ -17,10 +18,6 @@ pub(super) type Parsed<T> = Result<T, String>;
 
 /// The bytes that fit in `sockaddr_un.sun_path`, without the closing zero (`unix(7)`).
 const SUN_PATH: usize = 107;
-
-pub(super) fn any(text: &str) -> Parsed<String> {
-    Ok(text.to_owned())
-}
 
 pub(super) fn switch(text: &str) -> Parsed<bool> {
     match text {
@@ -65,7 +62,7 @@ fn milliseconds(text: &str) -> Option<u64> {
     let mut sum: u64 = 0;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let (number, tail) = rest.split_at(digits);
+        let (amount, tail) = rest.split_at(digits);
         let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
         let unit: u64 = match &tail[..end] {
             "ms" => 1,
@@ -74,7 +71,7 @@ fn milliseconds(text: &str) -> Option<u64> {
             "h" => 3_600_000,
             _ => return None,
         };
-        sum = sum.checked_add(number.parse::<u64>().ok()?.checked_mul(unit)?)?;
+        sum = sum.checked_add(amount.parse::<u64>().ok()?.checked_mul(unit)?)?;
         rest = &tail[end..];
     }
     (!text.is_empty()).then_some(sum)
@@ -110,7 +107,7 @@ fn account(name: &str, what: &str, look_up: impl Fn(&str) -> nix::Result<Option<
         return Ok(0);
     }
     // The largest ID means "do not change" to chown(2).
-    if let Some(id) = name.parse().ok().filter(|id| *id != u32::MAX) {
+    if let Some(id) = number(name).filter(|id| *id != u32::MAX) {
         return Ok(id);
     }
     let known = !name.is_empty() && !name.contains('\0');
@@ -161,6 +158,11 @@ pub(super) fn file(text: &str, base_dir: &Path) -> Parsed<PathBuf> {
     }
 }
 
+/// Reads a number that is written in digits alone.
+fn number<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok().filter(|_| text.chars().all(|c| c.is_ascii_digit()))
+}
+
 fn no_zero(path: &str) -> Parsed<()> {
     if path.contains('\0') { Err("the path holds a zero byte (remove it)".into()) } else { Ok(()) }
 }
@@ -185,9 +187,9 @@ pub(super) fn endpoint(text: &str) -> Parsed<Endpoint> {
 
 fn vsock(text: &str) -> Parsed<Endpoint> {
     // The largest value of either means "any" (`vsock(7)`), which cannot be dialled.
-    let number = |text: &str| text.parse().ok().filter(|number| *number != u32::MAX);
+    let below_any = |text: &str| number(text).filter(|number| *number != u32::MAX);
     let (cid, port) = text.split_once(':').unwrap_or((text, ""));
-    match (number(cid), number(port)) {
+    match (below_any(cid), below_any(port)) {
         (Some(cid), Some(port)) => Ok(Endpoint::Vsock { cid, port }),
         _ => Err(format!("{} is not CID:PORT (expected two numbers, as in vsock://3:10010)", shown(text))),
     }
@@ -209,8 +211,8 @@ pub(super) fn host_port(text: &str) -> Parsed<(String, u16)> {
             None => return fault("has no port"),
         },
     };
-    match port.parse() {
-        Ok(port @ 1..) if text.ends_with(|c: char| c.is_ascii_digit()) => Ok((host.to_owned(), port)),
+    match number(port) {
+        Some(port @ 1..) => Ok((host.to_owned(), port)),
         _ => fault("has no valid port"),
     }
 }
@@ -242,9 +244,14 @@ pub(super) fn is_loopback(host: &str) -> bool {
         || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
 }
 
+/// Whether the value is `off`, or the `false` that YAML 1.1 tools make of it.
+fn is_off(text: &str) -> bool {
+    matches!(text, "off" | "false")
+}
+
 /// Reads `IP:PORT`; `None` for `off`.
 pub(super) fn address(text: &str) -> Parsed<Option<SocketAddr>> {
-    if text == "off" {
+    if is_off(text) {
         return Ok(None);
     }
     let fault =
@@ -254,7 +261,7 @@ pub(super) fn address(text: &str) -> Parsed<Option<SocketAddr>> {
 
 /// Reads the address of a collector; `None` for `off`.
 pub(super) fn url(text: &str) -> Parsed<Option<String>> {
-    if text == "off" {
+    if is_off(text) {
         return Ok(None);
     }
     let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else {

@@ -12,6 +12,8 @@ use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+pub mod pods;
+
 /// The script that does the work.
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../dev/bed");
 

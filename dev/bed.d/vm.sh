@@ -28,7 +28,7 @@ vm_up() {
 }
 
 vm_start() {
-  local accelerator=(-accel tcg,thread=multi,tb-size=128 -cpu max) memory=${VM_MEMORY:-512}M
+  local accelerator=(-accel "tcg,thread=multi,tb-size=128" -cpu max) memory=512M
   if grep -qE '^flags.* (vmx|svm)( |$)' /proc/cpuinfo && [ -w /dev/kvm ]; then
     accelerator=(-accel kvm -cpu host)
   fi

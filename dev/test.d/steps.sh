@@ -1,0 +1,66 @@
+# shellcheck shell=bash
+# What every stage is made of: steps that are timed and counted, and skips that are loud.
+#
+# A result is a line `passed N WHAT` or `failed N WHAT` in $CRIMUX_RESULTS, a skip a line `WHAT: why` in
+# $CRIMUX_SKIPS; a stage run by itself, without dev/test, only prints.
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
+CRIMUX_RESULTS=${CRIMUX_RESULTS:-/dev/null}
+CRIMUX_SKIPS=${CRIMUX_SKIPS:-/dev/null}
+export CRIMUX_SKIPS
+
+failures=0
+
+# step WHAT COMMAND...: one check.
+step() {
+  local what=$1 start=$SECONDS
+  shift
+  printf -- '── %s\n' "$what"
+  if "$@"; then
+    echo "passed 1 $what" >>"$CRIMUX_RESULTS"
+    printf -- '── %s: ok in %d s\n' "$what" $((SECONDS - start))
+  else
+    echo "failed 1 $what" >>"$CRIMUX_RESULTS"
+    failures=$((failures + 1))
+    printf -- '── %s: FAILED in %d s\n' "$what" $((SECONDS - start))
+  fi
+}
+
+# skip WHAT WHY: says what this machine cannot do.
+skip() {
+  printf 'SKIPPED: %s: %s\n' "$1" "$2"
+  printf '%s: %s\n' "$1" "$2" >>"$CRIMUX_SKIPS"
+}
+
+# tests WHAT CARGO_ARGUMENTS... [-- TEST_ARGUMENTS...]: Rust tests, counted one by one; with nextest where it is
+# installed.
+tests() {
+  local what=$1 start=$SECONDS log code=0 passed failed
+  shift
+  log=$(mktemp)
+  printf -- '── %s\n' "$what"
+  if command -v cargo-nextest >/dev/null; then
+    cargo nextest run --no-fail-fast --no-tests=pass "$@" 2>&1 | tee "$log" || code=$?
+  else
+    cargo test --no-fail-fast "$@" 2>&1 | tee "$log" || code=$?
+  fi
+  passed=$(count_tests passed "$log")
+  failed=$(count_tests failed "$log")
+  # It did not build, or a test binary died: no test is counted, the step is.
+  [ "$code" = 0 ] || [ "$failed" -gt 0 ] || failed=1
+  rm -f "$log"
+  echo "passed $passed $what" >>"$CRIMUX_RESULTS"
+  [ "$failed" = 0 ] || { echo "failed $failed $what" >>"$CRIMUX_RESULTS"; failures=$((failures + 1)); }
+  printf -- '── %s: %d passed, %d failed in %d s\n' "$what" "$passed" "$failed" $((SECONDS - start))
+}
+
+# count_tests passed|failed LOG: from nextest's summary, or from cargo test's results, one per binary.
+count_tests() {
+  sed 's/\x1b\[[0-9;]*m//g' "$2" | awk -v kind="$1" '
+    /^ *Summary \[.*tests? run:/ || /^test result:/ {
+      gsub(/[,;]/, "")
+      for (i = 2; i <= NF; i++) if ($i == kind) n += $(i - 1)
+    }
+    END { print n + 0 }'
+}
+
+finish() { [ "$failures" = 0 ]; }

@@ -43,7 +43,7 @@ mod streaming;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -168,7 +168,8 @@ impl SimRuntime {
         self.breaking.send_replace(());
     }
 
-    /// Stops listening, breaks all connections and removes the socket. What it knows is kept.
+    /// Stops listening, breaks all connections and removes the socket. What it knows is kept, and its streaming
+    /// server goes on.
     pub async fn stop(&self) {
         self.refuse_connections().await;
         if let Address::Unix(path) = &self.address {
@@ -179,7 +180,7 @@ impl SimRuntime {
 
     /// Stops listening and breaks all connections, but leaves the socket file: connecting is refused.
     pub async fn refuse_connections(&self) {
-        let server = self.server.lock().expect("no holder of this lock panics").take();
+        let server = self.replace_server(None);
         if let Some(server) = server {
             server.abort();
             // It ends by the abort alone.
@@ -199,7 +200,11 @@ impl SimRuntime {
         };
         let listener = listener.expect("the address can be bound again");
         let server = server::serve(listener, Arc::clone(&self.shared), self.breaking.subscribe());
-        *self.server.lock().expect("no holder of this lock panics") = Some(tokio::spawn(server));
+        self.replace_server(Some(tokio::spawn(server)));
+    }
+
+    fn replace_server(&self, server: Option<JoinHandle<()>>) -> Option<JoinHandle<()>> {
+        std::mem::replace(&mut *self.server.lock().unwrap_or_else(PoisonError::into_inner), server)
     }
 
     // Overrides.
@@ -286,9 +291,7 @@ impl SimRuntime {
 impl Drop for SimRuntime {
     fn drop(&mut self) {
         self.streaming.abort();
-        if let Ok(mut server) = self.server.lock()
-            && let Some(server) = server.take()
-        {
+        if let Some(server) = self.replace_server(None) {
             server.abort();
         }
         if let Address::Unix(path) = &self.address {

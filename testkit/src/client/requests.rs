@@ -36,14 +36,14 @@ impl SandboxConfigBuilder {
     /// Sets the namespace. Default: `default`.
     #[must_use]
     pub fn namespace(mut self, namespace: &str) -> Self {
-        self.metadata().namespace = namespace.to_owned();
+        namespace.clone_into(&mut self.metadata().namespace);
         self
     }
 
     /// Sets the uid. Default: `uid-NAME`.
     #[must_use]
     pub fn uid(mut self, uid: &str) -> Self {
-        self.metadata().uid = uid.to_owned();
+        uid.clone_into(&mut self.metadata().uid);
         self
     }
 
@@ -85,7 +85,7 @@ impl SandboxConfigBuilder {
         self.config
     }
 
-    /// Ends with the request to run it under `handler`; `""` is no RuntimeClass.
+    /// Ends with the request to run it under `handler`; `""` is no `RuntimeClass`.
     #[must_use]
     pub fn run(self, handler: &str) -> cri::RunPodSandboxRequest {
         cri::RunPodSandboxRequest { config: Some(self.build()), runtime_handler: handler.to_owned() }

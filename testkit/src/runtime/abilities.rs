@@ -38,8 +38,6 @@ pub struct Abilities {
     /// The start of the URLs of Exec, Attach and `PortForward`; `{port}` is replaced by the port of the streaming
     /// server. Default: `http://127.0.0.1:{port}`.
     pub stream_url: String,
-    /// The largest request message in bytes. Default: 16 MiB, as containerd.
-    pub max_request: usize,
     /// The uid that pulled images report, unless a user name is set. Default: 0.
     pub image_uid: i64,
     /// The user name that pulled images report; empty means the uid is reported. Default: empty.
@@ -63,7 +61,6 @@ impl Default for Abilities {
             mountpoint: "/var/lib/containerd".into(),
             features: Some(cri::RuntimeFeatures { supplemental_groups_policy: true, ..Default::default() }),
             stream_url: "http://127.0.0.1:{port}".into(),
-            max_request: 16 << 20,
             image_uid: 0,
             image_username: String::new(),
         }

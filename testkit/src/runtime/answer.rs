@@ -222,8 +222,8 @@ fn usage(state: &State, method: &str, message: &Bytes) -> Answer {
         }),
         "PodSandboxStats" => unary(message, |request| state.pod_sandbox_stats(&request)),
         "ListPodSandboxStats" => unary(message, |request: cri::ListPodSandboxStatsRequest| {
-            let stats = state.list_pod_sandbox_stats(request.filter.as_ref())?;
-            Ok(cri::ListPodSandboxStatsResponse { stats })
+            let listed = state.list_pod_sandbox_stats(request.filter.as_ref())?;
+            Ok(cri::ListPodSandboxStatsResponse { stats: listed })
         }),
         "StreamPodSandboxStats" => streamed(state, message, |request: cri::StreamPodSandboxStatsRequest| {
             state.list_pod_sandbox_stats(request.filter.as_ref())

@@ -27,6 +27,7 @@ pub struct Builder {
     seed: Option<u64>,
     record: bool,
     frame_size: usize,
+    max_request: usize,
     sandboxes: usize,
     containers: usize,
     images: usize,
@@ -48,6 +49,7 @@ impl Builder {
             seed: None,
             record: true,
             frame_size: 16 << 10,
+            max_request: 16 << 20,
             sandboxes: 0,
             containers: 0,
             images: 0,
@@ -138,6 +140,13 @@ impl Builder {
         self
     }
 
+    /// Sets the largest request message in bytes. Default: 16 MiB, as containerd.
+    #[must_use]
+    pub fn max_request(mut self, bytes: usize) -> Self {
+        self.max_request = bytes;
+        self
+    }
+
     /// Starts it; it listens when this returns.
     ///
     /// # Panics
@@ -170,7 +179,7 @@ impl Builder {
             gate: Arc::new(Gate::default()),
             streams,
             frame_size: self.frame_size,
-            max_request: self.abilities.max_request,
+            max_request: self.max_request,
             state: Mutex::new(self.populated()),
         });
         let breaking = watch::Sender::new(());

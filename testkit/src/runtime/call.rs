@@ -5,7 +5,7 @@
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
 use std::time::Instant;
 
@@ -42,9 +42,15 @@ pub(crate) struct Shared {
 
 /// What becomes of a call.
 enum Outcome {
-    Reply(Reply),
+    Reply(Box<Reply>),
     Reset,
     DropConnection,
+}
+
+impl Outcome {
+    fn reply(reply: Reply) -> Self {
+        Self::Reply(Box::new(reply))
+    }
 }
 
 /// Serves one stream; returns true if its connection must break.
@@ -55,14 +61,13 @@ pub(crate) async fn serve(
 ) -> bool {
     let (head, body) = request.into_parts();
     let calling = async {
-        let path = head.uri.path().to_owned();
-        let recorder = Arc::clone(&shared.recorder);
-        let override_with = shared.overrides.find(&path);
-        let (call, open) = match collect(&shared, &head, body, override_with.as_ref()).await {
+        let call = Call::from_head(head);
+        let override_with = shared.overrides.find(&call.path);
+        let (call, open) = match collect(&shared, call, body, override_with.as_ref()).await {
             Ok(collected) => collected,
-            Err(status) => return (None, Outcome::Reply(Reply::status(status))),
+            Err(status) => return (None, Outcome::reply(Reply::status(status))),
         };
-        let entry = recorder.record(|| call.clone());
+        let entry = shared.recorder.record(|| call.clone());
         (Some(entry), work(&shared, call, open, override_with).await)
     };
     let mut calling = pin!(calling);
@@ -73,7 +78,7 @@ pub(crate) async fn serve(
     // A client that has left is answered by nothing; dropping the call marks it as cancelled.
     let Some((entry, outcome)) = ended.await else { return false };
     let (sent, breaks) = match outcome {
-        Outcome::Reply(reply) => (send(respond, reply, shared.frame_size).await, false),
+        Outcome::Reply(reply) => (send(respond, *reply, shared.frame_size).await, false),
         Outcome::Reset => {
             respond.send_reset(Reason::INTERNAL_ERROR);
             (Ok(()), false)
@@ -89,11 +94,10 @@ pub(crate) async fn serve(
 /// Reads the request's messages, or the first one if the rest is for a handler that reads on.
 async fn collect(
     shared: &Shared,
-    head: &request::Parts,
+    mut call: Call,
     mut body: RecvStream,
     override_with: Option<&Handler>,
 ) -> Result<(Call, Option<mpsc::UnboundedReceiver<Bytes>>), Status> {
-    let mut call = Call::from_head(head);
     if matches!(override_with, Some(Handler::Open(_))) {
         let (sender, receiver) = mpsc::unbounded_channel();
         tokio::spawn(pump(body, sender));
@@ -151,15 +155,21 @@ async fn work(
     override_with: Option<Handler>,
 ) -> Outcome {
     let Some(mut struck) = shared.faults.strike(last_segment(&call.path)) else {
-        return Outcome::Reply(reply(shared, call, open, override_with));
+        return Outcome::reply(reply(shared, call, open, override_with));
     };
     match struck.fault.clone() {
-        Fault::Delay(time) => tokio::time::sleep(time).await,
-        Fault::Hang => struck.release().await,
-        Fault::Error(status) => return Outcome::Reply(Reply::status(status)),
-        Fault::GarbageMessage(message) => return Outcome::Reply(Reply::message(message)),
+        Fault::Delay(time) => {
+            let _name = Reservation::of(shared, &call);
+            tokio::time::sleep(time).await;
+        }
+        Fault::Hang => {
+            let _name = Reservation::of(shared, &call);
+            struck.release().await;
+        }
+        Fault::Error(status) => return Outcome::reply(Reply::status(status)),
+        Fault::GarbageMessage(message) => return Outcome::reply(Reply::message(message)),
         Fault::GarbageFrame(bytes) => {
-            return Outcome::Reply(Reply::new(Body::Whole(bytes), Status::ok("")));
+            return Outcome::reply(Reply::new(Body::Whole(bytes), Status::ok("")));
         }
         Fault::Reset => return Outcome::Reset,
         Fault::DropConnection => return Outcome::DropConnection,
@@ -167,6 +177,33 @@ async fn work(
     }
     let reply = reply(shared, call, open, override_with);
     spoil(struck, reply).await
+}
+
+/// A name that a slow create holds, as containerd does: a second try meanwhile is refused, one after the first
+/// was cancelled is not.
+struct Reservation<'a> {
+    shared: &'a Shared,
+    name: String,
+}
+
+impl<'a> Reservation<'a> {
+    fn of(shared: &'a Shared, call: &Call) -> Option<Self> {
+        let name = shared.lock().reserve(call.method(), &call.message)?;
+        Some(Self { shared, name })
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.shared.lock().names.remove(&self.name);
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A test that panicked while it held the state says so itself.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Applies a fault that comes after the work.
@@ -181,7 +218,7 @@ async fn spoil(mut struck: Struck, mut reply: Reply) -> Outcome {
         Fault::LoseReply => return Outcome::DropConnection,
         _ => {}
     }
-    Outcome::Reply(reply)
+    Outcome::reply(reply)
 }
 
 fn reply(
@@ -193,13 +230,10 @@ fn reply(
     match (override_with, open) {
         (Some(Handler::Whole(handler)), _) => handler(call),
         (Some(Handler::Open(handler)), Some(messages)) => handler(call, messages),
-        _ => {
-            let mut state = shared.state.lock().expect("a test panicked while it held the state");
-            match answer(&mut state, &shared.streams, &call.path, &call.message) {
-                Ok(body) => Reply::new(body, Status::ok("")),
-                Err(status) => Reply::status(status),
-            }
-        }
+        _ => match answer(&mut shared.lock(), &shared.streams, &call.path, &call.message) {
+            Ok(body) => Reply::new(body, Status::ok("")),
+            Err(status) => Reply::status(status),
+        },
     }
 }
 
@@ -261,10 +295,10 @@ fn trailers_of(mut trailers: HeaderMap, status: &Status) -> HeaderMap {
 }
 
 impl Call {
-    fn from_head(head: &request::Parts) -> Self {
+    fn from_head(head: request::Parts) -> Self {
         Self {
             path: head.uri.path().to_owned(),
-            metadata: head.headers.clone(),
+            metadata: head.headers,
             message: Bytes::new(),
             further_messages: Vec::new(),
             at: Instant::now(),

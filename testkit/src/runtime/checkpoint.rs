@@ -1,6 +1,6 @@
 //! Checkpoints, restored pods and pod-level resources.
 //!
-//! RestorePod is the second RPC that makes sandboxes, and the only one that makes containers together with
+//! `RestorePod` is the second RPC that makes sandboxes, and the only one that makes containers together with
 //! their sandbox (KEP-5823). Nothing is written: a checkpoint is remembered by its path.
 
 use tonic::Status;

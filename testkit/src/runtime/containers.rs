@@ -1,6 +1,6 @@
 //! The life of containers, and what is reported of them.
 //!
-//! A container has no process: it runs from StartContainer until it is stopped or a test lets it exit. Errors
+//! A container has no process: it runs from `StartContainer` until it is stopped or a test lets it exit. Errors
 //! carry containerd's codes (containerd, `internal/cri/server/container_*.go`).
 
 use tonic::Status;
@@ -26,12 +26,11 @@ impl State {
             return Err(Status::unknown(format!("sandbox {:?} is not running", sandbox.id)));
         }
         let sandbox_id = sandbox.id.clone();
-        let pod = sandbox.config.metadata.as_ref().map(sandbox_name).unwrap_or_default();
         let metadata = config
             .metadata
             .as_ref()
             .ok_or_else(|| Status::invalid_argument("container config must include metadata"))?;
-        let name = format!("{}_{pod}_{}", metadata.name, metadata.attempt);
+        let name = container_name(metadata, &sandbox.config);
         let image = config.image.as_ref().map(|spec| spec.image.clone()).unwrap_or_default();
         let image_id = self
             .image(&image)
@@ -193,7 +192,12 @@ impl State {
     }
 }
 
-/// Answers ExecSync without a process: the command is echoed, `exit N` exits with N, `bytes N` prints N bytes.
+pub(crate) fn container_name(metadata: &cri::ContainerMetadata, pod: &cri::PodSandboxConfig) -> String {
+    let pod = pod.metadata.as_ref().map(sandbox_name).unwrap_or_default();
+    format!("{}_{pod}_{}", metadata.name, metadata.attempt)
+}
+
+/// Answers `ExecSync` without a process: the command is echoed, `exit N` exits with N, `bytes N` prints N bytes.
 pub(crate) fn exec_sync(command: &[String]) -> cri::ExecSyncResponse {
     let number = |text: &String| text.parse::<usize>().unwrap_or(0);
     match command {

@@ -19,7 +19,8 @@ impl Ids {
 
     /// Returns the next ID: 64 hex digits.
     pub(crate) fn next_id(&mut self) -> String {
-        (0..4).map(|_| format!("{:016x}", self.next_number())).collect()
+        let [a, b, c, d] = std::array::from_fn(|_| self.next_number());
+        format!("{a:016x}{b:016x}{c:016x}{d:016x}")
     }
 
     /// Returns a short token as streaming servers use them.

@@ -75,6 +75,18 @@ impl State {
         self.images.values().find(named).or_else(|| self.image_by_prefix(reference))
     }
 
+    /// Gives the image that `reference` names one more tag; nothing happens if there is no such image.
+    pub fn tag_image(&mut self, reference: &str, tag: &str) {
+        let Some(id) = self.image(reference).map(|image| image.id.clone()) else { return };
+        let tag = normalized(tag);
+        for image in self.images.values_mut() {
+            image.repo_tags.retain(|other| *other != tag);
+            if image.id == id {
+                image.repo_tags.push(tag.clone());
+            }
+        }
+    }
+
     /// Removes the image that `reference` names, with all its tags; an unknown one is no error.
     pub fn remove_image(&mut self, reference: &str) {
         if let Some(id) = self.image(reference).map(|image| image.id.clone()) {

@@ -1,4 +1,4 @@
-//! What a runtime says of itself, and what is told to it: Version, Status, RuntimeConfig.
+//! What a runtime says of itself, and what is told to it: Version, Status, `RuntimeConfig`.
 //!
 //! These answers hold for the node, not for a pod; a multiplexer composes its own from several of them.
 

@@ -55,15 +55,15 @@ impl Reply {
     /// the stream with OK; an error ends it with that status.
     pub fn stream() -> (mpsc::UnboundedSender<Result<Bytes, Status>>, Self) {
         let (messages, mut unframed) = mpsc::unbounded_channel::<Result<Bytes, Status>>();
-        let (frames, framed) = mpsc::unbounded_channel();
+        let (outgoing, body) = mpsc::unbounded_channel();
         tokio::spawn(async move {
             while let Some(message) = unframed.recv().await {
-                if frames.send(message.map(|message| frame::join([&message]))).is_err() {
+                if outgoing.send(message.map(|message| frame::join([&message]))).is_err() {
                     return;
                 }
             }
         });
-        (messages, Self::new(Body::Stream(framed), Status::ok("")))
+        (messages, Self::new(Body::Stream(body), Status::ok("")))
     }
 
     /// Adds a response header.

@@ -59,8 +59,8 @@ impl State {
         for container in containers {
             self.exit_container(&container, 137);
         }
-        let sandbox = self.sandboxes.get_mut(&id).expect("the sandbox was found above");
-        if std::mem::replace(&mut sandbox.ready, false) {
+        let sandbox = self.sandboxes.get_mut(&id);
+        if sandbox.is_some_and(|sandbox| std::mem::replace(&mut sandbox.ready, false)) {
             self.emit(&id, ContainerEventType::ContainerStoppedEvent);
         }
         Ok(())

@@ -10,12 +10,15 @@ use std::sync::MutexGuard;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use prost::Message;
 use tokio::sync::mpsc;
 use tonic::Status;
 
 use super::abilities::Abilities;
+use super::containers::container_name;
 use super::ids::Ids;
 use super::images::Pull;
+use super::sandboxes::sandbox_name;
 use crate::cri;
 
 /// Replies kept per method before they are thrown away, a bound on memory.
@@ -135,6 +138,27 @@ impl State {
         self.containers.values().filter(move |container| container.sandbox_id == sandbox_id)
     }
 
+    /// Reserves the name that a create asks for; `None` if it is no create or the name is taken.
+    pub(crate) fn reserve(&mut self, method: &str, message: &Bytes) -> Option<String> {
+        let name = match method {
+            "RunPodSandbox" => {
+                let config = cri::RunPodSandboxRequest::decode(message.clone()).ok()?.config?;
+                sandbox_name(&config.metadata?)
+            }
+            "CreateContainer" => {
+                let request = cri::CreateContainerRequest::decode(message.clone()).ok()?;
+                let metadata = request.config?.metadata?;
+                container_name(&metadata, &self.sandbox(&request.pod_sandbox_id)?.config)
+            }
+            _ => return None,
+        };
+        if self.names.contains_key(&name) {
+            return None;
+        }
+        self.names.insert(name.clone(), "a create that has not ended".to_owned());
+        Some(name)
+    }
+
     /// Gives up a name, so that it can be used again.
     pub(crate) fn release_name_of(&mut self, id: &str) {
         self.names.retain(|_, owner| owner != id);
@@ -219,7 +243,7 @@ mod tests {
 
     #[test]
     fn a_prefix_finds_one_key_or_none() {
-        let table: BTreeMap<String, ()> = ["abc", "abd", "b", "ba"].map(|key| (key.to_owned(), ())).into();
+        let table: BTreeMap<String, u8> = ["abc", "abd", "b", "ba"].map(|key| (key.to_owned(), 0)).into();
         assert_eq!(by_prefix(&table, "abc"), Some("abc"));
         assert_eq!(by_prefix(&table, "ab"), None, "ambiguous");
         assert_eq!(by_prefix(&table, "b"), Some("b"), "exact");

@@ -110,7 +110,8 @@ async fn serve(mut connection: TcpStream, streams: &Streams) -> io::Result<()> {
     let mut answer = String::from("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n");
     for name in ["Upgrade", "X-Stream-Protocol-Version", "Sec-WebSocket-Protocol"] {
         if let Some(value) = header(&head, name) {
-            answer.push_str(&format!("{name}: {}\r\n", value.split(',').next().unwrap_or_default().trim()));
+            let first = value.split(',').next().unwrap_or_default().trim();
+            answer.extend([name, ": ", first, "\r\n"]);
         }
     }
     answer.push_str("\r\n");

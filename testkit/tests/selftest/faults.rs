@@ -53,6 +53,21 @@ async fn a_call_the_client_gives_up_is_recorded_as_cancelled_and_has_no_effect()
 }
 
 #[tokio::test]
+async fn a_slow_create_holds_its_name_until_it_is_cancelled() {
+    let sim = SimRuntime::builder("containerd").start().await;
+    sim.fault_next("RunPodSandbox", 1, Fault::Hang);
+    let mut runtime = client_of(&sim).runtime();
+    let mut slow = runtime.clone();
+    let running = tokio::spawn(async move { slow.run_pod_sandbox(sandbox_config("web").run("")).await });
+    sim.wait_for_call("RunPodSandbox", 1).await;
+    let refused = runtime.run_pod_sandbox(sandbox_config("web").run("")).await.unwrap_err();
+    assert!(refused.message().starts_with("failed to reserve sandbox name"), "{refused}");
+    running.abort();
+    sim.wait_for_cancel("RunPodSandbox").await;
+    runtime.run_pod_sandbox(sandbox_config("web").run("")).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_error_carries_code_text_details_and_trailers() {
     let sim = SimRuntime::builder("containerd").start().await;
     let mut metadata = tonic::metadata::MetadataMap::new();

@@ -1,5 +1,6 @@
 //! testkit tested by its own client: a double that answers wrongly would make every other test worthless.
 
+mod binary;
 mod faults;
 mod habits;
 mod lifecycle;

@@ -105,7 +105,7 @@ async fn a_list_of_megabytes_arrives_whole() {
 
 #[tokio::test]
 async fn a_request_larger_than_the_limit_is_refused() {
-    let sim = SimRuntime::builder("containerd").abilities(|can| can.max_request = 1000).start().await;
+    let sim = SimRuntime::builder("containerd").max_request(1000).start().await;
     let request = cri::VersionRequest { version: "x".repeat(2000) };
     let reply = client_of(&sim).raw(&path("Version"), &[], request.encode_to_vec()).await.unwrap();
     assert_eq!(reply.code(), Code::ResourceExhausted);

@@ -6,6 +6,10 @@
 //! crimux, touches the machine's own configuration, or needs root.
 #![allow(clippy::unwrap_used, reason = "a test ends on the first surprise")]
 
+#[path = "deploy/kubernetes.rs"]
+mod kubernetes;
+#[path = "deploy/node_script.rs"]
+mod node_script;
 #[path = "deploy/systemd.rs"]
 mod systemd;
 
@@ -54,4 +58,22 @@ fn tool(name: &str, package: &str) -> Option<Command> {
 /// Standard output and standard error as one text, for messages.
 fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
+}
+
+/// All files below `directory` whose name ends with one of `endings`.
+fn files_below(directory: &Path, endings: &[&str]) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut open = vec![directory.to_path_buf()];
+    while let Some(next) = open.pop() {
+        for entry in fs::read_dir(&next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if endings.iter().any(|ending| path.to_string_lossy().ends_with(ending)) {
+                found.push(path);
+            }
+        }
+    }
+    found.sort();
+    found
 }

@@ -10,6 +10,8 @@
 mod kubernetes;
 #[path = "deploy/node_script.rs"]
 mod node_script;
+#[path = "deploy/prometheus.rs"]
+mod prometheus;
 #[path = "deploy/systemd.rs"]
 mod systemd;
 

@@ -6,6 +6,8 @@
 //! crimux, touches the machine's own configuration, or needs root.
 #![allow(clippy::unwrap_used, reason = "a test ends on the first surprise")]
 
+#[path = "deploy/debian.rs"]
+mod debian;
 #[path = "deploy/kubernetes.rs"]
 mod kubernetes;
 #[path = "deploy/node_script.rs"]

@@ -283,7 +283,7 @@ point_kubelet() {
         restore_kubelet
         die "kubelet does not run through crimux; it was put back to $now"
     fi
-    log "kubeadm up to 1.33 also needs: kubectl annotate node NAME --overwrite kubeadm.alpha.kubernetes.io/cri-socket=$ENDPOINT"
+    log "kubeadm without the gate NodeLocalCRISocket also needs: kubectl annotate node NAME --overwrite kubeadm.alpha.kubernetes.io/cri-socket=$ENDPOINT"
 }
 
 # restore_kubelet: the endpoint from before, if crimux-node changed it. Answers 1 when kubelet does not stay up.

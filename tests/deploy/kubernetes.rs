@@ -1,0 +1,122 @@
+//! The manifests: well-formed, buildable, and of one mind with the configuration they carry.
+
+use std::collections::BTreeSet;
+
+use serde::Deserialize;
+use serde_yaml::Value;
+
+use crate::{files_below, read, repository, text, tool};
+
+/// Every document of a YAML text.
+fn documents(yaml: &str) -> Vec<Value> {
+    serde_yaml::Deserializer::from_str(yaml).map(|document| Value::deserialize(document).unwrap()).collect()
+}
+
+/// The base as `kubectl apply -k` would send it, or `None` without kubectl.
+fn built() -> Option<Vec<Value>> {
+    let output = tool("kubectl", "kubernetes-client")?
+        .arg("kustomize")
+        .arg(repository("deploy/kubernetes/base"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+    Some(documents(&String::from_utf8(output.stdout).unwrap()))
+}
+
+/// The documents of one kind.
+fn of_kind<'a>(documents: &'a [Value], kind: &str) -> Vec<&'a Value> {
+    documents.iter().filter(|document| document["kind"].as_str() == Some(kind)).collect()
+}
+
+#[test]
+fn every_yaml_file_is_well_formed() {
+    let files = files_below(&repository("deploy"), &[".yaml", ".yml"]);
+    assert!(files.len() > 5, "{files:?}");
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for document in serde_yaml::Deserializer::from_str(&text) {
+            let value =
+                Value::deserialize(document).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+            assert!(!value.is_null(), "{}: empty document", file.display());
+        }
+    }
+}
+
+#[test]
+fn every_file_of_the_base_is_part_of_the_kustomization() {
+    let kustomization: Value =
+        serde_yaml::from_str(&read("deploy/kubernetes/base/kustomization.yaml")).unwrap();
+    let named: BTreeSet<String> =
+        [&kustomization["resources"], &kustomization["configMapGenerator"][0]["files"]]
+            .iter()
+            .flat_map(|list| list.as_sequence().unwrap())
+            .map(|name| name.as_str().unwrap().to_owned())
+            .collect();
+    let present: BTreeSet<String> = files_below(&repository("deploy/kubernetes/base"), &[""])
+        .iter()
+        .map(|file| file.file_name().unwrap().to_string_lossy().into_owned())
+        .filter(|name| name != "kustomization.yaml")
+        .collect();
+    assert_eq!(named, present);
+}
+
+#[test]
+fn runtime_classes_and_handlers_of_the_configuration_are_the_same() {
+    let config: Value = serde_yaml::from_str(&read("deploy/kubernetes/base/config.yaml")).unwrap();
+    let handlers: BTreeSet<String> =
+        config["handlers"].as_mapping().unwrap().keys().map(|key| key.as_str().unwrap().to_owned()).collect();
+    let classes: BTreeSet<String> = documents(&read("deploy/kubernetes/base/runtimeclasses.yaml"))
+        .iter()
+        .map(|class| class["handler"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(handlers, classes);
+}
+
+#[test]
+fn the_base_builds_and_rolls_over_one_node_at_a_time() {
+    let Some(built) = built() else { return };
+    let sets = of_kind(&built, "DaemonSet");
+    assert_eq!(sets.len(), 2);
+    for set in sets {
+        let update = &set["spec"]["updateStrategy"]["rollingUpdate"];
+        assert_eq!((update["maxUnavailable"].as_u64(), update["maxSurge"].as_u64()), (Some(1), Some(0)));
+        assert!(set["spec"]["template"]["spec"]["containers"][0]["readinessProbe"]["exec"].is_mapping());
+    }
+    assert_eq!(of_kind(&built, "PodMonitor").len(), 1);
+    assert_eq!(of_kind(&built, "RuntimeClass").len(), 2);
+}
+
+#[test]
+fn the_config_map_carries_the_script_as_it_is_and_its_name_follows_its_contents() {
+    let Some(built) = built() else { return };
+    let map = of_kind(&built, "ConfigMap")[0];
+    assert_eq!(
+        map["data"]["crimux-node.sh"].as_str(),
+        Some(read("deploy/kubernetes/base/crimux-node.sh").as_str())
+    );
+    let name = map["metadata"]["name"].as_str().unwrap();
+    assert!(name.starts_with("crimux-node-"), "{name}");
+    for set in of_kind(&built, "DaemonSet") {
+        assert_eq!(set["spec"]["template"]["spec"]["volumes"][1]["configMap"]["name"].as_str(), Some(name));
+    }
+}
+
+#[test]
+fn the_image_carries_every_file_that_the_script_stages() {
+    let containerfile = read("deploy/kubernetes/Containerfile");
+    for source in ["deploy/systemd/crimux.service", "deploy/systemd/crimux.socket"] {
+        assert!(containerfile.contains(source), "{source}");
+    }
+    assert!(
+        containerfile.contains("deploy/systemd/kubelet.service.d/20-crimux.conf /usr/share/crimux/release/")
+    );
+}
+
+#[test]
+fn shell_scripts_pass_shellcheck() {
+    for script in files_below(&repository("deploy"), &[".sh", "postinst", "prerm", "postrm"]) {
+        let Some(mut shellcheck) = tool("shellcheck", "shellcheck") else { return };
+        let output = shellcheck.arg("--shell=sh").arg(&script).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+    }
+}

@@ -1,0 +1,194 @@
+//! Rules and dashboard: valid, tested by promtool, and about metrics and runbook sections that exist.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use serde_yaml::Value;
+
+use crate::{files_below, read, repository, text, tool};
+
+const RULES: [&str; 2] = ["deploy/prometheus/recording.rules.yaml", "deploy/prometheus/alerts.rules.yaml"];
+
+/// Every rule of a rules file.
+fn rules(path: &str) -> Vec<Value> {
+    let file: Value = serde_yaml::from_str(&read(path)).unwrap();
+    file["groups"]
+        .as_sequence()
+        .unwrap()
+        .iter()
+        .flat_map(|group| group["rules"].as_sequence().unwrap().clone())
+        .collect()
+}
+
+/// Every query of the dashboard, those of its variables included.
+fn dashboard_queries() -> Vec<String> {
+    let dashboard: serde_json::Value = serde_json::from_str(&read("deploy/grafana/crimux.json")).unwrap();
+    let targets =
+        dashboard["panels"].as_array().unwrap().iter().filter_map(|panel| panel["targets"].as_array());
+    let panels = targets.flatten().map(|target| target["expr"].as_str().unwrap().to_owned());
+    let variables = dashboard["templating"]["list"].as_array().unwrap().iter();
+    panels.chain(variables.filter_map(|variable| variable["definition"].as_str()).map(String::from)).collect()
+}
+
+/// Every query of the rules.
+fn rule_queries() -> Vec<String> {
+    RULES.iter().flat_map(|path| rules(path)).map(|rule| rule["expr"].as_str().unwrap().to_owned()).collect()
+}
+
+/// The words of a query that are names of metrics, recorded ones (with a colon) apart.
+fn metrics_in(query: &str) -> (BTreeSet<String>, BTreeSet<String>) {
+    query
+        .split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))
+        .filter(|word| ["crimux_", "crimux:", "process_"].iter().any(|start| word.starts_with(start)))
+        .map(String::from)
+        .partition(|word| !word.contains(':'))
+}
+
+/// Every metric of the reference with its type and labels, from the tables of `docs/metrics.md`.
+fn reference() -> Vec<(String, String, BTreeSet<String>)> {
+    read("docs/metrics.md")
+        .lines()
+        .filter_map(|line| {
+            let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+            let name = cells[0].strip_prefix('`')?.strip_suffix('`')?;
+            let labels = cells.get(2)?.split(", ").map(|label| label.trim_matches('`').to_owned());
+            (cells.len() == 5).then(|| (name.to_owned(), cells[1].to_owned(), labels.collect()))
+        })
+        .collect()
+}
+
+/// The name that the reference gives a series: histograms have three.
+fn base(series: &str, known: &BTreeSet<String>) -> String {
+    let suffixes = ["_bucket", "_sum", "_count"];
+    let stripped = suffixes.iter().find_map(|suffix| series.strip_suffix(suffix));
+    stripped.filter(|name| known.contains(*name)).unwrap_or(series).to_owned()
+}
+
+#[test]
+fn promtool_accepts_the_rules() {
+    let Some(mut promtool) = tool("promtool", "prometheus") else { return };
+    let output = promtool.args(["check", "rules"]).args(RULES.map(repository)).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn the_rules_pass_their_own_tests() {
+    let Some(mut promtool) = tool("promtool", "prometheus") else { return };
+    let output =
+        promtool.args(["test", "rules"]).arg(repository("deploy/prometheus/tests.yaml")).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn every_alert_is_tested() {
+    let tests = read("deploy/prometheus/tests.yaml");
+    for rule in rules(RULES[1]) {
+        let name = rule["alert"].as_str().unwrap();
+        let fires = format!("alertname: {name}\n        exp_alerts:\n          - exp_labels");
+        assert!(tests.contains(&fires), "no test in which {name} fires");
+    }
+}
+
+#[test]
+fn every_metric_of_rules_and_dashboard_is_in_the_reference() {
+    let known: BTreeSet<String> = reference().into_iter().map(|(name, ..)| name).collect();
+    let queries: Vec<String> = rule_queries().into_iter().chain(dashboard_queries()).collect();
+    assert!(queries.len() > 40, "{}", queries.len());
+    for query in &queries {
+        for series in metrics_in(query).0 {
+            assert!(known.contains(&base(&series, &known)), "{series} is not in docs/metrics.md: {query}");
+        }
+    }
+}
+
+#[test]
+fn every_recorded_series_that_is_read_is_recorded() {
+    let recorded: BTreeSet<String> =
+        rules(RULES[0]).iter().map(|rule| rule["record"].as_str().unwrap().to_owned()).collect();
+    for query in rule_queries().into_iter().chain(dashboard_queries()) {
+        for series in metrics_in(&query).1 {
+            assert!(recorded.contains(&series), "{series} is not recorded: {query}");
+        }
+    }
+}
+
+#[test]
+fn every_metric_of_the_reference_is_used_or_describes_the_process() {
+    let used: String = rule_queries().into_iter().chain(dashboard_queries()).collect::<Vec<_>>().join("\n");
+    for (name, kind, labels) in reference() {
+        assert!(["counter", "gauge", "histogram"].contains(&kind.as_str()), "{name}: {kind}");
+        assert!(!labels.contains(""), "{name}: no labels given");
+        assert_eq!(kind == "counter", name.ends_with("_total"), "{name}: counters end in _total");
+        assert!(
+            name.starts_with("process_") || used.contains(&name),
+            "{name} is on no dashboard and in no rule"
+        );
+    }
+}
+
+#[test]
+fn every_alert_leads_to_a_section_of_the_runbook_and_every_section_to_an_alert() {
+    let sections: BTreeSet<String> = read("docs/runbook.md")
+        .lines()
+        .filter_map(|line| line.strip_prefix("## "))
+        .map(String::from)
+        .collect();
+    let mut alerts = BTreeSet::new();
+    for rule in rules(RULES[1]) {
+        let name = rule["alert"].as_str().unwrap().to_owned();
+        let link = rule["annotations"]["runbook_url"].as_str().unwrap().to_owned();
+        assert!(link.ends_with(&format!("/docs/runbook.md#{}", name.to_lowercase())), "{link}");
+        assert!(
+            ["critical", "warning", "info"].contains(&rule["labels"]["severity"].as_str().unwrap()),
+            "{name}"
+        );
+        alerts.insert(name);
+    }
+    assert_eq!(alerts, sections);
+}
+
+#[test]
+fn panels_of_the_dashboard_do_not_overlap_and_have_their_own_numbers() {
+    let dashboard: serde_json::Value = serde_json::from_str(&read("deploy/grafana/crimux.json")).unwrap();
+    let mut cells = BTreeSet::new();
+    let mut numbers = BTreeSet::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        assert!(numbers.insert(panel["id"].as_u64().unwrap()), "{}", panel["title"]);
+        let side = |key: &str| panel["gridPos"][key].as_u64().unwrap();
+        assert!(side("x") + side("w") <= 24, "{}", panel["title"]);
+        for x in side("x")..side("x") + side("w") {
+            for y in side("y")..side("y") + side("h") {
+                assert!(cells.insert((x, y)), "{} lies on another panel", panel["title"]);
+            }
+        }
+    }
+}
+
+#[test]
+fn links_between_the_documents_lead_somewhere() {
+    for file in files_below(&repository("docs"), &[".md"]) {
+        let markdown = std::fs::read_to_string(&file).unwrap();
+        for target in markdown.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+            if !target.starts_with("http") {
+                assert!(resolves(&file, target), "{}: {target}", file.display());
+            }
+        }
+    }
+}
+
+/// Whether a link of `file`, with or without a section, has a target.
+fn resolves(file: &Path, target: &str) -> bool {
+    let (path, section) = target.split_once('#').unwrap_or((target, ""));
+    let path = if path.is_empty() { file.to_path_buf() } else { file.parent().unwrap().join(path) };
+    let Ok(text) = std::fs::read_to_string(&path) else { return generated(&path) || path.is_dir() };
+    let slug = |heading: &str| -> String {
+        let heading = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        heading.chars().filter(|c| c.is_alphanumeric() || *c == '-' || *c == '_').collect()
+    };
+    section.is_empty() || text.lines().any(|line| line.starts_with('#') && slug(line) == section)
+}
+
+/// Documents that a build makes and that need not be there yet.
+fn generated(path: &Path) -> bool {
+    ["configuration.md", "rpc.md", "config.schema.json"].iter().any(|name| path.ends_with(name))
+}

@@ -1,6 +1,7 @@
 //! crimux: one CRI socket for kubelet, many container runtimes behind it.
 
 pub mod config;
+pub mod snapshot;
 pub mod wire;
 
 /// The messages of the CRI API, generated from `proto/cri.proto`, and their descriptor.

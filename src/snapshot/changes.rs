@@ -1,0 +1,318 @@
+//! What passed through crimux since a list was made: the changes that stay applied on top of it.
+//!
+//! A change carries a sequence number. A list that was sent after a change was recorded already shows it, so
+//! the change is dropped; a list that was sent before may or may not show it, so the change stays. The same
+//! records are the journal, which is why they are protobuf messages: what is replayed is what was applied.
+//! This file must not know where lists or journals are kept.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::{Bytes, BytesMut};
+
+use super::items::{
+    CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts, SANDBOX_NOTREADY, enum_value,
+};
+use crate::wire;
+
+/// One change and its place in the order of all changes.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Change {
+    /// Sequence number; unique to a call over all backends.
+    #[prost(uint64, tag = "1")]
+    pub(super) seq: u64,
+    /// What changed; `None` only if a later version wrote it.
+    #[prost(oneof = "Op", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    pub(super) op: Option<Op>,
+}
+
+/// An item as it is to be listed.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Item {
+    #[prost(string, tag = "1")]
+    pub(super) id: String,
+    /// The encoded `PodSandbox` or `Container`.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub(super) item: Bytes,
+}
+
+/// What changed.
+#[derive(Clone, PartialEq, prost::Oneof)]
+pub(super) enum Op {
+    /// Created through us; an item the list has already is left as the list has it.
+    #[prost(message, tag = "2")]
+    SandboxAdded(Item),
+    /// As above.
+    #[prost(message, tag = "3")]
+    ContainerAdded(Item),
+    /// Shown by a filtered reply; takes the place of an item the list has.
+    #[prost(message, tag = "4")]
+    SandboxSeen(Item),
+    /// As above.
+    #[prost(message, tag = "5")]
+    ContainerSeen(Item),
+    #[prost(string, tag = "6")]
+    ContainerStarted(String),
+    #[prost(string, tag = "7")]
+    ContainerStopped(String),
+    /// Its containers are exited too.
+    #[prost(string, tag = "8")]
+    SandboxStopped(String),
+    /// Its containers are removed too.
+    #[prost(string, tag = "9")]
+    SandboxRemoved(String),
+    #[prost(string, tag = "10")]
+    ContainerRemoved(String),
+    /// The image that this reference names.
+    #[prost(string, tag = "11")]
+    ImageRemoved(String),
+    #[prost(bool, tag = "12")]
+    Drained(bool),
+    #[prost(bool, tag = "13")]
+    ImagesForgotten(bool),
+    /// The node was rebooted; holds the new boot ID.
+    #[prost(string, tag = "14")]
+    Rebooted(String),
+    /// The operator declared the backend lost.
+    #[prost(bool, tag = "15")]
+    Forgotten(bool),
+}
+
+impl Op {
+    /// Returns the sandbox or container this is about.
+    pub(super) fn id(&self) -> Option<&str> {
+        match self {
+            Self::SandboxAdded(item)
+            | Self::ContainerAdded(item)
+            | Self::SandboxSeen(item)
+            | Self::ContainerSeen(item) => Some(&item.id),
+            Self::ContainerStarted(id)
+            | Self::ContainerStopped(id)
+            | Self::SandboxStopped(id)
+            | Self::SandboxRemoved(id)
+            | Self::ContainerRemoved(id) => Some(id),
+            _ => None,
+        }
+    }
+
+    /// Tells whether this is about a sandbox and, with it, its containers.
+    pub(super) fn is_of_sandbox(&self) -> bool {
+        matches!(
+            self,
+            Self::SandboxAdded(_) | Self::SandboxSeen(_) | Self::SandboxStopped(_) | Self::SandboxRemoved(_)
+        )
+    }
+
+    fn is_removal(&self) -> bool {
+        matches!(self, Self::SandboxRemoved(_) | Self::ContainerRemoved(_))
+    }
+
+    fn is_seen(&self) -> bool {
+        matches!(self, Self::SandboxSeen(_) | Self::ContainerSeen(_))
+    }
+}
+
+/// Adds `change` to `changes`, which stay ordered, and drops those it makes pointless.
+pub(super) fn insert(changes: &mut Vec<Change>, change: Change) {
+    let Some(op) = &change.op else { return };
+    if op.is_removal() {
+        changes.retain(|earlier| earlier.seq > change.seq || earlier.op.as_ref().and_then(Op::id) != op.id());
+    } else if op.is_seen() {
+        changes.retain(|earlier| {
+            let same = |earlier: &Op| earlier.is_seen() && earlier.id() == op.id();
+            earlier.seq > change.seq || !earlier.op.as_ref().is_some_and(same)
+        });
+    }
+    let at = changes.partition_point(|earlier| earlier.seq <= change.seq);
+    changes.insert(at, change);
+}
+
+/// What the changes do to one item of a list.
+#[derive(Clone, Copy)]
+struct Patch<'a> {
+    presence: Presence<'a>,
+    state: Option<i32>,
+}
+
+#[derive(Clone, Copy)]
+enum Presence<'a> {
+    /// As the list has it, or not at all.
+    Listed,
+    /// As the list has it, else this.
+    Added(&'a [u8]),
+    /// This, whatever the list has.
+    Seen(&'a [u8]),
+    /// Not at all.
+    Removed,
+}
+
+/// All changes, folded into what they do to each item.
+#[derive(Default)]
+pub(super) struct Overlay<'a> {
+    sandboxes: Patches<'a>,
+    containers: Patches<'a>,
+    stopped: HashSet<&'a str>,
+    removed: HashSet<&'a str>,
+}
+
+/// The patches of one list, and the order in which their items appeared.
+#[derive(Default)]
+struct Patches<'a> {
+    by_id: HashMap<&'a str, Patch<'a>>,
+    order: Vec<&'a str>,
+}
+
+impl<'a> Patches<'a> {
+    fn set(&mut self, id: &'a str, presence: Presence<'a>) {
+        if self.by_id.insert(id, Patch { presence, state: None }).is_none() {
+            self.order.push(id);
+        }
+    }
+
+    fn set_state(&mut self, id: &'a str, state: i32) {
+        self.by_id.entry(id).or_insert(Patch { presence: Presence::Listed, state: None }).state = Some(state);
+    }
+}
+
+impl<'a> Overlay<'a> {
+    /// Folds `changes`, oldest first.
+    pub(super) fn new(changes: &'a [Change]) -> Self {
+        let mut overlay = Self::default();
+        for op in changes.iter().filter_map(|change| change.op.as_ref()) {
+            overlay.fold(op);
+        }
+        overlay
+    }
+
+    fn fold(&mut self, op: &'a Op) {
+        match op {
+            Op::SandboxAdded(item) => self.sandbox(&item.id, Presence::Added(&item.item)),
+            Op::SandboxSeen(item) => self.sandbox(&item.id, Presence::Seen(&item.item)),
+            Op::ContainerAdded(item) => self.containers.set(&item.id, Presence::Added(&item.item)),
+            Op::ContainerSeen(item) => self.containers.set(&item.id, Presence::Seen(&item.item)),
+            Op::ContainerStarted(id) => self.containers.set_state(id, CONTAINER_RUNNING),
+            Op::ContainerStopped(id) => self.containers.set_state(id, CONTAINER_EXITED),
+            Op::ContainerRemoved(id) => self.containers.set(id, Presence::Removed),
+            Op::SandboxStopped(id) => {
+                self.sandboxes.set_state(id, SANDBOX_NOTREADY);
+                self.stopped.insert(id);
+            }
+            Op::SandboxRemoved(id) => {
+                self.sandboxes.set(id, Presence::Removed);
+                self.removed.insert(id);
+            }
+            _ => {}
+        }
+    }
+
+    fn sandbox(&mut self, id: &'a str, presence: Presence<'a>) {
+        self.removed.remove(id);
+        self.sandboxes.set(id, presence);
+    }
+
+    /// Returns the sandbox list: that of `base` with the changes applied.
+    pub(super) fn sandboxes(&self, base: &[u8]) -> Bytes {
+        let mut out = Composer::new(base, 3, |current, wanted| wanted > current);
+        for (id, item) in listed(base) {
+            let patch = self.sandboxes.by_id.get(id).copied();
+            out.emit(id, item, patch, None);
+        }
+        for (id, item) in self.sandboxes.added() {
+            out.emit_if_new(id, item, self.sandboxes.by_id.get(id).copied(), None);
+        }
+        out.finish()
+    }
+
+    /// Returns the container list: that of `base` with the changes applied. A container that `base` does not
+    /// have is only added if `has_sandbox` says so of its sandbox.
+    pub(super) fn containers(&self, base: &[u8], has_sandbox: impl Fn(&str) -> bool) -> Bytes {
+        let mut out =
+            Composer::new(base, 6, |current, wanted| wanted > current || current == CONTAINER_UNKNOWN);
+        for (id, item) in listed(base) {
+            let sandbox = wire::peek_str(item, &[2]).unwrap_or_default();
+            if !self.removed.contains(sandbox) {
+                out.emit(id, item, self.containers.by_id.get(id).copied(), self.forced_state(sandbox));
+            }
+        }
+        for (id, item) in self.containers.added() {
+            let sandbox = ContainerFacts::parse(item).map(|facts| facts.sandbox_id).unwrap_or_default();
+            if !self.removed.contains(sandbox) && has_sandbox(sandbox) {
+                let patch = self.containers.by_id.get(id).copied();
+                out.emit_if_new(id, item, patch, self.forced_state(sandbox));
+            }
+        }
+        out.finish()
+    }
+
+    /// Tells whether composing the container list asks for the sandbox list.
+    pub(super) fn adds_containers(&self) -> bool {
+        self.containers.added().next().is_some()
+    }
+
+    fn forced_state(&self, sandbox: &str) -> Option<i32> {
+        self.stopped.contains(sandbox).then_some(CONTAINER_EXITED)
+    }
+}
+
+impl<'a> Patches<'a> {
+    fn added(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+        self.order.iter().filter_map(|id| match self.by_id.get(id)?.presence {
+            Presence::Added(item) | Presence::Seen(item) => Some((*id, item)),
+            Presence::Listed | Presence::Removed => None,
+        })
+    }
+}
+
+/// Writes a list, each ID once.
+struct Composer<'a> {
+    out: BytesMut,
+    emitted: HashSet<&'a str>,
+    state_field: u32,
+    /// Whether a state is to be overridden by another. States only move forward, so a change that is still
+    /// applied to a list which already knows better does not turn it back.
+    overrides: fn(i32, i32) -> bool,
+}
+
+impl<'a> Composer<'a> {
+    fn new(base: &[u8], state_field: u32, overrides: fn(i32, i32) -> bool) -> Self {
+        let out = BytesMut::with_capacity(base.len() + 1024);
+        Self { out, emitted: HashSet::new(), state_field, overrides }
+    }
+
+    fn emit(&mut self, id: &'a str, item: &'a [u8], patch: Option<Patch<'a>>, forced: Option<i32>) {
+        self.emitted.insert(id);
+        let item = match patch.map(|patch| patch.presence) {
+            Some(Presence::Removed) => return,
+            Some(Presence::Seen(seen)) => seen,
+            _ => item,
+        };
+        let wanted = forced.or(patch.and_then(|patch| patch.state));
+        let current = enum_value(wire::peek_varint(item, &[self.state_field]).unwrap_or_default());
+        match wanted.filter(|wanted| (self.overrides)(current, *wanted)) {
+            None => wire::put_bytes(&mut self.out, 1, item),
+            Some(wanted) => {
+                // A state and its field number take one byte each.
+                wire::put_header(&mut self.out, 1, item.len() + 2);
+                self.out.extend_from_slice(item);
+                wire::put_varint(&mut self.out, self.state_field, u64::from(wanted.cast_unsigned()));
+            }
+        }
+    }
+
+    fn emit_if_new(&mut self, id: &'a str, item: &'a [u8], patch: Option<Patch<'a>>, forced: Option<i32>) {
+        if !self.emitted.contains(id) {
+            self.emit(id, item, patch, forced);
+        }
+    }
+
+    fn finish(self) -> Bytes {
+        Bytes::copy_from_slice(&self.out)
+    }
+}
+
+/// Iterates over the items of a list with their IDs, up to the first that cannot be read.
+fn listed(base: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
+    wire::items(base, 1).map_while(|item| {
+        let item = item.ok()?;
+        Some((wire::peek_str(item, &[1]).ok()?, item))
+    })
+}

@@ -1,0 +1,214 @@
+//! Applies the filter of a list request to last-known items, as the runtime would to live ones.
+//!
+//! When a backend cannot be asked, its last-known items answer in its place, so the filter that it would have
+//! applied is applied here. It follows containerd (`internal/cri/server/*_list.go`): a state that is present
+//! but empty is the zero state, and a label selector asks for the key to exist. IDs match by prefix.
+//! What a filter says in fields unknown here is not applied, and never lets a reply pass as unfiltered.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::items::enum_value;
+use super::{ListKind, image_name};
+use crate::wire::{self, Field, WireError};
+
+/// The parsed filter of a list request.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// ID or prefix of one; empty asks for all.
+    id: String,
+    /// State as a number; `None` asks for all.
+    state: Option<i32>,
+    /// ID of the sandbox or prefix of one; empty asks for all.
+    sandbox: String,
+    /// Labels an item must carry.
+    labels: BTreeMap<String, String>,
+    /// Image reference; empty asks for all.
+    image: String,
+    /// Whether the request says something that is not understood here.
+    unknown: bool,
+}
+
+/// Field numbers of the filter message of a kind.
+struct FilterFields {
+    id: u32,
+    state: u32,
+    sandbox: u32,
+    labels: u32,
+    image: u32,
+}
+
+/// Where the facts stand in the items of a kind. Zero, which is no field number, is for what it does not have.
+struct ItemFields {
+    /// The message that holds the ID and labels; zero if it is the item itself.
+    holder: u32,
+    state: u32,
+    sandbox: u32,
+    labels: u32,
+}
+
+impl Filter {
+    /// Reads the filter of an encoded list request of `kind`.
+    ///
+    /// # Errors
+    /// Whatever makes the request unreadable.
+    pub fn parse(kind: ListKind, request: &[u8]) -> Result<Self, WireError> {
+        let mut filter = Self::default();
+        for field in wire::fields(request) {
+            let field = field?;
+            if field.number == 1 {
+                filter.read(&filter_fields(kind), field.bytes()?)?;
+            } else {
+                filter.unknown = true;
+            }
+        }
+        Ok(filter)
+    }
+
+    /// Tells whether a list asked for with this filter is the full list. A `state` that is present, even if
+    /// empty, filters: it means READY or CREATED.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
+    /// Tells whether the filter asks for the items of one sandbox.
+    pub(super) fn sandbox(&self) -> Option<&str> {
+        Some(self.sandbox.as_str()).filter(|id| !id.is_empty())
+    }
+
+    /// Tells whether the filter lets `item` pass. `of_sandbox` holds the container IDs of the sandbox asked
+    /// for, for the kind whose items do not name their sandbox.
+    pub(super) fn matches(&self, kind: ListKind, item: &[u8], of_sandbox: &HashSet<String>) -> bool {
+        self.try_matches(kind, item, of_sandbox).unwrap_or(false)
+    }
+
+    fn try_matches(
+        &self,
+        kind: ListKind,
+        item: &[u8],
+        of_sandbox: &HashSet<String>,
+    ) -> Result<bool, WireError> {
+        let at = item_fields(kind);
+        let id = item_id(kind, item)?;
+        if !id.starts_with(&self.id) || (!self.image.is_empty() && !image_name::is_named(item, &self.image)) {
+            return Ok(false);
+        }
+        if let Some(state) = self.state
+            && enum_value(wire::peek_varint(item, &[at.state])?) != state
+        {
+            return Ok(false);
+        }
+        if let Some(sandbox) = self.sandbox() {
+            let belongs = match at.sandbox {
+                0 => of_sandbox.contains(id),
+                number => wire::peek_str(item, &[number])?.starts_with(sandbox),
+            };
+            if !belongs {
+                return Ok(false);
+            }
+        }
+        self.labels_match(&at, item)
+    }
+
+    fn labels_match(&self, at: &ItemFields, item: &[u8]) -> Result<bool, WireError> {
+        for (key, wanted) in &self.labels {
+            let mut found = None;
+            each_label(at, item, &mut |entry_key, value| {
+                if entry_key == key {
+                    found = Some(value == wanted);
+                }
+            })?;
+            if found != Some(true) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn read(&mut self, numbers: &FilterFields, message: &[u8]) -> Result<(), WireError> {
+        for field in wire::fields(message) {
+            let field = field?;
+            match field.number {
+                number if number == numbers.id => field.string()?.clone_into(&mut self.id),
+                number if number == numbers.state => self.read_state(&field)?,
+                number if number == numbers.sandbox => field.string()?.clone_into(&mut self.sandbox),
+                number if number == numbers.labels => {
+                    let (key, value) = wire::map_entry(field.bytes()?)?;
+                    self.labels.insert(key.to_owned(), value.to_owned());
+                }
+                number if number == numbers.image => self.read_image(&field)?,
+                _ => self.unknown = true,
+            }
+        }
+        Ok(())
+    }
+
+    fn read_state(&mut self, field: &Field<'_>) -> Result<(), WireError> {
+        let value = field.bytes()?;
+        if self.state.is_none() || wire::has_path(value, &[1])? {
+            self.state = Some(enum_value(wire::peek_varint(value, &[1])?));
+        }
+        Ok(())
+    }
+
+    fn read_image(&mut self, field: &Field<'_>) -> Result<(), WireError> {
+        for field in wire::fields(field.bytes()?) {
+            let field = field?;
+            match field.number {
+                1 => field.string()?.clone_into(&mut self.image),
+                _ => self.unknown = true,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Returns the ID of an item of `kind`.
+pub(super) fn item_id(kind: ListKind, item: &[u8]) -> Result<&str, WireError> {
+    match item_fields(kind).holder {
+        0 => wire::peek_str(item, &[1]),
+        holder => wire::peek_str(item, &[holder, 1]),
+    }
+}
+
+fn each_label<'a>(
+    at: &ItemFields,
+    item: &'a [u8],
+    visit: &mut impl FnMut(&'a str, &'a str),
+) -> Result<(), WireError> {
+    let mut entries = |holder: &'a [u8]| {
+        for entry in wire::items(holder, at.labels) {
+            let (key, value) = wire::map_entry(entry?)?;
+            visit(key, value);
+        }
+        Ok(())
+    };
+    if at.holder == 0 {
+        return entries(item);
+    }
+    for holder in wire::items(item, at.holder) {
+        entries(holder?)?;
+    }
+    Ok(())
+}
+
+fn filter_fields(kind: ListKind) -> FilterFields {
+    let none = FilterFields { id: 1, state: 0, sandbox: 0, labels: 0, image: 0 };
+    match kind {
+        ListKind::Sandboxes => FilterFields { state: 2, labels: 3, ..none },
+        ListKind::Containers => FilterFields { state: 2, sandbox: 3, labels: 4, ..none },
+        ListKind::ContainerStats => FilterFields { sandbox: 2, labels: 3, ..none },
+        ListKind::PodSandboxStats => FilterFields { labels: 2, ..none },
+        ListKind::Images => FilterFields { id: 0, image: 1, ..none },
+    }
+}
+
+fn item_fields(kind: ListKind) -> ItemFields {
+    match kind {
+        ListKind::Sandboxes => ItemFields { holder: 0, state: 3, sandbox: 0, labels: 5 },
+        ListKind::Containers => ItemFields { holder: 0, state: 6, sandbox: 2, labels: 8 },
+        ListKind::ContainerStats | ListKind::PodSandboxStats => {
+            ItemFields { holder: 1, state: 0, sandbox: 0, labels: 3 }
+        }
+        ListKind::Images => ItemFields { holder: 0, state: 0, sandbox: 0, labels: 0 },
+    }
+}

@@ -1,0 +1,77 @@
+//! Tells cheaply whether two encoded messages say the same.
+//!
+//! Runtimes written in Go list from maps and encode maps in random order, so the same facts come as other bytes
+//! each time. A fingerprint that is blind to the order of fields keeps the disk from being written every
+//! second for nothing. It must never decide what is served: there, bytes are bytes.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::wire::{self, Field, Value};
+
+/// How deep a message is looked into: list, item, `ImageSpec` or metadata, map entry.
+const DEPTH: u32 = 4;
+
+/// Returns a fingerprint that is the same for messages which differ in the order of their fields only.
+pub(super) fn fingerprint(message: &[u8]) -> u64 {
+    unordered(message, DEPTH).unwrap_or_else(|| hash((0u32, message)))
+}
+
+fn unordered(message: &[u8], depth: u32) -> Option<u64> {
+    let mut sum = 0u64;
+    for field in wire::fields(message) {
+        sum = sum.wrapping_add(of_field(&field.ok()?, depth));
+    }
+    Some(sum)
+}
+
+fn of_field(field: &Field<'_>, depth: u32) -> u64 {
+    let inner = match field.value {
+        Value::Bytes(bytes) if depth > 1 && !bytes.is_empty() => unordered(bytes, depth - 1),
+        _ => None,
+    };
+    match inner {
+        Some(inner) => hash((field.number, inner)),
+        None => hash((field.number, field.raw)),
+    }
+}
+
+fn hash(value: impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(fields: &[(u32, &[u8])]) -> Vec<u8> {
+        let mut out = Vec::new();
+        for (number, bytes) in fields {
+            wire::put_bytes(&mut out, *number, bytes);
+        }
+        out
+    }
+
+    #[test]
+    fn the_order_of_items_and_of_map_entries_does_not_count() {
+        let (a, b) = (message(&[(1, b"app"), (2, b"web")]), message(&[(1, b"tier"), (2, b"db")]));
+        let item = message(&[(1, b"id"), (5, &a), (5, &b)]);
+        let turned = message(&[(5, &b), (1, b"id"), (5, &a)]);
+        let other = message(&[(1, b"other")]);
+        assert_eq!(
+            fingerprint(&message(&[(1, &item), (1, &other)])),
+            fingerprint(&message(&[(1, &other), (1, &turned)]))
+        );
+    }
+
+    #[test]
+    fn what_a_message_says_counts() {
+        let item = message(&[(1, b"id")]);
+        let list = fingerprint(&message(&[(1, &item)]));
+        assert_ne!(list, fingerprint(&[]));
+        assert_ne!(list, fingerprint(&message(&[(1, &item), (1, &item)])));
+        assert_ne!(list, fingerprint(&message(&[(1, &message(&[(1, b"ie")]))])));
+        assert_ne!(list, fingerprint(&message(&[(1, &message(&[(2, b"id")]))])));
+    }
+}

@@ -1,0 +1,111 @@
+//! Tells whether an image of a list is the one a reference names.
+//!
+//! A filter may name an image by ID, a prefix of it, a tag or a digest, short or in full; runtimes list full
+//! names. It follows distribution's `reference.ParseDockerRef`, which containerd and CRI-O use: the domain
+//! defaults to `docker.io`, its one-part names live under `library/`, the tag to `latest`, and a digest makes
+//! the tag irrelevant. It must not ask anything of a registry.
+
+use std::borrow::Cow;
+
+use crate::wire;
+
+/// Tells whether the encoded `Image` is the one `reference` names.
+pub(super) fn is_named(image: &[u8], reference: &str) -> bool {
+    let id = wire::peek_str(image, &[1]).unwrap_or_default();
+    if id == reference || is_id_prefix(id, reference) {
+        return true;
+    }
+    let full = normalise(reference);
+    [2, 3].into_iter().any(|number| {
+        wire::items(image, number)
+            .filter_map(|name| std::str::from_utf8(name.ok()?).ok())
+            .any(|name| name == reference || normalise(name) == full)
+    })
+}
+
+fn is_id_prefix(id: &str, reference: &str) -> bool {
+    let prefix = reference.strip_prefix("sha256:").unwrap_or(reference);
+    let hex = id.strip_prefix("sha256:").unwrap_or(id);
+    !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_hexdigit()) && hex.starts_with(prefix)
+}
+
+/// Returns the full name of `reference`: `domain/path:tag` or `domain/path@digest`.
+fn normalise(reference: &str) -> String {
+    let (name, suffix) = match reference.split_once('@') {
+        Some((name, digest)) => (without_tag(name).0, format!("@{digest}")),
+        None => match without_tag(reference) {
+            (name, Some(tag)) => (name, format!(":{tag}")),
+            (name, None) => (name, ":latest".to_owned()),
+        },
+    };
+    let (domain, path) = split_domain(name);
+    format!("{domain}/{path}{suffix}")
+}
+
+fn without_tag(name: &str) -> (&str, Option<&str>) {
+    match name.rsplit_once(':') {
+        Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+        _ => (name, None),
+    }
+}
+
+fn split_domain(name: &str) -> (&str, Cow<'_, str>) {
+    let (domain, path) = match name.split_once('/') {
+        Some((first, rest)) if is_domain(first) => (first, rest),
+        _ => ("docker.io", name),
+    };
+    let domain = if domain == "index.docker.io" { "docker.io" } else { domain };
+    if domain == "docker.io" && !path.contains('/') {
+        return (domain, Cow::Owned(format!("library/{path}")));
+    }
+    (domain, Cow::Borrowed(path))
+}
+
+fn is_domain(first: &str) -> bool {
+    first == "localhost" || first.contains(['.', ':']) || first.chars().any(char::is_uppercase)
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::cri;
+
+    #[test]
+    fn names_are_completed_as_docker_does() {
+        for (short, full) in [
+            ("busybox", "docker.io/library/busybox:latest"),
+            ("busybox:1.36", "docker.io/library/busybox:1.36"),
+            ("team/app", "docker.io/team/app:latest"),
+            ("index.docker.io/busybox", "docker.io/library/busybox:latest"),
+            ("localhost/app", "localhost/app:latest"),
+            ("localhost:5000/app", "localhost:5000/app:latest"),
+            ("quay.io/a/b:v1", "quay.io/a/b:v1"),
+            ("busybox:1@sha256:ab", "docker.io/library/busybox@sha256:ab"),
+        ] {
+            assert_eq!(normalise(short), full);
+        }
+    }
+
+    #[test]
+    fn an_image_is_found_by_id_prefix_tag_and_digest_and_by_nothing_else() {
+        let image = cri::Image {
+            id: "sha256:4f0a11".into(),
+            repo_tags: vec!["docker.io/library/busybox:1.36".into()],
+            repo_digests: vec!["docker.io/library/busybox@sha256:dd".into()],
+            ..Default::default()
+        }
+        .encode_to_vec();
+        for named in
+            ["sha256:4f0a11", "4f0a", "sha256:4f", "busybox:1.36", "busybox@sha256:dd", "busybox:x@sha256:dd"]
+        {
+            assert!(is_named(&image, named), "{named}");
+        }
+        for other in
+            ["busybox", "sha256:", "0a11", "busybox:1.3", "busybox@sha256:d", "quay.io/busybox:1.36", ""]
+        {
+            assert!(!is_named(&image, other), "{other}");
+        }
+    }
+}

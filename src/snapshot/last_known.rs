@@ -1,0 +1,270 @@
+//! What crimux last knew of one backend: the handle through which calls read and write it.
+//!
+//! Every method takes the lock for a moment and does no I/O, but for the one `write(2)` by which a change
+//! enters the journal before it is applied. Holding the lock for that write is what makes the journal's order
+//! the order of the changes. It must not ask the backend anything, nor know whether it is up.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+
+use super::changes::{Change, Item, Op};
+use super::filter::Filter;
+use super::items::{
+    CONTAINER_CREATED, CONTAINER_RUNNING, ContainerFacts, SandboxFacts, container_item, container_items,
+    sandbox_item, sandbox_items,
+};
+use super::journal::Record;
+use super::shared::Shared;
+use super::state::State;
+use super::{Epoch, ListKind, StatusKind};
+use crate::wire::{self, WireError};
+
+/// What crimux last knew of one backend.
+#[derive(Debug)]
+pub struct LastKnown {
+    name: String,
+    shared: Arc<Shared>,
+    state: Mutex<State>,
+}
+
+impl LastKnown {
+    pub(super) fn new(name: &str, shared: Arc<Shared>, state: State) -> Self {
+        Self { name: name.to_owned(), shared, state: Mutex::new(state) }
+    }
+
+    /// Returns the backend's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Returns the moment in the order of changes that a list or status read sent now belongs to. Take it
+    /// *before* sending.
+    pub fn epoch(&self) -> Epoch {
+        Epoch { seq: self.shared.next_seq(), at: Instant::now() }
+    }
+
+    /// Takes the reply to a list of `kind` that was sent without a filter at `epoch`.
+    ///
+    /// Sandboxes and containers are replaced as a pair: a sandbox list waits for a container list that was
+    /// sent no earlier, and at most 10 s after it arrived (in one go, both may have the same epoch). The
+    /// reply is not looked into; the caller has checked that it can be read.
+    pub fn replace_list(&self, kind: ListKind, epoch: Epoch, reply: Bytes) {
+        let replaced = {
+            let mut state = self.lock();
+            let replaced = state.lists.replace(kind, epoch, reply, Instant::now());
+            if replaced.paired {
+                state.paired(SystemTime::now());
+            }
+            if replaced.changed && kind.is_stats() {
+                state.minor_changes += 1;
+            }
+            replaced
+        };
+        if replaced.changed {
+            self.shared.touch();
+        }
+    }
+
+    /// Takes the reply to a list of sandboxes or containers that was sent with a filter at `epoch`: its items
+    /// are added or updated, never removed. Filtered images and stats are not kept.
+    ///
+    /// # Errors
+    /// Whatever makes the reply unreadable; nothing is taken from it then.
+    pub fn update_items(&self, kind: ListKind, epoch: Epoch, reply: &[u8]) -> Result<(), WireError> {
+        if self.lock().update(kind, epoch, reply)? {
+            self.shared.touch();
+        }
+        Ok(())
+    }
+
+    /// Records the sandbox that an encoded `RunPodSandboxRequest`, as sent to the backend, created.
+    pub fn sandbox_created(&self, id: &str, request: &[u8]) {
+        let item = sandbox_item(id, request, 1, 2);
+        self.change(vec![Op::SandboxAdded(Item { id: id.to_owned(), item })]);
+    }
+
+    /// Records the container that an encoded `CreateContainerRequest` created.
+    pub fn container_created(&self, id: &str, sandbox_id: &str, request: &[u8]) {
+        let configs: Vec<&[u8]> = wire::items(request, 2).map_while(Result::ok).collect();
+        let item = container_item(id, sandbox_id, &configs, CONTAINER_CREATED);
+        self.change(vec![Op::ContainerAdded(Item { id: id.to_owned(), item })]);
+    }
+
+    /// Records the sandbox and the running containers that a `RestorePod` created, from the encoded request
+    /// as sent to the backend and the encoded response.
+    ///
+    /// # Errors
+    /// Whatever makes the response unreadable; nothing is recorded then.
+    pub fn restored(&self, request: &[u8], response: &[u8]) -> Result<(), WireError> {
+        let id = wire::peek_str(response, &[1])?;
+        let item = sandbox_item(id, request, 2, 3);
+        let mut ops = vec![Op::SandboxAdded(Item { id: id.to_owned(), item })];
+        for restored in wire::items(response, 2) {
+            ops.push(restored_container(id, request, restored?)?);
+        }
+        self.change(ops);
+        Ok(())
+    }
+
+    /// Records that a container runs.
+    pub fn container_started(&self, id: &str) {
+        self.change(vec![Op::ContainerStarted(id.to_owned())]);
+    }
+
+    /// Records that a container exited.
+    pub fn container_stopped(&self, id: &str) {
+        self.change(vec![Op::ContainerStopped(id.to_owned())]);
+    }
+
+    /// Records that a sandbox is not ready, and its containers exited.
+    pub fn sandbox_stopped(&self, id: &str) {
+        self.change(vec![Op::SandboxStopped(id.to_owned())]);
+    }
+
+    /// Records that a sandbox is gone, with its containers.
+    pub fn sandbox_removed(&self, id: &str) {
+        self.change(vec![Op::SandboxRemoved(id.to_owned())]);
+    }
+
+    /// Records that a container is gone.
+    pub fn container_removed(&self, id: &str) {
+        self.change(vec![Op::ContainerRemoved(id.to_owned())]);
+    }
+
+    /// Records that the image named by ID, tag or digest is gone.
+    pub fn image_removed(&self, reference: &str) {
+        self.change(vec![Op::ImageRemoved(reference.to_owned())]);
+    }
+
+    /// Forgets the image list; it is unknown until the next one arrives.
+    pub fn forget_images(&self) {
+        self.change(vec![Op::ImagesForgotten(true)]);
+    }
+
+    /// Returns whether the operator wants no new sandboxes here.
+    pub fn drained(&self) -> bool {
+        self.lock().drained
+    }
+
+    /// Records whether the operator wants no new sandboxes here.
+    pub fn set_drained(&self, drained: bool) {
+        self.change(vec![Op::Drained(drained)]);
+    }
+
+    /// Returns the encoded list of `kind` as last known, with what passed since applied, as `filter` lets it
+    /// through. `None` if it is not known: what was created is then not shown as if it were all there is.
+    pub fn list(&self, kind: ListKind, filter: &Filter) -> Option<Bytes> {
+        self.lock().lists.list(kind, filter)
+    }
+
+    /// Visits every sandbox heard of, also while no list of them is known.
+    pub fn for_each_sandbox(&self, mut visit: impl FnMut(SandboxFacts<'_>)) {
+        let list = self.lock().lists.visited(ListKind::Sandboxes);
+        sandbox_items(&list).map_while(Result::ok).for_each(&mut visit);
+    }
+
+    /// Visits every container heard of, also while no list of them is known.
+    pub fn for_each_container(&self, mut visit: impl FnMut(ContainerFacts<'_>)) {
+        let list = self.lock().lists.visited(ListKind::Containers);
+        container_items(&list).map_while(Result::ok).for_each(&mut visit);
+    }
+
+    /// Returns how long ago the last live pair of lists was completed, before a restart of crimux too.
+    pub fn age(&self) -> Option<Duration> {
+        self.lock().age(SystemTime::now())
+    }
+
+    /// Tells whether a live pair of lists was completed since the start.
+    pub fn listed(&self) -> bool {
+        self.lock().listed
+    }
+
+    /// Tells whether the sandbox and container lists can be answered: listed, saved, or declared lost.
+    pub fn known(&self) -> bool {
+        self.lock().lists.known()
+    }
+
+    /// Remembers the encoded reply to a status read sent at `epoch`. A reply that carries `info`, or one to a
+    /// read that was sent before a write to the same ID, is not remembered.
+    pub fn remember_status(&self, kind: StatusKind, id: &str, epoch: Epoch, reply: &[u8]) {
+        if self.lock().statuses.remember(kind, id, epoch, reply) {
+            self.shared.touch();
+        }
+    }
+
+    /// Forgets the statuses of `id`. Call it when a write to `id` is sent and again when it ends: a read that
+    /// was sent in between may have seen either side of it.
+    pub fn drop_status(&self, id: &str) {
+        let mut state = self.lock();
+        let seq = self.shared.next_seq();
+        state.statuses.forget(id, seq);
+    }
+
+    /// Returns the status of `id` as last known, as long as the last-known lists agree with its state and
+    /// with that of every container in it.
+    pub fn status(&self, kind: StatusKind, id: &str) -> Option<Bytes> {
+        self.lock().status(kind, id)
+    }
+
+    /// Remembers an encoded reply that answers for the backend as a whole: `Version`, `Status`,
+    /// `RuntimeConfig`, `ImageFsInfo`, metrics. A verbose `Status` is not remembered.
+    pub fn remember_reply(&self, method: &'static str, reply: &[u8]) {
+        let verbose = method.ends_with("Status") && wire::has_path(reply, &[2]).unwrap_or(true);
+        if !verbose && self.lock().remember_reply(method, reply) {
+            self.shared.touch();
+        }
+    }
+
+    /// Returns the last reply of `method`.
+    pub fn reply(&self, method: &str) -> Option<Bytes> {
+        self.lock().reply(method)
+    }
+
+    /// Writes `ops` to the journal as one record, and applies them.
+    pub(super) fn change(&self, ops: Vec<Op>) {
+        let mut state = self.lock();
+        let seq = self.shared.next_seq();
+        let changes: Vec<Change> = ops.into_iter().map(|op| Change { seq, op: Some(op) }).collect();
+        let record = Record { backend: self.name.clone(), changes };
+        self.shared.append(&record);
+        for change in record.changes {
+            state.apply(change);
+        }
+        drop(state);
+        self.shared.touch();
+    }
+
+    /// Copies lists out of buffers that hold more than them, and drops statuses of what is no longer listed.
+    pub(super) fn tidy(&self) {
+        let loose = {
+            let mut state = self.lock();
+            state.purge();
+            state.lists.loose()
+        };
+        for list in loose {
+            let exact = Bytes::copy_from_slice(&list);
+            self.lock().lists.tighten(&list, &exact);
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock was held has left a state that at worst misses that one change.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn restored_container(sandbox_id: &str, request: &[u8], restored: &[u8]) -> Result<Op, WireError> {
+    let (name, id) = (wire::peek_str(restored, &[1])?, wire::peek_str(restored, &[2])?);
+    let named = |config: &&[u8]| wire::peek_str(config, &[1, 1]) == Ok(name);
+    let config = wire::items(request, 5).map_while(Result::ok).find(named);
+    let mut name_alone = Vec::new();
+    if config.is_none() {
+        let mut metadata = Vec::new();
+        wire::put_bytes(&mut metadata, 1, name.as_bytes());
+        wire::put_bytes(&mut name_alone, 1, &metadata);
+    }
+    let item = container_item(id, sandbox_id, &[config.unwrap_or(&name_alone)], CONTAINER_RUNNING);
+    Ok(Op::ContainerAdded(Item { id: id.to_owned(), item }))
+}

@@ -1,0 +1,128 @@
+//! The last statuses that passed, by sandbox and container.
+//!
+//! kubelet's image garbage collection asks for the status of every container and gives up on the first error
+//! (`image_gc_manager.go`), so the last status that passed answers for a backend that cannot. Whether one may be
+//! served is decided against the lists, elsewhere. A read that was sent before a write to the same ID is never
+//! remembered, and neither is a verbose reply, which may hold anything.
+
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use bytes::Bytes;
+
+use super::fingerprint::fingerprint;
+use super::{Epoch, StatusKind};
+use crate::wire;
+
+/// Beyond this many of one kind, new IDs are not remembered until the next purge.
+const MAX_STATUSES: usize = 20_000;
+
+/// The statuses of one backend.
+#[derive(Debug, Default)]
+pub(super) struct Statuses {
+    sandboxes: HashMap<Box<str>, Slot>,
+    containers: HashMap<Box<str>, Slot>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    reply: Option<Bytes>,
+    fingerprint: u64,
+    /// Replies to reads sent before this are of the past.
+    floor: u64,
+}
+
+impl Statuses {
+    /// Remembers a reply to a read sent at `epoch`; tells whether anything changed.
+    pub(super) fn remember(&mut self, kind: StatusKind, id: &str, epoch: Epoch, reply: &[u8]) -> bool {
+        let slots = self.of(kind);
+        if wire::has_path(reply, &[2]).unwrap_or(true)
+            || (slots.len() >= MAX_STATUSES && !slots.contains_key(id))
+        {
+            return false;
+        }
+        let fingerprint = fingerprint(reply);
+        if !slots.contains_key(id) {
+            slots.insert(id.into(), Slot::default());
+        }
+        let slot = slots.get_mut(id).expect("the slot was made above");
+        if epoch.seq < slot.floor || (slot.reply.is_some() && slot.fingerprint == fingerprint) {
+            return false;
+        }
+        slot.reply = Some(Bytes::copy_from_slice(reply));
+        slot.fingerprint = fingerprint;
+        true
+    }
+
+    /// Forgets the status of `id`, and replies to reads sent before `seq`.
+    pub(super) fn forget(&mut self, id: &str, seq: u64) {
+        for slots in [&mut self.sandboxes, &mut self.containers] {
+            if let Some(slot) = slots.get_mut(id) {
+                *slot = Slot { floor: seq, ..Slot::default() };
+            } else if slots.len() < MAX_STATUSES {
+                slots.insert(id.into(), Slot { floor: seq, ..Slot::default() });
+            }
+        }
+    }
+
+    /// Returns the status remembered for `id`.
+    pub(super) fn get(&self, kind: StatusKind, id: &str) -> Option<Bytes> {
+        let slots = match kind {
+            StatusKind::Sandbox => &self.sandboxes,
+            StatusKind::Container => &self.containers,
+        };
+        slots.get(id)?.reply.clone()
+    }
+
+    /// Drops what is remembered of IDs that are not listed.
+    pub(super) fn purge(&mut self, sandboxes: &HashSet<&str>, containers: &HashSet<&str>) {
+        self.sandboxes.retain(|id, _| sandboxes.contains(&**id));
+        self.containers.retain(|id, _| containers.contains(&**id));
+    }
+
+    /// Forgets all.
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Returns the number of statuses remembered.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.iter().count()
+    }
+
+    /// Iterates over all statuses.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (StatusKind, &str, &Bytes)> {
+        self.slots().filter_map(|(kind, id, slot)| Some((kind, id, slot.reply.as_ref()?)))
+    }
+
+    /// Returns a fingerprint of all statuses.
+    pub(super) fn fingerprint(&self) -> u64 {
+        let known = self.slots().filter(|(_, _, slot)| slot.reply.is_some());
+        let one = |(kind, id, slot): (StatusKind, &str, &Slot)| {
+            let mut hasher = DefaultHasher::new();
+            (kind, id, slot.fingerprint).hash(&mut hasher);
+            hasher.finish()
+        };
+        known.map(one).fold(0, u64::wrapping_add)
+    }
+
+    fn slots(&self) -> impl Iterator<Item = (StatusKind, &str, &Slot)> {
+        let sandboxes = self.sandboxes.iter().map(|(id, slot)| (StatusKind::Sandbox, &**id, slot));
+        sandboxes.chain(self.containers.iter().map(|(id, slot)| (StatusKind::Container, &**id, slot)))
+    }
+
+    /// Puts a saved status back.
+    pub(super) fn restore(&mut self, kind: StatusKind, id: String, reply: &[u8]) {
+        let slot =
+            Slot { reply: Some(Bytes::copy_from_slice(reply)), fingerprint: fingerprint(reply), floor: 0 };
+        self.of(kind).insert(id.into_boxed_str(), slot);
+    }
+
+    fn of(&mut self, kind: StatusKind) -> &mut HashMap<Box<str>, Slot> {
+        match kind {
+            StatusKind::Sandbox => &mut self.sandboxes,
+            StatusKind::Container => &mut self.containers,
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! Writes snapshots in the background.
+//!
+//! The order of its steps is the whole of crash safety: new journal, capture, write, rename, delete. It skips what
+//! would write the same facts again, since runtimes list and encode in random order, and lets stats and
+//! periodic replies wait for a minute, since they never say the same twice.
+
+use std::fs;
+use std::future::Future;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::file::{self, Saved, SavedBackend};
+use super::fingerprint::fingerprint;
+use super::journal;
+use super::{LastKnown, Snapshot};
+
+/// The least time between two snapshots.
+pub(super) const INTERVAL: Duration = Duration::from_secs(3);
+/// How long stats and replies alone wait for a snapshot.
+const MINOR_INTERVAL: Duration = Duration::from_secs(60);
+/// A journal of this many bytes is reason enough for a snapshot.
+const MAX_JOURNAL: u64 = 1 << 20;
+
+/// A step of writing a snapshot that was just done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// A new journal was started.
+    Rotated,
+    /// The state was captured.
+    Captured,
+    /// The new snapshot stands beside the old one.
+    Written,
+    /// The new snapshot took the place of the old one.
+    Renamed,
+    /// A journal that is no longer needed was deleted.
+    Deleted,
+}
+
+/// What the last snapshot held.
+#[derive(Debug, Default)]
+pub(super) struct Written {
+    facts: Option<u64>,
+    minor_changes: u64,
+    at: Option<Instant>,
+    failures: u64,
+}
+
+impl Snapshot {
+    /// Writes snapshots until `shutdown` completes, then a last one.
+    pub async fn run(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
+        tokio::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                () = self.shared.touched() => {}
+                () = tokio::time::sleep(MINOR_INTERVAL) => {}
+            }
+            self.write_aside(false).await;
+            if tokio::time::timeout(INTERVAL, &mut shutdown).await.is_ok() {
+                break;
+            }
+        }
+        self.write_aside(true).await;
+    }
+
+    async fn write_aside(self: &Arc<Self>, all: bool) {
+        let snapshot = Arc::clone(self);
+        let written = tokio::task::spawn_blocking(move || snapshot.write(all, &mut |_| ())).await;
+        if !matches!(written, Ok(Ok(()))) {
+            // Wakes the writer again even if nothing else changes.
+            self.shared.touch();
+        }
+    }
+
+    /// Writes a snapshot if there is reason to; `all` makes minor changes a reason. `step` is told of each step.
+    pub(super) fn write(&self, all: bool, step: &mut dyn FnMut(Step)) -> io::Result<()> {
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        for last_known in self.all() {
+            last_known.tidy();
+        }
+        let failures = self.shared.failures();
+        if !self.has_news(&written, all, failures) {
+            return Ok(());
+        }
+        let result = self.write_files(step);
+        match &result {
+            Ok((facts, minor_changes)) => {
+                let (facts, minor_changes) = (Some(*facts), *minor_changes);
+                *written = Written { facts, minor_changes, at: Some(Instant::now()), failures };
+                // A record that could not be appended meanwhile may not be in what was captured.
+                if self.shared.failures() == failures {
+                    self.shared.succeeded();
+                }
+            }
+            Err(error) => self.shared.failed("the snapshot", error),
+        }
+        result.map(drop)
+    }
+
+    fn has_news(&self, written: &Written, all: bool, failures: u64) -> bool {
+        let due = all || written.at.is_none_or(|at| at.elapsed() >= MINOR_INTERVAL);
+        failures != written.failures
+            || self.shared.journal().len() > MAX_JOURNAL
+            || written.facts != Some(facts(&self.capture()))
+            || (due && written.minor_changes != self.minor_changes())
+    }
+
+    fn write_files(&self, step: &mut dyn FnMut(Step)) -> io::Result<(u64, u64)> {
+        file::make_dir(&self.dir)?;
+        let generation = self.shared.journal().start_empty()?;
+        step(Step::Rotated);
+        let minor_changes = self.minor_changes();
+        let fresh = self.awaits_backends();
+        let captured = self.capture();
+        step(Step::Captured);
+        let facts = facts(&captured);
+        let backends = captured.into_iter().map(|(saved, _)| saved).collect();
+        let content = file::encode(&Saved { journal: generation, backends, fresh });
+        file::write_tmp(&self.dir, &content)?;
+        step(Step::Written);
+        fs::rename(file::tmp_path(&self.dir), file::path(&self.dir))?;
+        file::sync_dir(&self.dir)?;
+        step(Step::Renamed);
+        for old in journal::generations(&self.dir)?.into_iter().filter(|old| *old < generation) {
+            fs::remove_file(journal::path(&self.dir, old))?;
+            step(Step::Deleted);
+        }
+        Ok((facts, minor_changes))
+    }
+
+    /// Returns what is to be saved of each backend, with the fingerprint of its statuses.
+    fn capture(&self) -> Vec<(SavedBackend, u64)> {
+        let capture = |last_known: &Arc<LastKnown>| {
+            let state = last_known.lock();
+            // Changes are numbered under this lock, so all up to this number are in.
+            let seq = self.shared.last_seq();
+            (!state.forgotten).then(|| (state.save(last_known.name(), seq), state.statuses.fingerprint()))
+        };
+        self.all().iter().filter_map(capture).collect()
+    }
+
+    /// Tells whether, since a fresh start, there was never a moment at which every backend was known.
+    fn awaits_backends(&self) -> bool {
+        let backends = self.all();
+        if !backends.is_empty() && backends.iter().all(|last_known| last_known.known()) {
+            self.settled.store(true, Ordering::Relaxed);
+        }
+        !self.settled.load(Ordering::Relaxed)
+    }
+
+    fn minor_changes(&self) -> u64 {
+        self.all().iter().map(|last_known| last_known.lock().minor_changes).sum()
+    }
+
+    fn all(&self) -> Vec<Arc<LastKnown>> {
+        self.backends().values().cloned().collect()
+    }
+}
+
+/// Returns a fingerprint of what is to be on disk soon: all but stats and replies.
+fn facts(backends: &[(SavedBackend, u64)]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for (backend, statuses) in backends {
+        (&backend.name, &backend.boot_id, backend.drained, statuses).hash(&mut hasher);
+        for list in [&backend.sandboxes, &backend.containers, &backend.images] {
+            list.as_ref().map(|list| fingerprint(list)).hash(&mut hasher);
+        }
+        for change in &backend.changes {
+            prost::Message::encode_to_vec(change).hash(&mut hasher);
+        }
+    }
+    hasher.finish()
+}

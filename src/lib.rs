@@ -2,6 +2,7 @@
 
 pub mod backend;
 pub mod config;
+pub mod relay;
 pub mod wire;
 
 /// The messages of the CRI API, generated from `proto/cri.proto`, and their descriptor.

@@ -234,20 +234,27 @@ async fn answers_other_than_101_pass_as_they_are() {
     assert_eq!(within(node.answer(&path)).await, raw);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn the_last_output_of_a_process_arrives_though_it_left_its_input_unread() {
     let node = Node::start().await;
     let (listener, config, url) = streaming_server().await;
-    let mut client = node.request(&node.path(&config, &url)).await;
+    let client = node.request(&node.path(&config, &url)).await;
     let (mut served, _) = within(listener.accept()).await.unwrap();
     read_head(&mut served).await;
-    client.write_all(&[b'i'; 4096]).await.unwrap();
-    within(served.readable()).await.unwrap();
+    let (mut output, mut input) = client.into_split();
+    let typing = tokio::spawn(async move { while input.write_all(&[b'i'; 4096]).await.is_ok() {} });
+    within(async {
+        while node.count("crimux_relay_bytes_total") < 65536.0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     served.write_all(b"last words").await.unwrap();
     drop(served);
-    let mut output = String::new();
-    within(client.read_to_string(&mut output)).await.unwrap();
-    assert_eq!(output, "last words");
+    let mut heard = String::new();
+    within(output.read_to_string(&mut heard)).await.unwrap();
+    assert_eq!(heard, "last words");
+    within(typing).await.unwrap();
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ pub mod merge;
 pub mod method;
 pub mod metrics;
 pub mod proxy;
+pub mod relay;
 pub mod router;
 pub mod server;
 pub mod snapshot;

@@ -1,5 +1,7 @@
 //! Connections to backends: what comes through, and what each failure says.
 
+#![allow(clippy::unwrap_used, reason = "a test helper that fails has failed the test")]
+
 #[path = "support/pki.rs"]
 mod pki;
 

@@ -74,8 +74,7 @@ impl Connector {
     /// [`ConnectError::Files`] if the TLS files are missing or cannot be used.
     pub fn new(config: &BackendConfig) -> Result<Self, ConnectError> {
         let target = address(&config.endpoint);
-        let tls =
-            prepare_tls(config).map_err(|cause| ConnectError::Files { target: target.clone(), cause })?;
+        let tls = prepare_tls(config).map_err(|cause| files_error(&target, cause))?;
         Ok(Self { endpoint: config.endpoint.clone(), target, timeouts: config.timeouts, tls })
     }
 
@@ -121,7 +120,7 @@ impl Connector {
     /// [`ConnectError::Files`] if one of them cannot be read.
     pub fn describe_tls(&self) -> Result<Vec<CertificateInfo>, ConnectError> {
         let described = self.tls.as_ref().map_or(Ok(Vec::new()), |tls| tls.describe());
-        described.map_err(|cause| ConnectError::Files { target: self.target.clone(), cause })
+        described.map_err(|cause| files_error(&self.target, cause))
     }
 
     /// The backend's address as error texts name it: a path, `host:port` or `vsock cid:port`.
@@ -150,7 +149,12 @@ impl Connector {
         let addrs = attempt.step(Step::Resolve, tokio::net::lookup_host((host, port))).await?.collect();
         let connected = attempt.step(Step::Connect, first_of(addrs, attempt.deadline)).await?;
         attempt.step(Step::Connect, async { purpose.apply(&connected) }).await?;
-        if tls { self.handshake(attempt, host, connected, purpose).await } else { Ok(Stream::Tcp(connected)) }
+        // Boxed because rustls' state is some kilobytes that every future around it would carry for life.
+        if tls {
+            Box::pin(self.handshake(attempt, host, connected, purpose)).await
+        } else {
+            Ok(Stream::Tcp(connected))
+        }
     }
 
     async fn handshake(
@@ -160,7 +164,7 @@ impl Connector {
         connected: TcpStream,
         purpose: Purpose,
     ) -> Result<Stream, ConnectError> {
-        let files = |cause| ConnectError::Files { target: attempt.target.to_owned(), cause };
+        let files = |cause| files_error(attempt.target, cause);
         let tls = self.tls.clone().ok_or_else(|| files(TlsFileError::NotConfigured))?;
         let name = tls.server_name(host).to_owned();
         let server_name = parse_server_name(&name).map_err(files)?;
@@ -236,6 +240,10 @@ impl Purpose {
 /// Writes `host:port`, with brackets around an IPv6 address.
 pub(crate) fn host_and_port(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+fn files_error(target: &str, cause: TlsFileError) -> ConnectError {
+    ConnectError::Files { target: target.to_owned(), cause: Box::new(cause) }
 }
 
 fn address(endpoint: &Endpoint) -> String {

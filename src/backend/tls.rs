@@ -278,3 +278,61 @@ fn moment(seconds: i64) -> SystemTime {
         if seconds < 0 { UNIX_EPOCH.checked_sub(distance) } else { UNIX_EPOCH.checked_add(distance) };
     moment.unwrap_or(UNIX_EPOCH)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    /// A log that can be read back.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(text)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_broken_new_file_keeps_the_old_identity_and_is_logged_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(vec!["node-7".to_owned()]).unwrap();
+        let path = |name: &str| dir.path().join(name);
+        std::fs::write(path("ca.crt"), made.cert.pem()).unwrap();
+        std::fs::write(path("our.crt"), made.cert.pem()).unwrap();
+        std::fs::write(path("our.key"), made.signing_key.serialize_pem()).unwrap();
+        let (ca, cert, key) = (path("ca.crt"), Some(path("our.crt")), Some(path("our.key")));
+        let client = TlsClient::new(&Tls { ca, cert, key, server_name: None }).unwrap();
+        let first = client.current();
+        assert!(Arc::ptr_eq(&first, &client.current()), "unchanged files are not read again");
+
+        let log = Log::default();
+        let written = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || written.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            std::fs::write(path("our.key"), "-----BEGIN PRIVATE KEY-----\nsEcReT").unwrap();
+            for _ in 0..3 {
+                assert!(Arc::ptr_eq(&first, &client.current()));
+            }
+        });
+        let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(log.matches("stay in force").count(), 1, "{log}");
+        assert!(log.contains("our.key") && !log.contains("sEcReT"), "{log}");
+        assert!(!format!("{client:?}").contains("sEcReT"));
+
+        std::fs::write(path("our.key"), made.signing_key.serialize_pem()).unwrap();
+        assert!(!Arc::ptr_eq(&first, &client.current()), "a repaired file is read");
+    }
+
+    #[test]
+    fn dates_are_written_in_utc_and_may_lie_before_1970() {
+        assert_eq!(utc(moment(1_612_310_400)), "2021-02-03T00:00:00Z");
+        assert_eq!(utc(moment(-86_400)), "1969-12-31T00:00:00Z");
+    }
+}

@@ -32,7 +32,7 @@ pub enum ConnectError {
         /// The address.
         target: String,
         /// Which file and why.
-        cause: TlsFileError,
+        cause: Box<TlsFileError>,
     },
     /// The host name has no address.
     #[error("{target}: the host name cannot be resolved: {cause}")]

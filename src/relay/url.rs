@@ -1,0 +1,244 @@
+//! Decides what becomes of a streaming URL: it passes, it is relayed to one address, or it is refused.
+//!
+//! kubelet dials whatever URL a backend returns, so a backend elsewhere could aim `kubectl exec` at this node. The rule
+//! that prevents it is here and pure: for a `local: false` backend only the endpoint's own host or the configured
+//! `streaming.address` is dialled; a loopback, empty or other host is refused. No error holds the URL's path, which is
+//! a secret.
+
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use http::uri::{Authority, PathAndQuery};
+
+use crate::config::{BackendConfig, Endpoint, RelayMode, Streaming};
+
+/// Why a backend's streaming URL is not handed on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum UrlError {
+    /// It is not an `http` or `https` URL of a host and a path.
+    #[error("the backend returned a streaming URL that cannot be read")]
+    Malformed,
+    /// Its path does not end in `exec`, `attach` or `portforward` and a token.
+    #[error("the backend returned a streaming URL that is not one of exec, attach or port-forward")]
+    NotAStream,
+    /// A backend that is not on this node names this node, or nothing.
+    #[error(
+        "the backend is not on this node but its streaming URL names {host}, which would be this node: set containerd's \
+         stream_server_address (and stream_server_port) to the endpoint's host, or set streaming.address"
+    )]
+    ThisNode {
+        /// The host as named; `no host` if none is.
+        host: String,
+    },
+    /// A backend that is not on this node names a host that is not its endpoint's.
+    #[error(
+        "the backend's streaming URL names {host}, which is not its endpoint's host {endpoint}: set containerd's \
+         stream_server_address (and stream_server_port) to that host, or set streaming.address"
+    )]
+    OtherHost {
+        /// The host as named.
+        host: String,
+        /// The only host that may be dialled.
+        endpoint: String,
+    },
+    /// The endpoint has no host that a streaming server could be dialled at.
+    #[error(
+        "the backend's endpoint has no host at which its streams could be dialled: set streaming.address"
+    )]
+    AddressNeeded,
+    /// The streaming server speaks TLS and there is nothing to verify it with.
+    #[error("the backend's streaming server speaks TLS but the backend has no tls section to verify it with")]
+    NoTls,
+    /// The kernel gave no random bytes for a token.
+    #[error("no random bytes for a streaming token: {0}")]
+    NoRandom(getrandom::Error),
+}
+
+/// What becomes of a URL.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Plan {
+    Pass,
+    Relay(Stream),
+}
+
+/// One stream to relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Stream {
+    pub(super) kind: Kind,
+    pub(super) target: Target,
+    /// The path to ask the backend for.
+    pub(super) path: String,
+    /// With its `?`; empty if there is none.
+    pub(super) query: String,
+}
+
+/// A streaming server to dial.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target {
+    pub(super) host: String,
+    pub(super) port: u16,
+    pub(super) tls: bool,
+}
+
+/// The three kinds of streams, by the word in the path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Exec,
+    Attach,
+    PortForward,
+}
+
+/// A URL taken apart. The `url` crate is no help here: it repairs `http:///exec/x` into the host `exec`.
+struct StreamUrl {
+    tls: bool,
+    /// Without brackets; `None` if empty or the unspecified address.
+    host: Option<String>,
+    port: Option<u16>,
+    path: String,
+    query: String,
+}
+
+impl Kind {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Exec => "exec",
+            Self::Attach => "attach",
+            Self::PortForward => "portforward",
+        }
+    }
+
+    pub(super) fn parse(word: &str) -> Option<Self> {
+        [Self::Exec, Self::Attach, Self::PortForward].into_iter().find(|kind| kind.as_str() == word)
+    }
+}
+
+impl StreamUrl {
+    fn parse(url: &str) -> Result<Self, UrlError> {
+        let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+        let tls = match scheme {
+            "http" => false,
+            "https" => true,
+            _ => return Err(UrlError::Malformed),
+        };
+        let (authority, path) = rest.split_at(rest.find('/').ok_or(UrlError::Malformed)?);
+        let path = PathAndQuery::from_str(path).map_err(|_| UrlError::Malformed)?;
+        let (host, port) = parse_authority(authority)?;
+        Ok(Self {
+            tls,
+            port: port.or_else(|| host.as_ref().map(|_| if tls { 443 } else { 80 })),
+            host,
+            path: path.path().to_owned(),
+            query: path.query().map(|query| format!("?{query}")).unwrap_or_default(),
+        })
+    }
+
+    fn kind(&self) -> Result<Kind, UrlError> {
+        let mut last_first = self.path.rsplit('/');
+        let token = last_first.next().unwrap_or_default();
+        let kind = last_first.next().and_then(Kind::parse);
+        kind.filter(|_| !token.is_empty()).ok_or(UrlError::NotAStream)
+    }
+
+    fn names_this_node(&self) -> bool {
+        self.host.as_deref().is_none_or(is_loopback)
+    }
+
+    fn this_node(&self) -> UrlError {
+        UrlError::ThisNode { host: self.host.clone().unwrap_or_else(|| "no host".to_owned()) }
+    }
+
+    fn relay_to(self, (host, port): (String, u16), streaming: &Streaming) -> Result<Plan, UrlError> {
+        let target = Target { host, port, tls: self.tls || streaming.tls };
+        Ok(Plan::Relay(Stream { kind: self.kind()?, target, path: self.path, query: self.query }))
+    }
+}
+
+/// Decides what becomes of `url`, which a backend with `config` returned.
+pub(super) fn plan(config: &BackendConfig, url: &str) -> Result<Plan, UrlError> {
+    let parsed = StreamUrl::parse(url);
+    match (config.local, config.streaming.relay) {
+        (true, RelayMode::Never) => Ok(Plan::Pass),
+        (true, mode) => parsed.map_or(Ok(Plan::Pass), |url| plan_local(config, mode, url)),
+        (false, RelayMode::Never) => match parsed? {
+            url if url.names_this_node() => Err(url.this_node()),
+            _ => Ok(Plan::Pass),
+        },
+        (false, _) => plan_remote(config, parsed?),
+    }
+}
+
+/// A backend on this node may name any address; what cannot be verified here is left for kubelet to verify.
+fn plan_local(config: &BackendConfig, mode: RelayMode, url: StreamUrl) -> Result<Plan, UrlError> {
+    let dialable = url.host.is_some() && !url.tls;
+    let unverifiable = (url.tls || config.streaming.tls) && config.tls.is_none();
+    if unverifiable || (dialable && mode == RelayMode::Auto) {
+        return Ok(Plan::Pass);
+    }
+    let address = match (&config.streaming.address, url.port) {
+        (Some(address), _) => address.clone(),
+        (None, Some(port)) => (url.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()), port),
+        (None, None) => return Err(UrlError::AddressNeeded),
+    };
+    url.relay_to(address, &config.streaming)
+}
+
+/// A backend elsewhere never chooses the host that is dialled.
+fn plan_remote(config: &BackendConfig, url: StreamUrl) -> Result<Plan, UrlError> {
+    if (url.tls || config.streaming.tls) && config.tls.is_none() {
+        return Err(UrlError::NoTls);
+    }
+    if let Some(address) = &config.streaming.address {
+        return url.relay_to(address.clone(), &config.streaming);
+    }
+    let (Some(host), Some(port)) = (&url.host, url.port) else { return Err(url.this_node()) };
+    if is_loopback(host) {
+        return Err(url.this_node());
+    }
+    match &config.endpoint {
+        Endpoint::Tcp { host: own, .. } if is_same_host(own, host) => {
+            url.relay_to((own.clone(), port), &config.streaming)
+        }
+        Endpoint::Tcp { host: own, .. } => {
+            Err(UrlError::OtherHost { host: host.clone(), endpoint: own.clone() })
+        }
+        Endpoint::Unix(_) | Endpoint::Vsock { .. } => Err(UrlError::AddressNeeded),
+    }
+}
+
+fn parse_authority(authority: &str) -> Result<(Option<String>, Option<u16>), UrlError> {
+    let number = |port: &str| port.parse().map_err(|_| UrlError::Malformed);
+    if authority.is_empty() {
+        return Ok((None, None));
+    }
+    if let Some(port) = authority.strip_prefix(':') {
+        return Ok((None, Some(number(port)?)));
+    }
+    let parsed = Authority::from_str(authority).map_err(|_| UrlError::Malformed)?;
+    // What is left is nothing or a port; user information would come first and is refused with everything else.
+    let port = match authority.strip_prefix(parsed.host()).ok_or(UrlError::Malformed)? {
+        "" => None,
+        rest => Some(number(rest.strip_prefix(':').ok_or(UrlError::Malformed)?)?),
+    };
+    let host = parsed.host().trim_start_matches('[').trim_end_matches(']');
+    let unspecified = host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_unspecified());
+    Ok(((!unspecified).then(|| host.to_owned()), port))
+}
+
+fn is_loopback(host: &str) -> bool {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return ip.to_canonical().is_loopback();
+    }
+    let name = host.trim_end_matches('.').to_ascii_lowercase();
+    name == "localhost" || name.ends_with(".localhost")
+}
+
+fn is_same_host(own: &str, named: &str) -> bool {
+    match (own.parse::<IpAddr>(), named.parse::<IpAddr>()) {
+        (Ok(own), Ok(named)) => own.to_canonical() == named.to_canonical(),
+        (Err(_), Err(_)) => own.trim_end_matches('.').eq_ignore_ascii_case(named.trim_end_matches('.')),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests;

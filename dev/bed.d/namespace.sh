@@ -21,7 +21,7 @@ holder() {
 namespace_alive() { [ -e "$RUN/ready" ] && holder >/dev/null; }
 
 namespace_up() {
-  local parent=()
+  local parent=() cgroup=crimux-bed-$$-$RANDOM
   # The holder then dies with this script, however that ends.
   [ "${1:-}" != --with-parent ] || parent=(setpriv --pdeathsig KILL)
   mkdir -p "$RUN" "$LOGS" "$(dirname $BED_LOCK)"
@@ -29,11 +29,11 @@ namespace_up() {
   exec 9>$BED_LOCK
   flock -w 60 9 || die "another bed holds $BED_LOCK"
   cgroups_sweep
-  echo "crimux-bed-$$" >"$RUN/cgroup"
-  cgroups_make "crimux-bed-$$"
+  echo "$cgroup" >"$RUN/cgroup"
+  cgroups_make "$cgroup"
   (
     exec 9>&-
-    cgroups_join "crimux-bed-$$"
+    cgroups_join "$cgroup"
     exec "${parent[@]}" unshare --mount --net --pid --cgroup --fork --kill-child --mount-proc \
       --propagation private bash "$PARTS/init" "$RUN/ready" </dev/null >"$LOGS/init.log" 2>&1
   ) &
@@ -41,7 +41,7 @@ namespace_up() {
   disown
   echo "$pid $(start_time $pid)" >"$RUN/holder"
   wait_until 10 "the namespace ($LOGS/init.log)" test -e "$RUN/ready" || { cat "$LOGS/init.log" >&2; exit 1; }
-  cgroups_delegate "crimux-bed-$$" "$pid"
+  cgroups_delegate "$cgroup" "$pid"
   exec 9>&-
 }
 

@@ -35,7 +35,7 @@ $3
 CONFIG
   spawn "$1" docker-registry serve "$RUN/$1.yaml"
   # 401 is an answer too.
-  wait_until 10 "the registry on port $2" inside curl -s -o /dev/null "http://127.0.0.1:$2/v2/"
+  wait_until 10 "the registry on port $2 ($LOGS/$1.log)" inside curl -s -o /dev/null "http://127.0.0.1:$2/v2/"
 }
 
 registry_push() { # PORT PREFIX IMAGE...

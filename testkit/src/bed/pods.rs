@@ -66,12 +66,17 @@ impl Pods {
         })
     }
 
+    /// The configuration of a new sandbox whose logs go where this client's logs go.
+    pub fn config(&self, name: &str) -> PodSandboxConfig {
+        sandbox_config(name, &self.logs)
+    }
+
     /// Runs a pod with one busybox container that runs `command`, under a `RuntimeClass` handler.
     ///
     /// # Errors
     /// The status of the first call that fails; what was made until then stays.
     pub async fn run(&mut self, name: &str, handler: &str, command: &[&str]) -> Result<Pod, Status> {
-        let config = sandbox_config(name, &self.logs);
+        let config = self.config(name);
         let sandbox = Box::pin(self.sandbox(&config, handler)).await?;
         Box::pin(self.pull(&config)).await?;
         let container = Box::pin(self.container(&sandbox, &config, command)).await?;
@@ -157,7 +162,7 @@ impl Pods {
 }
 
 /// The configuration of a sandbox with a fresh uid, in the namespace `default`.
-pub fn sandbox_config(name: &str, logs: &Path) -> PodSandboxConfig {
+fn sandbox_config(name: &str, logs: &Path) -> PodSandboxConfig {
     let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let uid = format!("{name}-{nanos:x}");
     PodSandboxConfig {

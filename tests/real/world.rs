@@ -1,0 +1,111 @@
+//! What every real test stands in: three runtimes, crimux in front of them, a client on its socket.
+//!
+//! The configuration is text as a user would write it, and crimux is the built binary, so that nothing of it is
+//! tested that a user would not get.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use testkit::bed::pods::Pods;
+use testkit::bed::{Bed, Inside};
+use testkit::cri::{ContainerState, ContainerStatusRequest, PodSandboxState, PodSandboxStatusRequest};
+use tonic::Code;
+
+/// The three usual backends and their default runtimes.
+pub(crate) const BACKENDS: [(&str, &str); 3] = [("a", "runc"), ("b", "crun"), ("g", "runsc")];
+
+/// The usual handlers: handler, backend, the backend's name for it.
+pub(crate) const HANDLERS: [(&str, &str, &str); 3] =
+    [("runc", "a", "runc"), ("crun", "b", "crun"), ("gvisor", "g", "runsc")];
+
+/// How long things may take that happen soon: a log line, a start, a reload.
+pub(crate) const SOON: Duration = Duration::from_secs(20);
+
+/// Sleeps until it is told to end.
+pub(crate) const IDLE: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; sleep 86400 & wait"];
+
+/// crimux, running inside a bed.
+pub(crate) struct Crimux<'bed> {
+    pub(crate) process: Inside<'bed>,
+    pub(crate) socket: PathBuf,
+    pub(crate) config: PathBuf,
+}
+
+/// The usual bed, or `None` after a loud skip.
+pub(crate) fn bed() -> Option<Bed> {
+    Bed::up_or_skip(&BACKENDS)
+}
+
+/// Writes the configuration and starts crimux; returns when it answers.
+pub(crate) async fn crimux<'bed>(bed: &'bed Bed, handlers: &[(&str, &str, &str)]) -> Crimux<'bed> {
+    let directory = bed.directory().join("crimux");
+    std::fs::create_dir_all(&directory).unwrap();
+    let config = directory.join("crimux.yaml");
+    std::fs::write(&config, configuration(bed, handlers)).unwrap();
+    let arguments = ["serve", "--config", config.to_str().unwrap()];
+    let process = bed.spawn("crimux", Path::new(env!("CARGO_BIN_EXE_crimux")), &arguments).unwrap();
+    let crimux = Crimux { process, socket: directory.join("crimux.sock"), config };
+    eventually("crimux serves", async || {
+        assert_eq!(crimux.process.exit_code(), None, "crimux ended: {}", crimux.process.log().unwrap());
+        let mut pods = Pods::dial(&crimux.socket, Path::new("")).await.ok()?;
+        pods.list().await.ok()
+    })
+    .await;
+    crimux
+}
+
+/// The configuration with the three usual backends and these handlers.
+pub(crate) fn configuration(bed: &Bed, handlers: &[(&str, &str, &str)]) -> String {
+    let directory = bed.directory().join("crimux");
+    let directory = directory.display();
+    let backends = BACKENDS
+        .map(|(name, _)| format!("  {name}: {{ endpoint: \"unix://{}\" }}\n", bed.socket(name).display()));
+    let handlers: Vec<_> = handlers
+        .iter()
+        .map(|(handler, backend, inner)| format!("  {handler}: {{ backend: {backend}, handler: {inner} }}\n"))
+        .collect();
+    format!(
+        "listen: unix://{directory}/crimux.sock\n\
+         state_dir: {directory}/state\n\
+         admin: {{ socket: {directory}/admin.sock, http: 127.0.0.1:9440 }}\n\
+         default_backend: a\n\
+         backends:\n{}\
+         handlers:\n{}",
+        backends.concat(),
+        handlers.concat()
+    )
+}
+
+/// A client of a socket of this bed.
+pub(crate) async fn dial(bed: &Bed, socket: &Path) -> Pods {
+    Pods::dial(socket, &bed.directory().join("pod-logs")).await.unwrap()
+}
+
+/// The state that the status of a sandbox tells, or the code of its refusal.
+pub(crate) async fn sandbox_state(pods: &mut Pods, id: &str) -> Result<PodSandboxState, Code> {
+    let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: false };
+    let reply = pods.runtime.pod_sandbox_status(request).await.map_err(|status| status.code())?;
+    Ok(reply.into_inner().status.unwrap().state())
+}
+
+/// The state that the status of a container tells, or the code of its refusal.
+pub(crate) async fn container_state(pods: &mut Pods, id: &str) -> Result<ContainerState, Code> {
+    let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: false };
+    let reply = pods.runtime.container_status(request).await.map_err(|status| status.code())?;
+    Ok(reply.into_inner().status.unwrap().state())
+}
+
+/// Asks again until there is an answer, and returns it.
+///
+/// # Panics
+/// If there is none within [`SOON`].
+pub(crate) async fn eventually<T>(what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
+    let end = Instant::now() + SOON;
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(Instant::now() < end, "gave up waiting: {what}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
 use crate::proxy::{Node, Proxy};
+use crate::relay::{Relay, RelayMetrics};
 use crate::router::{Handlers, Names, Router};
 use crate::server::Bound;
 use crate::snapshot::Snapshot;
@@ -53,11 +54,12 @@ impl App {
         for warning in warnings {
             tracing::warn!(%warning, "saved state");
         }
-        let writer = tokio::spawn(Arc::clone(&snapshot).run(drain.clone()));
         let router = Router::new(Handlers::new(&config, &Names::new()));
-        let node = Node::new(config.clone(), router, snapshot, metrics);
+        let relay = Relay::bind(RelayMetrics::new(&metrics.registry)?).await.context("no port for the relay")?;
+        let node = Node::new(config.clone(), router, Arc::clone(&snapshot), metrics, Arc::clone(&relay));
         let mut fleet = Fleet::new(Arc::clone(&node), drain.clone());
         fleet.apply(&config).await?;
+        let writer = tokio::spawn(snapshot.run(drain.clone().into_begun()));
         let mut servers = JoinSet::new();
         let bound = match systemd::listener(&config.listen)? {
             Some(inherited) => inherited,
@@ -66,6 +68,7 @@ impl App {
         tracing::info!(listen = %bound.path().display(), backends = config.backends.len(), "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
         servers.spawn(log_failure(bound.serve(proxy, drain.clone())));
+        servers.spawn(relay.run(drain.clone().into_begun(), config.drain_timeout));
         admin::spawn(&mut servers, &config.admin, &node, &drain).await?;
         Ok(Self { path: path.to_owned(), node, fleet, drain, servers, writer })
     }

@@ -16,6 +16,7 @@ use http::{HeaderMap, Method as HttpMethod, Request, StatusCode, Uri};
 use tokio::sync::{Notify, watch};
 use tonic::Code;
 
+use crate::backend::connect::Connector;
 use crate::codec::{self, Assembler, Message};
 use crate::config::BackendConfig;
 use crate::error::Error;
@@ -49,6 +50,7 @@ pub struct Backend {
     link: watch::Sender<Link>,
     redial: Notify,
     api: Mutex<Option<Api>>,
+    connector: Mutex<Option<Arc<Connector>>>,
     in_flight: AtomicUsize,
 }
 
@@ -101,6 +103,7 @@ impl Backend {
             link: watch::Sender::new(Link::Connecting),
             redial: Notify::new(),
             api: Mutex::new(None),
+            connector: Mutex::new(None),
             in_flight: AtomicUsize::new(0),
         })
     }

@@ -20,6 +20,11 @@ impl Drain {
         self.0.cancelled().await;
     }
 
+    /// Completes when the drain begins; for whoever keeps the wait.
+    pub async fn into_begun(self) {
+        self.0.cancelled_owned().await;
+    }
+
     /// Tells whether it has begun.
     pub fn is_begun(&self) -> bool {
         self.0.is_cancelled()

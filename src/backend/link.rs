@@ -5,14 +5,14 @@
 //! shows that the backend answers at all and which API it speaks. Never HTTP/2 pings: grpc-go answers those
 //! with GOAWAY `too_many_pings`.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
 use tonic::Code;
 
-use crate::backend::connect::{Connector, Stream};
+use crate::backend::connect::{ConnectError, Connector, Stream};
 use crate::backend::health::Class;
 use crate::backend::{Backend, own_headers};
 use crate::codec::Message;
@@ -84,12 +84,27 @@ impl Backend {
     pub fn reconfigure(&self, config: BackendConfig) {
         let old = self.config.swap(Arc::new(config.clone()));
         if old.endpoint != config.endpoint || old.tls != config.tls {
+            *self.connector.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.redial.notify_one();
         }
     }
 
+    /// Returns what connects to the endpoint in force, with the identity in force.
+    ///
+    /// # Errors
+    /// If the TLS files cannot be used.
+    pub fn connector(&self) -> Result<Arc<Connector>, ConnectError> {
+        let mut known = self.connector.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connector) = &*known {
+            return Ok(Arc::clone(connector));
+        }
+        let connector = Arc::new(Connector::new(&self.config.load())?);
+        *known = Some(Arc::clone(&connector));
+        Ok(connector)
+    }
+
     async fn connect(&self) -> Result<(SendRequest<Bytes>, Connection<Stream, Bytes>), String> {
-        let connector = Connector::new(&self.config.load()).map_err(|error| error.to_string())?;
+        let connector = self.connector().map_err(|error| error.to_string())?;
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
         h2::client::Builder::new()
             .initial_window_size(WINDOW)
@@ -165,7 +180,7 @@ impl Backend {
             let reply = self.fetch(method, own_headers(wait), Message::new(&[]).framed()).await?;
             match reply.code {
                 Code::Ok => {
-                    self.last.remember_reply(method.name, reply.message.encoded_bytes());
+                    self.last.remember_reply(method.name, reply.message.encoded());
                     return Ok(());
                 }
                 Code::Unimplemented => self.switch_api(),
@@ -176,7 +191,7 @@ impl Backend {
     }
 
     fn last_api(&self) -> Api {
-        match *self.api.lock().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        match *self.api.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(api) => api,
             None => Api::V1,
         }
@@ -186,7 +201,7 @@ impl Backend {
         self.link.send_modify(|link| {
             if let Link::Up { api, .. } = link {
                 *api = if *api == Api::V1 { Api::V1Alpha2 } else { Api::V1 };
-                *self.api.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(*api);
+                *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(*api);
             }
         });
     }

@@ -114,12 +114,12 @@ async fn prompt(backend: &Arc<Backend>, name: &str, request: &[u8]) -> Option<By
         Ok(Ok(reply)) if reply.code == Code::Ok => {
             let reply = reply.message.encoded_bytes();
             if request.is_empty() {
-                backend.last.remember_reply(method.name, reply.clone());
+                backend.last.remember_reply(method.name, &reply);
             }
             Some(reply)
         }
         Ok(Ok(reply)) if reply.code == Code::Unimplemented && name == "RuntimeConfig" => {
-            backend.last.remember_reply(NO_RUNTIME_CONFIG, Bytes::new());
+            backend.last.remember_reply(NO_RUNTIME_CONFIG, &[]);
             None
         }
         _ => None,

@@ -85,7 +85,11 @@ impl Call {
         list: List,
         message: Message,
     ) -> Result<Vec<Part>, Error> {
-        let filter = Arc::new(Filter::parse(list, message.encoded())?);
+        let filter = match learn::kept(list) {
+            Some(kind) => Filter::parse(kind, message.encoded())?,
+            None => Filter::default(),
+        };
+        let filter = Arc::new(filter);
         let backends = self.backends_with(list, &filter);
         let mut headers = std::mem::take(&mut self.headers);
         headers.remove("grpc-timeout");
@@ -136,7 +140,7 @@ impl Call {
     fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
         let kind = if matches!(list, List::Sandboxes | List::SandboxStats) { Kind::Sandbox } else { Kind::Container };
         let id = filter.id().map(|id| (kind, id));
-        let sandbox = filter.sandbox_id().map(|id| (Kind::Sandbox, id));
+        let sandbox = filter.sandbox().map(|id| (Kind::Sandbox, id));
         for (kind, id) in id.into_iter().chain(sandbox) {
             if let Lookup::Exact(owner) = self.node.router.owners.find(Some(kind), id, self.scope.as_deref()) {
                 if let Ok(backend) = self.node.backend(&owner) {

@@ -12,10 +12,11 @@ use tonic::Code;
 use crate::backend::{Backend, Class, Collected};
 use crate::codec::Message;
 use crate::error::Error;
-use crate::method::{Effect, Kind, Method};
+use crate::method::{Effect, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, learn};
-use crate::{wire, router};
+use crate::snapshot::StatusKind;
+use crate::{router, wire};
 
 impl Call {
     /// Sends a call that creates a sandbox to the backend of its handler.
@@ -95,7 +96,7 @@ impl Call {
         id: &str,
         message: Message,
     ) -> Result<Outcome, Error> {
-        let kind = if method.name == "PodSandboxStatus" { Kind::Sandbox } else { Kind::Container };
+        let kind = if method.name == "PodSandboxStatus" { StatusKind::Sandbox } else { StatusKind::Container };
         let verbose = wire::peek_varint(message.encoded(), &[2])? != 0;
         let remembered = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
         if !backend.is_up() || backend.health.is_late(Class::Reads) {
@@ -110,7 +111,7 @@ impl Call {
             let reply = self.fetch(backend, method, &message).await?;
             backend.health.mark_answered(Class::Reads);
             if reply.code == Code::Ok && !verbose {
-                backend.last.remember_status(kind, id, epoch, reply.message.encoded_bytes());
+                backend.last.remember_status(kind, id, epoch, reply.message.encoded());
             }
             Ok::<_, Error>(reply)
         };

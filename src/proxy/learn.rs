@@ -13,7 +13,7 @@ use crate::error::Error;
 use crate::method::{Effect, List, Method};
 use crate::proxy::Node;
 use crate::router::Pod;
-use crate::snapshot::{Epoch, ListKind, SandboxFacts};
+use crate::snapshot::{Epoch, ListKind, SANDBOX_READY, SandboxFacts};
 use crate::wire::{self, WireError};
 
 /// Returns where a creating request holds the uid of its pod.
@@ -51,15 +51,14 @@ pub(super) fn created(
             let mut containers = Vec::new();
             for restored in wire::items(reply, 2) {
                 let restored = restored.map_err(unreadable)?;
-                let field = |number| wire::peek_str(restored, &[number]).map_err(unreadable);
-                containers.push((field(1)?, field(2)?));
+                containers.push(wire::peek_str(restored, &[2]).map_err(unreadable)?);
             }
             let pod = requested_pod(request, 2, 3)?;
             note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
-            for (_, container) in &containers {
+            for container in &containers {
                 note_conflict(node, container, node.router.owners.learn_container(container, &backend.name));
             }
-            backend.last.pod_restored(id, request, &containers);
+            backend.last.restored(request, reply).map_err(unreadable)?;
         }
         _ => {
             let pod = requested_pod(request, 1, 2)?;
@@ -90,9 +89,7 @@ pub(super) fn wrote(
         }
         Effect::SandboxStopped => last.sandbox_stopped(id),
         Effect::SandboxRemoved => {
-            for container in last.sandbox_removed(id) {
-                owners.forget(&container);
-            }
+            last.sandbox_removed(id);
             owners.forget(id);
         }
         _ => {}
@@ -118,10 +115,10 @@ pub(super) fn listed(
         if unfiltered {
             backend.last.replace_list(kind, epoch, reply);
         } else {
-            backend.last.update_items(kind, epoch, reply);
+            backend.last.update_items(kind, epoch, &reply).map_err(owned)?;
         }
     } else {
-        backend.last.remember_reply(list.unary().name, reply);
+        backend.last.remember_reply(list.unary().name, &reply);
     }
     Ok(())
 }
@@ -176,11 +173,12 @@ pub(super) fn kept(list: List) -> Option<ListKind> {
 
 /// Returns what the owners' map keeps of a sandbox in a list, or in the saved state.
 pub(super) fn pod_of(facts: &SandboxFacts<'_>) -> Pod {
-    Pod::new(facts.uid, facts.runtime_handler, facts.annotations(), facts.created_at, facts.ready)
+    let ready = facts.state == SANDBOX_READY;
+    Pod::new(facts.uid, facts.runtime_handler, facts.annotations(), facts.created_at, ready)
 }
 
 fn listed_pod(item: &[u8]) -> Result<Pod, WireError> {
-    Ok(pod_of(&SandboxFacts::read(item)?))
+    Ok(pod_of(&SandboxFacts::parse(item)?))
 }
 
 fn requested_pod(request: &[u8], config: u32, handler: u32) -> Result<Pod, WireError> {

@@ -6,14 +6,18 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tonic::Code;
 
 use crate::backend::{Backend, Collected, State};
+use crate::codec::Message;
 use crate::config::{Config, StatsPolicy};
 use crate::error::Error;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND, STATES};
+use crate::relay::{Decision, Relay};
 use crate::router::{Choice, Router};
 use crate::snapshot::Snapshot;
+use crate::wire;
 
 /// The node.
 #[derive(Debug)]
@@ -28,19 +32,21 @@ pub struct Node {
     pub(super) all_calls: Arc<CallMetrics>,
     /// Counters of calls to none.
     pub(super) own_calls: Arc<CallMetrics>,
+    relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
 }
 
 impl Node {
     /// Makes a node of these parts; backends are added by [`Node::replace_backends`].
-    pub fn new(config: Config, router: Router, snapshot: Arc<Snapshot>, metrics: Arc<Metrics>) -> Arc<Self> {
+    pub fn new(config: Config, router: Router, snapshot: Arc<Snapshot>, metrics: Arc<Metrics>, relay: Arc<Relay>) -> Arc<Self> {
         Arc::new(Self {
             router,
             snapshot,
             all_calls: metrics.calls(ALL_BACKENDS),
             own_calls: metrics.calls(NO_BACKEND),
             metrics,
+            relay,
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
         })
@@ -110,8 +116,21 @@ impl Node {
     }
 
     /// Puts our own URL in the place of a stream URL that kubelet could not dial.
-    pub(super) fn relayed(&self, _backend: &Backend, reply: Collected) -> Result<Collected, Error> {
-        Ok(reply)
+    pub(super) fn relayed(&self, backend: &Backend, reply: Collected) -> Result<Collected, Error> {
+        if reply.code != Code::Ok {
+            return Ok(reply);
+        }
+        let refused = |cause: String| Error::Stream { backend: Arc::clone(&backend.name), cause };
+        let url = wire::peek_str(reply.message.encoded(), &[1]).map_err(|error| refused(error.to_string()))?;
+        let connector = backend.connector().map_err(|error| refused(error.to_string()))?;
+        let decided = self.relay.decide(&backend.name, &backend.config(), &connector, url);
+        match decided.map_err(|error| refused(error.to_string()))? {
+            Decision::Pass => Ok(reply),
+            Decision::Relay(ours) => {
+                let message = Message::new(&wire::append_str(reply.message.encoded(), &[1], &ours));
+                Ok(Collected { message, ..reply })
+            }
+        }
     }
 
     /// Returns the state that operators see.

@@ -14,7 +14,7 @@ impl Node {
     /// Learns the owners that the saved state of a backend names.
     pub fn restore(&self, backend: &Backend) {
         backend.last.for_each_sandbox(|facts| {
-            self.router.owners.learn_sandbox(facts.id, &backend.name, learn::pod_of(facts));
+            self.router.owners.learn_sandbox(facts.id, &backend.name, learn::pod_of(&facts));
         });
         backend.last.for_each_container(|facts| {
             self.router.owners.learn_container(facts.id, &backend.name);

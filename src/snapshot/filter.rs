@@ -70,8 +70,13 @@ impl Filter {
         *self == Self::default()
     }
 
-    /// Tells whether the filter asks for the items of one sandbox.
-    pub(super) fn sandbox(&self) -> Option<&str> {
+    /// Returns the ID, or prefix of one, that the filter asks for.
+    pub fn id(&self) -> Option<&str> {
+        Some(self.id.as_str()).filter(|id| !id.is_empty())
+    }
+
+    /// Returns the sandbox, or prefix of its ID, whose items the filter asks for.
+    pub fn sandbox(&self) -> Option<&str> {
         Some(self.sandbox.as_str()).filter(|id| !id.is_empty())
     }
 

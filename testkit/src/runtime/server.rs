@@ -182,9 +182,9 @@ mod tests {
     async fn a_list_of_many_frames_leaves_in_one_write() {
         let sim = SimRuntime::builder("containerd").containers(500, 1).start().await;
         let (near, far) = tokio::io::duplex(4 << 20);
-        let (reader, writer) = tokio::io::split(far);
+        let (reader, outgoing) = tokio::io::split(far);
         let writes = Arc::new(AtomicUsize::new(0));
-        let counted = Counted(writer, Arc::clone(&writes));
+        let counted = Counted(outgoing, Arc::clone(&writes));
         let server = tokio::spawn(run(reader, counted, Arc::clone(&sim.shared)));
         let (requests, connection) = h2::client::Builder::new()
             .initial_window_size(16 << 20)

@@ -24,7 +24,7 @@ enum Verb {
 
 #[derive(Debug, clap::Args)]
 struct RuntimeArguments {
-    /// Where to listen: unix:///PATH or tcp://IP:PORT.
+    /// Where to listen: `unix:///PATH` or `tcp://IP:PORT`.
     #[arg(long)]
     listen: String,
     /// The runtime name that Version reports.

@@ -30,6 +30,7 @@ mod frame;
 mod gate;
 mod ids;
 mod images;
+mod line;
 mod metrics;
 mod node;
 mod overrides;

@@ -113,3 +113,29 @@ async fn unknown_ids_are_ok_or_not_found() {
     sim.state().abilities.unknown_ids = UnknownIds::NotFound;
     assert_eq!(runtime.stop_pod_sandbox(request()).await.unwrap_err().code(), Code::NotFound);
 }
+
+#[tokio::test]
+async fn every_rpc_of_the_cri_is_known() {
+    let sim = SimRuntime::builder("new")
+        .abilities(|can| {
+            can.stream_lists = true;
+            can.events = Events::EndAtOnce;
+        })
+        .start()
+        .await;
+    let client = client_of(&sim);
+    let (mut service, mut known) = ("", 0);
+    for line in include_str!("../../../proto/cri.proto").lines() {
+        if let Some(rest) = line.strip_prefix("service ") {
+            service = rest.trim_end_matches(" {");
+        }
+        let Some((method, _)) = line.trim().strip_prefix("rpc ").and_then(|rest| rest.split_once('(')) else {
+            continue;
+        };
+        let reply =
+            client.raw(&format!("/runtime.v1.{service}/{method}"), &[], bytes::Bytes::new()).await.unwrap();
+        assert_ne!(reply.code(), Code::Unimplemented, "{service}/{method}: {}", reply.message());
+        known += 1;
+    }
+    assert!(known > 40, "{known} RPCs were found in the API");
+}

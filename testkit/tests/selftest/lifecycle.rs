@@ -1,4 +1,4 @@
-//! Pods from RunPodSandbox to RemovePodSandbox, images, and what lists and events say meanwhile.
+//! Pods from their first to their last RPC, images, and what lists and events say meanwhile.
 
 use testkit::client::{container_config, image_spec, sandbox_config};
 use testkit::cri::{self, ContainerEventType, ContainerState};

@@ -1,5 +1,7 @@
 //! testkit tested by its own client: a double that answers wrongly would make every other test worthless.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, which is meant")]
+
 mod binary;
 mod faults;
 mod habits;

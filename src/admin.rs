@@ -17,6 +17,10 @@ use tokio::task::JoinSet;
 use crate::config::Admin;
 use crate::drain::Drain;
 use crate::proxy::Node;
+use crate::server::{Bound, SocketFile};
+
+/// The admin socket commands; only root may.
+const SOCKET_MODE: u32 = 0o600;
 
 /// Starts the admin listeners.
 ///
@@ -28,23 +32,33 @@ pub async fn spawn(
     node: &Arc<Node>,
     drain: &Drain,
 ) -> anyhow::Result<()> {
+    let (listener, file) = Bound::bind(&config.socket, SOCKET_MODE, None).await?.split();
+    serve(servers, listener, routes(Arc::clone(node)), drain, Some(file));
     if let Some(address) = config.http {
         let listener = tokio::net::TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on {address} (admin.http)"))?;
-        let drain = drain.clone();
-        let serving = axum::serve(listener, public(Arc::clone(node)))
-            .with_graceful_shutdown(async move { drain.begun().await });
-        servers.spawn(async move {
-            if let Err(error) = serving.await {
-                tracing::error!(%error, "admin.http stopped being served");
-            }
-        });
+        serve(servers, listener, routes(Arc::clone(node)), drain, None);
     }
     Ok(())
 }
 
-fn public(node: Arc<Node>) -> Router {
+fn serve<L>(servers: &mut JoinSet<()>, listener: L, routes: Router, drain: &Drain, file: Option<SocketFile>)
+where
+    L: axum::serve::Listener,
+    L::Addr: std::fmt::Debug,
+{
+    let drain = drain.clone();
+    let serving = axum::serve(listener, routes).with_graceful_shutdown(async move { drain.begun().await });
+    servers.spawn(async move {
+        let _file = file;
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "an admin listener stopped being served");
+        }
+    });
+}
+
+fn routes(node: Arc<Node>) -> Router {
     Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
@@ -62,8 +76,12 @@ async fn metrics(State(node): State<Arc<Node>>) -> impl IntoResponse {
 
 /// Ready once lists can be complete: every backend was listed, or saved state stands for it.
 async fn ready(State(node): State<Arc<Node>>) -> impl IntoResponse {
-    let unknown: Vec<_> =
-        node.backends().iter().filter(|backend| !backend.last.known()).map(|backend| backend.name.to_string()).collect();
+    let unknown: Vec<_> = node
+        .backends()
+        .iter()
+        .filter(|backend| !backend.last.known())
+        .map(|backend| backend.name.to_string())
+        .collect();
     if unknown.is_empty() || !node.snapshot.is_fresh() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {

@@ -55,7 +55,8 @@ impl App {
             tracing::warn!(%warning, "saved state");
         }
         let router = Router::new(Handlers::new(&config, &Names::new()));
-        let relay = Relay::bind(RelayMetrics::new(&metrics.registry)?).await.context("no port for the relay")?;
+        let relay =
+            Relay::bind(RelayMetrics::new(&metrics.registry)?).await.context("no port for the relay")?;
         let node = Node::new(config.clone(), router, Arc::clone(&snapshot), metrics, Arc::clone(&relay));
         let mut fleet = Fleet::new(Arc::clone(&node), drain.clone());
         fleet.apply(&config).await?;

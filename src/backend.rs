@@ -5,8 +5,8 @@
 //! HTTP/2 through `h2` itself: tonic's channel and hyper's client each add a queue and a task hop to every
 //! call (see ARCHITECTURE.md). Nothing here knows what a method means.
 
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -93,7 +93,12 @@ struct Flight {
 
 impl Backend {
     /// Makes a backend that is not connected yet; [`Backend::run`] connects it.
-    pub fn new(name: Arc<str>, config: BackendConfig, last: Arc<LastKnown>, metrics: &Arc<Metrics>) -> Arc<Self> {
+    pub fn new(
+        name: Arc<str>,
+        config: BackendConfig,
+        last: Arc<LastKnown>,
+        metrics: &Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             calls: metrics.calls(&name),
             name,
@@ -139,7 +144,8 @@ impl Backend {
     ) -> Result<Reply, Error> {
         let (mut sender, api) = self.sender().await?;
         let flight = self.take_off(method)?;
-        let uri = crate::method::uri(method, path, api).map_err(|_| Error::Framing("the path is not valid"))?;
+        let uri =
+            crate::method::uri(method, path, api).map_err(|_| Error::Framing("the path is not valid"))?;
         let lost = |error: h2::Error| self.lost(&error);
         let (response, mut body) = sender.send_request(request(uri, headers), false).map_err(lost)?;
         body.send_data(message, true).map_err(lost)?;
@@ -303,7 +309,8 @@ impl Drop for Flight {
 pub fn own_headers(timeout: Duration) -> HeaderMap {
     let mut headers = codec::reply_headers();
     headers.insert("te", http::HeaderValue::from_static("trailers"));
-    headers.insert("user-agent", http::HeaderValue::from_static(concat!("crimux/", env!("CARGO_PKG_VERSION"))));
+    headers
+        .insert("user-agent", http::HeaderValue::from_static(concat!("crimux/", env!("CARGO_PKG_VERSION"))));
     if let Ok(timeout) = format!("{}m", timeout.as_millis()).parse() {
         headers.insert("grpc-timeout", timeout);
     }

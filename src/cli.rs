@@ -40,7 +40,9 @@ struct ConfigFile {
 pub fn run(cli: Cli) -> ExitCode {
     let result = match cli.verb {
         Verb::Serve(ConfigFile { config }) => serve(&config),
-        Verb::Check(ConfigFile { config }) => Config::load(&config).map(|_| println!("{}: ok", config.display())).map_err(Into::into),
+        Verb::Check(ConfigFile { config }) => {
+            Config::load(&config).map(|_| println!("{}: ok", config.display())).map_err(Into::into)
+        }
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -166,7 +166,10 @@ pub struct Whole {
 impl Whole {
     /// Returns a body of these chunks, as framed, and these trailers.
     pub fn new(chunks: impl IntoIterator<Item = Bytes>, trailers: HeaderMap) -> Self {
-        Self { chunks: chunks.into_iter().filter(|chunk| !chunk.is_empty()).collect(), trailers: Some(trailers) }
+        Self {
+            chunks: chunks.into_iter().filter(|chunk| !chunk.is_empty()).collect(),
+            trailers: Some(trailers),
+        }
     }
 }
 

@@ -57,7 +57,9 @@ pub enum Error {
         cause: String,
     },
     /// A read of a late backend that has no last-known answer to give.
-    #[error("backend {backend} did not answer within {waited:?} and no last-known answer agrees with its last list")]
+    #[error(
+        "backend {backend} did not answer within {waited:?} and no last-known answer agrees with its last list"
+    )]
     Late {
         /// The backend.
         backend: Arc<str>,

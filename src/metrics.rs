@@ -15,9 +15,8 @@ use tonic::Code;
 use crate::method;
 
 /// From a tenth of a millisecond, where forwarded calls live, to the minutes of a pull.
-const BUCKETS: [f64; 16] = [
-    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0,
-];
+const BUCKETS: [f64; 16] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0];
 /// gRPC codes, 0 to 16.
 const CODES: usize = 17;
 /// The `backend` label of calls that go to all backends.
@@ -91,25 +90,62 @@ impl Metrics {
         let registry = Registry::new();
         let make = Maker { registry: &registry };
         let metrics = Self {
-            requests: make.counters("requests_total", "Calls by what they were answered with.", &["method", "backend", "code"])?,
-            request_duration: make.histograms("request_duration_seconds", "What the client waited for an answer.")?,
+            requests: make.counters(
+                "requests_total",
+                "Calls by what they were answered with.",
+                &["method", "backend", "code"],
+            )?,
+            request_duration: make
+                .histograms("request_duration_seconds", "What the client waited for an answer.")?,
             backend_duration: make.histograms("backend_duration_seconds", "What of it the backend took.")?,
             in_flight: make.gauges("requests_in_flight", "Calls in flight.", &["backend"])?,
             backend_up: make.gauges("backend_up", "Whether the backend can be reached.", &["backend"])?,
-            backend_state: make.gauges("backend_state", "1 for the state that the backend is in.", &["backend", "state"])?,
-            backend_draining: make.gauges("backend_draining", "Whether the backend takes no new sandboxes.", &["backend"])?,
-            backend_info: make.gauges("backend_info", "What the backend says of itself.", &["backend", "runtime_name", "runtime_version"])?,
-            lists_stale: make.counters("lists_stale_total", "Lists answered from last-known state.", &["backend", "method"])?,
+            backend_state: make.gauges(
+                "backend_state",
+                "1 for the state that the backend is in.",
+                &["backend", "state"],
+            )?,
+            backend_draining: make.gauges(
+                "backend_draining",
+                "Whether the backend takes no new sandboxes.",
+                &["backend"],
+            )?,
+            backend_info: make.gauges(
+                "backend_info",
+                "What the backend says of itself.",
+                &["backend", "runtime_name", "runtime_version"],
+            )?,
+            lists_stale: make.counters(
+                "lists_stale_total",
+                "Lists answered from last-known state.",
+                &["backend", "method"],
+            )?,
             list_age: make.float_gauges("list_age_seconds", "Age of the last live list.", &["backend"])?,
-            merged_list_bytes: make.gauges("merged_list_bytes", "Size of the last merged list.", &["method"])?,
-            merged_lists_large: make.counters("merged_lists_large_total", "Merged lists beyond 14 MiB.", &["method"])?,
+            merged_list_bytes: make.gauges(
+                "merged_list_bytes",
+                "Size of the last merged list.",
+                &["method"],
+            )?,
+            merged_lists_large: make.counters(
+                "merged_lists_large_total",
+                "Merged lists beyond 14 MiB.",
+                &["method"],
+            )?,
             owned_ids: make.gauges("owned_ids", "IDs by owner.", &["backend", "kind"])?,
-            sandboxes_routed: make.counters("sandboxes_routed_total", "New sandboxes by handler and backend.", &["handler", "backend"])?,
+            sandboxes_routed: make.counters(
+                "sandboxes_routed_total",
+                "New sandboxes by handler and backend.",
+                &["handler", "backend"],
+            )?,
             unknown_ids: make.counter("unknown_ids_total", "Calls with an ID that had to be looked up.")?,
             id_conflicts: make.counter("id_conflicts_total", "IDs listed by two backends.")?,
             config_reloads: make.counters("config_reloads_total", "Reloads by result.", &["result"])?,
-            state_write_errors: make.counter("state_write_errors_total", "Failed writes of the last-known state.")?,
-            events_dropped_clients: make.counter("events_dropped_clients_total", "Event streams ended because the client was slow.")?,
+            state_write_errors: make
+                .counter("state_write_errors_total", "Failed writes of the last-known state.")?,
+            events_dropped_clients: make.counter(
+                "events_dropped_clients_total",
+                "Event streams ended because the client was slow.",
+            )?,
             registry: registry.clone(),
         };
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -224,7 +260,12 @@ impl Maker<'_> {
         Ok(gauges)
     }
 
-    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<prometheus::GaugeVec> {
+    fn float_gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<prometheus::GaugeVec> {
         let gauges = prometheus::GaugeVec::new(Self::opts(name, help), labels)?;
         self.registry.register(Box::new(gauges.clone()))?;
         Ok(gauges)

@@ -23,9 +23,7 @@ const WINDOW: u32 = 16 << 20;
 #[derive(Debug)]
 pub struct Bound {
     listener: UnixListener,
-    path: PathBuf,
-    /// Device and inode of the socket file that we made.
-    made: Option<(u64, u64)>,
+    file: SocketFile,
 }
 
 impl Bound {
@@ -35,10 +33,12 @@ impl Bound {
     /// If somebody listens there already, something else than a socket stands there, or the system refuses.
     pub async fn bind(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> anyhow::Result<Self> {
         if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("cannot make {}", directory.display()))?;
         }
         clear(path).await?;
-        let listener = UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        let listener =
+            UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
             .with_context(|| format!("cannot set the mode of {}", path.display()))?;
         if let Some((uid, gid)) = owner {
@@ -46,7 +46,7 @@ impl Bound {
                 .with_context(|| format!("cannot set the owner of {}", path.display()))?;
         }
         let made = identity(path).ok();
-        Ok(Self { listener, path: path.to_owned(), made })
+        Ok(Self { listener, file: SocketFile { path: path.to_owned(), made } })
     }
 
     /// Takes over a socket that is listening already, such as systemd's.
@@ -55,12 +55,18 @@ impl Bound {
     /// If it cannot be used without blocking.
     pub fn inherited(listener: std::os::unix::net::UnixListener, path: &Path) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self { listener: UnixListener::from_std(listener)?, path: path.to_owned(), made: None })
+        let file = SocketFile { path: path.to_owned(), made: None };
+        Ok(Self { listener: UnixListener::from_std(listener)?, file })
     }
 
     /// Returns where it listens.
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.file.path
+    }
+
+    /// Returns the listener, and the file that must be dropped when listening ends.
+    pub fn split(self) -> (UnixListener, SocketFile) {
+        (self.listener, self.file)
     }
 
     /// Serves until the drain begins, then until the calls in flight have ended.
@@ -68,10 +74,10 @@ impl Bound {
     /// # Errors
     /// If tonic cannot serve at all.
     pub async fn serve(self, proxy: Proxy, drain: Drain) -> Result<(), tonic::transport::Error> {
-        let Self { listener, path, made } = self;
-        let stop = async {
+        let (listener, file) = self.split();
+        let stop = async move {
             drain.begun().await;
-            remove(&path, made);
+            drop(file);
         };
         tonic::transport::Server::builder()
             .initial_connection_window_size(WINDOW)
@@ -82,12 +88,33 @@ impl Bound {
     }
 }
 
+/// The file of a socket; removed with this value, if we made it and it is still ours.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode of the file that we made; `None` for an inherited socket.
+    made: Option<(u64, u64)>,
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.made.is_none() || identity(&self.path).ok() != self.made {
+            return;
+        }
+        if let Err(error) = std::fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
+        }
+    }
+}
+
 /// Removes a socket file that nobody listens on.
 async fn clear(path: &Path) -> anyhow::Result<()> {
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
     anyhow::ensure!(metadata.file_type().is_socket(), "{} exists and is not a socket", path.display());
     match UnixStream::connect(path).await {
-        Ok(_) => anyhow::bail!("{} is in use: somebody listens on it, perhaps another crimux", path.display()),
+        Ok(_) => {
+            anyhow::bail!("{} is in use: somebody listens on it, perhaps another crimux", path.display())
+        }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).with_context(|| format!("cannot remove the stale {}", path.display()))
         }
@@ -98,13 +125,4 @@ async fn clear(path: &Path) -> anyhow::Result<()> {
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = std::fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
-}
-
-/// Removes the socket file if it is still the one that was made.
-fn remove(path: &Path, made: Option<(u64, u64)>) {
-    if made.is_some() && identity(path).ok() == made {
-        if let Err(error) = std::fs::remove_file(path) {
-            tracing::warn!(path = %path.display(), %error, "cannot remove the socket");
-        }
-    }
 }

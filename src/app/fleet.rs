@@ -79,7 +79,8 @@ impl Fleet {
         let node = Arc::clone(&self.node);
         let before = self.members.len();
         self.members.retain(|name, member| {
-            let ended = member.retired && member.backend.last.listed() && node.router.owners.count(name) == (0, 0);
+            let ended =
+                member.retired && member.backend.last.listed() && node.router.owners.count(name) == (0, 0);
             if ended {
                 tracing::info!(backend = name, "owns nothing any more and is gone");
                 member.drain.begin();
@@ -108,7 +109,8 @@ impl Fleet {
         self.node.restore(&backend);
         let drain = self.drain.child();
         let node = Arc::clone(&self.node);
-        let running = Arc::clone(&backend).run(drain.clone(), async move |backend: &Arc<Backend>| node.greet(backend).await);
+        let running = Arc::clone(&backend)
+            .run(drain.clone(), async move |backend: &Arc<Backend>| node.greet(backend).await);
         tokio::spawn(running);
         self.members.insert(name.to_owned(), Member { backend, drain, socket: None, retired: false });
     }

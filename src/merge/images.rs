@@ -38,7 +38,9 @@ pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
 }
 
 fn unite(image: &mut Image, other: Image) {
-    for (own, theirs) in [(&mut image.repo_tags, other.repo_tags), (&mut image.repo_digests, other.repo_digests)] {
+    for (own, theirs) in
+        [(&mut image.repo_tags, other.repo_tags), (&mut image.repo_digests, other.repo_digests)]
+    {
         for name in theirs {
             if !own.contains(&name) {
                 own.push(name);

@@ -116,7 +116,8 @@ fn runtime_handlers(said: &[Said<'_>], handlers: &[Served<'_>]) -> Vec<RuntimeHa
 }
 
 fn features(said: &[Said<'_>]) -> Option<RuntimeFeatures> {
-    let mut all = said.iter().filter_map(|backend| Some(backend.reply.as_ref()?.features.unwrap_or_default()));
+    let mut all =
+        said.iter().filter_map(|backend| Some(backend.reply.as_ref()?.features.unwrap_or_default()));
     let first = all.next()?;
     Some(all.fold(first, |a, b| RuntimeFeatures {
         supplemental_groups_policy: a.supplemental_groups_policy && b.supplemental_groups_policy,

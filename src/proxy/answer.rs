@@ -51,7 +51,10 @@ impl Call {
         let mut version = match (self.node.config().identity, known) {
             (Identity::DefaultBackend, Some(version)) => version,
             (Identity::DefaultBackend, None) => {
-                return Err(Error::NotKnown { what: "the runtime's name and version", backend: Arc::clone(&backend.name) });
+                return Err(Error::NotKnown {
+                    what: "the runtime's name and version",
+                    backend: Arc::clone(&backend.name),
+                });
             }
             (Identity::Crimux, _) => VersionResponse {
                 runtime_name: "crimux".to_owned(),
@@ -80,8 +83,13 @@ impl Call {
             .collect();
         let mut served = vec![Served { handler: "", backend: &default, known_as: "" }];
         for (handler, targets) in handlers.iter() {
-            let target = targets.iter().find(|(name, _)| self.scope.as_ref().is_none_or(|scope| scope == name));
-            served.extend(target.map(|(backend, target)| Served { handler, backend, known_as: &target.handler }));
+            let target =
+                targets.iter().find(|(name, _)| self.scope.as_ref().is_none_or(|scope| scope == name));
+            served.extend(target.map(|(backend, target)| Served {
+                handler,
+                backend,
+                known_as: &target.handler,
+            }));
         }
         Ok(Outcome::message(&status::compose(&said, &served).encode_to_vec()))
     }

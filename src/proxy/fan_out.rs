@@ -13,12 +13,12 @@ use tonic::Code;
 use crate::backend::{Backend, Class, own_headers};
 use crate::codec::Message;
 use crate::error::Error;
+use crate::merge;
 use crate::method::{Deadline, Kind, List, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, Node, learn};
 use crate::router::Lookup;
 use crate::snapshot::Filter;
-use crate::merge;
 
 /// How long the one refresh of a late backend may take before the next list starts another.
 const REFRESH: std::time::Duration = std::time::Duration::from_secs(60);
@@ -67,9 +67,14 @@ impl Call {
         self.watch.at_all(&self.node);
         let parts = self.parts(method, list, message).await?;
         let default = self.node.default_in(self.scope.as_ref());
-        let encoded = merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>());
+        let encoded =
+            merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>());
         let size = encoded.iter().map(Bytes::len).sum::<usize>();
-        self.node.metrics.merged_list_bytes.with_label_values(&[method.name]).set(size.try_into().unwrap_or(i64::MAX));
+        self.node
+            .metrics
+            .merged_list_bytes
+            .with_label_values(&[method.name])
+            .set(size.try_into().unwrap_or(i64::MAX));
         if size > LARGE {
             self.node.metrics.merged_lists_large.with_label_values(&[method.name]).inc();
             tracing::warn!(method = method.name, size, "a merged list nears kubelet's limit of 16 MiB");
@@ -110,7 +115,9 @@ impl Call {
         }
         match unimplemented {
             Some(error) if parts.is_empty() || self.node.all_must_implement(list) => Err(error),
-            _ if !unknown.is_empty() && (must_be_complete(list) || parts.is_empty()) => Err(Error::NeverListed(unknown)),
+            _ if !unknown.is_empty() && (must_be_complete(list) || parts.is_empty()) => {
+                Err(Error::NeverListed(unknown))
+            }
             _ => Ok(parts),
         }
     }
@@ -138,11 +145,16 @@ impl Call {
 
     /// Returns the one backend that a filter can mean, else all.
     fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
-        let kind = if matches!(list, List::Sandboxes | List::SandboxStats) { Kind::Sandbox } else { Kind::Container };
+        let kind = if matches!(list, List::Sandboxes | List::SandboxStats) {
+            Kind::Sandbox
+        } else {
+            Kind::Container
+        };
         let id = filter.id().map(|id| (kind, id));
         let sandbox = filter.sandbox().map(|id| (Kind::Sandbox, id));
         for (kind, id) in id.into_iter().chain(sandbox) {
-            if let Lookup::Exact(owner) = self.node.router.owners.find(Some(kind), id, self.scope.as_deref()) {
+            if let Lookup::Exact(owner) = self.node.router.owners.find(Some(kind), id, self.scope.as_deref())
+            {
                 if let Ok(backend) = self.node.backend(&owner) {
                     return vec![backend];
                 }

@@ -38,7 +38,14 @@ impl Call {
         self.watch.at(&backend);
         let reply = self.fetch(&backend, method, &message).await?;
         if reply.code == Code::Ok {
-            let id = learn::created(&self.node, &backend, method, None, message.encoded(), reply.message.encoded())?;
+            let id = learn::created(
+                &self.node,
+                &backend,
+                method,
+                None,
+                message.encoded(),
+                reply.message.encoded(),
+            )?;
             self.node.metrics.sandboxes_routed.with_label_values(&[&handler, &*backend.name]).inc();
             tracing::info!(method = method.name, %handler, backend = %backend.name, sandbox = %id, "placed");
         }
@@ -96,7 +103,8 @@ impl Call {
         id: &str,
         message: Message,
     ) -> Result<Outcome, Error> {
-        let kind = if method.name == "PodSandboxStatus" { StatusKind::Sandbox } else { StatusKind::Container };
+        let kind =
+            if method.name == "PodSandboxStatus" { StatusKind::Sandbox } else { StatusKind::Container };
         let verbose = wire::peek_varint(message.encoded(), &[2])? != 0;
         let remembered = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
         if !backend.is_up() || backend.health.is_late(Class::Reads) {

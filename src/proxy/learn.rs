@@ -109,7 +109,8 @@ pub(super) fn listed(
     unfiltered: bool,
     reply: Bytes,
 ) -> Result<(), Error> {
-    let owned = |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
+    let owned =
+        |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
     learn_owners(node, backend, list, &reply).map_err(owned)?;
     if let Some(kind) = kept(list) {
         if unfiltered {
@@ -183,9 +184,9 @@ fn listed_pod(item: &[u8]) -> Result<Pod, WireError> {
 
 fn requested_pod(request: &[u8], config: u32, handler: u32) -> Result<Pod, WireError> {
     let uid = wire::peek_str(request, &[config, 1, 2])?;
-    let annotations = wire::items(request, config).flatten().flat_map(|config| {
-        wire::items(config, 7).flatten().filter_map(|entry| wire::map_entry(entry).ok())
-    });
+    let annotations = wire::items(request, config)
+        .flatten()
+        .flat_map(|config| wire::items(config, 7).flatten().filter_map(|entry| wire::map_entry(entry).ok()));
     let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let created = i64::try_from(created.as_nanos()).unwrap_or(i64::MAX);
     Ok(Pod::new(uid, wire::peek_str(request, &[handler])?, annotations, created, true))

@@ -39,7 +39,13 @@ pub struct Node {
 
 impl Node {
     /// Makes a node of these parts; backends are added by [`Node::replace_backends`].
-    pub fn new(config: Config, router: Router, snapshot: Arc<Snapshot>, metrics: Arc<Metrics>, relay: Arc<Relay>) -> Arc<Self> {
+    pub fn new(
+        config: Config,
+        router: Router,
+        snapshot: Arc<Snapshot>,
+        metrics: Arc<Metrics>,
+        relay: Arc<Relay>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             router,
             snapshot,
@@ -121,7 +127,8 @@ impl Node {
             return Ok(reply);
         }
         let refused = |cause: String| Error::Stream { backend: Arc::clone(&backend.name), cause };
-        let url = wire::peek_str(reply.message.encoded(), &[1]).map_err(|error| refused(error.to_string()))?;
+        let url =
+            wire::peek_str(reply.message.encoded(), &[1]).map_err(|error| refused(error.to_string()))?;
         let connector = backend.connector().map_err(|error| refused(error.to_string()))?;
         let decided = self.relay.decide(&backend.name, &backend.config(), &connector, url);
         match decided.map_err(|error| refused(error.to_string()))? {
@@ -158,7 +165,8 @@ impl Node {
                 let gauge = metrics.backend_state.with_label_values(&[name, word]);
                 gauge.set(i64::from(word == state.word()));
             }
-            let flag = |gauges: &prometheus::IntGaugeVec, value: i64| gauges.with_label_values(&[name]).set(value);
+            let flag =
+                |gauges: &prometheus::IntGaugeVec, value: i64| gauges.with_label_values(&[name]).set(value);
             flag(&metrics.backend_up, i64::from(backend.is_up()));
             flag(&metrics.backend_draining, i64::from(backend.last.drained()));
             flag(&metrics.in_flight, backend.in_flight().try_into().unwrap_or(i64::MAX));

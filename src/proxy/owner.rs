@@ -88,7 +88,9 @@ impl Call {
         let mut unasked = Vec::new();
         for (backend, answer) in backends.iter().zip(asked) {
             match answer {
-                Ok(ids) => found.extend(ids.into_iter().map(|id| Found { backend: Arc::clone(&backend.name), id })),
+                Ok(ids) => {
+                    found.extend(ids.into_iter().map(|id| Found { backend: Arc::clone(&backend.name), id }))
+                }
                 Err(_) => unasked.push(Arc::clone(&backend.name)),
             }
         }
@@ -97,7 +99,9 @@ impl Call {
         match (exact, found.len()) {
             (Some(exact), _) => Ok(found.swap_remove(exact)),
             (None, 2..) => Err(Error::Ambiguous { kind: word, prefix: id.to_owned() }),
-            _ if !unasked.is_empty() => Err(Error::Unasked { kind: word, id: id.to_owned(), backends: unasked }),
+            _ if !unasked.is_empty() => {
+                Err(Error::Unasked { kind: word, id: id.to_owned(), backends: unasked })
+            }
             (None, 1) => Ok(found.swap_remove(0)),
             _ => Err(Error::NotFound { kind: word, id: id.to_owned() }),
         }

@@ -52,8 +52,12 @@ impl Node {
     pub fn sweep(&self) {
         for backend in self.backends().iter().filter(|backend| backend.last.listed()) {
             let mut listed = HashSet::new();
-            backend.last.for_each_sandbox(|facts| { listed.insert(facts.id.to_owned()); });
-            backend.last.for_each_container(|facts| { listed.insert(facts.id.to_owned()); });
+            backend.last.for_each_sandbox(|facts| {
+                listed.insert(facts.id.to_owned());
+            });
+            backend.last.for_each_container(|facts| {
+                listed.insert(facts.id.to_owned());
+            });
             self.router.owners.retain(&backend.name, |id| listed.contains(id));
         }
     }

@@ -165,9 +165,11 @@ impl Owners {
 
     /// Counts the sandboxes and containers of `backend`.
     pub fn count(&self, backend: &str) -> (usize, usize) {
-        self.map.iter().filter(|entry| &*entry.backend == backend).fold((0, 0), |(s, c), entry| match entry.kind {
-            Kind::Sandbox => (s + 1, c),
-            Kind::Container => (s, c + 1),
+        self.map.iter().filter(|entry| &*entry.backend == backend).fold((0, 0), |(s, c), entry| {
+            match entry.kind {
+                Kind::Sandbox => (s + 1, c),
+                Kind::Container => (s, c + 1),
+            }
         })
     }
 

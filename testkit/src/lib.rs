@@ -4,7 +4,6 @@
 //! Nothing here depends on crimux: the API is generated a second time, frames are read by other code, so that
 //! no mistake can hide by being made on both sides.
 
-
 /// The CRI API as generated from `proto/cri.proto`: messages and clients.
 /// The CRI API as generated from `proto/cri.proto`: messages, clients and servers.
 pub mod bed;

@@ -1,0 +1,7 @@
+//! crimux in front of simulated runtimes: one binary, one file for each topic.
+
+#[path = "sim/support.rs"]
+mod support;
+
+#[path = "sim/forward.rs"]
+mod forward;

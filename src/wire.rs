@@ -124,6 +124,9 @@ impl<'a> Field<'a> {
 ///
 /// # Errors
 /// Whatever makes the message unreadable on the way there.
+///
+/// # Panics
+/// If the path is empty.
 pub fn peek_bytes<'a>(message: &'a [u8], path: &[u32]) -> Result<Option<&'a [u8]>, WireError> {
     let (&number, inner) = path.split_first().expect("a path names at least one field");
     let mut found = None;
@@ -151,6 +154,9 @@ pub fn peek_str<'a>(message: &'a [u8], path: &[u32]) -> Result<&'a str, WireErro
 ///
 /// # Errors
 /// Whatever makes the message unreadable on the way there.
+///
+/// # Panics
+/// If the path is empty.
 pub fn peek_varint(message: &[u8], path: &[u32]) -> Result<u64, WireError> {
     let (&number, inner) = path.split_first().expect("a path names at least one field");
     let mut found = 0;
@@ -172,6 +178,9 @@ pub fn peek_varint(message: &[u8], path: &[u32]) -> Result<u64, WireError> {
 ///
 /// # Errors
 /// Whatever makes the message unreadable on the way there.
+///
+/// # Panics
+/// If the path is empty.
 pub fn has_path(message: &[u8], path: &[u32]) -> Result<bool, WireError> {
     let (&number, inner) = path.split_first().expect("a path names at least one field");
     let mut found = false;
@@ -205,6 +214,9 @@ pub fn map_entry(entry: &[u8]) -> Result<(&str, &str), WireError> {
 ///
 /// Appending is enough because the last occurrence of a scalar wins and messages merge; every byte of the
 /// original, unknown fields included, stays as it was.
+///
+/// # Panics
+/// If the path is empty.
 pub fn append_str(message: &[u8], path: &[u32], value: &str) -> Bytes {
     let mut field = BytesMut::with_capacity(value.len() + 16 * path.len());
     put_bytes(&mut field, *path.last().expect("a path names at least one field"), value.as_bytes());
@@ -247,10 +259,10 @@ fn varint_len(value: u64) -> usize {
 
 fn put_raw_varint(out: &mut impl BufMut, mut value: u64) {
     while value >= 0x80 {
-        out.put_u8((value & 0x7f) as u8 | 0x80);
+        out.put_u8(value.to_le_bytes()[0] | 0x80);
         value >>= 7;
     }
-    out.put_u8(value as u8);
+    out.put_u8(value.to_le_bytes()[0]);
 }
 
 fn read_field<'a>(cursor: &mut &'a [u8]) -> Result<(u32, Value<'a>), WireError> {

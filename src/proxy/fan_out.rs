@@ -154,10 +154,9 @@ impl Call {
         let sandbox = filter.sandbox().map(|id| (Kind::Sandbox, id));
         for (kind, id) in id.into_iter().chain(sandbox) {
             if let Lookup::Exact(owner) = self.node.router.owners.find(Some(kind), id, self.scope.as_deref())
+                && let Ok(backend) = self.node.backend(&owner)
             {
-                if let Ok(backend) = self.node.backend(&owner) {
-                    return vec![backend];
-                }
+                return vec![backend];
             }
         }
         self.backends().into_iter().filter(|backend| !self.node.is_joining(backend)).collect()

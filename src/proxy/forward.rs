@@ -107,10 +107,10 @@ impl Call {
             if method.name == "PodSandboxStatus" { StatusKind::Sandbox } else { StatusKind::Container };
         let verbose = wire::peek_varint(message.encoded(), &[2])? != 0;
         let remembered = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
-        if !backend.is_up() || backend.health.is_late(Class::Reads) {
-            if let Some(status) = remembered() {
-                return Ok(Outcome::message(&status));
-            }
+        if (!backend.is_up() || backend.health.is_late(Class::Reads))
+            && let Some(status) = remembered()
+        {
+            return Ok(Outcome::message(&status));
         }
         let limit = backend.config().timeouts.read;
         let wait = self.within(limit);

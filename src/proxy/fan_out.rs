@@ -96,11 +96,12 @@ impl Call {
         };
         let filter = Arc::new(filter);
         let backends = self.backends_with(list, &filter);
-        let mut headers = std::mem::take(&mut self.headers);
-        headers.remove("grpc-timeout");
+        let caller = self.caller_waits();
+        let headers = std::mem::take(&mut self.headers);
         let asked = backends.iter().map(|backend| {
             let limit = deadline(backend, method);
-            let ask = Ask { list, filter: Arc::clone(&filter), limit, wait: self.within(limit) };
+            let wait = caller.map_or(limit, |caller| limit.min(caller));
+            let ask = Ask { list, filter: Arc::clone(&filter), limit, wait };
             ask.part(&self.node, backend, method, headers.clone(), &message)
         });
         let mut parts = Vec::with_capacity(backends.len());
@@ -203,6 +204,7 @@ impl Ask {
             Ok(Ok(reply)) => {
                 backend.health.note_error(format!("{} was answered with {:?}", method.name, reply.code));
             }
+            Ok(Err(Error::Down { .. })) => {}
             Ok(Err(error)) => backend.health.note_error(error.to_string()),
             Err(_) if self.wait == self.limit => {
                 if backend.health.mark_late(class) {

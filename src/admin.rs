@@ -79,10 +79,10 @@ async fn ready(State(node): State<Arc<Node>>) -> impl IntoResponse {
     let unknown: Vec<_> = node
         .backends()
         .iter()
-        .filter(|backend| !backend.last.known())
+        .filter(|backend| !backend.last.known() && !node.is_joining(backend))
         .map(|backend| backend.name.to_string())
         .collect();
-    if unknown.is_empty() || !node.snapshot.is_fresh() {
+    if unknown.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, format!("not listed yet: {}\n", unknown.join(", ")))

@@ -232,6 +232,14 @@ pub fn uri(method: Option<&'static Method>, path: &str, api: Api) -> Result<Uri,
 }
 
 impl Api {
+    /// Returns the other one.
+    pub fn other(self) -> Self {
+        match self {
+            Self::V1 => Self::V1Alpha2,
+            Self::V1Alpha2 => Self::V1,
+        }
+    }
+
     /// Returns the package name.
     pub fn package(self) -> &'static str {
         match self {

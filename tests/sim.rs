@@ -5,3 +5,6 @@ mod support;
 
 #[path = "sim/forward.rs"]
 mod forward;
+
+#[path = "sim/outage.rs"]
+mod outage;

@@ -8,3 +8,9 @@ mod forward;
 
 #[path = "sim/outage.rs"]
 mod outage;
+
+#[path = "sim/faults.rs"]
+mod faults;
+
+#[path = "sim/restart.rs"]
+mod restart;

@@ -24,7 +24,7 @@ mod lists;
 #[path = "outage/secrets.rs"]
 mod secrets;
 #[path = "outage/state.rs"]
-mod state;
+pub(crate) mod state;
 #[path = "outage/statuses.rs"]
 mod statuses;
 

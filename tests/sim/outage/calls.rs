@@ -14,6 +14,7 @@ use testkit::runtime::Fault;
 use tonic::Code;
 
 use super::{AT_ONCE, Outage, World, timed};
+use crate::support::SOON;
 
 const NOBODY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
@@ -138,6 +139,10 @@ async fn a_call_in_flight_when_its_backend_dies_ends_as_unavailable() {
 async fn calls_beyond_the_bound_are_refused_by_its_name_and_the_other_backend_is_free() {
     let bound = |yaml: String| yaml.replace("timeouts:", "max_in_flight: 8, timeouts:");
     let world = World::with(bound).await;
+    // What crimux asks by itself counts too; a new backend is asked this last.
+    world.b.wait_for_call("RuntimeConfig", 1).await;
+    let flying = "crimux_requests_in_flight{backend=\"b\"}";
+    testkit::eventually(SOON, async || world.crimux.metric(flying).await == Some(0.0)).await;
     world.b.fault("ExecSync", Fault::Hang);
     let request = ExecSyncRequest { container_id: world.container_of_b(), ..Default::default() };
     let mut hanging = Vec::new();

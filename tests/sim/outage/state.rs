@@ -34,9 +34,11 @@ async fn a_killed_crimux_that_starts_while_a_backend_is_down_forgets_nothing() {
 }
 
 /// Tells whether a file of this directory holds this text.
-pub(super) fn holds(dir: &std::path::Path, text: &str) -> bool {
+pub(crate) fn holds(dir: &std::path::Path, text: &str) -> bool {
     let Ok(entries) = std::fs::read_dir(dir) else { return false };
-    entries.flatten().any(|entry| {
+    // What is still being written counts only once it has its name.
+    let written = entries.flatten().filter(|entry| !entry.path().to_string_lossy().ends_with("tmp"));
+    written.into_iter().any(|entry| {
         let content = std::fs::read(entry.path()).unwrap_or_default();
         content.windows(text.len()).any(|window| window == text.as_bytes())
     })

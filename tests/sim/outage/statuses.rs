@@ -1,10 +1,10 @@
 //! Statuses from memory: the very bytes that passed, and only while nothing contradicts them.
 
 use testkit::cri::{
-    ContainerStatsRequest, ContainerStatusRequest, PodSandboxStatusRequest, StopContainerRequest,
-    UpdateContainerResourcesRequest,
+    ContainerState, ContainerStatsRequest, ContainerStatusRequest, PodSandboxStatusRequest,
+    StopContainerRequest, UpdateContainerResourcesRequest,
 };
-use testkit::runtime::Fault;
+use testkit::runtime::{Container, Fault};
 use tonic::Code;
 
 use super::{AT_ONCE, Outage, World, containers, sandboxes, timed};
@@ -116,7 +116,10 @@ async fn one_hung_status_costs_its_caller_the_deadline_and_the_next_reads_nothin
 async fn the_stats_of_one_container_of_a_silent_backend_are_those_last_listed() {
     for outage in [Outage::Killed, Outage::Frozen] {
         let world = World::new().await;
-        let request = ContainerStatsRequest { container_id: world.container_of_b() };
+        // Only what runs has stats.
+        let is_running = |container: &&Container| container.state == ContainerState::ContainerRunning;
+        let container_id = world.b.state().containers().find(is_running).unwrap().id.clone();
+        let request = ContainerStatsRequest { container_id };
         world
             .client
             .runtime()

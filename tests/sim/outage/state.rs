@@ -17,7 +17,7 @@ async fn a_killed_crimux_that_starts_while_a_backend_is_down_forgets_nothing() {
         (sandboxes(&world.client, None).await.unwrap(), containers(&world.client, None).await.unwrap());
     // The pair is written in the background; the file shows when.
     let file = world.crimux.dir.path().join("state");
-    testkit::eventually(SOON, async || holds(&file, &world.sandbox_of_b())).await;
+    testkit::eventually(SOON, async || snapshot_holds(&file, &world.sandbox_of_b())).await;
     world.b.stop().await;
     for _ in 0..3 {
         world.crimux.kill_and_start().await;
@@ -42,6 +42,12 @@ pub(crate) fn holds(dir: &std::path::Path, text: &str) -> bool {
         let content = std::fs::read(entry.path()).unwrap_or_default();
         content.windows(text.len()).any(|window| window == text.as_bytes())
     })
+}
+
+/// Tells whether the snapshot of this state directory holds this text.
+pub(crate) fn snapshot_holds(dir: &std::path::Path, text: &str) -> bool {
+    let content = std::fs::read(dir.join("snapshot")).unwrap_or_default();
+    content.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
 #[tokio::test]
@@ -85,7 +91,7 @@ async fn a_backend_added_later_joins_without_freezing_the_node() {
     testkit::eventually(SOON, async || crimux.metric(joining).await == Some(1.0)).await;
     let file = crimux.dir.path().join("state");
     let of_b = b.state().sandboxes().next().unwrap().id.clone();
-    testkit::eventually(SOON, async || holds(&file, &of_b)).await;
+    testkit::eventually(SOON, async || snapshot_holds(&file, &of_b)).await;
     for restarted in [false, true] {
         if restarted {
             crimux.kill_and_start().await;
@@ -147,7 +153,7 @@ async fn a_create_costs_one_write_to_the_journal_and_no_sync() {
     let world = World::new().await;
     // The first snapshot is written now, and the next one not before something has changed for three seconds.
     let dir = world.crimux.dir.path().join("state");
-    testkit::eventually(SOON, async || holds(&dir, &world.sandbox_of_b())).await;
+    testkit::eventually(SOON, async || snapshot_holds(&dir, &world.sandbox_of_b())).await;
     let trace = world.crimux.dir.path().join("trace");
     let Some(mut strace) = strace(world.crimux.pid(), &trace) else { return };
     testkit::eventually(SOON, async || trace.exists()).await;

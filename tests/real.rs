@@ -12,6 +12,7 @@
 mod real {
     pub(crate) mod world;
 
+    mod churn;
     mod lifecycle;
     mod lists;
     mod memory;

@@ -38,16 +38,15 @@ pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
             let Ok((id, mut entry)) = read(item) else { continue };
             let said = entry.pinned;
             entry.pinned = said || !part.local || !part.live;
-            match places.get(id) {
-                Some(&place) => merged[place].unite(&entry),
-                None => {
-                    if entry.pinned && !said {
-                        wire::put_varint(&mut entry.more, PINNED, 1);
-                    }
-                    places.insert(id, merged.len());
-                    merged.push(entry);
-                }
+            if let Some(&place) = places.get(id) {
+                merged[place].unite(&entry);
+                continue;
             }
+            if entry.pinned && !said {
+                wire::put_varint(&mut entry.more, PINNED, 1);
+            }
+            places.insert(id, merged.len());
+            merged.push(entry);
         }
     }
     let mut out = BytesMut::with_capacity(parts.iter().map(|part| part.items.len()).sum());

@@ -64,6 +64,9 @@ impl Call {
         if learn::is_write(method.effect) {
             backend.last.drop_status(id);
         }
+        if method.effect == Effect::ContainerCreated {
+            self.note_creation(message.encoded())?;
+        }
         match method.effect {
             Effect::None => {
                 let headers = std::mem::take(&mut self.headers);
@@ -77,6 +80,9 @@ impl Call {
             }
             _ => {
                 let reply = self.fetch(backend, method, &message).await?;
+                if method.effect == Effect::ContainerCreated {
+                    self.note_created(backend, message.encoded(), &reply)?;
+                }
                 if reply.code == Code::Ok {
                     let (request, reply) = (message.encoded(), reply.message.encoded());
                     learn::wrote(&self.node, backend, method, id, request, reply)?;

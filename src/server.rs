@@ -3,16 +3,18 @@
 //! A socket file that nobody listens on is replaced; one that somebody listens on is an error, so that a second
 //! crimux never takes a node's socket away. Only a socket that was bound here is removed at the end; one that
 //! was inherited from systemd stays. Flow-control windows are sized for lists of megabytes and streams are
-//! unlimited, because events, pulls and ExecSync hold theirs for hours.
+//! unlimited, because events, pulls and `ExecSync` hold theirs for hours.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use futures_util::TryStreamExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 
+use crate::cork::Corked;
 use crate::drain::Drain;
 use crate::proxy::Proxy;
 
@@ -45,8 +47,8 @@ impl Bound {
             std::os::unix::fs::chown(path, Some(uid), Some(gid))
                 .with_context(|| format!("cannot set the owner of {}", path.display()))?;
         }
-        let made = identity(path).ok();
-        Ok(Self { listener, file: SocketFile { path: path.to_owned(), made } })
+        let file = SocketFile { path: path.to_owned(), made: identity(path).ok() };
+        Ok(Self { listener, file })
     }
 
     /// Takes over a socket that is listening already, such as systemd's.
@@ -83,7 +85,7 @@ impl Bound {
             .initial_connection_window_size(WINDOW)
             .initial_stream_window_size(WINDOW)
             .max_concurrent_streams(None)
-            .serve_with_incoming_shutdown(proxy, UnixListenerStream::new(listener), stop)
+            .serve_with_incoming_shutdown(proxy, UnixListenerStream::new(listener).map_ok(Corked::new), stop)
             .await
     }
 }

@@ -104,7 +104,7 @@ pub enum Lookup {
 /// The map.
 #[derive(Debug, Default)]
 pub struct Owners {
-    map: DashMap<Box<str>, Owner>,
+    map: DashMap<Box<str>, Owner, foldhash::fast::RandomState>,
 }
 
 impl Owners {
@@ -164,10 +164,10 @@ impl Owners {
     }
 
     fn change(&self, id: &str, change: impl FnOnce(&mut Pod)) {
-        if let Some(mut owner) = self.map.get_mut(id) {
-            if let Some(pod) = &mut owner.pod {
-                change(Arc::make_mut(pod));
-            }
+        if let Some(mut owner) = self.map.get_mut(id)
+            && let Some(pod) = &mut owner.pod
+        {
+            change(Arc::make_mut(pod));
         }
     }
 

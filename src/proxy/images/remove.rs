@@ -37,10 +37,9 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         let reference = wire::peek_str(message.encoded(), &REFERENCE)?.to_owned();
-        let headers = std::mem::take(&mut self.headers);
         if let [only] = &self.backends()[..] {
             self.watch.at(only);
-            let reply = only.fetch(method, headers, message.framed()).await?;
+            let reply = only.fetch(method, self.headers.clone(), message.framed()).await?;
             if is_gone(&reply) {
                 forget(&self.node, only, &reference, &listed(only, &reference));
             }
@@ -55,7 +54,7 @@ impl Call {
         let unasked = unasked(&stores, nobody, &reference);
         let removed =
             std::iter::zip(&stores, &held).filter(|(_, images)| !images.is_empty()).map(|(store, images)| {
-                let headers = headers.clone();
+                let headers = self.headers.clone();
                 remove(&self.node, &store.backend, method, headers, &message, &reference, images)
             });
         let (mut said, mut lost) = (None, None);
@@ -74,7 +73,7 @@ impl Call {
 
     /// Asks a store for all its images; they become what is last known of it.
     async fn look(&self, backend: &Arc<Backend>) -> Store {
-        let wait = self.within(backend.config().timeouts.list);
+        let wait = self.at_most(backend.config().timeouts.list);
         let asked = tokio::time::timeout(wait, fan_out::list_all(&self.node, backend, List::Images)).await;
         let known = backend.last.list(ListKind::Images, &Filter::default()).is_some();
         Store { backend: Arc::clone(backend), live: matches!(asked, Ok(Ok(()))), known }

@@ -151,7 +151,7 @@ impl Call {
         message: &Message,
         place: &Place,
     ) -> Heard {
-        let wait = self.within(backend.config().timeouts.read);
+        let wait = self.at_most(backend.config().timeouts.read);
         ask_within(wait, backend, method, self.headers.clone(), with_handler(message, place)).await
     }
 
@@ -165,7 +165,7 @@ impl Call {
         let asked = backends.iter().map(|backend| {
             let late = backend.health.is_late(Class::Lists) || backend.health.is_late(Class::Reads);
             let limit = if late && backends.len() > 1 { PROMPT } else { backend.config().timeouts.read };
-            ask_within(self.within(limit), backend, method, self.headers.clone(), message.framed())
+            ask_within(self.at_most(limit), backend, method, self.headers.clone(), message.framed())
         });
         join_all(asked).await
     }

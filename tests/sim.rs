@@ -5,3 +5,9 @@ mod support;
 
 #[path = "sim/forward.rs"]
 mod forward;
+
+#[path = "support/kubelet.rs"]
+mod kubelet;
+
+#[path = "sim/images.rs"]
+mod images;

@@ -77,7 +77,10 @@ impl Call {
         for (backend, reply) in std::iter::zip(&backends, heard) {
             match reply {
                 Ok(reply) if is_there(&reply) => having.push((backend, reply)),
-                Ok(reply) => return Ok(reply.into()),
+                Ok(reply) => {
+                    self.show(asked, backend, &reply)?;
+                    return Ok(reply.into());
+                }
                 // Nothing starts on a backend that is down, so that it had the image is answer enough.
                 Err(error) if !backend.is_up() && had(backend, asked.reference) => lost = Some(error),
                 Err(error) => return Err(error),
@@ -92,7 +95,10 @@ impl Call {
             }
             (None, Some(error)) if having.is_empty() => Err(error),
             // Another image under the same name is not the image; a pull settles which one is meant.
-            _ => Ok(Outcome::message(&[])),
+            _ => {
+                self.node.router.image_uses.missed(asked.reference, asked.pod.config_seen);
+                Ok(Outcome::message(&[]))
+            }
         }
     }
 
@@ -170,13 +176,17 @@ impl Call {
         join_all(asked).await
     }
 
-    /// Remembers that a pod was shown an image, or holds the pod back for a moment.
+    /// Remembers whether a pod was shown an image, or holds the pod back for a moment.
     fn show(&self, asked: &Asked<'_>, backend: &Backend, reply: &Collected) -> Result<(), Error> {
-        let pod = asked.pod.config_seen;
-        let user = if is_there(reply) { images::user(reply.message.encoded()) } else { None };
-        let Some(user) = user.filter(|_| !pod.is_empty()) else { return Ok(()) };
-        let now = Instant::now();
-        let shown = self.node.router.image_uses.shown(asked.reference, &backend.name, pod, user, now);
+        let (uses, pod) = (&self.node.router.image_uses, asked.pod.config_seen);
+        if pod.is_empty() || reply.code != Code::Ok {
+            return Ok(());
+        }
+        let Some(user) = images::user(reply.message.encoded()) else {
+            uses.missed(asked.reference, pod);
+            return Ok(());
+        };
+        let shown = uses.shown(asked.reference, &backend.name, pod, user, Instant::now());
         shown.map_err(|other| Error::ImageUndecided {
             image: asked.reference.to_owned(),
             cause: format!(

@@ -131,12 +131,22 @@ impl Uses {
         }
     }
 
-    /// Forgets the uses of a reference on one backend: the image is not there.
+    /// Records that `pod` was told that the image is not there: it starts anew.
+    pub fn missed(&self, reference: &str, pod: &str) {
+        self.retain(reference, |used| *used.pod != *pod);
+    }
+
+    /// Forgets that a reference was used on a backend: the image is gone from there. A pod that is awaited there
+    /// stays awaited, lest it be told another backend's user.
     pub fn forget(&self, reference: &str, backend: &str) {
+        self.retain(reference, |used| used.awaited || &*used.backend != backend);
+    }
+
+    fn retain(&self, reference: &str, keep: impl Fn(&Use) -> bool) {
         let mut map = self.lock();
         let key = normalise(reference);
         if let Some(uses) = map.get_mut(&key) {
-            uses.retain(|used| &*used.backend != backend);
+            uses.retain(keep);
             if uses.is_empty() {
                 map.remove(&key);
             }
@@ -237,11 +247,23 @@ mod tests {
     }
 
     #[test]
-    fn a_forgotten_use_is_no_longer_meant() {
+    fn a_forgotten_use_counts_no_more_but_who_is_awaited_stays_so() {
+        let (uses, a, b, now) = start();
+        uses.pulled(REFERENCE, &a, "", now);
+        uses.pulled(REFERENCE, &b, "p2", now);
+        uses.forget("docker.io/library/app:1", "b");
+        assert_eq!(names(&uses.awaited(REFERENCE, now)), ["b"]);
+        uses.went_on("p2");
+        uses.forget("docker.io/library/app:1", "b");
+        assert_eq!(uses.latest(REFERENCE, now), Some(a));
+    }
+
+    #[test]
+    fn a_pod_that_was_told_that_the_image_is_absent_is_not_awaited() {
         let (uses, a, b, now) = start();
         uses.pulled(REFERENCE, &a, "p1", now);
         uses.pulled(REFERENCE, &b, "p2", now);
-        uses.forget("docker.io/library/app:1", "b");
+        uses.missed(REFERENCE, "p2");
         assert_eq!(names(&uses.awaited(REFERENCE, now)), ["a"]);
     }
 

@@ -237,6 +237,15 @@ impl Api {
         }
     }
 
+    /// Returns the other version.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::V1 => Self::V1Alpha2,
+            Self::V1Alpha2 => Self::V1,
+        }
+    }
+
     /// Returns the version as `VersionResponse.runtime_api_version` gives it.
     pub fn version(self) -> &'static str {
         match self {

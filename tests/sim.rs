@@ -3,5 +3,15 @@
 #[path = "sim/support.rs"]
 mod support;
 
+#[path = "sim/answer.rs"]
+mod answer;
 #[path = "sim/forward.rs"]
 mod forward;
+#[path = "sim/lists.rs"]
+mod lists;
+#[path = "sim/reload.rs"]
+mod reload;
+#[path = "sim/routing.rs"]
+mod routing;
+#[path = "sim/server.rs"]
+mod server;

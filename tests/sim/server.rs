@@ -294,7 +294,7 @@ async fn no_secret_reaches_the_log_the_metrics_or_the_state() {
     let mut crimux =
         start_with(&runtime, |yaml, _| yaml.replace("log: { level: debug }", "log: { level: trace }")).await;
     let secret = "s3cr3t-that-nobody-may-see";
-    tell_secrets(&crimux.client(), &runtime, secret).await;
+    Box::pin(tell_secrets(&crimux.client(), &runtime, secret)).await;
     let (_, metrics) = crimux.get("/metrics").await.unwrap();
     assert!(!metrics.contains(secret));
     crimux.signal(Signal::SIGTERM);

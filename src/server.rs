@@ -3,7 +3,7 @@
 //! A socket file that nobody listens on is replaced; one that somebody listens on is an error, so that a second
 //! crimux never takes a node's socket away. Only a socket that was bound here is removed at the end; one that
 //! was inherited from systemd stays. Flow-control windows are sized for lists of megabytes and streams are
-//! unlimited, because events, pulls and ExecSync hold theirs for hours.
+//! unlimited, because events, pulls and `ExecSync` hold theirs for hours.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};

@@ -379,9 +379,10 @@ static TABLE: LazyLock<Vec<Method>> = LazyLock::new(|| {
     ROWS.into_iter().enumerate().map(method).collect()
 });
 
-static BY_PATH: LazyLock<HashMap<String, &'static Method>> = LazyLock::new(|| {
-    TABLE.iter().map(|method| (format!("{}/{}", method.service.name(), method.name), method)).collect()
-});
+static BY_PATH: LazyLock<HashMap<String, &'static Method, foldhash::fast::RandomState>> =
+    LazyLock::new(|| {
+        TABLE.iter().map(|method| (format!("{}/{}", method.service.name(), method.name), method)).collect()
+    });
 
 fn static_uri(api: Api, service: Service, name: &str) -> Uri {
     let path = format!("/{}.{}/{name}", api.package(), service.name());

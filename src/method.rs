@@ -216,6 +216,9 @@ pub fn find(path: &str) -> Option<Path> {
 }
 
 /// Returns the URI under which a backend that speaks `api` serves the method that stands at `path`.
+///
+/// # Errors
+/// If a path that is not in the table is not valid in a URI.
 pub fn uri(method: Option<&'static Method>, path: &str, api: Api) -> Result<Uri, http::Error> {
     if let Some(method) = method {
         return Ok(method.uris[api as usize].clone());
@@ -385,9 +388,10 @@ static TABLE: LazyLock<Vec<Method>> = LazyLock::new(|| {
     ROWS.into_iter().enumerate().map(method).collect()
 });
 
-static BY_PATH: LazyLock<HashMap<String, &'static Method>> = LazyLock::new(|| {
-    TABLE.iter().map(|method| (format!("{}/{}", method.service.name(), method.name), method)).collect()
-});
+static BY_PATH: LazyLock<HashMap<String, &'static Method, foldhash::fast::RandomState>> =
+    LazyLock::new(|| {
+        TABLE.iter().map(|method| (format!("{}/{}", method.service.name(), method.name), method)).collect()
+    });
 
 fn static_uri(api: Api, service: Service, name: &str) -> Uri {
     let path = format!("/{}.{}/{name}", api.package(), service.name());

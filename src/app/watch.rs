@@ -3,8 +3,7 @@
 //! The directory is watched, not the file, because a file that is renamed into place is another file. Where
 //! watching is not possible SIGHUP still reloads.
 
-use std::ffi::OsStr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use notify::{RecursiveMode, Watcher};
@@ -13,14 +12,18 @@ use tokio::sync::mpsc;
 /// Editors write in several steps; the last one counts.
 const SETTLE: Duration = Duration::from_millis(200);
 
-/// Yields whenever the file at `path` has changed and settled.
+/// Yields whenever the directory of `path` has changed and settled.
 pub(super) fn changes(path: &Path) -> mpsc::Receiver<()> {
     let (sender, receiver) = mpsc::channel(1);
     let (raw, mut events) = mpsc::channel::<()>(1);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let name = path.file_name().unwrap_or_default().to_owned();
+    let file = path.file_name().map(ToOwned::to_owned);
     let watching = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access() && is_about(&event, &name)) {
+        // kubelet replaces a `ConfigMap` by renaming a link called `..data` over the old one.
+        let ours = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| Some(name) == file.as_deref() || name == "..data")
+        };
+        if event.is_ok_and(|event| !event.kind.is_access() && event.paths.iter().any(ours)) {
             // A full channel already holds the news.
             raw.try_send(()).ok();
         }
@@ -42,11 +45,4 @@ pub(super) fn changes(path: &Path) -> mpsc::Receiver<()> {
         Err(error) => tracing::warn!(%error, "the configuration file is not watched; SIGHUP reloads it"),
     }
     receiver
-}
-
-/// Tells whether an event is about the file, or about the links by which a `ConfigMap` replaces it (`..data`).
-fn is_about(event: &notify::Event, name: &OsStr) -> bool {
-    let mut names = event.paths.iter().filter_map(|path| path.file_name());
-    event.need_rescan()
-        || names.any(|changed| changed == name || changed.as_encoded_bytes().starts_with(b".."))
 }

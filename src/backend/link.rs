@@ -17,6 +17,7 @@ use crate::backend::health::Class;
 use crate::backend::{Backend, own_headers};
 use crate::codec::Message;
 use crate::config::BackendConfig;
+use crate::cork::Corked;
 use crate::drain::Drain;
 use crate::error::Error;
 use crate::method::{self, Api};
@@ -84,7 +85,7 @@ impl Backend {
     }
 
     /// Puts another configuration in force. An endpoint that changed is connected to anew.
-    pub fn reconfigure(&self, config: BackendConfig) {
+    pub fn reconfigure(&self, config: &BackendConfig) {
         let old = self.config.swap(Arc::new(config.clone()));
         if old.endpoint != config.endpoint || old.tls != config.tls {
             *self.connector.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -106,7 +107,7 @@ impl Backend {
         Ok(connector)
     }
 
-    async fn connect(&self) -> Result<(SendRequest<Bytes>, Connection<Stream, Bytes>), String> {
+    async fn connect(&self) -> Result<(SendRequest<Bytes>, Connection<Corked<Stream>, Bytes>), String> {
         let connector = self.connector().map_err(|error| error.to_string())?;
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
         h2::client::Builder::new()
@@ -114,7 +115,7 @@ impl Backend {
             .initial_connection_window_size(WINDOW)
             .max_frame_size(FRAME)
             .enable_push(false)
-            .handshake(stream)
+            .handshake(Corked::new(stream))
             .await
             .map_err(|error| error.to_string())
     }
@@ -124,7 +125,7 @@ impl Backend {
     async fn drive(
         self: &Arc<Self>,
         sender: SendRequest<Bytes>,
-        connection: Connection<Stream, Bytes>,
+        connection: Connection<Corked<Stream>, Bytes>,
         drain: &Drain,
         greet: &impl AsyncFn(&Arc<Self>),
     ) -> Option<String> {
@@ -231,11 +232,10 @@ impl Backend {
 
     fn set_down(&self, cause: &str) {
         self.health.note_error(cause);
-        self.link.send_modify(|link| match link {
-            Link::Down { cause: known, .. } => {
+        self.link.send_modify(|link| {
+            if let Link::Down { cause: known, .. } = link {
                 *known = cause.into();
-            }
-            _ => {
+            } else {
                 tracing::warn!(backend = %self.name, cause, "is down");
                 *link = Link::Down { since: SystemTime::now(), cause: cause.into() };
             }

@@ -96,11 +96,12 @@ impl Call {
         };
         let filter = Arc::new(filter);
         let backends = self.backends_with(list, &filter);
-        let mut headers = std::mem::take(&mut self.headers);
-        headers.remove("grpc-timeout");
+        let caller = self.caller_waits();
+        let headers = std::mem::take(&mut self.headers);
         let asked = backends.iter().map(|backend| {
             let limit = deadline(backend, method);
-            let ask = Ask { list, filter: Arc::clone(&filter), limit, wait: self.within(limit) };
+            let wait = caller.map_or(limit, |caller| limit.min(caller));
+            let ask = Ask { list, filter: Arc::clone(&filter), limit, wait };
             ask.part(&self.node, backend, method, headers.clone(), &message)
         });
         let mut parts = Vec::with_capacity(backends.len());
@@ -154,10 +155,9 @@ impl Call {
         let sandbox = filter.sandbox().map(|id| (Kind::Sandbox, id));
         for (kind, id) in id.into_iter().chain(sandbox) {
             if let Lookup::Exact(owner) = self.node.router.owners.find(Some(kind), id, self.scope.as_deref())
+                && let Ok(backend) = self.node.backend(&owner)
             {
-                if let Ok(backend) = self.node.backend(&owner) {
-                    return vec![backend];
-                }
+                return vec![backend];
             }
         }
         self.backends().into_iter().filter(|backend| !self.node.is_joining(backend)).collect()
@@ -204,6 +204,7 @@ impl Ask {
             Ok(Ok(reply)) => {
                 backend.health.note_error(format!("{} was answered with {:?}", method.name, reply.code));
             }
+            Ok(Err(Error::Down { .. })) => {}
             Ok(Err(error)) => backend.health.note_error(error.to_string()),
             Err(_) if self.wait == self.limit => {
                 if backend.health.mark_late(class) {

@@ -74,7 +74,7 @@ impl Call {
             Lookup::Exact(backend) => Ok(Found { backend, id: id.to_owned() }),
             Lookup::Prefix(backend, id) => Ok(Found { backend, id }),
             Lookup::Ambiguous => Err(Error::Ambiguous { kind: kind.word(), prefix: id.to_owned() }),
-            Lookup::Unknown => self.locate(Some(kind), id).await,
+            Lookup::Unknown => Box::pin(self.locate(Some(kind), id)).await,
         }
     }
 
@@ -89,7 +89,7 @@ impl Call {
         for (backend, answer) in backends.iter().zip(asked) {
             match answer {
                 Ok(ids) => {
-                    found.extend(ids.into_iter().map(|id| Found { backend: Arc::clone(&backend.name), id }))
+                    found.extend(ids.into_iter().map(|id| Found { backend: Arc::clone(&backend.name), id }));
                 }
                 Err(_) => unasked.push(Arc::clone(&backend.name)),
             }

@@ -1,8 +1,11 @@
 //! crimux in front of simulated runtimes: one binary, one file for each topic.
+#![allow(clippy::unwrap_used, reason = "a test helper that fails has failed the test")]
 
 #[path = "sim/support.rs"]
 mod support;
 
+#[path = "sim/answer.rs"]
+mod answer;
 #[path = "sim/forward.rs"]
 mod forward;
 
@@ -11,3 +14,12 @@ mod kubelet;
 
 #[path = "sim/images.rs"]
 mod images;
+
+#[path = "sim/lists.rs"]
+mod lists;
+#[path = "sim/reload.rs"]
+mod reload;
+#[path = "sim/routing.rs"]
+mod routing;
+#[path = "sim/server.rs"]
+mod server;

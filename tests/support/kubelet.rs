@@ -4,6 +4,9 @@
 //! `images/image_manager.go EnsureImageExists`, `kuberuntime_container.go startContainer`,
 //! `helpers.go getImageUser`; the order was recorded from a real kubelet.
 
+// Each binary that shares this uses a part of it, and shows failures only by `Debug`.
+#![allow(dead_code)]
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use testkit::cri::image_service_client::ImageServiceClient;

@@ -71,7 +71,9 @@ impl Pod {
         let mut own = world::dial(bed, &bed.socket(self.backend)).await;
         let request = ContainerStatusRequest { container_id: created.id, verbose: false };
         let status = own.runtime.container_status(request).await.unwrap().into_inner().status.unwrap();
-        assert_eq!(status.image_ref, created.image, "{image} on {}", self.backend);
+        let own = Kubelet { runtime: own.runtime, images: own.images };
+        let used = own.image(bare(&status.image_ref)).await.unwrap().unwrap();
+        assert_eq!(used.id, created.image, "{image} on {}", self.backend);
         Ok(created.pulled)
     }
 }

@@ -56,7 +56,8 @@ async fn idle(world: &World) -> Result<Vec<(String, Memory)>> {
     let mut contenders = vec![world.crimux(&backends, 0).await?];
     contenders.extend(world.peers(&backends[0], 0).await);
     tokio::time::sleep(SETTLED).await;
-    let memory = |contender: &Contender| Ok((contender.name.clone(), process::memory(contender.process.id())?));
+    let memory =
+        |contender: &Contender| Ok((contender.name.clone(), process::memory(contender.process.id())?));
     contenders.iter().map(memory).collect()
 }
 

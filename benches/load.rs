@@ -4,11 +4,13 @@
 //! does not prolong the run.
 
 use std::cell::{Cell, RefCell};
+use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use futures_util::future::try_join_all;
+use h2::RecvStream;
 use prost::Message as _;
 use testkit::client::sandbox_config;
 use testkit::cri;
@@ -109,13 +111,51 @@ async fn sandboxes(client: &Client, slice: Duration) -> Result<Sample> {
     Ok(Sample::of(times, started.elapsed()))
 }
 
-/// Lets pods come and go at the backend and counts their events as they arrive; a time is that from the first
-/// byte of one chunk of events to that of the next.
+/// Times the way of single events for half of the slice, then lets pods come and go and counts their events.
 async fn events(client: &Client, backend: &Client, slice: Duration) -> Result<Sample> {
     let request = framed(&cri::GetEventsRequest {});
     let mut stream = client.open(&Target::runtime("GetContainerEvents"), request).await?;
-    // A proxy may still be on its way to the backend: only what it passes on afterwards is counted.
     settle(backend, &mut stream).await?;
+    let mut frames = Frames::default();
+    let started = Instant::now();
+    let mut times = Vec::new();
+    while started.elapsed() < slice / 2 {
+        times.push(one_event(backend, &mut stream, &mut frames).await?);
+    }
+    let singles = times.len() * EVENTS_OF_A_POD;
+    let mut sample = Sample::of(times, started.elapsed());
+    let started = Instant::now();
+    let many = many_events(backend, &mut stream, &mut frames, slice / 2).await?;
+    sample.rate = count_as_float(many) / started.elapsed().as_secs_f64();
+    sample.count = singles + many;
+    Ok(sample)
+}
+
+/// Returns the time from asking for a pod at the backend to its first event; ends after its last one.
+async fn one_event(backend: &Client, stream: &mut RecvStream, frames: &mut Frames) -> Result<Duration> {
+    let (target, request) = (Target::runtime("RunPodSandbox"), new_pod());
+    let asked = Instant::now();
+    let coming = async {
+        let chunk = next_chunk(stream).await?.context("the event stream ended")?;
+        anyhow::Ok((asked.elapsed(), chunk, stream))
+    };
+    let (reply, came) = tokio::join!(backend.fetch(&target, request), coming);
+    let (time, first, stream) = came?;
+    let mut seen = frames.count(&first);
+    remove(backend, reply?).await?;
+    while seen < EVENTS_OF_A_POD {
+        seen += frames.count(&next_chunk(stream).await?.context("the event stream ended")?);
+    }
+    Ok(time)
+}
+
+/// Lets pods come and go for so long and returns how many events came of it, all of them.
+async fn many_events(
+    backend: &Client,
+    stream: &mut RecvStream,
+    frames: &mut Frames,
+    slice: Duration,
+) -> Result<usize> {
     let pods = Cell::new(0);
     let started = Instant::now();
     let maker = async || {
@@ -126,47 +166,25 @@ async fn events(client: &Client, backend: &Client, slice: Duration) -> Result<Sa
         }
         anyhow::Ok(())
     };
-    let making = async {
-        try_join_all((0..PODS_AT_ONCE).map(|_| maker())).await?;
-        anyhow::Ok(pods.get() * EVENTS_OF_A_POD)
-    };
-    let seen = Cell::new(0);
-    let times = RefCell::new(Vec::new());
-    let counting = async {
-        let mut frames = Frames::default();
-        loop {
-            let waited = Instant::now();
-            let chunk = next_chunk(&mut stream).await?.context("the event stream ended")?;
-            times.borrow_mut().push(waited.elapsed());
-            seen.set(seen.get() + frames.count(&chunk));
-        }
-    };
-    let wanted = {
-        tokio::pin!(counting);
-        let wanted = tokio::select! {
-            made = making => made?,
-            ended = &mut counting => return ended,
-        };
-        let all = async {
-            while seen.get() < wanted {
-                tokio::task::yield_now().await;
-            }
-        };
+    let mut making = pin!(try_join_all((0..PODS_AT_ONCE).map(|_| maker())));
+    let (mut seen, mut wanted) = (0, None);
+    while wanted.is_none_or(|wanted| seen < wanted) {
         tokio::select! {
-            () = all => {}
-            ended = &mut counting => return ended,
-            () = tokio::time::sleep(PATIENCE) => anyhow::bail!("{} events of {wanted} came", seen.get()),
+            made = &mut making, if wanted.is_none() => {
+                made?;
+                wanted = Some(pods.get() * EVENTS_OF_A_POD);
+            }
+            chunk = next_chunk(stream) => {
+                seen += frames.count(&chunk?.context("the event stream ended")?);
+            }
         }
-        wanted
-    };
-    let mut sample = Sample::of(times.into_inner(), started.elapsed());
-    sample.count = wanted;
-    sample.rate = count_as_float(wanted) / started.elapsed().as_secs_f64();
-    Ok(sample)
+    }
+    Ok(seen)
 }
 
-/// Makes pods until an event of one arrives, and waits until no more come.
-async fn settle(backend: &Client, stream: &mut h2::RecvStream) -> Result<()> {
+/// Makes pods until an event of one arrives, and waits until no more come: a proxy may still be on its way to the
+/// backend.
+async fn settle(backend: &Client, stream: &mut RecvStream) -> Result<()> {
     let quiet = Duration::from_millis(20);
     for _ in 0..100 {
         let id = backend.fetch(&Target::runtime("RunPodSandbox"), new_pod()).await?;

@@ -1,4 +1,4 @@
-//! The benchmark behind `dev/bench`: direct, crimux, nginx and HAProxy side by side over one simulated backend.
+//! The benchmark behind `dev/bench`: direct, crimux and two general proxies side by side over one simulated backend.
 //!
 //! The machine it runs on is noisy and shared, so no contender is measured in one go: all take turns in short
 //! rounds, every ratio compares neighbours of one round, and what is reported is the median over the rounds.
@@ -25,7 +25,7 @@ mod report;
 mod syscalls;
 mod verdict;
 
-/// Measures crimux beside the direct call, nginx and HAProxy.
+/// Measures crimux beside the direct call and two general proxies.
 #[derive(Debug, Parser)]
 #[command(name = "bench", version)]
 struct Arguments {
@@ -66,7 +66,7 @@ struct Effort {
 }
 
 impl Effort {
-    const FULL: Self = Self { rounds: 7, slice: Duration::from_millis(350), starts: 7 };
+    const FULL: Self = Self { rounds: 15, slice: Duration::from_millis(160), starts: 7 };
     const QUICK: Self = Self { rounds: 2, slice: Duration::from_millis(60), starts: 2 };
 }
 

@@ -51,7 +51,7 @@ pub(crate) fn describe(case: &str) -> &'static str {
         "fan-out-500" => "ListContainers, 500 from several backends",
         "fan-out-5000" => "ListContainers, 5000 from several backends",
         "run-sandbox" => "RunPodSandbox to reply (calls/s and CPU: with RemovePodSandbox)",
-        "events" => "GetContainerEvents (messages; times: from chunk to chunk)",
+        "events" => "GetContainerEvents (times: from a pod asked for to its first event)",
         _ => "",
     }
 }
@@ -79,27 +79,22 @@ pub(crate) async fn run(group: &Group, world: &World, only: &str, effort: Effort
     Ok(measured)
 }
 
-/// Several crimuxes, each in front of its own backends.
-struct Spread {
-    crimuxes: Vec<(String, Contender)>,
-    /// Live as long as they are measured.
-    _backends: Vec<Vec<Contender>>,
-}
+/// Several crimuxes by name, each in front of its own backends.
+struct Spread(Vec<(String, Contender, Vec<Contender>)>);
 
 impl Spread {
     async fn start(world: &World, group: &Group) -> Result<Self> {
-        let mut spread = Self { crimuxes: Vec::new(), _backends: Vec::new() };
+        let mut spread = Vec::new();
         for &count in group.spread {
             let backends = world.backends(count, group.stock).await?;
             let crimux = world.crimux(&backends, group.stock.containers).await?;
-            spread.crimuxes.push((format!("crimux over {count}"), crimux));
-            spread._backends.push(backends);
+            spread.push((format!("crimux over {count}"), crimux, backends));
         }
-        Ok(spread)
+        Ok(Self(spread))
     }
 
     fn entries(&self) -> impl Iterator<Item = Entry> {
-        self.crimuxes.iter().map(|(name, crimux)| entry(crimux, name, false))
+        self.0.iter().map(|(name, crimux, _)| entry(crimux, name, false))
     }
 }
 

@@ -75,7 +75,6 @@ impl Process {
         }
         Ok(())
     }
-
 }
 
 impl Drop for Process {

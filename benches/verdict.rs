@@ -65,9 +65,8 @@ fn judge_case(case: &Measured) -> Vec<Verdict> {
         "run-sandbox" => {
             let value = case.row("crimux").zip(case.row("direct")).and_then(|(crimux, direct)| {
                 let pairs = std::iter::zip(&crimux.samples, &direct.samples);
-                let added = pairs.map(|(crimux, direct)| {
-                    (crimux.p50.as_secs_f64() - direct.p50.as_secs_f64()) * 1e3
-                });
+                let added =
+                    pairs.map(|(crimux, direct)| (crimux.p50.as_secs_f64() - direct.p50.as_secs_f64()) * 1e3);
                 crate::case::median(added.collect())
             });
             let what = "run-sandbox: added to the p50".to_owned();
@@ -93,23 +92,19 @@ fn judge_footprint(footprint: &Footprint) -> Vec<Verdict> {
     ]
 }
 
-/// The larger of the ratios to nginx and to HAProxy is the one to the better of the two.
+/// The larger of the ratios to nginx and to `HAProxy` is the one to the better of the two.
 fn against_better(case: &Measured, value: fn(&Sample) -> Option<f64>) -> Option<f64> {
     let ratios = ["nginx", "haproxy"].map(|peer| ratio(case, "crimux", peer, value));
     ratios.into_iter().flatten().max_by(f64::total_cmp)
 }
 
-fn ratio(
-    case: &Measured,
-    row: &str,
-    other: &str,
-    value: fn(&Sample) -> Option<f64>,
-) -> Option<f64> {
+fn ratio(case: &Measured, row: &str, other: &str, value: fn(&Sample) -> Option<f64>) -> Option<f64> {
     let (row, other): (&Row, &Row) = (case.row(row)?, case.row(other)?);
     row.ratio(other, value)
 }
 
 /// The median time of a call, in seconds.
+#[allow(clippy::unnecessary_wraps)] // All that can be compared has this form.
 pub(crate) fn p50(sample: &Sample) -> Option<f64> {
     Some(sample.p50.as_secs_f64())
 }

@@ -119,6 +119,7 @@ impl App {
             }
         };
         self.node.metrics.config_reloads.with_label_values(&[result]).inc();
+        self.node.recent.reloaded(result);
         systemd::ready();
     }
 

@@ -78,9 +78,11 @@ impl Fleet {
         self.node.sweep();
         let node = Arc::clone(&self.node);
         let before = self.members.len();
+        let remembered = node.snapshot.names();
         self.members.retain(|name, member| {
-            let ended =
-                member.retired && member.backend.last.listed() && node.router.owners.count(name) == (0, 0);
+            // Its absence from the names means that the operator declared it lost.
+            let told = member.backend.last.listed() || !remembered.contains(name);
+            let ended = member.retired && told && node.router.owners.count(name) == (0, 0);
             if ended {
                 tracing::info!(backend = name, "owns nothing any more and is gone");
                 member.drain.begin();

@@ -119,7 +119,10 @@ impl App {
             }
         };
         self.node.metrics.config_reloads.with_label_values(&[result]).inc();
-        self.node.recent.reloaded(result);
+        // Anything that changes in the file's directory is looked at; only a changed configuration is news.
+        if result != "unchanged" {
+            self.node.recent.reloaded(result);
+        }
         systemd::ready();
     }
 

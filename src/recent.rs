@@ -31,7 +31,7 @@ pub struct Placement {
 pub struct Reload {
     /// When.
     pub at: SystemTime,
-    /// The `result` label: `ok`, `unchanged` or `failed`.
+    /// The `result` label: `ok` or `failed`.
     pub result: &'static str,
 }
 

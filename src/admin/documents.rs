@@ -85,7 +85,7 @@ pub struct SavedState {
 /// How often the configuration was read again since the start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Reloads {
-    /// Taken, or found unchanged.
+    /// Taken.
     pub ok: u64,
     /// Refused; the old configuration stayed in force.
     pub failed: u64,
@@ -98,7 +98,7 @@ pub struct Reloads {
 pub struct Reload {
     /// When.
     pub at: String,
-    /// `ok`, `unchanged` or `failed`.
+    /// `ok` or `failed`.
     pub result: String,
 }
 
@@ -138,7 +138,7 @@ pub struct Route {
     pub handler: String,
     /// Where new sandboxes go.
     pub targets: Vec<Target>,
-    /// Why a new sandbox would be refused now; absent if it would be taken.
+    /// Why new sandboxes, or which share of them, would be refused now; absent if all would be taken.
     pub refused: Option<String>,
 }
 

@@ -98,7 +98,7 @@ pub(super) fn compose_status(desk: &Desk) -> Status {
             problem: node.snapshot.write_error(),
         },
         reloads: Reloads {
-            ok: reload("ok") + reload("unchanged"),
+            ok: reload("ok"),
             failed: reload("failed"),
             last: last.map(|last| Reload { at: rfc3339(last.at), result: last.result.to_owned() }),
         },
@@ -155,10 +155,13 @@ fn why_refused(targets: &[Target]) -> Option<String> {
         let names: Vec<_> = targets.iter().map(|target| target.backend.as_str()).collect();
         return Some(format!("draining: {}", names.join(", ")));
     }
-    let unable =
-        open.into_iter().filter(|target| ["down", "joining", "gone"].contains(&target.state.as_str()));
-    let words: Vec<_> =
-        unable.map(|target| format!("backend {} is {}", target.backend, target.state)).collect();
+    let unable = open.iter().filter(|target| ["down", "joining", "gone"].contains(&target.state.as_str()));
+    let words: Vec<_> = unable
+        .map(|target| {
+            let part = if open.len() > 1 { format!("{:.0}%: ", target.share * 100.0) } else { String::new() };
+            format!("{part}backend {} is {}", target.backend, target.state)
+        })
+        .collect();
     (!words.is_empty()).then(|| words.join(", "))
 }
 

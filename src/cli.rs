@@ -75,7 +75,7 @@ enum Verb {
     Backend(backend::Change),
     /// Write the completions of a shell to standard output.
     ///
-    /// For bash: crimux completions bash > /etc/bash_completion.d/crimux
+    /// For bash, in ~/.bashrc: source <(crimux completions bash)
     Completions {
         /// The shell.
         shell: clap_complete::Shell,

@@ -25,6 +25,7 @@ pub struct Status {
 
 /// One backend.
 #[derive(Debug, Clone, Serialize, Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a key of the document")]
 pub struct Backend {
     /// Its name in the configuration.
     pub name: String,

@@ -70,7 +70,11 @@ impl Load {
 fn counts(registry: &Registry) -> Counts {
     let mut counts = Counts::new();
     let families = registry.gather();
-    for metric in families.iter().filter(|family| family.name() == HISTOGRAM).flat_map(|f| f.get_metric()) {
+    for metric in families
+        .iter()
+        .filter(|family| family.name() == HISTOGRAM)
+        .flat_map(prometheus::proto::MetricFamily::get_metric)
+    {
         let Some(backend) = metric.get_label().iter().find(|label| label.name() == "backend") else {
             continue;
         };

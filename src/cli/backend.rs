@@ -3,6 +3,7 @@
 //! `forget` makes kubelet treat pods as gone, so it names them first and wants the backend's name typed; `--yes`
 //! is for scripts. What else is likely a mistake the server refuses until it is forced.
 
+use std::fmt::Write as _;
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
 
@@ -90,23 +91,18 @@ async fn confirmed(target: &Target, name: &str) -> anyhow::Result<bool> {
     let status: Status = target.get("/v1/status").await?;
     let pods: Vec<Pod> = target.get("/v1/pods").await?;
     let pods: Vec<_> = pods.into_iter().filter(|pod| pod.backend == name).collect();
-    let mut question = String::new();
-    match status.backends.iter().find(|backend| backend.name == name) {
-        Some(backend) => {
-            question += &format!(
-                "Backend {name} is {}. This forgets {} sandboxes and {} containers:\n",
-                backend.state, backend.sandboxes, backend.containers
-            );
-        }
-        None => {
-            question += &format!("No backend {name} is running here; this forgets what was saved of it.\n")
-        }
-    }
+    let mut question = match status.backends.iter().find(|backend| backend.name == name) {
+        Some(backend) => format!(
+            "Backend {name} is {}. This forgets {} sandboxes and {} containers:\n",
+            backend.state, backend.sandboxes, backend.containers
+        ),
+        None => format!("No backend {name} is running here; this forgets what was saved of it.\n"),
+    };
     for pod in pods.iter().take(NAMED) {
-        question += &format!("  {}/{} ({})\n", pod.namespace, pod.name, pod.state);
+        _ = writeln!(question, "  {}/{} ({})", pod.namespace, pod.name, pod.state);
     }
     if pods.len() > NAMED {
-        question += &format!("  and {} more (crimux ps)\n", pods.len() - NAMED);
+        _ = writeln!(question, "  and {} more (crimux ps)", pods.len() - NAMED);
     }
     question += "kubelet will take them for gone and start others. Be sure that they cannot run any more.\n";
     question += "Type the name of the backend to confirm: ";

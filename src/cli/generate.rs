@@ -2,6 +2,7 @@
 //!
 //! They are generated, never written, so that they cannot say something else than `--help`.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 use std::process::ExitCode;
@@ -67,7 +68,7 @@ fn describe(text: &mut String, command: &mut Command, level: usize) {
     let name = command.get_bin_name().unwrap_or_else(|| command.get_name()).to_owned();
     let help = command.render_long_help().to_string();
     let help: Vec<_> = help.lines().map(str::trim_end).collect();
-    *text += &format!("\n{} {name}\n\n```text\n{}\n```\n", "#".repeat(level), help.join("\n").trim_end());
+    _ = write!(text, "\n{} {name}\n\n```text\n{}\n```\n", "#".repeat(level), help.join("\n").trim_end());
     for verb in command.get_subcommands_mut().filter(|verb| !verb.is_hide_set()) {
         describe(text, verb, level + 1);
     }

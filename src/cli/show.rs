@@ -2,6 +2,7 @@
 //!
 //! Each asks for one document of the admin socket and shows it. What a table leaves out, `--output json` has.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -85,18 +86,19 @@ fn status_table(status: &Status) -> String {
     ];
     let mut text = table(header, status.backends.iter().map(status_row));
     let Status { version, started_at, default_backend, state, reloads, .. } = status;
-    text += &format!("\ncrimux {version}, up {}, default backend {default_backend}\n", since(started_at));
+    _ = writeln!(text, "\ncrimux {version}, up {}, default backend {default_backend}", since(started_at));
     match &state.problem {
         Some(problem) => text += &(bad(&format!("state is not saved in {}: {problem}", state.dir)) + "\n"),
         None if state.write_errors > 0 => {
-            text += &format!("state is saved again; {} writes failed since the start\n", state.write_errors);
+            _ = writeln!(text, "state is saved again; {} writes failed since the start", state.write_errors);
         }
         None => {}
     }
     if let Some(last) = &reloads.last {
         let result = if last.result == "failed" { bad("failed") } else { last.result.clone() };
-        text += &format!(
-            "reloads: {} taken, {} failed; the last one, {} ago: {result}\n",
+        _ = writeln!(
+            text,
+            "reloads: {} taken, {} failed; the last one, {} ago: {result}",
             reloads.ok,
             reloads.failed,
             since(&last.at)

@@ -27,10 +27,10 @@ impl Call {
         let uid = wire::peek_str(request, &learn::uid_path(method))?.to_owned();
         let choice = match &self.scope {
             Some(backend) => router::Choice { backend: Arc::clone(backend), handler: handler.clone() },
-            None => {
-                let choice = self.node.choose(&handler, &uid);
-                choice.inspect_err(|error| self.node.placed(&handler, None, error.code()))?
-            }
+            None => self
+                .node
+                .choose(&handler, &uid)
+                .inspect_err(|error| self.node.placed(&handler, None, error.code()))?,
         };
         let backend = self.node.backend(&choice.backend)?;
         let message = if choice.handler == handler {

@@ -62,7 +62,9 @@ impl<'a> Patient<'a> {
     async fn examination(&mut self) -> Result<(), String> {
         let connector = Connector::new(self.config).map_err(|error| error.to_string())?;
         let certificates = connector.describe_tls().map_err(|error| error.to_string())?;
-        certificates.iter().for_each(|certificate| self.certificate(certificate, SystemTime::now()));
+        for certificate in &certificates {
+            self.certificate(certificate, SystemTime::now());
+        }
         let mut conversation = Conversation::open(&connector).await?;
         self.version(&mut conversation, connector.target()).await?;
         self.cgroup_driver(&mut conversation).await?;

@@ -27,7 +27,10 @@ impl Call {
         let uid = wire::peek_str(request, &learn::uid_path(method))?.to_owned();
         let choice = match &self.scope {
             Some(backend) => router::Choice { backend: Arc::clone(backend), handler: handler.clone() },
-            None => self.node.choose(&handler, &uid)?,
+            None => self
+                .node
+                .choose(&handler, &uid)
+                .inspect_err(|error| self.node.placed(&handler, None, error.code()))?,
         };
         let backend = self.node.backend(&choice.backend)?;
         let message = if choice.handler == handler {
@@ -36,7 +39,10 @@ impl Call {
             Message::new(&wire::append_str(request, &[field], &choice.handler))
         };
         self.watch.at(&backend);
-        let reply = self.fetch(&backend, method, &message).await?;
+        let reply = self.fetch(&backend, method, &message).await;
+        let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
+        self.node.placed(&handler, Some(&backend.name), code);
+        let reply = reply?;
         if reply.code == Code::Ok {
             let id = learn::created(
                 &self.node,

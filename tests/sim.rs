@@ -12,14 +12,20 @@ mod admin;
 mod answer;
 #[path = "sim/cli.rs"]
 mod cli;
+#[path = "sim/faults.rs"]
+mod faults;
 #[path = "sim/forward.rs"]
 mod forward;
 #[path = "sim/images.rs"]
 mod images;
 #[path = "sim/lists.rs"]
 mod lists;
+#[path = "sim/outage.rs"]
+mod outage;
 #[path = "sim/reload.rs"]
 mod reload;
+#[path = "sim/restart.rs"]
+mod restart;
 #[path = "sim/routing.rs"]
 mod routing;
 #[path = "sim/server.rs"]

@@ -151,6 +151,7 @@ impl Backend {
         self.call_over(sender, api, method, path, headers, message).await
     }
 
+    /// Sends a request over this connection, in this API.
     async fn call_over(
         self: &Arc<Self>,
         mut sender: SendRequest<Bytes>,
@@ -363,6 +364,8 @@ pub fn own_headers(timeout: Duration) -> HeaderMap {
 fn request(uri: Uri, mut headers: HeaderMap) -> Request<()> {
     // A reply that crimux must read has to come uncompressed; no CRI runtime compresses unasked.
     headers.remove("grpc-accept-encoding");
+    // The message may be another than the one that was counted; h2 refuses a length that is wrong.
+    headers.remove(http::header::CONTENT_LENGTH);
     let mut request = Request::new(());
     *request.method_mut() = HttpMethod::POST;
     *request.uri_mut() = uri;

@@ -3,17 +3,20 @@
 //! Read [`proxy`] first: it is the life of a call. ARCHITECTURE.md has the plan of the house.
 
 pub mod admin;
+pub mod age;
 pub mod app;
 pub mod backend;
 pub mod cli;
 pub mod codec;
 pub mod config;
+pub mod cork;
 pub mod drain;
 pub mod error;
 pub mod merge;
 pub mod method;
 pub mod metrics;
 pub mod proxy;
+pub mod recent;
 pub mod relay;
 pub mod router;
 pub mod server;

@@ -18,6 +18,7 @@ use crate::backend::health::Class;
 use crate::backend::{Backend, own_headers};
 use crate::codec::Message;
 use crate::config::BackendConfig;
+use crate::cork::Corked;
 use crate::cri::VersionResponse;
 use crate::drain::Drain;
 use crate::error::Error;
@@ -68,7 +69,10 @@ impl Backend {
             match self.connect().await {
                 Ok((sender, connection)) => {
                     let connected = Instant::now();
-                    let cause = self.drive(sender, connection, &drain, &greet).await;
+                    let Some(cause) = self.drive(sender, connection, &drain, &greet).await else {
+                        self.link.send_replace(Link::Connecting);
+                        continue;
+                    };
                     self.set_down(&cause);
                     // One that breaks every connection at once is not to be hammered.
                     if connected.elapsed() > LONGEST_PAUSE {
@@ -109,7 +113,7 @@ impl Backend {
         Ok(connector)
     }
 
-    async fn connect(&self) -> Result<(SendRequest<Bytes>, Connection<Stream, Bytes>), String> {
+    async fn connect(&self) -> Result<(SendRequest<Bytes>, Connection<Corked<Stream>, Bytes>), String> {
         let connector = self.connector().map_err(|error| error.to_string())?;
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
         h2::client::Builder::new()
@@ -117,19 +121,20 @@ impl Backend {
             .initial_connection_window_size(WINDOW)
             .max_frame_size(FRAME)
             .enable_push(false)
-            .handshake(stream)
+            .handshake(Corked::new(stream))
             .await
             .map_err(|error| error.to_string())
     }
 
-    /// Drives one connection to its end and returns why it ended.
+    /// Drives one connection to its end and returns why it ended; `None` if another is to take its place, in
+    /// which case its calls in flight go on.
     async fn drive(
         self: &Arc<Self>,
         sender: SendRequest<Bytes>,
-        connection: Connection<Stream, Bytes>,
+        connection: Connection<Corked<Stream>, Bytes>,
         drain: &Drain,
         greet: &impl AsyncFn(&Arc<Self>),
-    ) -> String {
+    ) -> Option<String> {
         let connection = tokio::spawn(connection);
         let ending = connection.abort_handle();
         self.health.reset();
@@ -143,11 +148,11 @@ impl Backend {
                 _ => "the backend closed the connection".to_owned(),
             },
             _ = beside => "probing ended".to_owned(),
-            () = self.redial.notified() => "its configuration changed".to_owned(),
+            () = self.redial.notified() => return None,
             () = drain.begun() => "crimux is shutting down".to_owned(),
         };
         ending.abort();
-        cause
+        Some(cause)
     }
 
     async fn keep_probing(self: &Arc<Self>) {

@@ -26,7 +26,10 @@ impl Call {
         let uid = wire::peek_str(request, &learn::uid_path(method))?.to_owned();
         let choice = match &self.scope {
             Some(backend) => router::Choice { backend: Arc::clone(backend), handler: handler.clone() },
-            None => self.node.choose(&handler, &uid)?,
+            None => self
+                .node
+                .choose(&handler, &uid)
+                .inspect_err(|error| self.node.placed(&handler, None, error.code()))?,
         };
         let backend = self.node.backend(&choice.backend)?;
         let message = if choice.handler == handler {
@@ -35,7 +38,10 @@ impl Call {
             Message::new(&wire::append_str(request, &[field], &choice.handler))
         };
         self.watch.at(&backend);
-        let reply = self.fetch(&backend, method, &message).await?;
+        let reply = self.fetch(&backend, method, &message).await;
+        let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
+        self.node.placed(&handler, Some(&backend.name), code);
+        let reply = reply?;
         if reply.code == Code::Ok {
             let id = learn::created(
                 &self.node,
@@ -61,6 +67,9 @@ impl Call {
     ) -> Result<Outcome, Error> {
         self.watch.at(backend);
         let _writing = learn::is_write(method.effect).then(|| Writing::begin(backend, id));
+        if method.effect == Effect::ContainerCreated {
+            self.note_creation(message.encoded())?;
+        }
         match method.effect {
             Effect::None if method.deadline == Deadline::Read => {
                 self.read_stats(backend, method, id, message).await
@@ -77,6 +86,9 @@ impl Call {
             }
             _ => {
                 let reply = self.fetch(backend, method, &message).await?;
+                if method.effect == Effect::ContainerCreated {
+                    self.note_created(backend, message.encoded(), &reply)?;
+                }
                 if reply.code == Code::Ok {
                     let (request, reply) = (message.encoded(), reply.message.encoded());
                     learn::wrote(&self.node, backend, method, id, request, reply)?;

@@ -120,6 +120,10 @@ impl App {
             }
         };
         self.node.metrics.config_reloads.with_label_values(&[result]).inc();
+        // Anything that changes in the file's directory is looked at; only a changed configuration is news.
+        if result != "unchanged" {
+            self.node.recent.reloaded(result);
+        }
         systemd::ready();
     }
 

@@ -15,6 +15,7 @@ mod kubelet;
 mod real {
     pub(crate) mod world;
 
+    mod churn;
     mod images;
     mod lifecycle;
     mod lists;

@@ -6,6 +6,7 @@
 //! (containerd `truncindex`, CRI-O `podIDIndex`), which costs a pass over the map: people type prefixes,
 //! kubelet does not.
 
+use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -192,9 +193,10 @@ impl Owners {
         self.map.remove(id);
     }
 
-    /// Forgets the IDs of `backend` that `keep` does not hold.
-    pub fn retain(&self, backend: &str, keep: impl Fn(&str) -> bool) {
-        self.map.retain(|id, owner| &*owner.backend != backend || keep(id));
+    /// Returns the IDs of `backend`.
+    pub fn of(&self, backend: &str) -> HashSet<Box<str>> {
+        let owned = self.map.iter().filter(|entry| &*entry.backend == backend);
+        owned.map(|entry| entry.key().clone()).collect()
     }
 
     /// Counts the sandboxes and containers of `backend`.

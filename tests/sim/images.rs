@@ -1,5 +1,8 @@
 //! Image calls reach the store they mean, and nothing is absent that was not asked for everywhere.
 
+// kubelet's calls one after the other make a large future, which a test can bear.
+#![allow(clippy::large_futures)]
+
 use prost::Message;
 use testkit::client::{container_config, image_spec, sandbox_config};
 use testkit::cri::{self, ImageSpec, PodSandboxConfig};
@@ -486,8 +489,8 @@ async fn an_image_is_removed_by_the_id_that_each_store_lists() {
     let plain = node.o.state().add_image(IMAGE);
     assert_eq!(id, format!("sha256:{plain}"));
     node.remove(&id).await.unwrap();
-    assert_eq!(node.removals("b"), [id.clone()]);
-    assert_eq!(node.removals("o"), [plain.clone()]);
+    assert_eq!(node.removals("b"), std::slice::from_ref(&id));
+    assert_eq!(node.removals("o"), std::slice::from_ref(&plain));
     assert_eq!(node.removals("a"), [""; 0], "it never had it");
     let left: Vec<_> = node.listed().await.into_iter().map(|image| image.id).collect();
     assert_eq!(left.len(), 2, "{left:?}");
@@ -541,7 +544,7 @@ async fn an_owner_that_is_down_makes_a_removal_unavailable_after_the_others_did_
     node.listed().await;
     node.o.stop().await;
     assert_eq!(node.remove(&id).await, Err(Code::Unavailable));
-    assert_eq!(node.removals("a"), [id.clone()]);
+    assert_eq!(node.removals("a"), std::slice::from_ref(&id));
     assert_eq!(node.remove("registry.example/other:1").await, Ok(()), "o is known not to have it");
     assert_eq!(node.remove("registry.example/nobody:1").await, Err(Code::Unavailable), "o might have got it");
     node.o.start_again().await;

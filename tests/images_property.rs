@@ -33,7 +33,7 @@ const PODS: usize = 5;
 /// The user of what the registry has.
 const REGISTRY_UID: i64 = 1000;
 /// How long all cases together may take; what is not reached by then is left for the next run.
-const BUDGET: Duration = Duration::from_secs(25);
+const BUDGET: Duration = Duration::from_secs(15);
 
 /// A pod as a case describes it.
 #[derive(Debug, Clone)]

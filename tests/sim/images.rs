@@ -445,6 +445,18 @@ async fn a_pull_amid_another_pods_start_makes_the_user_undecided_and_not_wrong()
 }
 
 #[tokio::test]
+async fn a_pod_whose_image_vanished_is_not_told_that_it_runs_as_root() {
+    let node = node().await;
+    let pod = node.pod("pb", "b", &[]).await;
+    let kubelet = node.kubelet();
+    kubelet.pull(IMAGE, &pod.config, None).await.unwrap();
+    node.remove(IMAGE).await.unwrap();
+    assert!(kubelet.image(annotated(IMAGE, &pod.config)).await.unwrap().is_none());
+    assert_eq!(kubelet.uid(IMAGE).await.unwrap_err().code(), Code::Unavailable);
+    assert!(node.start(&pod, IMAGE, Policy::IfNotPresent).await.unwrap().pulled);
+}
+
+#[tokio::test]
 async fn a_missing_image_fails_the_container_in_its_backends_words_and_the_retry_asks_afresh() {
     let node = node().await;
     node.preload("a", IMAGE, 0);

@@ -48,6 +48,11 @@ impl App {
     pub async fn start(path: &Path) -> anyhow::Result<Self> {
         let config = Config::load(path)?;
         telemetry::start(&config.log)?;
+        // First of all, so that a second crimux is refused before it touches the state of the first.
+        let bound = match systemd::listener(&config.listen)? {
+            Some(inherited) => inherited,
+            None => Bound::bind(&config.listen, config.listen_mode, config.listen_owner).await?,
+        };
         let drain = Drain::default();
         let metrics = Metrics::new()?;
         let (snapshot, warnings) = Snapshot::open(&config.state_dir, &boot_id());
@@ -62,10 +67,6 @@ impl App {
         fleet.apply(&config).await?;
         let writer = tokio::spawn(snapshot.run(drain.clone().into_begun()));
         let mut servers = JoinSet::new();
-        let bound = match systemd::listener(&config.listen)? {
-            Some(inherited) => inherited,
-            None => Bound::bind(&config.listen, config.listen_mode, config.listen_owner).await?,
-        };
         tracing::info!(listen = %bound.path().display(), backends = config.backends.len(), "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
         servers.spawn(log_failure(bound.serve(proxy, drain.clone())));
@@ -131,7 +132,10 @@ impl App {
         tracing::info!(?limit, "draining");
         systemd::stopping();
         self.drain.begin();
-        let drained = async { while self.servers.join_next().await.is_some() {} };
+        let drained = async {
+            while self.servers.join_next().await.is_some() {}
+            self.fleet.drained().await;
+        };
         tokio::select! {
             () = drained => tracing::info!("all calls have ended"),
             () = tokio::time::sleep(limit) => tracing::warn!("calls still in flight are cut"),

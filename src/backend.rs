@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use h2::RecvStream;
+use h2::client::SendRequest;
 use http::{HeaderMap, Method as HttpMethod, Request, StatusCode, Uri};
 use tokio::sync::{Notify, watch};
 use tonic::Code;
@@ -142,7 +143,20 @@ impl Backend {
         headers: HeaderMap,
         message: Bytes,
     ) -> Result<Reply, Error> {
-        let (mut sender, api) = self.sender().await?;
+        let (sender, api) = self.sender().await?;
+        self.call_over(sender, api, method, path, headers, message).await
+    }
+
+    /// Sends a request over this connection, in this API.
+    async fn call_over(
+        self: &Arc<Self>,
+        mut sender: SendRequest<Bytes>,
+        api: Api,
+        method: Option<&'static Method>,
+        path: &str,
+        headers: HeaderMap,
+        message: Bytes,
+    ) -> Result<Reply, Error> {
         let flight = self.take_off(method)?;
         let uri =
             crate::method::uri(method, path, api).map_err(|_| Error::Framing("the path is not valid"))?;
@@ -169,7 +183,7 @@ impl Backend {
         self.call(Some(method), "", headers, message).await?.collect().await
     }
 
-    async fn sender(&self) -> Result<(h2::client::SendRequest<Bytes>, Api), Error> {
+    async fn sender(&self) -> Result<(SendRequest<Bytes>, Api), Error> {
         if let Link::Up { sender, api, .. } = &*self.link.borrow() {
             return Ok((sender.clone(), *api));
         }
@@ -320,6 +334,8 @@ pub fn own_headers(timeout: Duration) -> HeaderMap {
 fn request(uri: Uri, mut headers: HeaderMap) -> Request<()> {
     // A reply that crimux must read has to come uncompressed; no CRI runtime compresses unasked.
     headers.remove("grpc-accept-encoding");
+    // The message may be another than the one that was counted; h2 refuses a length that is wrong.
+    headers.remove(http::header::CONTENT_LENGTH);
     let mut request = Request::new(());
     *request.method_mut() = HttpMethod::POST;
     *request.uri_mut() = uri;

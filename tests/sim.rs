@@ -1,12 +1,22 @@
 //! crimux in front of simulated runtimes: one binary, one file for each topic.
-#![allow(clippy::unwrap_used, reason = "a test ends on the first surprise")]
+#![allow(clippy::unwrap_used, reason = "a test helper that fails has failed the test")]
 
 #[path = "sim/support.rs"]
 mod support;
 
 #[path = "sim/admin.rs"]
 mod admin;
+#[path = "sim/answer.rs"]
+mod answer;
 #[path = "sim/cli.rs"]
 mod cli;
 #[path = "sim/forward.rs"]
 mod forward;
+#[path = "sim/lists.rs"]
+mod lists;
+#[path = "sim/reload.rs"]
+mod reload;
+#[path = "sim/routing.rs"]
+mod routing;
+#[path = "sim/server.rs"]
+mod server;

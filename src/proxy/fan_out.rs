@@ -197,7 +197,7 @@ impl Ask {
                     Err(error) => backend.health.note_error(error.to_string()),
                 }
             }
-            Ok(Ok(reply)) if reply.code == Code::Unimplemented => {
+            Ok(Ok(reply)) if reply.code == Code::Unimplemented && !must_be_complete(self.list) => {
                 let error = Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name));
                 return Err(Missing::Unimplemented(error));
             }

@@ -12,6 +12,8 @@ mod forward;
 mod lists;
 #[path = "sim/reload.rs"]
 mod reload;
+#[path = "sim/remote.rs"]
+mod remote;
 #[path = "sim/routing.rs"]
 mod routing;
 #[path = "sim/server.rs"]

@@ -4,11 +4,12 @@
 //! be pulled. kubelet's place is inside the bed, where crimux and the client of the streams are.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
 use testkit::bed::Bed;
 use testkit::bed::pods::{IMAGE, Pods};
-use testkit::cri::{ListContainersRequest, ListImagesRequest, StatusRequest};
+use testkit::cri::{ListContainersRequest, ListImagesRequest, PodSandboxStatusRequest, StatusRequest};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
@@ -104,8 +105,9 @@ async fn a_pod_lives_its_whole_life_on_another_host() {
     Box::pin(whole_life(&mut pods, "r1", Kernel::Host)).await;
 
     let pod = pods.run("where", "r1", &IDLE).await.unwrap();
-    let address = pods.exec(&pod.container, &["hostname", "-i"]).await.unwrap().stdout;
-    let address = String::from_utf8_lossy(&address).into_owned();
+    let request = PodSandboxStatusRequest { pod_sandbox_id: pod.sandbox, verbose: false };
+    let status = pods.runtime.pod_sandbox_status(request).await.unwrap().into_inner().status.unwrap();
+    let address = status.network.unwrap().ip;
     assert!(address.starts_with("10.91.1."), "it runs at {address}");
 }
 
@@ -259,56 +261,68 @@ async fn a_black_hole_is_noticed_and_mends_itself() {
     silence(&format!("iptables -A {rule}"), &format!("iptables -D {rule}"), text).await;
 }
 
+/// Backends that cannot be reached for their certificates: name, entry of `backends`, what the error must say.
+fn faults(bed: &Bed) -> [(&'static str, String, String); 6] {
+    let directory = bed.directory().join("tls");
+    let directory = directory.display();
+    let good = tls(bed, "ca", "client");
+    let theirs = |what: &str| format!(":10010: its certificate {what}");
+    let ours = |name: &str, validity: &str| {
+        format!("it refuses our client certificate {directory}/{name}.crt (CN={name}, valid {validity}")
+    };
+    let past = "from 2000-01-01T00:00:00Z to 2001-01-01T00:00:00Z";
+    let unknown = format!("is signed by an authority that is not in {directory}/other-ca.crt");
+    let name = "does not hold the name elsewhere.example, only localhost, server, ";
+    let missing = "it wants a client certificate, but `tls.cert` and `tls.key` are not configured";
+    let on_loopback = entry("past", &good).replace("10.77.1.2:10010", "127.0.0.1:10443");
+    let since = "127.0.0.1:10443: its certificate has been expired since 2001-01-01T00:00:00Z";
+    [
+        ("authority", entry("authority", &tls(bed, "other-ca", "client")), theirs(&unknown)),
+        ("name", entry("name", &(good + ", server_name: elsewhere.example")), theirs(name)),
+        ("past", on_loopback, since.to_owned()),
+        ("missing", entry("missing", &format!("ca: {directory}/ca.crt")), missing.to_owned()),
+        ("expired", entry("expired", &tls(bed, "ca", "expired")), ours("expired", past)),
+        ("stranger", entry("stranger", &tls(bed, "ca", "stranger")), ours("stranger", "from ")),
+    ]
+}
+
 #[tokio::test]
 async fn an_error_says_whose_certificate_is_wrong_and_why() {
     let Some(bed) = bed() else { return };
-    let directory = bed.directory().join("tls");
-    let directory = directory.display();
-    let faults = [
-        (
-            "authority",
-            tls(&bed, "other-ca", "client"),
-            format!("its certificate is signed by an authority that is not in {directory}/other-ca.crt"),
-        ),
-        (
-            "name",
-            tls(&bed, "ca", "client") + ", server_name: elsewhere.example",
-            "its certificate does not hold the name elsewhere.example, only localhost, server, ".to_owned(),
-        ),
-        (
-            "missing",
-            format!("ca: {directory}/ca.crt"),
-            "it wants a client certificate, but `tls.cert` and `tls.key` are not configured".to_owned(),
-        ),
-        ("expired", tls(&bed, "ca", "expired"), "it refuses our client certificate".to_owned()),
-        ("stranger", tls(&bed, "ca", "stranger"), "it refuses our client certificate".to_owned()),
-    ];
+    let file = |name: &str| bed.directory().join("tls").join(name).display().to_string();
+    let (cert, key) = (file("expired-server.crt"), file("expired-server.key"));
+    let serve =
+        ["s_server", "-accept", "127.0.0.1:10443", "-cert", &cert, "-key", &key, "-www", "-alpn", "h2"];
+    let _server = bed.spawn("expired-server", "openssl".as_ref(), &serve).unwrap();
+
+    let faults = faults(&bed);
     let mut backends = format!("  a: {{ endpoint: \"unix://{}\" }}\n", bed.socket("a").display());
     let mut handlers = String::new();
-    for (name, tls, _) in &faults {
-        backends += &entry(name, tls);
-        handlers += &format!("  {name}: {{ backend: {name} }}\n");
+    for (name, entry, _) in &faults {
+        backends += entry;
+        writeln!(handlers, "  {name}: {{ backend: {name} }}").unwrap();
     }
     let crimux = world::start(&bed, &world::document(&bed, &backends, &handlers));
-    let mut pods = eventually("crimux serves", async || {
-        Pods::dial(&crimux.socket, &bed.directory().join("pod-logs")).await.ok()
-    })
-    .await;
+    let dialled = async || Pods::dial(&crimux.socket, &bed.directory().join("pod-logs")).await.ok();
+    let mut pods = eventually("crimux serves", dialled).await;
     for (name, _, expected) in &faults {
-        eventually(&format!("{name} says {expected}"), async || {
-            let error = pods.sandbox(&pods.config("pod"), name).await.unwrap_err();
-            assert_eq!(error.code(), Code::Unavailable, "{error:?}");
-            eprintln!("{name}: {}", error.message());
-            error.message().contains(expected).then_some(())
-        })
-        .await;
-        let status =
-            pods.runtime.status(StatusRequest::default()).await.unwrap().into_inner().status.unwrap();
-        let own = format!("Backend/{name}");
-        let condition = status.conditions.iter().find(|condition| condition.r#type == own).unwrap();
-        assert!(!condition.status && condition.message.contains(expected), "{condition:?}");
+        explained(&mut pods, name, expected).await;
         assert!(crimux.process.log().unwrap().contains(expected), "{name}: not in the log");
     }
+}
+
+/// A pod for this backend is refused with these words, and the node's status has them.
+async fn explained(pods: &mut Pods, backend: &str, expected: &str) {
+    eventually(&format!("{backend} says {expected}"), async || {
+        let error = pods.sandbox(&pods.config("pod"), backend).await.unwrap_err();
+        assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+        error.message().contains(expected).then_some(())
+    })
+    .await;
+    let status = pods.runtime.status(StatusRequest::default()).await.unwrap().into_inner().status.unwrap();
+    let own = format!("Backend/{backend}");
+    let condition = status.conditions.iter().find(|condition| condition.r#type == own).unwrap();
+    assert!(!condition.status && condition.message.contains(expected), "{condition:?}");
 }
 
 #[tokio::test]

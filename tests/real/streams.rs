@@ -94,8 +94,7 @@ pub(crate) async fn every_kind(bed: &Bed, pods: &mut Pods, handler: &str) -> [St
     let exec = exec_url(pods, &pod.container, &["head", "-c", MUCH], false).await.unwrap();
     assert_eq!(said(bed, &["echo", &exec, MUCH]), format!("{MUCH} bytes came back\n"));
 
-    let shell =
-        "until [ \"$(stty size)\" = '40 100' ]; do sleep 0.1; done; read -r line; tty; echo \"got $line\"";
+    let shell = "until [ \"$(stty size 2>/dev/null)\" = '40 100' ]; do sleep 0.1; done; read -r line; tty; echo \"got $line\"";
     let tty = exec_url(pods, &pod.container, &["sh", "-c", shell], true).await.unwrap();
     let typed = said(bed, &["run", &tty, "typed\n", "100", "40"]);
     // A terminal shows what is typed, and ends its lines as terminals do.

@@ -23,5 +23,8 @@ mod real {
     mod python;
     mod refusals;
     mod reload;
+    mod remote;
     mod restart;
+    mod streams;
+    mod vm;
 }

@@ -24,6 +24,8 @@ mod lists;
 mod outage;
 #[path = "sim/reload.rs"]
 mod reload;
+#[path = "sim/remote.rs"]
+mod remote;
 #[path = "sim/restart.rs"]
 mod restart;
 #[path = "sim/routing.rs"]

@@ -127,6 +127,7 @@ impl App {
         tracing::info!(?limit, "draining");
         systemd::stopping();
         self.drain.begin();
+        self.node.end_events();
         let drained = async { while self.servers.join_next().await.is_some() {} };
         tokio::select! {
             () = drained => tracing::info!("all calls have ended"),

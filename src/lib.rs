@@ -10,6 +10,7 @@ pub mod codec;
 pub mod config;
 pub mod drain;
 pub mod error;
+pub mod events;
 pub mod merge;
 pub mod method;
 pub mod metrics;

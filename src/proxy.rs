@@ -22,14 +22,17 @@ pub use node::Node;
 use reply::{Outcome, Watch};
 
 mod answer;
+mod events;
 mod fan_out;
 mod forward;
 mod images;
 mod learn;
 mod node;
 mod owner;
+mod pod_metrics;
 mod recover;
 mod reply;
+mod stream_lists;
 
 /// One of our sockets, as a service: the node's, or one that shows a single backend.
 #[derive(Debug, Clone)]
@@ -95,9 +98,8 @@ impl Call {
             Lane::FanOut(list) => self.fan_out(method, list, message).await,
             Lane::Broadcast => self.broadcast(method, message).await,
             Lane::Answer(answer) => self.compose(answer, &message).await,
-            Lane::Relay(_) | Lane::Events => {
-                Err(Error::Unimplemented(format!("{} is not offered", method.name)))
-            }
+            Lane::Relay(list) => self.stream_list(method, list, message).await,
+            Lane::Events => self.events().await,
         }
     }
 

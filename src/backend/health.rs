@@ -4,10 +4,11 @@
 //! While it is late, answers come from last-known state and one refresh stays in flight, whose answer, however
 //! late, ends the lateness. Learnt from real calls only.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use crate::method::{Lane, List, Method};
+use crate::method::{self, Lane, List, Method};
 
 /// The state that operators see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,7 +102,11 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct Health {
     inner: Mutex<Inner>,
+    /// The methods that the backend said it does not have, one bit for each row of the table.
+    lacking: AtomicU64,
 }
+
+const _: () = assert!(method::COUNT <= u64::BITS as usize, "one bit for each row");
 
 impl Health {
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -131,8 +136,19 @@ impl Health {
         self.inner().late[class as usize].take().is_some()
     }
 
-    /// Forgets all lateness: the connection is new.
+    /// Tells whether the backend said on this connection that it does not have this method.
+    pub fn lacks(&self, method: &Method) -> bool {
+        self.lacking.load(Ordering::Relaxed) & (1 << method.index) != 0
+    }
+
+    /// Records that the backend does not have this method.
+    pub fn note_lack(&self, method: &Method) {
+        self.lacking.fetch_or(1 << method.index, Ordering::Relaxed);
+    }
+
+    /// Forgets all lateness and what was lacking: the connection is new, and so may be the runtime.
     pub fn reset(&self) {
+        self.lacking.store(0, Ordering::Relaxed);
         self.inner().late = Default::default();
     }
 

@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::merge;
 use crate::method::{Deadline, Kind, List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, Node, learn};
+use crate::proxy::{Call, Node, learn, pod_metrics};
 use crate::router::Lookup;
 use crate::snapshot::Filter;
 
@@ -38,7 +38,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    fn to_merge<'a>(&'a self, default: &str) -> merge::Part<'a> {
+    pub(super) fn to_merge<'a>(&'a self, default: &str) -> merge::Part<'a> {
         merge::Part {
             items: &self.items,
             default: &*self.backend.name == default,
@@ -49,11 +49,42 @@ impl Part {
 }
 
 /// Why one backend contributes nothing.
-enum Missing {
+#[derive(Debug)]
+pub(super) enum Missing {
     /// It was never listed, and no saved state knows it.
     Unknown(Arc<str>),
     /// It said that it does not implement the method.
     Unimplemented(Error),
+}
+
+/// Whether what backends contributed makes a list.
+#[derive(Debug, Default)]
+pub(super) struct Verdict {
+    any: bool,
+    unknown: Vec<Arc<str>>,
+    unimplemented: Option<Error>,
+}
+
+impl Verdict {
+    /// Takes note of one backend's contribution.
+    pub(super) fn add(&mut self, contribution: Result<(), Missing>) {
+        match contribution {
+            Ok(()) => self.any = true,
+            Err(Missing::Unknown(backend)) => self.unknown.push(backend),
+            Err(Missing::Unimplemented(error)) => self.unimplemented = Some(error),
+        }
+    }
+
+    /// Returns why it makes none.
+    pub(super) fn of(self, node: &Node, list: List) -> Result<(), Error> {
+        match self.unimplemented {
+            Some(error) if !self.any || node.all_must_implement(list) => Err(error),
+            _ if !self.unknown.is_empty() && (must_be_complete(list) || !self.any) => {
+                Err(Error::NeverListed(self.unknown))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Call {
@@ -65,10 +96,18 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         self.watch.at_all(&self.node);
-        let parts = self.parts(method, list, message).await?;
+        let mut parts = self.parts(method, list, message).await?;
+        if list == List::SandboxMetrics {
+            let wanted = self.wanted_descriptors().await;
+            for part in &mut parts {
+                part.items = pod_metrics::ordered(&part.backend, wanted.as_ref(), &part.items);
+            }
+        }
         let default = self.node.default_in(self.scope.as_ref());
-        let encoded =
-            merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>());
+        let encoded = match list {
+            List::MetricDescriptors => vec![self.announce(&parts)?],
+            _ => merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>()),
+        };
         let size = encoded.iter().map(Bytes::len).sum::<usize>();
         self.node
             .metrics
@@ -90,36 +129,23 @@ impl Call {
         list: List,
         message: Message,
     ) -> Result<Vec<Part>, Error> {
-        let filter = match learn::kept(list) {
-            Some(kind) => Filter::parse(kind, message.encoded())?,
-            None => Filter::default(),
-        };
-        let filter = Arc::new(filter);
+        let filter = Arc::new(learn::filter(list, &message)?);
         let backends = self.backends_with(list, &filter);
+        // The caller's own deadline stands in the headers, so it is read before they are taken.
+        let waits: Vec<_> = backends.iter().map(|backend| self.within(deadline(backend, method))).collect();
         let mut headers = std::mem::take(&mut self.headers);
         headers.remove("grpc-timeout");
-        let asked = backends.iter().map(|backend| {
+        let asked = backends.iter().zip(waits).map(|(backend, wait)| {
             let limit = deadline(backend, method);
-            let ask = Ask { list, filter: Arc::clone(&filter), limit, wait: self.within(limit) };
+            let ask = Ask { list, filter: Arc::clone(&filter), limit, wait };
             ask.part(&self.node, backend, method, headers.clone(), &message)
         });
         let mut parts = Vec::with_capacity(backends.len());
-        let mut unknown = Vec::new();
-        let mut unimplemented = None;
+        let mut verdict = Verdict::default();
         for part in join_all(asked).await {
-            match part {
-                Ok(part) => parts.push(part),
-                Err(Missing::Unknown(backend)) => unknown.push(backend),
-                Err(Missing::Unimplemented(error)) => unimplemented = Some(error),
-            }
+            verdict.add(part.map(|part| parts.push(part)));
         }
-        match unimplemented {
-            Some(error) if parts.is_empty() || self.node.all_must_implement(list) => Err(error),
-            _ if !unknown.is_empty() && (must_be_complete(list) || parts.is_empty()) => {
-                Err(Error::NeverListed(unknown))
-            }
-            _ => Ok(parts),
-        }
+        verdict.of(&self.node, list).map(|()| parts)
     }
 
     /// Sends a call to every backend; an error of any is an error, so that kubelet tries again.
@@ -144,7 +170,7 @@ impl Call {
     }
 
     /// Returns the one backend that a filter can mean, else all.
-    fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
+    pub(super) fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
         let kind = if matches!(list, List::Sandboxes | List::SandboxStats) {
             Kind::Sandbox
         } else {
@@ -165,17 +191,18 @@ impl Call {
 }
 
 /// How one list is asked for.
-struct Ask {
-    list: List,
-    filter: Arc<Filter>,
+pub(super) struct Ask {
+    pub(super) list: List,
+    pub(super) filter: Arc<Filter>,
     /// The backend's own deadline: outlasting it is being late.
-    limit: std::time::Duration,
+    pub(super) limit: std::time::Duration,
     /// That, or less if the caller waits less.
-    wait: std::time::Duration,
+    pub(super) wait: std::time::Duration,
 }
 
 impl Ask {
-    async fn part(
+    /// Returns what the backend has, live, or as last known.
+    pub(super) async fn part(
         self,
         node: &Arc<Node>,
         backend: &Arc<Backend>,
@@ -198,25 +225,19 @@ impl Ask {
                 }
             }
             Ok(Ok(reply)) if reply.code == Code::Unimplemented => {
-                let error = Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name));
-                return Err(Missing::Unimplemented(error));
+                return Err(Missing::Unimplemented(lacking(backend, method)));
             }
             Ok(Ok(reply)) => {
                 backend.health.note_error(format!("{} was answered with {:?}", method.name, reply.code));
             }
             Ok(Err(error)) => backend.health.note_error(error.to_string()),
-            Err(_) if self.wait == self.limit => {
-                if backend.health.mark_late(class) {
-                    tracing::warn!(backend = %backend.name, method = method.name, limit = ?self.limit, "is late");
-                }
-                refresh(node, backend, class);
-            }
-            Err(_) => {}
+            Err(_) => outlasted(node, backend, method, self.limit, self.wait),
         }
         self.last_known(node, backend, method)
     }
 
-    fn last_known(&self, node: &Node, backend: &Arc<Backend>, method: &Method) -> Result<Part, Missing> {
+    /// Returns what the backend was last known to have.
+    pub(super) fn last_known(&self, node: &Node, backend: &Arc<Backend>, method: &Method) -> Result<Part, Missing> {
         let items = match learn::kept(self.list) {
             Some(kind) => backend.last.list(kind, &self.filter),
             None => backend.last.reply(method.name),
@@ -225,6 +246,24 @@ impl Ask {
         node.metrics.lists_stale.with_label_values(&[&*backend.name, method.name]).inc();
         Ok(Part { backend: Arc::clone(backend), items, live: false })
     }
+}
+
+/// Records that a backend outlasted `wait`, which makes it late only if that was its own deadline.
+pub(super) fn outlasted(
+    node: &Arc<Node>,
+    backend: &Arc<Backend>,
+    method: &Method,
+    limit: std::time::Duration,
+    wait: std::time::Duration,
+) {
+    if wait < limit {
+        return;
+    }
+    let class = Class::of(method);
+    if backend.health.mark_late(class) {
+        tracing::warn!(backend = %backend.name, method = method.name, ?limit, "is late");
+    }
+    refresh(node, backend, class);
 }
 
 /// Starts the one refresh of a class of lists, unless it is in flight already.
@@ -263,6 +302,7 @@ pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) ->
     let reply = tokio::time::timeout(REFRESH, listed).await.map_err(|_| late())??;
     match reply.code {
         Code::Ok => learn::listed(node, backend, list, epoch, true, reply.message.encoded_bytes()),
+        Code::Unimplemented => Err(lacking(backend, method)),
         code => {
             let cause = format!("{} was answered with {code:?}", method.name);
             Err(Error::Lost { backend: Arc::clone(&backend.name), cause })
@@ -270,7 +310,12 @@ pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) ->
     }
 }
 
-fn deadline(backend: &Backend, method: &Method) -> std::time::Duration {
+fn lacking(backend: &Backend, method: &Method) -> Error {
+    Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name))
+}
+
+/// Returns how long a backend may take for a list.
+pub(super) fn deadline(backend: &Backend, method: &Method) -> std::time::Duration {
     let timeouts = backend.config().timeouts;
     match method.deadline {
         Deadline::Stats => timeouts.stats,

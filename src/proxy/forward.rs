@@ -12,7 +12,8 @@ use tonic::Code;
 use crate::backend::{Backend, Class, Collected};
 use crate::codec::Message;
 use crate::error::Error;
-use crate::method::{Effect, Method};
+use crate::merge::stats;
+use crate::method::{Effect, List, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, learn};
 use crate::snapshot::StatusKind;
@@ -65,7 +66,8 @@ impl Call {
             backend.last.drop_status(id);
         }
         match method.effect {
-            Effect::None => {
+            Effect::Stats if !backend.config().local => self.stats_from_elsewhere(backend, method, &message).await,
+            Effect::None | Effect::Stats => {
                 let headers = std::mem::take(&mut self.headers);
                 let reply = backend.call(Some(method), &self.path, headers, message.framed()).await?;
                 Ok(Outcome::Arriving(reply))
@@ -84,6 +86,24 @@ impl Call {
                 Ok(reply.into())
             }
         }
+    }
+
+    /// Asks for the stats of one object on another node, and cuts out the paths that are not on this one.
+    async fn stats_from_elsewhere(
+        &mut self,
+        backend: &Arc<Backend>,
+        method: &'static Method,
+        message: &Message,
+    ) -> Result<Outcome, Error> {
+        let reply = self.fetch(backend, method, message).await?;
+        let list = if method.name == "PodSandboxStats" { List::SandboxStats } else { List::ContainerStats };
+        let stats = stats::without_filesystems(list, &reply.message.encoded_bytes());
+        let stats = stats.map_err(|error| Error::Garbage {
+            backend: Arc::clone(&backend.name),
+            cause: error.to_string(),
+        })?;
+        let message = if reply.code == Code::Ok { Message::new(&stats) } else { reply.message };
+        Ok(Collected { message, ..reply }.into())
     }
 
     async fn fetch(

@@ -15,7 +15,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use crate::backend::{Backend, Collected, Reply, ReplyBody};
-use crate::codec::{self, Message, Whole};
+use crate::codec::{self, Frames, Message, Whole};
 use crate::error::Error;
 use crate::method::{self, Method};
 use crate::metrics::CallMetrics;
@@ -37,6 +37,8 @@ pub(super) enum Outcome {
     },
     /// A backend's reply, still arriving.
     Arriving(Reply),
+    /// Messages that are still being put together.
+    Frames(Frames),
 }
 
 impl Outcome {
@@ -113,6 +115,9 @@ impl Watch {
                 }
                 response(headers, Body::new(Arriving { body: Some(body), watch: self }))
             }
+            Ok(Outcome::Frames(frames)) => {
+                response(codec::reply_headers(), Body::new(Watched { frames, watch: self }))
+            }
             Err(error) => {
                 self.code = error.code();
                 tracing::debug!(%error, "refused");
@@ -161,6 +166,28 @@ impl http_body::Body for Arriving {
         let trailers = ended.unwrap_or_else(codec::error_trailers);
         self.watch.code = codec::status_code(&trailers).unwrap_or(Code::Unknown);
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+}
+
+/// A stream of messages on its way to the client.
+struct Watched {
+    frames: Frames,
+    watch: Watch,
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some((frame, code)) = ready!(self.frames.poll(cx)) else {
+            return Poll::Ready(None);
+        };
+        self.watch.code = code.unwrap_or(self.watch.code);
+        Poll::Ready(Some(Ok(frame)))
     }
 }
 

@@ -32,7 +32,7 @@ mod health;
 mod link;
 pub mod tls;
 
-/// The most that a backend's unary reply may have: what CRI-O sends, and room for an ExecSync of 2 × 16 MiB.
+/// The most that a backend's unary reply may have: what CRI-O sends, and room for an `ExecSync` of 2 × 16 MiB.
 const MAX_REPLY: usize = 256 << 20;
 
 /// One backend.

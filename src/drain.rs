@@ -30,6 +30,7 @@ impl Drain {
         self.0.is_cancelled()
     }
 
+    #[must_use]
     /// Returns a drain that begins with this one, or earlier by itself.
     pub fn child(&self) -> Self {
         Self(self.0.child_token())

@@ -218,6 +218,9 @@ pub fn find(path: &str) -> Option<Path> {
 }
 
 /// Returns the URI under which a backend that speaks `api` serves the method that stands at `path`.
+///
+/// # Errors
+/// If a path that is not in the table is not valid in a URI.
 pub fn uri(method: Option<&'static Method>, path: &str, api: Api) -> Result<Uri, http::Error> {
     if let Some(method) = method {
         return Ok(method.uris[api as usize].clone());

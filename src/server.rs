@@ -3,7 +3,7 @@
 //! A socket file that nobody listens on is replaced; one that somebody listens on is an error, so that a second
 //! crimux never takes a node's socket away. Only a socket that was bound here is removed at the end; one that
 //! was inherited from systemd stays. Flow-control windows are sized for lists of megabytes and streams are
-//! unlimited, because events, pulls and ExecSync hold theirs for hours.
+//! unlimited, because events, pulls and `ExecSync` hold theirs for hours.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -45,8 +45,8 @@ impl Bound {
             std::os::unix::fs::chown(path, Some(uid), Some(gid))
                 .with_context(|| format!("cannot set the owner of {}", path.display()))?;
         }
-        let made = identity(path).ok();
-        Ok(Self { listener, file: SocketFile { path: path.to_owned(), made } })
+        let file = SocketFile { path: path.to_owned(), made: identity(path).ok() };
+        Ok(Self { listener, file })
     }
 
     /// Takes over a socket that is listening already, such as systemd's.

@@ -24,6 +24,7 @@ mod journal;
 mod last_known;
 mod lists;
 mod load;
+mod pair;
 mod shared;
 mod state;
 mod statuses;

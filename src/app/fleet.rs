@@ -55,7 +55,7 @@ impl Fleet {
             match self.members.get_mut(name) {
                 Some(member) => {
                     member.retired = false;
-                    member.backend.reconfigure(backend_config.clone());
+                    member.backend.reconfigure(backend_config);
                 }
                 None => self.add(name, backend_config.clone()),
             }

@@ -81,7 +81,7 @@ impl Backend {
     }
 
     /// Puts another configuration in force. An endpoint that changed is connected to anew.
-    pub fn reconfigure(&self, config: BackendConfig) {
+    pub fn reconfigure(&self, config: &BackendConfig) {
         let old = self.config.swap(Arc::new(config.clone()));
         if old.endpoint != config.endpoint || old.tls != config.tls {
             *self.connector.lock().unwrap_or_else(PoisonError::into_inner) = None;
@@ -208,11 +208,10 @@ impl Backend {
 
     fn set_down(&self, cause: &str) {
         self.health.note_error(cause);
-        self.link.send_modify(|link| match link {
-            Link::Down { cause: known, .. } => {
+        self.link.send_modify(|link| {
+            if let Link::Down { cause: known, .. } = link {
                 *known = cause.into();
-            }
-            _ => {
+            } else {
                 tracing::warn!(backend = %self.name, cause, "is down");
                 *link = Link::Down { since: SystemTime::now(), cause: cause.into() };
             }

@@ -20,13 +20,12 @@ pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
     for part in parts {
         for item in wire::items(part.items, 1).flatten() {
             let Ok(mut image) = Image::decode(item) else { continue };
-            image.pinned = (image.pinned && part.local) || !part.local || !part.live;
-            match places.get(&image.id) {
-                Some(&place) => unite(&mut merged[place], image),
-                None => {
-                    places.insert(image.id.clone(), merged.len());
-                    merged.push(image);
-                }
+            image.pinned |= !part.local || !part.live;
+            if let Some(&place) = places.get(&image.id) {
+                unite(&mut merged[place], image)
+            } else {
+                places.insert(image.id.clone(), merged.len());
+                merged.push(image);
             }
         }
     }

@@ -78,8 +78,8 @@ impl Call {
         });
         let replies = join_all(asked).await;
         let handlers = self.node.router.handlers();
-        let said: Vec<_> = std::iter::zip(&backends, replies)
-            .map(|(backend, reply)| said(&self.node, backend, reply, &default, self.scope.is_some()))
+        let said: Vec<_> = std::iter::zip(&backends, &replies)
+            .map(|(backend, reply)| said(&self.node, backend, reply.as_ref(), &default, self.scope.is_some()))
             .collect();
         let mut served = vec![Served { handler: "", backend: &default, known_as: "" }];
         for (handler, targets) in handlers.iter() {
@@ -152,7 +152,13 @@ pub(super) fn cgroup_drivers(node: &Node) -> Vec<(Arc<str>, i32)> {
     told.collect()
 }
 
-fn said<'a>(node: &Node, backend: &'a Backend, reply: Option<Bytes>, default: &str, alone: bool) -> Said<'a> {
+fn said<'a>(
+    node: &Node,
+    backend: &'a Backend,
+    reply: Option<&Bytes>,
+    default: &str,
+    alone: bool,
+) -> Said<'a> {
     let lost = match backend.link() {
         Link::Down { since, cause } => Some((since, format!("down: {cause}"))),
         Link::Up { since, .. } if backend.health.late_since().is_some() => {
@@ -166,7 +172,7 @@ fn said<'a>(node: &Node, backend: &'a Backend, reply: Option<Bytes>, default: &s
     });
     Said {
         name: &backend.name,
-        reply: reply.as_deref().and_then(status::decode),
+        reply: reply.and_then(|reply| status::decode(reply)),
         decides: alone || is_default || backend.config().required,
         default: is_default,
         expired: expired.map(|(_, why)| format!("backend {} is {why}", backend.name)),

@@ -131,12 +131,11 @@ impl Call {
     ) -> Result<Vec<Part>, Error> {
         let filter = Arc::new(learn::filter(list, &message)?);
         let backends = self.backends_with(list, &filter);
-        // The caller's own deadline stands in the headers, so it is read before they are taken.
-        let waits: Vec<_> = backends.iter().map(|backend| self.within(deadline(backend, method))).collect();
-        let mut headers = std::mem::take(&mut self.headers);
-        headers.remove("grpc-timeout");
-        let asked = backends.iter().zip(waits).map(|(backend, wait)| {
+        let caller = self.caller_waits();
+        let headers = std::mem::take(&mut self.headers);
+        let asked = backends.iter().map(|backend| {
             let limit = deadline(backend, method);
+            let wait = caller.map_or(limit, |caller| limit.min(caller));
             let ask = Ask { list, filter: Arc::clone(&filter), limit, wait };
             ask.part(&self.node, backend, method, headers.clone(), &message)
         });
@@ -180,10 +179,9 @@ impl Call {
         let sandbox = filter.sandbox().map(|id| (Kind::Sandbox, id));
         for (kind, id) in id.into_iter().chain(sandbox) {
             if let Lookup::Exact(owner) = self.node.router.owners.find(Some(kind), id, self.scope.as_deref())
+                && let Ok(backend) = self.node.backend(&owner)
             {
-                if let Ok(backend) = self.node.backend(&owner) {
-                    return vec![backend];
-                }
+                return vec![backend];
             }
         }
         self.backends().into_iter().filter(|backend| !self.node.is_joining(backend)).collect()
@@ -230,6 +228,7 @@ impl Ask {
             Ok(Ok(reply)) => {
                 backend.health.note_error(format!("{} was answered with {:?}", method.name, reply.code));
             }
+            Ok(Err(Error::Down { .. })) => {}
             Ok(Err(error)) => backend.health.note_error(error.to_string()),
             Err(_) => outlasted(node, backend, method, self.limit, self.wait),
         }

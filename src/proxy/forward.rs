@@ -127,13 +127,13 @@ impl Call {
             if method.name == "PodSandboxStatus" { StatusKind::Sandbox } else { StatusKind::Container };
         let verbose = wire::peek_varint(message.encoded(), &[2])? != 0;
         let remembered = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
-        if !backend.is_up() || backend.health.is_late(Class::Reads) {
-            if let Some(status) = remembered() {
-                return Ok(Outcome::message(&status));
-            }
+        if (!backend.is_up() || backend.health.is_late(Class::Reads))
+            && let Some(status) = remembered()
+        {
+            return Ok(Outcome::message(&status));
         }
         let limit = backend.config().timeouts.read;
-        let wait = self.within(limit);
+        let wait = self.caller_waits().map_or(limit, |caller| limit.min(caller));
         let read = async {
             let epoch = backend.last.epoch();
             let reply = self.fetch(backend, method, &message).await?;
@@ -156,10 +156,11 @@ impl Call {
         }
     }
 
-    /// Returns the shorter of `limit` and most of what the caller still waits: crictl gives up after 2 s.
-    pub(super) fn within(&self, limit: Duration) -> Duration {
-        let caller = self.headers.get("grpc-timeout").and_then(|value| timeout(value.to_str().ok()?));
-        caller.map_or(limit, |caller| limit.min(caller.mul_f64(0.8)))
+    /// Returns most of what the caller still waits, if it said so: crictl gives up after 2 s, and an answer from
+    /// last-known state must come before that.
+    pub(super) fn caller_waits(&self) -> Option<Duration> {
+        let caller = timeout(self.headers.get("grpc-timeout")?.to_str().ok()?)?;
+        Some(caller.mul_f64(0.8))
     }
 }
 

@@ -89,7 +89,7 @@ impl Call {
         for (backend, answer) in backends.iter().zip(asked) {
             match answer {
                 Ok(ids) => {
-                    found.extend(ids.into_iter().map(|id| Found { backend: Arc::clone(&backend.name), id }))
+                    found.extend(ids.into_iter().map(|id| Found { backend: Arc::clone(&backend.name), id }));
                 }
                 Err(_) => unasked.push(Arc::clone(&backend.name)),
             }

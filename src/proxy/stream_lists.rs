@@ -89,29 +89,31 @@ impl Call {
             _ => None,
         };
         let backends = self.backends_with(list, &filter);
-        let waits: Vec<_> = backends.iter().map(|backend| self.waits(backend, method)).collect();
-        let mut headers = std::mem::take(&mut self.headers);
-        headers.remove("grpc-timeout");
-        let share = |(backend, (limit, wait)): (Arc<Backend>, (Duration, Duration)), out| Share {
-            node: Arc::clone(&self.node),
-            backend,
-            method,
-            list,
-            filter: Arc::clone(&filter),
-            headers: headers.clone(),
-            message: message.clone(),
-            limit,
-            wait,
-            wanted: wanted.clone(),
-            out,
+        let caller = self.caller_waits();
+        let headers = std::mem::take(&mut self.headers);
+        let share = |backend: Arc<Backend>, out| {
+            let limit = fan_out::deadline(&backend, method);
+            Share {
+                node: Arc::clone(&self.node),
+                method,
+                list,
+                filter: Arc::clone(&filter),
+                headers: headers.clone(),
+                message: message.clone(),
+                limit,
+                wait: caller.map_or(limit, |caller| limit.min(caller)),
+                wanted: wanted.clone(),
+                backend,
+                out,
+            }
         };
-        let shares = backends.into_iter().zip(waits);
+        let shares = backends.into_iter();
         if list == List::Images {
-            let shares = shares.map(|of| share(of, Out::Kept(Vec::new())));
+            let shares = shares.map(|backend| share(backend, Out::Kept(Vec::new())));
             return self.merged(list, shares.collect()).await;
         }
         let (sender, end, frames) = Frames::channel(AHEAD);
-        let shares: Vec<_> = shares.map(|of| share(of, Out::Client(sender.clone()))).collect();
+        let shares: Vec<_> = shares.map(|backend| share(backend, Out::Client(sender.clone()))).collect();
         let node = Arc::clone(&self.node);
         tokio::spawn(async move {
             let sent = async { join_all(shares.into_iter().map(Share::send)).await };
@@ -126,12 +128,6 @@ impl Call {
             }
         });
         Ok(Outcome::Frames(frames))
-    }
-
-    /// Returns how long a backend may take, and how long this caller waits for it.
-    fn waits(&self, backend: &Backend, method: &Method) -> (Duration, Duration) {
-        let limit = fan_out::deadline(backend, method);
-        (limit, self.within(limit))
     }
 
     /// Collects every share, merges, and answers with the frames of the result.

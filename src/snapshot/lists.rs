@@ -1,37 +1,26 @@
 //! The last-known lists of one backend, and the rules by which replies replace them.
 //!
-//! The sandbox and the container list are served as a pair. **The rule**: a pair is the newest sandbox list and
-//! a container list that was *sent* no earlier than it, and at most [`PAIR_WINDOW`] after it arrived; that is
-//! the order in which kubelet's PLEG asks (`kuberuntime_manager.go`, `GetPods`). A sandbox list waits until
-//! such a container list is there. Only while nothing is known at all does the other order make a pair.
-//! The sequence of changes keeps a pair whole: what was recorded after a list was sent stays applied on top
-//! of it, so a container created between the two has its sandbox, and one removed is in neither. What the
-//! backend listed itself is never hidden; a container is never *added* without its sandbox.
-//! No reply is looked into when it replaces another: its bytes are kept as they came.
+//! A list replaces the one before it unless it was sent earlier. What was recorded after a list was sent stays
+//! applied on top of it, so a container created while it was under way is shown, and one removed is not. What the
+//! backend listed itself is never hidden; a container is never *added* without its sandbox. No reply is looked
+//! into when it replaces another: its bytes are kept as they came. Which sandbox list is served with which
+//! container list is decided in `pair.rs`.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::changes::{self, Change, Op, Overlay};
 use super::filter::{Filter, item_id};
+use super::pair::{Kept, Pair, Pairing, is_same_slice};
 use super::{Epoch, ListKind, image_name};
 use crate::wire;
-
-/// How long after a sandbox list arrived a container list may be sent to make a pair with it.
-pub(super) const PAIR_WINDOW: Duration = Duration::from_secs(10);
 
 /// The lists of one backend.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
-    pair: Option<Pair>,
-    newest_sandboxes: Option<Half>,
-    newest_containers: Option<Half>,
-    /// Sandbox lists sent before this are of the past.
-    sandboxes_floor: u64,
-    /// Container lists sent before this are of the past.
-    containers_floor: u64,
+    pairing: Pairing,
     images: Single,
     container_stats: Single,
     sandbox_stats: Single,
@@ -43,30 +32,10 @@ pub(super) struct Lists {
     composed_containers: Option<Bytes>,
 }
 
-#[derive(Debug, Clone)]
-struct Pair {
-    sandboxes: Kept,
-    containers: Kept,
-}
-
-#[derive(Debug, Clone)]
-struct Half {
-    epoch: Epoch,
-    arrived: Instant,
-    list: Kept,
-}
-
 #[derive(Debug, Default)]
 struct Single {
     sent: u64,
     list: Option<Kept>,
-}
-
-/// List bytes, and whether their buffer holds nothing else.
-#[derive(Debug, Clone)]
-struct Kept {
-    bytes: Bytes,
-    exact: bool,
 }
 
 /// What [`Lists::replace`] did.
@@ -82,8 +51,7 @@ impl Lists {
     /// Takes the full list `reply`, sent at `epoch`.
     pub(super) fn replace(&mut self, kind: ListKind, epoch: Epoch, reply: Bytes, now: Instant) -> Replaced {
         match kind {
-            ListKind::Sandboxes => self.replace_sandboxes(epoch, reply, now),
-            ListKind::Containers => self.replace_containers(epoch, reply, now),
+            ListKind::Sandboxes | ListKind::Containers => self.replace_half(kind, epoch, reply, now),
             ListKind::Images => {
                 let replaced = self.images.replace(epoch, reply);
                 let sent = self.images.sent;
@@ -95,55 +63,18 @@ impl Lists {
         }
     }
 
-    fn replace_sandboxes(&mut self, epoch: Epoch, reply: Bytes, now: Instant) -> Replaced {
-        let newest = self.newest_sandboxes.as_ref();
-        if epoch.seq < self.sandboxes_floor || newest.is_some_and(|half| half.epoch.seq > epoch.seq) {
-            return Replaced::NOTHING;
-        }
-        self.newest_sandboxes = Some(Half::new(epoch, reply, now, newest));
-        self.try_pair()
-    }
-
-    fn replace_containers(&mut self, epoch: Epoch, reply: Bytes, now: Instant) -> Replaced {
-        let newest = self.newest_containers.as_ref();
-        if epoch.seq < self.containers_floor || newest.is_some_and(|half| half.epoch.seq > epoch.seq) {
-            return Replaced::NOTHING;
-        }
-        self.newest_containers = Some(Half::new(epoch, reply, now, newest));
-        self.try_pair()
-    }
-
-    fn try_pair(&mut self) -> Replaced {
-        let (Some(sandboxes), Some(containers)) = (&self.newest_sandboxes, &self.newest_containers) else {
+    fn replace_half(&mut self, kind: ListKind, epoch: Epoch, reply: Bytes, now: Instant) -> Replaced {
+        let Some(other) = self.pairing.take(kind, epoch, reply, now, &self.changes) else {
             return Replaced::NOTHING;
         };
-        let in_order = containers.epoch.seq >= sandboxes.epoch.seq;
-        let together = if in_order { containers.follows(sandboxes) } else { sandboxes.follows(containers) };
-        if !together || !(in_order || self.pair.is_none()) {
-            return Replaced::NOTHING;
-        }
-        let next = Pair { sandboxes: sandboxes.list.clone(), containers: containers.list.clone() };
-        // What happened to a sandbox happened to its containers: such a change stays until both lists show it.
-        self.sandboxes_floor = sandboxes.epoch.seq.min(containers.epoch.seq);
-        self.containers_floor = containers.epoch.seq;
-        let same = self.pair.as_ref().is_some_and(|pair| pair.is_same(&next));
-        self.pair = Some(next);
-        let dropped = self.drop_shown_changes();
-        let changed = !same || dropped;
+        let before = self.changes.len();
+        let floors = self.pairing.floors();
+        self.changes.retain(|change| floors.leave(change));
+        let changed = other || self.changes.len() != before;
         if changed {
             self.forget_composed();
         }
         Replaced { changed, paired: true }
-    }
-
-    fn drop_shown_changes(&mut self) -> bool {
-        let before = self.changes.len();
-        let (sandboxes, containers) = (self.sandboxes_floor, self.containers_floor);
-        self.changes.retain(|change| {
-            let of_sandbox = change.op.as_ref().is_some_and(Op::is_of_sandbox);
-            change.seq > if of_sandbox { sandboxes } else { containers }
-        });
-        self.changes.len() != before
     }
 
     /// Records a change on top of the lists.
@@ -164,8 +95,8 @@ impl Lists {
     /// Tells whether the newest list of `kind` was sent after `epoch`, so that a reply of then says nothing new.
     pub(super) fn is_past(&self, kind: ListKind, epoch: Epoch) -> bool {
         match kind {
-            ListKind::Sandboxes => epoch.seq < self.sandboxes_floor,
-            ListKind::Containers => epoch.seq < self.containers_floor,
+            ListKind::Sandboxes | ListKind::Containers => self.pairing.is_past(kind, epoch),
+            // Filtered replies of the others are not taken.
             _ => true,
         }
     }
@@ -174,7 +105,7 @@ impl Lists {
     pub(super) fn list(&mut self, kind: ListKind, filter: &Filter) -> Option<Bytes> {
         let all = match kind {
             ListKind::Sandboxes | ListKind::Containers => {
-                self.pair.as_ref()?;
+                self.pairing.pair.as_ref()?;
                 self.visited(kind)
             }
             ListKind::Images => self.present_images()?,
@@ -206,7 +137,7 @@ impl Lists {
         if let Some(composed) = &self.composed_sandboxes {
             return composed.clone();
         }
-        let base = self.pair.as_ref().map(|pair| pair.sandboxes.bytes.clone()).unwrap_or_default();
+        let base = self.pairing.pair.as_ref().map(|pair| pair.sandboxes.bytes.clone()).unwrap_or_default();
         let composed =
             if self.changes.is_empty() { base } else { Overlay::new(&self.changes).sandboxes(&base) };
         self.composed_sandboxes.insert(composed).clone()
@@ -216,7 +147,7 @@ impl Lists {
         if let Some(composed) = &self.composed_containers {
             return composed.clone();
         }
-        let base = self.pair.as_ref().map(|pair| pair.containers.bytes.clone()).unwrap_or_default();
+        let base = self.pairing.pair.as_ref().map(|pair| pair.containers.bytes.clone()).unwrap_or_default();
         let composed = if self.changes.is_empty() {
             base
         } else {
@@ -224,7 +155,7 @@ impl Lists {
             let overlay = Overlay::new(&self.changes);
             let ids =
                 if overlay.adds_containers() { ids(ListKind::Sandboxes, &sandboxes) } else { HashSet::new() };
-            let known = self.pair.is_some();
+            let known = self.pairing.pair.is_some();
             overlay.containers(&base, |sandbox| !known || ids.contains(sandbox))
         };
         self.composed_containers.insert(composed).clone()
@@ -245,7 +176,7 @@ impl Lists {
 
     /// Leaves out the stats of what is not listed, as removed things are not.
     fn of_listed(&mut self, kind: ListKind, listed: ListKind, stats: Bytes) -> Bytes {
-        if self.pair.is_none() {
+        if self.pairing.pair.is_none() {
             return stats;
         }
         let list = self.visited(listed);
@@ -263,17 +194,15 @@ impl Lists {
 
     /// Tells whether the pair is known.
     pub(super) fn known(&self) -> bool {
-        self.pair.is_some()
+        self.pairing.pair.is_some()
     }
 
     /// Forgets everything but that nothing is there. Lists sent before `seq` no longer count.
     pub(super) fn clear(&mut self, seq: u64) {
-        let none = || Some(Kept { bytes: Bytes::new(), exact: true });
-        let single = || Single { sent: seq, list: none() };
+        let nothing = Pair { sandboxes: Kept::nothing(), containers: Kept::nothing() };
+        let single = || Single { sent: seq, list: Some(Kept::nothing()) };
         *self = Self {
-            pair: none().zip(none()).map(|(sandboxes, containers)| Pair { sandboxes, containers }),
-            sandboxes_floor: seq,
-            containers_floor: seq,
+            pairing: Pairing::of(Some(nothing), seq),
             images: single(),
             container_stats: single(),
             sandbox_stats: single(),
@@ -284,7 +213,7 @@ impl Lists {
     /// Drops stats, which say nothing about what no longer runs; a known list becomes an empty one.
     pub(super) fn clear_stats(&mut self) {
         for single in [&mut self.container_stats, &mut self.sandbox_stats] {
-            single.list = single.list.take().map(|_| Kept { bytes: Bytes::new(), exact: true });
+            single.list = single.list.take().map(|_| Kept::nothing());
         }
     }
 
@@ -295,7 +224,7 @@ impl Lists {
 
     /// Returns the lists as they are saved: sandboxes and containers, images, container and sandbox stats.
     pub(super) fn saved(&self) -> [Option<Bytes>; 5] {
-        let pair = self.pair.as_ref();
+        let pair = self.pairing.pair.as_ref();
         [
             pair.map(|pair| pair.sandboxes.bytes.clone()),
             pair.map(|pair| pair.containers.bytes.clone()),
@@ -317,11 +246,10 @@ impl Lists {
         let kept = |bytes: Bytes| Kept { bytes, exact: false };
         let single = |bytes: Option<Bytes>| Single { sent: 0, list: bytes.map(kept) };
         let pair = sandboxes.zip(containers);
+        let pair = pair
+            .map(|(sandboxes, containers)| Pair { sandboxes: kept(sandboxes), containers: kept(containers) });
         Self {
-            pair: pair.map(|(sandboxes, containers)| Pair {
-                sandboxes: kept(sandboxes),
-                containers: kept(containers),
-            }),
+            pairing: Pairing::of(pair, 0),
             images: single(images),
             container_stats: single(container_stats),
             sandbox_stats: single(sandbox_stats),
@@ -347,34 +275,13 @@ impl Lists {
     }
 
     fn kept(&mut self) -> impl Iterator<Item = &mut Kept> {
-        let pair = self.pair.iter_mut().flat_map(|pair| [&mut pair.sandboxes, &mut pair.containers]);
-        let halves = [&mut self.newest_sandboxes, &mut self.newest_containers];
-        let halves = halves.into_iter().flatten().map(|half| &mut half.list);
         let singles = [&mut self.images, &mut self.container_stats, &mut self.sandbox_stats];
-        pair.chain(halves).chain(singles.into_iter().filter_map(|single| single.list.as_mut()))
+        self.pairing.kept().chain(singles.into_iter().filter_map(|single| single.list.as_mut()))
     }
 }
 
 impl Replaced {
     const NOTHING: Self = Self { changed: false, paired: false };
-}
-
-impl Pair {
-    fn is_same(&self, other: &Self) -> bool {
-        is_same_slice(&self.sandboxes.bytes, &other.sandboxes.bytes)
-            && is_same_slice(&self.containers.bytes, &other.containers.bytes)
-    }
-}
-
-impl Half {
-    fn new(epoch: Epoch, reply: Bytes, arrived: Instant, before: Option<&Self>) -> Self {
-        Self { epoch, arrived, list: Kept::replacing(before.map(|half| &half.list), reply) }
-    }
-
-    /// Tells whether this was sent soon enough after `earlier` arrived.
-    fn follows(&self, earlier: &Self) -> bool {
-        self.epoch.at.saturating_duration_since(earlier.arrived) <= PAIR_WINDOW
-    }
 }
 
 impl Single {
@@ -389,24 +296,9 @@ impl Single {
     }
 }
 
-impl Kept {
-    /// Keeps the old buffer if the new one says the same.
-    fn replacing(old: Option<&Self>, reply: Bytes) -> Self {
-        match old {
-            Some(old) if old.bytes == reply => old.clone(),
-            _ => Self { bytes: reply, exact: false },
-        }
-    }
-}
-
 /// Returns the IDs of the items of a list.
 pub(super) fn ids(kind: ListKind, list: &[u8]) -> HashSet<&str> {
     wire::items(list, 1).map_while(|item| item_id(kind, item.ok()?).ok()).collect()
-}
-
-/// Tells whether both are the same part of the same buffer.
-fn is_same_slice(one: &Bytes, other: &Bytes) -> bool {
-    one.as_ptr() == other.as_ptr() && one.len() == other.len()
 }
 
 /// Copies the items that `keep` lets through; shares the list if it is all of them.

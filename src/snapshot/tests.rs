@@ -1,1 +1,80 @@
-//! Tests of the snapshot as a whole.
+//! Tests of the snapshot as a whole, from inside: what crashes and damaged files leave, what lists show.
+
+mod crash;
+mod filters;
+mod lists;
+mod races;
+mod statuses;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::*;
+use crate::cri;
+
+const BOOT: &str = "boot-1";
+
+fn open(dir: &Path) -> Arc<Snapshot> {
+    let (snapshot, warnings) = Snapshot::open(dir, BOOT);
+    assert_eq!(warnings, []);
+    snapshot
+}
+
+fn sandbox(id: &str) -> cri::PodSandbox {
+    let metadata =
+        cri::PodSandboxMetadata { name: format!("pod-{id}"), uid: id.into(), ..Default::default() };
+    cri::PodSandbox { id: id.into(), metadata: Some(metadata), ..Default::default() }
+}
+
+fn container(id: &str, sandbox: &str, state: i32) -> cri::Container {
+    let image = Some(cri::ImageSpec { image: "busybox".into(), ..Default::default() });
+    cri::Container { id: id.into(), pod_sandbox_id: sandbox.into(), state, image, ..Default::default() }
+}
+
+fn sandboxes(ids: &[&str]) -> Bytes {
+    let items = ids.iter().map(|id| sandbox(id)).collect();
+    cri::ListPodSandboxResponse { items }.encode_to_vec().into()
+}
+
+fn containers(all: &[(&str, &str)]) -> Bytes {
+    let containers = all.iter().map(|(id, sandbox)| container(id, sandbox, CONTAINER_RUNNING)).collect();
+    cri::ListContainersResponse { containers }.encode_to_vec().into()
+}
+
+fn run_request(name: &str) -> Vec<u8> {
+    let metadata = cri::PodSandboxMetadata { name: name.into(), ..Default::default() };
+    let config = cri::PodSandboxConfig { metadata: Some(metadata), ..Default::default() };
+    cri::RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() }.encode_to_vec()
+}
+
+/// Takes both lists as one pair that was just sent.
+fn take_pair(backend: &LastKnown, sandbox_ids: &[&str], container_ids: &[(&str, &str)]) {
+    let epoch = backend.epoch();
+    backend.replace_list(ListKind::Sandboxes, epoch, sandboxes(sandbox_ids));
+    backend.replace_list(ListKind::Containers, epoch, containers(container_ids));
+}
+
+fn list(backend: &LastKnown, kind: ListKind) -> Option<Bytes> {
+    backend.list(kind, &Filter::default())
+}
+
+/// Returns the IDs and states listed, sorted.
+fn shown(backend: &LastKnown, kind: ListKind) -> Option<Vec<(String, i32)>> {
+    let list = list(backend, kind)?;
+    let mut shown: Vec<_> = if kind == ListKind::Sandboxes {
+        let list = cri::ListPodSandboxResponse::decode(list).unwrap();
+        list.items.into_iter().map(|item| (item.id, item.state)).collect()
+    } else {
+        let list = cri::ListContainersResponse::decode(list).unwrap();
+        list.containers.into_iter().map(|item| (item.id, item.state)).collect()
+    };
+    shown.sort();
+    Some(shown)
+}
+
+fn ids(backend: &LastKnown, kind: ListKind) -> Option<Vec<String>> {
+    Some(shown(backend, kind)?.into_iter().map(|(id, _)| id).collect())
+}

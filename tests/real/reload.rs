@@ -47,7 +47,7 @@ async fn a_broken_configuration_changes_nothing() {
     crimux.process.signal("HUP").unwrap();
     eventually("crimux says that the file is bad", async || {
         let log = crimux.process.log().unwrap();
-        log.lines().skip(lines).any(|line| line.contains("nowhere")).then_some(())
+        log.lines().skip(lines).any(|line| line.contains("is not an absolute path")).then_some(())
     })
     .await;
     assert!(known(&mut pods, "gvisor").await);

@@ -1,0 +1,280 @@
+//! What is left after crimux is killed between any two steps, and of files that are damaged.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::*;
+use crate::snapshot::writer::Step;
+
+fn copy(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
+    }
+    to
+}
+
+fn file_with(dir: &Path, prefix: &str) -> PathBuf {
+    let mut files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let named = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(prefix);
+    files.find(named).unwrap_or_else(|| panic!("no {prefix} in {}", dir.display()))
+}
+
+fn bad_files(dir: &Path) -> usize {
+    let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_str().unwrap().contains(".bad-")).count()
+}
+
+fn heard_of(backend: &LastKnown) -> Vec<String> {
+    let mut ids = Vec::new();
+    backend.for_each_sandbox(|facts| ids.push(facts.id.to_owned()));
+    ids.sort();
+    ids
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_at_any_step_of_writing_a_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &["listed", "removed"], &[]);
+    let mut expected = vec!["listed".to_owned()];
+    let mut steps = Vec::new();
+    for round in 0..3 {
+        backend.sandbox_created(&format!("between-{round}"), &run_request("a"));
+        backend.sandbox_removed("removed");
+        expected.push(format!("between-{round}"));
+        let write = |step: Step| {
+            let survivor = copy(dir.path());
+            let after = open(survivor.path()).backend("runc", true);
+            let mut found = heard_of(&after);
+            let all_but_listed = round == 0 && !after.known();
+            found.retain(|id| id != "listed" && id != "removed");
+            let mut wanted = expected.clone();
+            wanted.retain(|id| id != "listed");
+            wanted.sort();
+            assert_eq!(found, wanted, "round {round}, killed after {step:?}");
+            if !all_but_listed {
+                assert!(ids(&after, ListKind::Sandboxes).unwrap().contains(&"listed".to_owned()));
+                assert!(!ids(&after, ListKind::Sandboxes).unwrap().contains(&"removed".to_owned()));
+            }
+            steps.push(step);
+            let id = format!("during-{round}-{}", steps.len());
+            backend.sandbox_created(&id, &run_request("b"));
+            expected.push(id);
+        };
+        let mut write = write;
+        snapshot.write(true, &mut write).unwrap();
+    }
+    for step in [Step::Rotated, Step::Captured, Step::Written, Step::Renamed, Step::Deleted] {
+        assert!(steps.contains(&step), "{step:?} was never taken");
+    }
+}
+
+#[test]
+fn what_the_snapshot_has_is_not_replayed_over_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &[], &[]);
+    // Recorded in the new journal, listed as gone by the backend, and captured as such.
+    let mut hook = |step: Step| {
+        if step == Step::Rotated {
+            backend.sandbox_created("short-lived", &run_request("a"));
+            take_pair(&backend, &["other"], &[]);
+        }
+    };
+    snapshot.write(true, &mut hook).unwrap();
+    let survivor = copy(dir.path());
+    let after = open(survivor.path()).backend("runc", true);
+    assert_eq!(heard_of(&after), ["other"]);
+}
+
+#[test]
+fn a_journal_cut_at_any_byte_keeps_the_snapshot_and_the_whole_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &["listed"], &[]);
+    snapshot.flush().unwrap();
+    backend.sandbox_created("s1", &run_request("a"));
+    backend.sandbox_created("s2", &run_request("b"));
+    let content = fs::read(file_with(dir.path(), "journal-")).unwrap();
+    let mut counts = Vec::new();
+    for cut in 0..=content.len() {
+        let survivor = copy(dir.path());
+        fs::write(file_with(survivor.path(), "journal-"), &content[..cut]).unwrap();
+        let (snapshot, warnings) = Snapshot::open(survivor.path(), BOOT);
+        let found = heard_of(&snapshot.backend("runc", true));
+        let whole = ["listed", "s1", "s2"];
+        assert_eq!(found, whole[..found.len()], "cut at {cut}");
+        assert_eq!(warnings.len(), bad_files(survivor.path()), "cut at {cut}: each warning leaves a file");
+        assert!(warnings.len() <= 1 && !snapshot.is_fresh());
+        assert_eq!(snapshot.write_error(), None);
+        counts.push(found.len());
+    }
+    assert!(counts.is_sorted() && counts.first() == Some(&1) && counts.last() == Some(&3));
+}
+
+#[test]
+fn a_snapshot_cut_or_flipped_at_any_byte_is_set_aside_and_the_journal_still_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &["listed"], &[]);
+    snapshot.flush().unwrap();
+    backend.sandbox_created("s1", &run_request("a"));
+    let content = fs::read(dir.path().join("snapshot")).unwrap();
+    let flipped = |at: usize| {
+        let mut flipped = content.clone();
+        flipped[at] ^= 0x10;
+        flipped
+    };
+    let cuts = (0..content.len()).map(|cut| content[..cut].to_vec());
+    for damaged in cuts.chain((0..content.len()).map(flipped)) {
+        let survivor = copy(dir.path());
+        fs::write(survivor.path().join("snapshot"), &damaged).unwrap();
+        let (snapshot, warnings) = Snapshot::open(survivor.path(), BOOT);
+        assert_eq!((warnings.len(), snapshot.is_fresh()), (1, true));
+        assert_eq!(fs::read(survivor.path().join("snapshot.bad-1")).unwrap(), damaged);
+        assert!(!survivor.path().join("snapshot").exists());
+        let backend = snapshot.backend("runc", true);
+        assert_eq!((heard_of(&backend), backend.known()), (vec!["s1".to_owned()], false));
+    }
+}
+
+#[test]
+fn files_set_aside_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    for _ in 0..20 {
+        fs::write(dir.path().join("snapshot"), "not ours").unwrap();
+        let (_, warnings) = Snapshot::open(dir.path(), BOOT);
+        assert_eq!(warnings.len(), 1);
+    }
+    assert_eq!(bad_files(dir.path()), 8);
+    assert!(dir.path().join("snapshot.bad-20").exists());
+}
+
+#[test]
+fn after_a_reboot_a_local_backend_is_stopped_and_a_remote_one_is_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let status = cri::ContainerStatus { state: CONTAINER_RUNNING, ..Default::default() };
+    let status = cri::ContainerStatusResponse { status: Some(status), ..Default::default() }.encode_to_vec();
+    for (name, local) in [("local", true), ("remote", false)] {
+        let backend = snapshot.backend(name, local);
+        take_pair(&backend, &["s1"], &[("c1", "s1")]);
+        backend.remember_status(StatusKind::Container, "c1", backend.epoch(), &status);
+    }
+    snapshot.flush().unwrap();
+    snapshot.backend("local", true).sandbox_created("s2", &run_request("late"));
+    drop(snapshot);
+
+    let (rebooted, _) = Snapshot::open(dir.path(), "boot-2");
+    let local = rebooted.backend("local", true);
+    let stopped = vec![("s1".to_owned(), SANDBOX_NOTREADY), ("s2".to_owned(), SANDBOX_NOTREADY)];
+    assert_eq!(shown(&local, ListKind::Sandboxes).unwrap(), stopped);
+    assert_eq!(shown(&local, ListKind::Containers).unwrap(), [("c1".to_owned(), CONTAINER_EXITED)]);
+    assert_eq!(local.status(StatusKind::Container, "c1"), None);
+    let remote = rebooted.backend("remote", false);
+    assert_eq!(shown(&remote, ListKind::Sandboxes).unwrap(), [("s1".to_owned(), SANDBOX_READY)]);
+    assert_eq!(remote.status(StatusKind::Container, "c1").unwrap(), status);
+
+    local.sandbox_created("s3", &run_request("after the reboot"));
+    drop(rebooted);
+    let (again, _) = Snapshot::open(dir.path(), "boot-2");
+    let local = again.backend("local", true);
+    let mut with_s3 = stopped;
+    with_s3.push(("s3".to_owned(), SANDBOX_READY));
+    assert_eq!(shown(&local, ListKind::Sandboxes).unwrap(), with_s3, "only what ran before the reboot");
+    take_pair(&local, &["s1"], &[]);
+    assert_eq!(shown(&local, ListKind::Sandboxes).unwrap(), [("s1".to_owned(), SANDBOX_READY)]);
+}
+
+#[test]
+fn a_fresh_start_is_over_once_every_backend_was_listed() {
+    let dir = tempfile::tempdir().unwrap();
+    let reopened = || {
+        let snapshot = open(dir.path());
+        let backends = ["a", "b"].map(|name| snapshot.backend(name, true));
+        (snapshot, backends)
+    };
+    let (snapshot, [a, _]) = reopened();
+    assert!(snapshot.is_fresh());
+    take_pair(&a, &[], &[]);
+    snapshot.flush().unwrap();
+    let (snapshot, [a, b]) = reopened();
+    assert!(snapshot.is_fresh(), "b may hold anything");
+    assert!(a.known() && !b.known());
+    take_pair(&b, &[], &[]);
+    snapshot.flush().unwrap();
+    let (snapshot, _) = reopened();
+    assert!(!snapshot.is_fresh());
+}
+
+#[test]
+fn a_forgotten_backend_is_known_to_be_empty_and_stays_forgotten() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("lost", false);
+    take_pair(&backend, &["s1"], &[("c1", "s1")]);
+    take_pair(&snapshot.backend("other", true), &["s2"], &[]);
+    snapshot.flush().unwrap();
+    assert!(snapshot.forget("lost") && !snapshot.forget("never-heard-of"));
+    assert_eq!(ids(&backend, ListKind::Sandboxes), Some(vec![]));
+    assert_eq!(snapshot.names(), ["other"]);
+    for flushed in [false, true] {
+        if flushed {
+            snapshot.flush().unwrap();
+        }
+        let survivor = copy(dir.path());
+        assert_eq!(open(survivor.path()).names(), ["other"], "flushed: {flushed}");
+    }
+    take_pair(&backend, &["back"], &[]);
+    snapshot.flush().unwrap();
+    let again = open(copy(dir.path()).path()).backend("lost", false);
+    assert_eq!(ids(&again, ListKind::Sandboxes).unwrap(), ["back"]);
+}
+
+#[test]
+fn a_full_disk_is_told_of_and_costs_nothing_once_it_has_room_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &[], &[]);
+    snapshot.flush().unwrap();
+    let full = fs::OpenOptions::new().append(true).open("/dev/full").unwrap();
+    snapshot.shared.journal().replace_file(full);
+    backend.sandbox_created("s1", &run_request("a"));
+    assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
+    assert!(snapshot.write_error().unwrap().contains("journal"));
+    assert_eq!(snapshot.write_failures(), 1);
+    snapshot.flush().unwrap();
+    assert_eq!((snapshot.write_error(), snapshot.write_failures()), (None, 1));
+    let after = open(copy(dir.path()).path()).backend("runc", true);
+    assert_eq!(ids(&after, ListKind::Sandboxes).unwrap(), ["s1"]);
+}
+
+#[test]
+fn the_same_facts_in_another_order_are_not_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    let writes = || {
+        let mut steps = 0;
+        snapshot.write(false, &mut |_| steps += 1).unwrap();
+        steps > 0
+    };
+    take_pair(&backend, &["s1", "s2"], &[]);
+    assert!(writes());
+    take_pair(&backend, &["s2", "s1"], &[]);
+    assert!(!writes());
+    take_pair(&backend, &["s2"], &[]);
+    assert!(writes());
+    backend.replace_list(ListKind::PodSandboxStats, backend.epoch(), Bytes::from_static(&[10, 0]));
+    assert!(!writes(), "stats alone can wait");
+    backend.set_drained(true);
+    assert!(writes());
+    assert!(open(copy(dir.path()).path()).backend("runc", true).drained());
+}

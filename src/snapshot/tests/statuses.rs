@@ -1,0 +1,118 @@
+//! Which statuses and replies are remembered, and when they are served.
+
+use super::*;
+
+fn backend() -> (tempfile::TempDir, Arc<LastKnown>) {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path()).backend("runc", true);
+    take_pair(&backend, &["s1"], &[("c1", "s1")]);
+    (dir, backend)
+}
+
+fn status_of(id: &str, state: i32) -> cri::ContainerStatus {
+    cri::ContainerStatus { id: id.into(), state, ..Default::default() }
+}
+
+fn container_status(id: &str, state: i32) -> Vec<u8> {
+    let status = Some(status_of(id, state));
+    cri::ContainerStatusResponse { status, ..Default::default() }.encode_to_vec()
+}
+
+fn served(backend: &LastKnown) -> Option<Bytes> {
+    backend.status(StatusKind::Container, "c1")
+}
+
+#[test]
+fn a_status_is_served_while_the_list_agrees_with_its_state() {
+    let (_dir, backend) = backend();
+    let running = container_status("c1", CONTAINER_RUNNING);
+    backend.remember_status(StatusKind::Container, "c1", backend.epoch(), &running);
+    assert_eq!(served(&backend).unwrap(), running);
+    let exited = cri::ListContainersResponse { containers: vec![container("c1", "s1", CONTAINER_EXITED)] };
+    let epoch = backend.epoch();
+    backend.replace_list(ListKind::Sandboxes, epoch, sandboxes(&["s1"]));
+    backend.replace_list(ListKind::Containers, epoch, exited.encode_to_vec().into());
+    assert_eq!(served(&backend), None);
+    assert_eq!(backend.status(StatusKind::Container, "never-seen"), None);
+}
+
+#[test]
+fn a_status_is_not_served_for_what_is_not_listed() {
+    let (_dir, backend) = backend();
+    let running = container_status("c9", CONTAINER_RUNNING);
+    backend.remember_status(StatusKind::Container, "c9", backend.epoch(), &running);
+    assert_eq!(backend.status(StatusKind::Container, "c9"), None);
+}
+
+#[test]
+fn a_write_forgets_the_status_and_so_does_a_read_that_was_sent_before_it() {
+    let (_dir, backend) = backend();
+    let running = container_status("c1", CONTAINER_RUNNING);
+    backend.remember_status(StatusKind::Container, "c1", backend.epoch(), &running);
+    let before = backend.epoch();
+    backend.drop_status("c1");
+    assert_eq!(served(&backend), None);
+    backend.remember_status(StatusKind::Container, "c1", before, &running);
+    assert_eq!(served(&backend), None);
+    backend.remember_status(StatusKind::Container, "c1", backend.epoch(), &running);
+    assert_eq!(served(&backend).unwrap(), running);
+}
+
+#[test]
+fn a_verbose_status_is_never_remembered() {
+    let (_dir, backend) = backend();
+    let mut verbose = container_status("c1", CONTAINER_RUNNING);
+    crate::wire::put_bytes(&mut verbose, 2, b"");
+    backend.remember_status(StatusKind::Container, "c1", backend.epoch(), &verbose);
+    assert_eq!(served(&backend), None);
+    backend.remember_reply("Status", &verbose);
+    assert_eq!(backend.reply("Status"), None);
+}
+
+#[test]
+fn a_sandbox_status_is_served_while_its_containers_agree_too() {
+    let (_dir, backend) = backend();
+    let status = cri::PodSandboxStatus { id: "s1".into(), ..Default::default() };
+    let reply = cri::PodSandboxStatusResponse {
+        status: Some(status),
+        containers_statuses: vec![status_of("c1", CONTAINER_RUNNING)],
+        ..Default::default()
+    };
+    let served = || backend.status(StatusKind::Sandbox, "s1");
+    let remember = || {
+        backend.remember_status(StatusKind::Sandbox, "s1", backend.epoch(), &reply.encode_to_vec());
+    };
+    remember();
+    assert!(served().is_some());
+    backend.container_stopped("c1");
+    assert_eq!(served(), None);
+    take_pair(&backend, &["s1"], &[("c1", "s1")]);
+    assert!(served().is_some());
+    backend.container_created("c2", "s1", &[]);
+    assert_eq!(served(), None, "it says nothing of the new container");
+    remember();
+    backend.sandbox_stopped("s1");
+    assert_eq!(served(), None);
+}
+
+#[test]
+fn statuses_of_what_is_no_longer_listed_are_dropped() {
+    let (_dir, backend) = backend();
+    for id in ["c1", "gone"] {
+        let reply = container_status(id, CONTAINER_RUNNING);
+        backend.remember_status(StatusKind::Container, id, backend.epoch(), &reply);
+    }
+    assert_eq!(backend.lock().statuses.len(), 2);
+    backend.tidy();
+    assert_eq!(backend.lock().statuses.len(), 1);
+    assert!(served(&backend).is_some());
+}
+
+#[test]
+fn replies_for_the_whole_backend_are_remembered() {
+    let (_dir, backend) = backend();
+    assert_eq!(backend.reply("Version"), None);
+    let version = cri::VersionResponse { runtime_name: "containerd".into(), ..Default::default() };
+    backend.remember_reply("Version", &version.encode_to_vec());
+    assert_eq!(backend.reply("Version").unwrap(), version.encode_to_vec());
+}

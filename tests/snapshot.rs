@@ -1,0 +1,184 @@
+//! The snapshot as its users see it: restarts, the background writer, a disk that takes no writes, who may read.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crimux::cri;
+use crimux::snapshot::{Filter, LastKnown, ListKind, Snapshot, StatusKind};
+use prost::Message;
+use tokio::sync::oneshot;
+
+const BOOT: &str = "6f1c";
+
+fn open(dir: &Path) -> Arc<Snapshot> {
+    let (snapshot, warnings) = Snapshot::open(dir, BOOT);
+    assert_eq!(warnings, []);
+    snapshot
+}
+
+fn list_both(backend: &LastKnown, ids: &[&str]) {
+    let items = ids.iter().map(|id| cri::PodSandbox { id: (*id).into(), ..Default::default() }).collect();
+    let epoch = backend.epoch();
+    let reply = cri::ListPodSandboxResponse { items }.encode_to_vec();
+    backend.replace_list(ListKind::Sandboxes, epoch, reply.into());
+    backend.replace_list(ListKind::Containers, epoch, bytes::Bytes::new());
+}
+
+fn sandboxes(backend: &LastKnown) -> Option<Vec<String>> {
+    let list = backend.list(ListKind::Sandboxes, &Filter::default())?;
+    let list = cri::ListPodSandboxResponse::decode(list).expect("a list that was composed can be read");
+    Some(list.items.into_iter().map(|item| item.id).collect())
+}
+
+fn request_with_secret() -> Vec<u8> {
+    let config = cri::ContainerConfig {
+        envs: vec![cri::KeyValue { key: "TOKEN".into(), value: "s3cr3t-env".into() }],
+        ..Default::default()
+    };
+    let request = cri::CreateContainerRequest { config: Some(config), ..Default::default() };
+    request.encode_to_vec()
+}
+
+#[test]
+fn a_killed_crimux_remembers_what_it_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    assert!(snapshot.is_fresh());
+    let backend = snapshot.backend("kata", true);
+    list_both(&backend, &["s1"]);
+    snapshot.flush().unwrap();
+    backend.sandbox_created("s2", &[]);
+    backend.sandbox_removed("s1");
+    backend.set_drained(true);
+    // No flush and no orderly end: only what write(2) took is left.
+    let again = open(dir.path());
+    assert!(!again.is_fresh());
+    let backend = again.backend("kata", true);
+    assert_eq!(sandboxes(&backend).unwrap(), ["s2"]);
+    assert!(backend.drained() && backend.known() && !backend.listed());
+    assert!(backend.age().is_some());
+}
+
+#[test]
+fn everything_survives_an_orderly_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("kata", true);
+    list_both(&backend, &["s1"]);
+    let image = cri::Image { id: "sha256:aa".into(), ..Default::default() };
+    let images = bytes::Bytes::from(cri::ListImagesResponse { images: vec![image] }.encode_to_vec());
+    backend.replace_list(ListKind::Images, backend.epoch(), images.clone());
+    let status = cri::PodSandboxStatus { id: "s1".into(), ..Default::default() };
+    let status = cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() }.encode_to_vec();
+    backend.remember_status(StatusKind::Sandbox, "s1", backend.epoch(), &status);
+    backend.remember_reply("Version", b"\x0a\x050.1.0");
+    snapshot.flush().unwrap();
+    let backend = open(dir.path()).backend("kata", true);
+    assert_eq!(sandboxes(&backend).unwrap(), ["s1"]);
+    assert_eq!(backend.list(ListKind::Images, &Filter::default()).unwrap(), images);
+    assert_eq!(backend.status(StatusKind::Sandbox, "s1").unwrap(), status);
+    assert_eq!(&backend.reply("Version").unwrap()[..], b"\x0a\x050.1.0");
+}
+
+#[test]
+fn only_the_owner_may_read_and_no_env_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let state_dir = dir.path().join("deep/state");
+    fs::create_dir_all(&state_dir).unwrap();
+    fs::set_permissions(&state_dir, fs::Permissions::from_mode(0o755)).unwrap();
+    let snapshot = open(&state_dir);
+    let backend = snapshot.backend("kata", true);
+    backend.sandbox_created("s1", &[]);
+    backend.container_created("c1", "s1", &request_with_secret());
+    list_both(&backend, &["s1"]);
+    snapshot.flush().unwrap();
+    backend.container_created("c2", "s1", &request_with_secret());
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(&state_dir), 0o700);
+    let files: Vec<_> = fs::read_dir(&state_dir).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(files.len(), 2, "{files:?}");
+    for file in files {
+        assert_eq!(mode(&file), 0o600, "{}", file.display());
+        let content = fs::read(&file).unwrap();
+        assert!(!content.windows(10).any(|bytes| bytes == b"s3cr3t-env"), "{}", file.display());
+    }
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_makes_a_snapshot_that_serves_and_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let state_dir = dir.path().join("a-file");
+    fs::write(&state_dir, "").unwrap();
+    let (snapshot, warnings) = Snapshot::open(&state_dir, BOOT);
+    assert_eq!(warnings.len(), 1);
+    assert!(snapshot.is_fresh() && snapshot.write_error().is_some());
+    let backend = snapshot.backend("kata", true);
+    list_both(&backend, &["s1"]);
+    backend.sandbox_created("s2", &[]);
+    assert_eq!(sandboxes(&backend).unwrap(), ["s1", "s2"]);
+    let failures = snapshot.write_failures();
+    assert!(snapshot.flush().is_err() && snapshot.write_failures() > failures);
+    // The operator repairs it.
+    fs::remove_file(&state_dir).unwrap();
+    snapshot.flush().unwrap();
+    assert_eq!(snapshot.write_error(), None);
+    assert_eq!(sandboxes(&open(&state_dir).backend("kata", true)).unwrap(), ["s1", "s2"]);
+}
+
+#[test]
+fn foreign_files_are_set_aside_or_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("snapshot"), "#!/bin/sh\nexit 0 # not ours at all\n").unwrap();
+    fs::write(dir.path().join("journal-0000000000000005"), "not a journal").unwrap();
+    fs::write(dir.path().join("notes.txt"), "keep me").unwrap();
+    let (snapshot, warnings) = Snapshot::open(dir.path(), BOOT);
+    let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
+    assert_eq!(told.len(), 2, "{told:?}");
+    assert!(told[0].contains("it is no snapshot; kept as"), "{told:?}");
+    assert_eq!(snapshot.write_error(), None);
+    assert_eq!(fs::read(dir.path().join("notes.txt")).unwrap(), b"keep me");
+    drop(snapshot);
+    open(dir.path());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_writer_writes_when_something_changes_and_once_more_at_the_end() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("kata", true);
+    let (stop, stopped) = oneshot::channel::<()>();
+    let shutdown = async { drop(stopped.await) };
+    let writer = tokio::spawn(Arc::clone(&snapshot).run(shutdown));
+    list_both(&backend, &["s1"]);
+    let file = dir.path().join("snapshot");
+    let written = async {
+        while !file.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), written).await.unwrap();
+    // Too soon after the last for another on its own account; the end writes it.
+    backend.remember_reply("Version", b"\x0a\x050.1.0");
+    stop.send(()).unwrap();
+    tokio::time::timeout(Duration::from_secs(60), writer).await.unwrap().unwrap();
+    assert_eq!(snapshot.write_error(), None);
+    assert!(open(dir.path()).backend("kata", true).reply("Version").is_some());
+}
+
+#[test]
+fn thousands_of_containers_are_listed_in_a_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let backend = open(dir.path()).backend("kata", true);
+    let ids: Vec<String> = (0..5000).map(|n| format!("{n:064}")).collect();
+    list_both(&backend, &ids.iter().map(String::as_str).collect::<Vec<_>>());
+    for id in &ids {
+        backend.sandbox_stopped(id);
+    }
+    let mut stopped = 0;
+    backend
+        .for_each_sandbox(|facts| stopped += usize::from(facts.state == crimux::snapshot::SANDBOX_NOTREADY));
+    assert_eq!(stopped, 5000);
+}

@@ -5,3 +5,5 @@ mod support;
 
 #[path = "sim/forward.rs"]
 mod forward;
+#[path = "sim/stream_lists.rs"]
+mod stream_lists;

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::backend::{Backend, Class};
+use crate::error::Error;
 use crate::method::List;
 use crate::proxy::{Node, answer, fan_out, learn};
 
@@ -29,9 +30,12 @@ impl Node {
             (Class::Lists, List::Containers),
             (Class::Images, List::Images),
             (Class::Filesystems, List::Filesystems),
+            // kubelet asks for these once in its life, and this backend may be down at that moment.
+            (Class::Metrics, List::MetricDescriptors),
         ] {
             match tokio::time::timeout(limit, fan_out::list_all(self, backend, list)).await {
                 Ok(Ok(())) => {}
+                Ok(Err(Error::Unimplemented(_))) => backend.health.note_lack(list.unary()),
                 Ok(Err(error)) => {
                     tracing::warn!(backend = %backend.name, %error, "cannot be listed");
                     backend.health.note_error(error.to_string());

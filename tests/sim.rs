@@ -7,3 +7,5 @@ mod support;
 mod forward;
 #[path = "sim/stream_lists.rs"]
 mod stream_lists;
+#[path = "sim/events.rs"]
+mod events;

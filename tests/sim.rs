@@ -9,3 +9,5 @@ mod forward;
 mod stream_lists;
 #[path = "sim/events.rs"]
 mod events;
+#[path = "sim/api.rs"]
+mod api;

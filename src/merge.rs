@@ -33,9 +33,10 @@ pub fn merge(list: List, parts: &[Part<'_>]) -> Vec<Bytes> {
     match list {
         List::Images if parts.len() > 1 || parts.iter().any(|part| !part.local) => vec![images::merge(parts)],
         List::Filesystems => vec![filesystems::merge(parts)],
-        List::ContainerStats | List::SandboxStats => {
-            parts.iter().map(|part| if part.local { part.items.clone() } else { elsewhere(list, part) }).collect()
-        }
+        List::ContainerStats | List::SandboxStats => parts
+            .iter()
+            .map(|part| if part.local { part.items.clone() } else { elsewhere(list, part) })
+            .collect(),
         _ => parts.iter().map(|part| part.items.clone()).collect(),
     }
 }

@@ -3,11 +3,13 @@
 #[path = "sim/support.rs"]
 mod support;
 
-#[path = "sim/forward.rs"]
-mod forward;
-#[path = "sim/stream_lists.rs"]
-mod stream_lists;
-#[path = "sim/events.rs"]
-mod events;
 #[path = "sim/api.rs"]
 mod api;
+#[path = "sim/events.rs"]
+mod events;
+#[path = "sim/forward.rs"]
+mod forward;
+#[path = "sim/malformed.rs"]
+mod malformed;
+#[path = "sim/stream_lists.rs"]
+mod stream_lists;

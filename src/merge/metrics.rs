@@ -24,10 +24,7 @@ const LABEL_VALUES: u32 = 4;
 ///
 /// # Errors
 /// Whatever makes one of them unreadable.
-pub fn unite<'a>(
-    announced: &'a [u8],
-    lists: impl IntoIterator<Item = &'a [u8]>,
-) -> Result<Bytes, WireError> {
+pub fn unite<'a>(announced: &'a [u8], lists: impl IntoIterator<Item = &'a [u8]>) -> Result<Bytes, WireError> {
     let mut names = HashSet::new();
     for descriptor in wire::items(announced, 1) {
         names.insert(wire::peek_str(descriptor?, &[1])?);

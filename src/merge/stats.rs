@@ -26,9 +26,7 @@ pub fn without_filesystems(list: List, stats: &Bytes) -> Result<Bytes, WireError
         List::SandboxStats => OF_SANDBOX.iter().map(|path| below(path)).collect(),
         _ => Vec::new(),
     };
-    paths
-        .iter()
-        .try_fold(stats.clone(), |stats, path| Ok(wire::without(&stats, path)?.unwrap_or(stats)))
+    paths.iter().try_fold(stats.clone(), |stats, path| Ok(wire::without(&stats, path)?.unwrap_or(stats)))
 }
 
 #[cfg(test)]

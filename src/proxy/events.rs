@@ -65,10 +65,18 @@ impl Call {
         let mut reader = Reader { node: Arc::clone(&self.node), client, attached: Vec::new() };
         let feeds: Vec<_> = self.readable().iter().map(|backend| reader.attach(backend)).collect();
         let streams = join_all(feeds.iter().map(|feed| feed.streams())).await;
-        let lacking: Vec<_> =
-            reader.attached.iter().zip(streams).filter(|(_, streams)| !streams).map(|(name, _)| &**name).collect();
+        let lacking: Vec<_> = reader
+            .attached
+            .iter()
+            .zip(streams)
+            .filter(|(_, streams)| !streams)
+            .map(|(name, _)| &**name)
+            .collect();
         if !lacking.is_empty() {
-            let text = format!("events are offered while every backend streams them; not so: {}", lacking.join(", "));
+            let text = format!(
+                "events are offered while every backend streams them; not so: {}",
+                lacking.join(", ")
+            );
             return Err(Error::Unimplemented(text));
         }
         let (node, scope) = (Arc::clone(&self.node), self.scope.clone());
@@ -191,8 +199,7 @@ async fn keep_feeding(node: &Arc<Node>, backend: &Arc<Backend>, feed: &Arc<Feed>
 /// Reads a backend's stream to its end, and lists the backend after events meanwhile.
 async fn read(node: &Arc<Node>, backend: &Arc<Backend>, feed: &Feed) -> Ended {
     let events = tokio::sync::Notify::new();
-    let mut reading =
-        Reading { node, backend, feed, trial: Some(Instant::now() + TRIAL), events: &events };
+    let mut reading = Reading { node, backend, feed, trial: Some(Instant::now() + TRIAL), events: &events };
     tokio::select! {
         ended = reading.to_the_end() => ended,
         () = list_after(node, backend, &events) => Ended::Lost("listing ended".to_owned()),

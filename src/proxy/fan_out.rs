@@ -236,7 +236,12 @@ impl Ask {
     }
 
     /// Returns what the backend was last known to have.
-    pub(super) fn last_known(&self, node: &Node, backend: &Arc<Backend>, method: &Method) -> Result<Part, Missing> {
+    pub(super) fn last_known(
+        &self,
+        node: &Node,
+        backend: &Arc<Backend>,
+        method: &Method,
+    ) -> Result<Part, Missing> {
         let items = match learn::kept(self.list) {
             Some(kind) => backend.last.list(kind, &self.filter),
             None => backend.last.reply(method.name),

@@ -66,7 +66,9 @@ impl Call {
             backend.last.drop_status(id);
         }
         match method.effect {
-            Effect::Stats if !backend.config().local => self.stats_from_elsewhere(backend, method, &message).await,
+            Effect::Stats if !backend.config().local => {
+                self.stats_from_elsewhere(backend, method, &message).await
+            }
             Effect::None | Effect::Stats => {
                 let headers = std::mem::take(&mut self.headers);
                 let reply = backend.call(Some(method), &self.path, headers, message.framed()).await?;

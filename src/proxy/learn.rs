@@ -150,8 +150,7 @@ fn learn_event(node: &Node, backend: &Backend, event: &[u8]) -> Result<(), WireE
     let known = |id: &str| (deleted && id == about) || id.is_empty() || owners.is_owned_by(id, &backend.name);
     let sandbox = wire::peek_str(event, &[4, 1])?;
     if let Some(status) = wire::peek_bytes(event, &[4])?.filter(|_| !known(sandbox)) {
-        let annotations =
-            wire::items(status, 8).flatten().filter_map(|entry| wire::map_entry(entry).ok());
+        let annotations = wire::items(status, 8).flatten().filter_map(|entry| wire::map_entry(entry).ok());
         let (uid, handler) = (wire::peek_str(status, &[2, 2])?, wire::peek_str(status, &[9])?);
         let created = wire::peek_varint(status, &[4])?.cast_signed();
         let ready = wire::peek_varint(status, &[3])? == 0;

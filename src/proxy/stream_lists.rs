@@ -180,8 +180,7 @@ impl Share {
     async fn stream(&mut self, passed: &mut Vec<Bytes>) -> Result<(), Broken> {
         let epoch = self.backend.last.epoch();
         let mut left = self.wait;
-        let calling =
-            self.backend.call(Some(self.method), "", self.headers.clone(), self.message.framed());
+        let calling = self.backend.call(Some(self.method), "", self.headers.clone(), self.message.framed());
         let reply = in_time(&mut left, calling).await?.map_err(|error| Broken::Failed(error.to_string()))?;
         let mut body = reply.body;
         if let Some(code) = codec::status_code(&reply.headers) {

@@ -52,7 +52,8 @@ fn labelled(
     keys: &BTreeMap<String, Vec<String>>,
 ) -> BTreeSet<(String, BTreeMap<String, String>)> {
     let containers = metrics.iter().flat_map(|pod| &pod.container_metrics);
-    let all = containers.flat_map(|container| &container.metrics).chain(metrics.iter().flat_map(|p| &p.metrics));
+    let all =
+        containers.flat_map(|container| &container.metrics).chain(metrics.iter().flat_map(|p| &p.metrics));
     all.map(|metric| {
         let keys = &keys[&metric.name];
         assert_eq!(keys.len(), metric.label_values.len());
@@ -77,7 +78,10 @@ async fn pod_metrics_keep_their_labels_whatever_the_order_of_a_backend() {
         let mut wanted = BTreeSet::new();
         for runtime in [&a, &b] {
             let direct = Client::unix(runtime.socket());
-            wanted.extend(labelled(&metrics(&direct, "ListPodSandboxMetrics").await, &announced(&direct).await));
+            wanted.extend(labelled(
+                &metrics(&direct, "ListPodSandboxMetrics").await,
+                &announced(&direct).await,
+            ));
         }
         let keys = announced(&crimux.client()).await;
         let first = announced(&Client::unix(backends[0].1.socket())).await;
@@ -190,7 +194,8 @@ async fn stats_of_another_node_name_no_filesystem_of_it() {
         let stats = reply.decode::<cri::PodSandboxStatsResponse>().stats.unwrap();
         assert_eq!(mountpoints(&stats.linux.unwrap().containers), BTreeSet::from([wanted]));
     }
-    let unknown = cri::ContainerStatsRequest { container_id: b.state().sandboxes().next().unwrap().id.clone() };
+    let unknown =
+        cri::ContainerStatsRequest { container_id: b.state().sandboxes().next().unwrap().id.clone() };
     let reply = client.raw_message(&runtime("ContainerStats"), &unknown).await.unwrap();
     assert_eq!(reply.code(), Code::NotFound);
 }
@@ -317,7 +322,10 @@ async fn both_apis_work_in_front_of_both() {
         let images = client.raw(&format!("/{package}.ImageService/ListImages"), &[], Bytes::new()).await;
         assert_eq!(images.unwrap().code(), Code::Ok);
     }
-    assert!(b.calls("*").iter().skip(1).all(|call| call.path.starts_with("/runtime.v1alpha2.")), "once learnt");
+    assert!(
+        b.calls("*").iter().skip(1).all(|call| call.path.starts_with("/runtime.v1alpha2.")),
+        "once learnt"
+    );
     assert!(a.calls("*").iter().all(|call| call.path.starts_with("/runtime.v1.")));
 }
 
@@ -327,7 +335,8 @@ async fn methods_of_tomorrow_work_by_id_and_without() {
     let answer = |name: &'static str| {
         move |call: Call| {
             let echo = Bytes::from([name.as_bytes(), &call.message].concat());
-            let messages = if call.method() == "StreamTomorrow" { vec![echo.clone(), echo] } else { vec![echo] };
+            let messages =
+                if call.method() == "StreamTomorrow" { vec![echo.clone(), echo] } else { vec![echo] };
             Reply::messages(messages).trailer("of-tomorrow", "yes")
         }
     };

@@ -80,6 +80,11 @@ impl Crimux {
         std::fs::write(self.dir.path().join("crimux.yaml"), yaml).unwrap();
     }
 
+    /// Returns its process ID.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("crimux runs")
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id().expect("crimux runs")).unwrap();

@@ -10,9 +10,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use futures_util::TryStreamExt as _;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 
+use crate::cork::Corked;
 use crate::drain::Drain;
 use crate::proxy::Proxy;
 
@@ -83,7 +85,7 @@ impl Bound {
             .initial_connection_window_size(WINDOW)
             .initial_stream_window_size(WINDOW)
             .max_concurrent_streams(None)
-            .serve_with_incoming_shutdown(proxy, UnixListenerStream::new(listener), stop)
+            .serve_with_incoming_shutdown(proxy, UnixListenerStream::new(listener).map_ok(Corked::new), stop)
             .await
     }
 }

@@ -17,6 +17,7 @@ use crate::backend::health::Class;
 use crate::backend::{Backend, own_headers};
 use crate::codec::Message;
 use crate::config::BackendConfig;
+use crate::cork::Corked;
 use crate::drain::Drain;
 use crate::error::Error;
 use crate::method::{self, Api};
@@ -103,7 +104,7 @@ impl Backend {
         Ok(connector)
     }
 
-    async fn connect(&self) -> Result<(SendRequest<Bytes>, Connection<Stream, Bytes>), String> {
+    async fn connect(&self) -> Result<(SendRequest<Bytes>, Connection<Corked<Stream>, Bytes>), String> {
         let connector = self.connector().map_err(|error| error.to_string())?;
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
         h2::client::Builder::new()
@@ -111,7 +112,7 @@ impl Backend {
             .initial_connection_window_size(WINDOW)
             .max_frame_size(FRAME)
             .enable_push(false)
-            .handshake(stream)
+            .handshake(Corked::new(stream))
             .await
             .map_err(|error| error.to_string())
     }
@@ -120,7 +121,7 @@ impl Backend {
     async fn drive(
         self: &Arc<Self>,
         sender: SendRequest<Bytes>,
-        connection: Connection<Stream, Bytes>,
+        connection: Connection<Corked<Stream>, Bytes>,
         drain: &Drain,
         greet: &impl AsyncFn(&Arc<Self>),
     ) -> String {

@@ -104,7 +104,7 @@ pub enum Lookup {
 /// The map.
 #[derive(Debug, Default)]
 pub struct Owners {
-    map: DashMap<Box<str>, Owner>,
+    map: DashMap<Box<str>, Owner, foldhash::fast::RandomState>,
 }
 
 impl Owners {

@@ -48,6 +48,9 @@ impl App {
     pub async fn start(path: &Path) -> anyhow::Result<Self> {
         let config = Config::load(path)?;
         telemetry::start(&config.log)?;
+        if let Some(tracing) = &config.tracing {
+            telemetry::spans::start(tracing).context("no spans can be sent")?;
+        }
         let drain = Drain::default();
         let metrics = Metrics::new()?;
         let (snapshot, warnings) = Snapshot::open(&config.state_dir, &boot_id());
@@ -135,6 +138,9 @@ impl App {
             () = terminate.recv() => tracing::warn!("told twice: ending at once"),
         }
         self.fleet.remove_sockets().await;
+        if tokio::task::spawn_blocking(telemetry::spans::stop).await.is_err() {
+            tracing::error!("the last spans were lost");
+        }
         if self.writer.await.is_err() {
             tracing::error!("the last-known state was not written at the end");
         }

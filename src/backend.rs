@@ -23,6 +23,7 @@ use crate::error::Error;
 use crate::method::{Api, Method};
 use crate::metrics::{CallMetrics, Metrics};
 use crate::snapshot::LastKnown;
+use crate::telemetry::spans::{self, CallSpan};
 
 pub use health::{Class, Health, LastError, State};
 pub use link::Link;
@@ -89,6 +90,7 @@ struct Flight {
     backend: Arc<Backend>,
     method: usize,
     started: Instant,
+    span: Option<CallSpan>,
 }
 
 impl Backend {
@@ -139,21 +141,40 @@ impl Backend {
         self: &Arc<Self>,
         method: Option<&'static Method>,
         path: &str,
-        headers: HeaderMap,
+        mut headers: HeaderMap,
         message: Bytes,
     ) -> Result<Reply, Error> {
-        let (mut sender, api) = self.sender().await?;
-        let flight = self.take_off(method)?;
+        let (sender, api) = self.sender().await?;
+        let mut flight = self.take_off(method)?;
         let uri =
             crate::method::uri(method, path, api).map_err(|_| Error::Framing("the path is not valid"))?;
+        flight.span = spans::client(uri.path(), &self.name, &mut headers);
+        match self.send(sender, request(uri, headers), message).await {
+            Ok((headers, stream)) => {
+                flight.note_end(codec::status_code(&headers));
+                Ok(Reply { headers, body: ReplyBody { stream, flight } })
+            }
+            Err(error) => {
+                flight.note_end(Some(error.code()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        mut sender: h2::client::SendRequest<Bytes>,
+        request: Request<()>,
+        message: Bytes,
+    ) -> Result<(HeaderMap, RecvStream), Error> {
         let lost = |error: h2::Error| self.lost(&error);
-        let (response, mut body) = sender.send_request(request(uri, headers), false).map_err(lost)?;
+        let (response, mut body) = sender.send_request(request, false).map_err(lost)?;
         body.send_data(message, true).map_err(lost)?;
         let (head, stream) = response.await.map_err(lost)?.into_parts();
         if head.status != StatusCode::OK {
             return Err(self.garbage(format!("HTTP status {}", head.status)));
         }
-        Ok(Reply { headers: head.headers, body: ReplyBody { stream, flight } })
+        Ok((head.headers, stream))
     }
 
     /// Sends a request and collects the whole reply.
@@ -192,7 +213,7 @@ impl Backend {
         let limit = self.config.load().max_in_flight;
         let flying = self.in_flight.fetch_add(1, Ordering::Relaxed);
         let method = method.map_or(crate::method::COUNT, |method| method.index);
-        let flight = Flight { backend: Arc::clone(self), method, started: Instant::now() };
+        let flight = Flight { backend: Arc::clone(self), method, started: Instant::now(), span: None };
         if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
     }
 
@@ -260,7 +281,11 @@ impl ReplyBody {
         &mut self,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Result<Option<HeaderMap>, Error>> {
-        self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.lost(&error))
+        let trailers = self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.lost(&error));
+        if let std::task::Poll::Ready(Ok(Some(trailers))) = &trailers {
+            self.flight.note_end(codec::status_code(trailers));
+        }
+        trailers
     }
 
     async fn trailers(&mut self) -> Result<HeaderMap, Error> {
@@ -295,6 +320,15 @@ impl Backend {
 impl Drop for Refresh {
     fn drop(&mut self) {
         self.backend.health.end_refresh(self.class);
+    }
+}
+
+impl Flight {
+    /// Notes the status that the call ended with, for its span.
+    fn note_end(&mut self, code: Option<Code>) {
+        if let (Some(span), Some(code)) = (&mut self.span, code) {
+            span.ended(code);
+        }
     }
 }
 

@@ -18,6 +18,7 @@ use tonic::body::Body;
 use crate::codec::{self, Message};
 use crate::error::Error;
 use crate::method::{self, Lane, Method};
+use crate::telemetry::spans;
 pub use node::Node;
 use reply::{Outcome, Watch};
 
@@ -65,12 +66,13 @@ impl Proxy {
 
 /// Answers one request. Every way out of here is a gRPC response.
 async fn serve(proxy: Proxy, request: Request<Body>) -> Response<Body> {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let Some(path) = method::find(head.uri.path()) else {
         return reply::unimplemented(head.uri.path());
     };
+    let span = spans::server(head.uri.path(), &mut head.headers);
     let mut call = Call {
-        watch: Watch::new(&proxy.node, path.method),
+        watch: Watch::new(&proxy.node, path.method, span),
         node: proxy.node,
         scope: proxy.scope,
         api: path.api,

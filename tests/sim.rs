@@ -13,3 +13,5 @@ mod forward;
 mod malformed;
 #[path = "sim/stream_lists.rs"]
 mod stream_lists;
+#[path = "sim/tracing.rs"]
+mod tracing;

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::method::{self, Method};
 use crate::metrics::CallMetrics;
 use crate::proxy::Node;
+use crate::telemetry::spans::CallSpan;
 
 /// What a lane ends with.
 #[derive(Debug)]
@@ -73,16 +74,18 @@ pub(super) struct Watch {
     method: Option<&'static Method>,
     started: Instant,
     code: Code,
+    span: Option<CallSpan>,
 }
 
 impl Watch {
-    pub(super) fn new(node: &Node, method: Option<&'static Method>) -> Self {
+    pub(super) fn new(node: &Node, method: Option<&'static Method>, span: Option<CallSpan>) -> Self {
         Self {
             calls: Arc::clone(&node.own_calls),
             backend: crate::metrics::NO_BACKEND.into(),
             method,
             started: Instant::now(),
             code: Code::Cancelled,
+            span,
         }
     }
 
@@ -132,6 +135,10 @@ impl Drop for Watch {
         let waited = self.started.elapsed();
         let name = self.method.map_or(method::UNKNOWN_NAME, |method| method.name);
         self.calls.answered(self.method.map_or(method::COUNT, |method| method.index), self.code, waited);
+        if let Some(span) = &mut self.span {
+            span.backend(&self.backend);
+            span.ended(self.code);
+        }
         tracing::debug!(method = name, backend = %self.backend, code = ?self.code, elapsed = ?waited, "call");
     }
 }

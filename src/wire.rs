@@ -236,10 +236,10 @@ pub fn append_str(message: &[u8], path: &[u32], value: &str) -> Bytes {
 /// # Errors
 /// Whatever makes the message unreadable on the way there.
 pub fn without(message: &[u8], path: &[u32]) -> Result<Option<Bytes>, WireError> {
+    let Some((&number, inner)) = path.split_first() else { return Ok(None) };
     if !has_path(message, path)? {
         return Ok(None);
     }
-    let (&number, inner) = path.split_first().expect("a path names at least one field");
     let mut out = BytesMut::with_capacity(message.len());
     for field in fields(message) {
         let field = field?;

@@ -12,6 +12,7 @@
 mod real {
     pub(crate) mod world;
 
+    mod api;
     mod lifecycle;
     mod lists;
     mod memory;

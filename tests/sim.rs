@@ -1,5 +1,7 @@
 //! crimux in front of simulated runtimes: one binary, one file for each topic.
 
+#![allow(clippy::unwrap_used, reason = "a test helper that fails has failed the test")]
+
 #[path = "sim/support.rs"]
 mod support;
 

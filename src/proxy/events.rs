@@ -104,8 +104,7 @@ impl Call {
 impl Node {
     /// Ends all event streams, so that shutting down does not wait for them.
     pub fn end_events(&self) {
-        let cause = "crimux is shutting down".to_owned();
-        self.feeds.end_all(&Error::Lost { backend: "crimux".into(), cause });
+        self.feeds.end_all(&Error::ShuttingDown);
     }
 }
 
@@ -201,13 +200,13 @@ async fn read(node: &Arc<Node>, backend: &Arc<Backend>, feed: &Feed) -> Ended {
     let events = tokio::sync::Notify::new();
     let mut reading = Reading { node, backend, feed, trial: Some(Instant::now() + TRIAL), events: &events };
     tokio::select! {
-        ended = reading.to_the_end() => ended,
+        ended = reading.until_it_ends() => ended,
         () = list_after(node, backend, &events) => Ended::Lost("listing ended".to_owned()),
     }
 }
 
 impl Reading<'_> {
-    async fn to_the_end(&mut self) -> Ended {
+    async fn until_it_ends(&mut self) -> Ended {
         let method = method::named("GetContainerEvents");
         match self.follow(method).await {
             Ok(Code::Ok) if self.trial.is_some() => Ended::Refused("its stream ends at once".to_owned()),

@@ -68,8 +68,9 @@ fn own(backend: &Backend) -> Option<Bytes> {
     backend.last.reply(method::named("ListMetricDescriptors").name)
 }
 
+/// Returns what was announced. What was announced later has all of it in it, so the longest is the latest.
 fn announced(node: &Node) -> Option<Bytes> {
-    node.backends().iter().find_map(|backend| backend.last.reply(ANNOUNCED))
+    node.backends().iter().filter_map(|backend| backend.last.reply(ANNOUNCED)).max_by_key(Bytes::len)
 }
 
 /// Asks a backend for its descriptors, unless they are known or it has none.

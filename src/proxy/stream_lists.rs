@@ -122,7 +122,9 @@ impl Call {
                 () = sender.closed() => return,
             };
             let mut verdict = Verdict::default();
-            sent.into_iter().for_each(|share| verdict.add(share.map(drop)));
+            for share in sent {
+                verdict.add(share.map(drop));
+            }
             if let Err(error) = verdict.of(&node, list) {
                 end.set(error).ok();
             }

@@ -33,7 +33,8 @@ static SPANS: OnceLock<(SdkTracerProvider, SdkTracer)> = OnceLock::new();
 /// The span of one call, or of one call to a backend; it ends when dropped.
 #[derive(Debug)]
 pub struct CallSpan {
-    span: opentelemetry_sdk::trace::Span,
+    /// Boxed, because most calls have none and all of them carry the place for it.
+    span: Box<opentelemetry_sdk::trace::Span>,
     code: Code,
 }
 
@@ -125,7 +126,7 @@ fn begin(
     if let Ok(value) = HeaderValue::try_from(written(span.span_context())) {
         headers.insert(TRACEPARENT, value);
     }
-    CallSpan { span, code: Code::Cancelled }
+    CallSpan { span: Box::new(span), code: Code::Cancelled }
 }
 
 /// Reads a `traceparent`: version, trace, parent and flags. Versions to come may have more after them.

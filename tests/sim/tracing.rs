@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
+use prost::Message;
 use testkit::runtime::SimRuntime;
 use testkit::{cri, eventually};
 use tokio::net::TcpListener;
@@ -99,7 +100,7 @@ fn pair(attribute: &[u8]) -> (String, String) {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"))
 }
 
 impl tower::Service<http::Request<Body>> for Collector {
@@ -158,7 +159,6 @@ async fn without_a_collector_the_trace_context_passes_byte_for_byte() {
         ("tracestate", "congo=t61rcWkgMzE, rojo=00f067aa0ba902b7"),
         ("baggage", "userId=alice,serverNode=DF%2028;x=y"),
     ];
-    use prost::Message;
     for (path, message) in [(STATUS, request.encode_to_vec()), (LIST, Vec::new())] {
         crimux.client().raw(path, &metadata, message).await.unwrap();
         let call = a.calls(path).pop().unwrap();
@@ -177,7 +177,6 @@ async fn crimux_stands_between_client_and_runtime_in_one_trace() {
     let crimux = traced(&[("a", &a), ("b", &b)], &format!("otlp: {endpoint}")).await;
     let id = b.state().containers().next().unwrap().id.clone();
     let request = cri::ContainerStatusRequest { container_id: id, verbose: false };
-    use prost::Message;
     let metadata = [("traceparent", PARENT), ("tracestate", "a=b"), ("baggage", "c=d")];
     let reply = crimux.client().raw(STATUS, &metadata, request.encode_to_vec()).await.unwrap();
     assert_eq!(reply.code(), Code::Ok);

@@ -51,6 +51,11 @@ impl App {
         if let Some(tracing) = &config.tracing {
             telemetry::spans::start(tracing).context("no spans can be sent")?;
         }
+        // First of all, so that a second crimux is refused before it touches the state of the first.
+        let bound = match systemd::listener(&config.listen)? {
+            Some(inherited) => inherited,
+            None => Bound::bind(&config.listen, config.listen_mode, config.listen_owner).await?,
+        };
         let drain = Drain::default();
         let metrics = Metrics::new()?;
         let (snapshot, warnings) = Snapshot::open(&config.state_dir, &boot_id());
@@ -65,10 +70,6 @@ impl App {
         fleet.apply(&config).await?;
         let writer = tokio::spawn(snapshot.run(drain.clone().into_begun()));
         let mut servers = JoinSet::new();
-        let bound = match systemd::listener(&config.listen)? {
-            Some(inherited) => inherited,
-            None => Bound::bind(&config.listen, config.listen_mode, config.listen_owner).await?,
-        };
         tracing::info!(listen = %bound.path().display(), backends = config.backends.len(), "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
         servers.spawn(log_failure(bound.serve(proxy, drain.clone())));
@@ -122,6 +123,10 @@ impl App {
             }
         };
         self.node.metrics.config_reloads.with_label_values(&[result]).inc();
+        // Anything that changes in the file's directory is looked at; only a changed configuration is news.
+        if result != "unchanged" {
+            self.node.recent.reloaded(result);
+        }
         systemd::ready();
     }
 
@@ -131,7 +136,10 @@ impl App {
         systemd::stopping();
         self.drain.begin();
         self.node.end_events();
-        let drained = async { while self.servers.join_next().await.is_some() {} };
+        let drained = async {
+            while self.servers.join_next().await.is_some() {}
+            self.fleet.drained().await;
+        };
         tokio::select! {
             () = drained => tracing::info!("all calls have ended"),
             () = tokio::time::sleep(limit) => tracing::warn!("calls still in flight are cut"),

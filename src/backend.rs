@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use h2::RecvStream;
+use h2::client::SendRequest;
 use http::{HeaderMap, Method as HttpMethod, Request, StatusCode, Uri};
 use tokio::sync::{Notify, watch};
 use tonic::Code;
@@ -141,10 +142,23 @@ impl Backend {
         self: &Arc<Self>,
         method: Option<&'static Method>,
         path: &str,
-        mut headers: HeaderMap,
+        headers: HeaderMap,
         message: Bytes,
     ) -> Result<Reply, Error> {
         let (sender, api) = self.sender().await?;
+        self.call_over(sender, api, method, path, headers, message).await
+    }
+
+    /// Sends a request over this connection, in this API.
+    async fn call_over(
+        self: &Arc<Self>,
+        sender: SendRequest<Bytes>,
+        api: Api,
+        method: Option<&'static Method>,
+        path: &str,
+        mut headers: HeaderMap,
+        message: Bytes,
+    ) -> Result<Reply, Error> {
         let mut flight = self.take_off(method)?;
         let uri =
             crate::method::uri(method, path, api).map_err(|_| Error::Framing("the path is not valid"))?;
@@ -163,7 +177,7 @@ impl Backend {
 
     async fn send(
         &self,
-        mut sender: h2::client::SendRequest<Bytes>,
+        mut sender: SendRequest<Bytes>,
         request: Request<()>,
         message: Bytes,
     ) -> Result<(HeaderMap, RecvStream), Error> {
@@ -190,7 +204,7 @@ impl Backend {
         self.call(Some(method), "", headers, message).await?.collect().await
     }
 
-    async fn sender(&self) -> Result<(h2::client::SendRequest<Bytes>, Api), Error> {
+    async fn sender(&self) -> Result<(SendRequest<Bytes>, Api), Error> {
         if let Link::Up { sender, api, .. } = &*self.link.borrow() {
             return Ok((sender.clone(), *api));
         }
@@ -354,6 +368,8 @@ pub fn own_headers(timeout: Duration) -> HeaderMap {
 fn request(uri: Uri, mut headers: HeaderMap) -> Request<()> {
     // A reply that crimux must read has to come uncompressed; no CRI runtime compresses unasked.
     headers.remove("grpc-accept-encoding");
+    // The message may be another than the one that was counted; h2 refuses a length that is wrong.
+    headers.remove(http::header::CONTENT_LENGTH);
     let mut request = Request::new(());
     *request.method_mut() = HttpMethod::POST;
     *request.uri_mut() = uri;

@@ -191,3 +191,95 @@ impl Body for Whole {
         Poll::Ready(frame.map(Ok))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Pushes these chunks with a limit of 100 bytes.
+    fn assembled(chunks: &[&[u8]]) -> Result<Option<Message>, Error> {
+        let mut assembler = Assembler::default();
+        for chunk in chunks {
+            assembler.push(Bytes::copy_from_slice(chunk), 100)?;
+        }
+        assembler.finish()
+    }
+
+    proptest! {
+        #[test]
+        fn a_message_is_the_same_however_it_was_cut(
+            encoded in proptest::collection::vec(any::<u8>(), 0..100),
+            cuts in proptest::collection::vec(0usize..105, 0..8),
+        ) {
+            let framed = Message::new(&encoded).framed();
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(framed.len())).collect();
+            cuts.push(framed.len());
+            cuts.sort_unstable();
+            let mut start = 0;
+            let chunks = cuts.iter().map(|&end| &framed[std::mem::replace(&mut start, end)..end]);
+            let message = assembled(&chunks.collect::<Vec<_>>()).unwrap().unwrap();
+            prop_assert_eq!(message.framed(), &framed);
+            prop_assert_eq!(message.encoded(), &encoded[..]);
+            prop_assert_eq!(message.encoded_bytes(), encoded);
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(chunks in proptest::collection::vec(any::<Vec<u8>>(), 0..4)) {
+            let chunks: Vec<_> = chunks.iter().map(Vec::as_slice).collect();
+            if let Ok(Some(message)) = assembled(&chunks) {
+                prop_assert_eq!(message.framed(), chunks.concat());
+            }
+        }
+    }
+
+    #[test]
+    fn a_message_of_one_chunk_is_not_copied() {
+        let chunk = Message::new(b"message").framed();
+        let mut assembler = Assembler::default();
+        assembler.push(chunk.clone(), 100).unwrap();
+        let message = assembler.finish().unwrap().unwrap();
+        assert_eq!(message.framed().as_ptr(), chunk.as_ptr());
+    }
+
+    #[test]
+    fn a_claim_beyond_the_limit_is_refused_before_the_bytes_come() {
+        assert!(matches!(assembled(&[&[0, 0, 0, 0, 101]]), Err(Error::TooLarge(101))));
+        assert!(matches!(assembled(&[&[0, 0xff], &[0xff, 0xff, 0xff]]), Err(Error::TooLarge(0xffff_ffff))));
+        let full = Message::new(&[7; 100]).framed();
+        assert_eq!(assembled(&[&full]).unwrap().unwrap().encoded(), [7; 100]);
+    }
+
+    #[test]
+    fn what_is_no_single_message_is_refused() {
+        assert!(matches!(assembled(&[&[1]]), Err(Error::Compressed)));
+        assert!(matches!(assembled(&[&[0, 0, 0, 0, 1, 9, 9]]), Err(Error::Framing(_))), "too much");
+        assert!(matches!(assembled(&[&[0, 0, 0, 0, 2, 9]]), Err(Error::Framing(_))), "too little");
+        assert!(matches!(assembled(&[&[0, 0, 0]]), Err(Error::Framing(_))), "half a prefix");
+        assert!(assembled(&[]).unwrap().is_none());
+        assert!(assembled(&[b"", b""]).unwrap().is_none());
+        assert_eq!(assembled(&[&[0, 0, 0, 0, 0]]).unwrap().unwrap().encoded(), b"");
+    }
+
+    #[tokio::test]
+    async fn a_whole_reply_is_its_chunks_and_then_its_trailers() {
+        let chunk = Bytes::from_static(b"chunk");
+        let mut whole = Whole::new([Bytes::new(), chunk.clone(), chunk.clone()], ok_trailers());
+        let mut frames = Vec::new();
+        while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut whole).poll_frame(cx)).await {
+            frames.push(frame.unwrap());
+        }
+        let trailers = frames.pop().unwrap().into_trailers().unwrap();
+        assert_eq!(status_code(&trailers), Some(Code::Ok));
+        let chunks: Vec<_> = frames.into_iter().map(|frame| frame.into_data().unwrap()).collect();
+        assert_eq!(chunks, [chunk.clone(), chunk]);
+    }
+
+    #[test]
+    fn error_trailers_carry_code_and_text() {
+        let trailers = error_trailers(Error::EmptyId("sandbox"));
+        let status = Status::from_header_map(&trailers).unwrap();
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, "crimux: sandbox ID is empty"));
+    }
+}

@@ -3,6 +3,7 @@
 //! Read [`proxy`] first: it is the life of a call. ARCHITECTURE.md has the plan of the house.
 
 pub mod admin;
+pub mod age;
 pub mod app;
 pub mod backend;
 pub mod cli;
@@ -16,6 +17,7 @@ pub mod merge;
 pub mod method;
 pub mod metrics;
 pub mod proxy;
+pub mod recent;
 pub mod relay;
 pub mod router;
 pub mod server;

@@ -31,7 +31,9 @@ pub struct Part<'a> {
 /// Merges the parts; the result is one encoded message, in pieces.
 pub fn merge(list: List, parts: &[Part<'_>]) -> Vec<Bytes> {
     match list {
-        List::Images if parts.len() > 1 || parts.iter().any(|part| !part.local) => vec![images::merge(parts)],
+        List::Images if parts.len() > 1 || parts.iter().any(|part| !part.local || !part.live) => {
+            vec![images::merge(parts)]
+        }
         List::Filesystems => vec![filesystems::merge(parts)],
         List::ContainerStats | List::SandboxStats => parts
             .iter()
@@ -44,4 +46,35 @@ pub fn merge(list: List, parts: &[Part<'_>]) -> Vec<Bytes> {
 /// Returns the stats of a backend that is not on this node. What cannot be read is left out: it may name a path.
 fn elsewhere(list: List, part: &Part<'_>) -> Bytes {
     stats::without_filesystems(list, part.items).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::cri::{Container, ListContainersResponse};
+
+    fn list(ids: &[&str]) -> Bytes {
+        let container = |id: &&str| Container { id: (*id).to_owned(), ..Container::default() };
+        ListContainersResponse { containers: ids.iter().map(container).collect() }.encode_to_vec().into()
+    }
+
+    #[test]
+    fn joined_lists_are_the_list_of_all_items_and_nothing_is_copied() {
+        let lists = [list(&["a", "b"]), list(&[]), list(&["c"])];
+        let part = |items| Part { items, default: false, local: true, live: true };
+        let merged = merge(List::Containers, &lists.each_ref().map(part));
+        let joined = ListContainersResponse::decode(merged.concat().as_slice()).expect("a list");
+        let ids: Vec<_> = joined.containers.iter().map(|container| container.id.as_str()).collect();
+        assert_eq!(ids, ["a", "b", "c"]);
+        assert_eq!(merged[0].as_ptr(), lists[0].as_ptr());
+    }
+
+    #[test]
+    fn one_local_list_of_images_is_passed_as_it_is() {
+        let items = Bytes::from_static(b"\x0a\x03\xf2\x3e\x00");
+        let part = Part { items: &items, default: true, local: true, live: true };
+        assert_eq!(merge(List::Images, &[part]), std::slice::from_ref(&items));
+    }
 }

@@ -242,6 +242,15 @@ impl Api {
         }
     }
 
+    /// Returns the other version.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::V1 => Self::V1Alpha2,
+            Self::V1Alpha2 => Self::V1,
+        }
+    }
+
     /// Returns the version as `VersionResponse.runtime_api_version` gives it.
     pub fn version(self) -> &'static str {
         match self {
@@ -381,9 +390,10 @@ static TABLE: LazyLock<Vec<Method>> = LazyLock::new(|| {
     ROWS.into_iter().enumerate().map(method).collect()
 });
 
-static BY_PATH: LazyLock<HashMap<String, &'static Method>> = LazyLock::new(|| {
-    TABLE.iter().map(|method| (format!("{}/{}", method.service.name(), method.name), method)).collect()
-});
+static BY_PATH: LazyLock<HashMap<String, &'static Method, foldhash::fast::RandomState>> =
+    LazyLock::new(|| {
+        TABLE.iter().map(|method| (format!("{}/{}", method.service.name(), method.name), method)).collect()
+    });
 
 fn static_uri(api: Api, service: Service, name: &str) -> Uri {
     let path = format!("/{}.{}/{name}", api.package(), service.name());

@@ -91,17 +91,18 @@ impl Call {
     /// Takes the lane that the method's row names.
     async fn answer(&mut self, message: Message) -> Result<Outcome, Error> {
         let Some(method) = self.method else {
-            return self.forward_unknown(message).await;
+            return Box::pin(self.forward_unknown(message)).await;
         };
         match method.lane {
-            Lane::Handler(field) => self.place(field, message).await,
+            // The lane of most calls stands in the future itself; the others are boxed, to keep it small.
             Lane::Owner(kind, absent) => self.forward_to_owner(method, kind, absent, message).await,
-            Lane::Image(image_call) => self.image(method, image_call, message).await,
-            Lane::FanOut(list) => self.fan_out(method, list, message).await,
-            Lane::Broadcast => self.broadcast(method, message).await,
-            Lane::Answer(answer) => self.compose(answer, &message).await,
-            Lane::Relay(list) => self.stream_list(method, list, message).await,
-            Lane::Events => self.events().await,
+            Lane::Handler(field) => Box::pin(self.place(field, message)).await,
+            Lane::Image(image_call) => Box::pin(self.image(method, image_call, message)).await,
+            Lane::FanOut(list) => Box::pin(self.fan_out(method, list, message)).await,
+            Lane::Broadcast => Box::pin(self.broadcast(method, message)).await,
+            Lane::Answer(answer) => Box::pin(self.compose(answer, &message)).await,
+            Lane::Relay(list) => Box::pin(self.stream_list(method, list, message)).await,
+            Lane::Events => Box::pin(self.events()).await,
         }
     }
 

@@ -128,3 +128,76 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = std::fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_file_has_the_mode_and_goes_with_its_value() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made/here/socket");
+        let bound = Bound::bind(&path, 0o640, None).await.unwrap();
+        assert_eq!(bound.path(), path);
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
+        UnixStream::connect(&path).await.unwrap();
+        drop(bound);
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_socket_in_use_is_refused_and_stays_usable() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let _first = Bound::bind(&path, 0o600, None).await.unwrap();
+        let error = Bound::bind(&path, 0o600, None).await.unwrap_err();
+        assert!(error.to_string().contains("is in use"), "{error}");
+        UnixStream::connect(&path).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_stale_socket_is_replaced_and_anything_else_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        drop(UnixListener::bind(&path).unwrap());
+        drop(Bound::bind(&path, 0o600, None).await.unwrap());
+        let elsewhere = dir.path().join("elsewhere");
+        let _listening = UnixListener::bind(&elsewhere).unwrap();
+        for make in [
+            |path: &Path| std::fs::write(path, "x").unwrap(),
+            |path: &Path| std::fs::create_dir(path).unwrap(),
+            |path: &Path| std::os::unix::fs::symlink("elsewhere", path).unwrap(),
+        ] {
+            let path = tempfile::Builder::new().make_in(dir.path(), |path| {
+                make(path);
+                Ok(())
+            });
+            let path = path.unwrap().into_temp_path().keep().unwrap();
+            let error = Bound::bind(&path, 0o600, None).await.unwrap_err();
+            assert!(error.to_string().ends_with("exists and is not a socket"), "{error}");
+            assert!(std::fs::symlink_metadata(&path).is_ok());
+        }
+    }
+
+    #[tokio::test]
+    async fn an_inherited_socket_is_never_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        drop(Bound::inherited(listener, &path).unwrap());
+        assert!(path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_file_that_took_the_place_of_ours_is_not_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let bound = Bound::bind(&path, 0o600, None).await.unwrap();
+        // Beside ours, so that it cannot have the same inode.
+        let other = dir.path().join("other");
+        let _listening = UnixListener::bind(&other).unwrap();
+        std::fs::rename(&other, &path).unwrap();
+        drop(bound);
+        assert!(path.exists());
+    }
+}

@@ -30,6 +30,8 @@ struct Member {
     socket: Option<Socket>,
     /// Whether it was removed from the file and only lives on for what it owns.
     retired: bool,
+    /// Whether it is hidden from new calls already, so that it can end when nothing turns up until the next look.
+    leaving: bool,
 }
 
 /// A socket that shows one backend.
@@ -54,7 +56,7 @@ impl Fleet {
         for (name, backend_config) in &config.backends {
             match self.members.get_mut(name) {
                 Some(member) => {
-                    member.retired = false;
+                    (member.retired, member.leaving) = (false, false);
                     member.backend.reconfigure(backend_config);
                 }
                 None => self.add(name, backend_config.clone()),
@@ -66,9 +68,10 @@ impl Fleet {
                 tracing::warn!(backend = name, sandboxes, containers, "removed; kept until it owns nothing");
             }
         }
+        // A handler must not lead to a backend that is not there yet.
+        self.publish();
         self.node.router.replace_handlers(Handlers::new(config, &self.names()));
         self.node.replace_config(config.clone());
-        self.publish();
         self.housekeep();
         self.sockets(config).await
     }
@@ -77,10 +80,17 @@ impl Fleet {
     pub(super) fn housekeep(&mut self) {
         self.node.sweep();
         let node = Arc::clone(&self.node);
-        let before = self.members.len();
+        let remembered = node.snapshot.names();
         self.members.retain(|name, member| {
-            let ended =
-                member.retired && member.backend.last.listed() && node.router.owners.count(name) == (0, 0);
+            // Its absence from the names means that the operator declared it lost.
+            let told = member.backend.last.listed() || !remembered.contains(name);
+            let idle = member.retired
+                && told
+                && member.backend.in_flight() == 0
+                && node.router.owners.count(name) == (0, 0);
+            // A call that chose it before the reload may not have been sent yet: it is hidden first.
+            let ended = idle && member.leaving;
+            member.leaving = idle;
             if ended {
                 tracing::info!(backend = name, "owns nothing any more and is gone");
                 member.drain.begin();
@@ -89,8 +99,15 @@ impl Fleet {
             }
             !ended
         });
-        if self.members.len() != before {
-            self.publish();
+        self.publish();
+    }
+
+    /// Waits for the calls that came in by the backends' own sockets, which stopped listening with the drain.
+    pub(super) async fn drained(&mut self) {
+        for socket in self.members.values_mut().filter_map(|member| member.socket.as_mut()) {
+            if let Err(error) = (&mut socket.serving).await {
+                tracing::error!(%error, "a backend's own socket failed");
+            }
         }
     }
 
@@ -107,17 +124,19 @@ impl Fleet {
         let last = self.node.snapshot.backend(name, config.local);
         let backend = Backend::new(name.into(), config, last, &self.node.metrics);
         self.node.restore(&backend);
-        let drain = self.drain.child();
+        // Not a child of the process's drain: calls in flight need the connection until they have ended.
+        let drain = Drain::default();
         let node = Arc::clone(&self.node);
         let running = Arc::clone(&backend)
             .run(drain.clone(), async move |backend: &Arc<Backend>| node.greet(backend).await);
         tokio::spawn(running);
-        self.members.insert(name.to_owned(), Member { backend, drain, socket: None, retired: false });
+        let member = Member { backend, drain, socket: None, retired: false, leaving: false };
+        self.members.insert(name.to_owned(), member);
     }
 
     fn publish(&self) {
-        let backends = self.members.values().map(|member| Arc::clone(&member.backend)).collect();
-        self.node.replace_backends(backends);
+        let shown = self.members.values().filter(|member| !member.leaving);
+        self.node.replace_backends(shown.map(|member| Arc::clone(&member.backend)).collect());
     }
 
     fn names(&self) -> Names {

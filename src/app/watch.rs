@@ -3,7 +3,7 @@
 //! The directory is watched, not the file, because a file that is renamed into place is another file. Where
 //! watching is not possible SIGHUP still reloads.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use notify::{RecursiveMode, Watcher};
@@ -17,8 +17,13 @@ pub(super) fn changes(path: &Path) -> mpsc::Receiver<()> {
     let (sender, receiver) = mpsc::channel(1);
     let (raw, mut events) = mpsc::channel::<()>(1);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let file = path.file_name().map(ToOwned::to_owned);
     let watching = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if event.is_ok_and(|event| !event.kind.is_access()) {
+        // kubelet replaces a `ConfigMap` by renaming a link called `..data` over the old one.
+        let ours = |path: &PathBuf| {
+            path.file_name().is_some_and(|name| Some(name) == file.as_deref() || name == "..data")
+        };
+        if event.is_ok_and(|event| !event.kind.is_access() && event.paths.iter().any(ours)) {
             // A full channel already holds the news.
             raw.try_send(()).ok();
         }

@@ -67,7 +67,10 @@ impl Backend {
             match self.connect().await {
                 Ok((sender, connection)) => {
                     pause = FIRST_PAUSE;
-                    let cause = self.drive(sender, connection, &drain, &greet).await;
+                    let Some(cause) = self.drive(sender, connection, &drain, &greet).await else {
+                        self.link.send_replace(Link::Connecting);
+                        continue;
+                    };
                     self.set_down(&cause);
                 }
                 Err(cause) => self.set_down(&cause),
@@ -117,19 +120,23 @@ impl Backend {
             .map_err(|error| error.to_string())
     }
 
-    /// Drives one connection to its end and returns why it ended.
+    /// Drives one connection to its end and returns why it ended; `None` if another is to take its place, in
+    /// which case its calls in flight go on.
     async fn drive(
         self: &Arc<Self>,
         sender: SendRequest<Bytes>,
         connection: Connection<Corked<Stream>, Bytes>,
         drain: &Drain,
         greet: &impl AsyncFn(&Arc<Self>),
-    ) -> String {
+    ) -> Option<String> {
         let connection = tokio::spawn(connection);
         let ending = connection.abort_handle();
         self.health.reset();
-        self.link.send_replace(Link::Up { sender, api: self.last_api(), since: SystemTime::now() });
         let beside = async {
+            let wait = self.config.load().timeouts.read;
+            // A backend that does not tell is late; the probe below says so.
+            let api = tokio::time::timeout(wait, self.spoken(&sender)).await.unwrap_or(self.last_api());
+            self.link.send_replace(Link::Up { sender, api, since: SystemTime::now() });
             self.probe().await;
             greet(self).await;
             self.keep_probing().await;
@@ -140,11 +147,11 @@ impl Backend {
                 _ => "the backend closed the connection".to_owned(),
             },
             () = beside => "probing ended".to_owned(),
-            () = self.redial.notified() => "its configuration changed".to_owned(),
+            () = self.redial.notified() => return None,
             () = drain.begun() => "crimux is shutting down".to_owned(),
         };
         ending.abort();
-        cause
+        Some(cause)
     }
 
     async fn keep_probing(self: &Arc<Self>) {
@@ -191,6 +198,22 @@ impl Backend {
         Err(self.garbage("it speaks neither runtime.v1 nor runtime.v1alpha2"))
     }
 
+    /// Asks which API is spoken over a new connection, the one it spoke last first: a call that came in the
+    /// wrong one would be answered Unimplemented, which no client may be told.
+    async fn spoken(self: &Arc<Self>, sender: &SendRequest<Bytes>) -> Api {
+        let (method, first) = (method::named("Version"), self.last_api());
+        for api in [first, first.other()] {
+            let (headers, message) = (own_headers(self.config.load().timeouts.read), Message::new(&[]));
+            let asked = self.call_over(sender.clone(), api, Some(method), "", headers, message.framed());
+            let told = async { asked.await?.collect().await };
+            if told.await.is_ok_and(|reply| reply.code == Code::Ok) {
+                *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(api);
+                return api;
+            }
+        }
+        first
+    }
+
     fn last_api(&self) -> Api {
         match *self.api.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(api) => api,
@@ -201,7 +224,7 @@ impl Backend {
     fn switch_api(&self) {
         self.link.send_modify(|link| {
             if let Link::Up { api, .. } = link {
-                *api = if *api == Api::V1 { Api::V1Alpha2 } else { Api::V1 };
+                *api = api.other();
                 *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(*api);
             }
         });

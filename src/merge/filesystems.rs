@@ -24,3 +24,40 @@ pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
     }
     out.freeze()
 }
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::cri::{FilesystemIdentifier, FilesystemUsage, ImageFsInfoResponse};
+
+    fn usage(mountpoint: &str) -> FilesystemUsage {
+        let fs_id = Some(FilesystemIdentifier { mountpoint: mountpoint.to_owned() });
+        FilesystemUsage { timestamp: 7, fs_id, ..FilesystemUsage::default() }
+    }
+
+    fn info(images: &[&str], containers: &[&str]) -> Bytes {
+        let usages = |mountpoints: &[&str]| mountpoints.iter().map(|mountpoint| usage(mountpoint)).collect();
+        let info = ImageFsInfoResponse {
+            image_filesystems: usages(images),
+            container_filesystems: usages(containers),
+        };
+        info.encode_to_vec().into()
+    }
+
+    fn mountpoints(usages: &[FilesystemUsage]) -> Vec<&str> {
+        usages.iter().filter_map(|usage| Some(usage.fs_id.as_ref()?.mountpoint.as_str())).collect()
+    }
+
+    #[test]
+    fn the_default_comes_first_each_path_once_and_only_what_is_on_this_node() {
+        let infos = [info(&["/b"], &["/b"]), info(&["/a", "/b"], &["/c"]), info(&["/remote"], &[])];
+        let part =
+            |index: usize| Part { items: &infos[index], default: index == 1, local: index != 2, live: true };
+        let merged = ImageFsInfoResponse::decode(merge(&[part(0), part(1), part(2)])).expect("an info");
+        assert_eq!(mountpoints(&merged.image_filesystems), ["/a", "/b"]);
+        assert_eq!(mountpoints(&merged.container_filesystems), ["/c", "/b"]);
+        assert_eq!(merged.image_filesystems[0], usage("/a"));
+    }
+}

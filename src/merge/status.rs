@@ -136,3 +136,112 @@ fn info(said: &[Said<'_>]) -> std::collections::HashMap<String, String> {
     }
     info.into_iter().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told(conditions: &[(&str, bool)]) -> StatusResponse {
+        let conditions = conditions.iter().map(|(kind, status)| condition(kind, *status, "", ""));
+        let status = Some(RuntimeStatus { conditions: conditions.collect() });
+        StatusResponse { status, ..StatusResponse::default() }
+    }
+
+    fn said(name: &str, reply: Option<StatusResponse>) -> Said<'_> {
+        Said { name, reply, decides: false, default: false, expired: None, state: Ok(()) }
+    }
+
+    /// The default backend, ready.
+    fn default() -> Said<'static> {
+        let ready = told(&[("RuntimeReady", true), ("NetworkReady", true), ("Other", true)]);
+        Said { decides: true, default: true, ..said("a", Some(ready)) }
+    }
+
+    fn conditions_of(said: &[Said<'_>]) -> Vec<(String, bool, String)> {
+        let status = compose(said, &[]).status.expect("a status");
+        status.conditions.into_iter().map(|c| (c.r#type, c.status, c.reason)).collect()
+    }
+
+    fn row(kind: &str, status: bool, reason: &str) -> (String, bool, String) {
+        (kind.to_owned(), status, reason.to_owned())
+    }
+
+    #[test]
+    fn a_backend_that_does_not_decide_has_a_condition_of_its_own_only() {
+        let mut other = said("b", Some(told(&[("RuntimeReady", false), ("Secret", true)])));
+        other.state = Err("down: refused".to_owned());
+        let expected = [
+            row("RuntimeReady", true, ""),
+            row("NetworkReady", true, ""),
+            row("Other", true, ""),
+            row("Backend/a", true, ""),
+            row("Backend/b", false, "BackendUnavailable"),
+        ];
+        assert_eq!(conditions_of(&[default(), other]), expected);
+    }
+
+    #[test]
+    fn every_backend_that_decides_can_say_no() {
+        let required = Said { decides: true, ..said("b", Some(told(&[("RuntimeReady", false)]))) };
+        let conditions = conditions_of(&[default(), required]);
+        let expected = [row("RuntimeReady", false, ""), row("NetworkReady", false, "BackendSilent")];
+        assert_eq!(conditions[..2], expected);
+    }
+
+    #[test]
+    fn a_backend_that_was_lost_for_too_long_or_never_heard_is_not_ready() {
+        let expired = Said { expired: Some("backend a is down".to_owned()), ..default() };
+        assert_eq!(conditions_of(&[expired])[0], row("RuntimeReady", false, "BackendUnreachable"));
+        let silent = Said { reply: None, ..default() };
+        assert_eq!(conditions_of(&[silent])[0], row("RuntimeReady", false, "BackendSilent"));
+        assert_eq!(conditions_of(&[])[1], row("NetworkReady", false, "NoBackend"));
+    }
+
+    #[test]
+    fn handlers_have_the_features_of_what_they_map_to() {
+        let features = Some(RuntimeHandlerFeatures { user_namespaces: true, ..Default::default() });
+        let mut first = default();
+        let known = RuntimeHandler { name: "runsc".to_owned(), features };
+        first.reply.as_mut().expect("a reply").runtime_handlers = vec![known];
+        let served = [
+            Served { handler: "gvisor", backend: "a", known_as: "runsc" },
+            Served { handler: "runsc", backend: "b", known_as: "runsc" },
+            Served { handler: "lost", backend: "a", known_as: "nowhere" },
+        ];
+        let handlers = compose(&[first], &served).runtime_handlers;
+        let expected = [("gvisor", features), ("runsc", None), ("lost", None)];
+        assert_eq!(handlers, expected.map(|(n, features)| RuntimeHandler { name: n.to_owned(), features }));
+    }
+
+    #[test]
+    fn a_feature_of_the_node_is_one_that_all_have() {
+        let with = |mount_options, supplemental_groups_policy| {
+            let features =
+                RuntimeFeatures { mount_options, supplemental_groups_policy, ..RuntimeFeatures::default() };
+            Some(StatusResponse { features: Some(features), ..StatusResponse::default() })
+        };
+        let all = |said: &[Said<'_>]| features(said).map(|f| (f.mount_options, f.supplemental_groups_policy));
+        assert_eq!(all(&[said("a", with(true, true)), said("b", with(true, false))]), Some((true, false)));
+        assert_eq!(
+            all(&[said("a", with(true, true)), said("b", None)]),
+            Some((true, true)),
+            "not known is not no"
+        );
+        let without = Some(StatusResponse::default());
+        assert_eq!(all(&[said("a", with(true, true)), said("b", without)]), Some((false, false)));
+        assert_eq!(all(&[said("a", None)]), None);
+    }
+
+    #[test]
+    fn information_of_others_is_told_apart_by_their_names() {
+        let with = |value: &str| StatusResponse {
+            info: [("config".to_owned(), value.to_owned())].into(),
+            ..StatusResponse::default()
+        };
+        let mut first = default();
+        first.reply = Some(with("1"));
+        let info = compose(&[first, said("b", Some(with("2")))], &[]).info;
+        let expected = [("config", "1"), ("b/config", "2")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!(info, std::collections::HashMap::from(expected));
+    }
+}

@@ -222,7 +222,7 @@ impl Ask {
                     Err(error) => backend.health.note_error(error.to_string()),
                 }
             }
-            Ok(Ok(reply)) if reply.code == Code::Unimplemented => {
+            Ok(Ok(reply)) if reply.code == Code::Unimplemented && !must_be_complete(self.list) => {
                 return Err(Missing::Unimplemented(lacking(backend, method)));
             }
             Ok(Ok(reply)) => {

@@ -28,7 +28,10 @@ impl Call {
         let uid = wire::peek_str(request, &learn::uid_path(method))?.to_owned();
         let choice = match &self.scope {
             Some(backend) => router::Choice { backend: Arc::clone(backend), handler: handler.clone() },
-            None => self.node.choose(&handler, &uid)?,
+            None => self
+                .node
+                .choose(&handler, &uid)
+                .inspect_err(|error| self.node.placed(&handler, None, error.code()))?,
         };
         let backend = self.node.backend(&choice.backend)?;
         let message = if choice.handler == handler {
@@ -37,7 +40,10 @@ impl Call {
             Message::new(&wire::append_str(request, &[field], &choice.handler))
         };
         self.watch.at(&backend);
-        let reply = self.fetch(&backend, method, &message).await?;
+        let reply = self.fetch(&backend, method, &message).await;
+        let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
+        self.node.placed(&handler, Some(&backend.name), code);
+        let reply = reply?;
         if reply.code == Code::Ok {
             let id = learn::created(
                 &self.node,
@@ -65,6 +71,9 @@ impl Call {
         if learn::is_write(method.effect) {
             backend.last.drop_status(id);
         }
+        if method.effect == Effect::ContainerCreated {
+            self.note_creation(message.encoded())?;
+        }
         match method.effect {
             Effect::Stats if !backend.config().local => {
                 self.stats_from_elsewhere(backend, method, &message).await
@@ -81,6 +90,9 @@ impl Call {
             }
             _ => {
                 let reply = self.fetch(backend, method, &message).await?;
+                if method.effect == Effect::ContainerCreated {
+                    self.note_created(backend, message.encoded(), &reply)?;
+                }
                 if reply.code == Code::Ok {
                     let (request, reply) = (message.encoded(), reply.message.encoded());
                     learn::wrote(&self.node, backend, method, id, request, reply)?;

@@ -91,7 +91,10 @@ pub(super) fn wrote(
             last.container_removed(id);
             owners.forget(id);
         }
-        Effect::SandboxStopped => last.sandbox_stopped(id),
+        Effect::SandboxStopped => {
+            last.sandbox_stopped(id);
+            owners.note_ready(id, false);
+        }
         Effect::SandboxRemoved => {
             last.sandbox_removed(id);
             owners.forget(id);
@@ -181,8 +184,11 @@ fn learn_owners(node: &Node, backend: &Backend, list: List, reply: &[u8]) -> Res
         let item = item?;
         match list {
             List::Sandboxes | List::Containers => {
-                let id = first_id(item)?;
+                let (id, third) = id_and_third(item)?;
                 if owners.is_owned_by(id, &backend.name) {
+                    if list == List::Sandboxes {
+                        owners.note_ready(id, third == u64::from(SANDBOX_READY.cast_unsigned()));
+                    }
                     continue;
                 }
                 let other = if list == List::Sandboxes {
@@ -198,16 +204,18 @@ fn learn_owners(node: &Node, backend: &Backend, list: List, reply: &[u8]) -> Res
     Ok(())
 }
 
-/// Returns the ID of a list item and checks that all its fields are readable.
-fn first_id(item: &[u8]) -> Result<&str, WireError> {
-    let mut id = "";
+/// Returns the ID of a list item and its field 3, the state of a sandbox; checks that all fields are readable.
+fn id_and_third(item: &[u8]) -> Result<(&str, u64), WireError> {
+    let (mut id, mut third) = ("", 0);
     for field in wire::fields(item) {
         let field = field?;
-        if field.number == 1 {
-            id = field.string()?;
+        match field.number {
+            1 => id = field.string()?,
+            3 => third = field.varint().unwrap_or_default(),
+            _ => {}
         }
     }
-    Ok(id)
+    Ok((id, third))
 }
 
 /// Which lists the snapshot keeps item by item.

@@ -74,7 +74,7 @@ impl Call {
             Lookup::Exact(backend) => Ok(Found { backend, id: id.to_owned() }),
             Lookup::Prefix(backend, id) => Ok(Found { backend, id }),
             Lookup::Ambiguous => Err(Error::Ambiguous { kind: kind.word(), prefix: id.to_owned() }),
-            Lookup::Unknown => self.locate(Some(kind), id).await,
+            Lookup::Unknown => Box::pin(self.locate(Some(kind), id)).await,
         }
     }
 

@@ -52,6 +52,19 @@ impl Node {
         tracing::info!(backend = %backend.name, sandboxes, containers, "is up");
     }
 
+    /// Lists this at every backend that is up and in time, and learns from the answers; for an operator who
+    /// asks, so that the answer does not wait for kubelet to list.
+    pub async fn look(self: &Arc<Self>, list: List) {
+        let backends = self.backends();
+        let class = Class::of_list(list);
+        let asked = backends.iter().filter(|b| b.is_up() && !b.health.is_late(class)).map(|backend| {
+            let limit = backend.config().timeouts.list;
+            tokio::time::timeout(limit, fan_out::list_all(self, backend, list))
+        });
+        // Whoever does not answer is represented by what it said last.
+        futures_util::future::join_all(asked).await;
+    }
+
     /// Forgets the owners of what a backend no longer lists, so that the map does not grow for ever.
     pub fn sweep(&self) {
         for backend in self.backends().iter().filter(|backend| backend.last.listed()) {

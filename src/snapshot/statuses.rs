@@ -36,6 +36,9 @@ impl Statuses {
     /// Remembers a reply to a read sent at `epoch`; tells whether anything changed.
     pub(super) fn remember(&mut self, kind: StatusKind, id: &str, epoch: Epoch, reply: &[u8]) -> bool {
         let slots = self.of(kind);
+        if slots.get(id).is_some_and(|slot| slot.reply.as_deref() == Some(reply)) {
+            return false;
+        }
         if wire::has_path(reply, &[2]).unwrap_or(true)
             || (slots.len() >= MAX_STATUSES && !slots.contains_key(id))
         {

@@ -96,6 +96,13 @@ impl Crimux {
         tokio::time::timeout(SOON, self.child.wait()).await.expect("crimux ends").unwrap().code()
     }
 
+    /// Lets crimux end as systemd does, and starts it again with the same directory.
+    pub(crate) async fn restart(&mut self) {
+        self.signal(Signal::SIGTERM);
+        assert_eq!(self.ended().await, Some(0), "{}", self.log());
+        self.child = spawn(&self.dir);
+    }
+
     /// Kills crimux as `kill -9` does, and starts it again with the same directory.
     pub(crate) async fn kill_and_start(&mut self) {
         self.child.kill().await.unwrap();
@@ -117,6 +124,24 @@ impl Crimux {
         let (head, body) = reply.split_once("\r\n\r\n")?;
         let code = head.split(' ').nth(1)?.parse().ok()?;
         Some((code, body.to_owned()))
+    }
+
+    /// Asks the admin port, which must be configured as `127.0.0.1:0`; returns the code and the whole reply.
+    pub(crate) async fn http(&self, method: &str, path: &str) -> (u16, String) {
+        let mut stream = tokio::net::TcpStream::connect(self.http_address()).await.unwrap();
+        let request = format!("{method} {path} HTTP/1.0\r\nhost: crimux\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.unwrap();
+        (reply.split(' ').nth(1).unwrap().parse().unwrap(), reply)
+    }
+
+    /// Returns where the admin port is, as the log says.
+    pub(crate) fn http_address(&self) -> String {
+        let log = self.log();
+        let line =
+            log.lines().rfind(|line| line.contains("admin.http serves")).expect("a configured admin.http");
+        line.rsplit("address=").next().unwrap().trim().to_owned()
     }
 
     /// Returns the value of one series, such as `crimux_backend_up{backend="a"}`.

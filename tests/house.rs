@@ -1,0 +1,155 @@
+//! The order of the house: an import points only down this list.
+//!
+//! main > cli > app > admin > server > proxy > router, backend, merge, events, relay > snapshot > metrics > method >
+//! the leaves. The hops of a call (router, backend, merge, events, relay) do not import each other; only the proxy
+//! knows their order. Leaves know nothing of the house. Read from `crate::` paths in `src/`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// From top to bottom. Modules of one row do not import each other, but for the leaves.
+const ROWS: [&[&str]; 11] = [
+    &["main"],
+    &["cli"],
+    &["app"],
+    &["admin"],
+    &["server"],
+    &["proxy"],
+    &["router", "backend", "merge", "events", "relay"],
+    &["snapshot"],
+    // Labels of metrics are rows of the method table.
+    &["metrics"],
+    &["method"],
+    &["wire", "codec", "cork", "error", "drain", "config", "telemetry", "cri"],
+];
+
+/// Imports that the order does not allow, each with its reason.
+const EXCEPTIONS: [(&str, &str, &str); 1] = [(
+    "relay",
+    "backend",
+    "a stream is dialled as its backend's endpoint is: same connector, same TLS identity",
+)];
+
+/// Returns all source files with the top module that each belongs to.
+fn sources(dir: &Path, found: &mut Vec<(String, PathBuf)>) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    for entry in std::fs::read_dir(dir).expect("src can be read") {
+        let path = entry.expect("src can be read").path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let below = path.strip_prefix(&root).expect("it lies in src");
+            let top = below.components().next().expect("it has a name").as_os_str().to_string_lossy();
+            found.push((top.trim_end_matches(".rs").to_owned(), path));
+        }
+    }
+}
+
+/// Returns the first names after `root` (`crate::`, or `crimux::` in the binary), in braces or not, outside
+/// comments and before the tests of the file.
+fn imports(text: &str, root: &str) -> BTreeSet<String> {
+    let code: String = text
+        .lines()
+        .map(|line| line.split("//").next().unwrap_or_default())
+        .take_while(|line| !line.contains("#[cfg(test)]"))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    let mut names = BTreeSet::new();
+    for (at, _) in code.match_indices(root) {
+        let rest = &code[at + root.len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => names.extend(group_heads(group)),
+            None => names.extend(head(rest)),
+        }
+    }
+    names
+}
+
+/// Returns the first segments of the paths in a group, up to its closing brace.
+fn group_heads(group: &str) -> BTreeSet<String> {
+    let mut names = BTreeSet::new();
+    let mut depth = 0;
+    let mut start = 0;
+    for (at, letter) in group.char_indices() {
+        match letter {
+            '{' => depth += 1,
+            '}' if depth > 0 => depth -= 1,
+            ',' | '}' if depth == 0 => {
+                names.extend(head(group[start..at].trim_start()));
+                start = at + 1;
+                if letter == '}' {
+                    break;
+                }
+            }
+            _ => {}
+        }
+    }
+    names
+}
+
+fn head(path: &str) -> Option<String> {
+    let end = path.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(path.len());
+    (end > 0).then(|| path[..end].to_owned())
+}
+
+fn row(module: &str) -> Option<usize> {
+    ROWS.iter().position(|row| row.contains(&module))
+}
+
+/// Tells whether `from` may import `to`.
+fn may_import(from: &str, to: &str) -> bool {
+    let (Some(above), Some(below)) = (row(from), row(to)) else { return false };
+    let leaves = ROWS.len() - 1;
+    from == to || above < below || (above == leaves && below == leaves)
+}
+
+#[test]
+fn an_import_points_only_down_the_list() {
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    let mut wrong: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut seen = 0;
+    for (module, path) in files.iter().filter(|(module, _)| module != "lib") {
+        let text = std::fs::read_to_string(path).expect("src can be read");
+        let root = if module == "main" { "crimux::" } else { "crate::" };
+        for import in imports(&text, root) {
+            seen += 1;
+            let excused = EXCEPTIONS.iter().any(|(from, to, _)| from == module && *to == import);
+            if !may_import(module, &import) && !excused {
+                wrong.entry(format!("{module} > {import}")).or_default().push(path.display().to_string());
+            }
+        }
+    }
+    assert_eq!(wrong, BTreeMap::new());
+    assert!(seen > 100, "imports were found: {seen}");
+    let stale = EXCEPTIONS.iter().filter(|(from, to, _)| may_import(from, to));
+    assert_eq!(stale.count(), 0, "an exception that the order allows is none");
+}
+
+#[test]
+fn every_module_has_its_place_in_the_list() {
+    let mut files = Vec::new();
+    sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut files);
+    let modules: BTreeSet<_> = files.into_iter().map(|(module, _)| module).filter(|m| m != "lib").collect();
+    let unplaced: Vec<_> = modules.iter().filter(|module| row(module).is_none()).collect();
+    assert_eq!(unplaced, [""; 0]);
+}
+
+#[test]
+fn the_reader_of_imports_sees_every_form() {
+    let text = "use crate::wire;\nuse crate::{a, b::{c, d}, e::f};\n// use crate::comment;\nlet x = crate::g::h();\n\
+                use crimux::cli;\nuse crate::{\n    i,\n    j::k,\n};\n#[cfg(test)]\nuse crate::test;\n";
+    let expected = ["a", "b", "e", "g", "i", "j", "wire"].map(str::to_owned);
+    assert_eq!(imports(text, "crate::"), BTreeSet::from(expected));
+    assert_eq!(imports(text, "crimux::"), BTreeSet::from(["cli".to_owned()]));
+}
+
+#[test]
+fn hops_of_one_row_are_strangers() {
+    assert!(!may_import("router", "backend"));
+    assert!(!may_import("snapshot", "router"));
+    assert!(!may_import("method", "proxy"));
+    assert!(!may_import("wire", "method"));
+    assert!(may_import("proxy", "merge"));
+    assert!(may_import("error", "wire"));
+}

@@ -15,6 +15,7 @@ mod kubelet;
 mod real {
     pub(crate) mod world;
 
+    mod api;
     mod churn;
     mod images;
     mod lifecycle;

@@ -10,8 +10,12 @@ mod support;
 mod admin;
 #[path = "sim/answer.rs"]
 mod answer;
+#[path = "sim/api.rs"]
+mod api;
 #[path = "sim/cli.rs"]
 mod cli;
+#[path = "sim/events.rs"]
+mod events;
 #[path = "sim/faults.rs"]
 mod faults;
 #[path = "sim/forward.rs"]
@@ -20,6 +24,8 @@ mod forward;
 mod images;
 #[path = "sim/lists.rs"]
 mod lists;
+#[path = "sim/malformed.rs"]
+mod malformed;
 #[path = "sim/outage.rs"]
 mod outage;
 #[path = "sim/reload.rs"]
@@ -32,3 +38,7 @@ mod restart;
 mod routing;
 #[path = "sim/server.rs"]
 mod server;
+#[path = "sim/stream_lists.rs"]
+mod stream_lists;
+#[path = "sim/tracing.rs"]
+mod tracing;

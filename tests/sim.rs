@@ -14,9 +14,13 @@ mod cli;
 mod forward;
 #[path = "sim/lists.rs"]
 mod lists;
+#[path = "sim/prometheus.rs"]
+mod prometheus;
 #[path = "sim/reload.rs"]
 mod reload;
 #[path = "sim/routing.rs"]
 mod routing;
 #[path = "sim/server.rs"]
 mod server;
+#[path = "sim/systemd.rs"]
+mod systemd;

@@ -127,10 +127,10 @@ async fn ready(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
         .node
         .backends()
         .iter()
-        .filter(|backend| !backend.last.known())
+        .filter(|backend| !backend.last.known() && !desk.node.is_joining(backend))
         .map(|backend| backend.name.to_string())
         .collect();
-    if unknown.is_empty() || !desk.node.snapshot.is_fresh() {
+    if unknown.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, format!("not listed yet: {}\n", unknown.join(", ")))

@@ -36,6 +36,9 @@ pub mod tls;
 /// The most that a backend's unary reply may have: what CRI-O sends, and room for an `ExecSync` of 2 × 16 MiB.
 const MAX_REPLY: usize = 256 << 20;
 
+/// How long before the caller's deadline a call without an answer ends, at the most.
+const MARGIN: Duration = Duration::from_millis(250);
+
 /// One backend.
 #[derive(Debug)]
 pub struct Backend {
@@ -135,7 +138,8 @@ impl Backend {
     ///
     /// # Errors
     /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] at the bound of `max_in_flight`,
-    /// [`Error::Lost`] if the connection ends first, [`Error::Garbage`] for an answer that is not gRPC.
+    /// [`Error::Lost`] if the connection ends first, [`Error::Overdue`] shortly before the caller gives up,
+    /// [`Error::Garbage`] for an answer that is not gRPC.
     pub async fn call(
         self: &Arc<Self>,
         method: Option<&'static Method>,
@@ -158,12 +162,19 @@ impl Backend {
         message: Bytes,
     ) -> Result<Reply, Error> {
         let flight = self.take_off(method)?;
+        let patience = codec::caller_timeout(&headers).map(|caller| caller - caller.mul_f64(0.1).min(MARGIN));
         let uri =
             crate::method::uri(method, path, api).map_err(|_| Error::Framing("the path is not valid"))?;
         let lost = |error: h2::Error| self.lost(&error);
         let (response, mut body) = sender.send_request(request(uri, headers), false).map_err(lost)?;
         body.send_data(message, true).map_err(lost)?;
-        let (head, stream) = response.await.map_err(lost)?.into_parts();
+        let head = match patience {
+            None => response.await,
+            Some(waited) => tokio::time::timeout(waited, response)
+                .await
+                .map_err(|_| Error::Overdue { backend: Arc::clone(&self.name), waited })?,
+        };
+        let (head, stream) = head.map_err(lost)?.into_parts();
         if head.status != StatusCode::OK {
             return Err(self.garbage(format!("HTTP status {}", head.status)));
         }
@@ -200,6 +211,25 @@ impl Backend {
                 Err(Error::Lost { backend: Arc::clone(&self.name), cause: "not connected yet".to_owned() })
             }
         }
+    }
+
+    /// Completes once the lists of the present connection were answered or found late; at once if there is no
+    /// connection. The first attempt at one is waited for.
+    pub async fn settled(&self) {
+        let mut link = self.link.subscribe();
+        // The sender lives as long as this.
+        link.wait_for(|link| !matches!(link, Link::Connecting)).await.ok();
+        tokio::select! {
+            () = self.disconnected() => {}
+            () = self.health.settled() => {}
+        }
+    }
+
+    /// Completes once there is no connection.
+    pub async fn disconnected(&self) {
+        let mut link = self.link.subscribe();
+        // The sender lives as long as this.
+        link.wait_for(|link| !matches!(link, Link::Up { .. })).await.ok();
     }
 
     fn take_off(self: &Arc<Self>, method: Option<&'static Method>) -> Result<Flight, Error> {

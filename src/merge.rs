@@ -29,7 +29,9 @@ pub struct Part<'a> {
 /// Merges the parts; the result is one encoded message, in pieces.
 pub fn merge(list: List, parts: &[Part<'_>]) -> Vec<Bytes> {
     match list {
-        List::Images if parts.len() > 1 || parts.iter().any(|part| !part.local) => vec![images::merge(parts)],
+        List::Images if parts.len() > 1 || parts.iter().any(|part| !part.local || !part.live) => {
+            vec![images::merge(parts)]
+        }
         List::Filesystems => vec![filesystems::merge(parts)],
         _ => parts.iter().map(|part| part.items.clone()).collect(),
     }

@@ -232,20 +232,20 @@ pub fn uri(method: Option<&'static Method>, path: &str, api: Api) -> Result<Uri,
 }
 
 impl Api {
-    /// Returns the package name.
-    pub fn package(self) -> &'static str {
-        match self {
-            Self::V1 => "runtime.v1",
-            Self::V1Alpha2 => "runtime.v1alpha2",
-        }
-    }
-
     /// Returns the other version.
     #[must_use]
     pub fn other(self) -> Self {
         match self {
             Self::V1 => Self::V1Alpha2,
             Self::V1Alpha2 => Self::V1,
+        }
+    }
+
+    /// Returns the package name.
+    pub fn package(self) -> &'static str {
+        match self {
+            Self::V1 => "runtime.v1",
+            Self::V1Alpha2 => "runtime.v1alpha2",
         }
     }
 

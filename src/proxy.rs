@@ -28,6 +28,7 @@ mod images;
 mod learn;
 mod node;
 mod owner;
+mod read;
 mod recover;
 mod reply;
 

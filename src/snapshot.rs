@@ -18,7 +18,7 @@ mod changes;
 mod file;
 mod filter;
 mod fingerprint;
-mod image_name;
+pub mod image_name;
 mod items;
 mod journal;
 mod last_known;

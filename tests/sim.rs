@@ -1,6 +1,8 @@
 //! crimux in front of simulated runtimes: one binary, one file for each topic.
 #![allow(clippy::unwrap_used, reason = "a test helper that fails has failed the test")]
 
+#[path = "support/kubelet.rs"]
+mod kubelet;
 #[path = "sim/support.rs"]
 mod support;
 
@@ -10,14 +12,22 @@ mod admin;
 mod answer;
 #[path = "sim/cli.rs"]
 mod cli;
+#[path = "sim/faults.rs"]
+mod faults;
 #[path = "sim/forward.rs"]
 mod forward;
+#[path = "sim/images.rs"]
+mod images;
 #[path = "sim/lists.rs"]
 mod lists;
+#[path = "sim/outage.rs"]
+mod outage;
 #[path = "sim/prometheus.rs"]
 mod prometheus;
 #[path = "sim/reload.rs"]
 mod reload;
+#[path = "sim/restart.rs"]
+mod restart;
 #[path = "sim/routing.rs"]
 mod routing;
 #[path = "sim/server.rs"]

@@ -83,7 +83,7 @@ pub(super) async fn forget(
     if !node.snapshot.forget(&name) {
         return Err(unknown(node, &name));
     }
-    node.router.owners.retain(&name, |_| false);
+    node.router.owners.of(&name).iter().for_each(|id| node.router.owners.forget(id));
     // The operator gave up what is on it, not the wish that nothing new goes there.
     if let Some(backend) = backend.filter(|_| drained) {
         backend.last.set_drained(true);

@@ -53,6 +53,9 @@ impl Fleet {
     /// If a backend's own socket cannot be bound; everything else is in force then.
     pub(super) async fn apply(&mut self, config: &Config) -> anyhow::Result<()> {
         warn_of_restart(&self.node.config(), config);
+        if !self.members.is_empty() {
+            self.node.snapshot.settle();
+        }
         for (name, backend_config) in &config.backends {
             match self.members.get_mut(name) {
                 Some(member) => {

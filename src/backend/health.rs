@@ -2,10 +2,14 @@
 //!
 //! A kind of list is late once a call outlasted its own deadline; stats and images never make sandboxes late.
 //! While it is late, answers come from last-known state and one refresh stays in flight, whose answer, however
-//! late, ends the lateness. Learnt from real calls only.
+//! late, ends the lateness. The pair of sandbox and container lists is treated the same when it fails in another
+//! way, so that both of the pair are of one moment: live again only once both were listed. Learnt from real
+//! calls only.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
+
+use tokio::sync::watch;
 
 use crate::method::{Lane, List, Method};
 
@@ -16,7 +20,7 @@ pub enum State {
     Joining,
     /// Everything in time.
     Ready,
-    /// Reachable, but something outlasted its deadline.
+    /// Reachable, but something outlasted its deadline, or could not be listed.
     Late,
     /// Not reachable.
     Down,
@@ -53,11 +57,13 @@ pub enum Class {
     Metrics,
     /// `ImageFsInfo`.
     Filesystems,
-    /// The status reads.
+    /// The status reads, and those of stats.
     Reads,
+    /// `Status`, by which kubelet judges the node.
+    Status,
 }
 
-const CLASSES: usize = 7;
+const CLASSES: usize = 8;
 
 impl Class {
     /// Returns the class of a list.
@@ -76,6 +82,7 @@ impl Class {
     pub fn of(method: &Method) -> Self {
         match method.lane {
             Lane::FanOut(list) | Lane::Relay(list) => Self::of_list(list),
+            Lane::Answer(_) => Self::Status,
             _ => Self::Reads,
         }
     }
@@ -101,6 +108,8 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct Health {
     inner: Mutex<Inner>,
+    /// Whether the pair was listed over the present connection, or was found late.
+    settled: watch::Sender<bool>,
 }
 
 impl Health {
@@ -110,7 +119,12 @@ impl Health {
 
     /// Tells whether this class is late.
     pub fn is_late(&self, class: Class) -> bool {
-        self.inner().late[class as usize].is_some()
+        self.late(class).is_some()
+    }
+
+    /// Returns since when this class is late.
+    pub fn late(&self, class: Class) -> Option<SystemTime> {
+        self.inner().late[class as usize]
     }
 
     /// Returns since when anything is late.
@@ -123,16 +137,32 @@ impl Health {
         let late = &mut self.inner().late[class as usize];
         let news = late.is_none();
         late.get_or_insert_with(SystemTime::now);
+        self.settle(class);
         news
     }
 
     /// Records an answer of this class. Returns whether that ended a lateness.
     pub fn mark_answered(&self, class: Class) -> bool {
-        self.inner().late[class as usize].take().is_some()
+        let ended = self.inner().late[class as usize].take().is_some();
+        self.settle(class);
+        ended
+    }
+
+    /// Completes once the pair was listed over the present connection, or was found late.
+    pub async fn settled(&self) {
+        // The sender lives as long as this.
+        self.settled.subscribe().wait_for(|settled| *settled).await.ok();
+    }
+
+    fn settle(&self, class: Class) {
+        if class == Class::Lists {
+            self.settled.send_if_modified(|settled| !std::mem::replace(settled, true));
+        }
     }
 
     /// Forgets all lateness: the connection is new.
     pub fn reset(&self) {
+        self.settled.send_replace(false);
         self.inner().late = Default::default();
     }
 

@@ -5,6 +5,7 @@
 //! list fail, because a short list is worse than an error (kubelet's PLEG takes what is missing for dead).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -16,14 +17,18 @@ use crate::error::Error;
 use crate::merge;
 use crate::method::{Deadline, Kind, List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, Node, learn};
+use crate::proxy::{Call, Node, answer, learn};
 use crate::router::Lookup;
 use crate::snapshot::Filter;
 
 /// How long the one refresh of a late backend may take before the next list starts another.
-const REFRESH: std::time::Duration = std::time::Duration::from_secs(60);
+const REFRESH: Duration = Duration::from_secs(60);
+/// The first pause before a refresh that failed is tried again; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long anything may take that kubelet judges the whole node by.
-pub(super) const PROMPT: std::time::Duration = std::time::Duration::from_millis(80);
+pub(super) const PROMPT: Duration = Duration::from_millis(80);
 /// Where kubelet's limit of 16 MiB for one message is near.
 const LARGE: usize = 14 << 20;
 
@@ -160,7 +165,11 @@ impl Call {
                 return vec![backend];
             }
         }
-        self.backends().into_iter().filter(|backend| !self.node.is_joining(backend)).collect()
+        let mut backends = self.backends();
+        if self.scope.is_none() {
+            backends.retain(|backend| !self.node.is_joining(backend));
+        }
+        backends
     }
 }
 
@@ -169,9 +178,9 @@ struct Ask {
     list: List,
     filter: Arc<Filter>,
     /// The backend's own deadline: outlasting it is being late.
-    limit: std::time::Duration,
+    limit: Duration,
     /// That, or less if the caller waits less.
-    wait: std::time::Duration,
+    wait: Duration,
 }
 
 impl Ask {
@@ -184,34 +193,35 @@ impl Ask {
         message: &Message,
     ) -> Result<Part, Missing> {
         let class = Class::of(method);
-        if backend.health.is_late(class) {
-            refresh(node, backend, class);
-            return self.last_known(node, backend, method);
-        }
-        let epoch = backend.last.epoch();
-        match tokio::time::timeout(self.wait, backend.fetch(method, headers, message.framed())).await {
-            Ok(Ok(reply)) if reply.code == Code::Ok => {
+        let asked = async {
+            if class == Class::Lists {
+                backend.settled().await;
+            }
+            if backend.health.is_late(class) {
+                return None;
+            }
+            let epoch = backend.last.epoch();
+            Some((epoch, backend.fetch(method, headers, message.framed()).await))
+        };
+        match tokio::time::timeout(self.wait, asked).await {
+            Ok(None) => refresh(node, backend, class),
+            Ok(Some((epoch, Ok(reply)))) if reply.code == Code::Ok => {
                 let items = reply.message.encoded_bytes();
                 match learn::listed(node, backend, self.list, epoch, self.filter.is_empty(), items.clone()) {
                     Ok(()) => return Ok(Part { backend: Arc::clone(backend), items, live: true }),
-                    Err(error) => backend.health.note_error(error.to_string()),
+                    Err(error) => failed(node, backend, class, error.to_string()),
                 }
             }
-            Ok(Ok(reply)) if reply.code == Code::Unimplemented && !must_be_complete(self.list) => {
+            Ok(Some((_, Ok(reply)))) if reply.code == Code::Unimplemented && is_optional(self.list) => {
                 let error = Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name));
                 return Err(Missing::Unimplemented(error));
             }
-            Ok(Ok(reply)) => {
-                backend.health.note_error(format!("{} was answered with {:?}", method.name, reply.code));
+            Ok(Some((_, Ok(reply)))) => {
+                failed(node, backend, class, format!("{} was answered with {:?}", method.name, reply.code));
             }
-            Ok(Err(Error::Down { .. })) => {}
-            Ok(Err(error)) => backend.health.note_error(error.to_string()),
-            Err(_) if self.wait == self.limit => {
-                if backend.health.mark_late(class) {
-                    tracing::warn!(backend = %backend.name, method = method.name, limit = ?self.limit, "is late");
-                }
-                refresh(node, backend, class);
-            }
+            Ok(Some((_, Err(Error::Down { .. })))) => {}
+            Ok(Some((_, Err(error)))) => failed(node, backend, class, error.to_string()),
+            Err(_) if self.wait == self.limit => fell_behind(node, backend, class, method),
             Err(_) => {}
         }
         self.last_known(node, backend, method)
@@ -228,31 +238,76 @@ impl Ask {
     }
 }
 
-/// Starts the one refresh of a class of lists, unless it is in flight already.
+/// Records that a call outlasted the backend's deadline for it.
+pub(super) fn fell_behind(node: &Arc<Node>, backend: &Arc<Backend>, class: Class, method: &Method) {
+    if backend.health.mark_late(class) && method.deadline != Deadline::Prompt {
+        tracing::warn!(backend = %backend.name, method = method.name, "is late");
+    }
+    refresh(node, backend, class);
+}
+
+/// Records that a backend's part could not be had. If it is one half of the pair, the other half must not be of
+/// a later moment: it comes from last-known state too, until both were listed again.
+fn failed(node: &Arc<Node>, backend: &Arc<Backend>, class: Class, cause: String) {
+    backend.health.note_error(cause);
+    if class == Class::Lists {
+        backend.health.mark_late(class);
+        refresh(node, backend, class);
+    }
+}
+
+/// Starts the one refresh of a class of calls, unless it is in flight already. It ends with the connection.
 pub(super) fn refresh(node: &Arc<Node>, backend: &Arc<Backend>, class: Class) {
+    if !backend.is_up() {
+        return;
+    }
     let Some(place) = backend.begin_refresh(class) else { return };
     let (node, backend) = (Arc::clone(node), Arc::clone(backend));
     tokio::spawn(async move {
         let _place = place;
-        let lists: &[List] = match class {
-            Class::Lists => &[List::Sandboxes, List::Containers],
-            Class::Images => &[List::Images],
-            Class::ContainerStats => &[List::ContainerStats],
-            Class::SandboxStats => &[List::SandboxStats],
-            Class::Metrics => &[List::MetricDescriptors],
-            Class::Filesystems => &[List::Filesystems],
-            Class::Reads => &[],
-        };
-        for list in lists {
-            if let Err(error) = list_all(&node, &backend, *list).await {
-                backend.health.note_error(error.to_string());
-                return;
-            }
-        }
-        if backend.health.mark_answered(class) {
-            tracing::info!(backend = %backend.name, ?class, "is in time again");
+        tokio::select! {
+            () = backend.disconnected() => {}
+            () = renew(&node, &backend, class) => {}
         }
     });
+}
+
+/// Asks until there is an answer. What the node is judged by must be a good one; of the rest any will do.
+async fn renew(node: &Node, backend: &Arc<Backend>, class: Class) {
+    let mut pause = FIRST_PAUSE;
+    while let Err(error) = renew_once(node, backend, class).await {
+        let judged = matches!(class, Class::Lists | Class::Status);
+        let silent = matches!(error, Error::Late { .. } | Error::Overdue { .. } | Error::Busy { .. });
+        if !matches!(error, Error::Unimplemented(_)) {
+            backend.health.note_error(error.to_string());
+        }
+        if !judged && !silent {
+            break;
+        }
+        backend.health.mark_late(class);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    if backend.health.mark_answered(class) {
+        tracing::debug!(backend = %backend.name, ?class, "is in time again");
+    }
+}
+
+async fn renew_once(node: &Node, backend: &Arc<Backend>, class: Class) -> Result<(), Error> {
+    let lists: &[List] = match class {
+        Class::Lists => &[List::Sandboxes, List::Containers],
+        Class::Images => &[List::Images],
+        Class::ContainerStats => &[List::ContainerStats],
+        Class::SandboxStats => &[List::SandboxStats],
+        Class::Metrics => &[List::MetricDescriptors],
+        Class::Filesystems => &[List::Filesystems],
+        Class::Reads => return backend.ask_version(REFRESH).await,
+        Class::Status => return answer::renew(backend, REFRESH).await,
+    };
+    for list in lists {
+        list_all(node, backend, *list).await?;
+    }
+    Ok(())
 }
 
 /// Lists everything of one kind at one backend, and learns from it.
@@ -264,6 +319,9 @@ pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) ->
     let reply = tokio::time::timeout(REFRESH, listed).await.map_err(|_| late())??;
     match reply.code {
         Code::Ok => learn::listed(node, backend, list, epoch, true, reply.message.encoded_bytes()),
+        Code::Unimplemented if is_optional(list) => {
+            Err(Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name)))
+        }
         code => {
             let cause = format!("{} was answered with {code:?}", method.name);
             Err(Error::Lost { backend: Arc::clone(&backend.name), cause })
@@ -271,7 +329,7 @@ pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) ->
     }
 }
 
-fn deadline(backend: &Backend, method: &Method) -> std::time::Duration {
+fn deadline(backend: &Backend, method: &Method) -> Duration {
     let timeouts = backend.config().timeouts;
     match method.deadline {
         Deadline::Stats => timeouts.stats,
@@ -284,4 +342,10 @@ fn deadline(backend: &Backend, method: &Method) -> std::time::Duration {
 /// Whether leaving a backend out of this list does harm that an error does not.
 fn must_be_complete(list: List) -> bool {
     matches!(list, List::Sandboxes | List::Containers | List::Images)
+}
+
+/// Whether a runtime may do without this list. Every other one is as old as the API, and a backend that denies
+/// having it is out of order.
+fn is_optional(list: List) -> bool {
+    matches!(list, List::SandboxStats | List::MetricDescriptors | List::SandboxMetrics)
 }

@@ -28,6 +28,8 @@ pub(super) fn is_write(effect: Effect) -> bool {
 }
 
 /// Records what a reply created and returns its ID. `sandbox` is the full ID of a new container's sandbox.
+///
+/// An owner is learnt after the object is remembered, because [`Node::sweep`] forgets owners of what is not.
 pub(super) fn created(
     node: &Node,
     backend: &Backend,
@@ -44,8 +46,8 @@ pub(super) fn created(
     }
     match (method.effect, sandbox) {
         (Effect::ContainerCreated, Some(sandbox)) => {
-            note_conflict(node, id, node.router.owners.learn_container(id, &backend.name));
             backend.last.container_created(id, sandbox, request);
+            note_conflict(node, id, node.router.owners.learn_container(id, &backend.name));
         }
         (Effect::PodRestored, _) => {
             let mut containers = Vec::new();
@@ -54,16 +56,16 @@ pub(super) fn created(
                 containers.push(wire::peek_str(restored, &[2]).map_err(unreadable)?);
             }
             let pod = requested_pod(request, 2, 3)?;
+            backend.last.restored(request, reply).map_err(unreadable)?;
             note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
             for container in &containers {
                 note_conflict(node, container, node.router.owners.learn_container(container, &backend.name));
             }
-            backend.last.restored(request, reply).map_err(unreadable)?;
         }
         _ => {
             let pod = requested_pod(request, 1, 2)?;
-            note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
             backend.last.sandbox_created(id, request);
+            note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
         }
     }
     Ok(id.to_owned())
@@ -87,15 +89,15 @@ pub(super) fn wrote(
             last.container_removed(id);
             owners.forget(id);
         }
-        Effect::SandboxStopped => last.sandbox_stopped(id),
+        Effect::SandboxStopped => {
+            last.sandbox_stopped(id);
+            owners.note_ready(id, false);
+        }
         Effect::SandboxRemoved => {
             last.sandbox_removed(id);
             owners.forget(id);
         }
         _ => {}
-    }
-    if is_write(method.effect) {
-        last.drop_status(id);
     }
     Ok(())
 }
@@ -131,8 +133,14 @@ fn learn_owners(node: &Node, backend: &Backend, list: List, reply: &[u8]) -> Res
         let item = item?;
         match list {
             List::Sandboxes | List::Containers => {
-                let id = first_id(item)?;
+                let (id, third) = id_and_third(item)?;
+                if id.is_empty() {
+                    return Err(WireError::Missing(1));
+                }
                 if owners.is_owned_by(id, &backend.name) {
+                    if list == List::Sandboxes {
+                        owners.note_ready(id, third == u64::from(SANDBOX_READY.cast_unsigned()));
+                    }
                     continue;
                 }
                 let other = if list == List::Sandboxes {
@@ -148,16 +156,18 @@ fn learn_owners(node: &Node, backend: &Backend, list: List, reply: &[u8]) -> Res
     Ok(())
 }
 
-/// Returns the ID of a list item and checks that all its fields are readable.
-fn first_id(item: &[u8]) -> Result<&str, WireError> {
-    let mut id = "";
+/// Returns the ID of a list item and its field 3, the state of a sandbox; checks that all fields are readable.
+fn id_and_third(item: &[u8]) -> Result<(&str, u64), WireError> {
+    let (mut id, mut third) = ("", 0);
     for field in wire::fields(item) {
         let field = field?;
-        if field.number == 1 {
-            id = field.string()?;
+        match field.number {
+            1 => id = field.string()?,
+            3 => third = field.varint().unwrap_or_default(),
+            _ => {}
         }
     }
-    Ok(id)
+    Ok((id, third))
 }
 
 /// Which lists the snapshot keeps item by item.

@@ -3,7 +3,7 @@
 //! The backends, the router, the last-known state and the metrics, each of which knows nothing of the others.
 //! A reload replaces the list of backends and the handlers, never the objects that calls in flight hold.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
 use prost::Message as _;
@@ -40,6 +40,8 @@ pub struct Node {
     relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
+    /// The backends that a start without saved state waits for.
+    awaited: OnceLock<Vec<Arc<str>>>,
 }
 
 impl Node {
@@ -61,6 +63,7 @@ impl Node {
             relay,
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
+            awaited: OnceLock::new(),
         })
     }
 
@@ -79,8 +82,12 @@ impl Node {
         self.backends.load_full()
     }
 
-    /// Puts another list of backends in force.
+    /// Puts another list of backends in force. Those of the first list are waited for if no state was saved.
     pub fn replace_backends(&self, backends: Vec<Arc<Backend>>) {
+        self.awaited.get_or_init(|| {
+            let fresh = backends.iter().filter(|_| self.snapshot.is_fresh());
+            fresh.map(|backend| Arc::clone(&backend.name)).collect()
+        });
         self.backends.store(Arc::new(backends));
     }
 
@@ -119,7 +126,7 @@ impl Node {
 
     /// Tells whether a backend was added while state existed and has not been listed yet.
     pub fn is_joining(&self, backend: &Backend) -> bool {
-        !self.snapshot.is_fresh() && !backend.last.known()
+        !backend.last.known() && !self.awaited.get().is_some_and(|awaited| awaited.contains(&backend.name))
     }
 
     /// Whether one backend without this list makes it `Unimplemented` for all.

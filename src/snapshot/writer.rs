@@ -142,6 +142,12 @@ impl Snapshot {
         self.all().iter().filter_map(capture).collect()
     }
 
+    /// Notes, before a backend is added, if all there were have been known: only those are waited for after a
+    /// start without saved state.
+    pub fn settle(&self) {
+        self.awaits_backends();
+    }
+
     /// Tells whether, since a fresh start, there was never a moment at which every backend was known.
     fn awaits_backends(&self) -> bool {
         let backends = self.all();

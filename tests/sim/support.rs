@@ -61,8 +61,16 @@ impl Crimux {
 
     /// Waits until `/readyz` says so.
     pub(crate) async fn wait_ready(&self) {
-        testkit::eventually(SOON, async || self.get("/readyz").await.is_some_and(|(code, _)| code == 200))
-            .await;
+        let ready = async {
+            while self.get("/readyz").await.is_none_or(|(code, _)| code != 200) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(SOON, ready).await.is_err() {
+            let log = self.log();
+            let own: Vec<_> = log.lines().filter(|line| line.contains(" crimux")).collect();
+            panic!("not ready: {:?}\n{}", self.get("/readyz").await, own.join("\n"));
+        }
     }
 
     /// Returns the node's socket.
@@ -78,6 +86,11 @@ impl Crimux {
     /// Writes another configuration over the file.
     pub(crate) fn rewrite(&self, yaml: &str) {
         std::fs::write(self.dir.path().join("crimux.yaml"), yaml).unwrap();
+    }
+
+    /// Returns its process ID.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("crimux runs")
     }
 
     /// Sends a signal.

@@ -186,7 +186,8 @@ fn sandbox_config(name: &str, logs: &Path) -> PodSandboxConfig {
     }
 }
 
-fn container_config(sandbox: &PodSandboxConfig, command: &[&str]) -> ContainerConfig {
+/// The container `main` of a sandbox, which runs `command` in the image of [`IMAGE`].
+pub fn container_config(sandbox: &PodSandboxConfig, command: &[&str]) -> ContainerConfig {
     ContainerConfig {
         metadata: Some(ContainerMetadata { name: "main".to_owned(), attempt: 0 }),
         image: Some(image()),

@@ -28,6 +28,8 @@ mod lists;
 mod malformed;
 #[path = "sim/outage.rs"]
 mod outage;
+#[path = "sim/prometheus.rs"]
+mod prometheus;
 #[path = "sim/reload.rs"]
 mod reload;
 #[path = "sim/remote.rs"]
@@ -40,5 +42,7 @@ mod routing;
 mod server;
 #[path = "sim/stream_lists.rs"]
 mod stream_lists;
+#[path = "sim/systemd.rs"]
+mod systemd;
 #[path = "sim/tracing.rs"]
 mod tracing;

@@ -138,16 +138,18 @@ impl Backend {
         let connection = tokio::spawn(connection);
         let ending = connection.abort_handle();
         self.health.reset();
-        // Calls wait until it is known which API they must be sent in: `Unimplemented` switches features off.
-        self.probe(&sender, self.config.load().timeouts.connect).await;
-        self.link.send_replace(Link::Up { sender, api: self.api(), since: SystemTime::now() });
-        let beside = async { tokio::join!(greet(self), self.keep_probing()) };
+        let beside = async {
+            // Calls wait until it is known which API they must be sent in: `Unimplemented` switches features off.
+            self.probe(&sender, self.config.load().timeouts.connect).await;
+            self.link.send_replace(Link::Up { sender, api: self.api(), since: SystemTime::now() });
+            tokio::join!(greet(self), self.keep_probing());
+        };
         let cause = tokio::select! {
             ended = connection => match ended {
                 Ok(Err(error)) => error.to_string(),
                 _ => "the backend closed the connection".to_owned(),
             },
-            _ = beside => "probing ended".to_owned(),
+            () = beside => "probing ended".to_owned(),
             () = self.redial.notified() => return None,
             () = drain.begun() => "crimux is shutting down".to_owned(),
         };
@@ -242,6 +244,9 @@ impl Backend {
         self.health.note_error(cause);
         self.link.send_modify(|link| {
             if let Link::Down { cause: known, .. } = link {
+                if **known != *cause {
+                    tracing::warn!(backend = %self.name, cause, "is still down, now for another reason");
+                }
                 *known = cause.into();
             } else {
                 tracing::warn!(backend = %self.name, cause, "is down");

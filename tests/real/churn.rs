@@ -214,15 +214,12 @@ impl Churn {
         })
         .await;
         let mut model = self.model();
-        for id in model.sandboxes.keys().filter(|id| !truth.0.contains(*id)) {
-            panic!("round {round}: sandbox {id} is gone from its runtime");
-        }
-        for id in model.containers.keys().filter(|id| !truth.1.contains(*id)) {
-            panic!("round {round}: container {id} is gone from its runtime");
-        }
-        for id in model.gone.iter().filter(|id| truth.0.contains(*id) || truth.1.contains(*id)) {
-            panic!("round {round}: a false OK: {id} was said to be removed and is still there");
-        }
+        let lost = model.sandboxes.keys().filter(|id| !truth.0.contains(*id));
+        let lost: Vec<_> = lost.chain(model.containers.keys().filter(|id| !truth.1.contains(*id))).collect();
+        assert!(lost.is_empty(), "round {round}: {lost:?} are gone from their runtimes");
+        let left = model.gone.iter().filter(|id| truth.0.contains(*id) || truth.1.contains(*id));
+        let left: Vec<_> = left.collect();
+        assert!(left.is_empty(), "round {round}: a false OK: {left:?} were said to be removed and are there");
         let Model { sandboxes, containers, stopped, .. } = &mut *model;
         stopped.retain(|id| sandboxes.contains_key(id) || containers.contains_key(id));
         drop(model);
@@ -327,7 +324,8 @@ fn judge(before: &Model, after: &Model, sandboxes: &[PodSandbox], containers: &[
     }
     for container in containers {
         if before.stopped.contains(&container.id) {
-            assert_eq!(container.state(), ContainerState::ContainerExited, "{} was stopped", container.id);
+            // One that was never started is stopped as it is, created.
+            assert_ne!(container.state(), ContainerState::ContainerRunning, "{} was stopped", container.id);
         }
         if before.running.contains(&container.id) && after.running.contains(&container.id) {
             assert_eq!(container.state(), ContainerState::ContainerRunning, "{} runs", container.id);
@@ -349,7 +347,7 @@ async fn inspect(churn: &Churn, pods: &mut Pods, rng: &mut Rng) {
         Ok(reply) => {
             let state = reply.status.unwrap().state();
             if before.stopped.contains(&container_id) {
-                assert_eq!(state, ContainerState::ContainerExited, "the status of {container_id}");
+                assert_ne!(state, ContainerState::ContainerRunning, "the status of {container_id}");
             }
             if before.running.contains(&container_id) && after.running.contains(&container_id) {
                 assert_eq!(state, ContainerState::ContainerRunning, "the status of {container_id}");

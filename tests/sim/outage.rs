@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use testkit::Client;
 use testkit::cri;
-use testkit::runtime::{Fault, SimRuntime};
+use testkit::runtime::{Container, Fault, SimRuntime};
 use tonic::{Code, Status};
 
 use crate::support::{Crimux, SOON, config};
@@ -65,14 +65,15 @@ impl World {
         testkit::eventually(SOON, async || self.crimux.metric(&series).await == Some(1.0)).await;
     }
 
-    /// The one ID of a sandbox of `b`.
+    /// The ID of the sandbox of `b` that is ready.
     pub(crate) fn sandbox_of_b(&self) -> String {
-        self.b.state().sandboxes().next().unwrap().id.clone()
+        self.b.state().sandboxes().find(|sandbox| sandbox.ready).unwrap().id.clone()
     }
 
-    /// The one ID of a container of `b`.
+    /// The ID of a container of `b` that runs.
     pub(crate) fn container_of_b(&self) -> String {
-        self.b.state().containers().next().unwrap().id.clone()
+        let is_running = |container: &&Container| container.state == cri::ContainerState::ContainerRunning;
+        self.b.state().containers().find(is_running).unwrap().id.clone()
     }
 }
 

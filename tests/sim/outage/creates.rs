@@ -8,12 +8,16 @@ use testkit::cri::{RemoveContainerRequest, RemovePodSandboxRequest, StopPodSandb
 use testkit::runtime::Fault;
 use tonic::Code;
 
+use super::state::snapshot_holds;
 use super::{World, containers, sandboxes};
 use crate::support::SOON;
 
 #[tokio::test]
 async fn what_was_created_is_in_the_next_list_and_what_was_removed_is_not_though_the_backend_died() {
     let mut world = World::new().await;
+    // A start without state has to be told of every backend once; that is written as soon as it is known.
+    let state = world.crimux.dir.path().join("state");
+    testkit::eventually(SOON, async || snapshot_holds(&state, &world.sandbox_of_b())).await;
     let mut runtime = world.client.runtime();
     let config = sandbox_config("new").label("who", "me").build();
     let image = world.b.state().images.keys().next().unwrap().clone();
@@ -39,7 +43,7 @@ async fn what_was_created_is_in_the_next_list_and_what_was_removed_is_not_though
         assert!(listed.contains(&sandbox), "restarted: {restarted}");
         assert!(!listed.contains(&gone_sandbox), "restarted: {restarted}");
         let listed = containers(&world.client, None).await.unwrap();
-        assert!(listed.contains(&container), "restarted: {restarted}");
+        assert!(listed.contains(&container), "restarted: {restarted}: {listed:?} {}", world.crimux.log());
         assert!(!listed.contains(&gone), "restarted: {restarted}");
         let label_selector = [("who".to_owned(), "me".to_owned())].into();
         let mine = testkit::cri::PodSandboxFilter { label_selector, ..Default::default() };

@@ -1,10 +1,10 @@
 //! Statuses from memory: the very bytes that passed, and only while nothing contradicts them.
 
 use testkit::cri::{
-    ContainerState, ContainerStatsRequest, ContainerStatusRequest, PodSandboxStatusRequest,
-    StopContainerRequest, UpdateContainerResourcesRequest,
+    ContainerStatsRequest, ContainerStatusRequest, PodSandboxStatusRequest, StopContainerRequest,
+    UpdateContainerResourcesRequest,
 };
-use testkit::runtime::{Container, Fault};
+use testkit::runtime::Fault;
 use tonic::Code;
 
 use super::{AT_ONCE, Outage, World, containers, sandboxes, timed};
@@ -117,9 +117,7 @@ async fn the_stats_of_one_container_of_a_silent_backend_are_those_last_listed() 
     for outage in [Outage::Killed, Outage::Frozen] {
         let world = World::new().await;
         // Only what runs has stats.
-        let is_running = |container: &&Container| container.state == ContainerState::ContainerRunning;
-        let container_id = world.b.state().containers().find(is_running).unwrap().id.clone();
-        let request = ContainerStatsRequest { container_id };
+        let request = ContainerStatsRequest { container_id: world.container_of_b() };
         world
             .client
             .runtime()

@@ -1,26 +1,43 @@
-//! The operator's side: Prometheus, probes of health, and the answers behind `crimux status` and its like.
+//! The operator's side: Prometheus, probes of health, the status page, and the answers behind `crimux status`.
 //!
-//! HTTP on a loopback port for machines, the same router on a Unix socket for the command line. Nothing here
-//! is on the way of a call.
+//! Two listeners, on purpose unequal. The Unix socket is root's and serves everything, among it what changes
+//! something (`POST /v1/backends/…`) and what names pods. The HTTP port has no authentication, so it serves only
+//! what a metric label would say, and changes nothing. Nothing here is on the way of a call.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use anyhow::Context;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
-use axum::routing::get;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
 use prometheus::TextEncoder;
 use tokio::task::JoinSet;
 
-use crate::config::Admin;
+use crate::config;
 use crate::drain::Drain;
 use crate::proxy::Node;
 use crate::server::{Bound, SocketFile};
+use load::Load;
+
+mod change;
+pub mod documents;
+mod load;
+mod page;
+mod read;
 
 /// The admin socket commands; only root may.
 const SOCKET_MODE: u32 = 0o600;
+
+/// What every answer is made from.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    node: Arc<Node>,
+    load: Load,
+    started: SystemTime,
+}
 
 /// Starts the admin listeners.
 ///
@@ -28,18 +45,22 @@ const SOCKET_MODE: u32 = 0o600;
 /// If one of them cannot be bound.
 pub async fn spawn(
     servers: &mut JoinSet<()>,
-    config: &Admin,
+    config: &config::Admin,
     node: &Arc<Node>,
     drain: &Drain,
 ) -> anyhow::Result<()> {
+    let desk = Arc::new(Desk { node: Arc::clone(node), load: Load::default(), started: SystemTime::now() });
     let (listener, file) = Bound::bind(&config.socket, SOCKET_MODE, None).await?.split();
-    serve(servers, listener, routes(Arc::clone(node)), drain, Some(file));
+    let routes = pages().merge(commands()).with_state(Arc::clone(&desk));
+    serve(servers, listener, routes, drain, Some(file));
     if let Some(address) = config.http {
         let listener = tokio::net::TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on {address} (admin.http)"))?;
-        serve(servers, listener, routes(Arc::clone(node)), drain, None);
+        tracing::info!(address = %listener.local_addr()?, "admin.http serves metrics and the status page");
+        serve(servers, listener, pages().with_state(Arc::clone(&desk)), drain, None);
     }
+    servers.spawn(sample(desk, drain.clone()));
     Ok(())
 }
 
@@ -58,31 +79,58 @@ where
     });
 }
 
-fn routes(node: Arc<Node>) -> Router {
+async fn sample(desk: Arc<Desk>, drain: Drain) {
+    let mut tick = tokio::time::interval(load::STEP);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = tick.tick() => desk.load.sample(&desk.node.metrics.registry),
+            () = drain.begun() => return,
+        }
+    }
+}
+
+/// What everybody may see who reaches the port.
+fn pages() -> Router<Arc<Desk>> {
     Router::new()
+        .route("/", get(page::page))
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .with_state(node)
 }
 
-async fn metrics(State(node): State<Arc<Node>>) -> impl IntoResponse {
-    node.refresh_gauges();
-    match TextEncoder::new().encode_to_string(&node.metrics.registry.gather()) {
+/// What only root may see and do.
+fn commands() -> Router<Arc<Desk>> {
+    Router::new()
+        .route("/v1/status", get(read::status))
+        .route("/v1/pods", get(read::pods))
+        .route("/v1/images", get(read::images))
+        .route("/v1/routes", get(read::routes))
+        .route("/v1/routes/", get(read::default_route))
+        .route("/v1/routes/{handler}", get(read::route))
+        .route("/v1/backends/{name}/drain", post(change::drain))
+        .route("/v1/backends/{name}/undrain", post(change::undrain))
+        .route("/v1/backends/{name}/forget", post(change::forget))
+}
+
+async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
+    desk.node.refresh_gauges();
+    match TextEncoder::new().encode_to_string(&desk.node.metrics.registry.gather()) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
 }
 
 /// Ready once lists can be complete: every backend was listed, or saved state stands for it.
-async fn ready(State(node): State<Arc<Node>>) -> impl IntoResponse {
-    let unknown: Vec<_> = node
+async fn ready(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
+    let unknown: Vec<_> = desk
+        .node
         .backends()
         .iter()
-        .filter(|backend| !backend.last.known())
+        .filter(|backend| !backend.last.known() && !desk.node.is_joining(backend))
         .map(|backend| backend.name.to_string())
         .collect();
-    if unknown.is_empty() || !node.snapshot.is_fresh() {
+    if unknown.is_empty() {
         (StatusCode::OK, "ok\n".to_owned())
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, format!("not listed yet: {}\n", unknown.join(", ")))

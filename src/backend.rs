@@ -21,9 +21,10 @@ use crate::backend::connect::Connector;
 use crate::codec::{self, Assembler, Message};
 use crate::config::BackendConfig;
 use crate::error::Error;
-use crate::method::{Api, Method};
+use crate::method::{Api, ImageCall, Lane, Method};
 use crate::metrics::{CallMetrics, Metrics};
 use crate::snapshot::LastKnown;
+use crate::telemetry::spans::{self, CallSpan};
 
 pub use health::{Class, Health, LastError, State};
 pub use link::Link;
@@ -35,6 +36,9 @@ pub mod tls;
 
 /// The most that a backend's unary reply may have: what CRI-O sends, and room for an `ExecSync` of 2 × 16 MiB.
 const MAX_REPLY: usize = 256 << 20;
+
+/// How long before the caller's deadline a call without an answer ends, at the most.
+const MARGIN: Duration = Duration::from_millis(250);
 
 /// One backend.
 #[derive(Debug)]
@@ -90,6 +94,7 @@ struct Flight {
     backend: Arc<Backend>,
     method: usize,
     started: Instant,
+    span: Option<CallSpan>,
 }
 
 impl Backend {
@@ -135,7 +140,8 @@ impl Backend {
     ///
     /// # Errors
     /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] at the bound of `max_in_flight`,
-    /// [`Error::Lost`] if the connection ends first, [`Error::Garbage`] for an answer that is not gRPC.
+    /// [`Error::Lost`] if the connection ends first, [`Error::Overdue`] shortly before the caller gives up,
+    /// [`Error::Garbage`] for an answer that is not gRPC.
     pub async fn call(
         self: &Arc<Self>,
         method: Option<&'static Method>,
@@ -150,24 +156,51 @@ impl Backend {
     /// Sends a request over this connection, in this API.
     async fn call_over(
         self: &Arc<Self>,
-        mut sender: SendRequest<Bytes>,
+        sender: SendRequest<Bytes>,
         api: Api,
         method: Option<&'static Method>,
         path: &str,
-        headers: HeaderMap,
+        mut headers: HeaderMap,
         message: Bytes,
     ) -> Result<Reply, Error> {
-        let flight = self.take_off(method)?;
+        let mut flight = self.take_off(method)?;
+        let patience = patience(method, &headers);
         let uri =
             crate::method::uri(method, path, api).map_err(|_| Error::Framing("the path is not valid"))?;
+        flight.span = spans::client(uri.path(), &self.name, &mut headers);
+        match self.send(sender, request(uri, headers), message, patience).await {
+            Ok((headers, stream)) => {
+                flight.note_end(codec::status_code(&headers));
+                Ok(Reply { headers, body: ReplyBody { stream, flight } })
+            }
+            Err(error) => {
+                flight.note_end(Some(error.code()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        mut sender: SendRequest<Bytes>,
+        request: Request<()>,
+        message: Bytes,
+        patience: Option<Duration>,
+    ) -> Result<(HeaderMap, RecvStream), Error> {
         let lost = |error: h2::Error| self.lost(&error);
-        let (response, mut body) = sender.send_request(request(uri, headers), false).map_err(lost)?;
+        let (response, mut body) = sender.send_request(request, false).map_err(lost)?;
         body.send_data(message, true).map_err(lost)?;
-        let (head, stream) = response.await.map_err(lost)?.into_parts();
+        let head = match patience {
+            None => response.await,
+            Some(waited) => tokio::time::timeout(waited, response)
+                .await
+                .map_err(|_| Error::Overdue { backend: Arc::clone(&self.name), waited })?,
+        };
+        let (head, stream) = head.map_err(lost)?.into_parts();
         if head.status != StatusCode::OK {
             return Err(self.garbage(format!("HTTP status {}", head.status)));
         }
-        Ok(Reply { headers: head.headers, body: ReplyBody { stream, flight } })
+        Ok((head.headers, stream))
     }
 
     /// Sends a request and collects the whole reply.
@@ -202,11 +235,30 @@ impl Backend {
         }
     }
 
+    /// Completes once the lists of the present connection were answered or found late; at once if there is no
+    /// connection. The first attempt at one is waited for.
+    pub async fn settled(&self) {
+        let mut link = self.link.subscribe();
+        // The sender lives as long as this.
+        link.wait_for(|link| !matches!(link, Link::Connecting)).await.ok();
+        tokio::select! {
+            () = self.disconnected() => {}
+            () = self.health.settled() => {}
+        }
+    }
+
+    /// Completes once there is no connection.
+    pub async fn disconnected(&self) {
+        let mut link = self.link.subscribe();
+        // The sender lives as long as this.
+        link.wait_for(|link| !matches!(link, Link::Up { .. })).await.ok();
+    }
+
     fn take_off(self: &Arc<Self>, method: Option<&'static Method>) -> Result<Flight, Error> {
         let limit = self.config.load().max_in_flight;
         let flying = self.in_flight.fetch_add(1, Ordering::Relaxed);
         let method = method.map_or(crate::method::COUNT, |method| method.index);
-        let flight = Flight { backend: Arc::clone(self), method, started: Instant::now() };
+        let flight = Flight { backend: Arc::clone(self), method, started: Instant::now(), span: None };
         if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
     }
 
@@ -274,7 +326,11 @@ impl ReplyBody {
         &mut self,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Result<Option<HeaderMap>, Error>> {
-        self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.lost(&error))
+        let trailers = self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.lost(&error));
+        if let std::task::Poll::Ready(Ok(Some(trailers))) = &trailers {
+            self.flight.note_end(codec::status_code(trailers));
+        }
+        trailers
     }
 
     async fn trailers(&mut self) -> Result<HeaderMap, Error> {
@@ -312,11 +368,30 @@ impl Drop for Refresh {
     }
 }
 
+impl Flight {
+    /// Notes the status that the call ended with, for its span.
+    fn note_end(&mut self, code: Option<Code>) {
+        if let (Some(span), Some(code)) = (&mut self.span, code) {
+            span.ended(code);
+        }
+    }
+}
+
 impl Drop for Flight {
     fn drop(&mut self) {
         self.backend.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.backend.calls.backend_took(self.method, self.started.elapsed());
     }
+}
+
+/// Returns how long the head of a reply is waited for: until shortly before the caller gives up, because an
+/// `ExecSync` that ends by deadline is a failed probe to kubelet, and one that ends `Unavailable` is none. A pull
+/// ends by its caller's deadline alone (critest `image.go` looks for `DeadlineExceeded`).
+fn patience(method: Option<&'static Method>, headers: &HeaderMap) -> Option<Duration> {
+    if method.is_some_and(|method| method.lane == Lane::Image(ImageCall::Pull)) {
+        return None;
+    }
+    codec::caller_timeout(headers).map(|caller| caller - caller.mul_f64(0.1).min(MARGIN))
 }
 
 /// Headers for calls that crimux makes by itself.

@@ -1,55 +1,122 @@
 //! The command line: what operators type.
 //!
-//! Verbs that read take `--output`. Exit codes: 0 fine, 1 failed, 2 usage, 64 bad configuration.
+//! Verbs that read a running crimux ask its admin socket and take `--output`; `check` needs no running crimux.
+//! Exit codes: 0 fine, 1 failed, 2 usage (clap's), 64 bad configuration. Nothing here decides anything: the
+//! server does.
 
+use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
 use crate::app::App;
-use crate::config::{Config, ConfigError};
+use crate::config::ConfigError;
+use asking::Target;
+use output::Format;
 
-/// The exit code for a configuration with problems (`EX_USAGE` of sysexits, as DESIGN of the CLI has it).
+mod asking;
+mod backend;
+mod check;
+mod generate;
+mod output;
+mod probe;
+mod runtime_classes;
+mod show;
+
+/// The exit code for a configuration with problems (`EX_USAGE` of sysexits).
 const BAD_CONFIG: u8 = 64;
+/// Where the configuration is, unless it is told otherwise.
+const DEFAULT_CONFIG: &str = "/etc/crimux/config.yaml";
 
 /// One CRI socket for kubelet, many container runtimes behind it.
 #[derive(Debug, Parser)]
-#[command(name = "crimux", version, about)]
+#[command(name = "crimux", version, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     verb: Verb,
 }
 
+const EXIT_CODES: &str = "Exit codes: 0 fine, 1 failed, 2 wrong usage, 64 bad configuration.";
+
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Serve the configured sockets until told to end.
     Serve(ConfigFile),
-    /// Read the configuration and report every problem in it.
-    Check(ConfigFile),
+    /// Read the configuration and report every problem in it; with --probe, examine the backends too.
+    ///
+    /// Nothing is changed, and no crimux needs to run. The exit code is 64 if the configuration has problems, and
+    /// 1 if --probe or --runtime-classes found an error.
+    Check(check::Check),
+    /// Show every backend: its state, since when, what is on it, and what went wrong last.
+    Status {
+        /// Show it again every two seconds, until interrupted.
+        #[arg(long, short)]
+        watch: bool,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// List the pods of all backends.
+    ///
+    /// HANDLER is the RuntimeClass handler that leads to where the pod is. The pods of a backend that cannot be
+    /// asked are those last known, and marked so.
+    Ps(Reading),
+    /// Show where new sandboxes of a handler go; without one, of every handler.
+    Route {
+        /// The RuntimeClass handler; "" is for pods without a RuntimeClass.
+        handler: Option<String>,
+        #[command(flatten)]
+        reading: Reading,
+    },
+    /// List the images of all backends, and which of them has each.
+    Images(Reading),
+    /// Drain a backend, undo that, or declare one lost.
+    #[command(subcommand)]
+    Backend(backend::Change),
+    /// Write the completions of a shell to standard output.
+    ///
+    /// For bash, in ~/.bashrc: source <(crimux completions bash)
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+    /// Write man pages, completions or the reference of the command line into a directory, for packages.
+    #[command(hide = true)]
+    Generate {
+        /// What to write.
+        what: generate::What,
+        /// Where to; it is made if it does not exist.
+        directory: PathBuf,
+    },
 }
 
 #[derive(Debug, clap::Args)]
 struct ConfigFile {
     /// The configuration file.
-    #[arg(long, short, default_value = "/etc/crimux/config.yaml")]
+    #[arg(long, short, default_value = DEFAULT_CONFIG)]
     config: PathBuf,
+}
+
+/// What every verb that reads takes.
+#[derive(Debug, clap::Args)]
+struct Reading {
+    /// A table for people, or the whole answer for scripts.
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Format,
+    #[command(flatten)]
+    target: Target,
 }
 
 /// Does what the command line says.
 pub fn run(cli: Cli) -> ExitCode {
-    let result = match cli.verb {
-        Verb::Serve(ConfigFile { config }) => serve(&config),
-        Verb::Check(ConfigFile { config }) => {
-            Config::load(&config).map(|_| println!("{}: ok", config.display())).map_err(Into::into)
-        }
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    match done(cli.verb) {
+        Ok(code) => code,
         Err(error) if error.downcast_ref::<ConfigError>().is_some() => {
             eprintln!("{error}");
             ExitCode::from(BAD_CONFIG)
         }
+        // Whoever reads our output has seen enough.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("crimux: {error:#}");
             ExitCode::FAILURE
@@ -57,8 +124,29 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-/// One thread serves all calls: a call then never waits for another thread to wake up (see ARCHITECTURE.md).
-fn serve(config: &std::path::Path) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(async { App::start(config).await?.run().await })
+fn done(verb: Verb) -> anyhow::Result<ExitCode> {
+    let done = match verb {
+        // One thread serves all calls: a call then never waits for another thread to wake up (see ARCHITECTURE.md).
+        Verb::Serve(ConfigFile { config }) => {
+            block_on(async { App::start(&config).await?.run().await })?;
+            ExitCode::SUCCESS
+        }
+        Verb::Check(check) => block_on(check.run())?,
+        Verb::Status { watch, reading } => block_on(show::status(&reading, watch))?,
+        Verb::Ps(reading) => block_on(show::pods(&reading))?,
+        Verb::Route { handler, reading } => block_on(show::routes(&reading, handler.as_deref()))?,
+        Verb::Images(reading) => block_on(show::images(&reading))?,
+        Verb::Backend(change) => block_on(change.run())?,
+        Verb::Completions { shell } => generate::completions(shell),
+        Verb::Generate { what, directory } => generate::all(what, &directory)?,
+    };
+    Ok(done)
+}
+
+fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }

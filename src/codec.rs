@@ -8,6 +8,7 @@
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use http::HeaderMap;
@@ -15,6 +16,9 @@ use http_body::{Body, Frame};
 use tonic::{Code, Status};
 
 use crate::error::Error;
+pub use frames::{Deframer, End, Frames};
+
+mod frames;
 
 /// The most that a request may have: what containerd takes (`runtime/v2` and CRI both use 16 MiB).
 pub const MAX_REQUEST: usize = 16 << 20;
@@ -133,6 +137,26 @@ pub fn status_code(trailers: &HeaderMap) -> Option<Code> {
     trailers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
 }
 
+/// Returns how long the caller waits, if it says so in `grpc-timeout`.
+pub fn caller_timeout(headers: &HeaderMap) -> Option<Duration> {
+    parse_timeout(headers.get("grpc-timeout")?.to_str().ok()?)
+}
+
+/// Reads a `grpc-timeout`: at most eight digits and a unit.
+fn parse_timeout(value: &str) -> Option<Duration> {
+    let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
 /// Returns the trailers of a call that went well.
 pub fn ok_trailers() -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(1);
@@ -194,6 +218,15 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn timeouts_are_read_in_every_unit_and_nothing_else() {
+        assert_eq!(parse_timeout("120S"), Some(Duration::from_secs(120)));
+        assert_eq!(parse_timeout("99999999u"), Some(Duration::from_micros(99_999_999)));
+        for wrong in ["", "S", "1", "-1S", "123456789S", "1.5S", "1é"] {
+            assert_eq!(parse_timeout(wrong), None, "{wrong:?}");
+        }
+    }
 
     /// Pushes these chunks with a limit of 100 bytes.
     fn assembled(chunks: &[&[u8]]) -> Result<Option<Message>, Error> {

@@ -56,6 +56,15 @@ pub enum Error {
         /// What the transport said.
         cause: String,
     },
+    /// The caller's deadline is about to pass without an answer. Left to itself the caller would take it for
+    /// `DeadlineExceeded`, which kubelet counts as a failed exec probe.
+    #[error("backend {backend} did not answer while the caller waited ({waited:?})")]
+    Overdue {
+        /// The backend.
+        backend: Arc<str>,
+        /// How long the caller has waited.
+        waited: std::time::Duration,
+    },
     /// A read of a late backend that has no last-known answer to give.
     #[error(
         "backend {backend} did not answer within {waited:?} and no last-known answer agrees with its last list"
@@ -145,6 +154,9 @@ pub enum Error {
     /// No backend offers it, or not all of those that must.
     #[error("{0}")]
     Unimplemented(String),
+    /// Streams that would never end are ended.
+    #[error("crimux is shutting down")]
+    ShuttingDown,
     /// The client reads its event stream too slowly.
     #[error("events were not read in time: {0} are waiting")]
     SlowClient(usize),
@@ -175,11 +187,13 @@ impl Error {
             | Self::Joining { .. }
             | Self::Down { .. }
             | Self::Lost { .. }
+            | Self::Overdue { .. }
             | Self::Late { .. }
             | Self::Busy { .. }
             | Self::NeverListed(_)
             | Self::Unasked { .. }
             | Self::ImageUndecided { .. }
+            | Self::ShuttingDown
             | Self::NotKnown { .. } => Code::Unavailable,
         }
     }

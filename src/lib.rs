@@ -3,6 +3,7 @@
 //! Read [`proxy`] first: it is the life of a call. ARCHITECTURE.md has the plan of the house.
 
 pub mod admin;
+pub mod age;
 pub mod app;
 pub mod backend;
 pub mod cli;
@@ -11,10 +12,12 @@ pub mod config;
 pub mod cork;
 pub mod drain;
 pub mod error;
+pub mod events;
 pub mod merge;
 pub mod method;
 pub mod metrics;
 pub mod proxy;
+pub mod recent;
 pub mod relay;
 pub mod router;
 pub mod server;

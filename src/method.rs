@@ -136,6 +136,8 @@ pub enum Effect {
     Changed,
     /// The reply is a status worth remembering.
     Status,
+    /// The reply names a filesystem that kubelet will look for on this node.
+    Stats,
     /// The reply names a URL that kubelet will dial.
     StreamUrl,
 }
@@ -232,20 +234,20 @@ pub fn uri(method: Option<&'static Method>, path: &str, api: Api) -> Result<Uri,
 }
 
 impl Api {
-    /// Returns the package name.
-    pub fn package(self) -> &'static str {
-        match self {
-            Self::V1 => "runtime.v1",
-            Self::V1Alpha2 => "runtime.v1alpha2",
-        }
-    }
-
     /// Returns the other version.
     #[must_use]
     pub fn other(self) -> Self {
         match self {
             Self::V1 => Self::V1Alpha2,
             Self::V1Alpha2 => Self::V1,
+        }
+    }
+
+    /// Returns the package name.
+    pub fn package(self) -> &'static str {
+        match self {
+            Self::V1 => "runtime.v1",
+            Self::V1Alpha2 => "runtime.v1alpha2",
         }
     }
 
@@ -350,10 +352,10 @@ const ROWS: [Row; 43] = [
     owner("Exec", Container, Effect::StreamUrl, Deadline::Caller),
     owner("Attach", Container, Effect::StreamUrl, Deadline::Caller),
     owner("PortForward", Sandbox, Effect::StreamUrl, Deadline::Caller),
-    owner("ContainerStats", Container, Effect::None, Deadline::Read),
+    owner("ContainerStats", Container, Effect::Stats, Deadline::Read),
     fan_out(Runtime, "ListContainerStats", List::ContainerStats, Deadline::Stats),
     relay(Runtime, "StreamContainerStats", List::ContainerStats, Deadline::Stats),
-    owner("PodSandboxStats", Sandbox, Effect::None, Deadline::Read),
+    owner("PodSandboxStats", Sandbox, Effect::Stats, Deadline::Read),
     fan_out(Runtime, "ListPodSandboxStats", List::SandboxStats, Deadline::Stats),
     relay(Runtime, "StreamPodSandboxStats", List::SandboxStats, Deadline::Stats),
     Row(Runtime, "UpdateRuntimeConfig", Lane::Broadcast, Effect::None, Deadline::Caller),

@@ -13,6 +13,7 @@ pub use handlers::{Choice, Handlers};
 pub use owners::{Annotations, Lookup, Owners, Pod};
 
 mod handlers;
+pub mod images;
 mod owners;
 
 /// The routing state of the node.
@@ -20,13 +21,19 @@ mod owners;
 pub struct Router {
     /// IDs and their owners.
     pub owners: Owners,
+    /// What images were last used where.
+    pub image_uses: images::Uses,
     handlers: ArcSwap<Handlers>,
 }
 
 impl Router {
     /// Returns a router that owns nothing yet.
     pub fn new(handlers: Handlers) -> Self {
-        Self { owners: Owners::default(), handlers: ArcSwap::from_pointee(handlers) }
+        Self {
+            owners: Owners::default(),
+            image_uses: images::Uses::default(),
+            handlers: ArcSwap::from_pointee(handlers),
+        }
     }
 
     /// Returns the handlers in force.

@@ -29,6 +29,9 @@ pub enum WireError {
     /// A string field that is not UTF-8.
     #[error("field {0} is not UTF-8")]
     Utf8(u32),
+    /// A field without which the message means nothing.
+    #[error("field {0} is missing")]
+    Missing(u32),
 }
 
 /// The value of one field.
@@ -228,6 +231,53 @@ pub fn append_str(message: &[u8], path: &[u32], value: &str) -> Bytes {
     out.put_slice(message);
     out.put_slice(&field);
     out.freeze()
+}
+
+/// Returns `message` without the fields at `path`, or `None` if none is there; all other bytes stay as they were
+/// but for the lengths of the messages around what is left out.
+///
+/// # Errors
+/// Whatever makes the message unreadable on the way there.
+pub fn without(message: &[u8], path: &[u32]) -> Result<Option<Bytes>, WireError> {
+    let Some((&number, inner)) = path.split_first() else { return Ok(None) };
+    if !has_path(message, path)? {
+        return Ok(None);
+    }
+    let mut out = BytesMut::with_capacity(message.len());
+    for field in fields(message) {
+        let field = field?;
+        if field.number != number {
+            out.put_slice(field.raw);
+        } else if !inner.is_empty() {
+            match without(field.bytes()?, inner)? {
+                Some(shorter) => put_bytes(&mut out, number, &shorter),
+                None => out.put_slice(field.raw),
+            }
+        }
+    }
+    Ok(Some(out.freeze()))
+}
+
+/// Cuts an encoded list into encoded lists of at most `limit` bytes each, at the boundaries of its fields; a
+/// single field that is larger stays whole. An empty list has no pieces.
+///
+/// # Errors
+/// Whatever makes the list unreadable.
+pub fn split(list: &Bytes, limit: usize) -> Result<Vec<Bytes>, WireError> {
+    let mut pieces = Vec::new();
+    let (mut start, mut end) = (0, 0);
+    for field in fields(list) {
+        let len = field?.raw.len();
+        if end > start && end + len - start > limit {
+            pieces.push(list.slice(start..end));
+            start = end;
+        }
+        end += len;
+    }
+    if end > start {
+        pieces.push(list.slice(start..end));
+    }
+    Ok(pieces)
 }
 
 /// Writes a length-delimited field.

@@ -9,9 +9,15 @@
 // A helper that fails fails the test that called it.
 #![allow(clippy::unwrap_used)]
 
+#[path = "support/kubelet.rs"]
+mod kubelet;
+
 mod real {
     pub(crate) mod world;
 
+    mod api;
+    mod churn;
+    mod images;
     mod lifecycle;
     mod lists;
     mod memory;

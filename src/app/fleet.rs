@@ -53,6 +53,9 @@ impl Fleet {
     /// If a backend's own socket cannot be bound; everything else is in force then.
     pub(super) async fn apply(&mut self, config: &Config) -> anyhow::Result<()> {
         warn_of_restart(&self.node.config(), config);
+        if !self.members.is_empty() {
+            self.node.snapshot.settle();
+        }
         for (name, backend_config) in &config.backends {
             match self.members.get_mut(name) {
                 Some(member) => {
@@ -80,9 +83,12 @@ impl Fleet {
     pub(super) fn housekeep(&mut self) {
         self.node.sweep();
         let node = Arc::clone(&self.node);
+        let remembered = node.snapshot.names();
         self.members.retain(|name, member| {
+            // Its absence from the names means that the operator declared it lost.
+            let told = member.backend.last.listed() || !remembered.contains(name);
             let idle = member.retired
-                && member.backend.last.listed()
+                && told
                 && member.backend.in_flight() == 0
                 && node.router.owners.count(name) == (0, 0);
             // A call that chose it before the reload may not have been sent yet: it is hidden first.

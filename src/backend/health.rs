@@ -2,12 +2,17 @@
 //!
 //! A kind of list is late once a call outlasted its own deadline; stats and images never make sandboxes late.
 //! While it is late, answers come from last-known state and one refresh stays in flight, whose answer, however
-//! late, ends the lateness. Learnt from real calls only.
+//! late, ends the lateness. The pair of sandbox and container lists is treated the same when it fails in another
+//! way, so that both of the pair are of one moment: live again only once both were listed. Learnt from real
+//! calls only.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use crate::method::{Lane, List, Method};
+use tokio::sync::watch;
+
+use crate::method::{self, Lane, List, Method};
 
 /// The state that operators see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +21,7 @@ pub enum State {
     Joining,
     /// Everything in time.
     Ready,
-    /// Reachable, but something outlasted its deadline.
+    /// Reachable, but something outlasted its deadline, or could not be listed.
     Late,
     /// Not reachable.
     Down,
@@ -53,11 +58,13 @@ pub enum Class {
     Metrics,
     /// `ImageFsInfo`.
     Filesystems,
-    /// The status reads.
+    /// The status reads, and those of stats.
     Reads,
+    /// `Status`, by which kubelet judges the node.
+    Status,
 }
 
-const CLASSES: usize = 7;
+const CLASSES: usize = 8;
 
 impl Class {
     /// Returns the class of a list.
@@ -76,6 +83,7 @@ impl Class {
     pub fn of(method: &Method) -> Self {
         match method.lane {
             Lane::FanOut(list) | Lane::Relay(list) => Self::of_list(list),
+            Lane::Answer(_) => Self::Status,
             _ => Self::Reads,
         }
     }
@@ -101,7 +109,13 @@ struct Inner {
 #[derive(Debug, Default)]
 pub struct Health {
     inner: Mutex<Inner>,
+    /// Whether the pair was listed over the present connection, or was found late.
+    settled: watch::Sender<bool>,
+    /// The methods that the backend said it does not have, one bit for each row of the table.
+    lacking: AtomicU64,
 }
+
+const _: () = assert!(method::COUNT <= u64::BITS as usize, "one bit for each row");
 
 impl Health {
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -110,7 +124,12 @@ impl Health {
 
     /// Tells whether this class is late.
     pub fn is_late(&self, class: Class) -> bool {
-        self.inner().late[class as usize].is_some()
+        self.late(class).is_some()
+    }
+
+    /// Returns since when this class is late.
+    pub fn late(&self, class: Class) -> Option<SystemTime> {
+        self.inner().late[class as usize]
     }
 
     /// Returns since when anything is late.
@@ -123,16 +142,43 @@ impl Health {
         let late = &mut self.inner().late[class as usize];
         let news = late.is_none();
         late.get_or_insert_with(SystemTime::now);
+        self.settle(class);
         news
     }
 
     /// Records an answer of this class. Returns whether that ended a lateness.
     pub fn mark_answered(&self, class: Class) -> bool {
-        self.inner().late[class as usize].take().is_some()
+        let ended = self.inner().late[class as usize].take().is_some();
+        self.settle(class);
+        ended
     }
 
-    /// Forgets all lateness: the connection is new.
+    /// Completes once the pair was listed over the present connection, or was found late.
+    pub async fn settled(&self) {
+        // The sender lives as long as this.
+        self.settled.subscribe().wait_for(|settled| *settled).await.ok();
+    }
+
+    fn settle(&self, class: Class) {
+        if class == Class::Lists {
+            self.settled.send_if_modified(|settled| !std::mem::replace(settled, true));
+        }
+    }
+
+    /// Tells whether the backend said on this connection that it does not have this method.
+    pub fn lacks(&self, method: &Method) -> bool {
+        self.lacking.load(Ordering::Relaxed) & (1 << method.index) != 0
+    }
+
+    /// Records that the backend does not have this method.
+    pub fn note_lack(&self, method: &Method) {
+        self.lacking.fetch_or(1 << method.index, Ordering::Relaxed);
+    }
+
+    /// Forgets all lateness and what was lacking: the connection is new, and so may be the runtime.
     pub fn reset(&self) {
+        self.settled.send_replace(false);
+        self.lacking.store(0, Ordering::Relaxed);
         self.inner().late = Default::default();
     }
 

@@ -6,10 +6,11 @@
 //! with GOAWAY `too_many_pings`.
 
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use h2::client::{Connection, SendRequest};
+use prost::Message as _;
 use tonic::Code;
 
 use crate::backend::connect::{ConnectError, Connector, Stream};
@@ -18,6 +19,7 @@ use crate::backend::{Backend, own_headers};
 use crate::codec::Message;
 use crate::config::BackendConfig;
 use crate::cork::Corked;
+use crate::cri::VersionResponse;
 use crate::drain::Drain;
 use crate::error::Error;
 use crate::method::{self, Api};
@@ -66,12 +68,16 @@ impl Backend {
         while !drain.is_begun() {
             match self.connect().await {
                 Ok((sender, connection)) => {
-                    pause = FIRST_PAUSE;
+                    let connected = Instant::now();
                     let Some(cause) = self.drive(sender, connection, &drain, &greet).await else {
                         self.link.send_replace(Link::Connecting);
                         continue;
                     };
                     self.set_down(&cause);
+                    // One that breaks every connection at once is not to be hammered.
+                    if connected.elapsed() > LONGEST_PAUSE {
+                        pause = FIRST_PAUSE;
+                    }
                 }
                 Err(cause) => self.set_down(&cause),
             }
@@ -133,13 +139,10 @@ impl Backend {
         let ending = connection.abort_handle();
         self.health.reset();
         let beside = async {
-            let wait = self.config.load().timeouts.read;
-            // A backend that does not tell is late; the probe below says so.
-            let api = tokio::time::timeout(wait, self.spoken(&sender)).await.unwrap_or(self.last_api());
-            self.link.send_replace(Link::Up { sender, api, since: SystemTime::now() });
-            self.probe().await;
-            greet(self).await;
-            self.keep_probing().await;
+            // Calls wait until it is known which API they must be sent in: `Unimplemented` switches features off.
+            self.probe(&sender, self.config.load().timeouts.connect).await;
+            self.link.send_replace(Link::Up { sender, api: self.api(), since: SystemTime::now() });
+            tokio::join!(greet(self), self.keep_probing());
         };
         let cause = tokio::select! {
             ended = connection => match ended {
@@ -158,75 +161,82 @@ impl Backend {
         loop {
             let local = self.config.load().local;
             tokio::time::sleep(if local { PROBE_LOCAL } else { PROBE_REMOTE }).await;
-            self.probe().await;
+            let sender = match &*self.link.borrow() {
+                Link::Up { sender, .. } => sender.clone(),
+                Link::Connecting | Link::Down { .. } => continue,
+            };
+            self.probe(&sender, self.config.load().timeouts.read).await;
         }
     }
 
     /// Asks for the version once, in whichever API the backend speaks.
-    async fn probe(self: &Arc<Self>) {
-        let wait = self.config.load().timeouts.read;
-        match tokio::time::timeout(wait, self.version()).await {
+    async fn probe(self: &Arc<Self>, sender: &SendRequest<Bytes>, wait: Duration) {
+        match tokio::time::timeout(wait, self.version(sender, wait)).await {
             Ok(Ok(())) => {
                 if self.health.mark_answered(Class::Reads) {
                     tracing::info!(backend = %self.name, "answers in time again");
                 }
             }
-            Ok(Err(error)) => self.health.note_error(error.to_string()),
-            Err(_) => {
+            Err(_) | Ok(Err(Error::Overdue { .. })) => {
                 if self.health.mark_late(Class::Reads) {
                     tracing::warn!(backend = %self.name, "does not answer Version within {wait:?}");
                 }
                 self.health.note_error(format!("Version was not answered within {wait:?}"));
             }
+            Ok(Err(error)) => self.health.note_error(error.to_string()),
         }
     }
 
-    async fn version(self: &Arc<Self>) -> Result<(), Error> {
+    /// Asks for the version, for whoever waits for a late backend.
+    ///
+    /// # Errors
+    /// What [`Backend::call`] fails with, or [`Error::Garbage`] for what is no version.
+    pub async fn ask_version(self: &Arc<Self>, wait: Duration) -> Result<(), Error> {
+        let (sender, _) = self.sender().await?;
+        self.version(&sender, wait).await
+    }
+
+    async fn version(self: &Arc<Self>, sender: &SendRequest<Bytes>, wait: Duration) -> Result<(), Error> {
         let method = method::named("Version");
-        for _ in [Api::V1, Api::V1Alpha2] {
-            let wait = self.config.load().timeouts.read;
-            let reply = self.fetch(method, own_headers(wait), Message::new(&[]).framed()).await?;
+        let known = self.api();
+        for api in [known, known.other()] {
+            let (headers, message) = (own_headers(wait), Message::new(&[]).framed());
+            let called = self.call_over(sender.clone(), api, Some(method), "", headers, message);
+            let reply = called.await?.collect().await?;
             match reply.code {
                 Code::Ok => {
-                    self.last.remember_reply(method.name, reply.message.encoded());
+                    self.learn_version(&reply.message)?;
+                    self.set_api(api);
                     return Ok(());
                 }
-                Code::Unimplemented => self.switch_api(),
+                Code::Unimplemented => {}
                 code => return Err(self.garbage(format!("Version was answered with {code:?}"))),
             }
         }
         Err(self.garbage("it speaks neither runtime.v1 nor runtime.v1alpha2"))
     }
 
-    /// Asks which API is spoken over a new connection, the one it spoke last first: a call that came in the
-    /// wrong one would be answered Unimplemented, which no client may be told.
-    async fn spoken(self: &Arc<Self>, sender: &SendRequest<Bytes>) -> Api {
-        let (method, first) = (method::named("Version"), self.last_api());
-        for api in [first, first.other()] {
-            let (headers, message) = (own_headers(self.config.load().timeouts.read), Message::new(&[]));
-            let asked = self.call_over(sender.clone(), api, Some(method), "", headers, message.framed());
-            let told = async { asked.await?.collect().await };
-            if told.await.is_ok_and(|reply| reply.code == Code::Ok) {
-                *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(api);
-                return api;
-            }
+    /// Remembers a version if it is whole: kubelet refuses one with an empty field (`cri-client`, `Version`).
+    fn learn_version(&self, reply: &Message) -> Result<(), Error> {
+        let version = VersionResponse::decode(reply.encoded());
+        let version = version.map_err(|error| self.garbage(error.to_string()))?;
+        let VersionResponse { version, runtime_name, runtime_version, runtime_api_version } = version;
+        if [version, runtime_name, runtime_version, runtime_api_version].iter().any(String::is_empty) {
+            return Err(self.garbage("its version has an empty field"));
         }
-        first
+        self.last.remember_reply("Version", reply.encoded());
+        Ok(())
     }
 
-    fn last_api(&self) -> Api {
-        match *self.api.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(api) => api,
-            None => Api::V1,
-        }
+    fn api(&self) -> Api {
+        self.api.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(Api::V1)
     }
 
-    fn switch_api(&self) {
-        self.link.send_modify(|link| {
-            if let Link::Up { api, .. } = link {
-                *api = api.other();
-                *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(*api);
-            }
+    fn set_api(&self, found: Api) {
+        *self.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(found);
+        self.link.send_if_modified(|link| match link {
+            Link::Up { api, .. } => std::mem::replace(api, found) != found,
+            Link::Connecting | Link::Down { .. } => false,
         });
     }
 

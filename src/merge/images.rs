@@ -3,102 +3,165 @@
 //! Tags and digests are united and the size is that of the largest copy (kubelet keys by ID and would take the
 //! last entry for the whole). An image is pinned if a local backend pins it, and also if any copy is on a
 //! backend that is not local or did not answer: kubelet's image collector counts what it removes as room won
-//! on this node's disk, and a removal that fails stops it (`images/image_gc_manager.go freeSpace`).
+//! on this node's disk, and a removal that fails stops it (`images/image_gc_manager.go freeSpace`). All else,
+//! unknown fields and `spec.runtime_handler` included, stays as the first store gave it: what changes is
+//! appended to its bytes, and the last occurrence of a field wins.
 
 use std::collections::HashMap;
 
 use bytes::{Bytes, BytesMut};
-use prost::Message;
 
-use crate::cri::Image;
 use crate::merge::Part;
-use crate::wire;
+use crate::wire::{self, Value, WireError};
+
+const TAGS: u32 = 2;
+const DIGESTS: u32 = 3;
+const SIZE: u32 = 4;
+const PINNED: u32 = 8;
+
+/// An image, as far as stores can differ about it.
+struct Entry<'a> {
+    item: &'a [u8],
+    /// Tags and digests that it has, with their field numbers.
+    names: Vec<(u32, &'a [u8])>,
+    size: u64,
+    pinned: bool,
+    /// What the first store did not say.
+    more: BytesMut,
+}
 
 pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
-    let mut places: HashMap<String, usize> = HashMap::new();
-    let mut merged: Vec<Image> = Vec::new();
+    let mut places: HashMap<&[u8], usize> = HashMap::new();
+    let mut merged: Vec<Entry<'_>> = Vec::new();
     for part in parts {
         for item in wire::items(part.items, 1).flatten() {
-            let Ok(mut image) = Image::decode(item) else { continue };
-            image.pinned |= !part.local || !part.live;
-            if let Some(&place) = places.get(&image.id) {
-                unite(&mut merged[place], image)
-            } else {
-                places.insert(image.id.clone(), merged.len());
-                merged.push(image);
+            let Ok((id, mut entry)) = read(item) else { continue };
+            let said = entry.pinned;
+            entry.pinned = said || !part.local || !part.live;
+            if let Some(&place) = places.get(id) {
+                merged[place].unite(&entry);
+                continue;
             }
+            if entry.pinned && !said {
+                wire::put_varint(&mut entry.more, PINNED, 1);
+            }
+            places.insert(id, merged.len());
+            merged.push(entry);
         }
     }
     let mut out = BytesMut::with_capacity(parts.iter().map(|part| part.items.len()).sum());
-    for image in merged {
-        wire::put_bytes(&mut out, 1, &image.encode_to_vec());
+    for entry in merged {
+        wire::put_header(&mut out, 1, entry.item.len() + entry.more.len());
+        out.extend_from_slice(entry.item);
+        out.extend_from_slice(&entry.more);
     }
     out.freeze()
 }
 
-fn unite(image: &mut Image, other: Image) {
-    for (own, theirs) in
-        [(&mut image.repo_tags, other.repo_tags), (&mut image.repo_digests, other.repo_digests)]
-    {
-        for name in theirs {
-            if !own.contains(&name) {
-                own.push(name);
-            }
+fn read(item: &[u8]) -> Result<(&[u8], Entry<'_>), WireError> {
+    let mut id: &[u8] = &[];
+    let mut entry = Entry { item, names: Vec::new(), size: 0, pinned: false, more: BytesMut::new() };
+    for field in wire::fields(item) {
+        let field = field?;
+        match (field.number, field.value) {
+            (1, Value::Bytes(bytes)) => id = bytes,
+            (TAGS | DIGESTS, Value::Bytes(bytes)) => entry.names.push((field.number, bytes)),
+            (SIZE, Value::Varint(size)) => entry.size = size,
+            (PINNED, Value::Varint(pinned)) => entry.pinned = pinned != 0,
+            _ => {}
         }
     }
-    image.size = image.size.max(other.size);
-    image.pinned |= other.pinned;
+    Ok((id, entry))
+}
+
+impl<'a> Entry<'a> {
+    fn unite(&mut self, other: &Entry<'a>) {
+        for &(number, name) in &other.names {
+            if !self.names.contains(&(number, name)) {
+                self.names.push((number, name));
+                wire::put_bytes(&mut self.more, number, name);
+            }
+        }
+        if other.size > self.size {
+            self.size = other.size;
+            wire::put_varint(&mut self.more, SIZE, other.size);
+        }
+        if other.pinned && !self.pinned {
+            self.pinned = true;
+            wire::put_varint(&mut self.more, PINNED, 1);
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use prost::Message;
+
     use super::*;
-    use crate::cri::ListImagesResponse;
+    use crate::cri::{Image, ImageSpec, ListImagesResponse};
+    use crate::method::List;
 
-    fn image(id: &str, tags: &[&str], size: u64, pinned: bool) -> Image {
-        let repo_tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
-        Image { id: id.to_owned(), repo_tags, size, pinned, ..Image::default() }
+    fn image(id: &str, tag: &str, size: u64, pinned: bool) -> Image {
+        let spec = ImageSpec { runtime_handler: format!("h-{tag}"), ..Default::default() };
+        Image {
+            id: id.into(),
+            repo_tags: vec![tag.into()],
+            size,
+            pinned,
+            spec: Some(spec),
+            ..Default::default()
+        }
     }
 
-    /// Merges lists, each with whether its backend is local and live.
-    fn merged(lists: &[(bool, bool, Vec<Image>)]) -> Vec<Image> {
-        let encode =
-            |images: &Vec<Image>| Bytes::from(ListImagesResponse { images: images.clone() }.encode_to_vec());
-        let encoded: Vec<_> = lists.iter().map(|(_, _, images)| encode(images)).collect();
-        let parts = lists.iter().zip(&encoded);
-        let parts =
-            parts.map(|((local, live, _), items)| Part { items, default: false, local: *local, live: *live });
-        let list = merge(&parts.collect::<Vec<_>>());
-        ListImagesResponse::decode(list).expect("a list of images").images
+    fn list(images: &[Image]) -> Bytes {
+        ListImagesResponse { images: images.to_vec() }.encode_to_vec().into()
     }
 
-    #[test]
-    fn an_image_in_two_stores_is_one_with_all_names_and_the_larger_size() {
-        let images = merged(&[
-            (true, true, vec![image("1", &["x:1", "x:2"], 5, false), image("2", &[], 1, false)]),
-            (true, true, vec![image("1", &["x:2", "y:1"], 9, false)]),
-        ]);
-        assert_eq!(images, [image("1", &["x:1", "x:2", "y:1"], 9, false), image("2", &[], 1, false)]);
+    fn part(items: &Bytes, local: bool, live: bool) -> Part<'_> {
+        Part { items, default: true, local, live }
     }
 
-    #[test]
-    fn what_cannot_be_won_back_on_this_nodes_disk_is_pinned() {
-        let pinned = |local, live, pinned| {
-            let other = (true, true, vec![image("1", &[], 1, false)]);
-            merged(&[other, (local, live, vec![image("1", &[], 1, pinned)])])[0].pinned
-        };
-        assert!(!pinned(true, true, false));
-        assert!(pinned(true, true, true), "a local backend pins it");
-        assert!(pinned(false, true, false), "a copy is on another machine");
-        assert!(pinned(true, false, false), "a backend with a copy cannot remove it now");
+    fn merged(parts: &[Part<'_>]) -> Vec<Image> {
+        let bytes = crate::merge::merge(List::Images, parts).concat();
+        ListImagesResponse::decode(&bytes[..]).unwrap().images
     }
 
     #[test]
-    fn user_and_annotations_of_the_first_copy_stay() {
-        let mut first = image("1", &[], 1, false);
-        first.username = "nobody".to_owned();
-        let images =
-            merged(&[(true, true, vec![first.clone()]), (true, true, vec![image("1", &[], 1, false)])]);
-        assert_eq!(images, [first]);
+    fn one_image_in_two_stores_is_one_entry_with_all_names_and_the_largest_size() {
+        let a = list(&[image("i1", "x:1", 5, false), image("i2", "y:1", 1, false)]);
+        let b = list(&[image("i1", "x:2", 9, true), image("i1", "x:1", 2, false)]);
+        let images = merged(&[part(&a, true, true), part(&b, true, true)]);
+        assert_eq!(images.len(), 2);
+        assert_eq!(images[0].repo_tags, ["x:1", "x:2"]);
+        assert_eq!((images[0].size, images[0].pinned), (9, true));
+        assert_eq!(images[0].spec.as_ref().unwrap().runtime_handler, "h-x:1");
+        assert_eq!(images[1], image("i2", "y:1", 1, false));
+    }
+
+    #[test]
+    fn images_that_cannot_be_removed_to_win_room_here_are_pinned() {
+        let items = list(&[image("i1", "x:1", 5, false)]);
+        for (local, live, pinned) in
+            [(true, true, false), (true, false, true), (false, true, true), (false, false, true)]
+        {
+            assert_eq!(merged(&[part(&items, local, live)])[0].pinned, pinned, "{local} {live}");
+            let both = [part(&items, true, true), part(&items, local, live)];
+            assert_eq!(merged(&both)[0].pinned, pinned, "{local} {live}");
+        }
+    }
+
+    #[test]
+    fn what_only_one_local_store_says_passes_with_its_very_bytes() {
+        let mut item = image("i1", "x:1", 5, false).encode_to_vec();
+        wire::put_bytes(&mut item, 99, b"of tomorrow");
+        let mut items = BytesMut::new();
+        wire::put_bytes(&mut items, 1, &item);
+        let (items, none) = (items.freeze(), Bytes::new());
+        let merge = |parts: &[Part<'_>]| crate::merge::merge(List::Images, parts).concat();
+        assert_eq!(merge(&[part(&items, true, true)]), items);
+        assert_eq!(merge(&[part(&none, true, true), part(&items, true, true)]), items);
+        let other = list(&[image("i1", "x:2", 9, true)]);
+        let united = merge(&[part(&items, true, true), part(&other, true, true)]);
+        assert!(united.windows(item.len()).any(|bytes| bytes == item), "unknown fields survive a union");
     }
 }

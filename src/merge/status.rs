@@ -59,6 +59,11 @@ pub fn decode(reply: &[u8]) -> Option<StatusResponse> {
     StatusResponse::decode(reply).ok()
 }
 
+/// Tells whether a backend's reply says anything about its conditions.
+pub fn is_whole(reply: &StatusResponse) -> bool {
+    reply.status.as_ref().is_some_and(|status| !status.conditions.is_empty())
+}
+
 fn conditions(said: &[Said<'_>]) -> Vec<RuntimeCondition> {
     let judged = JUDGED.iter().map(|&kind| judge(said, kind));
     let own = said.iter().map(|backend| {

@@ -13,14 +13,14 @@ use futures_util::future::join_all;
 use prost::Message as _;
 use tonic::Code;
 
-use crate::backend::{Backend, Link, own_headers};
+use crate::backend::{Backend, Class, Link, own_headers};
 use crate::codec::Message;
 use crate::config::Identity;
 use crate::cri::{RuntimeConfigResponse, VersionResponse};
 use crate::error::Error;
 use crate::merge::status::{self, Said, Served};
 use crate::method::{self, Answer};
-use crate::proxy::fan_out::PROMPT;
+use crate::proxy::fan_out::{self, PROMPT};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, Node};
 use crate::wire;
@@ -45,7 +45,7 @@ impl Call {
     async fn version(&self) -> Result<Outcome, Error> {
         let backend = self.node.backend(&self.node.default_in(self.scope.as_ref()))?;
         if backend.last.reply("Version").is_none() {
-            prompt(&backend, "Version", &[]).await;
+            prompt(&self.node, &backend, "Version", &[]).await;
         }
         let known = backend.last.reply("Version").and_then(|reply| VersionResponse::decode(reply).ok());
         let mut version = match (self.node.config().identity, known) {
@@ -73,7 +73,7 @@ impl Call {
         let mut backends = self.backends();
         backends.sort_by_key(|backend| backend.name != default);
         let asked = backends.iter().map(|backend| async move {
-            let fresh = prompt(backend, "Status", if verbose { &[8, 1] } else { &[] }).await;
+            let fresh = prompt(&self.node, backend, "Status", if verbose { &[8, 1] } else { &[] }).await;
             fresh.or_else(|| backend.last.reply("Status"))
         });
         let replies = join_all(asked).await;
@@ -98,7 +98,7 @@ impl Call {
     async fn runtime_config(&self) -> Result<Outcome, Error> {
         let backend = self.node.backend(&self.node.default_in(self.scope.as_ref()))?;
         if backend.last.reply("RuntimeConfig").is_none() {
-            prompt(&backend, "RuntimeConfig", &[]).await;
+            prompt(&self.node, &backend, "RuntimeConfig", &[]).await;
         }
         if let Some(known) = backend.last.reply("RuntimeConfig") {
             return Ok(Outcome::message(&known));
@@ -111,33 +111,76 @@ impl Call {
     }
 }
 
-/// Asks a backend briefly; what it says without being asked for details is remembered.
-async fn prompt(backend: &Arc<Backend>, name: &str, request: &[u8]) -> Option<Bytes> {
-    let method = method::named(name);
+/// Asks a backend briefly. One that did not answer the last time is not waited for: it is asked beside the
+/// calls until it does.
+async fn prompt(node: &Arc<Node>, backend: &Arc<Backend>, name: &str, request: &[u8]) -> Option<Bytes> {
     if !backend.is_up() {
         return None;
     }
-    let asked = backend.fetch(method, own_headers(PROMPT), Message::new(request).framed());
-    match tokio::time::timeout(PROMPT, asked).await {
-        Ok(Ok(reply)) if reply.code == Code::Ok => {
+    if !backend.health.is_late(Class::Status) {
+        match tokio::time::timeout(PROMPT, ask(backend, name, request, PROMPT)).await {
+            Ok(Ok(reply)) => return reply,
+            Ok(Err(error)) => backend.health.note_error(error.to_string()),
+            Err(_) => {}
+        }
+        backend.health.mark_late(Class::Status);
+    }
+    fan_out::refresh(node, backend, Class::Status);
+    None
+}
+
+/// Asks a backend; what it says without being asked for details is remembered, if it is what it should be.
+async fn ask(
+    backend: &Arc<Backend>,
+    name: &str,
+    request: &[u8],
+    wait: Duration,
+) -> Result<Option<Bytes>, Error> {
+    if name == "Version" {
+        backend.ask_version(wait).await?;
+        return Ok(backend.last.reply(name));
+    }
+    let method = method::named(name);
+    let reply = backend.fetch(method, own_headers(wait), Message::new(request).framed()).await?;
+    let garbage = |cause: String| Error::Garbage { backend: Arc::clone(&backend.name), cause };
+    match reply.code {
+        Code::Ok if is_whole(name, reply.message.encoded()) => {
             let reply = reply.message.encoded_bytes();
             if request.is_empty() {
                 backend.last.remember_reply(method.name, &reply);
             }
-            Some(reply)
+            Ok(Some(reply))
         }
-        Ok(Ok(reply)) if reply.code == Code::Unimplemented && name == "RuntimeConfig" => {
+        Code::Ok => Err(garbage(format!("{name} cannot be read"))),
+        Code::Unimplemented if name == "RuntimeConfig" => {
             backend.last.remember_reply(NO_RUNTIME_CONFIG, &[]);
-            None
+            Ok(None)
         }
-        _ => None,
+        code => Err(garbage(format!("{name} was answered with {code:?}"))),
     }
+}
+
+/// Tells whether a reply is what kubelet asks for, and not something that happens to be readable.
+fn is_whole(name: &str, reply: &[u8]) -> bool {
+    match name {
+        "Status" => status::decode(reply).is_some_and(|reply| status::is_whole(&reply)),
+        _ => RuntimeConfigResponse::decode(reply).is_ok(),
+    }
+}
+
+/// Asks a late backend for its status once more, and waits for it.
+pub(super) async fn renew(backend: &Arc<Backend>, wait: Duration) -> Result<(), Error> {
+    let late = Error::Late { backend: Arc::clone(&backend.name), waited: wait };
+    tokio::time::timeout(wait, ask(backend, "Status", &[], wait)).await.map_err(|_| late)?.map(drop)
 }
 
 /// Keeps what the answer lane needs of a backend known before anyone asks.
 pub(super) async fn keep_known(backend: &Arc<Backend>) {
+    let wait = backend.config().timeouts.read;
     for name in ["Status", "RuntimeConfig"] {
-        prompt(backend, name, &[]).await;
+        if !matches!(tokio::time::timeout(wait, ask(backend, name, &[], wait)).await, Ok(Ok(_))) {
+            tracing::warn!(backend = %backend.name, method = name, "was not answered");
+        }
     }
 }
 
@@ -161,15 +204,13 @@ fn said<'a>(
 ) -> Said<'a> {
     let lost = match backend.link() {
         Link::Down { since, cause } => Some((since, format!("down: {cause}"))),
-        Link::Up { since, .. } if backend.health.late_since().is_some() => {
-            Some((backend.health.late_since().unwrap_or(since), "does not answer in time".to_owned()))
+        Link::Up { .. } => {
+            backend.health.late(Class::Status).map(|since| (since, "not answering Status".to_owned()))
         }
-        Link::Connecting | Link::Up { .. } => None,
+        Link::Connecting => None,
     };
     let is_default = &*backend.name == default;
-    let expired = lost.as_ref().filter(|(since, _)| {
-        SystemTime::now().duration_since(*since).is_ok_and(|lost| lost > CONDITIONS_STAND)
-    });
+    let expired = lost.as_ref().filter(|(since, _)| !still_stand(*since, SystemTime::now()));
     Said {
         name: &backend.name,
         reply: reply.and_then(|reply| status::decode(reply)),
@@ -178,8 +219,31 @@ fn said<'a>(
         expired: expired.map(|(_, why)| format!("backend {} is {why}", backend.name)),
         state: match lost {
             Some((_, why)) => Err(why),
+            None if backend.health.late_since().is_some() => Err("late: see `crimux status`".to_owned()),
             None if node.is_joining(backend) => Err("joining: not listed yet".to_owned()),
             None => Ok(()),
         },
+    }
+}
+
+/// Tells whether the conditions of a backend that was lost at that moment stand.
+fn still_stand(since: SystemTime, now: SystemTime) -> bool {
+    // A clock that was set back makes them stand longer, never shorter.
+    now.duration_since(since).is_ok_and(|lost| lost <= CONDITIONS_STAND) || now < since
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conditions_of_a_lost_backend_stand_for_thirty_seconds() {
+        let lost = SystemTime::now();
+        for (later, stand) in
+            [(0, true), (29_999, true), (30_000, true), (30_001, false), (86_400_000, false)]
+        {
+            assert_eq!(still_stand(lost, lost + Duration::from_millis(later)), stand, "after {later} ms");
+        }
+        assert!(still_stand(lost, lost - Duration::from_secs(1)), "the clock was set back");
     }
 }

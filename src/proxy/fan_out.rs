@@ -5,6 +5,7 @@
 //! list fail, because a short list is worse than an error (kubelet's PLEG takes what is missing for dead).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -16,14 +17,18 @@ use crate::error::Error;
 use crate::merge;
 use crate::method::{Deadline, Kind, List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, Node, learn};
+use crate::proxy::{Call, Node, answer, learn, pod_metrics};
 use crate::router::Lookup;
 use crate::snapshot::Filter;
 
 /// How long the one refresh of a late backend may take before the next list starts another.
-const REFRESH: std::time::Duration = std::time::Duration::from_secs(60);
+const REFRESH: Duration = Duration::from_secs(60);
+/// The first pause before a refresh that failed is tried again; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long anything may take that kubelet judges the whole node by.
-pub(super) const PROMPT: std::time::Duration = std::time::Duration::from_millis(80);
+pub(super) const PROMPT: Duration = Duration::from_millis(80);
 /// Where kubelet's limit of 16 MiB for one message is near.
 const LARGE: usize = 14 << 20;
 
@@ -38,7 +43,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    fn to_merge<'a>(&'a self, default: &str) -> merge::Part<'a> {
+    pub(super) fn to_merge<'a>(&'a self, default: &str) -> merge::Part<'a> {
         merge::Part {
             items: &self.items,
             default: &*self.backend.name == default,
@@ -49,11 +54,42 @@ impl Part {
 }
 
 /// Why one backend contributes nothing.
-enum Missing {
+#[derive(Debug)]
+pub(super) enum Missing {
     /// It was never listed, and no saved state knows it.
     Unknown(Arc<str>),
     /// It said that it does not implement the method.
     Unimplemented(Error),
+}
+
+/// Whether what backends contributed makes a list.
+#[derive(Debug, Default)]
+pub(super) struct Verdict {
+    any: bool,
+    unknown: Vec<Arc<str>>,
+    unimplemented: Option<Error>,
+}
+
+impl Verdict {
+    /// Takes note of one backend's contribution.
+    pub(super) fn add(&mut self, contribution: Result<(), Missing>) {
+        match contribution {
+            Ok(()) => self.any = true,
+            Err(Missing::Unknown(backend)) => self.unknown.push(backend),
+            Err(Missing::Unimplemented(error)) => self.unimplemented = Some(error),
+        }
+    }
+
+    /// Returns why it makes none.
+    pub(super) fn of(self, node: &Node, list: List) -> Result<(), Error> {
+        match self.unimplemented {
+            Some(error) if !self.any || node.all_must_implement(list) => Err(error),
+            _ if !self.unknown.is_empty() && (must_be_complete(list) || !self.any) => {
+                Err(Error::NeverListed(self.unknown))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Call {
@@ -65,10 +101,18 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         self.watch.at_all(&self.node);
-        let parts = self.parts(method, list, message).await?;
+        let mut parts = self.parts(method, list, message).await?;
+        if list == List::SandboxMetrics {
+            let wanted = self.wanted_descriptors().await;
+            for part in &mut parts {
+                part.items = pod_metrics::ordered(&part.backend, wanted.as_ref(), &part.items);
+            }
+        }
         let default = self.node.default_in(self.scope.as_ref());
-        let encoded =
-            merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>());
+        let encoded = match list {
+            List::MetricDescriptors => vec![self.announce(&parts)?],
+            _ => merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>()),
+        };
         let size = encoded.iter().map(Bytes::len).sum::<usize>();
         self.node
             .metrics
@@ -90,11 +134,7 @@ impl Call {
         list: List,
         message: Message,
     ) -> Result<Vec<Part>, Error> {
-        let filter = match learn::kept(list) {
-            Some(kind) => Filter::parse(kind, message.encoded())?,
-            None => Filter::default(),
-        };
-        let filter = Arc::new(filter);
+        let filter = Arc::new(learn::filter(list, &message)?);
         let backends = self.backends_with(list, &filter);
         let caller = self.caller_waits();
         let headers = std::mem::take(&mut self.headers);
@@ -105,22 +145,11 @@ impl Call {
             ask.part(&self.node, backend, method, headers.clone(), &message)
         });
         let mut parts = Vec::with_capacity(backends.len());
-        let mut unknown = Vec::new();
-        let mut unimplemented = None;
+        let mut verdict = Verdict::default();
         for part in join_all(asked).await {
-            match part {
-                Ok(part) => parts.push(part),
-                Err(Missing::Unknown(backend)) => unknown.push(backend),
-                Err(Missing::Unimplemented(error)) => unimplemented = Some(error),
-            }
+            verdict.add(part.map(|part| parts.push(part)));
         }
-        match unimplemented {
-            Some(error) if parts.is_empty() || self.node.all_must_implement(list) => Err(error),
-            _ if !unknown.is_empty() && (must_be_complete(list) || parts.is_empty()) => {
-                Err(Error::NeverListed(unknown))
-            }
-            _ => Ok(parts),
-        }
+        verdict.of(&self.node, list).map(|()| parts)
     }
 
     /// Sends a call to every backend; an error of any is an error, so that kubelet tries again.
@@ -145,7 +174,7 @@ impl Call {
     }
 
     /// Returns the one backend that a filter can mean, else all.
-    fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
+    pub(super) fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
         let kind = if matches!(list, List::Sandboxes | List::SandboxStats) {
             Kind::Sandbox
         } else {
@@ -160,22 +189,27 @@ impl Call {
                 return vec![backend];
             }
         }
-        self.backends().into_iter().filter(|backend| !self.node.is_joining(backend)).collect()
+        let mut backends = self.backends();
+        if self.scope.is_none() {
+            backends.retain(|backend| !self.node.is_joining(backend));
+        }
+        backends
     }
 }
 
 /// How one list is asked for.
-struct Ask {
-    list: List,
-    filter: Arc<Filter>,
+pub(super) struct Ask {
+    pub(super) list: List,
+    pub(super) filter: Arc<Filter>,
     /// The backend's own deadline: outlasting it is being late.
-    limit: std::time::Duration,
+    pub(super) limit: Duration,
     /// That, or less if the caller waits less.
-    wait: std::time::Duration,
+    pub(super) wait: Duration,
 }
 
 impl Ask {
-    async fn part(
+    /// Returns what the backend has, live, or as last known.
+    pub(super) async fn part(
         self,
         node: &Arc<Node>,
         backend: &Arc<Backend>,
@@ -184,40 +218,46 @@ impl Ask {
         message: &Message,
     ) -> Result<Part, Missing> {
         let class = Class::of(method);
-        if backend.health.is_late(class) {
-            refresh(node, backend, class);
-            return self.last_known(node, backend, method);
-        }
-        let epoch = backend.last.epoch();
-        match tokio::time::timeout(self.wait, backend.fetch(method, headers, message.framed())).await {
-            Ok(Ok(reply)) if reply.code == Code::Ok => {
+        let asked = async {
+            if class == Class::Lists {
+                backend.settled().await;
+            }
+            if backend.health.is_late(class) {
+                return None;
+            }
+            let epoch = backend.last.epoch();
+            Some((epoch, backend.fetch(method, headers, message.framed()).await))
+        };
+        match tokio::time::timeout(self.wait, asked).await {
+            Ok(None) => refresh(node, backend, class),
+            Ok(Some((epoch, Ok(reply)))) if reply.code == Code::Ok => {
                 let items = reply.message.encoded_bytes();
                 match learn::listed(node, backend, self.list, epoch, self.filter.is_empty(), items.clone()) {
                     Ok(()) => return Ok(Part { backend: Arc::clone(backend), items, live: true }),
-                    Err(error) => backend.health.note_error(error.to_string()),
+                    Err(error) => failed(node, backend, class, error.to_string()),
                 }
             }
-            Ok(Ok(reply)) if reply.code == Code::Unimplemented && !must_be_complete(self.list) => {
-                let error = Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name));
-                return Err(Missing::Unimplemented(error));
+            Ok(Some((_, Ok(reply)))) if reply.code == Code::Unimplemented && is_optional(self.list) => {
+                return Err(Missing::Unimplemented(lacking(backend, method)));
             }
-            Ok(Ok(reply)) => {
-                backend.health.note_error(format!("{} was answered with {:?}", method.name, reply.code));
+            Ok(Some((_, Ok(reply)))) => {
+                failed(node, backend, class, format!("{} was answered with {:?}", method.name, reply.code));
             }
-            Ok(Err(Error::Down { .. })) => {}
-            Ok(Err(error)) => backend.health.note_error(error.to_string()),
-            Err(_) if self.wait == self.limit => {
-                if backend.health.mark_late(class) {
-                    tracing::warn!(backend = %backend.name, method = method.name, limit = ?self.limit, "is late");
-                }
-                refresh(node, backend, class);
-            }
+            Ok(Some((_, Err(Error::Down { .. })))) => {}
+            Ok(Some((_, Err(error)))) => failed(node, backend, class, error.to_string()),
+            Err(_) if self.wait == self.limit => fell_behind(node, backend, class, method),
             Err(_) => {}
         }
         self.last_known(node, backend, method)
     }
 
-    fn last_known(&self, node: &Node, backend: &Arc<Backend>, method: &Method) -> Result<Part, Missing> {
+    /// Returns what the backend was last known to have.
+    pub(super) fn last_known(
+        &self,
+        node: &Node,
+        backend: &Arc<Backend>,
+        method: &Method,
+    ) -> Result<Part, Missing> {
         let items = match learn::kept(self.list) {
             Some(kind) => backend.last.list(kind, &self.filter),
             None => backend.last.reply(method.name),
@@ -228,31 +268,79 @@ impl Ask {
     }
 }
 
-/// Starts the one refresh of a class of lists, unless it is in flight already.
+/// Records that a call outlasted the backend's deadline for it.
+pub(super) fn fell_behind(node: &Arc<Node>, backend: &Arc<Backend>, class: Class, method: &Method) {
+    if backend.health.mark_late(class) && method.deadline != Deadline::Prompt {
+        tracing::warn!(backend = %backend.name, method = method.name, "is late");
+    }
+    refresh(node, backend, class);
+}
+
+/// Records that a backend's part could not be had. If it is one half of the pair, the other half must not be of
+/// a later moment: it comes from last-known state too, until both were listed again.
+pub(super) fn failed(node: &Arc<Node>, backend: &Arc<Backend>, class: Class, cause: String) {
+    backend.health.note_error(cause);
+    if class == Class::Lists {
+        backend.health.mark_late(class);
+        refresh(node, backend, class);
+    }
+}
+
+/// Starts the one refresh of a class of calls, unless it is in flight already. It ends with the connection.
 pub(super) fn refresh(node: &Arc<Node>, backend: &Arc<Backend>, class: Class) {
+    if !backend.is_up() {
+        return;
+    }
     let Some(place) = backend.begin_refresh(class) else { return };
     let (node, backend) = (Arc::clone(node), Arc::clone(backend));
     tokio::spawn(async move {
         let _place = place;
-        let lists: &[List] = match class {
-            Class::Lists => &[List::Sandboxes, List::Containers],
-            Class::Images => &[List::Images],
-            Class::ContainerStats => &[List::ContainerStats],
-            Class::SandboxStats => &[List::SandboxStats],
-            Class::Metrics => &[List::MetricDescriptors],
-            Class::Filesystems => &[List::Filesystems],
-            Class::Reads => &[],
-        };
-        for list in lists {
-            if let Err(error) = list_all(&node, &backend, *list).await {
-                backend.health.note_error(error.to_string());
-                return;
-            }
-        }
-        if backend.health.mark_answered(class) {
-            tracing::info!(backend = %backend.name, ?class, "is in time again");
+        tokio::select! {
+            () = backend.disconnected() => {}
+            () = renew(&node, &backend, class) => {}
         }
     });
+}
+
+/// Asks until there is an answer. What the node is judged by must be a good one; of the rest any will do.
+async fn renew(node: &Node, backend: &Arc<Backend>, class: Class) {
+    let mut pause = FIRST_PAUSE;
+    while let Err(error) = renew_once(node, backend, class).await {
+        let judged = matches!(class, Class::Lists | Class::Status);
+        let silent = matches!(error, Error::Late { .. } | Error::Overdue { .. } | Error::Busy { .. });
+        if !matches!(error, Error::Unimplemented(_)) {
+            backend.health.note_error(error.to_string());
+        }
+        if !judged && !silent {
+            break;
+        }
+        backend.health.mark_late(class);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+    if backend.health.mark_answered(class) {
+        tracing::debug!(backend = %backend.name, ?class, "is in time again");
+    }
+}
+
+async fn renew_once(node: &Node, backend: &Arc<Backend>, class: Class) -> Result<(), Error> {
+    let lists: &[List] = match class {
+        Class::Lists => &[List::Sandboxes, List::Containers],
+        Class::Images => &[List::Images],
+        Class::ContainerStats => &[List::ContainerStats],
+        Class::SandboxStats => &[List::SandboxStats],
+        Class::Metrics => &[List::MetricDescriptors],
+        Class::Filesystems => &[List::Filesystems],
+        Class::Reads => return backend.ask_version(REFRESH).await,
+        Class::Status => return answer::renew(backend, REFRESH).await,
+    };
+    for list in lists {
+        match list_all(node, backend, *list).await {
+            Err(Error::Unimplemented(_)) => backend.health.note_lack(list.unary()),
+            listed => listed?,
+        }
+    }
+    Ok(())
 }
 
 /// Lists everything of one kind at one backend, and learns from it.
@@ -264,6 +352,7 @@ pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) ->
     let reply = tokio::time::timeout(REFRESH, listed).await.map_err(|_| late())??;
     match reply.code {
         Code::Ok => learn::listed(node, backend, list, epoch, true, reply.message.encoded_bytes()),
+        Code::Unimplemented if is_optional(list) => Err(lacking(backend, method)),
         code => {
             let cause = format!("{} was answered with {code:?}", method.name);
             Err(Error::Lost { backend: Arc::clone(&backend.name), cause })
@@ -271,7 +360,12 @@ pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) ->
     }
 }
 
-fn deadline(backend: &Backend, method: &Method) -> std::time::Duration {
+fn lacking(backend: &Backend, method: &Method) -> Error {
+    Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name))
+}
+
+/// Returns how long a backend may take for a list.
+pub(super) fn deadline(backend: &Backend, method: &Method) -> Duration {
     let timeouts = backend.config().timeouts;
     match method.deadline {
         Deadline::Stats => timeouts.stats,
@@ -284,4 +378,10 @@ fn deadline(backend: &Backend, method: &Method) -> std::time::Duration {
 /// Whether leaving a backend out of this list does harm that an error does not.
 fn must_be_complete(list: List) -> bool {
     matches!(list, List::Sandboxes | List::Containers | List::Images)
+}
+
+/// Whether a runtime may do without this list. Every other one is as old as the API, and a backend that denies
+/// having it is out of order.
+fn is_optional(list: List) -> bool {
+    matches!(list, List::SandboxStats | List::MetricDescriptors | List::SandboxMetrics)
 }

@@ -1,24 +1,29 @@
 //! Image calls, each to the store that it means.
 //!
-//! Images live in each backend's own store and kubelet's calls rarely say which they mean. A pull goes by the
-//! handler it names, else by the pod it is for, else to the default backend, and never to two of them: it
-//! carries credentials. An image is removed wherever it is listed.
+//! Images live in each backend's own store and kubelet's calls rarely say which they mean; the router decides
+//! that from what is known of pods. A pull goes to one backend and never to two of them: it carries
+//! credentials. A status is never "absent" on behalf of a backend that could not be asked, because kubelet
+//! would pull again, refuse to start or, worst, run the container as root. No deadline of ours cuts a pull.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
+use bytes::Bytes;
 use tonic::Code;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Class, Collected};
 use crate::codec::Message;
+use crate::config::ImageHandler;
 use crate::error::Error;
 use crate::method::{ImageCall, Method};
-use crate::proxy::Call;
 use crate::proxy::reply::Outcome;
+use crate::proxy::{Call, fan_out};
+use crate::router::images::{self, Asked, HANDLER, Place};
+use crate::router::{Choice, Pod};
 use crate::wire;
 
-/// `ImageSpec.runtime_handler`.
-const HANDLER: u32 = 19;
+mod remove;
+mod status;
 
 impl Call {
     /// Sends an image call to the store that it means.
@@ -35,54 +40,101 @@ impl Call {
         }
     }
 
+    /// Returns how long a backend may take: its own deadline, or most of what the caller still waits.
+    fn at_most(&self, limit: Duration) -> Duration {
+        self.caller_waits().map_or(limit, |caller| limit.min(caller))
+    }
+
     async fn pull(&mut self, method: &'static Method, message: Message) -> Result<Outcome, Error> {
-        let backend = self.store_of_pull(message.encoded())?;
+        let asked = Asked::read(message.encoded())?;
+        self.node.router.owners.note_seen(asked.uid, asked.pod.config_seen);
+        let place = self.store_of_pull(&asked)?;
+        let backend = self.node.backend(&place.backend)?;
         self.watch.at(&backend);
         let headers = std::mem::take(&mut self.headers);
-        let reply = backend.call(Some(method), &self.path, headers, message.framed()).await?;
-        Ok(Outcome::Arriving(reply))
+        let reply = backend.fetch(method, headers, with_handler(&message, &place)).await?;
+        if reply.code == Code::Ok {
+            if self.scope.is_none() {
+                let (uses, pod) = (&self.node.router.image_uses, asked.pod.config_seen);
+                uses.pulled(asked.reference, &backend.name, pod, Instant::now());
+            }
+            // What was pulled just before an outage must not be missing from the last-known list.
+            fan_out::refresh(&self.node, &backend, Class::Images);
+        }
+        Ok(reply.into())
     }
 
-    fn store_of_pull(&self, request: &[u8]) -> Result<Arc<Backend>, Error> {
+    fn store_of_pull(&self, asked: &Asked<'_>) -> Result<Place, Error> {
         if let Some(scope) = &self.scope {
-            return self.node.backend(scope);
+            return Ok(Place::plain(Arc::clone(scope)));
         }
-        let handler = wire::peek_str(request, &[1, HANDLER])?;
-        let uid = wire::peek_str(request, &[3, 1, 2])?;
-        if !handler.is_empty() {
-            return self.node.backend(&self.node.choose(handler, uid)?.backend);
+        let sandbox = self.node.router.pod_of_pull(asked);
+        if !asked.handler.is_empty() {
+            let handlers = self.node.router.handlers();
+            // A pod that runs is pulled for where it runs, whatever a new one of its handler would get.
+            let own = sandbox.and_then(|(owner, _)| {
+                let targets = handlers.targets_of(asked.handler).ok()?;
+                let (backend, target) = targets.iter().find(|(backend, _)| *backend == owner)?;
+                Some(Choice { backend: Arc::clone(backend), handler: target.handler.clone() })
+            });
+            let Choice { backend, handler } =
+                own.map_or_else(|| self.node.choose(asked.handler, asked.uid), Ok)?;
+            return Ok(Place { backend, handler: Some(handler).filter(|handler| handler != asked.handler) });
         }
-        let pods = self.node.router.owners.pods(|pod| !uid.is_empty() && &*pod.uid == uid);
-        let newest = pods.into_iter().max_by_key(|(_, pod)| (pod.ready, pod.created_at));
-        let name = newest.map_or_else(|| self.node.default_in(None), |(backend, _)| backend);
-        self.node.backend(&name)
+        let Some((owner, pod)) = sandbox else { return Ok(Place::plain(self.node.default_in(None))) };
+        let backend = self.node.backend(&owner)?;
+        Ok(Place { backend: owner, handler: handler_to_fill_in(&backend, &pod) })
     }
 
-    async fn image_status(&mut self, method: &'static Method, message: Message) -> Result<Outcome, Error> {
-        self.watch.at_all(&self.node);
-        let headers = std::mem::take(&mut self.headers);
-        let backends = self.backends();
-        let asked = backends.iter().map(|backend| backend.fetch(method, headers.clone(), message.framed()));
-        let mut absent = None;
-        let mut unasked = None;
-        for reply in join_all(asked).await {
-            match reply {
-                Ok(reply) if reply.code == Code::Ok && wire::has_path(reply.message.encoded(), &[1])? => {
-                    return Ok(reply.into());
-                }
-                Ok(reply) if reply.code == Code::Ok => absent = Some(reply),
-                Ok(reply) => return Ok(reply.into()),
-                Err(error) => unasked = Some(error),
+    /// Notes what the creation of a container tells of its pod, before it is sent.
+    pub(super) fn note_creation(&self, request: &[u8]) -> Result<(), Error> {
+        let uid = wire::peek_str(request, &[3, 1, 2])?;
+        self.node.router.owners.note_seen(uid, images::created_pod(request).config_seen);
+        Ok(())
+    }
+
+    /// Notes how the creation of a container went: its image calls are over, and if its image is missing after
+    /// all, what was remembered of that image is wrong.
+    pub(super) fn note_created(
+        &self,
+        backend: &Backend,
+        request: &[u8],
+        reply: &Collected,
+    ) -> Result<(), Error> {
+        let uses = &self.node.router.image_uses;
+        uses.went_on(images::created_pod(request).config_seen);
+        if reply.code == Code::Ok {
+            return Ok(());
+        }
+        let said = reply.trailers.get("grpc-message").and_then(|text| text.to_str().ok()).unwrap_or_default();
+        for path in [[2, 2, 1], [2, 2, 18]] {
+            let reference = wire::peek_str(request, &path)?;
+            if !reference.is_empty() && (reply.code == Code::NotFound || said.contains(reference)) {
+                uses.forget(wire::peek_str(request, &[2, 2, 1])?, &backend.name);
+                uses.forget(wire::peek_str(request, &[2, 2, 18])?, &backend.name);
             }
         }
-        match (unasked, absent) {
-            (Some(error), _) => Err(error),
-            (None, Some(reply)) => Ok(reply.into()),
-            (None, None) => Ok(Outcome::message(&[])),
-        }
+        Ok(())
     }
+}
 
-    async fn remove_image(&mut self, method: &'static Method, message: Message) -> Result<Outcome, Error> {
-        self.broadcast(method, message).await
+/// Returns the handler that a pull is given, so that the image is unpacked for it (containerd 2.3 and newer,
+/// `snapshotterFromPodSandboxConfig`): the sandbox's own, if the backend announces it and the operator lets us.
+fn handler_to_fill_in(backend: &Backend, pod: &Pod) -> Option<String> {
+    if pod.handler.is_empty() || backend.config().image_handler != ImageHandler::Auto {
+        return None;
+    }
+    let status = backend.last.reply("Status")?;
+    let announced = wire::items(&status, 3)
+        .map_while(Result::ok)
+        .any(|handler| wire::peek_str(handler, &[1]) == Ok(&*pod.handler));
+    announced.then(|| pod.handler.to_string())
+}
+
+/// Returns the framed request, with the handler that the place knows.
+fn with_handler(message: &Message, place: &Place) -> Bytes {
+    match &place.handler {
+        Some(handler) => Message::new(&wire::append_str(message.encoded(), &HANDLER, handler)).framed(),
+        None => message.framed(),
     }
 }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::backend::Backend;
+use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{Effect, List, Method};
 use crate::proxy::Node;
 use crate::router::Pod;
-use crate::snapshot::{Epoch, ListKind, SANDBOX_READY, SandboxFacts};
+use crate::snapshot::{Epoch, Filter, ListKind, SANDBOX_READY, SandboxFacts};
 use crate::wire::{self, WireError};
 
 /// Returns where a creating request holds the uid of its pod.
@@ -24,10 +25,15 @@ pub(super) fn uid_path(method: &Method) -> [u32; 3] {
 
 /// Tells whether a call changes the object that it names.
 pub(super) fn is_write(effect: Effect) -> bool {
-    !matches!(effect, Effect::None | Effect::Status | Effect::StreamUrl | Effect::ContainerCreated)
+    !matches!(
+        effect,
+        Effect::None | Effect::Status | Effect::Stats | Effect::StreamUrl | Effect::ContainerCreated
+    )
 }
 
 /// Records what a reply created and returns its ID. `sandbox` is the full ID of a new container's sandbox.
+///
+/// An owner is learnt after the object is remembered, because [`Node::sweep`] forgets owners of what is not.
 pub(super) fn created(
     node: &Node,
     backend: &Backend,
@@ -44,8 +50,8 @@ pub(super) fn created(
     }
     match (method.effect, sandbox) {
         (Effect::ContainerCreated, Some(sandbox)) => {
-            note_conflict(node, id, node.router.owners.learn_container(id, &backend.name));
             backend.last.container_created(id, sandbox, request);
+            note_conflict(node, id, node.router.owners.learn_container(id, &backend.name));
         }
         (Effect::PodRestored, _) => {
             let mut containers = Vec::new();
@@ -54,16 +60,16 @@ pub(super) fn created(
                 containers.push(wire::peek_str(restored, &[2]).map_err(unreadable)?);
             }
             let pod = requested_pod(request, 2, 3)?;
+            backend.last.restored(request, reply).map_err(unreadable)?;
             note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
             for container in &containers {
                 note_conflict(node, container, node.router.owners.learn_container(container, &backend.name));
             }
-            backend.last.restored(request, reply).map_err(unreadable)?;
         }
         _ => {
             let pod = requested_pod(request, 1, 2)?;
-            note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
             backend.last.sandbox_created(id, request);
+            note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
         }
     }
     Ok(id.to_owned())
@@ -87,15 +93,15 @@ pub(super) fn wrote(
             last.container_removed(id);
             owners.forget(id);
         }
-        Effect::SandboxStopped => last.sandbox_stopped(id),
+        Effect::SandboxStopped => {
+            last.sandbox_stopped(id);
+            owners.note_ready(id, false);
+        }
         Effect::SandboxRemoved => {
             last.sandbox_removed(id);
             owners.forget(id);
         }
         _ => {}
-    }
-    if is_write(method.effect) {
-        last.drop_status(id);
     }
     Ok(())
 }
@@ -112,16 +118,62 @@ pub(super) fn listed(
     let owned =
         |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
     learn_owners(node, backend, list, &reply).map_err(owned)?;
-    if let Some(kind) = kept(list) {
-        if unfiltered {
-            backend.last.replace_list(kind, epoch, reply);
-        } else {
-            backend.last.update_items(kind, epoch, &reply).map_err(owned)?;
-        }
-    } else {
-        backend.last.remember_reply(list.unary().name, &reply);
+    match kept(list) {
+        Some(kind) if unfiltered => backend.last.replace_list(kind, epoch, reply),
+        Some(kind) => backend.last.update_items(kind, epoch, &reply).map_err(owned)?,
+        // Values of metrics are of the moment, and many; those of a backend that does not answer are left out.
+        None if list == List::SandboxMetrics => {}
+        None => backend.last.remember_reply(list.unary().name, &reply),
     }
     Ok(())
+}
+
+/// Learns the owners of the items in one frame of a list, and that it can be read at all.
+pub(super) fn owners(node: &Node, backend: &Backend, list: List, frame: &[u8]) -> Result<(), Error> {
+    let garbage =
+        |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
+    learn_owners(node, backend, list, frame).map_err(garbage)
+}
+
+/// Learns the owners that an event of a backend names. What it says of their states is left to the next list,
+/// because an event may be older than a call that passed since.
+pub(super) fn event(node: &Node, backend: &Backend, event: &[u8]) -> Result<(), Error> {
+    let garbage =
+        |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
+    learn_event(node, backend, event).map_err(garbage)
+}
+
+fn learn_event(node: &Node, backend: &Backend, event: &[u8]) -> Result<(), WireError> {
+    /// `CONTAINER_DELETED_EVENT`.
+    const DELETED: u64 = 3;
+    let owners = &node.router.owners;
+    let about = wire::peek_str(event, &[1])?;
+    let deleted = wire::peek_varint(event, &[2])? == DELETED;
+    let known = |id: &str| (deleted && id == about) || id.is_empty() || owners.is_owned_by(id, &backend.name);
+    let sandbox = wire::peek_str(event, &[4, 1])?;
+    if let Some(status) = wire::peek_bytes(event, &[4])?.filter(|_| !known(sandbox)) {
+        let annotations = wire::items(status, 8).flatten().filter_map(|entry| wire::map_entry(entry).ok());
+        let (uid, handler) = (wire::peek_str(status, &[2, 2])?, wire::peek_str(status, &[9])?);
+        let created = wire::peek_varint(status, &[4])?.cast_signed();
+        let ready = wire::peek_varint(status, &[3])? == 0;
+        let pod = Pod::new(uid, handler, annotations, created, ready);
+        note_conflict(node, sandbox, owners.learn_sandbox(sandbox, &backend.name, pod));
+    }
+    for status in wire::items(event, 5) {
+        let id = wire::peek_str(status?, &[1])?;
+        if !known(id) {
+            note_conflict(node, id, owners.learn_container(id, &backend.name));
+        }
+    }
+    Ok(())
+}
+
+/// Reads the filter of a list request.
+pub(super) fn filter(list: List, message: &Message) -> Result<Filter, Error> {
+    Ok(match kept(list) {
+        Some(kind) => Filter::parse(kind, message.encoded())?,
+        None => Filter::default(),
+    })
 }
 
 /// Walks a list once: that it is one at all, and whose IDs are new.
@@ -131,8 +183,14 @@ fn learn_owners(node: &Node, backend: &Backend, list: List, reply: &[u8]) -> Res
         let item = item?;
         match list {
             List::Sandboxes | List::Containers => {
-                let id = first_id(item)?;
+                let (id, third) = id_and_third(item)?;
+                if id.is_empty() {
+                    return Err(WireError::Missing(1));
+                }
                 if owners.is_owned_by(id, &backend.name) {
+                    if list == List::Sandboxes {
+                        owners.note_ready(id, third == u64::from(SANDBOX_READY.cast_unsigned()));
+                    }
                     continue;
                 }
                 let other = if list == List::Sandboxes {
@@ -148,16 +206,18 @@ fn learn_owners(node: &Node, backend: &Backend, list: List, reply: &[u8]) -> Res
     Ok(())
 }
 
-/// Returns the ID of a list item and checks that all its fields are readable.
-fn first_id(item: &[u8]) -> Result<&str, WireError> {
-    let mut id = "";
+/// Returns the ID of a list item and its field 3, the state of a sandbox; checks that all fields are readable.
+fn id_and_third(item: &[u8]) -> Result<(&str, u64), WireError> {
+    let (mut id, mut third) = ("", 0);
     for field in wire::fields(item) {
         let field = field?;
-        if field.number == 1 {
-            id = field.string()?;
+        match field.number {
+            1 => id = field.string()?,
+            3 => third = field.varint().unwrap_or_default(),
+            _ => {}
         }
     }
-    Ok(id)
+    Ok((id, third))
 }
 
 /// Which lists the snapshot keeps item by item.

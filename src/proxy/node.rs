@@ -3,17 +3,21 @@
 //! The backends, the router, the last-known state and the metrics, each of which knows nothing of the others.
 //! A reload replaces the list of backends and the handlers, never the objects that calls in flight hold.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
+use prost::Message as _;
 use tonic::Code;
 
 use crate::backend::{Backend, Collected, State};
 use crate::codec::Message;
 use crate::config::{Config, StatsPolicy};
+use crate::cri::VersionResponse;
 use crate::error::Error;
+use crate::events::Feeds;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND, STATES};
+use crate::recent::Recent;
 use crate::relay::{Decision, Relay};
 use crate::router::{Choice, Router};
 use crate::snapshot::Snapshot;
@@ -28,13 +32,19 @@ pub struct Node {
     pub snapshot: Arc<Snapshot>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
+    /// What happened lately, for the status page.
+    pub recent: Recent,
     /// Counters of calls to all backends.
     pub(super) all_calls: Arc<CallMetrics>,
     /// Counters of calls to none.
     pub(super) own_calls: Arc<CallMetrics>,
+    /// The backends' event streams that are wanted at the moment.
+    pub(super) feeds: Feeds,
     relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
+    /// The backends that a start without saved state waits for.
+    awaited: OnceLock<Vec<Arc<str>>>,
 }
 
 impl Node {
@@ -52,9 +62,12 @@ impl Node {
             all_calls: metrics.calls(ALL_BACKENDS),
             own_calls: metrics.calls(NO_BACKEND),
             metrics,
+            feeds: Feeds::default(),
+            recent: Recent::default(),
             relay,
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
+            awaited: OnceLock::new(),
         })
     }
 
@@ -73,8 +86,12 @@ impl Node {
         self.backends.load_full()
     }
 
-    /// Puts another list of backends in force.
+    /// Puts another list of backends in force. Those of the first list are waited for if no state was saved.
     pub fn replace_backends(&self, backends: Vec<Arc<Backend>>) {
+        self.awaited.get_or_init(|| {
+            let fresh = backends.iter().filter(|_| self.snapshot.is_fresh());
+            fresh.map(|backend| Arc::clone(&backend.name)).collect()
+        });
         self.backends.store(Arc::new(backends));
     }
 
@@ -113,7 +130,7 @@ impl Node {
 
     /// Tells whether a backend was added while state existed and has not been listed yet.
     pub fn is_joining(&self, backend: &Backend) -> bool {
-        !self.snapshot.is_fresh() && !backend.last.known()
+        !backend.last.known() && !self.awaited.get().is_some_and(|awaited| awaited.contains(&backend.name))
     }
 
     /// Whether one backend without this list makes it `Unimplemented` for all.
@@ -140,6 +157,13 @@ impl Node {
         }
     }
 
+    /// Notes where a sandbox went, or that it went nowhere, for the status page.
+    pub(super) fn placed(&self, handler: &str, backend: Option<&Arc<str>>, code: Code) {
+        let handlers = self.router.handlers();
+        let known = handler.is_empty() || handlers.targets_of(handler).is_ok();
+        self.recent.placed(known.then_some(handler), backend, code);
+    }
+
     /// Returns the state that operators see.
     pub fn state(&self, backend: &Backend) -> State {
         if self.is_joining(backend) {
@@ -158,6 +182,8 @@ impl Node {
     /// Brings the gauges up to date; called when Prometheus scrapes.
     pub fn refresh_gauges(&self) {
         let metrics = &self.metrics;
+        // A runtime that was upgraded must not keep the series of its old version.
+        metrics.backend_info.reset();
         for backend in self.backends.load().iter() {
             let name = &*backend.name;
             let state = self.state(backend);
@@ -170,6 +196,7 @@ impl Node {
             flag(&metrics.backend_up, i64::from(backend.is_up()));
             flag(&metrics.backend_draining, i64::from(backend.last.drained()));
             flag(&metrics.in_flight, backend.in_flight().try_into().unwrap_or(i64::MAX));
+            refresh_info(metrics, backend);
             if let Some(age) = backend.last.age() {
                 metrics.list_age.with_label_values(&[name]).set(age.as_secs_f64());
             }
@@ -178,5 +205,15 @@ impl Node {
                 metrics.owned_ids.with_label_values(&[name, kind]).set(count.try_into().unwrap_or(i64::MAX));
             }
         }
+        let unseen = self.snapshot.write_failures().saturating_sub(metrics.state_write_errors.get());
+        metrics.state_write_errors.inc_by(unseen);
     }
+}
+
+/// Says what a backend's `Version` said last.
+fn refresh_info(metrics: &Metrics, backend: &Backend) {
+    let reply = backend.last.reply("Version").and_then(|reply| VersionResponse::decode(reply).ok());
+    let Some(VersionResponse { runtime_name, runtime_version, .. }) = reply else { return };
+    let labels = [&*backend.name, &runtime_name, &runtime_version];
+    metrics.backend_info.with_label_values(&labels).set(1);
 }

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use futures_util::future::join_all;
 use tonic::Code;
 
-use crate::backend::{Backend, own_headers};
+use crate::backend::{Backend, Class, own_headers};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{self, Absent, Kind, List, Method};
@@ -122,9 +122,12 @@ async fn ask(node: &Node, backend: &Arc<Backend>, kinds: &[Kind], id: &str) -> R
             Kind::Container => (List::Containers, "ListContainers"),
         };
         let wait = backend.config().timeouts.list;
+        let late = Error::Late { backend: Arc::clone(&backend.name), waited: wait };
+        if backend.health.is_late(Class::Lists) {
+            return Err(late);
+        }
         let epoch = backend.last.epoch();
         let listed = backend.fetch(method::named(name), own_headers(wait), request.framed());
-        let late = Error::Late { backend: Arc::clone(&backend.name), waited: wait };
         let reply = tokio::time::timeout(wait, listed).await.map_err(|_| late)??;
         if reply.code != Code::Ok {
             let cause = format!("{name} was answered with {:?}", reply.code);

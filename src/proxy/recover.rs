@@ -23,24 +23,13 @@ impl Node {
 
     /// Learns all that a backend holds; runs beside every new connection.
     pub async fn greet(self: &Arc<Self>, backend: &Arc<Backend>) {
+        // kubelet asks for metric descriptors once in its life, perhaps while this backend is down.
+        for class in [Class::Lists, Class::Images, Class::Filesystems, Class::Metrics] {
+            fan_out::refresh(self, backend, class);
+        }
         let limit = backend.config().timeouts.list;
-        for (class, list) in [
-            (Class::Lists, List::Sandboxes),
-            (Class::Lists, List::Containers),
-            (Class::Images, List::Images),
-            (Class::Filesystems, List::Filesystems),
-        ] {
-            match tokio::time::timeout(limit, fan_out::list_all(self, backend, list)).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => {
-                    tracing::warn!(backend = %backend.name, %error, "cannot be listed");
-                    backend.health.note_error(error.to_string());
-                }
-                Err(_) => {
-                    backend.health.mark_late(class);
-                    fan_out::refresh(self, backend, class);
-                }
-            }
+        if tokio::time::timeout(limit, backend.health.settled()).await.is_err() {
+            backend.health.mark_late(Class::Lists);
         }
         answer::keep_known(backend).await;
         self.compare_cgroup_drivers();
@@ -48,17 +37,32 @@ impl Node {
         tracing::info!(backend = %backend.name, sandboxes, containers, "is up");
     }
 
+    /// Lists this at every backend that is up and in time, and learns from the answers; for an operator who
+    /// asks, so that the answer does not wait for kubelet to list.
+    pub async fn look(self: &Arc<Self>, list: List) {
+        let backends = self.backends();
+        let class = Class::of_list(list);
+        let asked = backends.iter().filter(|b| b.is_up() && !b.health.is_late(class)).map(|backend| {
+            let limit = backend.config().timeouts.list;
+            tokio::time::timeout(limit, fan_out::list_all(self, backend, list))
+        });
+        // Whoever does not answer is represented by what it said last.
+        futures_util::future::join_all(asked).await;
+    }
+
     /// Forgets the owners of what a backend no longer lists, so that the map does not grow for ever.
     pub fn sweep(&self) {
         for backend in self.backends().iter().filter(|backend| backend.last.listed()) {
+            // Owned before, not listed after: what is created meanwhile is in neither.
+            let owned = self.router.owners.of(&backend.name);
             let mut listed = HashSet::new();
             backend.last.for_each_sandbox(|facts| {
-                listed.insert(facts.id.to_owned());
+                listed.insert(Box::from(facts.id));
             });
             backend.last.for_each_container(|facts| {
-                listed.insert(facts.id.to_owned());
+                listed.insert(Box::from(facts.id));
             });
-            self.router.owners.retain(&backend.name, |id| listed.contains(id));
+            owned.difference(&listed).for_each(|id| self.router.owners.forget(id));
         }
     }
 

@@ -6,6 +6,7 @@
 //! (containerd `truncindex`, CRI-O `podIDIndex`), which costs a pass over the map: people type prefixes,
 //! kubelet does not.
 
+use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
@@ -137,6 +138,40 @@ impl Owners {
         self.map.get(id).is_some_and(|owner| &*owner.backend == backend)
     }
 
+    /// Notes whether a sandbox is ready.
+    pub fn note_ready(&self, id: &str, ready: bool) {
+        let differs = |owner: &Owner| owner.pod.as_ref().is_some_and(|pod| pod.ready != ready);
+        if self.map.get(id).is_some_and(|owner| differs(&owner)) {
+            self.change(id, |pod| pod.ready = ready);
+        }
+    }
+
+    /// Notes that the sandboxes of the pod `uid` are now meant by another `config.seen`: kubelet sets a new one
+    /// when it restarts, while a sandbox keeps the one it was made with.
+    pub fn note_seen(&self, uid: &str, config_seen: &str) {
+        if uid.is_empty() || config_seen.is_empty() {
+            return;
+        }
+        let outdated = |pod: &Pod| &*pod.uid == uid && &*pod.config_seen != config_seen;
+        let ids: Vec<_> = self
+            .map
+            .iter()
+            .filter(|entry| entry.pod.as_ref().is_some_and(|pod| outdated(pod)))
+            .map(|entry| entry.key().clone())
+            .collect();
+        for id in ids {
+            self.change(&id, |pod| pod.config_seen = config_seen.into());
+        }
+    }
+
+    fn change(&self, id: &str, change: impl FnOnce(&mut Pod)) {
+        if let Some(mut owner) = self.map.get_mut(id)
+            && let Some(pod) = &mut owner.pod
+        {
+            change(Arc::make_mut(pod));
+        }
+    }
+
     /// Finds the owner of an ID or of a unique prefix of one, within `scope` if that is given.
     pub fn find(&self, kind: Option<Kind>, id: &str, scope: Option<&str>) -> Lookup {
         let fits = |owner: &Owner| {
@@ -158,9 +193,10 @@ impl Owners {
         self.map.remove(id);
     }
 
-    /// Forgets the IDs of `backend` that `keep` does not hold.
-    pub fn retain(&self, backend: &str, keep: impl Fn(&str) -> bool) {
-        self.map.retain(|id, owner| &*owner.backend != backend || keep(id));
+    /// Returns the IDs of `backend`.
+    pub fn of(&self, backend: &str) -> HashSet<Box<str>> {
+        let owned = self.map.iter().filter(|entry| &*entry.backend == backend);
+        owned.map(|entry| entry.key().clone()).collect()
     }
 
     /// Counts the sandboxes and containers of `backend`.
@@ -180,6 +216,11 @@ impl Owners {
             Some((Arc::clone(&entry.backend), Arc::clone(pod)))
         });
         pods.collect()
+    }
+
+    /// Returns the newest sandbox that `matches` picks, a ready one if there is any, with its owner.
+    pub fn newest(&self, matches: impl Fn(&Pod) -> bool) -> Option<(Arc<str>, Arc<Pod>)> {
+        self.pods(matches).into_iter().max_by_key(|(_, pod)| (pod.ready, pod.created_at))
     }
 }
 
@@ -207,6 +248,37 @@ mod tests {
     #[test]
     fn a_scope_hides_what_other_backends_own() {
         assert_eq!(owners().find(None, "xyz", Some("a")), Lookup::Unknown);
+    }
+
+    fn pod(uid: &str, seen: &str, created_at: i64, ready: bool) -> Pod {
+        let annotations = [("kubernetes.io/config.seen", seen)];
+        Pod::new(uid, "", annotations.into_iter(), created_at, ready)
+    }
+
+    #[test]
+    fn the_newest_ready_sandbox_of_a_pod_decides() {
+        let owners = Owners::default();
+        owners.learn_sandbox("s1", &"a".into(), pod("u", "t1", 1, true));
+        owners.learn_sandbox("s2", &"b".into(), pod("u", "t1", 2, true));
+        let newest = || owners.newest(|pod| &*pod.uid == "u").expect("two match").0;
+        assert_eq!(&*newest(), "b");
+        owners.note_ready("s2", false);
+        assert_eq!(&*newest(), "a");
+        owners.note_ready("s1", false);
+        assert_eq!(&*newest(), "b");
+    }
+
+    #[test]
+    fn a_new_config_seen_takes_the_place_of_the_old_one_in_all_sandboxes_of_its_pod() {
+        let owners = Owners::default();
+        owners.learn_sandbox("s1", &"a".into(), pod("u", "t1", 1, true));
+        owners.learn_sandbox("s2", &"b".into(), pod("v", "t2", 2, true));
+        owners.note_seen("u", "t3");
+        owners.note_seen("", "t4");
+        owners.note_seen("v", "");
+        let seen = |seen: &str| owners.newest(|pod| &*pod.config_seen == seen).map(|(owner, _)| owner);
+        assert_eq!((seen("t3").as_deref(), seen("t2").as_deref()), (Some("a"), Some("b")));
+        assert_eq!((seen("t1"), seen("t4")), (None, None));
     }
 
     #[test]

@@ -9,28 +9,63 @@ use std::borrow::Cow;
 
 use crate::wire;
 
+/// Hex digits of an image ID.
+const ID_DIGITS: usize = 64;
+
+/// How a reference names an image, the surest way first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Named {
+    /// By its whole ID, with or without `sha256:`.
+    Id,
+    /// By a tag or digest, short or in full.
+    Name,
+    /// By the beginning of its ID.
+    IdPrefix,
+}
+
 /// Tells whether the encoded `Image` is the one `reference` names.
 pub(super) fn is_named(image: &[u8], reference: &str) -> bool {
+    named(image, reference).is_some()
+}
+
+/// Tells how `reference` names the encoded `Image`; `None` if it names another one.
+pub fn named(image: &[u8], reference: &str) -> Option<Named> {
     let id = wire::peek_str(image, &[1]).unwrap_or_default();
-    if id == reference || is_id_prefix(id, reference) {
-        return true;
+    if !reference.is_empty() && bare_id(id) == bare_id(reference) {
+        return Some(Named::Id);
     }
     let full = normalise(reference);
-    [2, 3].into_iter().any(|number| {
-        wire::items(image, number)
-            .filter_map(|name| std::str::from_utf8(name.ok()?).ok())
-            .any(|name| name == reference || normalise(name) == full)
-    })
+    let mut names = names(image);
+    if names.any(|name| name == reference || normalise(name) == full) {
+        return Some(Named::Name);
+    }
+    is_id_prefix(id, reference).then_some(Named::IdPrefix)
+}
+
+/// Iterates over the tags and digests of an encoded `Image`.
+pub fn names(image: &[u8]) -> impl Iterator<Item = &str> {
+    let texts = |number| wire::items(image, number).filter_map(|name| std::str::from_utf8(name.ok()?).ok());
+    texts(2).chain(texts(3))
+}
+
+/// Returns an image ID without the `sha256:` that containerd writes before it and CRI-O does not.
+pub fn bare_id(id: &str) -> &str {
+    id.strip_prefix("sha256:").unwrap_or(id)
 }
 
 fn is_id_prefix(id: &str, reference: &str) -> bool {
-    let prefix = reference.strip_prefix("sha256:").unwrap_or(reference);
-    let hex = id.strip_prefix("sha256:").unwrap_or(id);
-    !prefix.is_empty() && prefix.bytes().all(|byte| byte.is_ascii_hexdigit()) && hex.starts_with(prefix)
+    let prefix = bare_id(reference);
+    !prefix.is_empty()
+        && prefix.bytes().all(|byte| byte.is_ascii_hexdigit())
+        && bare_id(id).starts_with(prefix)
 }
 
-/// Returns the full name of `reference`: `domain/path:tag` or `domain/path@digest`.
-fn normalise(reference: &str) -> String {
+/// Returns the full name of `reference`: `domain/path:tag` or `domain/path@digest`; of a whole ID its digits.
+pub fn normalise(reference: &str) -> String {
+    let id = bare_id(reference);
+    if id.len() == ID_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return id.to_owned();
+    }
     let (name, suffix) = match reference.split_once('@') {
         Some((name, digest)) => (without_tag(name).0, format!("@{digest}")),
         None => match without_tag(reference) {
@@ -86,6 +121,18 @@ mod tests {
         ] {
             assert_eq!(normalise(short), full);
         }
+        let id = "4f".repeat(32);
+        assert_eq!((normalise(&id), normalise(&format!("sha256:{id}"))), (id.clone(), id));
+    }
+
+    #[test]
+    fn a_name_goes_before_the_beginning_of_an_id() {
+        let image = |id: &str, tag: &str| {
+            cri::Image { id: id.into(), repo_tags: vec![tag.into()], ..Default::default() }.encode_to_vec()
+        };
+        assert_eq!(named(&image("sha256:00", "docker.io/library/cafe:latest"), "cafe"), Some(Named::Name));
+        assert_eq!(named(&image("cafe00", "a:1"), "cafe"), Some(Named::IdPrefix));
+        assert_eq!(named(&image("cafe", "a:1"), "sha256:cafe"), Some(Named::Id));
     }
 
     #[test]

@@ -51,8 +51,9 @@ impl LastKnown {
     /// sent no earlier, and at most 10 s after it arrived (in one go, both may have the same epoch). The
     /// reply is not looked into; the caller has checked that it can be read.
     pub fn replace_list(&self, kind: ListKind, epoch: Epoch, reply: Bytes) {
-        let replaced = {
+        let (replaced, first) = {
             let mut state = self.lock();
+            let known = state.lists.known();
             let replaced = state.lists.replace(kind, epoch, reply, Instant::now());
             if replaced.paired {
                 state.paired(SystemTime::now());
@@ -60,10 +61,14 @@ impl LastKnown {
             if replaced.changed && kind.is_stats() {
                 state.minor_changes += 1;
             }
-            replaced
+            (replaced, replaced.paired && !known)
         };
         if replaced.changed {
             self.shared.touch();
+        }
+        if first {
+            // A crimux that is killed now could not say afterwards what this backend had.
+            self.shared.hurry();
         }
     }
 

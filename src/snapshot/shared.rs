@@ -16,6 +16,7 @@ pub(super) struct Shared {
     seq: AtomicU64,
     journal: Mutex<Journal>,
     touched: Notify,
+    urgent: Notify,
     problem: Mutex<Option<String>>,
     failures: AtomicU64,
 }
@@ -27,6 +28,7 @@ impl Shared {
             seq: AtomicU64::new(seq),
             journal: Mutex::new(journal),
             touched: Notify::new(),
+            urgent: Notify::new(),
             problem: Mutex::new(None),
             failures: AtomicU64::new(0),
         }
@@ -59,6 +61,16 @@ impl Shared {
     /// Wakes the writer.
     pub(super) fn touch(&self) {
         self.touched.notify_one();
+    }
+
+    /// Makes the writer write without its pause, for what must not be lost and will not come again soon.
+    pub(super) fn hurry(&self) {
+        self.urgent.notify_one();
+    }
+
+    /// Waits until there is a hurry.
+    pub(super) async fn hurried(&self) {
+        self.urgent.notified().await;
     }
 
     /// Waits until something was touched since the last wait.

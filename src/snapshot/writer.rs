@@ -2,7 +2,8 @@
 //!
 //! The order of its steps is the whole of crash safety: new journal, capture, write, rename, delete. It skips what
 //! would write the same facts again, since runtimes list and encode in random order, and lets stats and
-//! periodic replies wait for a minute, since they never say the same twice.
+//! periodic replies wait for a minute, since they never say the same twice. The first lists of a backend are
+//! written at once.
 
 use std::fs;
 use std::future::Future;
@@ -59,8 +60,10 @@ impl Snapshot {
                 () = tokio::time::sleep(MINOR_INTERVAL) => {}
             }
             self.write_aside(false).await;
-            if tokio::time::timeout(INTERVAL, &mut shutdown).await.is_ok() {
-                break;
+            tokio::select! {
+                () = &mut shutdown => break,
+                () = self.shared.hurried() => {}
+                () = tokio::time::sleep(INTERVAL) => {}
             }
         }
         self.write_aside(true).await;
@@ -140,6 +143,12 @@ impl Snapshot {
             (!state.forgotten).then(|| (state.save(last_known.name(), seq), state.statuses.fingerprint()))
         };
         self.all().iter().filter_map(capture).collect()
+    }
+
+    /// Notes, before a backend is added, if all there were have been known: only those are waited for after a
+    /// start without saved state.
+    pub fn settle(&self) {
+        self.awaits_backends();
     }
 
     /// Tells whether, since a fresh start, there was never a moment at which every backend was known.

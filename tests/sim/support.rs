@@ -61,8 +61,16 @@ impl Crimux {
 
     /// Waits until `/readyz` says so.
     pub(crate) async fn wait_ready(&self) {
-        testkit::eventually(SOON, async || self.get("/readyz").await.is_some_and(|(code, _)| code == 200))
-            .await;
+        let ready = async {
+            while self.get("/readyz").await.is_none_or(|(code, _)| code != 200) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(SOON, ready).await.is_err() {
+            let log = self.log();
+            let own: Vec<_> = log.lines().filter(|line| line.contains(" crimux")).collect();
+            panic!("not ready: {:?}\n{}", self.get("/readyz").await, own.join("\n"));
+        }
     }
 
     /// Returns the node's socket.
@@ -80,6 +88,11 @@ impl Crimux {
         std::fs::write(self.dir.path().join("crimux.yaml"), yaml).unwrap();
     }
 
+    /// Returns its process ID.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id().expect("crimux runs")
+    }
+
     /// Sends a signal.
     pub(crate) fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id().expect("crimux runs")).unwrap();
@@ -89,6 +102,13 @@ impl Crimux {
     /// Waits until crimux has ended, and returns its exit code; `None` if a signal ended it.
     pub(crate) async fn ended(&mut self) -> Option<i32> {
         tokio::time::timeout(SOON, self.child.wait()).await.expect("crimux ends").unwrap().code()
+    }
+
+    /// Lets crimux end as systemd does, and starts it again with the same directory.
+    pub(crate) async fn restart(&mut self) {
+        self.signal(Signal::SIGTERM);
+        assert_eq!(self.ended().await, Some(0), "{}", self.log());
+        self.child = spawn(&self.dir);
     }
 
     /// Kills crimux as `kill -9` does, and starts it again with the same directory.
@@ -112,6 +132,24 @@ impl Crimux {
         let (head, body) = reply.split_once("\r\n\r\n")?;
         let code = head.split(' ').nth(1)?.parse().ok()?;
         Some((code, body.to_owned()))
+    }
+
+    /// Asks the admin port, which must be configured as `127.0.0.1:0`; returns the code and the whole reply.
+    pub(crate) async fn http(&self, method: &str, path: &str) -> (u16, String) {
+        let mut stream = tokio::net::TcpStream::connect(self.http_address()).await.unwrap();
+        let request = format!("{method} {path} HTTP/1.0\r\nhost: crimux\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).await.unwrap();
+        (reply.split(' ').nth(1).unwrap().parse().unwrap(), reply)
+    }
+
+    /// Returns where the admin port is, as the log says.
+    pub(crate) fn http_address(&self) -> String {
+        let log = self.log();
+        let line =
+            log.lines().rfind(|line| line.contains("admin.http serves")).expect("a configured admin.http");
+        line.rsplit("address=").next().unwrap().trim().to_owned()
     }
 
     /// Returns the value of one series, such as `crimux_backend_up{backend="a"}`.

@@ -1,0 +1,138 @@
+//! Which cases there are, on which backends they run, and who takes part.
+//!
+//! Cases that share backends form a group: its processes live as long as the group is measured, and no longer.
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use prost::Message as _;
+use testkit::cri;
+
+use crate::Effort;
+use crate::case::{Entry, Measured, measure};
+use crate::client::{Client, Target, framed};
+use crate::fleet::{Contender, Stock, World};
+use crate::load::Load;
+
+/// Cases on one set of backends.
+#[derive(Debug)]
+pub(crate) struct Group {
+    /// The cases in the order of the table.
+    pub(crate) cases: &'static [&'static str],
+    stock: Stock,
+    /// Over how many backends the same stock is spread for the fan-out case.
+    spread: &'static [usize],
+}
+
+const fn stock(sandboxes: usize, containers: usize, events: bool) -> Stock {
+    Stock { sandboxes, containers, events }
+}
+
+/// All cases.
+pub(crate) const GROUPS: &[Group] = &[
+    Group {
+        cases: &["status-1", "status-16", "list-500", "fan-out-500"],
+        stock: stock(250, 500, false),
+        spread: &[2, 4, 8],
+    },
+    Group { cases: &["list-100"], stock: stock(50, 100, false), spread: &[] },
+    Group { cases: &["list-5000", "fan-out-5000"], stock: stock(2500, 5000, false), spread: &[2, 4, 8] },
+    Group { cases: &["run-sandbox"], stock: stock(50, 100, false), spread: &[] },
+    Group { cases: &["events"], stock: stock(10, 10, true), spread: &[] },
+];
+
+/// Says what a case is.
+pub(crate) fn describe(case: &str) -> &'static str {
+    match case {
+        "status-1" => "ContainerStatus, 1 caller",
+        "status-16" => "ContainerStatus, 16 callers",
+        "list-100" => "ListContainers, 100 from one backend",
+        "list-500" => "ListContainers, 500 from one backend",
+        "list-5000" => "ListContainers, 5000 from one backend",
+        "fan-out-500" => "ListContainers, 500 from several backends",
+        "fan-out-5000" => "ListContainers, 5000 from several backends",
+        "run-sandbox" => "RunPodSandbox to reply (calls/s and CPU: with RemovePodSandbox)",
+        "events" => "GetContainerEvents (times: from a pod asked for to its first event)",
+        _ => "",
+    }
+}
+
+/// Measures the cases of a group that are wanted.
+pub(crate) async fn run(group: &Group, world: &World, only: &str, effort: Effort) -> Result<Vec<Measured>> {
+    let backends = world.backends(1, group.stock).await?;
+    let crimux = world.crimux(&backends, group.stock.containers).await?;
+    let peers = world.peers(&backends[0], group.stock.containers).await;
+    let direct = entry(&backends[0], "direct", true);
+    let mut everybody = vec![Entry { process: None, ..direct.clone() }, entry(&crimux, "crimux", true)];
+    everybody.extend(peers.iter().map(|peer| entry(peer, &peer.name, true)));
+    let mut measured = Vec::new();
+    for &case in group.cases.iter().filter(|case| case.contains(only)) {
+        eprintln!("bench: {case}: {}", describe(case));
+        let load = load(case, &backends[0]).await?;
+        if case.starts_with("fan-out") {
+            let spread = Spread::start(world, group).await?;
+            let entries: Vec<_> = everybody[..1].iter().cloned().chain(spread.entries()).collect();
+            measured.push(measure(case, &entries, &load, effort).await?);
+        } else {
+            measured.push(measure(case, &everybody, &load, effort).await?);
+        }
+    }
+    Ok(measured)
+}
+
+/// Several crimuxes by name, each in front of its own backends.
+struct Spread(Vec<(String, Contender, Vec<Contender>)>);
+
+impl Spread {
+    async fn start(world: &World, group: &Group) -> Result<Self> {
+        let mut spread = Vec::new();
+        for &count in group.spread {
+            let backends = world.backends(count, group.stock).await?;
+            let crimux = world.crimux(&backends, group.stock.containers).await?;
+            spread.push((format!("crimux over {count}"), crimux, backends));
+        }
+        Ok(Self(spread))
+    }
+
+    fn entries(&self) -> impl Iterator<Item = Entry> {
+        self.0.iter().map(|(name, crimux, _)| entry(crimux, name, false))
+    }
+}
+
+fn entry(contender: &Contender, name: &str, same_bytes: bool) -> Entry {
+    Entry {
+        name: name.to_owned(),
+        socket: contender.socket.clone(),
+        process: Some(contender.process.id()),
+        same_bytes,
+    }
+}
+
+/// Prepares the load of a case.
+pub(crate) async fn load(case: &str, backend: &Contender) -> Result<Load> {
+    Ok(match case {
+        "run-sandbox" => Load::Sandboxes,
+        "events" => Load::Events,
+        "status-1" | "status-16" => Load::Calls {
+            method: "ContainerStatus",
+            messages: statuses(backend).await?,
+            callers: if case == "status-16" { 16 } else { 1 },
+        },
+        _ => Load::Calls {
+            method: "ListContainers",
+            messages: vec![framed(&cri::ListContainersRequest::default())],
+            callers: 1,
+        },
+    })
+}
+
+/// Returns a request for the status of every container of a runtime, reached directly or through a proxy.
+pub(crate) async fn statuses(backend: &Contender) -> Result<Vec<Bytes>> {
+    let client = Client::connect(&backend.socket).await?;
+    let request = framed(&cri::ListContainersRequest::default());
+    let reply = client.fetch(&Target::runtime("ListContainers"), request).await.context("no list")?;
+    let listed = cri::ListContainersResponse::decode(reply)?.containers;
+    let request = |container: cri::Container| {
+        framed(&cri::ContainerStatusRequest { container_id: container.id, verbose: false })
+    };
+    Ok(listed.into_iter().map(request).collect())
+}

@@ -1,0 +1,139 @@
+//! The changes that an operator may make: drain, undrain, forget.
+//!
+//! Only the admin socket, which is root's, serves them. What is likely a mistake is refused with 409 and a reason,
+//! until it is asked for with `force`: draining the only backend of a handler, and forgetting a backend that is
+//! up and would be relearnt at once. Both survive a restart, by the journal of the last-known state.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::StatusCode;
+use serde::Deserialize;
+
+use crate::admin::Desk;
+use crate::admin::documents::Changed;
+use crate::admin::read::{self, Refusal, refusal};
+use crate::backend::Backend;
+use crate::proxy::Node;
+
+#[derive(Debug, Deserialize)]
+pub(super) struct How {
+    #[serde(default)]
+    force: bool,
+}
+
+/// Takes no new sandboxes to a backend from now on.
+pub(super) async fn drain(
+    State(desk): State<Arc<Desk>>,
+    Path(name): Path<String>,
+    Query(how): Query<How>,
+) -> Result<Json<Changed>, Refusal> {
+    let backend = configured(&desk.node, &name)?;
+    let mut warnings = Vec::new();
+    let cut_off = without_alternative(&desk.node, &name);
+    if !cut_off.is_empty() {
+        let what = format!("no other backend takes new sandboxes of {}", cut_off.join(", "));
+        if !how.force && !backend.last.drained() {
+            let advice = "re-point it in the configuration first, or use --force to have them refused";
+            return Err(refusal(StatusCode::CONFLICT, format!("{what}; {advice}")));
+        }
+        warnings.push(format!("{what}: they are refused from now on"));
+    }
+    if backend.last.drained() {
+        return Ok(changed(format!("backend {name} was draining already"), warnings));
+    }
+    backend.last.set_drained(true);
+    tracing::info!(backend = name, "drained by the operator: it takes no new sandboxes");
+    warnings.extend(unsaved(&desk.node));
+    let (sandboxes, _) = desk.node.router.owners.count(&name);
+    Ok(changed(format!("backend {name} takes no new sandboxes; {sandboxes} are still on it"), warnings))
+}
+
+/// Takes new sandboxes to a backend again.
+pub(super) async fn undrain(
+    State(desk): State<Arc<Desk>>,
+    Path(name): Path<String>,
+) -> Result<Json<Changed>, Refusal> {
+    let backend = configured(&desk.node, &name)?;
+    if !backend.last.drained() {
+        return Ok(changed(format!("backend {name} was not draining"), Vec::new()));
+    }
+    backend.last.set_drained(false);
+    tracing::info!(backend = name, "undrained by the operator: it takes new sandboxes");
+    Ok(changed(format!("backend {name} takes new sandboxes"), unsaved(&desk.node)))
+}
+
+/// Declares all that is known of a backend to be gone.
+pub(super) async fn forget(
+    State(desk): State<Arc<Desk>>,
+    Path(name): Path<String>,
+    Query(how): Query<How>,
+) -> Result<Json<Changed>, Refusal> {
+    let node = &desk.node;
+    let backend = node.backends().iter().find(|backend| *backend.name == name).cloned();
+    let up = backend.as_ref().is_some_and(|backend| backend.is_up());
+    if up && !how.force {
+        let what =
+            format!("backend {name} is up: what is forgotten would be learnt again from its next list");
+        return Err(refusal(StatusCode::CONFLICT, format!("{what}; --force does it nevertheless")));
+    }
+    let drained = backend.as_ref().is_some_and(|backend| backend.last.drained());
+    let (sandboxes, containers) = node.router.owners.count(&name);
+    if !node.snapshot.forget(&name) {
+        return Err(unknown(node, &name));
+    }
+    node.router.owners.of(&name).iter().for_each(|id| node.router.owners.forget(id));
+    // The operator gave up what is on it, not the wish that nothing new goes there.
+    if let Some(backend) = backend.filter(|_| drained) {
+        backend.last.set_drained(true);
+    }
+    tracing::warn!(backend = name, sandboxes, containers, "forgotten by the operator");
+    let mut warnings = unsaved(node);
+    if up {
+        warnings.push(format!("backend {name} is up: its next list brings back what it still has"));
+    }
+    let what = format!("forgot {sandboxes} sandboxes and {containers} containers of backend {name}");
+    Ok(changed(what, warnings))
+}
+
+fn changed(message: String, warnings: Vec<String>) -> Json<Changed> {
+    Json(Changed { message, warnings })
+}
+
+fn configured(node: &Node, name: &str) -> Result<Arc<Backend>, Refusal> {
+    node.backend(name).map_err(|_| unknown(node, name))
+}
+
+fn unknown(node: &Node, name: &str) -> Refusal {
+    let backends = node.backends();
+    let names: Vec<_> = backends.iter().map(|backend| &*backend.name).collect();
+    let error = format!("there is no backend {name:?} (backends: {})", names.join(", "));
+    refusal(StatusCode::NOT_FOUND, error)
+}
+
+/// Names what only `backend` serves.
+fn without_alternative(node: &Node, backend: &str) -> Vec<String> {
+    let routes = read::all_routes(node).into_iter().filter(|route| {
+        let leads_here = route.targets.iter().any(|target| target.backend == backend && target.weight > 0);
+        let elsewhere = route.targets.iter().any(|target| target.backend != backend && target.share > 0.0);
+        leads_here && !elsewhere
+    });
+    let word = |handler: String| {
+        if handler.is_empty() {
+            "pods without a RuntimeClass".to_owned()
+        } else {
+            format!("handler {handler}")
+        }
+    };
+    routes.map(|route| word(route.handler)).collect()
+}
+
+/// Warns if the change will not survive a restart.
+fn unsaved(node: &Node) -> Vec<String> {
+    let problem = node.snapshot.write_error();
+    problem
+        .map(|problem| format!("this is not saved and ends with a restart: {problem}"))
+        .into_iter()
+        .collect()
+}

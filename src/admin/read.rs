@@ -1,0 +1,279 @@
+//! The answers of the admin socket that change nothing.
+//!
+//! They are composed from what the node knows. Pods and images are listed anew first at every backend that is up,
+//! so that an operator does not see what kubelet listed a while ago; whoever does not answer is represented by
+//! what was last known, and the answer says so.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Json;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use prost::Message;
+
+use crate::admin::Desk;
+use crate::admin::documents::{
+    self, Image, Images, LastError, Pod, Refused, Reload, Reloads, Route, SavedState, Status, Target,
+};
+use crate::backend::{Backend, Link, State as BackendState};
+use crate::config::Endpoint;
+use crate::cri::{ListImagesResponse, VersionResponse};
+use crate::method::List;
+use crate::proxy::Node;
+use crate::router::Handlers;
+use crate::snapshot::{Filter, ListKind, SANDBOX_READY};
+
+/// What cannot be answered, and why.
+pub(super) type Refusal = (StatusCode, Json<Refused>);
+
+pub(super) fn refusal(status: StatusCode, error: impl Into<String>) -> Refusal {
+    (status, Json(Refused { error: error.into() }))
+}
+
+pub(super) async fn status(State(desk): State<Arc<Desk>>) -> Json<Status> {
+    Json(compose_status(&desk))
+}
+
+pub(super) async fn pods(State(desk): State<Arc<Desk>>) -> Json<Vec<Pod>> {
+    desk.node.look(List::Sandboxes).await;
+    desk.node.look(List::Containers).await;
+    let mut pods: Vec<_> = desk.node.backends().iter().flat_map(|backend| of(&desk.node, backend)).collect();
+    pods.sort_by(|a, b| {
+        (&a.namespace, &a.name, a.attempt, &a.backend).cmp(&(&b.namespace, &b.name, b.attempt, &b.backend))
+    });
+    Json(pods)
+}
+
+pub(super) async fn routes(State(desk): State<Arc<Desk>>) -> Json<Vec<Route>> {
+    Json(all_routes(&desk.node))
+}
+
+pub(super) async fn default_route(State(desk): State<Arc<Desk>>) -> Result<Json<Route>, Refusal> {
+    one_route(&desk.node, "")
+}
+
+pub(super) async fn route(
+    State(desk): State<Arc<Desk>>,
+    Path(handler): Path<String>,
+) -> Result<Json<Route>, Refusal> {
+    one_route(&desk.node, &handler)
+}
+
+pub(super) async fn images(State(desk): State<Arc<Desk>>) -> Json<Images> {
+    desk.node.look(List::Images).await;
+    let (mut unknown, mut stale) = (Vec::new(), Vec::new());
+    let mut images: BTreeMap<String, Image> = BTreeMap::new();
+    for backend in desk.node.backends().iter() {
+        let name = backend.name.to_string();
+        let list = backend.last.list(ListKind::Images, &Filter::default());
+        let Some(list) = list.and_then(|list| ListImagesResponse::decode(list).ok()) else {
+            unknown.push(name);
+            continue;
+        };
+        if !is_answering(&desk.node, backend) {
+            stale.push(name.clone());
+        }
+        list.images.into_iter().for_each(|image| add_image(&mut images, &name, image));
+    }
+    let mut images: Vec<_> = images.into_values().collect();
+    images.sort_by(|a, b| (a.tags.first(), &a.id).cmp(&(b.tags.first(), &b.id)));
+    Json(Images { images, unknown, stale })
+}
+
+/// Composes the status of the node.
+pub(super) fn compose_status(desk: &Desk) -> Status {
+    let node = &desk.node;
+    let reload = |result: &str| node.metrics.config_reloads.with_label_values(&[result]).get();
+    let last = node.recent.reloads().into_iter().next();
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_at: rfc3339(desk.started),
+        default_backend: node.config().default_backend.clone(),
+        backends: node.backends().iter().map(|backend| backend_document(node, backend)).collect(),
+        state: SavedState {
+            dir: node.config().state_dir.display().to_string(),
+            write_errors: node.snapshot.write_failures(),
+            problem: node.snapshot.write_error(),
+        },
+        reloads: Reloads {
+            ok: reload("ok"),
+            failed: reload("failed"),
+            last: last.map(|last| Reload { at: rfc3339(last.at), result: last.result.to_owned() }),
+        },
+    }
+}
+
+/// Returns where the handler `""` and every configured one lead.
+pub(super) fn all_routes(node: &Node) -> Vec<Route> {
+    let handlers = node.router.handlers();
+    let named = handlers.iter().map(|(handler, _)| compose_route(node, &handlers, handler));
+    std::iter::once(compose_route(node, &handlers, "")).chain(named).collect()
+}
+
+/// Writes a moment down.
+pub(super) fn rfc3339(moment: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(moment).to_string()
+}
+
+fn one_route(node: &Node, handler: &str) -> Result<Json<Route>, Refusal> {
+    let handlers = node.router.handlers();
+    if !handler.is_empty() {
+        let known = handlers.targets_of(handler);
+        known.map_err(|error| refusal(StatusCode::NOT_FOUND, error.to_string()))?;
+    }
+    Ok(Json(compose_route(node, &handlers, handler)))
+}
+
+fn compose_route(node: &Node, handlers: &Handlers, handler: &str) -> Route {
+    let targets: Vec<(Arc<str>, String, u32)> = match handlers.targets_of(handler) {
+        Ok(targets) => {
+            targets.iter().map(|(b, target)| (Arc::clone(b), target.handler.clone(), target.weight)).collect()
+        }
+        Err(_) => vec![(Arc::clone(handlers.default_backend()), String::new(), 1)],
+    };
+    let drained = |name: &str| node.backend(name).is_ok_and(|backend| backend.last.drained());
+    let open = |(name, _, weight): &(Arc<str>, String, u32)| if drained(name) { 0 } else { *weight };
+    let total: u32 = targets.iter().map(open).sum();
+    let share = |weight: u32| if total == 0 { 0.0 } else { f64::from(weight) / f64::from(total) };
+    let described = targets.iter().map(|target| Target {
+        backend: target.0.to_string(),
+        backend_handler: target.1.clone(),
+        weight: target.2,
+        share: share(open(target)),
+        state: node.backend(&target.0).map_or("gone", |backend| node.state(&backend).word()).to_owned(),
+    });
+    let described: Vec<_> = described.collect();
+    Route { handler: handler.to_owned(), refused: why_refused(&described), targets: described }
+}
+
+/// Says why no new sandbox is taken, or which share of them is not.
+fn why_refused(targets: &[Target]) -> Option<String> {
+    let open: Vec<_> = targets.iter().filter(|target| target.share > 0.0).collect();
+    if open.is_empty() {
+        let names: Vec<_> = targets.iter().map(|target| target.backend.as_str()).collect();
+        return Some(format!("draining: {}", names.join(", ")));
+    }
+    let unable = open.iter().filter(|target| ["down", "joining", "gone"].contains(&target.state.as_str()));
+    let words: Vec<_> = unable
+        .map(|target| {
+            let part = if open.len() > 1 { format!("{:.0}%: ", target.share * 100.0) } else { String::new() };
+            format!("{part}backend {} is {}", target.backend, target.state)
+        })
+        .collect();
+    (!words.is_empty()).then(|| words.join(", "))
+}
+
+fn backend_document(node: &Node, backend: &Backend) -> documents::Backend {
+    let config = backend.config();
+    let state = node.state(backend);
+    let (sandboxes, containers) = node.router.owners.count(&backend.name);
+    let version = backend.last.reply("Version").and_then(|reply| VersionResponse::decode(reply).ok());
+    let (since, api) = match backend.link() {
+        Link::Connecting => (None, None),
+        Link::Down { since, .. } => (Some(since), None),
+        Link::Up { since, api, .. } => (Some(since), Some(api.version().to_owned())),
+    };
+    let since = if state == BackendState::Late { backend.health.late_since().or(since) } else { since };
+    documents::Backend {
+        name: backend.name.to_string(),
+        endpoint: endpoint(&config.endpoint),
+        default: node.config().default_backend == *backend.name,
+        required: config.required,
+        local: config.local,
+        configured: node.config().backends.contains_key(&*backend.name),
+        state: state.word().to_owned(),
+        since: since.map(rfc3339),
+        draining: backend.last.drained(),
+        list_age_seconds: backend.last.age().map(|age| age.as_secs_f64()),
+        last_error: backend
+            .health
+            .last_error()
+            .map(|error| LastError { at: rfc3339(error.at), text: error.text.to_string() }),
+        in_flight: backend.in_flight(),
+        sandboxes,
+        containers,
+        runtime_name: version.as_ref().map(|version| version.runtime_name.clone()),
+        runtime_version: version.map(|version| version.runtime_version),
+        api,
+    }
+}
+
+fn endpoint(endpoint: &Endpoint) -> String {
+    match endpoint {
+        Endpoint::Unix(path) => format!("unix://{}", path.display()),
+        Endpoint::Tcp { host, port, tls } => {
+            let scheme = if *tls { "https" } else { "http" };
+            format!("{scheme}://{}", crate::backend::connect::host_and_port(host, *port))
+        }
+        Endpoint::Vsock { cid, port } => format!("vsock://{cid}:{port}"),
+    }
+}
+
+/// Returns the pods of one backend.
+fn of(node: &Node, backend: &Backend) -> Vec<Pod> {
+    let mut containers: HashMap<String, usize> = HashMap::new();
+    backend.last.for_each_container(|facts| {
+        *containers.entry(facts.sandbox_id.to_owned()).or_default() += 1;
+    });
+    let handlers = node.router.handlers();
+    let stale = !is_answering(node, backend);
+    let mut pods = Vec::new();
+    backend.last.for_each_sandbox(|facts| {
+        let created = UNIX_EPOCH + Duration::from_nanos(u64::try_from(facts.created_at).unwrap_or(0));
+        pods.push(Pod {
+            namespace: facts.namespace.to_owned(),
+            name: facts.name.to_owned(),
+            uid: facts.uid.to_owned(),
+            attempt: facts.attempt,
+            handler: public_handler(&handlers, &backend.name, facts.runtime_handler),
+            backend_handler: facts.runtime_handler.to_owned(),
+            backend: backend.name.to_string(),
+            state: if facts.state == SANDBOX_READY { "ready" } else { "notready" }.to_owned(),
+            stale,
+            created_at: rfc3339(created),
+            sandbox_id: facts.id.to_owned(),
+            containers: containers.get(facts.id).copied().unwrap_or(0),
+        });
+    });
+    pods
+}
+
+/// Returns the handler by which clients name what `backend` calls `known_as`.
+fn public_handler(handlers: &Handlers, backend: &str, known_as: &str) -> String {
+    if known_as.is_empty() && **handlers.default_backend() == *backend {
+        return String::new();
+    }
+    let leads = |targets: &[(Arc<str>, crate::config::Target)]| {
+        targets.iter().any(|(name, target)| **name == *backend && target.handler == known_as)
+    };
+    let mut public = handlers.iter().filter(|(_, targets)| leads(targets)).map(|(handler, _)| handler);
+    public.next().unwrap_or(known_as).to_owned()
+}
+
+/// Tells whether what is known of a backend is as fresh as its last answer, not what stands in for one.
+fn is_answering(node: &Node, backend: &Backend) -> bool {
+    !matches!(node.state(backend), BackendState::Down | BackendState::Late)
+}
+
+fn add_image(images: &mut BTreeMap<String, Image>, backend: &str, image: crate::cri::Image) {
+    let known = images.entry(image.id.clone()).or_insert_with(|| Image {
+        id: image.id,
+        tags: Vec::new(),
+        digests: Vec::new(),
+        size: 0,
+        backends: Vec::new(),
+    });
+    for (own, theirs) in [(&mut known.tags, image.repo_tags), (&mut known.digests, image.repo_digests)] {
+        for name in theirs {
+            if !own.contains(&name) {
+                own.push(name);
+            }
+        }
+    }
+    known.size = known.size.max(image.size);
+    if known.backends.last().is_none_or(|last| last != backend) {
+        known.backends.push(backend.to_owned());
+    }
+}

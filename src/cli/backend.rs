@@ -1,0 +1,118 @@
+//! The verbs that change what a running crimux does with a backend.
+//!
+//! `forget` makes kubelet treat pods as gone, so it names them first and wants the backend's name typed; `--yes`
+//! is for scripts. What else is likely a mistake the server refuses until it is forced.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, Write};
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::admin::documents::{Changed, Pod, Status};
+use crate::cli::asking::{Target, segment};
+use crate::cli::output;
+
+/// How many pods a question names.
+const NAMED: usize = 20;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Change {
+    /// Take no new sandboxes to a backend; everything else on it works on.
+    ///
+    /// It survives restarts of crimux. Where a handler is split, the backend's share goes to the others. Draining a
+    /// backend that a handler, or the default, reaches without an alternative has new sandboxes refused, so it
+    /// wants --force: re-point the handler in the configuration first.
+    Drain {
+        /// The backend.
+        name: String,
+        /// Drain it although new sandboxes of some handler will be refused.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Take new sandboxes to a backend again.
+    Undrain {
+        /// The backend.
+        name: String,
+        #[command(flatten)]
+        target: Target,
+    },
+    /// Declare everything on a backend lost: its pods leave all lists, and kubelet replaces them.
+    ///
+    /// Be sure that they cannot run any more. This is the only way by which something that cannot be reached
+    /// becomes absent. It also ends the wait for a backend that was never listed. What will be forgotten is shown
+    /// and has to be confirmed.
+    Forget {
+        /// The backend.
+        name: String,
+        /// Do not ask.
+        #[arg(long, short)]
+        yes: bool,
+        /// Forget it although it is up; what it still has is learnt again from its next list.
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        target: Target,
+    },
+}
+
+impl Change {
+    /// Does it.
+    ///
+    /// # Errors
+    /// If crimux cannot be reached, or refuses.
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let changed = match self {
+            Self::Drain { name, force, target } => post(&target, &name, "drain", force).await?,
+            Self::Undrain { name, target } => post(&target, &name, "undrain", false).await?,
+            Self::Forget { name, yes, force, target } => {
+                if !yes && !confirmed(&target, &name).await? {
+                    anyhow::bail!("not confirmed; nothing was forgotten");
+                }
+                post(&target, &name, "forget", force).await?
+            }
+        };
+        for warning in &changed.warnings {
+            anstream::eprintln!("{} {warning}", output::warn("warning:"));
+        }
+        output::print(&(changed.message + "\n"))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn post(target: &Target, name: &str, verb: &str, force: bool) -> anyhow::Result<Changed> {
+    target.post(&format!("/v1/backends/{}/{verb}?force={force}", segment(name))).await
+}
+
+/// Names what will be forgotten, and asks.
+async fn confirmed(target: &Target, name: &str) -> anyhow::Result<bool> {
+    let status: Status = target.get("/v1/status").await?;
+    let pods: Vec<Pod> = target.get("/v1/pods").await?;
+    let pods: Vec<_> = pods.into_iter().filter(|pod| pod.backend == name).collect();
+    let mut question = match status.backends.iter().find(|backend| backend.name == name) {
+        Some(backend) => format!(
+            "Backend {name} is {}. This forgets {} sandboxes and {} containers:\n",
+            backend.state, backend.sandboxes, backend.containers
+        ),
+        None => format!("No backend {name} is running here; this forgets what was saved of it.\n"),
+    };
+    for pod in pods.iter().take(NAMED) {
+        _ = writeln!(question, "  {}/{} ({})", pod.namespace, pod.name, pod.state);
+    }
+    if pods.len() > NAMED {
+        _ = writeln!(question, "  and {} more (crimux ps)", pods.len() - NAMED);
+    }
+    question += "kubelet will take them for gone and start others. Be sure that they cannot run any more.\n";
+    question += "Type the name of the backend to confirm: ";
+    let mut err = std::io::stderr();
+    err.write_all(question.as_bytes())?;
+    err.flush()?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer)?;
+    if !answer.ends_with('\n') {
+        err.write_all(b"\n")?;
+    }
+    Ok(answer.trim() == name)
+}

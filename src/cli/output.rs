@@ -1,0 +1,107 @@
+//! How answers are shown: aligned tables for people, JSON or YAML for scripts.
+//!
+//! Tables look like kubectl's and crictl's, without lines, so that `awk` works on them too. Colour marks a state
+//! and nothing else; it is only for a terminal, and `NO_COLOR` switches it off (the anstream crate sees to both).
+
+use std::io::{self, Write};
+
+use anstyle::{AnsiColor, Style};
+use clap::ValueEnum;
+use serde::Serialize;
+use tabled::builder::Builder;
+use tabled::settings::{Padding, Style as Lines};
+
+/// What an answer is shown as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// Columns for people.
+    Table,
+    /// One JSON document.
+    Json,
+    /// One YAML document.
+    Yaml,
+}
+
+/// Shows `document` in this format; `table` writes the table.
+///
+/// # Errors
+/// If standard output cannot be written.
+pub(super) fn show<T: Serialize>(
+    format: Format,
+    document: &T,
+    table: impl FnOnce(&T) -> String,
+) -> anyhow::Result<()> {
+    let text = match format {
+        Format::Table => table(document),
+        Format::Json => serde_json::to_string_pretty(document)? + "\n",
+        Format::Yaml => serde_yaml::to_string(document)?,
+    };
+    print(&text)?;
+    Ok(())
+}
+
+/// Writes to standard output; colours are left out where they do not belong.
+///
+/// # Errors
+/// If standard output cannot be written.
+pub(super) fn print(text: &str) -> io::Result<()> {
+    let mut out = anstream::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()
+}
+
+/// Aligns rows under a header.
+pub(super) fn table<const N: usize>(
+    header: [&str; N],
+    rows: impl IntoIterator<Item = [String; N]>,
+) -> String {
+    let mut builder = Builder::default();
+    builder.push_record(header);
+    rows.into_iter().for_each(|row| builder.push_record(row));
+    let mut table = builder.build();
+    table.with(Lines::empty()).with(Padding::new(0, 3, 0, 0));
+    let lines: Vec<_> = table.to_string().lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n") + "\n"
+}
+
+/// Colours a state of a backend or a pod.
+pub(super) fn state(word: &str) -> String {
+    let colour = match word {
+        "ready" => AnsiColor::Green,
+        "late" | "joining" | "draining" | "notready" => AnsiColor::Yellow,
+        _ => AnsiColor::Red,
+    };
+    painted(colour, word)
+}
+
+/// Marks what is wrong.
+pub(super) fn bad(text: &str) -> String {
+    painted(AnsiColor::Red, text)
+}
+
+/// Marks what deserves a look.
+pub(super) fn warn(text: &str) -> String {
+    painted(AnsiColor::Yellow, text)
+}
+
+/// Marks what is well.
+pub(super) fn good(text: &str) -> String {
+    painted(AnsiColor::Green, text)
+}
+
+fn painted(colour: AnsiColor, text: &str) -> String {
+    let style = Style::new().fg_color(Some(colour.into()));
+    format!("{style}{text}{style:#}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_by_what_is_seen() {
+        let rows = [[state("ready"), "1".to_owned()], ["longer one".to_owned(), "22".to_owned()]];
+        let shown = anstream::adapter::strip_str(&table(["STATE", "N"], rows)).to_string();
+        assert_eq!(shown, "STATE        N\nready        1\nlonger one   22\n");
+    }
+}

@@ -1,0 +1,113 @@
+//! Reads of one object: live within their deadline, else as last known.
+//!
+//! kubelet inspects changed pods one after another and takes what it is told for final, so a read of a backend
+//! that does not answer must neither take long nor say anything that the last-known lists contradict. A late
+//! backend is asked once more beside the calls, which do not wait for it. Nothing verbose is ever remembered.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use tonic::Code;
+
+use crate::backend::{Backend, Class, Collected};
+use crate::codec::Message;
+use crate::error::Error;
+use crate::merge::stats;
+use crate::method::{List, Method};
+use crate::proxy::reply::Outcome;
+use crate::proxy::{Call, fan_out};
+use crate::snapshot::{Filter, ListKind, StatusKind};
+use crate::wire;
+
+impl Call {
+    /// Reads a status; remembers it unless it is verbose.
+    pub(super) async fn read_status(
+        &mut self,
+        backend: &Arc<Backend>,
+        method: &'static Method,
+        id: &str,
+        message: Message,
+    ) -> Result<Outcome, Error> {
+        let kind =
+            if method.name == "PodSandboxStatus" { StatusKind::Sandbox } else { StatusKind::Container };
+        let verbose = wire::peek_varint(message.encoded(), &[2])? != 0;
+        let epoch = backend.last.epoch();
+        let remembered = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
+        let reply = match self.read(backend, method, &message).await {
+            Ok(reply) => reply,
+            Err(error) => return remembered().map(|status| Outcome::message(&status)).ok_or(error),
+        };
+        if reply.code == Code::Ok && !verbose {
+            backend.last.remember_status(kind, id, epoch, reply.message.encoded());
+        }
+        Ok(reply.into())
+    }
+
+    /// Reads the stats of one object; those of a backend that does not answer are the last ones listed.
+    pub(super) async fn read_stats(
+        &mut self,
+        backend: &Arc<Backend>,
+        method: &'static Method,
+        id: &str,
+        message: Message,
+    ) -> Result<Outcome, Error> {
+        let local = backend.config().local;
+        match self.read(backend, method, &message).await {
+            Ok(reply) if local || reply.code != Code::Ok => Ok(reply.into()),
+            Ok(reply) => {
+                let message = Message::new(&on_this_node(backend, method, &reply.message.encoded_bytes())?);
+                Ok(Collected { message, ..reply }.into())
+            }
+            Err(error) => {
+                let stats = listed_stats(backend, method, id).ok_or(error)?;
+                let stats = if local { stats } else { on_this_node(backend, method, &stats)? };
+                Ok(Outcome::message(&stats))
+            }
+        }
+    }
+
+    /// Asks the backend, if it is not late, and waits as long as a read may take.
+    async fn read(
+        &mut self,
+        backend: &Arc<Backend>,
+        method: &'static Method,
+        message: &Message,
+    ) -> Result<Collected, Error> {
+        let limit = backend.config().timeouts.read;
+        let wait = self.caller_waits().map_or(limit, |caller| limit.min(caller));
+        let late = Error::Late { backend: Arc::clone(&backend.name), waited: wait };
+        if backend.health.is_late(Class::Reads) {
+            fan_out::refresh(&self.node, backend, Class::Reads);
+            return Err(late);
+        }
+        if let Ok(reply) = tokio::time::timeout(wait, self.fetch(backend, method, message)).await {
+            return reply;
+        }
+        if wait == limit {
+            fan_out::fell_behind(&self.node, backend, Class::Reads, method);
+        }
+        Err(late)
+    }
+}
+
+/// Returns stats of another node without the paths that are not on this one.
+fn on_this_node(backend: &Backend, method: &Method, stats: &Bytes) -> Result<Bytes, Error> {
+    let list = if method.name == "PodSandboxStats" { List::SandboxStats } else { List::ContainerStats };
+    stats::without_filesystems(list, stats)
+        .map_err(|error| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() })
+}
+
+/// Returns the one entry of the last-known stats list that is about `id`: a list of one is, byte for byte, the
+/// reply to the read of that one.
+fn listed_stats(backend: &Backend, method: &Method, id: &str) -> Option<Bytes> {
+    let kind = match method.name {
+        "PodSandboxStats" => ListKind::PodSandboxStats,
+        _ => ListKind::ContainerStats,
+    };
+    let mut filter = BytesMut::new();
+    wire::put_bytes(&mut filter, 1, id.as_bytes());
+    let mut request = BytesMut::new();
+    wire::put_bytes(&mut request, 1, &filter);
+    let stats = backend.last.list(kind, &Filter::parse(kind, &request).ok()?)?;
+    (wire::items(&stats, 1).count() == 1).then_some(stats)
+}

@@ -1,0 +1,211 @@
+//! The status page in a real browser: headless Chromium, without scripts, light and dark.
+//!
+//! It runs only where `CRIMUX_BROWSER=1` says that a Chromium is there; `dev/test browser` sees to that. With
+//! `CRIMUX_SCREENSHOT=FILE` the picture in the docs is taken.
+#![allow(clippy::unwrap_used, reason = "a test ends on the first surprise")]
+
+#[allow(dead_code, reason = "shared with the other tests, which use all of it")]
+#[path = "sim/support.rs"]
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use support::{Crimux, SOON};
+use testkit::client::sandbox_config;
+use testkit::eventually;
+use testkit::runtime::SimRuntime;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::process::{Child, Command};
+
+/// How long Chromium may take, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Tells whether a browser is there, and says so if not.
+fn has_browser() -> bool {
+    let wanted = std::env::var_os("CRIMUX_BROWSER").is_some_and(|value| value == "1");
+    if !wanted {
+        eprintln!("SKIPPED: CRIMUX_BROWSER=1 is not set (dev/test browser)");
+    }
+    wanted
+}
+
+/// Chromium with a profile of its own.
+fn chromium(profile: &Path) -> Command {
+    let mut command = Command::new("chromium");
+    command.args([
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--hide-scrollbars",
+        "--window-size=1440,1000",
+    ]);
+    command.arg(format!("--user-data-dir={}", profile.display())).stdin(Stdio::null()).kill_on_drop(true);
+    command
+}
+
+/// Runs it to its end and returns its output.
+async fn output(mut command: Command) -> String {
+    let ended = tokio::time::timeout(PATIENCE, command.output()).await.expect("Chromium ends").unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    String::from_utf8(ended.stdout).unwrap()
+}
+
+/// A node with a backend in each state, and a few placements.
+struct World {
+    crimux: Crimux,
+    profile: tempfile::TempDir,
+    _backends: Vec<SimRuntime>,
+}
+
+impl World {
+    async fn new() -> Self {
+        let containerd =
+            SimRuntime::builder("containerd").handlers(["runc", "runsc"]).sandboxes(12, 31).start().await;
+        let kata = SimRuntime::builder("containerd").handlers(["kata-qemu"]).sandboxes(3, 5).start().await;
+        let old = SimRuntime::builder("containerd").abilities(|old| old.runtime_version = "1.7.27".into());
+        let old = old.sandboxes(7, 12).start().await;
+        let edge = SimRuntime::builder("cri-o").tcp().sandboxes(2, 2).start().await;
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().display();
+        let yaml = format!(
+            "listen: unix://{at}/crimux.sock\nlisten_owner: self\nstate_dir: {at}/state\n\
+             admin: {{ socket: {at}/admin.sock, http: \"127.0.0.1:0\" }}\n\
+             default_backend: containerd\n\
+             backends:\n  containerd: {{ endpoint: \"{}\" }}\n  kata: {{ endpoint: \"{}\" }}\n  \
+             containerd-old: {{ endpoint: \"{}\" }}\n  edge: {{ endpoint: \"{}\" }}\n\
+             handlers:\n  runc: {{ backend: containerd, handler: runc }}\n  gvisor: {{ backend: containerd, handler: runsc }}\n  \
+             kata: {{ backend: kata, handler: kata-qemu }}\n  edge: {{ backend: edge, handler: runc }}\n  \
+             canary: {{ split: [ {{ backend: containerd, handler: runc, weight: 9 }}, {{ backend: containerd-old, handler: runc, weight: 1 }} ] }}\n",
+            containerd.endpoint(),
+            kata.endpoint(),
+            old.endpoint(),
+            edge.endpoint()
+        );
+        let crimux = Crimux::start_in(dir, &yaml);
+        crimux.wait_ready().await;
+        for (number, handler) in ["", "runc", "gvisor", "kata", "firecracker", "edge"].into_iter().enumerate()
+        {
+            if handler == "edge" {
+                edge.stop().await;
+                eventually(SOON, async || {
+                    crimux.metric("crimux_backend_up{backend=\"edge\"}").await == Some(0.0)
+                })
+                .await;
+            }
+            let request = sandbox_config(&format!("pod-{number}")).run(handler);
+            let answered = crimux.client().runtime().run_pod_sandbox(request).await;
+            assert_eq!(answered.is_ok(), !["firecracker", "edge"].contains(&handler), "{handler}");
+        }
+        crimux.rewrite(&(yaml + "drain_timeout: 10s\n"));
+        crimux.signal(Signal::SIGHUP);
+        let reloaded = "crimux_config_reloads_total{result=\"ok\"}";
+        eventually(SOON, async || crimux.metric(reloaded).await == Some(1.0)).await;
+        drained(&crimux, "containerd-old").await;
+        Self { crimux, profile: tempfile::tempdir().unwrap(), _backends: vec![containerd, kata, old, edge] }
+    }
+
+    fn url(&self) -> String {
+        format!("http://{}/", self.crimux.http_address())
+    }
+
+    /// Takes a picture and returns the red, green and blue of its first pixel.
+    async fn corner(&self, scheme: &str, to: &Path) -> [u8; 3] {
+        let mut command = chromium(self.profile.path());
+        command.arg(scheme).arg(format!("--screenshot={}", to.display())).arg(self.url());
+        output(command).await;
+        let decoder = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(to).unwrap()));
+        let mut reader = decoder.read_info().unwrap();
+        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+        reader.next_frame(&mut pixels).unwrap();
+        [pixels[0], pixels[1], pixels[2]]
+    }
+}
+
+/// Drains a backend, as an operator does.
+async fn drained(crimux: &Crimux, backend: &str) {
+    let socket = crimux.dir.path().join("admin.sock");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_crimux"));
+    let status = command.args(["backend", "drain", backend, "--socket"]).arg(socket).status().await.unwrap();
+    assert!(status.success());
+}
+
+#[tokio::test]
+async fn the_page_is_complete_without_scripts_and_follows_the_colour_scheme() {
+    if !has_browser() {
+        return;
+    }
+    let world = World::new().await;
+    let mut command = chromium(world.profile.path());
+    command.arg("--dump-dom").arg(world.url());
+    let page = output(command).await;
+    for wanted in [
+        "2 of 4 backends ready",
+        "1.7.27",
+        "draining",
+        "cannot be connected",
+        "backend edge is down",
+        "100 %",
+    ] {
+        assert!(page.contains(wanted), "{wanted}\n{page}");
+    }
+    // Its policy forbids scripts to the browser; there is none either.
+    assert!(!page.contains("<script"), "{page}");
+    assert!(!page.contains("firecracker"), "a handler that is not configured may be any text");
+    let kept = std::env::var_os("CRIMUX_SCREENSHOT").map(PathBuf::from);
+    let light_file = kept.unwrap_or_else(|| world.profile.path().join("light.png"));
+    let light = world.corner("--blink-settings=preferredColorScheme=1", &light_file).await;
+    let dark_file = world.profile.path().join("dark.png");
+    let dark = world.corner("--blink-settings=preferredColorScheme=0", &dark_file).await;
+    assert_eq!((light, dark), ([0xff, 0xff, 0xff], [0x0d, 0x11, 0x17]));
+    assert!(std::fs::metadata(&light_file).unwrap().len() <= 200_000);
+}
+
+#[tokio::test]
+async fn the_page_loads_itself_anew() {
+    if !has_browser() {
+        return;
+    }
+    let world = World::new().await;
+    let (url, visits) = counted(world.crimux.http_address()).await;
+    let mut command = chromium(world.profile.path());
+    let browser: Child = command.args(["--remote-debugging-port=0", &url]).spawn().unwrap();
+    eventually(PATIENCE, async || visits.load(Ordering::Relaxed) >= 3).await;
+    drop(browser);
+}
+
+/// Stands before an address and counts how often its first page is asked for.
+async fn counted(address: String) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let visits = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&visits);
+    tokio::spawn(async move {
+        while let Ok((visitor, _)) = listener.accept().await {
+            tokio::spawn(pass(visitor, address.clone(), Arc::clone(&counter)));
+        }
+    });
+    (url, visits)
+}
+
+/// Passes one connection on; a request of a browser arrives in one piece.
+async fn pass(visitor: TcpStream, address: String, visits: Arc<AtomicUsize>) {
+    let (mut asking, mut shown) = visitor.into_split();
+    let (mut answering, mut asked) = TcpStream::connect(address).await.unwrap().into_split();
+    tokio::spawn(async move { tokio::io::copy(&mut answering, &mut shown).await });
+    let mut request = vec![0; 1 << 16];
+    while let Ok(length @ 1..) = asking.read(&mut request).await {
+        visits.fetch_add(usize::from(request.starts_with(b"GET / ")), Ordering::Relaxed);
+        asked.write_all(&request[..length]).await.unwrap();
+    }
+}

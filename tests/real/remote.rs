@@ -21,6 +21,8 @@ use super::{streams, streams::said};
 const SILENCE: Duration = Duration::from_secs(3);
 /// What a busy test machine may add to any time.
 const SLACK: Duration = Duration::from_secs(2);
+/// `timeouts.connect`, within which a stream is connected or refused.
+const CONNECT: Duration = Duration::from_secs(1);
 /// `timeouts.list`, within which a list is answered whatever a backend does.
 const LIST: Duration = Duration::from_secs(1);
 
@@ -372,7 +374,17 @@ async fn streams_end_with_the_runtime_that_served_them() {
     let open = "crimux_relay_streams{backend=\"r1\"}";
     assert!((metric(&crimux, open).await - 1.0).abs() < 0.1);
 
+    let url = streams::exec_url(&mut pods, &pod.container, &["true"], false).await.unwrap();
+    let silent = "OUTPUT -p tcp -d 10.77.1.2 --dport 10011 -j DROP";
+    inside(&bed, &format!("iptables -A {silent}"));
+    let asked = Instant::now();
+    assert_eq!(said(&bed, &["status", &url]), "502\n", "the streaming server is silent");
+    assert!(asked.elapsed() < CONNECT + SLACK, "it took {:?}", asked.elapsed());
+    inside(&bed, &format!("iptables -D {silent}"));
+
+    let url = streams::exec_url(&mut pods, &pod.container, &["true"], false).await.unwrap();
     bed.kill("r1").unwrap();
+    assert_eq!(said(&bed, &["status", &url]), "502\n", "the streaming server is gone");
     assert_eq!(holder.wait(Duration::from_secs(1) + SLACK).unwrap(), 0);
     assert!(holder.log().unwrap().ends_with("ended\n"), "{}", holder.log().unwrap());
     eventually("no stream is open", async || (metric(&crimux, open).await < 0.5).then_some(())).await;

@@ -103,14 +103,14 @@ pub(crate) async fn every_kind(bed: &Bed, pods: &mut Pods, handler: &str) -> [St
     let forward = forward_url(pods, &pod.sandbox).await;
     assert_eq!(said(bed, &["get", &forward, "80", "/index.html"]), "hello from busybox httpd\n");
 
-    let attach = attached(bed, pods, &pod).await;
+    let attach = Box::pin(attached(bed, pods, &pod)).await;
     pods.remove(&pod.sandbox).await.unwrap();
     [exec, tty, forward, attach]
 }
 
 /// Attaches to a second container of the pod, says something and is heard.
 async fn attached(bed: &Bed, pods: &mut Pods, pod: &Pod) -> String {
-    let hearer = hearing_container(pods, &pod.sandbox, &pod.config).await;
+    let hearer = Box::pin(hearing_container(pods, &pod.sandbox, &pod.config)).await;
     let attach = attach_url(pods, &hearer).await;
     // The container is never done, so the client is, once it has heard.
     let heard = said(bed, &["say", &attach, "good morning\n", "heard good morning\n"]);
@@ -121,8 +121,8 @@ async fn attached(bed: &Bed, pods: &mut Pods, pod: &Pod) -> String {
 async fn hearing_container(pods: &mut Pods, sandbox: &str, config: &PodSandboxConfig) -> String {
     let mut container = container_config(config, &HEAR);
     container.stdin = true;
-    container.metadata.as_mut().unwrap().name = "hearer".to_owned();
-    container.log_path = "hearer.log".to_owned();
+    "hearer".clone_into(&mut container.metadata.as_mut().unwrap().name);
+    "hearer.log".clone_into(&mut container.log_path);
     let request = CreateContainerRequest {
         pod_sandbox_id: sandbox.to_owned(),
         config: Some(container),

@@ -111,14 +111,17 @@ impl Call {
     }
 }
 
-/// Asks a backend briefly. One that did not answer the last time is not waited for: it is asked beside the
-/// calls until it does.
+/// Asks a backend briefly, or, the first time, as long as connecting to it may take. One that did not answer the
+/// last time is not waited for: it is asked beside the calls until it does.
 async fn prompt(node: &Arc<Node>, backend: &Arc<Backend>, name: &str, request: &[u8]) -> Option<Bytes> {
     if !backend.is_up() {
         return None;
     }
     if !backend.health.is_late(Class::Status) {
-        match tokio::time::timeout(PROMPT, ask(backend, name, request, PROMPT)).await {
+        // With nothing to fall back on, kubelet would be told that the node is not ready, or not start at all.
+        let known = backend.last.reply(name).is_some();
+        let wait = if known { PROMPT } else { backend.config().timeouts.connect };
+        match tokio::time::timeout(wait, ask(backend, name, request, wait)).await {
             Ok(Ok(reply)) => return reply,
             Ok(Err(error)) => backend.health.note_error(error.to_string()),
             Err(_) => {}

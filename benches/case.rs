@@ -88,6 +88,11 @@ impl Row {
         median(self.samples.iter().filter_map(value).collect())
     }
 
+    /// Returns the lowest value of all rounds: what a busy machine disturbs least.
+    pub(crate) fn best(&self, value: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
+        self.samples.iter().filter_map(value).min_by(f64::total_cmp)
+    }
+
     /// Returns the median over the rounds of this row's value divided by that of `other` in the same round.
     pub(crate) fn ratio(&self, other: &Self, value: impl Fn(&Sample) -> Option<f64>) -> Option<f64> {
         let pairs = std::iter::zip(&self.samples, &other.samples);

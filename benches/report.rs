@@ -52,7 +52,8 @@ impl Report {
     pub(crate) fn to_json(&self) -> Value {
         let rows: Vec<_> = self.rows().map(|(case, row)| row_json(case, row)).collect();
         let verdicts = self.verdicts.iter().map(|verdict| {
-            json!({ "what": verdict.what, "value": verdict.value, "target": verdict.target,
+            json!({ "what": verdict.what, "value": verdict.value, "best": verdict.best,
+                    "target": verdict.target,
                     "unit": verdict.unit.trim(), "verdict": verdict.word() })
         });
         let footprint = self.footprint.as_ref().map(|footprint| {
@@ -85,9 +86,11 @@ fn row_json(case: &Measured, row: &Row) -> Value {
     json!({ "case": case.name, "contender": row.name,
             "offered": !row.samples.is_empty(),
             "p50_us": row.median(p50).map(|seconds| seconds * 1e6),
+            "best_p50_us": row.best(p50).map(|seconds| seconds * 1e6),
             "p99_us": row.median(|sample| Some(sample.p99.as_secs_f64() * 1e6)),
             "per_second": row.median(|sample| Some(sample.rate)),
             "cpu_us": row.median(cpu).map(|seconds| seconds * 1e6),
+            "best_cpu_us": row.best(cpu).map(|seconds| seconds * 1e6),
             "ratio_to_direct": row.ratio(&case.rows[0], p50),
             "rss": row.resident, "rounds": rounds.collect::<Vec<_>>() })
 }
@@ -102,7 +105,8 @@ impl fmt::Display for Report {
         }
         for case in &self.cases {
             writeln!(out, "\n{}: {}", case.name, plan::describe(case.name))?;
-            let head = ["x direct", "p50 µs", "p99 µs", "per second", "CPU µs", "RSS MiB"];
+            let head =
+                ["x direct", "p50 µs", "best p50", "p99 µs", "per second", "CPU µs", "best CPU", "RSS MiB"];
             let head = head.map(|name| format!("{name:>11}")).concat();
             writeln!(out, "  {:<14}{head}", "")?;
             case.rows.iter().try_for_each(|row| write_row(out, case, row))?;
@@ -110,12 +114,19 @@ impl fmt::Display for Report {
         if let Some(footprint) = &self.footprint {
             write_footprint(out, footprint)?;
         }
+        writeln!(
+            out,
+            "\nx direct, p50, p99, per second and CPU are medians over the rounds; a busy machine moves them, and the best"
+        )?;
+        writeln!(out, "rounds less. CPU is that of the proxy's process per call, user and system.")?;
         writeln!(out, "\ntargets")?;
         for verdict in &self.verdicts {
             let Verdict { what, target, unit, .. } = verdict;
             let value = verdict.value.map_or_else(|| "-".to_owned(), |value| format!("{value:.2}{unit}"));
             let limit = format!("<= {target}{unit}");
-            writeln!(out, "  {what:<61} {value:>10}  {limit:<12}{}", verdict.word())?;
+            let best =
+                verdict.best.map_or_else(String::new, |best| format!(" (best rounds: {best:.2}{unit})"));
+            writeln!(out, "  {what:<61} {value:>10}  {limit:<12}{}{best}", verdict.word())?;
         }
         Ok(())
     }
@@ -131,9 +142,11 @@ fn write_row(out: &mut fmt::Formatter<'_>, case: &Measured, row: &Row) -> fmt::R
     let cells = [
         show(row.ratio(&case.rows[0], p50), 2),
         show(row.median(p50).map(|seconds| seconds * 1e6), 1),
+        show(row.best(p50).map(|seconds| seconds * 1e6), 1),
         show(row.median(|sample| Some(sample.p99.as_secs_f64() * 1e6)), 1),
         show(row.median(|sample| Some(sample.rate)), 0),
         show(row.median(cpu).map(|seconds| seconds * 1e6), 1),
+        show(row.best(cpu).map(|seconds| seconds * 1e6), 1),
         row.resident.map_or_else(|| show(None, 0), |bytes| format!("{:>11}", mib(bytes))),
     ];
     writeln!(out, "  {:<14}{}", row.name, cells.concat())

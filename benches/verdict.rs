@@ -1,6 +1,6 @@
 //! Holds what was measured against the targets: met, missed by less than 15 %, or missed.
 
-use crate::case::{Measured, Row, Sample};
+use crate::case::{Measured, Sample};
 use crate::footprint::Footprint;
 use crate::load::count_as_float;
 use crate::report::Report;
@@ -16,6 +16,8 @@ pub(crate) struct Verdict {
     pub(crate) what: String,
     /// What was measured; `None` if it could not be.
     pub(crate) value: Option<f64>,
+    /// The same by the best round of each side, where sides are compared.
+    pub(crate) best: Option<f64>,
     /// The most it may be.
     pub(crate) target: f64,
     /// Of both.
@@ -45,7 +47,13 @@ pub(crate) fn judge(report: &Report) -> Vec<Verdict> {
 }
 
 fn judge_case(case: &Measured) -> Vec<Verdict> {
-    let times = |what: String, value, target| Verdict { what, value, target, unit: "x" };
+    let times = |what: String, [value, best]: [Option<f64>; 2], target| Verdict {
+        what,
+        value,
+        best,
+        target,
+        unit: "x",
+    };
     match case.name {
         "status-1" | "status-16" => {
             let say = |of: &str| format!("{}: {of} over the better of nginx and HAProxy", case.name);
@@ -55,11 +63,11 @@ fn judge_case(case: &Measured) -> Vec<Verdict> {
             ]
         }
         "list-500" => {
-            let value = ratio(case, "crimux", "nginx", p50);
+            let value = ratios(case, "crimux", "nginx", p50);
             vec![times("list-500: p50 over nginx".to_owned(), value, 1.0)]
         }
         "fan-out-500" | "fan-out-5000" => {
-            let value = ratio(case, "crimux over 4", "direct", p50);
+            let value = ratios(case, "crimux over 4", "direct", p50);
             vec![times(format!("{}: over 4 backends, p50 over the direct list", case.name), value, 1.5)]
         }
         "run-sandbox" => {
@@ -70,7 +78,7 @@ fn judge_case(case: &Measured) -> Vec<Verdict> {
                 crate::case::median(added.collect())
             });
             let what = "run-sandbox: added to the p50".to_owned();
-            vec![Verdict { what, value, target: 0.2, unit: " ms" }]
+            vec![Verdict { what, value, best: None, target: 0.2, unit: " ms" }]
         }
         _ => Vec::new(),
     }
@@ -79,13 +87,20 @@ fn judge_case(case: &Measured) -> Vec<Verdict> {
 fn judge_footprint(footprint: &Footprint) -> Vec<Verdict> {
     let mib = |bytes: u64| Some(count_as_float(usize::try_from(bytes).unwrap_or(usize::MAX)) / MIB);
     let idle = footprint.idle.iter().find(|(name, _)| name == "crimux");
-    let memory = |what: &str, value, target| Verdict { what: what.to_owned(), value, target, unit: " MiB" };
+    let memory = |what: &str, value, target| Verdict {
+        what: what.to_owned(),
+        value,
+        best: None,
+        target,
+        unit: " MiB",
+    };
     vec![
         memory("memory: RSS idle", idle.and_then(|(_, memory)| mib(memory.resident)), 12.0),
         memory("memory: RSS, 8 backends, 5000 containers", mib(footprint.large.resident), 24.0),
         Verdict {
             what: "start: to the first list, 500 pods saved".to_owned(),
             value: Some(footprint.start),
+            best: None,
             target: 50.0,
             unit: " ms",
         },
@@ -93,14 +108,16 @@ fn judge_footprint(footprint: &Footprint) -> Vec<Verdict> {
 }
 
 /// The larger of the ratios to nginx and to `HAProxy` is the one to the better of the two.
-fn against_better(case: &Measured, value: fn(&Sample) -> Option<f64>) -> Option<f64> {
-    let ratios = ["nginx", "haproxy"].map(|peer| ratio(case, "crimux", peer, value));
-    ratios.into_iter().flatten().max_by(f64::total_cmp)
+fn against_better(case: &Measured, value: fn(&Sample) -> Option<f64>) -> [Option<f64>; 2] {
+    let peers = ["nginx", "haproxy"].map(|peer| ratios(case, "crimux", peer, value));
+    [0, 1].map(|kind| peers.iter().filter_map(|ratios| ratios[kind]).max_by(f64::total_cmp))
 }
 
-fn ratio(case: &Measured, row: &str, other: &str, value: fn(&Sample) -> Option<f64>) -> Option<f64> {
-    let (row, other): (&Row, &Row) = (case.row(row)?, case.row(other)?);
-    row.ratio(other, value)
+/// Returns the ratio of two rows by the median over the rounds, and by the best round of each.
+fn ratios(case: &Measured, row: &str, other: &str, value: fn(&Sample) -> Option<f64>) -> [Option<f64>; 2] {
+    let Some((row, other)) = case.row(row).zip(case.row(other)) else { return [None, None] };
+    let best = row.best(value).zip(other.best(value)).map(|(row, other)| row / other);
+    [row.ratio(other, value), best]
 }
 
 /// The median time of a call, in seconds.

@@ -48,6 +48,9 @@ impl App {
     pub async fn start(path: &Path) -> anyhow::Result<Self> {
         let config = Config::load(path)?;
         telemetry::start(&config.log)?;
+        if let Some(tracing) = &config.tracing {
+            telemetry::spans::start(tracing).context("no spans can be sent")?;
+        }
         // First of all, so that a second crimux is refused before it touches the state of the first.
         let bound = match systemd::listener(&config.listen)? {
             Some(inherited) => inherited,
@@ -132,6 +135,7 @@ impl App {
         tracing::info!(?limit, "draining");
         systemd::stopping();
         self.drain.begin();
+        self.node.end_events();
         let drained = async {
             while self.servers.join_next().await.is_some() {}
             self.fleet.drained().await;
@@ -142,6 +146,9 @@ impl App {
             () = terminate.recv() => tracing::warn!("told twice: ending at once"),
         }
         self.fleet.remove_sockets().await;
+        if tokio::task::spawn_blocking(telemetry::spans::stop).await.is_err() {
+            tracing::error!("the last spans were lost");
+        }
         if self.writer.await.is_err() {
             tracing::error!("the last-known state was not written at the end");
         }

@@ -21,9 +21,10 @@ use crate::backend::connect::Connector;
 use crate::codec::{self, Assembler, Message};
 use crate::config::BackendConfig;
 use crate::error::Error;
-use crate::method::{Api, Method};
+use crate::method::{Api, ImageCall, Lane, Method};
 use crate::metrics::{CallMetrics, Metrics};
 use crate::snapshot::LastKnown;
+use crate::telemetry::spans::{self, CallSpan};
 
 pub use health::{Class, Health, LastError, State};
 pub use link::Link;
@@ -93,6 +94,7 @@ struct Flight {
     backend: Arc<Backend>,
     method: usize,
     started: Instant,
+    span: Option<CallSpan>,
 }
 
 impl Backend {
@@ -154,19 +156,39 @@ impl Backend {
     /// Sends a request over this connection, in this API.
     async fn call_over(
         self: &Arc<Self>,
-        mut sender: SendRequest<Bytes>,
+        sender: SendRequest<Bytes>,
         api: Api,
         method: Option<&'static Method>,
         path: &str,
-        headers: HeaderMap,
+        mut headers: HeaderMap,
         message: Bytes,
     ) -> Result<Reply, Error> {
-        let flight = self.take_off(method)?;
-        let patience = codec::caller_timeout(&headers).map(|caller| caller - caller.mul_f64(0.1).min(MARGIN));
+        let mut flight = self.take_off(method)?;
+        let patience = patience(method, &headers);
         let uri =
             crate::method::uri(method, path, api).map_err(|_| Error::Framing("the path is not valid"))?;
+        flight.span = spans::client(uri.path(), &self.name, &mut headers);
+        match self.send(sender, request(uri, headers), message, patience).await {
+            Ok((headers, stream)) => {
+                flight.note_end(codec::status_code(&headers));
+                Ok(Reply { headers, body: ReplyBody { stream, flight } })
+            }
+            Err(error) => {
+                flight.note_end(Some(error.code()));
+                Err(error)
+            }
+        }
+    }
+
+    async fn send(
+        &self,
+        mut sender: SendRequest<Bytes>,
+        request: Request<()>,
+        message: Bytes,
+        patience: Option<Duration>,
+    ) -> Result<(HeaderMap, RecvStream), Error> {
         let lost = |error: h2::Error| self.lost(&error);
-        let (response, mut body) = sender.send_request(request(uri, headers), false).map_err(lost)?;
+        let (response, mut body) = sender.send_request(request, false).map_err(lost)?;
         body.send_data(message, true).map_err(lost)?;
         let head = match patience {
             None => response.await,
@@ -178,7 +200,7 @@ impl Backend {
         if head.status != StatusCode::OK {
             return Err(self.garbage(format!("HTTP status {}", head.status)));
         }
-        Ok(Reply { headers: head.headers, body: ReplyBody { stream, flight } })
+        Ok((head.headers, stream))
     }
 
     /// Sends a request and collects the whole reply.
@@ -236,7 +258,7 @@ impl Backend {
         let limit = self.config.load().max_in_flight;
         let flying = self.in_flight.fetch_add(1, Ordering::Relaxed);
         let method = method.map_or(crate::method::COUNT, |method| method.index);
-        let flight = Flight { backend: Arc::clone(self), method, started: Instant::now() };
+        let flight = Flight { backend: Arc::clone(self), method, started: Instant::now(), span: None };
         if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
     }
 
@@ -304,7 +326,11 @@ impl ReplyBody {
         &mut self,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Result<Option<HeaderMap>, Error>> {
-        self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.lost(&error))
+        let trailers = self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.lost(&error));
+        if let std::task::Poll::Ready(Ok(Some(trailers))) = &trailers {
+            self.flight.note_end(codec::status_code(trailers));
+        }
+        trailers
     }
 
     async fn trailers(&mut self) -> Result<HeaderMap, Error> {
@@ -342,11 +368,30 @@ impl Drop for Refresh {
     }
 }
 
+impl Flight {
+    /// Notes the status that the call ended with, for its span.
+    fn note_end(&mut self, code: Option<Code>) {
+        if let (Some(span), Some(code)) = (&mut self.span, code) {
+            span.ended(code);
+        }
+    }
+}
+
 impl Drop for Flight {
     fn drop(&mut self) {
         self.backend.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.backend.calls.backend_took(self.method, self.started.elapsed());
     }
+}
+
+/// Returns how long the head of a reply is waited for: until shortly before the caller gives up, because an
+/// `ExecSync` that ends by deadline is a failed probe to kubelet, and one that ends `Unavailable` is none. A pull
+/// ends by its caller's deadline alone (critest `image.go` looks for `DeadlineExceeded`).
+fn patience(method: Option<&'static Method>, headers: &HeaderMap) -> Option<Duration> {
+    if method.is_some_and(|method| method.lane == Lane::Image(ImageCall::Pull)) {
+        return None;
+    }
+    codec::caller_timeout(headers).map(|caller| caller - caller.mul_f64(0.1).min(MARGIN))
 }
 
 /// Headers for calls that crimux makes by itself.

@@ -16,6 +16,9 @@ use http_body::{Body, Frame};
 use tonic::{Code, Status};
 
 use crate::error::Error;
+pub use frames::{Deframer, End, Frames};
+
+mod frames;
 
 /// The most that a request may have: what containerd takes (`runtime/v2` and CRI both use 16 MiB).
 pub const MAX_REQUEST: usize = 16 << 20;

@@ -154,6 +154,9 @@ pub enum Error {
     /// No backend offers it, or not all of those that must.
     #[error("{0}")]
     Unimplemented(String),
+    /// Streams that would never end are ended.
+    #[error("crimux is shutting down")]
+    ShuttingDown,
     /// The client reads its event stream too slowly.
     #[error("events were not read in time: {0} are waiting")]
     SlowClient(usize),
@@ -190,6 +193,7 @@ impl Error {
             | Self::NeverListed(_)
             | Self::Unasked { .. }
             | Self::ImageUndecided { .. }
+            | Self::ShuttingDown
             | Self::NotKnown { .. } => Code::Unavailable,
         }
     }

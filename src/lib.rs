@@ -12,6 +12,7 @@ pub mod config;
 pub mod cork;
 pub mod drain;
 pub mod error;
+pub mod events;
 pub mod merge;
 pub mod method;
 pub mod metrics;

@@ -11,6 +11,8 @@ use crate::method::List;
 
 mod filesystems;
 mod images;
+pub mod metrics;
+pub mod stats;
 pub mod status;
 
 /// What one backend contributes to a list.
@@ -33,8 +35,17 @@ pub fn merge(list: List, parts: &[Part<'_>]) -> Vec<Bytes> {
             vec![images::merge(parts)]
         }
         List::Filesystems => vec![filesystems::merge(parts)],
+        List::ContainerStats | List::SandboxStats => parts
+            .iter()
+            .map(|part| if part.local { part.items.clone() } else { elsewhere(list, part) })
+            .collect(),
         _ => parts.iter().map(|part| part.items.clone()).collect(),
     }
+}
+
+/// Returns the stats of a backend that is not on this node. What cannot be read is left out: it may name a path.
+fn elsewhere(list: List, part: &Part<'_>) -> Bytes {
+    stats::without_filesystems(list, part.items).unwrap_or_default()
 }
 
 #[cfg(test)]

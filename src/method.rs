@@ -136,6 +136,8 @@ pub enum Effect {
     Changed,
     /// The reply is a status worth remembering.
     Status,
+    /// The reply names a filesystem that kubelet will look for on this node.
+    Stats,
     /// The reply names a URL that kubelet will dial.
     StreamUrl,
 }
@@ -350,10 +352,10 @@ const ROWS: [Row; 43] = [
     owner("Exec", Container, Effect::StreamUrl, Deadline::Caller),
     owner("Attach", Container, Effect::StreamUrl, Deadline::Caller),
     owner("PortForward", Sandbox, Effect::StreamUrl, Deadline::Caller),
-    owner("ContainerStats", Container, Effect::None, Deadline::Read),
+    owner("ContainerStats", Container, Effect::Stats, Deadline::Read),
     fan_out(Runtime, "ListContainerStats", List::ContainerStats, Deadline::Stats),
     relay(Runtime, "StreamContainerStats", List::ContainerStats, Deadline::Stats),
-    owner("PodSandboxStats", Sandbox, Effect::None, Deadline::Read),
+    owner("PodSandboxStats", Sandbox, Effect::Stats, Deadline::Read),
     fan_out(Runtime, "ListPodSandboxStats", List::SandboxStats, Deadline::Stats),
     relay(Runtime, "StreamPodSandboxStats", List::SandboxStats, Deadline::Stats),
     Row(Runtime, "UpdateRuntimeConfig", Lane::Broadcast, Effect::None, Deadline::Caller),

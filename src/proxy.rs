@@ -18,19 +18,23 @@ use tonic::body::Body;
 use crate::codec::{self, Message};
 use crate::error::Error;
 use crate::method::{self, Lane, Method};
+use crate::telemetry::spans;
 pub use node::Node;
 use reply::{Outcome, Watch};
 
 mod answer;
+mod events;
 mod fan_out;
 mod forward;
 mod images;
 mod learn;
 mod node;
 mod owner;
+mod pod_metrics;
 mod read;
 mod recover;
 mod reply;
+mod stream_lists;
 
 /// One of our sockets, as a service: the node's, or one that shows a single backend.
 #[derive(Debug, Clone)]
@@ -63,12 +67,13 @@ impl Proxy {
 
 /// Answers one request. Every way out of here is a gRPC response.
 async fn serve(proxy: Proxy, request: Request<Body>) -> Response<Body> {
-    let (head, body) = request.into_parts();
+    let (mut head, body) = request.into_parts();
     let Some(path) = method::find(head.uri.path()) else {
         return reply::unimplemented(head.uri.path());
     };
+    let span = spans::server(head.uri.path(), &mut head.headers);
     let mut call = Call {
-        watch: Watch::new(&proxy.node, path.method),
+        watch: Watch::new(&proxy.node, path.method, span),
         node: proxy.node,
         scope: proxy.scope,
         api: path.api,
@@ -97,9 +102,8 @@ impl Call {
             Lane::FanOut(list) => Box::pin(self.fan_out(method, list, message)).await,
             Lane::Broadcast => Box::pin(self.broadcast(method, message)).await,
             Lane::Answer(answer) => Box::pin(self.compose(answer, &message)).await,
-            Lane::Relay(_) | Lane::Events => {
-                Err(Error::Unimplemented(format!("{} is not offered", method.name)))
-            }
+            Lane::Relay(list) => Box::pin(self.stream_list(method, list, message)).await,
+            Lane::Events => Box::pin(self.events()).await,
         }
     }
 

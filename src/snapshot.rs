@@ -41,7 +41,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-pub use filter::Filter;
+pub use filter::{Filter, item_id};
 pub use items::{
     CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts,
     SANDBOX_NOTREADY, SANDBOX_READY, SandboxFacts, container_items, sandbox_items,

@@ -1,4 +1,4 @@
-//! Logs: one line an event, for people or as JSON, on standard error.
+//! Logs: one line an event, for people or as JSON, on standard error. Spans are in [`spans`].
 //!
 //! The filter is the configuration's `log.level`, unless the environment's `CRIMUX_LOG` says otherwise. No
 //! event of crimux carries a message's contents, credentials, env or exec data.
@@ -6,6 +6,8 @@
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
+
+pub mod spans;
 
 /// The environment variable that goes before `log.level`.
 pub const FILTER_VARIABLE: &str = "CRIMUX_LOG";

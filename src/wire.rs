@@ -233,6 +233,53 @@ pub fn append_str(message: &[u8], path: &[u32], value: &str) -> Bytes {
     out.freeze()
 }
 
+/// Returns `message` without the fields at `path`, or `None` if none is there; all other bytes stay as they were
+/// but for the lengths of the messages around what is left out.
+///
+/// # Errors
+/// Whatever makes the message unreadable on the way there.
+pub fn without(message: &[u8], path: &[u32]) -> Result<Option<Bytes>, WireError> {
+    let Some((&number, inner)) = path.split_first() else { return Ok(None) };
+    if !has_path(message, path)? {
+        return Ok(None);
+    }
+    let mut out = BytesMut::with_capacity(message.len());
+    for field in fields(message) {
+        let field = field?;
+        if field.number != number {
+            out.put_slice(field.raw);
+        } else if !inner.is_empty() {
+            match without(field.bytes()?, inner)? {
+                Some(shorter) => put_bytes(&mut out, number, &shorter),
+                None => out.put_slice(field.raw),
+            }
+        }
+    }
+    Ok(Some(out.freeze()))
+}
+
+/// Cuts an encoded list into encoded lists of at most `limit` bytes each, at the boundaries of its fields; a
+/// single field that is larger stays whole. An empty list has no pieces.
+///
+/// # Errors
+/// Whatever makes the list unreadable.
+pub fn split(list: &Bytes, limit: usize) -> Result<Vec<Bytes>, WireError> {
+    let mut pieces = Vec::new();
+    let (mut start, mut end) = (0, 0);
+    for field in fields(list) {
+        let len = field?.raw.len();
+        if end > start && end + len - start > limit {
+            pieces.push(list.slice(start..end));
+            start = end;
+        }
+        end += len;
+    }
+    if end > start {
+        pieces.push(list.slice(start..end));
+    }
+    Ok(pieces)
+}
+
 /// Writes a length-delimited field.
 pub fn put_bytes(out: &mut impl BufMut, number: u32, value: &[u8]) {
     put_header(out, number, value.len());

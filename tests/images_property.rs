@@ -5,7 +5,7 @@
 //! each store. kubelet's calls are played one at a time, in a random interleaving, some of them at once; each
 //! answer is judged against the stores themselves.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::large_futures)]
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,7 +20,6 @@ use testkit::runtime::{ImageIds, SimRuntime};
 use kubelet::{Kubelet, Policy, annotated, see_again};
 use support::{Crimux, SOON};
 
-#[allow(dead_code, reason = "shared with the tests by topic")]
 #[path = "support/kubelet.rs"]
 mod kubelet;
 #[allow(dead_code, reason = "shared with the tests by topic")]
@@ -33,7 +32,7 @@ const PODS: usize = 5;
 /// The user of what the registry has.
 const REGISTRY_UID: i64 = 1000;
 /// How long all cases together may take; what is not reached by then is left for the next run.
-const BUDGET: Duration = Duration::from_secs(25);
+const BUDGET: Duration = Duration::from_secs(15);
 
 /// A pod as a case describes it.
 #[derive(Debug, Clone)]

@@ -15,6 +15,7 @@ mod kubelet;
 mod real {
     pub(crate) mod world;
 
+    mod api;
     mod churn;
     mod images;
     mod lifecycle;
@@ -23,5 +24,8 @@ mod real {
     mod python;
     mod refusals;
     mod reload;
+    mod remote;
     mod restart;
+    mod streams;
+    mod vm;
 }

@@ -10,8 +10,12 @@ mod support;
 mod admin;
 #[path = "sim/answer.rs"]
 mod answer;
+#[path = "sim/api.rs"]
+mod api;
 #[path = "sim/cli.rs"]
 mod cli;
+#[path = "sim/events.rs"]
+mod events;
 #[path = "sim/faults.rs"]
 mod faults;
 #[path = "sim/forward.rs"]
@@ -20,13 +24,25 @@ mod forward;
 mod images;
 #[path = "sim/lists.rs"]
 mod lists;
+#[path = "sim/malformed.rs"]
+mod malformed;
 #[path = "sim/outage.rs"]
 mod outage;
+#[path = "sim/prometheus.rs"]
+mod prometheus;
 #[path = "sim/reload.rs"]
 mod reload;
+#[path = "sim/remote.rs"]
+mod remote;
 #[path = "sim/restart.rs"]
 mod restart;
 #[path = "sim/routing.rs"]
 mod routing;
 #[path = "sim/server.rs"]
 mod server;
+#[path = "sim/stream_lists.rs"]
+mod stream_lists;
+#[path = "sim/systemd.rs"]
+mod systemd;
+#[path = "sim/tracing.rs"]
+mod tracing;

@@ -2,7 +2,7 @@
 # The Debian packages the bed stands on, installed by name when they are missing.
 
 PACKAGES=(containerd runc crun runsc containernetworking-plugins docker-registry skopeo umoci
-  busybox-static iproute2 iptables curl openssl util-linux)
+  busybox-static iproute2 iptables curl openssl python3 util-linux)
 # qemu-utils is named so that an autoremove does not take QEMU's parts away.
 VM_PACKAGES=(qemu-system-x86 qemu-utils cpio kmod)
 

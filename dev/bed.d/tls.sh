@@ -4,6 +4,7 @@
 #   ca, server, client    the good set; server is valid for the addresses of node_up and vm_up and for localhost
 #   other-ca, stranger    another authority, and a client certificate that it signed
 #   expired               a client certificate of the good authority that ended in 2001
+#   expired-server        the same of a server
 
 tls_make() {
   [ ! -e "$BED/tls/server.crt" ] || return 0
@@ -16,6 +17,7 @@ tls_make() {
   tls_sign "$new" ca client clientAuth -days 3650
   tls_sign "$new" other-ca stranger clientAuth -days 3650
   tls_sign "$new" ca expired clientAuth -startdate 20000101000000Z -enddate 20010101000000Z
+  tls_sign "$new" ca expired-server serverAuth -startdate 20000101000000Z -enddate 20010101000000Z
   chmod 600 "$new"/*.key
   rm -rf "$BED/tls"
   mv "$new" "$BED/tls"

@@ -6,12 +6,13 @@
 //! way, so that both of the pair are of one moment: live again only once both were listed. Learnt from real
 //! calls only.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use crate::method::{Lane, List, Method};
+use crate::method::{self, Lane, List, Method};
 
 /// The state that operators see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,7 +111,11 @@ pub struct Health {
     inner: Mutex<Inner>,
     /// Whether the pair was listed over the present connection, or was found late.
     settled: watch::Sender<bool>,
+    /// The methods that the backend said it does not have, one bit for each row of the table.
+    lacking: AtomicU64,
 }
+
+const _: () = assert!(method::COUNT <= u64::BITS as usize, "one bit for each row");
 
 impl Health {
     fn inner(&self) -> MutexGuard<'_, Inner> {
@@ -160,9 +165,20 @@ impl Health {
         }
     }
 
-    /// Forgets all lateness: the connection is new.
+    /// Tells whether the backend said on this connection that it does not have this method.
+    pub fn lacks(&self, method: &Method) -> bool {
+        self.lacking.load(Ordering::Relaxed) & (1 << method.index) != 0
+    }
+
+    /// Records that the backend does not have this method.
+    pub fn note_lack(&self, method: &Method) {
+        self.lacking.fetch_or(1 << method.index, Ordering::Relaxed);
+    }
+
+    /// Forgets all lateness and what was lacking: the connection is new, and so may be the runtime.
     pub fn reset(&self) {
         self.settled.send_replace(false);
+        self.lacking.store(0, Ordering::Relaxed);
         self.inner().late = Default::default();
     }
 

@@ -244,6 +244,9 @@ impl Backend {
         self.health.note_error(cause);
         self.link.send_modify(|link| {
             if let Link::Down { cause: known, .. } = link {
+                if **known != *cause {
+                    tracing::warn!(backend = %self.name, cause, "is still down, now for another reason");
+                }
                 *known = cause.into();
             } else {
                 tracing::warn!(backend = %self.name, cause, "is down");

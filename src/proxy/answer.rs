@@ -111,8 +111,8 @@ impl Call {
     }
 }
 
-/// Asks a backend briefly, or, the first time, as long as connecting to it may take. One that did not answer the last time is not waited for: it is asked beside the
-/// calls until it does.
+/// Asks a backend briefly, or, the first time, as long as connecting to it may take. One that did not answer the
+/// last time is not waited for: it is asked beside the calls until it does.
 async fn prompt(node: &Arc<Node>, backend: &Arc<Backend>, name: &str, request: &[u8]) -> Option<Bytes> {
     if !backend.is_up() {
         return None;

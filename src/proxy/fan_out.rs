@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::merge;
 use crate::method::{Deadline, Kind, List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, Node, answer, learn};
+use crate::proxy::{Call, Node, answer, learn, pod_metrics};
 use crate::router::Lookup;
 use crate::snapshot::Filter;
 
@@ -43,7 +43,7 @@ pub(super) struct Part {
 }
 
 impl Part {
-    fn to_merge<'a>(&'a self, default: &str) -> merge::Part<'a> {
+    pub(super) fn to_merge<'a>(&'a self, default: &str) -> merge::Part<'a> {
         merge::Part {
             items: &self.items,
             default: &*self.backend.name == default,
@@ -54,11 +54,42 @@ impl Part {
 }
 
 /// Why one backend contributes nothing.
-enum Missing {
+#[derive(Debug)]
+pub(super) enum Missing {
     /// It was never listed, and no saved state knows it.
     Unknown(Arc<str>),
     /// It said that it does not implement the method.
     Unimplemented(Error),
+}
+
+/// Whether what backends contributed makes a list.
+#[derive(Debug, Default)]
+pub(super) struct Verdict {
+    any: bool,
+    unknown: Vec<Arc<str>>,
+    unimplemented: Option<Error>,
+}
+
+impl Verdict {
+    /// Takes note of one backend's contribution.
+    pub(super) fn add(&mut self, contribution: Result<(), Missing>) {
+        match contribution {
+            Ok(()) => self.any = true,
+            Err(Missing::Unknown(backend)) => self.unknown.push(backend),
+            Err(Missing::Unimplemented(error)) => self.unimplemented = Some(error),
+        }
+    }
+
+    /// Returns why it makes none.
+    pub(super) fn of(self, node: &Node, list: List) -> Result<(), Error> {
+        match self.unimplemented {
+            Some(error) if !self.any || node.all_must_implement(list) => Err(error),
+            _ if !self.unknown.is_empty() && (must_be_complete(list) || !self.any) => {
+                Err(Error::NeverListed(self.unknown))
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Call {
@@ -70,10 +101,18 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         self.watch.at_all(&self.node);
-        let parts = self.parts(method, list, message).await?;
+        let mut parts = self.parts(method, list, message).await?;
+        if list == List::SandboxMetrics {
+            let wanted = self.wanted_descriptors().await;
+            for part in &mut parts {
+                part.items = pod_metrics::ordered(&part.backend, wanted.as_ref(), &part.items);
+            }
+        }
         let default = self.node.default_in(self.scope.as_ref());
-        let encoded =
-            merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>());
+        let encoded = match list {
+            List::MetricDescriptors => vec![self.announce(&parts)?],
+            _ => merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>()),
+        };
         let size = encoded.iter().map(Bytes::len).sum::<usize>();
         self.node
             .metrics
@@ -95,11 +134,7 @@ impl Call {
         list: List,
         message: Message,
     ) -> Result<Vec<Part>, Error> {
-        let filter = match learn::kept(list) {
-            Some(kind) => Filter::parse(kind, message.encoded())?,
-            None => Filter::default(),
-        };
-        let filter = Arc::new(filter);
+        let filter = Arc::new(learn::filter(list, &message)?);
         let backends = self.backends_with(list, &filter);
         let caller = self.caller_waits();
         let headers = std::mem::take(&mut self.headers);
@@ -110,22 +145,11 @@ impl Call {
             ask.part(&self.node, backend, method, headers.clone(), &message)
         });
         let mut parts = Vec::with_capacity(backends.len());
-        let mut unknown = Vec::new();
-        let mut unimplemented = None;
+        let mut verdict = Verdict::default();
         for part in join_all(asked).await {
-            match part {
-                Ok(part) => parts.push(part),
-                Err(Missing::Unknown(backend)) => unknown.push(backend),
-                Err(Missing::Unimplemented(error)) => unimplemented = Some(error),
-            }
+            verdict.add(part.map(|part| parts.push(part)));
         }
-        match unimplemented {
-            Some(error) if parts.is_empty() || self.node.all_must_implement(list) => Err(error),
-            _ if !unknown.is_empty() && (must_be_complete(list) || parts.is_empty()) => {
-                Err(Error::NeverListed(unknown))
-            }
-            _ => Ok(parts),
-        }
+        verdict.of(&self.node, list).map(|()| parts)
     }
 
     /// Sends a call to every backend; an error of any is an error, so that kubelet tries again.
@@ -150,7 +174,7 @@ impl Call {
     }
 
     /// Returns the one backend that a filter can mean, else all.
-    fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
+    pub(super) fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
         let kind = if matches!(list, List::Sandboxes | List::SandboxStats) {
             Kind::Sandbox
         } else {
@@ -174,17 +198,18 @@ impl Call {
 }
 
 /// How one list is asked for.
-struct Ask {
-    list: List,
-    filter: Arc<Filter>,
+pub(super) struct Ask {
+    pub(super) list: List,
+    pub(super) filter: Arc<Filter>,
     /// The backend's own deadline: outlasting it is being late.
-    limit: Duration,
+    pub(super) limit: Duration,
     /// That, or less if the caller waits less.
-    wait: Duration,
+    pub(super) wait: Duration,
 }
 
 impl Ask {
-    async fn part(
+    /// Returns what the backend has, live, or as last known.
+    pub(super) async fn part(
         self,
         node: &Arc<Node>,
         backend: &Arc<Backend>,
@@ -213,8 +238,7 @@ impl Ask {
                 }
             }
             Ok(Some((_, Ok(reply)))) if reply.code == Code::Unimplemented && is_optional(self.list) => {
-                let error = Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name));
-                return Err(Missing::Unimplemented(error));
+                return Err(Missing::Unimplemented(lacking(backend, method)));
             }
             Ok(Some((_, Ok(reply)))) => {
                 failed(node, backend, class, format!("{} was answered with {:?}", method.name, reply.code));
@@ -227,7 +251,13 @@ impl Ask {
         self.last_known(node, backend, method)
     }
 
-    fn last_known(&self, node: &Node, backend: &Arc<Backend>, method: &Method) -> Result<Part, Missing> {
+    /// Returns what the backend was last known to have.
+    pub(super) fn last_known(
+        &self,
+        node: &Node,
+        backend: &Arc<Backend>,
+        method: &Method,
+    ) -> Result<Part, Missing> {
         let items = match learn::kept(self.list) {
             Some(kind) => backend.last.list(kind, &self.filter),
             None => backend.last.reply(method.name),
@@ -248,7 +278,7 @@ pub(super) fn fell_behind(node: &Arc<Node>, backend: &Arc<Backend>, class: Class
 
 /// Records that a backend's part could not be had. If it is one half of the pair, the other half must not be of
 /// a later moment: it comes from last-known state too, until both were listed again.
-fn failed(node: &Arc<Node>, backend: &Arc<Backend>, class: Class, cause: String) {
+pub(super) fn failed(node: &Arc<Node>, backend: &Arc<Backend>, class: Class, cause: String) {
     backend.health.note_error(cause);
     if class == Class::Lists {
         backend.health.mark_late(class);
@@ -305,7 +335,10 @@ async fn renew_once(node: &Node, backend: &Arc<Backend>, class: Class) -> Result
         Class::Status => return answer::renew(backend, REFRESH).await,
     };
     for list in lists {
-        list_all(node, backend, *list).await?;
+        match list_all(node, backend, *list).await {
+            Err(Error::Unimplemented(_)) => backend.health.note_lack(list.unary()),
+            listed => listed?,
+        }
     }
     Ok(())
 }
@@ -319,9 +352,7 @@ pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) ->
     let reply = tokio::time::timeout(REFRESH, listed).await.map_err(|_| late())??;
     match reply.code {
         Code::Ok => learn::listed(node, backend, list, epoch, true, reply.message.encoded_bytes()),
-        Code::Unimplemented if is_optional(list) => {
-            Err(Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name)))
-        }
+        Code::Unimplemented if is_optional(list) => Err(lacking(backend, method)),
         code => {
             let cause = format!("{} was answered with {code:?}", method.name);
             Err(Error::Lost { backend: Arc::clone(&backend.name), cause })
@@ -329,7 +360,12 @@ pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) ->
     }
 }
 
-fn deadline(backend: &Backend, method: &Method) -> Duration {
+fn lacking(backend: &Backend, method: &Method) -> Error {
+    Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name))
+}
+
+/// Returns how long a backend may take for a list.
+pub(super) fn deadline(backend: &Backend, method: &Method) -> Duration {
     let timeouts = backend.config().timeouts;
     match method.deadline {
         Deadline::Stats => timeouts.stats,

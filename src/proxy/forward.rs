@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::backend::{Backend, Collected};
 use crate::codec::Message;
 use crate::error::Error;
-use crate::method::{Deadline, Effect, Method};
+use crate::method::{Effect, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, learn};
 use crate::{router, wire};
@@ -71,9 +71,7 @@ impl Call {
             self.note_creation(message.encoded())?;
         }
         match method.effect {
-            Effect::None if method.deadline == Deadline::Read => {
-                self.read_stats(backend, method, id, message).await
-            }
+            Effect::Stats => self.read_stats(backend, method, id, message).await,
             Effect::None => {
                 let headers = std::mem::take(&mut self.headers);
                 let reply = backend.call(Some(method), &self.path, headers, message.framed()).await?;

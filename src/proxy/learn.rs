@@ -9,11 +9,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::backend::Backend;
+use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{Effect, List, Method};
 use crate::proxy::Node;
 use crate::router::Pod;
-use crate::snapshot::{Epoch, ListKind, SANDBOX_READY, SandboxFacts};
+use crate::snapshot::{Epoch, Filter, ListKind, SANDBOX_READY, SandboxFacts};
 use crate::wire::{self, WireError};
 
 /// Returns where a creating request holds the uid of its pod.
@@ -24,7 +25,10 @@ pub(super) fn uid_path(method: &Method) -> [u32; 3] {
 
 /// Tells whether a call changes the object that it names.
 pub(super) fn is_write(effect: Effect) -> bool {
-    !matches!(effect, Effect::None | Effect::Status | Effect::StreamUrl | Effect::ContainerCreated)
+    !matches!(
+        effect,
+        Effect::None | Effect::Status | Effect::Stats | Effect::StreamUrl | Effect::ContainerCreated
+    )
 }
 
 /// Records what a reply created and returns its ID. `sandbox` is the full ID of a new container's sandbox.
@@ -114,16 +118,62 @@ pub(super) fn listed(
     let owned =
         |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
     learn_owners(node, backend, list, &reply).map_err(owned)?;
-    if let Some(kind) = kept(list) {
-        if unfiltered {
-            backend.last.replace_list(kind, epoch, reply);
-        } else {
-            backend.last.update_items(kind, epoch, &reply).map_err(owned)?;
-        }
-    } else {
-        backend.last.remember_reply(list.unary().name, &reply);
+    match kept(list) {
+        Some(kind) if unfiltered => backend.last.replace_list(kind, epoch, reply),
+        Some(kind) => backend.last.update_items(kind, epoch, &reply).map_err(owned)?,
+        // Values of metrics are of the moment, and many; those of a backend that does not answer are left out.
+        None if list == List::SandboxMetrics => {}
+        None => backend.last.remember_reply(list.unary().name, &reply),
     }
     Ok(())
+}
+
+/// Learns the owners of the items in one frame of a list, and that it can be read at all.
+pub(super) fn owners(node: &Node, backend: &Backend, list: List, frame: &[u8]) -> Result<(), Error> {
+    let garbage =
+        |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
+    learn_owners(node, backend, list, frame).map_err(garbage)
+}
+
+/// Learns the owners that an event of a backend names. What it says of their states is left to the next list,
+/// because an event may be older than a call that passed since.
+pub(super) fn event(node: &Node, backend: &Backend, event: &[u8]) -> Result<(), Error> {
+    let garbage =
+        |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
+    learn_event(node, backend, event).map_err(garbage)
+}
+
+fn learn_event(node: &Node, backend: &Backend, event: &[u8]) -> Result<(), WireError> {
+    /// `CONTAINER_DELETED_EVENT`.
+    const DELETED: u64 = 3;
+    let owners = &node.router.owners;
+    let about = wire::peek_str(event, &[1])?;
+    let deleted = wire::peek_varint(event, &[2])? == DELETED;
+    let known = |id: &str| (deleted && id == about) || id.is_empty() || owners.is_owned_by(id, &backend.name);
+    let sandbox = wire::peek_str(event, &[4, 1])?;
+    if let Some(status) = wire::peek_bytes(event, &[4])?.filter(|_| !known(sandbox)) {
+        let annotations = wire::items(status, 8).flatten().filter_map(|entry| wire::map_entry(entry).ok());
+        let (uid, handler) = (wire::peek_str(status, &[2, 2])?, wire::peek_str(status, &[9])?);
+        let created = wire::peek_varint(status, &[4])?.cast_signed();
+        let ready = wire::peek_varint(status, &[3])? == 0;
+        let pod = Pod::new(uid, handler, annotations, created, ready);
+        note_conflict(node, sandbox, owners.learn_sandbox(sandbox, &backend.name, pod));
+    }
+    for status in wire::items(event, 5) {
+        let id = wire::peek_str(status?, &[1])?;
+        if !known(id) {
+            note_conflict(node, id, owners.learn_container(id, &backend.name));
+        }
+    }
+    Ok(())
+}
+
+/// Reads the filter of a list request.
+pub(super) fn filter(list: List, message: &Message) -> Result<Filter, Error> {
+    Ok(match kept(list) {
+        Some(kind) => Filter::parse(kind, message.encoded())?,
+        None => Filter::default(),
+    })
 }
 
 /// Walks a list once: that it is one at all, and whose IDs are new.

@@ -14,6 +14,7 @@ use crate::codec::Message;
 use crate::config::{Config, StatsPolicy};
 use crate::cri::VersionResponse;
 use crate::error::Error;
+use crate::events::Feeds;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND, STATES};
 use crate::recent::Recent;
@@ -37,6 +38,8 @@ pub struct Node {
     pub(super) all_calls: Arc<CallMetrics>,
     /// Counters of calls to none.
     pub(super) own_calls: Arc<CallMetrics>,
+    /// The backends' event streams that are wanted at the moment.
+    pub(super) feeds: Feeds,
     relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
@@ -59,6 +62,7 @@ impl Node {
             all_calls: metrics.calls(ALL_BACKENDS),
             own_calls: metrics.calls(NO_BACKEND),
             metrics,
+            feeds: Feeds::default(),
             recent: Recent::default(),
             relay,
             config: ArcSwap::from_pointee(config),

@@ -12,7 +12,8 @@ use tonic::Code;
 use crate::backend::{Backend, Class, Collected};
 use crate::codec::Message;
 use crate::error::Error;
-use crate::method::Method;
+use crate::merge::stats;
+use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, fan_out};
 use crate::snapshot::{Filter, ListKind, StatusKind};
@@ -50,10 +51,17 @@ impl Call {
         id: &str,
         message: Message,
     ) -> Result<Outcome, Error> {
+        let local = backend.config().local;
         match self.read(backend, method, &message).await {
-            Ok(reply) => Ok(reply.into()),
+            Ok(reply) if local || reply.code != Code::Ok => Ok(reply.into()),
+            Ok(reply) => {
+                let message = Message::new(&on_this_node(backend, method, &reply.message.encoded_bytes())?);
+                Ok(Collected { message, ..reply }.into())
+            }
             Err(error) => {
-                listed_stats(backend, method, id).map(|stats| Outcome::message(&stats)).ok_or(error)
+                let stats = listed_stats(backend, method, id).ok_or(error)?;
+                let stats = if local { stats } else { on_this_node(backend, method, &stats)? };
+                Ok(Outcome::message(&stats))
             }
         }
     }
@@ -80,6 +88,13 @@ impl Call {
         }
         Err(late)
     }
+}
+
+/// Returns stats of another node without the paths that are not on this one.
+fn on_this_node(backend: &Backend, method: &Method, stats: &Bytes) -> Result<Bytes, Error> {
+    let list = if method.name == "PodSandboxStats" { List::SandboxStats } else { List::ContainerStats };
+    stats::without_filesystems(list, stats)
+        .map_err(|error| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() })
 }
 
 /// Returns the one entry of the last-known stats list that is about `id`: a list of one is, byte for byte, the

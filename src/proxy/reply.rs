@@ -15,11 +15,12 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use crate::backend::{Backend, Collected, Reply, ReplyBody};
-use crate::codec::{self, Message, Whole};
+use crate::codec::{self, Frames, Message, Whole};
 use crate::error::Error;
 use crate::method::{self, Method};
 use crate::metrics::CallMetrics;
 use crate::proxy::Node;
+use crate::telemetry::spans::CallSpan;
 
 /// What a lane ends with.
 #[derive(Debug)]
@@ -37,6 +38,8 @@ pub(super) enum Outcome {
     },
     /// A backend's reply, still arriving.
     Arriving(Reply),
+    /// Messages that are still being put together.
+    Frames(Frames),
 }
 
 impl Outcome {
@@ -71,16 +74,18 @@ pub(super) struct Watch {
     method: Option<&'static Method>,
     started: Instant,
     code: Code,
+    span: Option<CallSpan>,
 }
 
 impl Watch {
-    pub(super) fn new(node: &Node, method: Option<&'static Method>) -> Self {
+    pub(super) fn new(node: &Node, method: Option<&'static Method>, span: Option<CallSpan>) -> Self {
         Self {
             calls: Arc::clone(&node.own_calls),
             backend: crate::metrics::NO_BACKEND.into(),
             method,
             started: Instant::now(),
             code: Code::Cancelled,
+            span,
         }
     }
 
@@ -113,6 +118,9 @@ impl Watch {
                 }
                 response(headers, Body::new(Arriving { body: Some(body), watch: self }))
             }
+            Ok(Outcome::Frames(frames)) => {
+                response(codec::reply_headers(), Body::new(Watched { frames, watch: self }))
+            }
             Err(error) => {
                 self.code = error.code();
                 tracing::debug!(%error, "refused");
@@ -127,6 +135,10 @@ impl Drop for Watch {
         let waited = self.started.elapsed();
         let name = self.method.map_or(method::UNKNOWN_NAME, |method| method.name);
         self.calls.answered(self.method.map_or(method::COUNT, |method| method.index), self.code, waited);
+        if let Some(span) = &mut self.span {
+            span.backend(&self.backend);
+            span.ended(self.code);
+        }
         tracing::debug!(method = name, backend = %self.backend, code = ?self.code, elapsed = ?waited, "call");
     }
 }
@@ -161,6 +173,28 @@ impl http_body::Body for Arriving {
         let trailers = ended.unwrap_or_else(codec::error_trailers);
         self.watch.code = codec::status_code(&trailers).unwrap_or(Code::Unknown);
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+}
+
+/// A stream of messages on its way to the client.
+struct Watched {
+    frames: Frames,
+    watch: Watch,
+}
+
+impl http_body::Body for Watched {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some((frame, code)) = ready!(self.frames.poll(cx)) else {
+            return Poll::Ready(None);
+        };
+        self.watch.code = code.unwrap_or(self.watch.code);
+        Poll::Ready(Some(Ok(frame)))
     }
 }
 

@@ -195,23 +195,24 @@ pub enum Verdict {
 /// Decides among the answers of stores. `awaited` tells on which of them pods are between being shown the image
 /// and having a container; `latest` is where the image was used last.
 ///
-/// An absent image makes kubelet run the container as root, so that is only said where every store denies it.
+/// An absent image makes kubelet run the container as root. So that is only said where every store denies it,
+/// and never to a pod that is awaited: its image may be back by the time its container is created.
 pub fn judge(answers: &[Said], awaited: impl Fn(usize) -> bool, latest: Option<usize>) -> Verdict {
     let has = |place: usize| matches!(answers[place], Said::Has(_));
     let all_equal = |places: &[usize]| places.windows(2).all(|pair| answers[pair[0]] == answers[pair[1]]);
     let holders: Vec<_> = (0..answers.len()).filter(|place| has(*place)).collect();
     let awaited: Vec<_> = (0..answers.len()).filter(|place| awaited(*place)).collect();
-    match (holders.first(), awaited.first()) {
-        (None, _) if answers.contains(&Said::Nothing) => {
-            Verdict::Undecided("no backend that answered has it, and not every backend answered")
-        }
-        (None, _) => Verdict::Absent,
-        (_, Some(&place)) if awaited.iter().all(|place| has(*place)) && all_equal(&awaited) => {
+    match (awaited.first(), holders.first()) {
+        (Some(&place), _) if awaited.iter().all(|place| has(*place)) && all_equal(&awaited) => {
             Verdict::Answer(place)
         }
-        (_, Some(_)) => Verdict::Undecided("a backend that it is being started on shows none or another one"),
-        (Some(&place), None) if all_equal(&holders) => Verdict::Answer(place),
-        (Some(_), None) => match latest.filter(|place| has(*place)) {
+        (Some(_), _) => Verdict::Undecided("a backend that it is being started on shows none or another one"),
+        (None, None) if answers.contains(&Said::Nothing) => {
+            Verdict::Undecided("no backend that answered has it, and not every backend answered")
+        }
+        (None, None) => Verdict::Absent,
+        (None, Some(&place)) if all_equal(&holders) => Verdict::Answer(place),
+        (None, Some(_)) => match latest.filter(|place| has(*place)) {
             Some(place) => Verdict::Answer(place),
             None => Verdict::Undecided("backends have different images by that name, with different users"),
         },

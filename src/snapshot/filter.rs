@@ -168,7 +168,10 @@ impl Filter {
 }
 
 /// Returns the ID of an item of `kind`.
-pub(super) fn item_id(kind: ListKind, item: &[u8]) -> Result<&str, WireError> {
+///
+/// # Errors
+/// Whatever makes the item unreadable.
+pub fn item_id(kind: ListKind, item: &[u8]) -> Result<&str, WireError> {
     match item_fields(kind).holder {
         0 => wire::peek_str(item, &[1]),
         holder => wire::peek_str(item, &[holder, 1]),

@@ -11,18 +11,38 @@ use crate::{read, repository, scratch, text, tool, write};
 
 const CONFIG: &str = "etc/crimux/config.yaml";
 
-/// The asset list of the snippet: source, target, mode.
+/// The asset list of `Cargo.toml`: source, target, mode.
 fn assets() -> Vec<[String; 3]> {
-    let snippet = read("deploy/debian/Cargo.snippet.toml");
-    let list = snippet.split("assets = [").nth(1).unwrap();
+    let manifest = read("Cargo.toml");
+    let list = manifest.split("assets = [").nth(1).unwrap().split("\n]").next().unwrap();
     let lines = list.lines().map(|line| line.trim().trim_end_matches(','));
     lines.filter(|line| line.starts_with('[')).map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
 /// The files that a source of the list stands for.
 fn sources(pattern: &str) -> Vec<PathBuf> {
-    let Some(ending) = pattern.strip_prefix("docs/*") else { return vec![repository(pattern)] };
-    crate::files_below(&repository("docs"), &[ending])
+    let path = match pattern.strip_prefix("target/package/") {
+        Some(generated) => generated_files().join(generated),
+        None => repository(pattern),
+    };
+    match path.to_str().unwrap().split_once('*') {
+        Some((directory, ending)) => crate::files_below(Path::new(directory), &[ending]),
+        None => vec![path],
+    }
+}
+
+/// The man pages and completions, as `dev/package` has them generated.
+fn generated_files() -> &'static Path {
+    static GENERATED: std::sync::OnceLock<PathBuf> = std::sync::OnceLock::new();
+    GENERATED.get_or_init(|| {
+        let directory = scratch("generated");
+        for what in ["man", "completions"] {
+            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_crimux"));
+            let output = command.args(["generate", what]).arg(directory.join(what)).output().unwrap();
+            assert!(output.status.success(), "{}", text(&output));
+        }
+        directory
+    })
 }
 
 /// A private root with dpkg's database and a stand-in for systemd, and the packages to install in it.
@@ -64,7 +84,8 @@ impl Machine {
                 if source == "target/release/crimux" {
                     script(&to, if accepts { "#!/bin/sh\n" } else { "#!/bin/sh\nexit 64\n" });
                 } else {
-                    write(&to, &fs::read_to_string(&from).unwrap());
+                    fs::create_dir_all(to.parent().unwrap()).unwrap();
+                    fs::copy(&from, &to).unwrap();
                     assert_eq!(mode, "644");
                 }
             }
@@ -190,4 +211,55 @@ fn removal_is_refused_while_kubelet_points_to_crimux() {
     fs::remove_file(flags).unwrap();
     machine.succeeds(&["--remove", "crimux"]);
     assert!(machine.asked().contains("deb-systemd-invoke stop crimux.service crimux.socket"));
+}
+
+#[test]
+fn the_package_of_cargo_deb_is_installed_upgraded_and_purged() {
+    let file = |name| std::env::var_os(name).map(PathBuf::from);
+    let (Some(package), Some(next)) = (file("CRIMUX_DEB"), file("CRIMUX_DEB_NEXT")) else {
+        eprintln!("SKIPPED: CRIMUX_DEB and CRIMUX_DEB_NEXT name no packages (dev/test package)");
+        return;
+    };
+    let Some(machine) = Machine::new("cargo-deb") else { return };
+    let install =
+        |package: &Path| machine.succeeds(&["--force-depends", "--install", package.to_str().unwrap()]);
+    install(&package);
+    let crimux = |arguments: &[&str]| {
+        std::process::Command::new(machine.root.join("usr/bin/crimux")).args(arguments).output().unwrap()
+    };
+    assert!(crimux(&["--version"]).status.success());
+    let config = machine.root.join(CONFIG);
+    let checked = crimux(&["check", "--config", config.to_str().unwrap()]);
+    assert!(checked.status.success(), "{}", text(&checked));
+    for installed in [
+        "usr/lib/systemd/system/crimux.service",
+        "usr/lib/systemd/system/crimux.socket",
+        "usr/share/man/man1/crimux.1.gz",
+        "usr/share/man/man1/crimux-backend-forget.1.gz",
+        "usr/share/bash-completion/completions/crimux",
+        "usr/share/zsh/vendor-completions/_crimux",
+        "usr/share/fish/vendor_completions.d/crimux.fish",
+        "usr/share/doc/crimux/copyright",
+    ] {
+        assert!(machine.root.join(installed).is_file(), "{installed}");
+    }
+
+    write(
+        &config,
+        &read("deploy/debian/config.yaml").replace("containerd:", "mine:").replace(": containerd", ": mine"),
+    );
+    install(&next);
+    assert!(machine.asked().contains("deb-systemd-invoke restart crimux.service"), "{}", machine.asked());
+    assert!(fs::read_to_string(&config).unwrap().contains("default_backend: mine"));
+
+    machine.succeeds(&["--purge", "crimux"]);
+    for gone in [
+        "usr/bin/crimux",
+        "etc/crimux",
+        "var/lib/crimux",
+        "usr/share/doc/crimux",
+        "usr/share/man/man1/crimux.1.gz",
+    ] {
+        assert!(!machine.root.join(gone).exists(), "{gone}");
+    }
 }

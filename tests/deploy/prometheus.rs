@@ -180,7 +180,9 @@ fn links_between_the_documents_lead_somewhere() {
 fn resolves(file: &Path, target: &str) -> bool {
     let (path, section) = target.split_once('#').unwrap_or((target, ""));
     let path = if path.is_empty() { file.to_path_buf() } else { file.parent().unwrap().join(path) };
-    let Ok(text) = std::fs::read_to_string(&path) else { return generated(&path) || path.is_dir() };
+    let Ok(text) = std::fs::read_to_string(&path) else {
+        return generated(&path) || (section.is_empty() && path.exists());
+    };
     let slug = |heading: &str| -> String {
         let heading = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
         heading.chars().filter(|c| c.is_alphanumeric() || *c == '-' || *c == '_').collect()

@@ -67,7 +67,8 @@ impl Pod {
     ) -> Result<bool, Failure> {
         self.containers += 1;
         let container = container(&format!("c{}", self.containers));
-        let created = kubelet.start(&self.sandbox, &self.config, container, image, policy).await?;
+        let started = kubelet.start(&self.sandbox, &self.config, container, image, policy);
+        let created = Box::pin(started).await?;
         let mut own = world::dial(bed, &bed.socket(self.backend)).await;
         let request = ContainerStatusRequest { container_id: created.id, verbose: false };
         let status = own.runtime.container_status(request).await.unwrap().into_inner().status.unwrap();

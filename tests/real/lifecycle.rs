@@ -10,6 +10,17 @@ use tonic::Code;
 
 use super::world::{self, HANDLERS, container_state, eventually, sandbox_state};
 
+/// Whose kernel a pod has, which is what runtimes differ in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    /// This machine's.
+    Host,
+    /// gVisor's.
+    Gvisor,
+    /// That of a virtual machine.
+    Guest,
+}
+
 /// What the pod's container runs: says one line, then waits for its end.
 const SPEAK: [&str; 3] = ["sh", "-c", "echo hello from inside; trap 'exit 7' TERM; sleep 86400 & wait"];
 
@@ -18,21 +29,26 @@ async fn a_pod_of_each_handler_lives_its_whole_life_through_crimux() {
     let Some(bed) = world::bed() else { return };
     let crimux = world::crimux(&bed, &HANDLERS).await;
     let mut pods = world::dial(&bed, &crimux.socket).await;
-    for (handler, gvisor) in [("", false), ("runc", false), ("crun", false), ("gvisor", true)] {
-        Box::pin(whole_life(&mut pods, handler, gvisor)).await;
+    for (handler, kernel) in
+        [("", Kernel::Host), ("runc", Kernel::Host), ("crun", Kernel::Host), ("gvisor", Kernel::Gvisor)]
+    {
+        Box::pin(whole_life(&mut pods, handler, kernel)).await;
     }
 }
 
 #[tokio::test]
 async fn a_pod_lives_its_whole_life_on_each_containerd_itself() {
     let Some(bed) = world::bed() else { return };
-    for (backend, handler, gvisor) in [("a", "", false), ("b", "", false), ("g", "runsc", true)] {
+    for (backend, handler, kernel) in
+        [("a", "", Kernel::Host), ("b", "", Kernel::Host), ("g", "runsc", Kernel::Gvisor)]
+    {
         let mut pods = world::dial(&bed, &bed.socket(backend)).await;
-        Box::pin(whole_life(&mut pods, handler, gvisor)).await;
+        Box::pin(whole_life(&mut pods, handler, kernel)).await;
     }
 }
 
-async fn whole_life(pods: &mut Pods, handler: &str, gvisor: bool) {
+/// Lives a pod's whole life on whatever this client reaches.
+pub(crate) async fn whole_life(pods: &mut Pods, handler: &str, kernel: Kernel) {
     let config = pods.config("life");
     let sandbox = pods.sandbox(&config, handler).await.unwrap();
     assert_eq!(sandbox_state(pods, &sandbox).await, Ok(PodSandboxState::SandboxReady));
@@ -44,10 +60,10 @@ async fn whole_life(pods: &mut Pods, handler: &str, gvisor: bool) {
     pods.runtime.start_container(start).await.unwrap();
     assert_eq!(container_state(pods, &container).await, Ok(ContainerState::ContainerRunning));
 
-    look_inside(pods, &container, gvisor).await;
+    look_inside(pods, &container, kernel).await;
     read_log(&config).await;
     measure(pods, &container).await;
-    update(pods, &container, gvisor).await;
+    update(pods, &container, kernel).await;
     end_container(pods, &container).await;
     end_sandbox(pods, &sandbox).await;
 }
@@ -61,15 +77,16 @@ async fn pull(pods: &mut Pods, config: &PodSandboxConfig) {
     assert!(image.repo_tags.contains(&IMAGE.to_owned()), "{:?}", image.repo_tags);
 }
 
-async fn look_inside(pods: &mut Pods, container: &str, gvisor: bool) {
+async fn look_inside(pods: &mut Pods, container: &str, kernel: Kernel) {
     let said = pods.exec(container, &["sh", "-c", "echo out; echo err >&2; exit 3"]).await.unwrap();
     assert_eq!(said.stdout, b"out\n");
     assert_eq!(said.stderr, b"err\n");
     assert_eq!(said.exit_code, 3);
 
-    let kernel = pods.exec(container, &["uname", "-r"]).await.unwrap().stdout;
+    let release = pods.exec(container, &["uname", "-r"]).await.unwrap().stdout;
     let host = std::fs::read("/proc/sys/kernel/osrelease").unwrap();
-    assert_eq!(kernel != host, gvisor, "kernel in the pod: {}", String::from_utf8_lossy(&kernel));
+    let text = String::from_utf8_lossy(&release);
+    assert_eq!(release == host, kernel == Kernel::Host, "kernel in the pod: {text}");
 }
 
 /// The log file is read by kubelet itself, so it must be a file of this node, in the format of the CRI: time,
@@ -94,7 +111,7 @@ async fn measure(pods: &mut Pods, container: &str) {
     assert!(stats.cpu.is_some() && stats.memory.is_some());
 }
 
-async fn update(pods: &mut Pods, container: &str, gvisor: bool) {
+async fn update(pods: &mut Pods, container: &str, kernel: Kernel) {
     let request = UpdateContainerResourcesRequest {
         container_id: container.to_owned(),
         linux: Some(LinuxContainerResources { cpu_shares: 512, ..Default::default() }),
@@ -102,7 +119,7 @@ async fn update(pods: &mut Pods, container: &str, gvisor: bool) {
     };
     pods.runtime.update_container_resources(request).await.unwrap();
     // Debian's gVisor cannot change limits; the call is accepted and that is all.
-    if gvisor {
+    if kernel == Kernel::Gvisor {
         return;
     }
     let read = "cat /sys/fs/cgroup/cpu/cpu.shares 2>/dev/null || cat /sys/fs/cgroup/cpu.weight";

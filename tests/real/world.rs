@@ -36,15 +36,14 @@ pub(crate) fn bed() -> Option<Bed> {
     Bed::up_or_skip(&BACKENDS)
 }
 
-/// Writes the configuration and starts crimux; returns when it answers.
+/// Writes the usual configuration and starts crimux; returns when it answers.
 pub(crate) async fn crimux<'bed>(bed: &'bed Bed, handlers: &[(&str, &str, &str)]) -> Crimux<'bed> {
-    let directory = bed.directory().join("crimux");
-    std::fs::create_dir_all(&directory).unwrap();
-    let config = directory.join("crimux.yaml");
-    std::fs::write(&config, configuration(bed, handlers)).unwrap();
-    let arguments = ["serve", "--config", config.to_str().unwrap()];
-    let process = bed.spawn("crimux", Path::new(env!("CARGO_BIN_EXE_crimux")), &arguments).unwrap();
-    let crimux = Crimux { process, socket: directory.join("crimux.sock"), config };
+    crimux_with(bed, &configuration(bed, handlers)).await
+}
+
+/// Starts crimux with this configuration; returns when it answers.
+pub(crate) async fn crimux_with<'bed>(bed: &'bed Bed, configuration: &str) -> Crimux<'bed> {
+    let crimux = start(bed, configuration);
     eventually("crimux serves", async || {
         assert_eq!(crimux.process.exit_code(), None, "crimux ended: {}", crimux.process.log().unwrap());
         let mut pods = Pods::dial(&crimux.socket, Path::new("")).await.ok()?;
@@ -54,25 +53,39 @@ pub(crate) async fn crimux<'bed>(bed: &'bed Bed, handlers: &[(&str, &str, &str)]
     crimux
 }
 
+/// Starts crimux with this configuration; does not wait.
+pub(crate) fn start<'bed>(bed: &'bed Bed, configuration: &str) -> Crimux<'bed> {
+    let directory = bed.directory().join("crimux");
+    std::fs::create_dir_all(&directory).unwrap();
+    let config = directory.join("crimux.yaml");
+    std::fs::write(&config, configuration).unwrap();
+    let arguments = ["serve", "--config", config.to_str().unwrap()];
+    let process = bed.spawn("crimux", Path::new(env!("CARGO_BIN_EXE_crimux")), &arguments).unwrap();
+    Crimux { process, socket: directory.join("crimux.sock"), config }
+}
+
 /// The configuration with the three usual backends and these handlers.
 pub(crate) fn configuration(bed: &Bed, handlers: &[(&str, &str, &str)]) -> String {
-    let directory = bed.directory().join("crimux");
-    let directory = directory.display();
     let backends = BACKENDS
         .map(|(name, _)| format!("  {name}: {{ endpoint: \"unix://{}\" }}\n", bed.socket(name).display()));
     let handlers: Vec<_> = handlers
         .iter()
         .map(|(handler, backend, inner)| format!("  {handler}: {{ backend: {backend}, handler: {inner} }}\n"))
         .collect();
+    document(bed, &backends.concat(), &handlers.concat())
+}
+
+/// The configuration with these entries of `backends` and `handlers`; `a` is the default backend.
+pub(crate) fn document(bed: &Bed, backends: &str, handlers: &str) -> String {
+    let directory = bed.directory().join("crimux");
+    let directory = directory.display();
     format!(
         "listen: unix://{directory}/crimux.sock\n\
          state_dir: {directory}/state\n\
          admin: {{ socket: {directory}/admin.sock, http: 127.0.0.1:9440 }}\n\
          default_backend: a\n\
-         backends:\n{}\
-         handlers:\n{}",
-        backends.concat(),
-        handlers.concat()
+         backends:\n{backends}\
+         handlers:\n{handlers}"
     )
 }
 

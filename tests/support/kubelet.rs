@@ -160,9 +160,9 @@ impl Kubelet {
         image: &str,
         policy: Policy,
     ) -> Result<Created, Failure> {
-        let (found, pulled) = self.ensure_image(image, config, policy, None).await?;
+        let (found, pulled) = Box::pin(self.ensure_image(image, config, policy, None)).await?;
         let uid = self.uid(image).await.map_err(Failure::User)?;
-        let created = self.create(sandbox, config, container, image, &found).await;
+        let created = Box::pin(self.create(sandbox, config, container, image, &found)).await;
         Ok(Created { id: created.map_err(Failure::Create)?, image: found, uid, pulled })
     }
 }

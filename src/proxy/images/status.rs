@@ -116,16 +116,11 @@ impl Call {
         backends.sort_by_key(|backend| backend.name != default);
         let awaited = self.node.router.image_uses.awaited(asked.reference, Instant::now());
         let waiting: Vec<_> = backends.iter().filter(|b| awaited.contains(&b.name)).cloned().collect();
-        if !waiting.is_empty() {
-            // The others may be slow, and would only matter if these did not have it.
-            let mut heard = self.ask_all(&waiting, method, message).await;
-            if let Verdict::Answer(place) = self.judge(asked, &awaited, &waiting, &heard) {
-                return self.tell(asked, &waiting[place], heard.swap_remove(place));
-            }
-        }
-        let mut heard = self.ask_all(&backends, method, message).await;
-        match self.judge(asked, &awaited, &backends, &heard) {
-            Verdict::Answer(place) => self.tell(asked, &backends[place], heard.swap_remove(place)),
+        // Where a pod waits, the others do not matter, and may be slow.
+        let asking = if waiting.is_empty() { backends } else { waiting };
+        let mut heard = self.ask_all(&asking, method, message).await;
+        match self.judge(asked, &awaited, &asking, &heard) {
+            Verdict::Answer(place) => self.tell(asked, &asking[place], heard.swap_remove(place)),
             verdict => settle(asked, verdict, heard),
         }
     }
@@ -178,15 +173,15 @@ impl Call {
 
     /// Remembers whether a pod was shown an image, or holds the pod back for a moment.
     fn show(&self, asked: &Asked<'_>, backend: &Backend, reply: &Collected) -> Result<(), Error> {
-        let (uses, pod) = (&self.node.router.image_uses, asked.pod.config_seen);
+        let (remembered, pod) = (&self.node.router.image_uses, asked.pod.config_seen);
         if pod.is_empty() || reply.code != Code::Ok {
             return Ok(());
         }
         let Some(user) = images::user(reply.message.encoded()) else {
-            uses.missed(asked.reference, pod);
+            remembered.missed(asked.reference, pod);
             return Ok(());
         };
-        let shown = uses.shown(asked.reference, &backend.name, pod, user, Instant::now());
+        let shown = remembered.shown(asked.reference, &backend.name, pod, user, Instant::now());
         shown.map_err(|other| Error::ImageUndecided {
             image: asked.reference.to_owned(),
             cause: format!(

@@ -131,9 +131,10 @@ impl Uses {
         }
     }
 
-    /// Records that `pod` was told that the image is not there: it starts anew.
+    /// Records that `pod` was told that the image is not there: it starts anew, unless it has just pulled, after
+    /// which kubelet goes on whatever it is answered.
     pub fn missed(&self, reference: &str, pod: &str) {
-        self.retain(reference, |used| *used.pod != *pod);
+        self.retain(reference, |used| *used.pod != *pod || used.user.is_none());
     }
 
     /// Forgets that a reference was used on a backend: the image is gone from there. A pod that is awaited there
@@ -262,9 +263,10 @@ mod tests {
     fn a_pod_that_was_told_that_the_image_is_absent_is_not_awaited() {
         let (uses, a, b, now) = start();
         uses.pulled(REFERENCE, &a, "p1", now);
-        uses.pulled(REFERENCE, &b, "p2", now);
+        assert_eq!(uses.shown(REFERENCE, &b, "p2", User::Uid(7), now), Ok(()));
+        uses.missed(REFERENCE, "p1");
         uses.missed(REFERENCE, "p2");
-        assert_eq!(names(&uses.awaited(REFERENCE, now)), ["a"]);
+        assert_eq!(names(&uses.awaited(REFERENCE, now)), ["a"], "after a pull kubelet goes on");
     }
 
     #[test]

@@ -186,7 +186,7 @@ fn sandbox_config(name: &str, logs: &Path) -> PodSandboxConfig {
     }
 }
 
-/// The container `main` of a sandbox, which runs `command` in the image of [`IMAGE`].
+/// The configuration of the container `main` of a sandbox, which runs `command` in the image of [`IMAGE`].
 pub fn container_config(sandbox: &PodSandboxConfig, command: &[&str]) -> ContainerConfig {
     ContainerConfig {
         metadata: Some(ContainerMetadata { name: "main".to_owned(), attempt: 0 }),

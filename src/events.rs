@@ -1,0 +1,253 @@
+//! Container events: every backend's stream once, to every client that wants it.
+//!
+//! A [`Feed`] is one backend's stream, shared by its clients: runtimes of old hand each event to one of their
+//! subscribers only (containerd 1.7, `container_events.go`), so crimux must not subscribe twice. It exists while
+//! a client wants it. A [`Client`] has a bounded queue; one that does not read loses its stream, never an event
+//! out of the middle of it, and nobody waits for it. Nothing here knows how events are got or what is in them.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::codec::{End, Frames};
+use crate::error::Error;
+
+/// What is known of a backend's stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing yet.
+    Asking,
+    /// It streams.
+    Streaming,
+    /// It streamed, was lost, and is asked again.
+    Again,
+    /// It does not stream.
+    Refused,
+}
+
+/// One client's stream.
+#[derive(Debug)]
+pub struct Client {
+    queue: Mutex<Option<mpsc::Sender<Bytes>>>,
+    end: End,
+    ended: Notify,
+    buffer: usize,
+}
+
+/// One backend's stream and who reads it.
+#[derive(Debug)]
+pub struct Feed {
+    phase: watch::Sender<Phase>,
+    clients: Mutex<Vec<Arc<Client>>>,
+    unwanted: Notify,
+}
+
+/// All streams of backends that are wanted at the moment.
+#[derive(Debug, Default)]
+pub struct Feeds {
+    by_backend: Mutex<BTreeMap<Arc<str>, Arc<Feed>>>,
+}
+
+impl Client {
+    /// Returns a client whose queue holds `buffer` events, and what it reads.
+    pub fn new(buffer: usize) -> (Arc<Self>, Frames) {
+        let (queue, end, frames) = Frames::channel(buffer);
+        let client = Self { queue: Mutex::new(Some(queue)), end, ended: Notify::new(), buffer };
+        (Arc::new(client), frames)
+    }
+
+    /// Ends the stream with `error`, after what is queued.
+    pub fn end(&self, error: Error) {
+        // The first reason is the one that counts.
+        self.end.set(error).ok();
+        self.queue().take();
+        self.ended.notify_one();
+    }
+
+    /// Waits until the client has left or its stream was ended. One may wait at a time.
+    pub async fn over(&self) {
+        let queue = self.queue().clone();
+        let Some(queue) = queue else { return };
+        tokio::select! {
+            () = queue.closed() => {}
+            () = self.ended.notified() => {}
+        }
+    }
+
+    /// Queues an event; false if the client was too slow, and lost its stream by that.
+    fn offer(&self, event: Bytes) -> bool {
+        let offered = self.queue().as_ref().map(|queue| queue.try_send(event));
+        let slow = matches!(offered, Some(Err(TrySendError::Full(_))));
+        if slow {
+            self.end(Error::SlowClient(self.buffer));
+        }
+        !slow
+    }
+
+    fn queue(&self) -> MutexGuard<'_, Option<mpsc::Sender<Bytes>>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Feed {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            phase: watch::Sender::new(Phase::Asking),
+            clients: Mutex::default(),
+            unwanted: Notify::new(),
+        })
+    }
+
+    /// Hands an event, as framed, to every client. Returns how many were too slow and lost their stream.
+    pub fn publish(&self, event: &Bytes) -> usize {
+        let mut clients = self.clients();
+        let before = clients.len();
+        clients.retain(|client| client.offer(event.clone()));
+        before - clients.len()
+    }
+
+    /// Records what is known of the stream now.
+    pub fn set(&self, phase: Phase) {
+        self.phase.send_replace(phase);
+    }
+
+    /// Returns what is known of the stream.
+    pub fn phase(&self) -> Phase {
+        *self.phase.borrow()
+    }
+
+    /// Waits until it is known whether the backend streams; tells whether it does.
+    pub async fn streams(&self) -> bool {
+        let mut phase = self.phase.subscribe();
+        let decided = phase.wait_for(|phase| *phase != Phase::Asking).await;
+        decided.is_ok_and(|phase| *phase != Phase::Refused)
+    }
+
+    /// Waits until the last client has left.
+    pub async fn unwanted(&self) {
+        self.unwanted.notified().await;
+    }
+
+    fn clients(&self) -> MutexGuard<'_, Vec<Arc<Client>>> {
+        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Feeds {
+    /// Lets a client read a backend's stream. The second value tells whether the stream is new, so that the
+    /// caller must feed it.
+    pub fn attach(&self, backend: &Arc<str>, client: &Arc<Client>) -> (Arc<Feed>, bool) {
+        let mut feeds = self.feeds();
+        let new = !feeds.contains_key(backend);
+        let feed = Arc::clone(feeds.entry(Arc::clone(backend)).or_insert_with(Feed::new));
+        feed.clients().push(Arc::clone(client));
+        (feed, new)
+    }
+
+    /// Takes a client away from a backend's stream; a stream without clients is unwanted.
+    pub fn detach(&self, backend: &str, client: &Arc<Client>) {
+        let mut feeds = self.feeds();
+        let Some(feed) = feeds.get(backend) else { return };
+        let mut clients = feed.clients();
+        clients.retain(|other| !Arc::ptr_eq(other, client));
+        let unwanted = clients.is_empty();
+        drop(clients);
+        if unwanted && let Some(feed) = feeds.remove(backend) {
+            feed.unwanted.notify_one();
+        }
+    }
+
+    /// Ends a backend's stream: all its clients' streams end with `error`.
+    pub fn end(&self, backend: &str, feed: &Arc<Feed>, error: &Error) {
+        let mut feeds = self.feeds();
+        if feeds.get(backend).is_some_and(|current| Arc::ptr_eq(current, feed)) {
+            feeds.remove(backend);
+        }
+        drop(feeds);
+        feed.set(Phase::Refused);
+        for client in feed.clients().drain(..) {
+            client.end(error.clone());
+        }
+    }
+
+    /// Ends all clients' streams with `error`.
+    pub fn end_all(&self, error: &Error) {
+        let feeds: Vec<_> = self.feeds().values().cloned().collect();
+        for client in feeds.iter().flat_map(|feed| std::mem::take(&mut *feed.clients())) {
+            client.end(error.clone());
+        }
+    }
+
+    fn feeds(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Feed>>> {
+        self.by_backend.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    async fn read(frames: &mut Frames) -> Result<Bytes, Option<Code>> {
+        let (frame, code) = std::future::poll_fn(|cx| frames.poll(cx)).await.expect("not over");
+        frame.into_data().map_err(|_| code)
+    }
+
+    fn name() -> Arc<str> {
+        "a".into()
+    }
+
+    #[tokio::test]
+    async fn a_slow_client_keeps_what_it_has_and_loses_the_rest_alone() {
+        let feeds = Feeds::default();
+        let (slow, mut slow_frames) = Client::new(2);
+        let (fast, mut fast_frames) = Client::new(3);
+        let (feed, new) = feeds.attach(&name(), &slow);
+        assert!(new);
+        assert!(!feeds.attach(&name(), &fast).1, "the stream is shared");
+        let events = ["1", "2", "3"].map(Bytes::from);
+        let dropped: Vec<_> = events.iter().map(|event| feed.publish(event)).collect();
+        assert_eq!(dropped, [0, 0, 1]);
+        assert_eq!(read(&mut slow_frames).await, Ok(events[0].clone()));
+        assert_eq!(read(&mut slow_frames).await, Ok(events[1].clone()));
+        slow.over().await;
+        assert_eq!(read(&mut slow_frames).await, Err(Some(Code::ResourceExhausted)));
+        for event in events {
+            assert_eq!(read(&mut fast_frames).await, Ok(event));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stream_is_unwanted_when_its_last_client_has_left() {
+        let feeds = Feeds::default();
+        let (one, frames) = Client::new(1);
+        let (other, _other_frames) = Client::new(1);
+        let (feed, _) = feeds.attach(&name(), &one);
+        feeds.attach(&name(), &other);
+        drop(frames);
+        one.over().await;
+        feeds.detach("a", &one);
+        assert!(!feeds.attach(&name(), &one).1, "the other still reads");
+        feeds.detach("a", &one);
+        feeds.detach("a", &other);
+        feed.unwanted().await;
+        assert!(feeds.attach(&name(), &one).1, "a new one is needed");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_ends_ends_those_of_its_clients_with_the_reason() {
+        let feeds = Feeds::default();
+        let (client, mut frames) = Client::new(1);
+        let (feed, _) = feeds.attach(&name(), &client);
+        feed.publish(&Bytes::from_static(b"last"));
+        feeds.end("a", &feed, &Error::Lost { backend: name(), cause: "ended".to_owned() });
+        assert!(!feed.streams().await);
+        assert_eq!(read(&mut frames).await, Ok(Bytes::from_static(b"last")));
+        client.over().await;
+        assert_eq!(read(&mut frames).await, Err(Some(Code::Unavailable)));
+    }
+}

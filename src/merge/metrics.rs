@@ -1,0 +1,259 @@
+//! Pod metrics of several runtimes under one set of descriptors.
+//!
+//! A metric names its labels by position alone, and runtimes order them differently: containerd says pod,
+//! namespace, container, id, image; CRI-O says id, image, namespace, pod, container. kubelet asks for the
+//! descriptors once in its life (`server/server.go`, `collectors/cri_metrics.go`), so what was announced then
+//! stands, and the labels of every metric are brought into that order. A metric whose order is not known is left
+//! out: labels under wrong names are worse than none. Nothing else of a metric is looked at.
+
+use std::collections::{HashMap, HashSet};
+
+use bytes::{Bytes, BytesMut};
+
+use crate::wire::{self, WireError};
+
+/// Field of a descriptor: its label keys.
+const LABEL_KEYS: u32 = 3;
+/// Field of a metric: its label values.
+const LABEL_VALUES: u32 = 4;
+
+/// Unites lists of descriptors by name.
+///
+/// What was `announced` before stays as it is and comes first. Of a name that is new the first descriptor is
+/// taken, with the label keys that only others have at its end.
+///
+/// # Errors
+/// Whatever makes one of them unreadable.
+pub fn unite<'a>(announced: &'a [u8], lists: impl IntoIterator<Item = &'a [u8]>) -> Result<Bytes, WireError> {
+    let mut names = HashSet::new();
+    for descriptor in wire::items(announced, 1) {
+        names.insert(wire::peek_str(descriptor?, &[1])?);
+    }
+    let mut places = HashMap::new();
+    let mut new: Vec<(BytesMut, Vec<&str>)> = Vec::new();
+    for list in lists {
+        for descriptor in wire::items(list, 1) {
+            let descriptor = descriptor?;
+            let name = wire::peek_str(descriptor, &[1])?;
+            if names.contains(name) {
+                continue;
+            }
+            let place = *places.entry(name).or_insert(new.len());
+            if place == new.len() {
+                new.push((descriptor.into(), keys(descriptor)?));
+            } else {
+                let (encoded, known) = &mut new[place];
+                for key in keys(descriptor)? {
+                    if !known.contains(&key) {
+                        wire::put_bytes(encoded, LABEL_KEYS, key.as_bytes());
+                        known.push(key);
+                    }
+                }
+            }
+        }
+    }
+    let mut united = BytesMut::from(announced);
+    for (descriptor, _) in new {
+        wire::put_bytes(&mut united, 1, &descriptor);
+    }
+    Ok(united.freeze())
+}
+
+/// How the labels of one backend's metrics become those that were announced.
+#[derive(Debug, Default)]
+pub struct Labels<'a> {
+    /// Whether every announced metric has exactly the labels of the backend's own.
+    same: bool,
+    announced: HashSet<&'a str>,
+    /// For each announced label of a metric, the place of its value, or `None` if the backend has no such label.
+    places: HashMap<&'a str, Vec<Option<usize>>>,
+}
+
+impl<'a> Labels<'a> {
+    /// Compares a backend's own descriptors with those that were announced.
+    ///
+    /// # Errors
+    /// Whatever makes one of them unreadable.
+    pub fn new(own: &'a [u8], announced: &'a [u8]) -> Result<Self, WireError> {
+        let mut own_keys = HashMap::new();
+        for descriptor in wire::items(own, 1) {
+            let descriptor = descriptor?;
+            own_keys.insert(wire::peek_str(descriptor, &[1])?, keys(descriptor)?);
+        }
+        let mut labels = Self { same: true, ..Self::default() };
+        for descriptor in wire::items(announced, 1) {
+            let descriptor = descriptor?;
+            let (name, wanted) = (wire::peek_str(descriptor, &[1])?, keys(descriptor)?);
+            labels.announced.insert(name);
+            let had = own_keys.get(name);
+            labels.same &= had == Some(&wanted);
+            if let Some(had) = had {
+                let place = |key: &&str| had.iter().position(|own| own == key);
+                labels.places.insert(name, wanted.iter().map(place).collect());
+            }
+        }
+        Ok(labels)
+    }
+
+    /// Brings the labels in an encoded list of `PodSandboxMetrics` into the announced order.
+    ///
+    /// # Errors
+    /// Whatever makes the list unreadable.
+    pub fn reorder(&self, list: &Bytes) -> Result<Bytes, WireError> {
+        if self.same {
+            return Ok(list.clone());
+        }
+        let mut out = BytesMut::with_capacity(list.len());
+        for sandbox in wire::fields(list) {
+            let sandbox = sandbox?;
+            if sandbox.number == 1 {
+                wire::put_bytes(&mut out, 1, &self.sandbox(sandbox.bytes()?)?);
+            } else {
+                out.extend_from_slice(sandbox.raw);
+            }
+        }
+        Ok(out.freeze())
+    }
+
+    fn sandbox(&self, sandbox: &[u8]) -> Result<BytesMut, WireError> {
+        let mut out = BytesMut::with_capacity(sandbox.len());
+        for field in wire::fields(sandbox) {
+            let field = field?;
+            match field.number {
+                2 => self.put_metric(&mut out, field.bytes()?)?,
+                3 => wire::put_bytes(&mut out, 3, &self.container(field.bytes()?)?),
+                _ => out.extend_from_slice(field.raw),
+            }
+        }
+        Ok(out)
+    }
+
+    fn container(&self, container: &[u8]) -> Result<BytesMut, WireError> {
+        let mut out = BytesMut::with_capacity(container.len());
+        for field in wire::fields(container) {
+            let field = field?;
+            match field.number {
+                2 => self.put_metric(&mut out, field.bytes()?)?,
+                _ => out.extend_from_slice(field.raw),
+            }
+        }
+        Ok(out)
+    }
+
+    /// Writes one metric as field 2, if it stays.
+    fn put_metric(&self, out: &mut BytesMut, metric: &[u8]) -> Result<(), WireError> {
+        let name = wire::peek_str(metric, &[1])?;
+        let Some(places) = self.places.get(name) else {
+            // What was never announced is dropped by kubelet, whatever its labels.
+            if !self.announced.contains(name) {
+                wire::put_bytes(out, 2, metric);
+            }
+            return Ok(());
+        };
+        let values: Vec<&[u8]> = wire::items(metric, LABEL_VALUES).collect::<Result<_, _>>()?;
+        let mut written = BytesMut::with_capacity(metric.len());
+        for field in wire::fields(metric) {
+            let field = field?;
+            if field.number != LABEL_VALUES {
+                written.extend_from_slice(field.raw);
+            }
+        }
+        for place in places {
+            let value = place.and_then(|place| values.get(place)).copied().unwrap_or_default();
+            wire::put_bytes(&mut written, LABEL_VALUES, value);
+        }
+        wire::put_bytes(out, 2, &written);
+        Ok(())
+    }
+}
+
+fn keys(descriptor: &[u8]) -> Result<Vec<&str>, WireError> {
+    wire::items(descriptor, LABEL_KEYS)
+        .map(|key| std::str::from_utf8(key?).map_err(|_| WireError::Utf8(LABEL_KEYS)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message;
+
+    use super::*;
+    use crate::cri::{
+        ContainerMetrics, ListMetricDescriptorsResponse, ListPodSandboxMetricsResponse, Metric,
+        MetricDescriptor, PodSandboxMetrics,
+    };
+
+    const CONTAINERD: [&str; 5] = ["pod", "namespace", "container", "id", "image"];
+    const CRIO: [&str; 5] = ["id", "image", "namespace", "pod", "container"];
+
+    fn strings(words: &[&str]) -> Vec<String> {
+        words.iter().map(|&word| word.to_owned()).collect()
+    }
+
+    fn descriptors(of: &[(&str, &[&str])]) -> Bytes {
+        let descriptor = |&(name, keys): &(&str, &[&str])| MetricDescriptor {
+            name: name.to_owned(),
+            help: format!("help of {name}"),
+            label_keys: strings(keys),
+        };
+        ListMetricDescriptorsResponse { descriptors: of.iter().map(descriptor).collect() }
+            .encode_to_vec()
+            .into()
+    }
+
+    fn metric(name: &str, values: &[&str]) -> Metric {
+        Metric { name: name.to_owned(), timestamp: 9, label_values: strings(values), ..Default::default() }
+    }
+
+    /// One sandbox with `metrics` of its own and the same of one container.
+    fn list(metrics: &[Metric]) -> Bytes {
+        let pod_metrics = vec![PodSandboxMetrics {
+            pod_sandbox_id: "s".into(),
+            metrics: metrics.to_vec(),
+            container_metrics: vec![ContainerMetrics { container_id: "c".into(), metrics: metrics.to_vec() }],
+        }];
+        ListPodSandboxMetricsResponse { pod_metrics }.encode_to_vec().into()
+    }
+
+    fn decoded(list: &Bytes) -> ListPodSandboxMetricsResponse {
+        ListPodSandboxMetricsResponse::decode(list.clone()).expect("a list")
+    }
+
+    #[test]
+    fn descriptors_are_united_by_name_and_what_was_announced_stays() {
+        let announced = descriptors(&[("cpu", &CONTAINERD)]);
+        let crio = descriptors(&[("cpu", &CRIO), ("oom", &["id"])]);
+        let other = descriptors(&[("oom", &["pod", "id"])]);
+        let united = unite(&announced, [&crio[..], &other[..]]).expect("descriptors");
+        assert_eq!(united, descriptors(&[("cpu", &CONTAINERD), ("oom", &["id", "pod"])]));
+        assert_eq!(unite(&united, [&crio[..]]), Ok(united.clone()));
+    }
+
+    #[test]
+    fn labels_come_into_the_announced_order_at_sandboxes_and_containers() {
+        let announced = descriptors(&[("cpu", &["pod", "namespace", "container", "id", "image", "zone"])]);
+        let own = descriptors(&[("cpu", &CRIO)]);
+        let labels = Labels::new(&own, &announced).expect("descriptors");
+        let reordered = labels.reorder(&list(&[metric("cpu", &CRIO)])).expect("a list");
+        let wanted = metric("cpu", &["pod", "namespace", "container", "id", "image", ""]);
+        assert_eq!(decoded(&reordered), decoded(&list(&[wanted])));
+    }
+
+    #[test]
+    fn metrics_in_the_announced_order_are_not_copied() {
+        let announced = descriptors(&[("cpu", &CONTAINERD)]);
+        let labels = Labels::new(&announced, &announced).expect("descriptors");
+        let metrics = list(&[metric("cpu", &CONTAINERD)]);
+        assert_eq!(labels.reorder(&metrics).expect("a list").as_ptr(), metrics.as_ptr());
+    }
+
+    #[test]
+    fn a_metric_in_an_order_nobody_knows_is_left_out() {
+        let announced = descriptors(&[("cpu", &CONTAINERD)]);
+        let own = descriptors(&[("other", &["id"])]);
+        let labels = Labels::new(&own, &announced).expect("descriptors");
+        let reordered =
+            labels.reorder(&list(&[metric("cpu", &CRIO), metric("other", &["x"])])).expect("a list");
+        assert_eq!(decoded(&reordered), decoded(&list(&[metric("other", &["x"])])));
+    }
+}

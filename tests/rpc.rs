@@ -1,0 +1,211 @@
+//! `docs/rpc.md`: every RPC with its lane, its rule and what happens when a backend fails, from the method table.
+//!
+//! The document cannot differ from the table that the proxy walks. `UPDATE=1 cargo test --test rpc` writes it anew.
+
+use std::fmt::Write as _;
+
+use crimux::method::{self, Absent, Answer, Deadline, Effect, ImageCall, Kind, Lane, List, Method};
+
+const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rpc.md");
+
+const HEAD: &str = "\
+# Every RPC: lane, rule, partial failure
+
+<!-- Generated from the method table (src/method.rs): UPDATE=1 cargo test --test rpc -->
+
+All of CRI 0.37, in the order of the API. The same rows serve `runtime.v1` and `runtime.v1alpha2`, towards clients and
+towards backends. A method that is not in the table goes, unread, to the owner of the ID in its field 1, else to the
+default backend; its reply is streamed through.
+
+*Unreachable is never absent*: where a backend cannot be asked, the last column says what stands in for it. \"Its
+deadline\" is `timeouts.list`, `.read` or `.stats` of the backend; a backend that outlasts it is late until it answers
+again. A client's own deadline that is shorter counts instead.
+
+| RPC | lane | rule | when a backend cannot be asked |
+|---|---|---|---|
+";
+
+fn row(method: &Method) -> String {
+    let (lane, rule, failure) = match method.lane {
+        Lane::Handler(field) => ("handler", handler(field), "`Unavailable`".to_owned()),
+        Lane::Owner(kind, absent) => ("owner", owner(kind, absent), owner_failure(method)),
+        Lane::Image(call) => ("image", image(call).to_owned(), image_failure(call).to_owned()),
+        Lane::FanOut(list) => ("fan-out", merged(list).to_owned(), fan_out_failure(list, method.deadline)),
+        Lane::Relay(list) => ("relay", relayed(list), relay_failure(list)),
+        Lane::Broadcast => (
+            "broadcast",
+            "to every backend, as it came".to_owned(),
+            "its error; kubelet tries again".to_owned(),
+        ),
+        Lane::Answer(answer) => {
+            let (rule, failure) = answered(answer);
+            ("answer", rule.to_owned(), failure.to_owned())
+        }
+        Lane::Events => ("events", events().to_owned(), events_failure().to_owned()),
+    };
+    let rule = [rule.as_str(), effect(method.effect)].join("");
+    format!("| {} | {lane} | {rule} | {failure} |", method.name)
+}
+
+fn handler(field: u32) -> String {
+    format!(
+        "to the backend of the handler in field {field}, which becomes that backend's name for it; unknown: `InvalidArgument`"
+    )
+}
+
+fn owner(kind: Kind, absent: Absent) -> String {
+    let denied = match absent {
+        Absent::NotFound => "`NotFound`",
+        Absent::Ok => "OK",
+    };
+    format!("to the owner of the {} in field 1; an ID that every backend denies: {denied}", kind.word())
+}
+
+fn owner_failure(method: &Method) -> String {
+    match method.effect {
+        Effect::Status => {
+            "the last-known status while it agrees with the last-known list, else `Unavailable`".to_owned()
+        }
+        _ => "`Unavailable`".to_owned(),
+    }
+}
+
+fn effect(effect: Effect) -> &'static str {
+    match effect {
+        Effect::None | Effect::Changed => "",
+        Effect::SandboxCreated | Effect::ContainerCreated => {
+            "; the new ID is recorded before the reply goes out"
+        }
+        Effect::PodRestored => {
+            "; the sandbox and every restored container are recorded before the reply goes out"
+        }
+        Effect::ContainerStarted | Effect::ContainerStopped | Effect::SandboxStopped => {
+            "; the new state is recorded"
+        }
+        Effect::ContainerRemoved | Effect::SandboxRemoved => "; the removal is recorded",
+        Effect::Status => "; the reply is remembered",
+        Effect::Stats => "; of a backend with `local: false` without `writable_layer.fs_id`",
+        Effect::StreamUrl => "; a URL that kubelet could not dial becomes one of the relay",
+    }
+}
+
+fn image(call: ImageCall) -> &'static str {
+    match call {
+        ImageCall::Pull => {
+            "to the store of `image.runtime_handler`, else of the pod in `sandbox_config`, else of the default backend; never to two"
+        }
+        ImageCall::Status => "to the store of the handler or of the pod it is for, else to all",
+        ImageCall::Remove => "to every store that lists the image",
+    }
+}
+
+fn image_failure(call: ImageCall) -> &'static str {
+    match call {
+        ImageCall::Pull => "`Unavailable`",
+        ImageCall::Status => "what its last-known list has, else `Unavailable`; never absent",
+        ImageCall::Remove => "`Unavailable` if it was last known to list the image",
+    }
+}
+
+fn merged(list: List) -> &'static str {
+    match list {
+        List::Sandboxes | List::Containers => "the encoded lists one after the other",
+        List::ContainerStats | List::SandboxStats => {
+            "the encoded lists one after the other; of a backend with `local: false` without `writable_layer.fs_id`"
+        }
+        List::Images => "one entry for each image ID, tags and digests united",
+        List::Filesystems => {
+            "the default backend's first, each mountpoint once, none of a backend with `local: false`"
+        }
+        List::MetricDescriptors => {
+            "united by name, in the default backend's label order; what was announced once stands"
+        }
+        List::SandboxMetrics => "one after the other, the labels in the order that was announced",
+    }
+}
+
+fn standing_in(list: List) -> &'static str {
+    match list {
+        List::Sandboxes | List::Containers | List::Images => {
+            "its last-known items, filtered as asked; `Unavailable` if it was never listed"
+        }
+        List::ContainerStats => "its last-known stats; left out if there are none",
+        List::SandboxStats => {
+            "its last-known stats; left out if there are none. A backend without the RPC: `pod_sandbox_stats`"
+        }
+        List::Filesystems => "its last-known filesystems; left out if there are none",
+        List::MetricDescriptors => "its last-known descriptors; left out if there are none",
+        List::SandboxMetrics => "left out",
+    }
+}
+
+fn fan_out_failure(list: List, deadline: Deadline) -> String {
+    let deadline = match deadline {
+        Deadline::Prompt => "within 80 ms",
+        _ => "after its deadline",
+    };
+    format!("{} ({deadline})", standing_in(list))
+}
+
+fn relayed(list: List) -> String {
+    let unary = list.unary().name;
+    match list {
+        List::Images => format!("as {unary}, in frames below 4 MiB"),
+        List::SandboxMetrics => format!(
+            "frame by frame, the labels as in {unary}; a backend without streams is asked for {unary}"
+        ),
+        List::ContainerStats | List::SandboxStats => {
+            format!(
+                "frame by frame, filesystems as in {unary}; a backend without streams is asked for {unary}"
+            )
+        }
+        _ => format!(
+            "frame by frame, as they came; a backend without streams is asked for {unary}, in frames below 4 MiB"
+        ),
+    }
+}
+
+fn relay_failure(list: List) -> String {
+    match list {
+        List::SandboxMetrics => standing_in(list).to_owned(),
+        _ => format!("{}. Of one that breaks off, those that did not go out yet", standing_in(list)),
+    }
+}
+
+fn answered(answer: Answer) -> (&'static str, &'static str) {
+    match answer {
+        Answer::Version => (
+            "the default backend's name and version, or crimux's (`identity`)",
+            "what it said last; `Unavailable` if it never did",
+        ),
+        Answer::Status => (
+            "conditions of the default and `required` backends, one more for each backend; handlers by their public names",
+            "its conditions stand for 30 s, then they are false",
+        ),
+        Answer::RuntimeConfig => {
+            ("the default backend's cgroup driver", "what it said last; `Unavailable` if it never did")
+        }
+    }
+}
+
+fn events() -> &'static str {
+    "the events of all backends as they came, while every backend streams, else `Unimplemented`; a client that does not \
+     read `events.buffer` events in time: `ResourceExhausted`"
+}
+
+fn events_failure() -> &'static str {
+    "asked again for `events.grace`, then the stream ends with `Unavailable`; `Unimplemented` if it is not known to stream"
+}
+
+#[test]
+fn the_document_says_what_the_method_table_says() {
+    let mut document = HEAD.to_owned();
+    for method in method::all() {
+        writeln!(document, "{}", row(method)).unwrap();
+    }
+    if std::env::var_os("UPDATE").is_some() {
+        std::fs::write(PATH, &document).unwrap();
+    }
+    let written = std::fs::read_to_string(PATH).unwrap_or_default();
+    assert!(written == document, "docs/rpc.md is not of this table: UPDATE=1 cargo test --test rpc");
+}

@@ -164,7 +164,7 @@ impl Backend {
         message: Bytes,
     ) -> Result<Reply, Error> {
         let mut flight = self.take_off(method)?;
-        let patience = patience(method, &headers);
+        let patience = Patience::of(&self.name, method, &headers);
         let uri =
             crate::method::uri(method, path, api).map_err(|_| Error::Framing("the path is not valid"))?;
         flight.span = spans::client(uri.path(), &self.name, &mut headers);
@@ -185,16 +185,16 @@ impl Backend {
         mut sender: SendRequest<Bytes>,
         request: Request<()>,
         message: Bytes,
-        patience: Option<Duration>,
+        patience: Option<Patience>,
     ) -> Result<(HeaderMap, RecvStream), Error> {
         let lost = |error: h2::Error| self.lost(&error);
         let (response, mut body) = sender.send_request(request, false).map_err(lost)?;
         body.send_data(message, true).map_err(lost)?;
         let head = match patience {
             None => response.await,
-            Some(waited) => tokio::time::timeout(waited, response)
-                .await
-                .map_err(|_| Error::Overdue { backend: Arc::clone(&self.name), waited })?,
+            Some(Patience { waited, ends }) => {
+                tokio::time::timeout(waited, response).await.map_err(|_| ends)?
+            }
         };
         let (head, stream) = head.map_err(lost)?.into_parts();
         if head.status != StatusCode::OK {
@@ -384,14 +384,26 @@ impl Drop for Flight {
     }
 }
 
-/// Returns how long the head of a reply is waited for: until shortly before the caller gives up, because an
-/// `ExecSync` that ends by deadline is a failed probe to kubelet, and one that ends `Unavailable` is none. A pull
-/// ends by its caller's deadline alone (critest `image.go` looks for `DeadlineExceeded`).
-fn patience(method: Option<&'static Method>, headers: &HeaderMap) -> Option<Duration> {
-    if method.is_some_and(|method| method.lane == Lane::Image(ImageCall::Pull)) {
-        return None;
+/// How long the head of a reply is waited for, and how a call that outlasts it ends.
+struct Patience {
+    waited: Duration,
+    ends: Error,
+}
+
+impl Patience {
+    /// Waits until shortly before the caller gives up, because an `ExecSync` that ends by deadline is a failed
+    /// probe to kubelet and one that ends `Unavailable` is none. A pull does end by its caller's deadline:
+    /// kubelet sets none, and critest `image.go` looks for `DeadlineExceeded`.
+    fn of(backend: &Arc<str>, method: Option<&'static Method>, headers: &HeaderMap) -> Option<Self> {
+        let caller = codec::caller_timeout(headers)?;
+        let waited = caller.saturating_sub(caller.mul_f64(0.1).min(MARGIN));
+        let backend = Arc::clone(backend);
+        let ends = match method.map(|method| method.lane) {
+            Some(Lane::Image(ImageCall::Pull)) => Error::Expired { backend, waited },
+            _ => Error::Overdue { backend, waited },
+        };
+        Some(Self { waited, ends })
     }
-    codec::caller_timeout(headers).map(|caller| caller - caller.mul_f64(0.1).min(MARGIN))
 }
 
 /// Headers for calls that crimux makes by itself.

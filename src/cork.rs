@@ -3,7 +3,7 @@
 //! `h2` writes each DATA frame, and whatever follows it, with a call of its own: a reply of one message costs two
 //! writes and wakes its reader twice, a list of 250 kB costs sixteen. A [`Corked`] stream takes the bytes, says
 //! yes, and has a task of its own write them once the tasks that are ready now have run: on one thread that is
-//! after the whole reply, or the replies of several calls, are there. Back-pressure holds: beyond [`HIGH`]
+//! after the whole reply, or the replies of several calls, are there. Back-pressure holds: beyond `HIGH`
 //! waiting bytes a writer waits. It must not know what it carries.
 
 use std::io::{self, IoSlice};
@@ -206,7 +206,7 @@ mod tests {
     #[tokio::test]
     async fn more_bytes_than_there_is_room_for_arrive_whole() {
         let (near, mut far) = tokio::net::UnixStream::pair().unwrap();
-        let sent: Vec<u8> = (0..8 * HIGH).map(|n| (n % 251) as u8).collect();
+        let sent: Vec<u8> = (0..=250).cycle().take(8 * HIGH).collect();
         let expected = sent.clone();
         let writing = tokio::spawn(async move {
             let mut near = Corked::new(near);

@@ -65,6 +65,14 @@ pub enum Error {
         /// How long the caller has waited.
         waited: std::time::Duration,
     },
+    /// The caller's deadline is about to pass, and it is one that the caller must hear of as such.
+    #[error("backend {backend} did not answer before the caller's deadline ({waited:?})")]
+    Expired {
+        /// The backend.
+        backend: Arc<str>,
+        /// How long the caller has waited.
+        waited: std::time::Duration,
+    },
     /// A read of a late backend that has no last-known answer to give.
     #[error(
         "backend {backend} did not answer within {waited:?} and no last-known answer agrees with its last list"
@@ -180,6 +188,7 @@ impl Error {
             | Self::Malformed(_)
             | Self::Framing(_) => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
+            Self::Expired { .. } => Code::DeadlineExceeded,
             Self::TooLarge(_) | Self::SlowClient(_) => Code::ResourceExhausted,
             Self::Compressed | Self::Unimplemented(_) => Code::Unimplemented,
             Self::Garbage { .. } | Self::Stream { .. } => Code::Internal,

@@ -4,7 +4,7 @@
 //! request → method::find → collect → by lane: forward | fan out | answer → watch → response
 //! ```
 //!
-//! [`serve`] reads top to bottom; each lane has a file of its own below `proxy/`. The hops (router, backend,
+//! `serve` reads top to bottom; each lane has a file of its own below `proxy/`. The hops (router, backend,
 //! merge, snapshot) never call each other: only this module knows their order.
 
 use std::convert::Infallible;

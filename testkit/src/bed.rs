@@ -1,6 +1,6 @@
 //! Drives `dev/bed`: real container runtimes in a private namespace, for one test.
 //!
-//! What crimux promises is about real runtimes, so its last word is a test against them. A [`Bed`] is one
+//! What crimux promises is about real runtimes, so its last word is a test against them. A `Bed` is one
 //! private world of containerds; it lives exactly as long as the value, and if the test process dies, however
 //! it dies, the end of a pipe ends the bed. Nothing here knows how a runtime is configured: that is `dev/bed`'s.
 

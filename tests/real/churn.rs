@@ -2,7 +2,7 @@
 //!
 //! A model holds what clients were told. One client for each backend makes and removes pods as kubelet does, another
 //! one lists and inspects without pause as PLEG and crictl do, and every answer is held against the model: nothing
-//! vanishes, nothing removed comes back, no call is told OK or NotFound that is not true, no list is late. After each
+//! vanishes, nothing removed comes back, no call is told OK or `NotFound` that is not true, no list is late. After each
 //! round the runtimes themselves have the last word.
 //!
 //! `CRIMUX_CHURN_ROUNDS` and `CRIMUX_CHURN_SEED` make it longer or other; `dev/churn` is one command for both.
@@ -80,7 +80,7 @@ async fn nothing_vanishes_and_nothing_lies_while_everything_is_killed_in_turn() 
     println!("churn: {rounds} rounds, seed {seed}");
     let mut rng = Rng::with_seed(seed);
     let mut crimux = Some(world::crimux(&bed, &HANDLERS).await);
-    let churn = Arc::new(Churn::new(&bed, &crimux));
+    let churn = Arc::new(Churn::new(&bed, crimux.as_ref().unwrap()));
     for (handler, backend, _) in HANDLERS {
         churn.anchor(handler, backend).await;
     }
@@ -138,9 +138,9 @@ fn end(bed: &Bed, victim: &str, kind: u32) {
 }
 
 impl Churn {
-    fn new(bed: &Bed, crimux: &Option<Crimux<'_>>) -> Self {
+    fn new(bed: &Bed, crimux: &Crimux<'_>) -> Self {
         Self {
-            socket: crimux.as_ref().unwrap().socket.clone(),
+            socket: crimux.socket.clone(),
             logs: bed.directory().join("pod-logs"),
             model: Mutex::default(),
             no_crimux: AtomicBool::new(false),
@@ -378,7 +378,7 @@ async fn make(churn: Arc<Churn>, backend: usize, mut rng: Rng) {
             0 if leaving.is_some() => finish(&churn, &mut pods, leaving.unwrap()).await,
             0 if !mine.is_empty() => remove(&churn, &mut pods, &rng.choice(mine).unwrap()).await,
             1 => again(&churn, &mut pods, &mut rng).await,
-            _ if mine.len() < PODS => run(&churn, &mut pods, backend, number).await,
+            _ if mine.len() < PODS => Box::pin(run(&churn, &mut pods, backend, number)).await,
             _ => stop(&churn, &mut pods, &rng.choice(mine).unwrap()).await,
         };
         match done {
@@ -399,16 +399,18 @@ async fn run(churn: &Churn, pods: &mut Pods, backend: usize, number: u32) -> Res
     std::fs::create_dir_all(&config.log_directory).unwrap();
     let runtime_handler = HANDLERS[backend].0.to_owned();
     let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler };
-    let sandbox =
-        within(PATIENCE, pods.runtime.run_pod_sandbox(limited(request, PATIENCE))).await?.pod_sandbox_id;
+    let sandbox = Box::pin(within(PATIENCE, pods.runtime.run_pod_sandbox(limited(request, PATIENCE))))
+        .await?
+        .pod_sandbox_id;
     churn.model().sandboxes.insert(sandbox.clone(), backend);
     let request = CreateContainerRequest {
         pod_sandbox_id: sandbox.clone(),
         config: Some(testkit::bed::pods::container_config(&config, &IDLE)),
         sandbox_config: Some(config),
     };
-    let container =
-        within(PATIENCE, pods.runtime.create_container(limited(request, PATIENCE))).await?.container_id;
+    let container = Box::pin(within(PATIENCE, pods.runtime.create_container(limited(request, PATIENCE))))
+        .await?
+        .container_id;
     churn.model().containers.insert(container.clone(), sandbox);
     let request = StartContainerRequest { container_id: container.clone() };
     within(PATIENCE, pods.runtime.start_container(limited(request, PATIENCE))).await?;
@@ -445,7 +447,9 @@ async fn remove(churn: &Churn, pods: &mut Pods, sandbox: &str) -> Result<(), Sta
         let containers: Vec<_> = of_pod.map(|(id, _)| id.clone()).collect();
         let backend = model.sandboxes.remove(sandbox).expect("only its own maker removes a sandbox");
         model.leaving.insert(pod_sandbox_id.clone(), backend);
-        containers.iter().for_each(|id| drop(model.containers.remove(id)));
+        for id in &containers {
+            model.containers.remove(id);
+        }
         containers
     };
     for container_id in containers {

@@ -187,6 +187,9 @@ fn allowed(method: &Method, fault: &Fault) -> Vec<Code> {
     if from_memory {
         codes.extend([Code::Ok, Code::Unavailable]);
     }
+    if method.name == "PullImage" && matches!(fault, Fault::Hang | Fault::HangReply) {
+        codes = vec![Code::DeadlineExceeded];
+    }
     codes
 }
 

@@ -115,20 +115,19 @@ fn learn(model: &mut Model, backends: &[&SimRuntime]) -> BTreeSet<String> {
 async fn churn(client: Client, model: Arc<Mutex<Model>>, mut rng: Rng, name: String) {
     for number in 0_u32.. {
         let victim = if rng.bool() { pick(&model, &mut rng) } else { None };
-        let done = match victim {
-            Some(id) => remove(&client, &id).await.map(|()| {
+        let done = if let Some(id) = victim {
+            remove(&client, &id).await.map(|()| {
                 let mut model = model.lock().unwrap();
                 model.unsure.remove(&id);
                 model.gone.insert(id);
-            }),
-            None => {
-                let backend = if rng.bool() { "a" } else { "b" };
-                create(&client, &format!("pod-{name}-{number}"), backend).await.map(|id| {
-                    let mut model = model.lock().unwrap();
-                    model.there.insert(id);
-                    model.created += 1;
-                })
-            }
+            })
+        } else {
+            let backend = if rng.bool() { "a" } else { "b" };
+            create(&client, &format!("pod-{name}-{number}"), backend).await.map(|id| {
+                let mut model = model.lock().unwrap();
+                model.there.insert(id);
+                model.created += 1;
+            })
         };
         if done.is_err() {
             return;

@@ -105,9 +105,9 @@ async fn a_hung_exec_ends_as_unavailable_before_its_caller_takes_it_for_a_failed
     let request = ExecSyncRequest { container_id: world.container_of_b(), timeout: 1, ..Default::default() };
     for frozen in [true, false] {
         if frozen {
-            world.b.freeze()
+            world.b.freeze();
         } else {
-            world.b.fault("ExecSync", Fault::Hang)
+            world.b.fault("ExecSync", Fault::Hang);
         }
         let timeout = [("grpc-timeout", "1500m")];
         let (reply, took) =

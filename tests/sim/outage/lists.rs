@@ -43,8 +43,8 @@ async fn all_lists(client: &Client) -> Lists {
             let stats = listed.into_inner().stats.into_iter();
             Some(unique(stats.map(|stats| stats.attributes.unwrap().id)))
         }
-        Err(status) if status.code() == Code::Unimplemented => None,
-        Err(status) => panic!("{status}"),
+        Err(error) if error.code() == Code::Unimplemented => None,
+        Err(error) => panic!("{error}"),
     };
     Lists {
         sandboxes,

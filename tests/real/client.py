@@ -9,7 +9,8 @@ import uuid
 import grpc
 
 socket, handler, logs = sys.argv[1:]
-channel = grpc.insecure_channel("unix://" + socket)
+# gRPC's C core names the socket's path as authority, percent-encoded, which no Rust server takes (docs/limits.md).
+channel = grpc.insecure_channel("unix://" + socket, options=[("grpc.default_authority", "localhost")])
 SECONDS = 30
 
 

@@ -117,7 +117,10 @@ pub(super) fn listed(
 ) -> Result<(), Error> {
     let owned =
         |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
-    learn_owners(node, backend, list, &reply).map_err(owned)?;
+    // kubelet lists every second and mostly nothing has changed.
+    if !(unfiltered && kept(list).is_some_and(|kind| backend.last.holds(kind, &reply))) {
+        learn_owners(node, backend, list, &reply).map_err(owned)?;
+    }
     match kept(list) {
         Some(kind) if unfiltered => backend.last.replace_list(kind, epoch, reply),
         Some(kind) => backend.last.update_items(kind, epoch, &reply).map_err(owned)?,

@@ -92,6 +92,11 @@ impl Lists {
         }
     }
 
+    /// Tells whether the newest list of `kind` is, byte for byte, this one. Only asked of what teaches owners.
+    pub(super) fn holds(&self, kind: ListKind, reply: &Bytes) -> bool {
+        matches!(kind, ListKind::Sandboxes | ListKind::Containers) && self.pairing.holds(kind, reply)
+    }
+
     /// Tells whether the newest list of `kind` was sent after `epoch`, so that a reply of then says nothing new.
     pub(super) fn is_past(&self, kind: ListKind, epoch: Epoch) -> bool {
         match kind {

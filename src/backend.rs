@@ -266,7 +266,8 @@ impl Backend {
         Error::Lost { backend: Arc::clone(&self.name), cause: error.to_string() }
     }
 
-    fn garbage(&self, cause: impl Into<String>) -> Error {
+    /// Returns the error for a reply of this backend that cannot be read.
+    pub fn garbage(&self, cause: impl Into<String>) -> Error {
         Error::Garbage { backend: Arc::clone(&self.name), cause: cause.into() }
     }
 
@@ -340,11 +341,6 @@ impl ReplyBody {
     /// Returns the error for a reply that ended without a status.
     pub fn without_status(&self) -> Error {
         self.flight.backend.garbage("the reply ended without a gRPC status")
-    }
-
-    /// Tells whether nothing more will come, not even trailers.
-    pub fn is_end(&self) -> bool {
-        self.stream.is_end_stream()
     }
 }
 

@@ -105,6 +105,11 @@ impl Call {
         backend.fetch(method, std::mem::take(&mut self.headers), message.framed()).await
     }
 
+    /// Returns how long a backend may take: its own deadline, or most of what the caller still waits.
+    pub(super) fn at_most(&self, limit: Duration) -> Duration {
+        self.caller_waits().map_or(limit, |caller| limit.min(caller))
+    }
+
     /// Returns most of what the caller still waits, if it said so: crictl gives up after 2 s, and an answer from
     /// last-known state must come before that.
     pub(super) fn caller_waits(&self) -> Option<Duration> {

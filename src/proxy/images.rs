@@ -6,7 +6,7 @@
 //! would pull again, refuse to start or, worst, run the container as root. No deadline of ours cuts a pull.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use tonic::Code;
@@ -38,11 +38,6 @@ impl Call {
             ImageCall::Status => self.image_status(method, message).await,
             ImageCall::Remove => self.remove_image(method, message).await,
         }
-    }
-
-    /// Returns how long a backend may take: its own deadline, or most of what the caller still waits.
-    fn at_most(&self, limit: Duration) -> Duration {
-        self.caller_waits().map_or(limit, |caller| limit.min(caller))
     }
 
     async fn pull(&mut self, method: &'static Method, message: Message) -> Result<Outcome, Error> {

@@ -42,7 +42,7 @@ pub(super) fn created(
     request: &[u8],
     reply: &[u8],
 ) -> Result<String, Error> {
-    let garbage = |cause: String| Error::Garbage { backend: Arc::clone(&backend.name), cause };
+    let garbage = |cause: String| backend.garbage(cause);
     let unreadable = |error: WireError| garbage(error.to_string());
     let id = wire::peek_str(reply, &[1]).map_err(unreadable)?;
     if id.is_empty() {
@@ -115,8 +115,7 @@ pub(super) fn listed(
     unfiltered: bool,
     reply: Bytes,
 ) -> Result<(), Error> {
-    let owned =
-        |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
+    let owned = |error: WireError| backend.garbage(error.to_string());
     // kubelet lists every second and mostly nothing has changed.
     if !(unfiltered && kept(list).is_some_and(|kind| backend.last.holds(kind, &reply))) {
         learn_owners(node, backend, list, &reply).map_err(owned)?;
@@ -133,16 +132,14 @@ pub(super) fn listed(
 
 /// Learns the owners of the items in one frame of a list, and that it can be read at all.
 pub(super) fn owners(node: &Node, backend: &Backend, list: List, frame: &[u8]) -> Result<(), Error> {
-    let garbage =
-        |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
+    let garbage = |error: WireError| backend.garbage(error.to_string());
     learn_owners(node, backend, list, frame).map_err(garbage)
 }
 
 /// Learns the owners that an event of a backend names. What it says of their states is left to the next list,
 /// because an event may be older than a call that passed since.
 pub(super) fn event(node: &Node, backend: &Backend, event: &[u8]) -> Result<(), Error> {
-    let garbage =
-        |error: WireError| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() };
+    let garbage = |error: WireError| backend.garbage(error.to_string());
     learn_event(node, backend, event).map_err(garbage)
 }
 

@@ -74,7 +74,7 @@ impl Call {
         message: &Message,
     ) -> Result<Collected, Error> {
         let limit = backend.config().timeouts.read;
-        let wait = self.caller_waits().map_or(limit, |caller| limit.min(caller));
+        let wait = self.at_most(limit);
         let late = Error::Late { backend: Arc::clone(&backend.name), waited: wait };
         if backend.health.is_late(Class::Reads) {
             fan_out::refresh(&self.node, backend, Class::Reads);
@@ -93,8 +93,7 @@ impl Call {
 /// Returns stats of another node without the paths that are not on this one.
 fn on_this_node(backend: &Backend, method: &Method, stats: &Bytes) -> Result<Bytes, Error> {
     let list = if method.name == "PodSandboxStats" { List::SandboxStats } else { List::ContainerStats };
-    stats::without_filesystems(list, stats)
-        .map_err(|error| Error::Garbage { backend: Arc::clone(&backend.name), cause: error.to_string() })
+    stats::without_filesystems(list, stats).map_err(|error| backend.garbage(error.to_string()))
 }
 
 /// Returns the one entry of the last-known stats list that is about `id`: a list of one is, byte for byte, the

@@ -2,8 +2,7 @@
 //!
 //! A call to a backend that is down fails at once; a call in flight when the connection is lost ends with an
 //! error of ours; everything else is the backend's own answer, passed on as it came. The forward lane speaks
-//! HTTP/2 through `h2` itself: tonic's channel and hyper's client each add a queue and a task hop to every
-//! call (see ARCHITECTURE.md). Nothing here knows what a method means.
+//! HTTP/2 through a client of its own (`http2.rs`). Nothing here knows what a method means.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,9 +10,7 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use h2::RecvStream;
-use h2::client::SendRequest;
-use http::{HeaderMap, Method as HttpMethod, Request, StatusCode, Uri};
+use http::{HeaderMap, HeaderName, StatusCode};
 use tokio::sync::{Notify, watch};
 use tonic::Code;
 
@@ -21,6 +18,7 @@ use crate::backend::connect::Connector;
 use crate::codec::{self, Assembler, Message};
 use crate::config::BackendConfig;
 use crate::error::Error;
+use crate::http2::{Exchange, Fault, Sender};
 use crate::method::{Api, ImageCall, Lane, Method};
 use crate::metrics::{CallMetrics, Metrics};
 use crate::snapshot::LastKnown;
@@ -71,7 +69,7 @@ pub struct Reply {
 /// The body of a reply, as it arrives.
 #[derive(Debug)]
 pub struct ReplyBody {
-    stream: RecvStream,
+    exchange: Exchange,
     flight: Flight,
 }
 
@@ -156,7 +154,7 @@ impl Backend {
     /// Sends a request over this connection, in this API.
     async fn call_over(
         self: &Arc<Self>,
-        sender: SendRequest<Bytes>,
+        sender: Sender,
         api: Api,
         method: Option<&'static Method>,
         path: &str,
@@ -165,13 +163,12 @@ impl Backend {
     ) -> Result<Reply, Error> {
         let mut flight = self.take_off(method)?;
         let patience = Patience::of(&self.name, method, &headers);
-        let uri =
-            crate::method::uri(method, path, api).map_err(|_| Error::Framing("the path is not valid"))?;
-        flight.span = spans::client(uri.path(), &self.name, &mut headers);
-        match self.send(sender, request(uri, headers), message, patience).await {
-            Ok((headers, stream)) => {
+        let path = crate::method::path(method, path, api);
+        flight.span = spans::client(&path, &self.name, &mut headers);
+        match self.send(&sender, &path, &headers, message, patience).await {
+            Ok((headers, exchange)) => {
                 flight.note_end(codec::status_code(&headers));
-                Ok(Reply { headers, body: ReplyBody { stream, flight } })
+                Ok(Reply { headers, body: ReplyBody { exchange, flight } })
             }
             Err(error) => {
                 flight.note_end(Some(error.code()));
@@ -182,25 +179,27 @@ impl Backend {
 
     async fn send(
         &self,
-        mut sender: SendRequest<Bytes>,
-        request: Request<()>,
+        sender: &Sender,
+        path: &str,
+        headers: &HeaderMap,
         message: Bytes,
         patience: Option<Patience>,
-    ) -> Result<(HeaderMap, RecvStream), Error> {
-        let lost = |error: h2::Error| self.lost(&error);
-        let (response, mut body) = sender.send_request(request, false).map_err(lost)?;
-        body.send_data(message, true).map_err(lost)?;
-        let head = match patience {
-            None => response.await,
+    ) -> Result<(HeaderMap, Exchange), Error> {
+        let answered = async {
+            let mut exchange = sender.send(path, headers, stays_here, message).await?;
+            exchange.head().await.map(|head| (head, exchange))
+        };
+        let answer = match patience {
+            None => answered.await,
             Some(Patience { waited, ends }) => {
-                tokio::time::timeout(waited, response).await.map_err(|_| ends)?
+                tokio::time::timeout(waited, answered).await.map_err(|_| ends)?
             }
         };
-        let (head, stream) = head.map_err(lost)?.into_parts();
-        if head.status != StatusCode::OK {
-            return Err(self.garbage(format!("HTTP status {}", head.status)));
+        let ((status, headers), exchange) = answer.map_err(|fault| self.broken(&fault))?;
+        if status != StatusCode::OK {
+            return Err(self.garbage(format!("HTTP status {status}")));
         }
-        Ok((head.headers, stream))
+        Ok((headers, exchange))
     }
 
     /// Sends a request and collects the whole reply.
@@ -216,7 +215,7 @@ impl Backend {
         self.call(Some(method), "", headers, message).await?.collect().await
     }
 
-    async fn sender(&self) -> Result<(SendRequest<Bytes>, Api), Error> {
+    async fn sender(&self) -> Result<(Sender, Api), Error> {
         if let Link::Up { sender, api, .. } = &*self.link.borrow() {
             return Ok((sender.clone(), *api));
         }
@@ -262,8 +261,11 @@ impl Backend {
         if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
     }
 
-    fn lost(&self, error: &h2::Error) -> Error {
-        Error::Lost { backend: Arc::clone(&self.name), cause: error.to_string() }
+    fn broken(&self, fault: &Fault) -> Error {
+        match fault {
+            Fault::TooLarge(_) => self.garbage(fault.to_string()),
+            _ => Error::Lost { backend: Arc::clone(&self.name), cause: fault.to_string() },
+        }
     }
 
     /// Returns the error for a reply of this backend that cannot be read.
@@ -285,10 +287,9 @@ impl Reply {
     pub async fn collect(self) -> Result<Collected, Error> {
         let Self { headers, mut body } = self;
         let backend = Arc::clone(&body.flight.backend);
+        let whole = body.exchange.whole(MAX_REPLY).await.map_err(|fault| backend.broken(&fault))?;
         let mut assembler = Assembler::default();
-        while let Some(chunk) = body.chunk().await {
-            assembler.push(chunk?, MAX_REPLY).map_err(|error| backend.garbage(error.to_string()))?;
-        }
+        assembler.push(whole, MAX_REPLY).map_err(|error| backend.garbage(error.to_string()))?;
         let trailers = match codec::status_code(&headers) {
             Some(_) => headers.clone(),
             None => body.trailers().await?,
@@ -314,12 +315,7 @@ impl ReplyBody {
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<Bytes, Error>>> {
         let backend = &self.flight.backend;
-        self.stream.poll_data(cx).map(|chunk| {
-            Some(chunk?.map_err(|error| backend.lost(&error)).inspect(|chunk| {
-                // Only a stream that is closed already refuses; it needs no capacity any more.
-                self.stream.flow_control().release_capacity(chunk.len()).ok();
-            }))
-        })
+        self.exchange.poll_data(cx).map(|chunk| Some(chunk?.map_err(|fault| backend.broken(&fault))))
     }
 
     /// Polls for the trailers, once all data was read; none for a trailers-only reply.
@@ -327,7 +323,7 @@ impl ReplyBody {
         &mut self,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Result<Option<HeaderMap>, Error>> {
-        let trailers = self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.lost(&error));
+        let trailers = self.exchange.poll_trailers(cx).map_err(|fault| self.flight.backend.broken(&fault));
         if let std::task::Poll::Ready(Ok(Some(trailers))) = &trailers {
             self.flight.note_end(codec::status_code(trailers));
         }
@@ -414,14 +410,8 @@ pub fn own_headers(timeout: Duration) -> HeaderMap {
     headers
 }
 
-fn request(uri: Uri, mut headers: HeaderMap) -> Request<()> {
-    // A reply that crimux must read has to come uncompressed; no CRI runtime compresses unasked.
-    headers.remove("grpc-accept-encoding");
-    // The message may be another than the one that was counted; h2 refuses a length that is wrong.
-    headers.remove(http::header::CONTENT_LENGTH);
-    let mut request = Request::new(());
-    *request.method_mut() = HttpMethod::POST;
-    *request.uri_mut() = uri;
-    *request.headers_mut() = headers;
-    request
+/// Tells whether a header of the client is not sent on: a reply that crimux must read has to come uncompressed, the
+/// message may be another than the one whose length was told, and a host is what a backend knows itself by.
+fn stays_here(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "grpc-accept-encoding" | "content-length" | "host")
 }

@@ -13,6 +13,7 @@ pub mod cork;
 pub mod drain;
 pub mod error;
 pub mod events;
+pub mod http2;
 pub mod merge;
 pub mod method;
 pub mod metrics;

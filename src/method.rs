@@ -5,11 +5,10 @@
 //! acts: the router reads the way, the proxy walks it. Both API packages share the rows, because
 //! `runtime.v1alpha2` is `runtime.v1` under another path (cri-api 0.25).
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use http::Uri;
-use http::uri::{Authority, PathAndQuery, Scheme};
 
 /// A version of the API, as it stands in paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -172,7 +171,7 @@ pub struct Method {
     pub effect: Effect,
     /// How long a backend may take.
     pub deadline: Deadline,
-    uris: [Uri; 2],
+    paths: [String; 2],
 }
 
 /// How many rows the table has. Index [`COUNT`] stands for all methods that are not in it.
@@ -217,20 +216,13 @@ pub fn find(path: &str) -> Option<Path> {
     Some(Path { api, method: BY_PATH.get(method).copied() })
 }
 
-/// Returns the URI under which a backend that speaks `api` serves the method that stands at `path`.
-///
-/// # Errors
-/// If a path that is not in the table is not valid in a URI.
-pub fn uri(method: Option<&'static Method>, path: &str, api: Api) -> Result<Uri, http::Error> {
+/// Returns the path under which a backend that speaks `api` serves the method that stands at `path`.
+pub fn path(method: Option<&'static Method>, path: &str, api: Api) -> Cow<'static, str> {
     if let Some(method) = method {
-        return Ok(method.uris[api as usize].clone());
+        return Cow::Borrowed(&method.paths[api as usize]);
     }
     let rest = path.split_once('.').and_then(|(_, rest)| rest.split_once('.')).map_or(path, |(_, rest)| rest);
-    Uri::builder()
-        .scheme(Scheme::HTTP)
-        .authority(Authority::from_static("localhost"))
-        .path_and_query(format!("/{}.{rest}", api.package()))
-        .build()
+    Cow::Owned(format!("/{}.{rest}", api.package()))
 }
 
 impl Api {
@@ -385,7 +377,8 @@ static TABLE: LazyLock<Vec<Method>> = LazyLock::new(|| {
         lane,
         effect,
         deadline,
-        uris: [Api::V1, Api::V1Alpha2].map(|api| static_uri(api, service, name)),
+        paths: [Api::V1, Api::V1Alpha2]
+            .map(|api| format!("/{}.{}/{name}", api.package(), service.name())),
     };
     ROWS.into_iter().enumerate().map(method).collect()
 });
@@ -394,16 +387,6 @@ static BY_PATH: LazyLock<HashMap<String, &'static Method, foldhash::fast::Random
     LazyLock::new(|| {
         TABLE.iter().map(|method| (format!("{}/{}", method.service.name(), method.name), method)).collect()
     });
-
-fn static_uri(api: Api, service: Service, name: &str) -> Uri {
-    let path = format!("/{}.{}/{name}", api.package(), service.name());
-    let path: PathAndQuery = path.parse().expect("names of the API are valid in a path");
-    let mut parts = http::uri::Parts::default();
-    parts.scheme = Some(Scheme::HTTP);
-    parts.authority = Some(Authority::from_static("localhost"));
-    parts.path_and_query = Some(path);
-    Uri::from_parts(parts).expect("scheme, authority and path make a URI")
-}
 
 #[cfg(test)]
 mod tests {
@@ -440,7 +423,7 @@ mod tests {
     #[test]
     fn a_backend_is_addressed_in_the_api_it_speaks() {
         let status = named("Status");
-        let uri = |method, path| uri(method, path, Api::V1Alpha2).expect("a valid path").path().to_owned();
+        let uri = |method, at| path(method, at, Api::V1Alpha2);
         assert_eq!(uri(Some(status), ""), "/runtime.v1alpha2.RuntimeService/Status");
         assert_eq!(
             uri(None, "/runtime.v1.RuntimeService/Tomorrow"),

@@ -8,8 +8,6 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
-use h2::client::{Connection, SendRequest};
 use prost::Message as _;
 use tonic::Code;
 
@@ -18,10 +16,10 @@ use crate::backend::health::Class;
 use crate::backend::{Backend, own_headers};
 use crate::codec::Message;
 use crate::config::BackendConfig;
-use crate::cork::Corked;
 use crate::cri::VersionResponse;
 use crate::drain::Drain;
 use crate::error::Error;
+use crate::http2::{self, Connection, Sender};
 use crate::method::{self, Api};
 
 /// The first pause before reconnecting; it doubles up to [`LONGEST_PAUSE`].
@@ -32,10 +30,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const PROBE_LOCAL: Duration = Duration::from_secs(5);
 /// How often a remote one is: what is not acknowledged makes a black hole known.
 const PROBE_REMOTE: Duration = Duration::from_secs(1);
-/// Room for a list of megabytes in one go, per stream and per connection.
-const WINDOW: u32 = 16 << 20;
-/// What one DATA frame may have.
-const FRAME: u32 = 1 << 18;
 
 /// The state of the connection.
 #[derive(Debug, Clone)]
@@ -45,7 +39,7 @@ pub enum Link {
     /// Connected.
     Up {
         /// Sends requests; cloned for each.
-        sender: SendRequest<Bytes>,
+        sender: Sender,
         /// The API that the backend speaks.
         api: Api,
         /// When it was connected.
@@ -113,25 +107,18 @@ impl Backend {
         Ok(connector)
     }
 
-    async fn connect(&self) -> Result<(SendRequest<Bytes>, Connection<Corked<Stream>, Bytes>), String> {
+    async fn connect(&self) -> Result<(Sender, Connection<Stream>), String> {
         let connector = self.connector().map_err(|error| error.to_string())?;
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
-        h2::client::Builder::new()
-            .initial_window_size(WINDOW)
-            .initial_connection_window_size(WINDOW)
-            .max_frame_size(FRAME)
-            .enable_push(false)
-            .handshake(Corked::new(stream))
-            .await
-            .map_err(|error| error.to_string())
+        Ok(http2::connect(stream))
     }
 
     /// Drives one connection to its end and returns why it ended; `None` if another is to take its place, in
     /// which case its calls in flight go on.
     async fn drive(
         self: &Arc<Self>,
-        sender: SendRequest<Bytes>,
-        connection: Connection<Corked<Stream>, Bytes>,
+        sender: Sender,
+        connection: Connection<Stream>,
         drain: &Drain,
         greet: &impl AsyncFn(&Arc<Self>),
     ) -> Option<String> {
@@ -170,7 +157,7 @@ impl Backend {
     }
 
     /// Asks for the version once, in whichever API the backend speaks.
-    async fn probe(self: &Arc<Self>, sender: &SendRequest<Bytes>, wait: Duration) {
+    async fn probe(self: &Arc<Self>, sender: &Sender, wait: Duration) {
         match tokio::time::timeout(wait, self.version(sender, wait)).await {
             Ok(Ok(())) => {
                 if self.health.mark_answered(Class::Reads) {
@@ -196,7 +183,7 @@ impl Backend {
         self.version(&sender, wait).await
     }
 
-    async fn version(self: &Arc<Self>, sender: &SendRequest<Bytes>, wait: Duration) -> Result<(), Error> {
+    async fn version(self: &Arc<Self>, sender: &Sender, wait: Duration) -> Result<(), Error> {
         let method = method::named("Version");
         let known = self.api();
         for api in [known, known.other()] {

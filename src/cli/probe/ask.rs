@@ -6,14 +6,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::SendRequest;
-use http::{Method as HttpMethod, Request};
 use tokio::task::JoinHandle;
 use tonic::Code;
 
 use crate::backend::connect::Connector;
 use crate::backend::own_headers;
 use crate::codec::{self, Assembler, Message};
+use crate::http2::{self, Fault, Sender};
 use crate::method::{self, Api};
 
 /// How long an answer may take.
@@ -23,7 +22,7 @@ const MAX_ANSWER: usize = 16 << 20;
 
 /// An open connection.
 pub(super) struct Conversation {
-    sender: SendRequest<Bytes>,
+    sender: Sender,
     connection: JoinHandle<()>,
 }
 
@@ -37,8 +36,7 @@ impl Conversation {
     /// Connects.
     pub(super) async fn open(connector: &Connector) -> Result<Self, String> {
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
-        let shaken = tokio::time::timeout(PATIENCE, h2::client::handshake(stream)).await;
-        let (sender, connection) = shaken.map_err(|_| silent())?.map_err(|error| error.to_string())?;
+        let (sender, connection) = http2::connect(stream);
         let connection = tokio::spawn(async move {
             // What ends the connection ends the question under way, which tells it.
             connection.await.ok();
@@ -52,30 +50,23 @@ impl Conversation {
     }
 
     async fn exchange(&mut self, name: &str, api: Api, request: &[u8]) -> Result<Answer, String> {
-        let uri = method::uri(Some(method::named(name)), "", api).map_err(|error| error.to_string())?;
-        let mut head = Request::new(());
-        (*head.method_mut(), *head.uri_mut()) = (HttpMethod::POST, uri);
-        *head.headers_mut() = own_headers(PATIENCE);
-        let broken = |error: h2::Error| error.to_string();
-        let mut sender = self.sender.clone().ready().await.map_err(broken)?;
-        let (response, mut body) = sender.send_request(head, false).map_err(broken)?;
-        body.send_data(Message::new(request).framed(), true).map_err(broken)?;
-        let (head, mut body) = response.await.map_err(broken)?.into_parts();
+        let broken = |fault: Fault| fault.to_string();
+        let (path, message) = (method::path(Some(method::named(name)), "", api), Message::new(request).framed());
+        let sent = self.sender.send(&path, &own_headers(PATIENCE), |_| false, message).await;
+        let mut exchange = sent.map_err(broken)?;
+        let (status, headers) = exchange.head().await.map_err(broken)?;
+        let whole = exchange.whole(MAX_ANSWER).await.map_err(broken)?;
         let mut assembler = Assembler::default();
-        while let Some(chunk) = body.data().await {
-            let chunk = chunk.map_err(broken)?;
-            // Only a stream that is closed refuses, and needs no capacity any more.
-            body.flow_control().release_capacity(chunk.len()).ok();
-            assembler.push(chunk, MAX_ANSWER).map_err(|error| error.to_string())?;
-        }
-        let trailers = body.trailers().await.map_err(broken)?.unwrap_or(head.headers);
+        assembler.push(whole, MAX_ANSWER).map_err(|error| error.to_string())?;
+        let trailers = std::future::poll_fn(|cx| exchange.poll_trailers(cx)).await;
+        let trailers = trailers.map_err(broken)?.unwrap_or(headers);
         match codec::status_code(&trailers) {
             Some(Code::Ok) => {
                 let message = assembler.finish().map_err(|error| error.to_string())?;
                 Ok(Answer::Message(message.unwrap_or_default().encoded_bytes()))
             }
             Some(code) => Ok(Answer::Code(code)),
-            None => Err(format!("it is no gRPC server (HTTP status {})", head.status)),
+            None => Err(format!("it is no gRPC server (HTTP status {})", status)),
         }
     }
 }

@@ -1,0 +1,282 @@
+//! The task of a connection: reads frames and hands them to their streams, writes what waits.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_util::io::{poll_read_buf, poll_write_buf};
+
+use super::frame::{self, Head};
+use super::hpack::Decoder;
+use super::{Fault, Shared};
+
+/// What is read at once.
+const READ: usize = 64 << 10;
+/// Room for the part of a frame that is left over, so that the buffer need not grow for it.
+const LEFT_OVER: usize = 4 << 10;
+/// How often it is read in one turn, at the most, so that other tasks have theirs.
+const READS: usize = 32;
+/// The largest frame that the peer may send.
+pub(super) const MAX_FRAME: u32 = 1 << 18;
+/// The most that one header block may have.
+const MAX_BLOCK: usize = 1 << 18;
+/// How much room for frames to be written is kept when none wait.
+const KEPT: usize = 16 << 10;
+
+/// A connection: a future that must be polled for anything to happen, and ends with it.
+///
+/// It ends well when nobody can start a stream and none is open.
+#[derive(Debug)]
+#[must_use = "nothing is sent or received unless it is polled"]
+pub struct Connection<S> {
+    io: S,
+    shared: Arc<Shared>,
+    input: BytesMut,
+    decoder: Decoder,
+    /// A DATA frame that has not come to its end, and what is left of it.
+    data: Option<Head>,
+    /// A header block that has not come to its end.
+    block: Option<(Head, BytesMut)>,
+    /// Whether the peer has introduced itself with its settings.
+    greeted: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
+    type Output = Result<(), Fault>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let how = match self.poll_frames(cx) {
+            Poll::Ready(fault) => Err(fault),
+            Poll::Pending => match self.poll_write_out(cx) {
+                Poll::Ready(Err(error)) => Err(Fault::Closed(error.to_string().into())),
+                Poll::Ready(Ok(())) if self.shared.lock().is_over() => Ok(()),
+                Poll::Ready(Ok(())) | Poll::Pending => return Poll::Pending,
+            },
+        };
+        self.end(how.as_ref().err());
+        Poll::Ready(how)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Reads and takes frames until there are none; ready with what ends the connection.
+    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
+        for _ in 0..READS {
+            {
+                let mut state = self.shared.lock();
+                if state.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
+                    state.task = Some(cx.waker().clone());
+                }
+                // Whoever does not take our answers is asked nothing more, and gives nothing more.
+                if state.is_full() {
+                    return Poll::Pending;
+                }
+            }
+            if self.input.capacity() == 0 {
+                self.input.reserve(READ + LEFT_OVER);
+            }
+            self.input.reserve(READ);
+            match ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input)) {
+                Ok(0) => return Poll::Ready(Fault::Closed("the backend closed the connection".into())),
+                Ok(_) => {}
+                Err(error) => return Poll::Ready(Fault::Closed(error.to_string().into())),
+            }
+            if let Err(fault) = self.take_frames() {
+                return Poll::Ready(fault);
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Takes all that has come, up to a frame that is not all there.
+    fn take_frames(&mut self) -> Result<(), Fault> {
+        let mut input = std::mem::take(&mut self.input);
+        let mut at = 0;
+        let taken = loop {
+            match self.take_frame(&input[at..]) {
+                Ok(0) => break Ok(()),
+                Ok(len) => at += len,
+                Err(fault) => break Err(fault),
+            }
+        };
+        if at == input.len() {
+            input.clear();
+        } else {
+            input.advance(at);
+        }
+        self.input = input;
+        taken
+    }
+
+    /// Takes one frame, or what is there of a DATA frame, and returns its length; 0 if more must come first.
+    fn take_frame(&mut self, input: &[u8]) -> Result<usize, Fault> {
+        if let Some(head) = self.data {
+            return Ok(self.take_data(head, input));
+        }
+        let Some(head) = Head::read(input) else { return Ok(0) };
+        self.check(head)?;
+        let payload = &input[frame::HEAD..];
+        if head.kind == frame::DATA && !head.has(frame::PADDED) {
+            self.data = Some(head);
+            return Ok(frame::HEAD + self.take_data(head, payload));
+        }
+        let Some(payload) = payload.get(..head.len) else { return Ok(0) };
+        self.take_whole(head, payload)?;
+        Ok(frame::HEAD + head.len)
+    }
+
+    /// Refuses what cannot be read on from.
+    fn check(&mut self, head: Head) -> Result<(), Fault> {
+        let wrong = |why| Err(Fault::Malformed(why));
+        if !self.greeted && (head.kind != frame::SETTINGS || head.has(frame::ACK)) {
+            return wrong("it does not speak HTTP/2");
+        }
+        self.greeted = true;
+        if head.len > MAX_FRAME as usize {
+            return wrong("it sent a frame larger than it may be");
+        }
+        if let Some((open, _)) = &self.block
+            && (head.kind != frame::CONTINUATION || head.stream != open.stream)
+        {
+            return wrong("it interrupted a header block");
+        }
+        let of_stream = matches!(head.kind, frame::DATA | frame::HEADERS | frame::RST_STREAM | frame::CONTINUATION);
+        if of_stream && !self.shared.lock().was_begun(head.stream) {
+            return wrong("it sent a frame for a stream that was never begun");
+        }
+        Ok(())
+    }
+
+    /// Takes what is there of a DATA frame without padding; returns how much that is.
+    fn take_data(&mut self, head: Head, input: &[u8]) -> usize {
+        let part = &input[..head.len.min(input.len())];
+        let left = head.len - part.len();
+        let ends = left == 0 && head.has(frame::END_STREAM);
+        if !part.is_empty() || left == 0 {
+            let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
+            self.shared.lock().take_data(head.stream, part, len, ends);
+        }
+        self.data = (left > 0).then_some(Head { len: left, ..head });
+        part.len()
+    }
+
+    /// Takes a frame that has come whole.
+    fn take_whole(&mut self, head: Head, payload: &[u8]) -> Result<(), Fault> {
+        let mut state = self.shared.lock();
+        let number = frame::number(payload);
+        match (head.kind, number) {
+            (frame::DATA, _) => {
+                let part = frame::unpadded(head, payload).ok_or(PADDING)?;
+                let len = u32::try_from(payload.len()).unwrap_or(u32::MAX);
+                state.take_data(head.stream, part, len, head.has(frame::END_STREAM));
+            }
+            (frame::HEADERS, _) => {
+                let part = frame::unpadded(head, payload).ok_or(PADDING)?;
+                drop(state);
+                if head.has(frame::END_HEADERS) {
+                    return self.take_block(head, part);
+                }
+                self.block = Some((head, BytesMut::from(part)));
+            }
+            (frame::CONTINUATION, _) => {
+                drop(state);
+                let (first, mut block) = self.block.take().ok_or(CONTINUED)?;
+                block.extend_from_slice(payload);
+                if block.len() > MAX_BLOCK {
+                    return Err(Fault::Malformed("its header is too long"));
+                }
+                if head.has(frame::END_HEADERS) {
+                    return self.take_block(first, &block);
+                }
+                self.block = Some((first, block));
+            }
+            (frame::RST_STREAM, Some(code)) => state.end(head.stream, Err(Fault::Reset(code))),
+            (frame::SETTINGS, _) if head.has(frame::ACK) => {}
+            (frame::SETTINGS, _) => {
+                if !state.take_settings(payload) {
+                    return Err(Fault::Malformed("its settings are wrong"));
+                }
+                state.send_bodies();
+            }
+            (frame::PUSH_PROMISE, _) => return Err(Fault::Malformed("it pushes what nobody asked for")),
+            (frame::PING, Some(_)) if head.len == 8 && !head.has(frame::ACK) => {
+                Head { flags: frame::ACK, ..head }.put(&mut state.out);
+                state.out.extend_from_slice(payload);
+            }
+            (frame::GOAWAY, Some(last)) => {
+                let code = payload.get(4..).and_then(frame::number).unwrap_or_default();
+                let fault = Fault::GoAway(code);
+                state.close(&fault);
+                state.end_all(&fault, |stream| stream > last & i32::MAX.cast_unsigned());
+            }
+            (frame::WINDOW_UPDATE, Some(more)) => {
+                if !state.take_window(head.stream, more & i32::MAX.cast_unsigned()) {
+                    return Err(Fault::Malformed("its window is wrong"));
+                }
+                state.send_bodies();
+            }
+            (frame::RST_STREAM | frame::GOAWAY | frame::WINDOW_UPDATE, None) => {
+                return Err(Fault::Malformed("a frame of it is too short"));
+            }
+            // What is not known is passed over, as the protocol wants it.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn take_block(&mut self, head: Head, block: &[u8]) -> Result<(), Fault> {
+        let block = self.decoder.decode(block).ok_or(Fault::Malformed("its header cannot be decoded"))?;
+        self.shared.lock().take_block(head.stream, block, head.has(frame::END_STREAM));
+        Ok(())
+    }
+
+    /// Writes what waits; ready when nothing does.
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        while !state.out.is_empty() {
+            if ready!(poll_write_buf(Pin::new(&mut self.io), cx, &mut state.out))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            if state.out.is_empty() {
+                if state.out.capacity() > 4 * KEPT {
+                    state.out = BytesMut::with_capacity(KEPT);
+                }
+                state.out.clear();
+                state.send_bodies();
+            }
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+}
+
+/// Padding that is longer than its frame.
+const PADDING: Fault = Fault::Malformed("its padding is wrong");
+/// A continuation of nothing.
+const CONTINUED: Fault = Fault::Malformed("it continues a header block that was not begun");
+
+impl<S> Connection<S> {
+    pub(super) fn new(io: S, shared: Arc<Shared>) -> Self {
+        let input = BytesMut::new();
+        Self { io, shared, input, decoder: Decoder::new(), data: None, block: None, greeted: false }
+    }
+
+    /// Tells everybody that there will be no more.
+    fn end(&self, fault: Option<&Fault>) {
+        let over = Fault::Closed("the connection was given up".into());
+        let fault = fault.unwrap_or(&over);
+        let mut state = self.shared.lock();
+        state.close(fault);
+        state.end_all(fault, |_| true);
+    }
+}
+
+impl<S> Drop for Connection<S> {
+    fn drop(&mut self) {
+        self.end(None);
+    }
+}

@@ -1,0 +1,96 @@
+//! The Huffman code of HPACK.
+//!
+//! The code is canonical: codes of one length are consecutive and in the order of their symbols, so the lengths say
+//! everything. Source: RFC 7541, appendix B.
+
+use std::sync::LazyLock;
+
+/// How many bits each byte has; the last one is the end of string.
+#[rustfmt::skip]
+const LENGTHS: [u8; 257] = [
+    13, 23, 28, 28, 28, 28, 28, 28, 28, 24, 30, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 30, 28, 28, 28, 28, 28, 28, 28, 28, 28,
+    6, 10, 10, 12, 13, 6, 8, 11, 10, 10, 8, 11, 8, 6, 6, 6, 5, 5, 5, 6, 6, 6, 6, 6, 6, 6, 7, 8, 15, 6, 12, 10,
+    13, 6, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 8, 7, 8, 13, 19, 13, 14, 6,
+    15, 5, 6, 5, 6, 5, 6, 6, 6, 5, 7, 7, 6, 6, 6, 5, 6, 7, 6, 5, 5, 6, 7, 7, 7, 7, 7, 15, 11, 14, 13, 28,
+    20, 22, 20, 20, 22, 22, 22, 23, 22, 23, 23, 23, 23, 23, 24, 23, 24, 24, 22, 23, 24, 23, 23, 23, 23, 21, 22, 23, 22, 23, 23, 24,
+    22, 21, 20, 22, 22, 23, 23, 21, 23, 22, 22, 24, 21, 22, 23, 23, 21, 21, 22, 21, 23, 22, 23, 23, 20, 22, 22, 22, 23, 22, 22, 23,
+    26, 26, 20, 19, 22, 23, 22, 25, 26, 26, 26, 27, 27, 26, 24, 25, 19, 21, 26, 27, 27, 26, 27, 24, 21, 21, 26, 26, 28, 27, 27, 27,
+    20, 24, 20, 21, 22, 21, 21, 23, 22, 22, 25, 25, 24, 24, 26, 23, 26, 27, 26, 26, 27, 27, 27, 27, 27, 28, 27, 27, 27, 27, 27, 26,
+    30,
+];
+const LONGEST: usize = 30;
+
+/// For each length, the first code of it, and the symbols that have it, in order.
+static CODES: LazyLock<[(u32, Vec<u8>); LONGEST + 1]> = LazyLock::new(|| {
+    let mut next = 0;
+    std::array::from_fn(|length| {
+        next <<= 1;
+        let symbols = (0..=u8::MAX).filter(|&symbol| usize::from(LENGTHS[usize::from(symbol)]) == length);
+        let symbols: Vec<u8> = symbols.collect();
+        let first = next;
+        next += u32::try_from(symbols.len()).expect("at most 256");
+        (first, symbols)
+    })
+});
+
+/// Decodes a string; `None` if it is none.
+pub(super) fn decode(encoded: &[u8]) -> Option<Vec<u8>> {
+    let codes = &*CODES;
+    let mut decoded = Vec::with_capacity(encoded.len() * 8 / 5);
+    let (mut code, mut length) = (0_u32, 0);
+    for byte in encoded {
+        for bit in (0..8).rev() {
+            code = code << 1 | u32::from(byte >> bit & 1);
+            length += 1;
+            let (first, symbols) = codes.get(length)?;
+            let place = code.checked_sub(*first).and_then(|place| usize::try_from(place).ok());
+            if let Some(&symbol) = place.and_then(|place| symbols.get(place)) {
+                decoded.push(symbol);
+                (code, length) = (0, 0);
+            }
+        }
+    }
+    // What is left over is padding: less than a byte, all ones.
+    (length < 8 && code + 1 == 1 << length).then_some(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Encodes with the same table, for the way back.
+    fn encode(text: &[u8]) -> Vec<u8> {
+        let mut bits = Vec::new();
+        for &byte in text {
+            let length = usize::from(LENGTHS[usize::from(byte)]);
+            let (first, symbols) = &CODES[length];
+            let place = symbols.iter().position(|&symbol| symbol == byte).unwrap();
+            let code = first + u32::try_from(place).unwrap();
+            bits.extend((0..length).rev().map(|bit| code >> bit & 1));
+        }
+        bits.resize(bits.len().next_multiple_of(8), 1);
+        bits.chunks(8).map(|byte| byte.iter().fold(0, |byte, &bit| byte << 1 | u8::try_from(bit).unwrap())).collect()
+    }
+
+    #[test]
+    fn the_examples_of_the_rfc_are_read() {
+        // RFC 7541, C.4.1 and C.6.1.
+        let domain = [0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff];
+        assert_eq!(decode(&domain).unwrap(), b"www.example.com");
+        assert_eq!(decode(&[0x64, 0x02]).unwrap(), b"302");
+        assert_eq!(decode(&[]).unwrap(), b"");
+    }
+
+    #[test]
+    fn every_byte_comes_back() {
+        let all: Vec<u8> = (0..=u8::MAX).collect();
+        assert_eq!(decode(&encode(&all)).unwrap(), all);
+    }
+
+    #[test]
+    fn wrong_padding_and_the_end_of_string_are_refused() {
+        assert_eq!(decode(&[0x64, 0x02, 0xff]), None, "a whole byte of padding");
+        assert_eq!(decode(&[0b0001_1000]), None, "zeros as padding");
+        assert_eq!(decode(&[0xff; 4]), None, "the end of string");
+    }
+}

@@ -112,6 +112,11 @@ impl Sender {
         let stream = std::future::poll_fn(open).await?;
         Ok(Exchange { shared: Arc::clone(shared), stream })
     }
+
+    /// Completes once the connection takes no more calls, whether those under way go on or not. One task may wait.
+    pub async fn retired(&self) {
+        std::future::poll_fn(|cx| self.0.shared.lock().poll_retired(cx)).await;
+    }
 }
 
 impl Exchange {

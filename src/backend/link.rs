@@ -124,6 +124,7 @@ impl Backend {
     ) -> Option<String> {
         let connection = tokio::spawn(connection);
         let ending = connection.abort_handle();
+        let (connected, retiring) = (Instant::now(), sender.clone());
         self.health.reset();
         let beside = async {
             // Calls wait until it is known which API they must be sent in: `Unimplemented` switches features off.
@@ -132,12 +133,21 @@ impl Backend {
             tokio::join!(greet(self), self.keep_probing());
         };
         let cause = tokio::select! {
+            // A connection that has ended is also one that takes no more calls.
+            biased;
             ended = connection => match ended {
                 Ok(Err(error)) => error.to_string(),
                 _ => "the backend closed the connection".to_owned(),
             },
             () = beside => "probing ended".to_owned(),
             () = self.redial.notified() => return None,
+            // It said goodbye and finishes what it has. One that does so at once is not to be hammered.
+            () = retiring.retired() => {
+                if connected.elapsed() > LONGEST_PAUSE {
+                    return None;
+                }
+                "the backend is closing the connection".to_owned()
+            }
             () = drain.begun() => "crimux is shutting down".to_owned(),
         };
         ending.abort();

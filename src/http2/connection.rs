@@ -49,7 +49,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let how = match self.poll_frames(cx) {
-            Poll::Ready(fault) => Err(fault),
+            Poll::Ready(ended) => ended,
             Poll::Pending => match self.poll_write_out(cx) {
                 Poll::Ready(Err(error)) => Err(Fault::Closed(error.to_string().into())),
                 Poll::Ready(Ok(())) if self.shared.lock().is_over() => Ok(()),
@@ -62,8 +62,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    /// Reads and takes frames until there are none; ready with what ends the connection.
-    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Fault> {
+    /// Reads and takes frames until there are none; ready with how the connection ends.
+    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         for _ in 0..READS {
             {
                 let mut state = self.shared.lock();
@@ -80,12 +80,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             self.input.reserve(READ);
             match ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input)) {
-                Ok(0) => return Poll::Ready(Fault::Closed("the backend closed the connection".into())),
-                Ok(_) => {}
-                Err(error) => return Poll::Ready(Fault::Closed(error.to_string().into())),
-            }
-            if let Err(fault) = self.take_frames() {
-                return Poll::Ready(fault);
+                Ok(0) if self.shared.lock().is_over() => return Poll::Ready(Ok(())),
+                Ok(0) => return Poll::Ready(Err(Fault::Closed("the backend closed the connection".into()))),
+                Ok(_) => self.take_frames()?,
+                Err(error) => return Poll::Ready(Err(Fault::Closed(error.to_string().into()))),
             }
         }
         cx.waker().wake_by_ref();

@@ -33,6 +33,8 @@ pub(super) struct State {
     pub(super) task: Option<Waker>,
     /// Why there are no more new streams.
     pub(super) closing: Option<Fault>,
+    /// Who wants to know that.
+    retired: Option<Waker>,
     /// Whether nobody can start a stream any more.
     pub(super) unused: bool,
     pub(super) peer: Peer,
@@ -81,6 +83,7 @@ impl State {
             out: BytesMut::new(),
             task: None,
             closing: None,
+            retired: None,
             unused: false,
             peer: Peer { max_streams: usize::MAX, initial_window: 65_535, max_frame: frame::LEAST_MAX },
             streams: HashMap::default(),
@@ -110,7 +113,7 @@ impl State {
         let id = self.next;
         self.next += 2;
         if self.next > i32::MAX.cast_unsigned() {
-            self.closing = Some(Fault::Closed("the connection has used all its stream numbers".into()));
+            self.close(&Fault::Closed("the connection has used all its stream numbers".into()));
         }
         self.open += 1;
         self.put_block(id, block);
@@ -279,7 +282,16 @@ impl State {
     /// Refuses new streams, if they were not refused before.
     pub(super) fn close(&mut self, fault: &Fault) {
         self.closing.get_or_insert_with(|| fault.clone());
-        self.waiting.drain(..).for_each(Waker::wake);
+        self.waiting.drain(..).chain(self.retired.take()).for_each(Waker::wake);
+    }
+
+    /// Polls for the end of new streams.
+    pub(super) fn poll_retired(&mut self, cx: &Context<'_>) -> Poll<()> {
+        if self.closing.is_some() {
+            return Poll::Ready(());
+        }
+        self.retired = Some(cx.waker().clone());
+        Poll::Pending
     }
 
     /// Takes the peer's settings; `false` if they are wrong.

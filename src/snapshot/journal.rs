@@ -99,7 +99,7 @@ impl Journal {
                 open.len += bytes.len() as u64;
                 return Ok(());
             }
-            Ok(_) => io::ErrorKind::WriteZero.into(),
+            Ok(_) => io::Error::new(io::ErrorKind::StorageFull, "no room for a whole record"),
             Err(error) => error,
         };
         if open.file.set_len(open.len).is_err() {

@@ -19,6 +19,8 @@ mod answers;
 mod calls;
 #[path = "outage/creates.rs"]
 mod creates;
+#[path = "outage/disk.rs"]
+mod disk;
 #[path = "outage/lists.rs"]
 mod lists;
 #[path = "outage/secrets.rs"]

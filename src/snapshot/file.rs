@@ -64,6 +64,9 @@ pub(super) struct SavedBackend {
     pub(super) statuses: Vec<SavedStatus>,
     #[prost(message, repeated, tag = "13")]
     pub(super) replies: Vec<SavedReply>,
+    /// Whether the operator declared it lost; saved only as long as other backends are awaited.
+    #[prost(bool, tag = "14")]
+    pub(super) forgotten: bool,
 }
 
 /// A status and whose it is.

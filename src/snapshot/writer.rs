@@ -107,7 +107,7 @@ impl Snapshot {
         let due = all || written.at.is_none_or(|at| at.elapsed() >= MINOR_INTERVAL);
         failures != written.failures
             || self.shared.journal().len() > MAX_JOURNAL
-            || written.facts != Some(facts(&self.capture()))
+            || written.facts != Some(facts(&self.capture().1))
             || (due && written.minor_changes != self.minor_changes())
     }
 
@@ -116,8 +116,7 @@ impl Snapshot {
         let generation = self.shared.journal().start_empty()?;
         step(Step::Rotated);
         let minor_changes = self.minor_changes();
-        let fresh = self.awaits_backends();
-        let captured = self.capture();
+        let (fresh, captured) = self.capture();
         step(Step::Captured);
         let facts = facts(&captured);
         let backends = captured.into_iter().map(|(saved, _)| saved).collect();
@@ -134,15 +133,18 @@ impl Snapshot {
         Ok((facts, minor_changes))
     }
 
-    /// Returns what is to be saved of each backend, with the fingerprint of its statuses.
-    fn capture(&self) -> Vec<(SavedBackend, u64)> {
+    /// Returns whether backends are still awaited, and what is to be saved of each with the fingerprint of its
+    /// statuses. One that was forgotten is saved as such only while others are awaited: else it joins anew.
+    fn capture(&self) -> (bool, Vec<(SavedBackend, u64)>) {
+        let fresh = self.awaits_backends();
         let capture = |last_known: &Arc<LastKnown>| {
             let state = last_known.lock();
             // Changes are numbered under this lock, so all up to this number are in.
             let seq = self.shared.last_seq();
-            (!state.forgotten).then(|| (state.save(last_known.name(), seq), state.statuses.fingerprint()))
+            let saved = fresh || !state.forgotten;
+            saved.then(|| (state.save(last_known.name(), seq), state.statuses.fingerprint()))
         };
-        self.all().iter().filter_map(capture).collect()
+        (fresh, self.all().iter().filter_map(capture).collect())
     }
 
     /// Notes, before a backend is added, if all there were have been known: only those are waited for after a
@@ -173,7 +175,8 @@ impl Snapshot {
 fn facts(backends: &[(SavedBackend, u64)]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (backend, statuses) in backends {
-        (&backend.name, &backend.boot_id, backend.drained, statuses).hash(&mut hasher);
+        let SavedBackend { name, boot_id, drained, forgotten, .. } = backend;
+        (name, boot_id, drained, forgotten, statuses).hash(&mut hasher);
         for list in [&backend.sandboxes, &backend.containers, &backend.images] {
             list.as_ref().map(|list| fingerprint(list)).hash(&mut hasher);
         }

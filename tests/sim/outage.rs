@@ -21,6 +21,8 @@ mod calls;
 mod creates;
 #[path = "outage/disk.rs"]
 mod disk;
+#[path = "outage/forget.rs"]
+mod forget;
 #[path = "outage/lists.rs"]
 mod lists;
 #[path = "outage/secrets.rs"]

@@ -238,6 +238,31 @@ fn a_forgotten_backend_is_known_to_be_empty_and_stays_forgotten() {
 }
 
 #[test]
+fn what_was_forgotten_is_not_awaited_again_by_a_start_that_still_awaits_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let reopened = |dir: &Path| {
+        let snapshot = open(dir);
+        let backends = ["lost", "slow"].map(|name| snapshot.backend(name, true));
+        (snapshot, backends)
+    };
+    let (snapshot, _in_use) = reopened(dir.path());
+    assert!(snapshot.forget("lost"));
+    for flushed in [false, true] {
+        if flushed {
+            snapshot.flush().unwrap();
+        }
+        let survivor = copy(dir.path());
+        let (snapshot, [lost, slow]) = reopened(survivor.path());
+        assert!(snapshot.is_fresh() && lost.known() && !slow.known(), "flushed: {flushed}");
+        assert_eq!(snapshot.names(), ["slow"], "flushed: {flushed}");
+        take_pair(&slow, &[], &[]);
+        snapshot.flush().unwrap();
+        let (snapshot, [lost, _]) = reopened(survivor.path());
+        assert!(!snapshot.is_fresh() && !lost.known(), "flushed: {flushed}: now it would join anew");
+    }
+}
+
+#[test]
 fn a_full_disk_is_told_of_and_costs_nothing_once_it_has_room_again() {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = open(dir.path());

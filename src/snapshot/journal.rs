@@ -113,6 +113,11 @@ impl Journal {
         self.open.as_ref().map_or(0, |open| open.len - open.start)
     }
 
+    /// Returns the generation in use, or the last one that was.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
+    }
+
     /// Returns a generation in which no change is recorded yet: the current one, or a new one.
     pub(super) fn start_empty(&mut self) -> io::Result<u64> {
         match &self.open {

@@ -47,6 +47,8 @@ pub(super) struct Written {
     minor_changes: u64,
     at: Option<Instant>,
     failures: u64,
+    /// Whether the present journal was begun for a snapshot that could then not be written.
+    begun_in_vain: bool,
 }
 
 impl Snapshot {
@@ -88,17 +90,25 @@ impl Snapshot {
         if !self.has_news(&written, all, failures) {
             return Ok(());
         }
-        let result = self.write_files(step);
+        let generation = self.shared.journal().generation();
+        let mut result = self.write_files(!written.begun_in_vain, step);
+        if written.begun_in_vain && result.is_ok() {
+            result = self.write_files(true, step);
+        }
         match &result {
             Ok((facts, minor_changes)) => {
                 let (facts, minor_changes) = (Some(*facts), *minor_changes);
-                *written = Written { facts, minor_changes, at: Some(Instant::now()), failures };
+                let at = Some(Instant::now());
+                *written = Written { facts, minor_changes, at, failures, begun_in_vain: false };
                 // A record that could not be appended meanwhile may not be in what was captured.
                 if self.shared.failures() == failures {
                     self.shared.succeeded();
                 }
             }
-            Err(error) => self.shared.failed("the snapshot", error),
+            Err(error) => {
+                written.begun_in_vain |= self.shared.journal().generation() != generation;
+                self.shared.failed("the snapshot", error);
+            }
         }
         result.map(drop)
     }
@@ -111,9 +121,14 @@ impl Snapshot {
             || (due && written.minor_changes != self.minor_changes())
     }
 
-    fn write_files(&self, step: &mut dyn FnMut(Step)) -> io::Result<(u64, u64)> {
+    /// Writes all files. Without a `new_journal` the present one stays in use: a disk that is full for hours would
+    /// else be filled by journals of one change each.
+    fn write_files(&self, new_journal: bool, step: &mut dyn FnMut(Step)) -> io::Result<(u64, u64)> {
         file::make_dir(&self.dir)?;
-        let generation = self.shared.journal().start_empty()?;
+        let generation = {
+            let mut journal = self.shared.journal();
+            if new_journal { journal.start_empty()? } else { journal.generation() }
+        };
         step(Step::Rotated);
         let minor_changes = self.minor_changes();
         let (fresh, captured) = self.capture();

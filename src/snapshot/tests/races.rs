@@ -1,5 +1,5 @@
-//! Lists race with creations and removals, and crimux is killed in between: whatever the order, what was
-//! acknowledged is shown, once.
+//! Lists race with creations and removals, snapshots fail and crimux is killed in between: whatever the order, what
+//! was acknowledged is shown, once.
 
 use std::collections::BTreeSet;
 
@@ -21,6 +21,8 @@ enum Event {
     Record,
     /// The snapshot is written.
     Write,
+    /// The snapshot cannot be written.
+    FailToWrite,
     /// All answers arrive and are recorded, then crimux is killed and started again.
     Kill,
 }
@@ -68,6 +70,7 @@ fn event() -> impl Strategy<Value = Event> {
         9 => deed().prop_map(Event::Do),
         3 => Just(Event::Record),
         1 => Just(Event::Write),
+        1 => Just(Event::FailToWrite),
         1 => Just(Event::Kill),
     ]
 }
@@ -98,6 +101,14 @@ impl Memory {
         let snapshot = open(dir.path());
         let backend = snapshot.backend("runc", true);
         Self { dir, snapshot, backend }
+    }
+
+    fn fail_to_write(&self) {
+        let in_the_way = self.dir.path().join("snapshot.tmp");
+        std::fs::create_dir(&in_the_way).unwrap();
+        // It succeeds where there is nothing to write.
+        let _ = self.snapshot.flush();
+        std::fs::remove_dir(in_the_way).unwrap();
     }
 
     fn kill(&mut self) {
@@ -137,6 +148,7 @@ impl Model {
             Event::Do(deed) if !self.is_busy(deed.pod()) && self.done(deed) => self.on_the_way.push(deed),
             Event::Record => self.record(backend),
             Event::Write => memory.snapshot.flush().unwrap(),
+            Event::FailToWrite => memory.fail_to_write(),
             Event::Kill => {
                 self.record(backend);
                 self.lists.clear();

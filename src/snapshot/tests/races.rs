@@ -1,7 +1,7 @@
-//! Lists race with creations and removals, snapshots fail and crimux is killed in between: whatever the order, what
-//! was acknowledged is shown, once.
+//! Lists race with creations, changes of state and removals, snapshots fail and crimux is killed in between: whatever
+//! the order, what was acknowledged is shown, once and in its state.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -32,6 +32,9 @@ enum Event {
 enum Deed {
     CreateSandbox(usize),
     CreateContainer(usize),
+    StartContainer(usize),
+    StopContainer(usize),
+    StopSandbox(usize),
     RemoveSandbox(usize),
     RemoveContainer(usize),
 }
@@ -42,15 +45,15 @@ struct InFlight {
     answer: Option<Bytes>,
 }
 
-/// Pods that have something, by number.
-type Pods = BTreeSet<usize>;
+/// The states of what pods have, by their number.
+type States = BTreeMap<usize, i32>;
 
 /// The backend, and what it was asked for.
 #[derive(Default)]
 struct Model {
-    sandboxes: Pods,
-    containers: Pods,
-    ever: (Pods, Pods),
+    sandboxes: States,
+    containers: States,
+    ever: (BTreeSet<usize>, BTreeSet<usize>),
     on_the_way: Vec<Deed>,
     lists: Vec<InFlight>,
 }
@@ -79,6 +82,9 @@ fn deed() -> impl Strategy<Value = Deed> {
     prop_oneof![
         (0..4usize).prop_map(Deed::CreateSandbox),
         (0..4usize).prop_map(Deed::CreateContainer),
+        (0..4usize).prop_map(Deed::StartContainer),
+        (0..4usize).prop_map(Deed::StopContainer),
+        (0..4usize).prop_map(Deed::StopSandbox),
         (0..4usize).prop_map(Deed::RemoveSandbox),
         (0..4usize).prop_map(Deed::RemoveContainer),
     ]
@@ -89,6 +95,9 @@ impl Deed {
         match self {
             Self::CreateSandbox(pod)
             | Self::CreateContainer(pod)
+            | Self::StartContainer(pod)
+            | Self::StopContainer(pod)
+            | Self::StopSandbox(pod)
             | Self::RemoveSandbox(pod)
             | Self::RemoveContainer(pod) => pod,
         }
@@ -119,15 +128,20 @@ impl Memory {
 
 impl Model {
     fn reply(&self, kind: ListKind) -> Bytes {
-        let names = |pods: &Pods| pods.iter().map(|n| (format!("c{n}"), format!("s{n}"))).collect::<Vec<_>>();
-        match kind {
-            ListKind::Sandboxes => {
-                sandboxes(&names(&self.sandboxes).iter().map(|(_, s)| s.as_str()).collect::<Vec<_>>())
-            }
-            _ => containers(
-                &names(&self.containers).iter().map(|(c, s)| (c.as_str(), s.as_str())).collect::<Vec<_>>(),
-            ),
-        }
+        let encoded = if kind == ListKind::Sandboxes {
+            let with_state = |(pod, state): (&usize, &i32)| cri::PodSandbox {
+                state: *state,
+                ..sandbox(&format!("s{pod}"))
+            };
+            let items = self.sandboxes.iter().map(with_state).collect();
+            cri::ListPodSandboxResponse { items }.encode_to_vec()
+        } else {
+            let item =
+                |(pod, state): (&usize, &i32)| container(&format!("c{pod}"), &format!("s{pod}"), *state);
+            let containers = self.containers.iter().map(item).collect();
+            cri::ListContainersResponse { containers }.encode_to_vec()
+        };
+        encoded.into()
     }
 
     fn step(&mut self, memory: &mut Memory, event: Event) {
@@ -158,18 +172,32 @@ impl Model {
         }
     }
 
-    /// Does it, if it can be done.
+    /// Does it, as containerd does, if it can be done.
     fn done(&mut self, deed: Deed) -> bool {
+        let Self { sandboxes, containers, ever, .. } = self;
+        let ready = sandboxes.get(&deed.pod()) == Some(&SANDBOX_READY);
         match deed {
-            Deed::CreateSandbox(pod) => self.ever.0.insert(pod) && self.sandboxes.insert(pod),
+            Deed::CreateSandbox(pod) => ever.0.insert(pod) && sandboxes.insert(pod, SANDBOX_READY).is_none(),
             Deed::CreateContainer(pod) => {
-                self.sandboxes.contains(&pod) && self.ever.1.insert(pod) && self.containers.insert(pod)
+                ready && ever.1.insert(pod) && containers.insert(pod, CONTAINER_CREATED).is_none()
+            }
+            Deed::StartContainer(pod) => match containers.get_mut(&pod) {
+                Some(state) if ready && *state == CONTAINER_CREATED => {
+                    *state = CONTAINER_RUNNING;
+                    true
+                }
+                _ => false,
+            },
+            Deed::StopContainer(pod) => containers.get_mut(&pod).map(stop).is_some(),
+            Deed::StopSandbox(pod) => {
+                containers.get_mut(&pod).map(stop);
+                sandboxes.get_mut(&pod).map(|state| *state = SANDBOX_NOTREADY).is_some()
             }
             Deed::RemoveSandbox(pod) => {
-                self.containers.remove(&pod);
-                self.sandboxes.remove(&pod)
+                containers.remove(&pod);
+                sandboxes.remove(&pod).is_some()
             }
-            Deed::RemoveContainer(pod) => self.containers.remove(&pod),
+            Deed::RemoveContainer(pod) => containers.remove(&pod).is_some(),
         }
     }
 
@@ -184,6 +212,9 @@ impl Model {
             match deed {
                 Deed::CreateSandbox(_) => backend.sandbox_created(&sandbox, &run_request("a")),
                 Deed::CreateContainer(_) => backend.container_created(&container, &sandbox, &[]),
+                Deed::StartContainer(_) => backend.container_started(&container),
+                Deed::StopContainer(_) => backend.container_stopped(&container),
+                Deed::StopSandbox(_) => backend.sandbox_stopped(&sandbox),
                 Deed::RemoveSandbox(_) => backend.sandbox_removed(&sandbox),
                 Deed::RemoveContainer(_) => backend.container_removed(&container),
             }
@@ -192,24 +223,35 @@ impl Model {
 
     fn check(&self, backend: &LastKnown) {
         let (Some(sandboxes), Some(containers)) =
-            (ids(backend, ListKind::Sandboxes), ids(backend, ListKind::Containers))
+            (shown(backend, ListKind::Sandboxes), shown(backend, ListKind::Containers))
         else {
             return;
         };
-        for list in [&sandboxes, &containers] {
-            let once: BTreeSet<_> = list.iter().collect();
-            assert_eq!(once.len(), list.len(), "listed twice: {list:?}");
-        }
+        let by_id = |list: Vec<(String, i32)>| {
+            let count = list.len();
+            let by_id: BTreeMap<_, _> = list.into_iter().collect();
+            assert_eq!(by_id.len(), count, "listed twice: {by_id:?}");
+            by_id
+        };
+        let (sandboxes, containers) = (by_id(sandboxes), by_id(containers));
         for pod in &self.ever.0 {
             let (sandbox, container) = (format!("s{pod}"), format!("c{pod}"));
             if !self.is_busy(*pod) {
-                assert_eq!(sandboxes.contains(&sandbox), self.sandboxes.contains(pod), "{sandbox}");
-                assert_eq!(containers.contains(&container), self.containers.contains(pod), "{container}");
-            } else if containers.contains(&container) && !self.on_the_way.contains(&Deed::CreateSandbox(*pod))
+                assert_eq!(sandboxes.get(&sandbox), self.sandboxes.get(pod), "{sandbox}");
+                assert_eq!(containers.get(&container), self.containers.get(pod), "{container}");
+            } else if containers.contains_key(&container)
+                && !self.on_the_way.contains(&Deed::CreateSandbox(*pod))
             {
-                assert!(sandboxes.contains(&sandbox), "{container} without its sandbox");
+                assert!(sandboxes.contains_key(&sandbox), "{container} without its sandbox");
             }
         }
+    }
+}
+
+/// What a stop does to a container.
+fn stop(state: &mut i32) {
+    if *state == CONTAINER_RUNNING {
+        *state = CONTAINER_EXITED;
     }
 }
 
@@ -217,7 +259,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn no_list_and_no_kill_undoes_a_recorded_creation_or_removal(
+    fn no_list_and_no_kill_undoes_what_was_recorded(
         events in prop::collection::vec(event(), 1..60),
     ) {
         let (mut memory, mut model) = (Memory::new(), Model::default());
@@ -231,8 +273,8 @@ proptest! {
         let mut heard = BTreeSet::new();
         memory.backend.for_each_sandbox(|facts| { heard.insert(facts.id.to_owned()); });
         memory.backend.for_each_container(|facts| { heard.insert(facts.id.to_owned()); });
-        let made = model.sandboxes.iter().map(|pod| format!("s{pod}"));
-        let made = made.chain(model.containers.iter().map(|pod| format!("c{pod}")));
+        let made = model.sandboxes.keys().map(|pod| format!("s{pod}"));
+        let made = made.chain(model.containers.keys().map(|pod| format!("c{pod}")));
         for id in made {
             prop_assert!(heard.contains(&id), "{id} of {heard:?}");
         }

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use testkit::bed::skipped;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, Command};
 
@@ -14,21 +15,24 @@ pub(super) async fn strace(crimux: &Crimux, to: &Path, options: &[&str]) -> Opti
     let mut command = Command::new("strace");
     command.args(["-f", "-y", "-p", &crimux.pid().to_string(), "-o"]).arg(to).args(options);
     let spawned = command.stderr(Stdio::piped()).kill_on_drop(true).spawn();
-    let mut strace = spawned.map_err(|error| testkit::bed::skipped(&format!("no strace: {error}"))).ok()?;
-    tokio::time::timeout(SOON, attached(&mut strace)).await.expect("strace attaches");
-    Some(strace)
+    let mut strace = spawned.map_err(|error| skipped(&format!("no strace: {error}"))).ok()?;
+    let attached = tokio::time::timeout(SOON, attached(&mut strace)).await.expect("strace attaches or ends");
+    attached.map_err(|why| skipped(&format!("strace does not attach: {why}"))).ok().map(|()| strace)
 }
 
-async fn attached(strace: &mut Child) {
+/// Waits until it is attached; the error is what it said instead.
+async fn attached(strace: &mut Child) -> Result<(), String> {
     let mut lines = BufReader::new(strace.stderr.take().unwrap()).lines();
+    let mut said = String::new();
     while let Some(line) = lines.next_line().await.unwrap() {
-        if line.contains("attached") {
+        if line.contains(" attached") {
             // It says so before the other threads are stopped for the first time.
             tokio::time::sleep(Duration::from_millis(200)).await;
-            return;
+            return Ok(());
         }
+        said = line;
     }
-    panic!("strace ended");
+    Err(said)
 }
 
 /// Waits until a thread of crimux stands still in a system call that is held.

@@ -2,7 +2,8 @@
 //!
 //! Only the admin socket, which is root's, serves them. What is likely a mistake is refused with 409 and a reason,
 //! until it is asked for with `force`: draining the only backend of a handler, and forgetting a backend that is
-//! up and would be relearnt at once. Both survive a restart, by the journal of the last-known state.
+//! up and would be relearnt at once. All survive a restart, by the journal of the last-known state; what was
+//! forgotten is on the disk itself before the operator hears of it.
 
 use std::sync::Arc;
 
@@ -89,6 +90,7 @@ pub(super) async fn forget(
         backend.last.set_drained(true);
     }
     tracing::warn!(backend = name, sandboxes, containers, "forgotten by the operator");
+    save(node).await;
     let mut warnings = unsaved(node);
     if up {
         warnings.push(format!("backend {name} is up: its next list brings back what it still has"));
@@ -127,6 +129,12 @@ fn without_alternative(node: &Node, backend: &str) -> Vec<String> {
         }
     };
     routes.map(|route| word(route.handler)).collect()
+}
+
+/// Writes the last-known state to the disk. Why that failed is told by [`unsaved`].
+async fn save(node: &Node) {
+    let snapshot = Arc::clone(&node.snapshot);
+    tokio::task::spawn_blocking(move || snapshot.flush()).await.ok();
 }
 
 /// Warns if the change will not survive a restart.

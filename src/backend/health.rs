@@ -102,6 +102,7 @@ pub struct LastError {
 struct Inner {
     late: [Option<SystemTime>; CLASSES],
     refreshing: [bool; CLASSES],
+    silent: Option<SystemTime>,
     last_error: Option<LastError>,
 }
 
@@ -139,6 +140,9 @@ impl Health {
 
     /// Records that a call of this class outlasted its deadline. Returns whether that is news.
     pub fn mark_late(&self, class: Class) -> bool {
+        if class == Class::Status {
+            self.mark_silent();
+        }
         let late = &mut self.inner().late[class as usize];
         let news = late.is_none();
         late.get_or_insert_with(SystemTime::now);
@@ -151,6 +155,21 @@ impl Health {
         let ended = self.inner().late[class as usize].take().is_some();
         self.settle(class);
         ended
+    }
+
+    /// Records that `Status` was not answered, or that there is nobody to answer it.
+    pub fn mark_silent(&self) {
+        self.inner().silent.get_or_insert_with(SystemTime::now);
+    }
+
+    /// Records that `Status` was answered.
+    pub fn mark_heard(&self) {
+        self.inner().silent = None;
+    }
+
+    /// Returns since when the backend could not say how it is; connections that came to nothing do not count.
+    pub fn silent_since(&self) -> Option<SystemTime> {
+        self.inner().silent
     }
 
     /// Completes once the pair was listed over the present connection, or was found late.

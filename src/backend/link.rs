@@ -239,6 +239,7 @@ impl Backend {
 
     fn set_down(&self, cause: &str) {
         self.health.note_error(cause);
+        self.health.mark_silent();
         self.link.send_modify(|link| {
             if let Link::Down { cause: known, .. } = link {
                 if **known != *cause {

@@ -149,6 +149,9 @@ async fn ask(
     match reply.code {
         Code::Ok if is_whole(name, reply.message.encoded()) => {
             let reply = reply.message.encoded_bytes();
+            if name == "Status" {
+                backend.health.mark_heard();
+            }
             if request.is_empty() {
                 backend.last.remember_reply(method.name, &reply);
             }
@@ -205,23 +208,21 @@ fn said<'a>(
     default: &str,
     alone: bool,
 ) -> Said<'a> {
+    let silent = backend.health.silent_since();
     let lost = match backend.link() {
-        Link::Down { since, cause } => Some((since, format!("down: {cause}"))),
-        Link::Up { .. } => {
-            backend.health.late(Class::Status).map(|since| (since, "not answering Status".to_owned()))
-        }
-        Link::Connecting => None,
+        Link::Down { cause, .. } => Some(format!("down: {cause}")),
+        _ => silent.map(|_| "not answering Status".to_owned()),
     };
     let is_default = &*backend.name == default;
-    let expired = lost.as_ref().filter(|(since, _)| !still_stand(*since, SystemTime::now()));
+    let expired = silent.is_some_and(|since| !still_stand(since, SystemTime::now()));
     Said {
         name: &backend.name,
         reply: reply.and_then(|reply| status::decode(reply)),
         decides: alone || is_default || backend.config().required,
         default: is_default,
-        expired: expired.map(|(_, why)| format!("backend {} is {why}", backend.name)),
+        expired: lost.as_ref().filter(|_| expired).map(|why| format!("backend {} is {why}", backend.name)),
         state: match lost {
-            Some((_, why)) => Err(why),
+            Some(why) => Err(why),
             None if backend.health.late_since().is_some() => Err("late: see `crimux status`".to_owned()),
             None if node.is_joining(backend) => Err("joining: not listed yet".to_owned()),
             None => Ok(()),

@@ -10,7 +10,8 @@ use std::collections::{HashMap, HashSet};
 use bytes::{Bytes, BytesMut};
 
 use super::items::{
-    CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts, SANDBOX_NOTREADY, enum_value,
+    CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts,
+    SANDBOX_NOTREADY, SANDBOX_READY, enum_value,
 };
 use crate::wire;
 
@@ -52,9 +53,10 @@ pub(super) enum Op {
     ContainerSeen(Item),
     #[prost(string, tag = "6")]
     ContainerStarted(String),
+    /// One that was never started stays as it is.
     #[prost(string, tag = "7")]
     ContainerStopped(String),
-    /// Its containers are exited too.
+    /// Its containers are stopped too.
     #[prost(string, tag = "8")]
     SandboxStopped(String),
     /// Its containers are removed too.
@@ -130,7 +132,15 @@ pub(super) fn insert(changes: &mut Vec<Change>, change: Change) {
 #[derive(Clone, Copy)]
 struct Patch<'a> {
     presence: Presence<'a>,
-    state: Option<i32>,
+    steps: Steps,
+}
+
+/// What an item went through since it was listed.
+#[derive(Clone, Copy, Default)]
+struct Steps {
+    started: bool,
+    /// Last of all.
+    stopped: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -163,13 +173,14 @@ struct Patches<'a> {
 
 impl<'a> Patches<'a> {
     fn set(&mut self, id: &'a str, presence: Presence<'a>) {
-        if self.by_id.insert(id, Patch { presence, state: None }).is_none() {
+        if self.by_id.insert(id, Patch { presence, steps: Steps::default() }).is_none() {
             self.order.push(id);
         }
     }
 
-    fn set_state(&mut self, id: &'a str, state: i32) {
-        self.by_id.entry(id).or_insert(Patch { presence: Presence::Listed, state: None }).state = Some(state);
+    fn steps(&mut self, id: &'a str) -> &mut Steps {
+        let untouched = Patch { presence: Presence::Listed, steps: Steps::default() };
+        &mut self.by_id.entry(id).or_insert(untouched).steps
     }
 }
 
@@ -189,11 +200,11 @@ impl<'a> Overlay<'a> {
             Op::SandboxSeen(item) => self.sandbox(&item.id, Presence::Seen(&item.item)),
             Op::ContainerAdded(item) => self.containers.set(&item.id, Presence::Added(&item.item)),
             Op::ContainerSeen(item) => self.containers.set(&item.id, Presence::Seen(&item.item)),
-            Op::ContainerStarted(id) => self.containers.set_state(id, CONTAINER_RUNNING),
-            Op::ContainerStopped(id) => self.containers.set_state(id, CONTAINER_EXITED),
+            Op::ContainerStarted(id) => *self.containers.steps(id) = Steps { started: true, stopped: false },
+            Op::ContainerStopped(id) => self.containers.steps(id).stopped = true,
             Op::ContainerRemoved(id) => self.containers.set(id, Presence::Removed),
             Op::SandboxStopped(id) => {
-                self.sandboxes.set_state(id, SANDBOX_NOTREADY);
+                self.sandboxes.steps(id).stopped = true;
                 self.stopped.insert(id);
             }
             Op::SandboxRemoved(id) => {
@@ -211,13 +222,13 @@ impl<'a> Overlay<'a> {
 
     /// Returns the sandbox list: that of `base` with the changes applied.
     pub(super) fn sandboxes(&self, base: &[u8]) -> Bytes {
-        let mut out = Composer::new(base, 3, |current, wanted| wanted > current);
+        let mut out = Composer::new(base, 3, sandbox_state);
         for (id, item) in listed(base) {
             let patch = self.sandboxes.by_id.get(id).copied();
-            out.emit(id, item, patch, None);
+            out.emit(id, item, patch, false);
         }
         for (id, item) in self.sandboxes.added() {
-            out.emit_if_new(id, item, self.sandboxes.by_id.get(id).copied(), None);
+            out.emit_if_new(id, item, self.sandboxes.by_id.get(id).copied(), false);
         }
         out.finish()
     }
@@ -225,19 +236,18 @@ impl<'a> Overlay<'a> {
     /// Returns the container list: that of `base` with the changes applied. A container that `base` does not
     /// have is only added if `has_sandbox` says so of its sandbox.
     pub(super) fn containers(&self, base: &[u8], has_sandbox: impl Fn(&str) -> bool) -> Bytes {
-        let mut out =
-            Composer::new(base, 6, |current, wanted| wanted > current || current == CONTAINER_UNKNOWN);
+        let mut out = Composer::new(base, 6, container_state);
         for (id, item) in listed(base) {
             let sandbox = wire::peek_str(item, &[2]).unwrap_or_default();
             if !self.removed.contains(sandbox) {
-                out.emit(id, item, self.containers.by_id.get(id).copied(), self.forced_state(sandbox));
+                out.emit(id, item, self.containers.by_id.get(id).copied(), self.stopped.contains(sandbox));
             }
         }
         for (id, item) in self.containers.added() {
             let sandbox = ContainerFacts::parse(item).map(|facts| facts.sandbox_id).unwrap_or_default();
             if !self.removed.contains(sandbox) && has_sandbox(sandbox) {
                 let patch = self.containers.by_id.get(id).copied();
-                out.emit_if_new(id, item, patch, self.forced_state(sandbox));
+                out.emit_if_new(id, item, patch, self.stopped.contains(sandbox));
             }
         }
         out.finish()
@@ -246,10 +256,6 @@ impl<'a> Overlay<'a> {
     /// Tells whether composing the container list asks for the sandbox list.
     pub(super) fn adds_containers(&self) -> bool {
         self.containers.added().next().is_some()
-    }
-
-    fn forced_state(&self, sandbox: &str) -> Option<i32> {
-        self.stopped.contains(sandbox).then_some(CONTAINER_EXITED)
     }
 }
 
@@ -267,45 +273,65 @@ struct Composer<'a> {
     out: BytesMut,
     emitted: HashSet<&'a str>,
     state_field: u32,
-    /// Whether a state is to be overridden by another. States only move forward, so a change that is still
-    /// applied to a list which already knows better does not turn it back.
-    overrides: fn(i32, i32) -> bool,
+    /// The state after these steps of what is listed in that one.
+    advance: fn(i32, Steps) -> i32,
 }
 
 impl<'a> Composer<'a> {
-    fn new(base: &[u8], state_field: u32, overrides: fn(i32, i32) -> bool) -> Self {
+    fn new(base: &[u8], state_field: u32, advance: fn(i32, Steps) -> i32) -> Self {
         let out = BytesMut::with_capacity(base.len() + 1024);
-        Self { out, emitted: HashSet::new(), state_field, overrides }
+        Self { out, emitted: HashSet::new(), state_field, advance }
     }
 
-    fn emit(&mut self, id: &'a str, item: &'a [u8], patch: Option<Patch<'a>>, forced: Option<i32>) {
+    /// Writes one item; `stopped` says that its sandbox was.
+    fn emit(&mut self, id: &'a str, item: &'a [u8], patch: Option<Patch<'a>>, stopped: bool) {
         self.emitted.insert(id);
         let item = match patch.map(|patch| patch.presence) {
             Some(Presence::Removed) => return,
             Some(Presence::Seen(seen)) => seen,
             _ => item,
         };
-        let wanted = forced.or(patch.and_then(|patch| patch.state));
-        let current = enum_value(wire::peek_varint(item, &[self.state_field]).unwrap_or_default());
-        match wanted.filter(|wanted| (self.overrides)(current, *wanted)) {
-            None => wire::put_bytes(&mut self.out, 1, item),
-            Some(wanted) => {
-                // A state and its field number take one byte each.
-                wire::put_header(&mut self.out, 1, item.len() + 2);
-                self.out.extend_from_slice(item);
-                wire::put_varint(&mut self.out, self.state_field, u64::from(wanted.cast_unsigned()));
-            }
+        let mut steps = patch.map(|patch| patch.steps).unwrap_or_default();
+        steps.stopped |= stopped;
+        let listed = enum_value(wire::peek_varint(item, &[self.state_field]).unwrap_or_default());
+        let state = (self.advance)(listed, steps);
+        if state == listed {
+            wire::put_bytes(&mut self.out, 1, item);
+        } else {
+            // A state and its field number take one byte each.
+            wire::put_header(&mut self.out, 1, item.len() + 2);
+            self.out.extend_from_slice(item);
+            wire::put_varint(&mut self.out, self.state_field, u64::from(state.cast_unsigned()));
         }
     }
 
-    fn emit_if_new(&mut self, id: &'a str, item: &'a [u8], patch: Option<Patch<'a>>, forced: Option<i32>) {
+    fn emit_if_new(&mut self, id: &'a str, item: &'a [u8], patch: Option<Patch<'a>>, stopped: bool) {
         if !self.emitted.contains(id) {
-            self.emit(id, item, patch, forced);
+            self.emit(id, item, patch, stopped);
         }
     }
 
     fn finish(self) -> Bytes {
         Bytes::copy_from_slice(&self.out)
+    }
+}
+
+// States only move forward, so a change that is still applied to a list which knows better does not turn it back.
+
+fn sandbox_state(listed: i32, steps: Steps) -> i32 {
+    if steps.stopped && listed == SANDBOX_READY { SANDBOX_NOTREADY } else { listed }
+}
+
+/// A container that was never started is left as it is by a stop, of its sandbox too (containerd,
+/// `container_stop.go`, `stopContainer`).
+fn container_state(listed: i32, steps: Steps) -> i32 {
+    let state = match listed {
+        CONTAINER_CREATED | CONTAINER_UNKNOWN if steps.started => CONTAINER_RUNNING,
+        listed => listed,
+    };
+    match state {
+        CONTAINER_RUNNING | CONTAINER_UNKNOWN if steps.stopped => CONTAINER_EXITED,
+        state => state,
     }
 }
 

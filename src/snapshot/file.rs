@@ -64,6 +64,9 @@ pub(super) struct SavedBackend {
     pub(super) statuses: Vec<SavedStatus>,
     #[prost(message, repeated, tag = "13")]
     pub(super) replies: Vec<SavedReply>,
+    /// Whether the operator declared it lost; saved only as long as other backends are awaited.
+    #[prost(bool, tag = "14")]
+    pub(super) forgotten: bool,
 }
 
 /// A status and whose it is.
@@ -145,8 +148,12 @@ pub(super) fn write_tmp(dir: &Path, content: &[u8]) -> io::Result<()> {
     let path = tmp_path(dir);
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
     file.set_permissions(Permissions::from_mode(0o600))?;
-    file.write_all(content)?;
-    file.sync_all()
+    let written = file.write_all(content).and_then(|()| file.sync_all());
+    if written.is_err() {
+        // On a full disk, what half a snapshot takes is the room that the journal needs.
+        let _ = fs::remove_file(&path);
+    }
+    written
 }
 
 /// Makes renames in `dir` durable.

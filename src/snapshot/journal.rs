@@ -99,7 +99,7 @@ impl Journal {
                 open.len += bytes.len() as u64;
                 return Ok(());
             }
-            Ok(_) => io::ErrorKind::WriteZero.into(),
+            Ok(_) => io::Error::new(io::ErrorKind::StorageFull, "no room for a whole record"),
             Err(error) => error,
         };
         if open.file.set_len(open.len).is_err() {
@@ -111,6 +111,11 @@ impl Journal {
     /// Returns the bytes of records in the current file.
     pub(super) fn len(&self) -> u64 {
         self.open.as_ref().map_or(0, |open| open.len - open.start)
+    }
+
+    /// Returns the generation in use, or the last one that was.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// Returns a generation in which no change is recorded yet: the current one, or a new one.

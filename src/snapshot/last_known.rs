@@ -124,12 +124,12 @@ impl LastKnown {
         self.change(vec![Op::ContainerStarted(id.to_owned())]);
     }
 
-    /// Records that a container exited.
+    /// Records that a container exited, if it was ever started.
     pub fn container_stopped(&self, id: &str) {
         self.change(vec![Op::ContainerStopped(id.to_owned())]);
     }
 
-    /// Records that a sandbox is not ready, and its containers exited.
+    /// Records that a sandbox is not ready, and those of its containers that were started exited.
     pub fn sandbox_stopped(&self, id: &str) {
         self.change(vec![Op::SandboxStopped(id.to_owned())]);
     }

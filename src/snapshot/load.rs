@@ -48,7 +48,8 @@ pub(super) fn load(dir: &Path, boot_id: &str) -> Loaded {
     }
     let states = loaded.states.values().map(|state| state.seq);
     loaded.seq = states.chain(saved.into_values()).max().unwrap_or(0).max(loaded.seq);
-    loaded.states.retain(|_, state| !state.forgotten);
+    // While a start without state still waits for others, what was forgotten must not be waited for again.
+    loaded.states.retain(|_, state| loaded.fresh || !state.forgotten);
     let last = generations.last().copied().unwrap_or(0);
     loaded.journal = Journal::new(dir, boot_id, last.max(first.saturating_sub(1)));
     loaded

@@ -234,6 +234,7 @@ impl State {
             changes: self.lists.saved_changes().cloned().collect(),
             statuses: statuses.collect(),
             replies: replies.collect(),
+            forgotten: self.forgotten,
         }
     }
 
@@ -246,6 +247,7 @@ impl State {
             seq: saved.seq,
             lists: Lists::load(lists),
             drained: saved.drained,
+            forgotten: saved.forgotten,
             listed_at: (saved.listed_at > 0).then(|| UNIX_EPOCH + Duration::from_secs(saved.listed_at)),
             ..Self::default()
         };

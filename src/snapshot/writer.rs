@@ -47,6 +47,8 @@ pub(super) struct Written {
     minor_changes: u64,
     at: Option<Instant>,
     failures: u64,
+    /// Whether the present journal was begun for a snapshot that could then not be written.
+    begun_in_vain: bool,
 }
 
 impl Snapshot {
@@ -88,17 +90,25 @@ impl Snapshot {
         if !self.has_news(&written, all, failures) {
             return Ok(());
         }
-        let result = self.write_files(step);
+        let generation = self.shared.journal().generation();
+        let mut result = self.write_files(!written.begun_in_vain, step);
+        if written.begun_in_vain && result.is_ok() {
+            result = self.write_files(true, step);
+        }
         match &result {
             Ok((facts, minor_changes)) => {
                 let (facts, minor_changes) = (Some(*facts), *minor_changes);
-                *written = Written { facts, minor_changes, at: Some(Instant::now()), failures };
+                let at = Some(Instant::now());
+                *written = Written { facts, minor_changes, at, failures, begun_in_vain: false };
                 // A record that could not be appended meanwhile may not be in what was captured.
                 if self.shared.failures() == failures {
                     self.shared.succeeded();
                 }
             }
-            Err(error) => self.shared.failed("the snapshot", error),
+            Err(error) => {
+                written.begun_in_vain |= self.shared.journal().generation() != generation;
+                self.shared.failed("the snapshot", error);
+            }
         }
         result.map(drop)
     }
@@ -107,17 +117,21 @@ impl Snapshot {
         let due = all || written.at.is_none_or(|at| at.elapsed() >= MINOR_INTERVAL);
         failures != written.failures
             || self.shared.journal().len() > MAX_JOURNAL
-            || written.facts != Some(facts(&self.capture()))
+            || written.facts != Some(facts(&self.capture().1))
             || (due && written.minor_changes != self.minor_changes())
     }
 
-    fn write_files(&self, step: &mut dyn FnMut(Step)) -> io::Result<(u64, u64)> {
+    /// Writes all files. Without a `new_journal` the present one stays in use: a disk that is full for hours would
+    /// else be filled by journals of one change each.
+    fn write_files(&self, new_journal: bool, step: &mut dyn FnMut(Step)) -> io::Result<(u64, u64)> {
         file::make_dir(&self.dir)?;
-        let generation = self.shared.journal().start_empty()?;
+        let generation = {
+            let mut journal = self.shared.journal();
+            if new_journal { journal.start_empty()? } else { journal.generation() }
+        };
         step(Step::Rotated);
         let minor_changes = self.minor_changes();
-        let fresh = self.awaits_backends();
-        let captured = self.capture();
+        let (fresh, captured) = self.capture();
         step(Step::Captured);
         let facts = facts(&captured);
         let backends = captured.into_iter().map(|(saved, _)| saved).collect();
@@ -134,15 +148,18 @@ impl Snapshot {
         Ok((facts, minor_changes))
     }
 
-    /// Returns what is to be saved of each backend, with the fingerprint of its statuses.
-    fn capture(&self) -> Vec<(SavedBackend, u64)> {
+    /// Returns whether backends are still awaited, and what is to be saved of each with the fingerprint of its
+    /// statuses. One that was forgotten is saved as such only while others are awaited: else it joins anew.
+    fn capture(&self) -> (bool, Vec<(SavedBackend, u64)>) {
+        let fresh = self.awaits_backends();
         let capture = |last_known: &Arc<LastKnown>| {
             let state = last_known.lock();
             // Changes are numbered under this lock, so all up to this number are in.
             let seq = self.shared.last_seq();
-            (!state.forgotten).then(|| (state.save(last_known.name(), seq), state.statuses.fingerprint()))
+            let saved = fresh || !state.forgotten;
+            saved.then(|| (state.save(last_known.name(), seq), state.statuses.fingerprint()))
         };
-        self.all().iter().filter_map(capture).collect()
+        (fresh, self.all().iter().filter_map(capture).collect())
     }
 
     /// Notes, before a backend is added, if all there were have been known: only those are waited for after a
@@ -173,7 +190,8 @@ impl Snapshot {
 fn facts(backends: &[(SavedBackend, u64)]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (backend, statuses) in backends {
-        (&backend.name, &backend.boot_id, backend.drained, statuses).hash(&mut hasher);
+        let SavedBackend { name, boot_id, drained, forgotten, .. } = backend;
+        (name, boot_id, drained, forgotten, statuses).hash(&mut hasher);
         for list in [&backend.sandboxes, &backend.containers, &backend.images] {
             list.as_ref().map(|list| fingerprint(list)).hash(&mut hasher);
         }

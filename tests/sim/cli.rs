@@ -29,7 +29,7 @@ async fn crimux(arguments: &[&str], input: &str) -> Output {
 }
 
 /// Runs a verb against this crimux; returns the exit code and both outputs.
-async fn on(running: &Crimux, arguments: &[&str], input: &str) -> (i32, String, String) {
+pub(crate) async fn on(running: &Crimux, arguments: &[&str], input: &str) -> (i32, String, String) {
     let socket = running.dir.path().join("admin.sock");
     let arguments = [arguments, &["--socket", socket.to_str().unwrap()]].concat();
     told(&crimux(&arguments, input).await)

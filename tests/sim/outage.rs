@@ -17,8 +17,14 @@ use crate::support::{Crimux, SOON, config};
 mod answers;
 #[path = "outage/calls.rs"]
 mod calls;
+#[path = "outage/crashes.rs"]
+mod crashes;
 #[path = "outage/creates.rs"]
 mod creates;
+#[path = "outage/disk.rs"]
+mod disk;
+#[path = "outage/forget.rs"]
+mod forget;
 #[path = "outage/lists.rs"]
 mod lists;
 #[path = "outage/secrets.rs"]
@@ -27,6 +33,8 @@ mod secrets;
 pub(crate) mod state;
 #[path = "outage/statuses.rs"]
 mod statuses;
+#[path = "outage/strace.rs"]
+mod strace;
 
 /// The deadline of every list, read and stats call here.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(1);

@@ -19,9 +19,10 @@ pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// A running crimux. It is killed when this value is dropped.
 pub(crate) struct Crimux {
+    /// Dropped first: what still runs would write into a directory that is being removed.
+    child: Child,
     /// Holds the configuration, the sockets, the state and the log.
     pub(crate) dir: TempDir,
-    child: Child,
 }
 
 /// Writes the configuration: `backends` by name, each known under its name as handler too; `more` is YAML that
@@ -56,7 +57,7 @@ impl Crimux {
     pub(crate) fn start_in(dir: TempDir, yaml: &str) -> Self {
         std::fs::write(dir.path().join("crimux.yaml"), yaml).unwrap();
         let child = spawn(&dir);
-        Self { dir, child }
+        Self { child, dir }
     }
 
     /// Waits until `/readyz` says so.

@@ -8,8 +8,8 @@ use crate::snapshot::writer::Step;
 
 fn copy(from: &Path) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
+    let files = fs::read_dir(from).unwrap().map(Result::unwrap);
+    for entry in files.filter(|entry| entry.path().is_file()) {
         fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
     }
     to
@@ -238,6 +238,31 @@ fn a_forgotten_backend_is_known_to_be_empty_and_stays_forgotten() {
 }
 
 #[test]
+fn what_was_forgotten_is_not_awaited_again_by_a_start_that_still_awaits_others() {
+    let dir = tempfile::tempdir().unwrap();
+    let reopened = |dir: &Path| {
+        let snapshot = open(dir);
+        let backends = ["lost", "slow"].map(|name| snapshot.backend(name, true));
+        (snapshot, backends)
+    };
+    let (snapshot, _in_use) = reopened(dir.path());
+    assert!(snapshot.forget("lost"));
+    for flushed in [false, true] {
+        if flushed {
+            snapshot.flush().unwrap();
+        }
+        let survivor = copy(dir.path());
+        let (snapshot, [lost, slow]) = reopened(survivor.path());
+        assert!(snapshot.is_fresh() && lost.known() && !slow.known(), "flushed: {flushed}");
+        assert_eq!(snapshot.names(), ["slow"], "flushed: {flushed}");
+        take_pair(&slow, &[], &[]);
+        snapshot.flush().unwrap();
+        let (snapshot, [lost, _]) = reopened(survivor.path());
+        assert!(!snapshot.is_fresh() && !lost.known(), "flushed: {flushed}: now it would join anew");
+    }
+}
+
+#[test]
 fn a_full_disk_is_told_of_and_costs_nothing_once_it_has_room_again() {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = open(dir.path());
@@ -254,6 +279,33 @@ fn a_full_disk_is_told_of_and_costs_nothing_once_it_has_room_again() {
     assert_eq!((snapshot.write_error(), snapshot.write_failures()), (None, 1));
     let after = open(copy(dir.path()).path()).backend("runc", true);
     assert_eq!(ids(&after, ListKind::Sandboxes).unwrap(), ["s1"]);
+}
+
+#[test]
+fn snapshots_that_cannot_be_written_for_long_do_not_fill_the_disk_with_journals() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &[], &[]);
+    snapshot.flush().unwrap();
+    let journals = || crate::snapshot::journal::generations(dir.path()).unwrap().len();
+    let in_the_way = dir.path().join("snapshot.tmp");
+    fs::create_dir(&in_the_way).unwrap();
+    let mut made = Vec::new();
+    for number in 10..20 {
+        made.push(format!("s{number}"));
+        backend.sandbox_created(&made[made.len() - 1], &run_request("a"));
+        assert!(snapshot.flush().is_err());
+    }
+    assert_eq!(journals(), 2);
+    assert_eq!(heard_of(&open(copy(dir.path()).path()).backend("runc", true)), made);
+    fs::remove_dir(&in_the_way).unwrap();
+    snapshot.flush().unwrap();
+    assert_eq!((journals(), snapshot.write_error()), (1, None));
+    assert_eq!(snapshot.shared.journal().len(), 0, "all is in the snapshot");
+    backend.sandbox_removed("s10");
+    let after = open(copy(dir.path()).path()).backend("runc", true);
+    assert_eq!(ids(&after, ListKind::Sandboxes).unwrap(), made[1..]);
 }
 
 #[test]

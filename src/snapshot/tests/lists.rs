@@ -167,6 +167,42 @@ fn changes_show_at_once() {
 }
 
 #[test]
+fn a_container_that_was_never_started_is_not_exited_by_a_stop() {
+    let (_dir, backend) = backend();
+    take_pair(&backend, &["s1"], &[("ran", "s1")]);
+    let listed = |id: &str, state| (id.to_owned(), state);
+    for id in ["created", "started"] {
+        backend.container_created(id, "s1", &[]);
+        backend.container_stopped(id);
+    }
+    // That stop did nothing, and so the start is one.
+    backend.container_started("started");
+    let running = [
+        listed("created", CONTAINER_CREATED),
+        listed("ran", CONTAINER_RUNNING),
+        listed("started", CONTAINER_RUNNING),
+    ];
+    assert_eq!(shown(&backend, ListKind::Containers).unwrap(), running);
+    backend.sandbox_stopped("s1");
+    let stopped = [
+        listed("created", CONTAINER_CREATED),
+        listed("ran", CONTAINER_EXITED),
+        listed("started", CONTAINER_EXITED),
+    ];
+    assert_eq!(shown(&backend, ListKind::Containers).unwrap(), stopped);
+}
+
+#[test]
+fn a_container_in_an_unknown_state_is_exited_by_a_stop() {
+    let (_dir, backend) = backend();
+    take_pair(&backend, &["s1"], &[]);
+    let unknown = cri::ListContainersResponse { containers: vec![container("c1", "s1", CONTAINER_UNKNOWN)] };
+    backend.replace_list(ListKind::Containers, backend.epoch(), unknown.encode_to_vec().into());
+    backend.container_stopped("c1");
+    assert_eq!(shown(&backend, ListKind::Containers).unwrap(), [("c1".to_owned(), CONTAINER_EXITED)]);
+}
+
+#[test]
 fn a_restored_pod_is_listed_with_its_running_containers() {
     let (_dir, backend) = backend();
     take_pair(&backend, &[], &[]);

@@ -1,6 +1,7 @@
-//! Lists race with creations and removals: whatever the order, what was acknowledged is shown, once.
+//! Lists race with creations, changes of state and removals, snapshots fail and crimux is killed in between: whatever
+//! the order, what was acknowledged is shown, once and in its state.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
@@ -14,11 +15,28 @@ enum Event {
     Answer(usize),
     /// The reply to the n-th list in flight arrives.
     Arrive(usize),
-    /// The backend creates or removes pod n; its answer is on the way.
-    Create(usize),
-    Remove(usize),
+    /// The backend does this; its answer is on the way.
+    Do(Deed),
     /// All answers arrive and are recorded.
     Record,
+    /// The snapshot is written.
+    Write,
+    /// The snapshot cannot be written.
+    FailToWrite,
+    /// All answers arrive and are recorded, then crimux is killed and started again.
+    Kill,
+}
+
+/// What a backend does, to the n-th pod. A pod has one container at most, and is never made twice.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Deed {
+    CreateSandbox(usize),
+    CreateContainer(usize),
+    StartContainer(usize),
+    StopContainer(usize),
+    StopSandbox(usize),
+    RemoveSandbox(usize),
+    RemoveContainer(usize),
 }
 
 struct InFlight {
@@ -27,36 +45,107 @@ struct InFlight {
     answer: Option<Bytes>,
 }
 
+/// The states of what pods have, by their number.
+type States = BTreeMap<usize, i32>;
+
+/// The backend, and what it was asked for.
 #[derive(Default)]
 struct Model {
-    exists: BTreeSet<usize>,
-    recorded: BTreeSet<usize>,
-    ever: BTreeSet<usize>,
-    on_the_way: Vec<(usize, bool)>,
+    sandboxes: States,
+    containers: States,
+    ever: (BTreeSet<usize>, BTreeSet<usize>),
+    on_the_way: Vec<Deed>,
     lists: Vec<InFlight>,
+}
+
+/// crimux, which can be killed.
+struct Memory {
+    dir: tempfile::TempDir,
+    snapshot: Arc<Snapshot>,
+    backend: Arc<LastKnown>,
 }
 
 fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
-        Just(Event::Send),
-        (0..6usize).prop_map(Event::Answer),
-        (0..6usize).prop_map(Event::Arrive),
-        (0..5usize).prop_map(Event::Create),
-        (0..5usize).prop_map(Event::Remove),
-        Just(Event::Record),
+        3 => Just(Event::Send),
+        6 => (0..6usize).prop_map(Event::Answer),
+        6 => (0..6usize).prop_map(Event::Arrive),
+        9 => deed().prop_map(Event::Do),
+        3 => Just(Event::Record),
+        1 => Just(Event::Write),
+        1 => Just(Event::FailToWrite),
+        1 => Just(Event::Kill),
     ]
+}
+
+fn deed() -> impl Strategy<Value = Deed> {
+    prop_oneof![
+        (0..4usize).prop_map(Deed::CreateSandbox),
+        (0..4usize).prop_map(Deed::CreateContainer),
+        (0..4usize).prop_map(Deed::StartContainer),
+        (0..4usize).prop_map(Deed::StopContainer),
+        (0..4usize).prop_map(Deed::StopSandbox),
+        (0..4usize).prop_map(Deed::RemoveSandbox),
+        (0..4usize).prop_map(Deed::RemoveContainer),
+    ]
+}
+
+impl Deed {
+    fn pod(self) -> usize {
+        match self {
+            Self::CreateSandbox(pod)
+            | Self::CreateContainer(pod)
+            | Self::StartContainer(pod)
+            | Self::StopContainer(pod)
+            | Self::StopSandbox(pod)
+            | Self::RemoveSandbox(pod)
+            | Self::RemoveContainer(pod) => pod,
+        }
+    }
+}
+
+impl Memory {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshot = open(dir.path());
+        let backend = snapshot.backend("runc", true);
+        Self { dir, snapshot, backend }
+    }
+
+    fn fail_to_write(&self) {
+        let in_the_way = self.dir.path().join("snapshot.tmp");
+        std::fs::create_dir(&in_the_way).unwrap();
+        // It succeeds where there is nothing to write.
+        let _ = self.snapshot.flush();
+        std::fs::remove_dir(in_the_way).unwrap();
+    }
+
+    fn kill(&mut self) {
+        self.snapshot = open(self.dir.path());
+        self.backend = self.snapshot.backend("runc", true);
+    }
 }
 
 impl Model {
     fn reply(&self, kind: ListKind) -> Bytes {
-        let names: Vec<_> = self.exists.iter().map(|pod| (format!("c{pod}"), format!("s{pod}"))).collect();
-        match kind {
-            ListKind::Sandboxes => sandboxes(&names.iter().map(|(_, s)| s.as_str()).collect::<Vec<_>>()),
-            _ => containers(&names.iter().map(|(c, s)| (c.as_str(), s.as_str())).collect::<Vec<_>>()),
-        }
+        let encoded = if kind == ListKind::Sandboxes {
+            let with_state = |(pod, state): (&usize, &i32)| cri::PodSandbox {
+                state: *state,
+                ..sandbox(&format!("s{pod}"))
+            };
+            let items = self.sandboxes.iter().map(with_state).collect();
+            cri::ListPodSandboxResponse { items }.encode_to_vec()
+        } else {
+            let item =
+                |(pod, state): (&usize, &i32)| container(&format!("c{pod}"), &format!("s{pod}"), *state);
+            let containers = self.containers.iter().map(item).collect();
+            cri::ListContainersResponse { containers }.encode_to_vec()
+        };
+        encoded.into()
     }
 
-    fn step(&mut self, backend: &LastKnown, event: Event) {
+    fn step(&mut self, memory: &mut Memory, event: Event) {
+        let backend = &memory.backend;
         match event {
             Event::Send => {
                 for kind in [ListKind::Sandboxes, ListKind::Containers] {
@@ -70,53 +159,99 @@ impl Model {
                 let list = self.lists.remove(at);
                 backend.replace_list(list.kind, list.epoch, list.answer.unwrap());
             }
-            Event::Create(pod) if self.ever.insert(pod) => {
-                self.exists.insert(pod);
-                self.on_the_way.push((pod, true));
-            }
-            Event::Remove(pod) if self.recorded.contains(&pod) && self.exists.remove(&pod) => {
-                self.on_the_way.push((pod, false));
-            }
+            Event::Do(deed) if !self.is_busy(deed.pod()) && self.done(deed) => self.on_the_way.push(deed),
             Event::Record => self.record(backend),
+            Event::Write => memory.snapshot.flush().unwrap(),
+            Event::FailToWrite => memory.fail_to_write(),
+            Event::Kill => {
+                self.record(backend);
+                self.lists.clear();
+                memory.kill();
+            }
             _ => {}
         }
     }
 
+    /// Does it, as containerd does, if it can be done.
+    fn done(&mut self, deed: Deed) -> bool {
+        let Self { sandboxes, containers, ever, .. } = self;
+        let ready = sandboxes.get(&deed.pod()) == Some(&SANDBOX_READY);
+        match deed {
+            Deed::CreateSandbox(pod) => ever.0.insert(pod) && sandboxes.insert(pod, SANDBOX_READY).is_none(),
+            Deed::CreateContainer(pod) => {
+                ready && ever.1.insert(pod) && containers.insert(pod, CONTAINER_CREATED).is_none()
+            }
+            Deed::StartContainer(pod) => match containers.get_mut(&pod) {
+                Some(state) if ready && *state == CONTAINER_CREATED => {
+                    *state = CONTAINER_RUNNING;
+                    true
+                }
+                _ => false,
+            },
+            Deed::StopContainer(pod) => containers.get_mut(&pod).map(stop).is_some(),
+            Deed::StopSandbox(pod) => {
+                containers.get_mut(&pod).map(stop);
+                sandboxes.get_mut(&pod).map(|state| *state = SANDBOX_NOTREADY).is_some()
+            }
+            Deed::RemoveSandbox(pod) => {
+                containers.remove(&pod);
+                sandboxes.remove(&pod).is_some()
+            }
+            Deed::RemoveContainer(pod) => containers.remove(&pod).is_some(),
+        }
+    }
+
+    /// Tells whether an answer about this pod is on the way, so that either side of it may be shown.
+    fn is_busy(&self, pod: usize) -> bool {
+        self.on_the_way.iter().any(|deed| deed.pod() == pod)
+    }
+
     fn record(&mut self, backend: &LastKnown) {
-        for (pod, created) in std::mem::take(&mut self.on_the_way) {
-            let (sandbox, container) = (format!("s{pod}"), format!("c{pod}"));
-            if created {
-                backend.sandbox_created(&sandbox, &run_request("a"));
-                backend.container_created(&container, &sandbox, &[]);
-                self.recorded.insert(pod);
-            } else {
-                backend.sandbox_removed(&sandbox);
-                self.recorded.remove(&pod);
+        for deed in std::mem::take(&mut self.on_the_way) {
+            let (sandbox, container) = (format!("s{}", deed.pod()), format!("c{}", deed.pod()));
+            match deed {
+                Deed::CreateSandbox(_) => backend.sandbox_created(&sandbox, &run_request("a")),
+                Deed::CreateContainer(_) => backend.container_created(&container, &sandbox, &[]),
+                Deed::StartContainer(_) => backend.container_started(&container),
+                Deed::StopContainer(_) => backend.container_stopped(&container),
+                Deed::StopSandbox(_) => backend.sandbox_stopped(&sandbox),
+                Deed::RemoveSandbox(_) => backend.sandbox_removed(&sandbox),
+                Deed::RemoveContainer(_) => backend.container_removed(&container),
             }
         }
     }
 
     fn check(&self, backend: &LastKnown) {
         let (Some(sandboxes), Some(containers)) =
-            (ids(backend, ListKind::Sandboxes), ids(backend, ListKind::Containers))
+            (shown(backend, ListKind::Sandboxes), shown(backend, ListKind::Containers))
         else {
             return;
         };
-        for list in [&sandboxes, &containers] {
-            let once: BTreeSet<_> = list.iter().collect();
-            assert_eq!(once.len(), list.len(), "listed twice: {list:?}");
-        }
-        for pod in &self.ever {
+        let by_id = |list: Vec<(String, i32)>| {
+            let count = list.len();
+            let by_id: BTreeMap<_, _> = list.into_iter().collect();
+            assert_eq!(by_id.len(), count, "listed twice: {by_id:?}");
+            by_id
+        };
+        let (sandboxes, containers) = (by_id(sandboxes), by_id(containers));
+        for pod in &self.ever.0 {
             let (sandbox, container) = (format!("s{pod}"), format!("c{pod}"));
-            let pending = self.on_the_way.iter().any(|(on_the_way, _)| on_the_way == pod);
-            if !pending {
-                let there = self.exists.contains(pod);
-                assert_eq!(sandboxes.contains(&sandbox), there, "{sandbox}");
-                assert_eq!(containers.contains(&container), there, "{container}");
-            } else if containers.contains(&container) && self.recorded.contains(pod) {
-                assert!(sandboxes.contains(&sandbox), "{container} without its sandbox");
+            if !self.is_busy(*pod) {
+                assert_eq!(sandboxes.get(&sandbox), self.sandboxes.get(pod), "{sandbox}");
+                assert_eq!(containers.get(&container), self.containers.get(pod), "{container}");
+            } else if containers.contains_key(&container)
+                && !self.on_the_way.contains(&Deed::CreateSandbox(*pod))
+            {
+                assert!(sandboxes.contains_key(&sandbox), "{container} without its sandbox");
             }
         }
+    }
+}
+
+/// What a stop does to a container.
+fn stop(state: &mut i32) {
+    if *state == CONTAINER_RUNNING {
+        *state = CONTAINER_EXITED;
     }
 }
 
@@ -124,20 +259,24 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn no_list_undoes_a_recorded_creation_or_removal(events in prop::collection::vec(event(), 1..60)) {
-        let dir = tempfile::tempdir().unwrap();
-        let backend = open(dir.path()).backend("runc", true);
-        let mut model = Model::default();
+    fn no_list_and_no_kill_undoes_what_was_recorded(
+        events in prop::collection::vec(event(), 1..60),
+    ) {
+        let (mut memory, mut model) = (Memory::new(), Model::default());
         for event in events {
-            model.step(&backend, event);
-            model.check(&backend);
+            model.step(&mut memory, event);
+            model.check(&memory.backend);
         }
-        // A restart shows the same, as far as a list was ever saved.
-        let before = ids(&backend, ListKind::Sandboxes);
-        let mut heard = Vec::new();
-        open(dir.path()).backend("runc", true).for_each_sandbox(|facts| heard.push(facts.id.to_owned()));
-        for pod in model.recorded.iter().filter(|pod| model.exists.contains(pod)) {
-            prop_assert!(heard.contains(&format!("s{pod}")), "{before:?} {heard:?}");
+        // Of what was created it is known even where no list ever was.
+        model.step(&mut memory, Event::Kill);
+        model.check(&memory.backend);
+        let mut heard = BTreeSet::new();
+        memory.backend.for_each_sandbox(|facts| { heard.insert(facts.id.to_owned()); });
+        memory.backend.for_each_container(|facts| { heard.insert(facts.id.to_owned()); });
+        let made = model.sandboxes.keys().map(|pod| format!("s{pod}"));
+        let made = made.chain(model.containers.keys().map(|pod| format!("c{pod}")));
+        for id in made {
+            prop_assert!(heard.contains(&id), "{id} of {heard:?}");
         }
     }
 }

@@ -1,14 +1,16 @@
 //! What kubelet judges the whole node by: prompt, and true for longer than an outage should be noticed.
 
-use std::time::Duration;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
+use futures_util::future::join_all;
 use testkit::cri::{
-    ImageFsInfoRequest, RuntimeConfigRequest, RuntimeConfigResponse, RuntimeStatus, StatusRequest,
-    VersionRequest, VersionResponse,
+    ExecSyncRequest, ImageFsInfoRequest, RuntimeConfigRequest, RuntimeConfigResponse, RuntimeStatus,
+    StatusRequest, VersionRequest, VersionResponse,
 };
 use testkit::runtime::Fault;
 
-use super::{Outage, World, timed};
+use super::{Outage, World, containers, sandboxes, timed};
 use crate::support::SOON;
 
 async fn status(world: &World) -> RuntimeStatus {
@@ -44,6 +46,58 @@ async fn the_default_backend_is_lost_and_the_node_stays_ready_for_now() {
         })
         .await;
     }
+}
+
+/// Takes 31 s, because it is about 30 s as a client counts them.
+#[tokio::test]
+async fn the_default_backend_may_be_lost_for_half_a_minute_and_no_longer() {
+    let outages = [Outage::Killed, Outage::Frozen, Outage::Erroring, Outage::Dropping];
+    join_all(outages.map(lost_for_long)).await;
+}
+
+async fn lost_for_long(outage: Outage) {
+    let world = World::new().await;
+    testkit::eventually(SOON, async || condition(&status(&world).await, "Backend/a")).await;
+    let before =
+        (sandboxes(&world.client, None).await.unwrap(), containers(&world.client, None).await.unwrap());
+    outage.begin(&world.a).await;
+    let lost = Instant::now();
+    let of_b = world.container_of_b();
+    while lost.elapsed() < Duration::from_secs(25) {
+        let now = status(&world).await;
+        let ready = condition(&now, "RuntimeReady") && condition(&now, "NetworkReady");
+        assert!(ready, "{outage:?} after {:?}", lost.elapsed());
+        assert_listed(&world, &before).await;
+        let exec = ExecSyncRequest { container_id: of_b.clone(), ..Default::default() };
+        world.client.runtime().exec_sync(exec).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    let deadline = Instant::now() + SOON;
+    while condition(&status(&world).await, "RuntimeReady") {
+        assert!(Instant::now() < deadline, "{outage:?}: ready after {:?}", lost.elapsed());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(lost.elapsed() >= Duration::from_secs(30), "{outage:?} after {:?}", lost.elapsed());
+    for _ in 0..20 {
+        let now = status(&world).await;
+        assert!(!condition(&now, "RuntimeReady") && !condition(&now, "NetworkReady"), "{outage:?}");
+        let told = now.conditions.iter().find(|condition| condition.r#type == "RuntimeReady").unwrap();
+        assert_eq!(told.reason, "BackendUnreachable", "{outage:?}");
+        assert!(told.message.starts_with("backend a is "), "{outage:?}: {}", told.message);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_listed(&world, &before).await;
+
+    outage.end(&world.a).await;
+    world.wait_state("a", "ready").await;
+    let now = status(&world).await;
+    assert!(condition(&now, "RuntimeReady") && condition(&now, "NetworkReady"), "{outage:?}");
+    assert_listed(&world, &before).await;
+}
+
+async fn assert_listed(world: &World, expected: &(BTreeSet<String>, BTreeSet<String>)) {
+    assert_eq!(sandboxes(&world.client, None).await.unwrap(), expected.0);
+    assert_eq!(containers(&world.client, None).await.unwrap(), expected.1);
 }
 
 #[tokio::test]

@@ -1,12 +1,10 @@
 //! What is remembered across starts, reloads and a disk that takes nothing.
 
-use std::process::Stdio;
-use std::time::Duration;
-
 use testkit::client::sandbox_config;
 use testkit::runtime::SimRuntime;
 use tonic::Code;
 
+use super::strace::strace;
 use super::{World, backend, containers, sandboxes, timeouts};
 use crate::support::{Crimux, SOON, config};
 
@@ -155,9 +153,8 @@ async fn a_create_costs_one_write_to_the_journal_and_no_sync() {
     let dir = world.crimux.dir.path().join("state");
     testkit::eventually(SOON, async || snapshot_holds(&dir, &world.sandbox_of_b())).await;
     let trace = world.crimux.dir.path().join("trace");
-    let Some(mut strace) = strace(world.crimux.pid(), &trace) else { return };
-    testkit::eventually(SOON, async || trace.exists()).await;
-    tokio::time::timeout(SOON, attached(&mut strace)).await.expect("strace attaches");
+    let options = ["-e", "trace=write,writev,pwrite64,fsync,fdatasync"];
+    let Some(mut strace) = strace(&world.crimux, &trace, &options).await else { return };
     for number in 0..5 {
         let run = sandbox_config(&format!("new-{number}")).run("b");
         world.client.runtime().run_pod_sandbox(run).await.unwrap();
@@ -168,34 +165,4 @@ async fn a_create_costs_one_write_to_the_journal_and_no_sync() {
     let writes = journal.iter().filter(|line| line.contains("write(")).count();
     assert_eq!(writes, 5, "{traced}");
     assert!(!journal.iter().any(|line| line.contains("sync(")), "{traced}");
-}
-
-/// Traces writes of a process; `None`, loudly, where that cannot be done.
-fn strace(pid: u32, to: &std::path::Path) -> Option<tokio::process::Child> {
-    let mut command = tokio::process::Command::new("strace");
-    command.args([
-        "-f",
-        "-y",
-        "-e",
-        "trace=write,writev,pwrite64,fsync,fdatasync",
-        "-p",
-        &pid.to_string(),
-        "-o",
-    ]);
-    let spawned = command.arg(to).stderr(Stdio::piped()).kill_on_drop(true).spawn();
-    spawned.map_err(|error| testkit::bed::skipped(&format!("no strace: {error}"))).ok()
-}
-
-/// Waits until strace says that it is attached.
-async fn attached(strace: &mut tokio::process::Child) {
-    use tokio::io::{AsyncBufReadExt, BufReader};
-    let mut lines = BufReader::new(strace.stderr.take().unwrap()).lines();
-    while let Some(line) = lines.next_line().await.unwrap() {
-        if line.contains("attached") {
-            // It says so before the other threads are stopped for the first time.
-            tokio::time::sleep(Duration::from_millis(200)).await;
-            return;
-        }
-    }
-    panic!("strace ended");
 }

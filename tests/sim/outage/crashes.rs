@@ -1,0 +1,233 @@
+//! crimux is killed at every step of a create, of a removal and of writing its snapshot.
+//!
+//! Whoever was told that something was made finds it listed, whoever was told that it was removed does not, and what
+//! a backend still has never vanishes, whether or not that backend can be asked afterwards.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use futures_util::future::join_all;
+use nix::sys::signal::Signal;
+use testkit::Client;
+use testkit::client::sandbox_config;
+use testkit::cri::{RemoveContainerRequest, RemovePodSandboxRequest};
+use testkit::runtime::{Fault, SimRuntime};
+
+use super::state::snapshot_holds;
+use super::strace::{held, strace};
+use super::{World, containers, sandboxes};
+use crate::support::SOON;
+
+/// Long enough to be killed in it.
+const HOLD: &str = "60000000";
+
+/// Where a call stands when crimux is killed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Point {
+    /// On the way to the backend, which does not read.
+    Sent,
+    /// At the backend, which has done nothing yet.
+    Arrived,
+    /// Done, and the answer is still with the backend.
+    Done,
+    /// crimux has the answer and is about to write it down.
+    Answered,
+    /// It is written down, and the client has not been told.
+    Noted,
+}
+
+const POINTS: [Point; 5] = [Point::Sent, Point::Arrived, Point::Done, Point::Answered, Point::Noted];
+
+/// What is called.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Deed {
+    Create,
+    Remove,
+}
+
+impl Deed {
+    fn method(self) -> &'static str {
+        match self {
+            Self::Create => "RunPodSandbox",
+            Self::Remove => "RemovePodSandbox",
+        }
+    }
+
+    async fn call(self, client: Client, victim: String) -> Result<(), tonic::Status> {
+        let mut runtime = client.runtime();
+        match self {
+            Self::Create => runtime.run_pod_sandbox(sandbox_config("half-way").run("b")).await.map(drop),
+            Self::Remove => {
+                let request = RemovePodSandboxRequest { pod_sandbox_id: victim };
+                runtime.remove_pod_sandbox(request).await.map(drop)
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_create_that_is_cut_off_by_a_kill_anywhere_is_no_lie() {
+    join_all(POINTS.map(|point| cut_off(Deed::Create, point))).await;
+}
+
+#[tokio::test]
+async fn a_removal_that_is_cut_off_by_a_kill_anywhere_is_no_lie() {
+    join_all(POINTS.map(|point| cut_off(Deed::Remove, point))).await;
+}
+
+async fn cut_off(deed: Deed, point: Point) {
+    let mut world = World::new().await;
+    let state = world.crimux.dir.path().join("state");
+    let Acknowledged { made, removed } = Acknowledged::of(&world).await;
+    testkit::eventually(SOON, async || snapshot_holds(&state, &made)).await;
+    let before = ids(&world.b);
+    let victim = world.b.state().sandboxes().find(|sandbox| !sandbox.ready).unwrap().id.clone();
+    let strace = match point {
+        Point::Sent => {
+            world.b.freeze();
+            None
+        }
+        Point::Arrived => {
+            world.b.fault(deed.method(), Fault::Hang);
+            None
+        }
+        Point::Done => {
+            world.b.fault(deed.method(), Fault::HangReply);
+            None
+        }
+        Point::Answered | Point::Noted => {
+            let when = if point == Point::Answered { "delay_enter" } else { "delay_exit" };
+            let inject = format!("inject=write:{when}={HOLD}:when=1");
+            let journals = journals(&state);
+            let mut options = vec!["-e", "trace=write", "-e", &inject];
+            options.extend(journals.iter().flat_map(|journal| ["-P", journal]));
+            let trace = world.crimux.dir.path().join("trace");
+            let Some(strace) = strace(&world.crimux, &trace, &options).await else { return };
+            Some(strace)
+        }
+    };
+    let called = world.b.calls(deed.method()).len();
+    let call = tokio::spawn(deed.call(world.client.clone(), victim.clone()));
+    match point {
+        Point::Sent => {
+            let in_flight = "crimux_requests_in_flight{backend=\"b\"}";
+            testkit::eventually(SOON, async || {
+                world.crimux.metric(in_flight).await.is_some_and(|calls| calls >= 1.0)
+            })
+            .await;
+        }
+        Point::Arrived => drop(world.b.wait_for_call(deed.method(), called + 1).await),
+        Point::Done => testkit::eventually(SOON, async || ids(&world.b) != before).await,
+        Point::Answered | Point::Noted => held(&world.crimux).await,
+    }
+    world.crimux.signal(Signal::SIGKILL);
+    if let Some(mut strace) = strace {
+        // A process is gone only once its tracer has let go of all its threads.
+        strace.kill().await.unwrap();
+    }
+    assert!(call.await.unwrap().is_err(), "{deed:?} {point:?}: nothing was held");
+    world.b.thaw();
+    world.b.stop().await;
+    world.b.clear_faults();
+
+    let truth = ids(&world.b);
+    let effect = matches!(point, Point::Done | Point::Answered | Point::Noted);
+    assert!(!effect || truth != before, "{deed:?} {point:?}: the backend did nothing");
+    restart(&mut world).await;
+    let listed = sandboxes(&world.client, None).await.unwrap();
+    let vanished: Vec<_> = truth.intersection(&before).filter(|id| !listed.contains(*id)).collect();
+    assert!(vanished.is_empty(), "{deed:?} {point:?}: {vanished:?} vanished");
+    if point == Point::Noted {
+        assert!(truth.is_subset(&listed), "{deed:?}: what was made is not listed");
+        assert_eq!(listed.contains(&victim), deed == Deed::Create, "{deed:?}");
+    }
+    assert!(!containers(&world.client, None).await.unwrap().contains(&removed), "{deed:?} {point:?}");
+    world.b.start_again().await;
+    let all: BTreeSet<_> = truth.union(&ids(&world.a)).cloned().collect();
+    testkit::eventually(SOON, async || sandboxes(&world.client, None).await.unwrap() == all).await;
+}
+
+/// What clients were told before.
+struct Acknowledged {
+    /// A sandbox.
+    made: String,
+    /// A container.
+    removed: String,
+}
+
+impl Acknowledged {
+    async fn of(world: &World) -> Self {
+        let removed = world.container_of_b();
+        let mut runtime = world.client.runtime();
+        let request = RemoveContainerRequest { container_id: removed.clone() };
+        runtime.remove_container(request).await.unwrap();
+        let run = sandbox_config("told").run("b");
+        let made = runtime.run_pod_sandbox(run).await.unwrap().into_inner().pod_sandbox_id;
+        Self { made, removed }
+    }
+}
+
+fn ids(runtime: &SimRuntime) -> BTreeSet<String> {
+    runtime.state().sandboxes().map(|sandbox| sandbox.id.clone()).collect()
+}
+
+/// The journals that are there, and that may be begun next.
+fn journals(state: &Path) -> Vec<String> {
+    let last = std::fs::read_dir(state).unwrap().flatten().filter_map(|entry| {
+        let name = entry.file_name().into_string().ok()?;
+        u64::from_str_radix(name.strip_prefix("journal-")?, 16).ok()
+    });
+    let last = last.max().unwrap();
+    (last..last + 3).map(|number| format!("{}/journal-{number:016x}", state.display())).collect()
+}
+
+async fn restart(world: &mut World) {
+    world.crimux.kill_and_start().await;
+    world.crimux.wait_ready().await;
+    world.client = world.crimux.client();
+}
+
+#[tokio::test]
+async fn what_is_acknowledged_while_a_snapshot_is_written_survives_a_kill_at_each_of_its_steps() {
+    let renames = "?rename,?renameat,?renameat2";
+    let unlinks = "?unlink,?unlinkat";
+    let steps = [
+        ("fsync", "delay_enter"),
+        (renames, "delay_enter"),
+        (renames, "delay_exit"),
+        (unlinks, "delay_enter"),
+        (unlinks, "delay_exit"),
+    ];
+    join_all(steps.map(|(calls, when)| killed_at(calls, when))).await;
+}
+
+async fn killed_at(calls: &str, when: &str) {
+    let mut world = World::new().await;
+    let state = world.crimux.dir.path().join("state");
+    testkit::eventually(SOON, async || snapshot_holds(&state, &world.sandbox_of_b())).await;
+    let inject = format!("inject={calls}:{when}={HOLD}:when=1");
+    let options = ["-e", &format!("trace={calls}"), "-e", &inject];
+    let trace = world.crimux.dir.path().join("trace");
+    let Some(mut strace) = strace(&world.crimux, &trace, &options).await else { return };
+    let first = Acknowledged::of(&world).await;
+    held(&world.crimux).await;
+    let second = world.container_of_b();
+    let request = RemoveContainerRequest { container_id: second.clone() };
+    world.client.runtime().remove_container(request).await.unwrap();
+    let run = sandbox_config("while it is written").run("b");
+    let made = world.client.runtime().run_pod_sandbox(run).await.unwrap().into_inner().pod_sandbox_id;
+    world.crimux.signal(Signal::SIGKILL);
+    // A process is gone only once its tracer has let go of all its threads.
+    strace.kill().await.unwrap();
+    world.b.stop().await;
+
+    restart(&mut world).await;
+    let listed = sandboxes(&world.client, None).await.unwrap();
+    let expected: BTreeSet<_> = ids(&world.a).union(&ids(&world.b)).cloned().collect();
+    assert_eq!(listed, expected, "{calls} {when}");
+    assert!(listed.contains(&first.made) && listed.contains(&made), "{calls} {when}");
+    let listed = containers(&world.client, None).await.unwrap();
+    let gone = [first.removed, second];
+    assert!(gone.iter().all(|id| !listed.contains(id)), "{calls} {when}: {gone:?} of {listed:?}");
+    assert_eq!(listed.len(), 6, "{calls} {when}");
+}

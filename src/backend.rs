@@ -19,7 +19,7 @@ use crate::codec::{self, Assembler, Message};
 use crate::config::BackendConfig;
 use crate::error::Error;
 use crate::http2::{Exchange, Fault, Sender};
-use crate::method::{Api, ImageCall, Lane, Method};
+use crate::method::{Api, Deadline, ImageCall, Lane, Method};
 use crate::metrics::{CallMetrics, Metrics};
 use crate::snapshot::LastKnown;
 use crate::telemetry::spans::{self, CallSpan};
@@ -387,6 +387,10 @@ impl Patience {
     /// probe to kubelet and one that ends `Unavailable` is none. A pull does end by its caller's deadline:
     /// kubelet sets none, and critest `image.go` looks for `DeadlineExceeded`.
     fn of(backend: &Arc<str>, method: Option<&'static Method>, headers: &HeaderMap) -> Option<Self> {
+        // Lists and reads have a deadline of their own, which the proxy keeps, before the caller's.
+        if method.is_some_and(|method| method.deadline != Deadline::Caller) {
+            return None;
+        }
         let caller = codec::caller_timeout(headers)?;
         let waited = caller.saturating_sub(caller.mul_f64(0.1).min(MARGIN));
         let backend = Arc::clone(backend);

@@ -53,6 +53,7 @@ struct Call {
     api: method::Api,
     /// The row; `None` for a method that is not in the table.
     method: Option<&'static Method>,
+    /// The path, if it is no row's.
     path: String,
     headers: HeaderMap,
     watch: Watch,
@@ -78,7 +79,7 @@ async fn serve(proxy: Proxy, request: Request<Body>) -> Response<Body> {
         scope: proxy.scope,
         api: path.api,
         method: path.method,
-        path: head.uri.path().to_owned(),
+        path: path.method.map_or_else(|| head.uri.path().to_owned(), |_| String::new()),
         headers: head.headers,
     };
     let outcome = match codec::collect_request(body).await {

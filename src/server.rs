@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use futures_util::TryStreamExt as _;
+use socket2::SockRef;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 
@@ -20,6 +21,9 @@ use crate::proxy::Proxy;
 
 /// Room for a request of 16 MiB in one go.
 const WINDOW: u32 = 16 << 20;
+
+/// What the kernel may hold of replies that a client has not read; it halves or caps this as it likes.
+const SEND_BUFFER: usize = 1 << 20;
 
 /// A socket that is listening.
 #[derive(Debug)]
@@ -85,9 +89,17 @@ impl Bound {
             .initial_connection_window_size(WINDOW)
             .initial_stream_window_size(WINDOW)
             .max_concurrent_streams(None)
-            .serve_with_incoming_shutdown(proxy, UnixListenerStream::new(listener).map_ok(Corked::new), stop)
+            .serve_with_incoming_shutdown(proxy, UnixListenerStream::new(listener).map_ok(prepared), stop)
             .await
     }
+}
+
+/// Makes an accepted connection ready: a list of hundreds of kilobytes is written in one go, if the system allows.
+fn prepared(stream: UnixStream) -> Corked<UnixStream> {
+    if let Err(error) = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER) {
+        tracing::debug!(%error, "the send buffer stays as it is");
+    }
+    Corked::new(stream)
 }
 
 /// The file of a socket; removed with this value, if we made it and it is still ours.

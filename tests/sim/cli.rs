@@ -10,7 +10,7 @@ use testkit::runtime::{ApiVersions, SimRuntime};
 use crate::support::{Crimux, SOON, config};
 
 /// Runs the built crimux with this standard input.
-async fn crimux(arguments: &[&str], input: &str) -> Output {
+pub(crate) async fn crimux(arguments: &[&str], input: &str) -> Output {
     let (arguments, input): (Vec<_>, _) =
         (arguments.iter().map(|&a| a.to_owned()).collect(), input.to_owned());
     let run = move || {
@@ -29,18 +29,18 @@ async fn crimux(arguments: &[&str], input: &str) -> Output {
 }
 
 /// Runs a verb against this crimux; returns the exit code and both outputs.
-async fn on(running: &Crimux, arguments: &[&str], input: &str) -> (i32, String, String) {
+pub(crate) async fn on(running: &Crimux, arguments: &[&str], input: &str) -> (i32, String, String) {
     let socket = running.dir.path().join("admin.sock");
     let arguments = [arguments, &["--socket", socket.to_str().unwrap()]].concat();
     told(&crimux(&arguments, input).await)
 }
 
-fn told(output: &Output) -> (i32, String, String) {
+pub(crate) fn told(output: &Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
-async fn check(config: &Path, arguments: &[&str], input: &str) -> (i32, String, String) {
+pub(crate) async fn check(config: &Path, arguments: &[&str], input: &str) -> (i32, String, String) {
     let arguments = [&["check", "--config", config.to_str().unwrap()], arguments].concat();
     told(&crimux(&arguments, input).await)
 }

@@ -13,6 +13,7 @@ use tonic::Code;
 
 use crate::backend::connect::Connector;
 use crate::backend::own_headers;
+use crate::backend::tls::CertificateInfo;
 use crate::codec::{self, Assembler, Message};
 use crate::method::{self, Api};
 
@@ -23,6 +24,8 @@ const MAX_ANSWER: usize = 16 << 20;
 
 /// An open connection.
 pub(super) struct Conversation {
+    /// The certificate that the backend has shown.
+    pub(super) shown: Option<CertificateInfo>,
     sender: SendRequest<Bytes>,
     connection: JoinHandle<()>,
 }
@@ -37,13 +40,14 @@ impl Conversation {
     /// Connects.
     pub(super) async fn open(connector: &Connector) -> Result<Self, String> {
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
+        let shown = stream.peer_certificate();
         let shaken = tokio::time::timeout(PATIENCE, h2::client::handshake(stream)).await;
         let (sender, connection) = shaken.map_err(|_| silent())?.map_err(|error| error.to_string())?;
         let connection = tokio::spawn(async move {
             // What ends the connection ends the question under way, which tells it.
             connection.await.ok();
         });
-        Ok(Self { sender, connection })
+        Ok(Self { shown, sender, connection })
     }
 
     /// Asks, in this version of the API.

@@ -49,5 +49,7 @@ mod server;
 mod stream_lists;
 #[path = "sim/systemd.rs"]
 mod systemd;
+#[path = "sim/terminal.rs"]
+mod terminal;
 #[path = "sim/tracing.rs"]
 mod tracing;

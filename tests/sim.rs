@@ -33,6 +33,8 @@ mod lists;
 mod malformed;
 #[path = "sim/outage.rs"]
 mod outage;
+#[path = "sim/page.rs"]
+mod page;
 #[path = "sim/prometheus.rs"]
 mod prometheus;
 #[path = "sim/reload.rs"]

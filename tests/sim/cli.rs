@@ -87,6 +87,18 @@ async fn pods_have_a_string_key_backend_in_json_and_yaml_says_the_same() {
 }
 
 #[tokio::test]
+async fn a_table_of_pods_says_whose_pods_it_cannot_show() {
+    let (a, b) = (SimRuntime::builder("a").start().await, SimRuntime::builder("b").start().await);
+    b.stop().await;
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = config(&dir, &[("a", &a), ("b", &b)], "");
+    let running = Crimux::start_in(dir, &yaml);
+    eventually(SOON, async || on(&running, &["ps"], "").await.1 == "no pods\nnever listed: b\n").await;
+    let (code, json, _) = on(&running, &["ps", "--output", "json"], "").await;
+    assert_eq!((code, json.as_str()), (0, "[]\n"));
+}
+
+#[tokio::test]
 async fn a_route_says_where_it_leads_and_an_unknown_one_fails() {
     let (_a, b, running) = world().await;
     let (code, table, _) = on(&running, &["route", "b"], "").await;

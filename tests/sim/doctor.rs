@@ -204,7 +204,8 @@ async fn what_is_no_runtime_is_an_error() {
     let more = format!("backends:\n  other: {{ endpoint: \"unix://{}\" }}\n", path.display());
     let yaml = config(&dir, &[("a", &a)], "").replace("backends:\n", &more);
     let (code, found) = probed(dir.path(), &yaml).await;
-    contains(&found, &["ERROR    other: "]);
+    contains(&found, &["ERROR    other: connected, but it ended the conversation or does not speak gRPC: "]);
+    assert!(found.ends_with("crimux.yaml: 1 error, 0 warnings\n"), "{found}");
     assert_eq!(code, 1, "{found}");
 }
 

@@ -42,7 +42,7 @@ impl Conversation {
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
         let shown = stream.peer_certificate();
         let shaken = tokio::time::timeout(PATIENCE, h2::client::handshake(stream)).await;
-        let (sender, connection) = shaken.map_err(|_| silent())?.map_err(|error| error.to_string())?;
+        let (sender, connection) = shaken.map_err(|_| silent())?.map_err(broken)?;
         let connection = tokio::spawn(async move {
             // What ends the connection ends the question under way, which tells it.
             connection.await.ok();
@@ -60,7 +60,6 @@ impl Conversation {
         let mut head = Request::new(());
         (*head.method_mut(), *head.uri_mut()) = (HttpMethod::POST, uri);
         *head.headers_mut() = own_headers(PATIENCE);
-        let broken = |error: h2::Error| error.to_string();
         let mut sender = self.sender.clone().ready().await.map_err(broken)?;
         let (response, mut body) = sender.send_request(head, false).map_err(broken)?;
         body.send_data(Message::new(request).framed(), true).map_err(broken)?;
@@ -88,6 +87,12 @@ impl Drop for Conversation {
     fn drop(&mut self) {
         self.connection.abort();
     }
+}
+
+/// What an operator takes from a conversation that broke off: most often the wrong kind of server.
+#[allow(clippy::needless_pass_by_value, reason = "it is given to map_err")]
+fn broken(error: h2::Error) -> String {
+    format!("connected, but it ended the conversation or does not speak gRPC: {error}")
 }
 
 fn silent() -> String {

@@ -63,10 +63,10 @@ async fn a_node_moves_to_a_second_containerd_and_its_pods_run_on() {
     try_it_with_a_few_pods(&bed, &mut node).await;
     re_point_the_handler(&bed, &mut node).await;
     drain_the_old_backend(&bed, &mut node).await;
-    everything_else_goes_on(&mut node, &mut running.working).await;
-    recreate(&mut node, &running.moving, "runc", NEW).await;
+    Box::pin(everything_else_goes_on(&mut node, &mut running.working)).await;
+    Box::pin(recreate(&mut node, &running.moving, "runc", NEW)).await;
     assert_eq!(node.life(&running.untouched.container).await, life);
-    take_it_out(&bed, &mut node, &running).await;
+    Box::pin(take_it_out(&bed, &mut node, &running)).await;
     put_it_back(&bed, &mut node).await;
 }
 
@@ -92,7 +92,7 @@ async fn a_node_goes_back_step_by_step_and_its_pods_run_on() {
     assert_eq!(node.backend(OLD)["state"], "ready");
 
     // "3, 4": the handler leads back already; recreate the pods that moved.
-    recreate(&mut node, &moved, "runc", OLD).await;
+    Box::pin(recreate(&mut node, &moved, "runc", OLD)).await;
 
     // "2": take the backend out.
     node.reconfigure(&before(&bed));
@@ -278,10 +278,10 @@ async fn take_it_out(bed: &Bed, node: &mut Node<'_>, running: &Running) {
     assert!(node.log().contains("removed; kept until it owns nothing"), "{}", node.log());
     node.says(&running.untouched, "kept").await;
 
-    recreate(node, &running.untouched, "runc", NEW).await;
-    recreate(node, &running.working, "runc", NEW).await;
+    Box::pin(recreate(node, &running.untouched, "runc", NEW)).await;
+    Box::pin(recreate(node, &running.working, "runc", NEW)).await;
     assert!(!node.backend(OLD).is_null());
-    recreate(node, &running.plain, "", NEW).await;
+    Box::pin(recreate(node, &running.plain, "", NEW)).await;
     let gone = "owns nothing any more and is gone backend=\"containerd\"";
     eventually("the old backend is gone", async || node.log().contains(gone).then_some(())).await;
     assert!(node.backend(OLD).is_null());

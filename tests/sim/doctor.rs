@@ -198,7 +198,7 @@ async fn what_is_no_runtime_is_an_error() {
     let listener = UnixListener::bind(&path).unwrap();
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
-            drop(stream)
+            drop(stream);
         }
     });
     let more = format!("backends:\n  other: {{ endpoint: \"unix://{}\" }}\n", path.display());

@@ -59,7 +59,7 @@ impl<'bed> Node<'bed> {
         let draft = self.config.with_extension("yaml.new");
         std::fs::write(&draft, configuration).unwrap();
         let arguments = ["check", "--probe", "--config", draft.to_str().unwrap()];
-        let (code, found) = self.command(&arguments);
+        let (code, found) = crimux(&arguments);
         assert_eq!(code, 0, "{found}");
         std::fs::rename(draft, &self.config).unwrap();
         found
@@ -77,7 +77,7 @@ impl<'bed> Node<'bed> {
         assert!(GUIDE.contains(&format!("crimux {command}")), "the guide does not say: crimux {command}");
         let config = self.config.to_str().unwrap();
         let words: Vec<_> = command.split(' ').chain(["--config", config]).collect();
-        self.command(&words)
+        crimux(&words)
     }
 
     /// What `crimux status` says of a backend; null for one that is not there.
@@ -98,7 +98,7 @@ impl<'bed> Node<'bed> {
     /// Waits until all new sandboxes of a handler go to this backend.
     pub(super) async fn until_led(&self, handler: &str, backend: &str) {
         eventually(&format!("{handler:?} leads to {backend}"), async || {
-            let (_, routes) = self.command(&["route", handler, "--output", "json", "--config", self.path()]);
+            let (_, routes) = crimux(&["route", handler, "--output", "json", "--config", self.path()]);
             let route: Value = serde_json::from_str(&routes).unwrap();
             let targets = route["targets"].as_array().unwrap();
             (targets.len() == 1 && targets[0]["backend"] == backend).then_some(())
@@ -168,16 +168,17 @@ impl<'bed> Node<'bed> {
     }
 
     fn document(&self, verb: &str) -> Value {
-        let (code, text) = self.command(&[verb, "--output", "json", "--config", self.path()]);
+        let (code, text) = crimux(&[verb, "--output", "json", "--config", self.path()]);
         assert_eq!(code, 0, "{text}");
         serde_json::from_str(&text).unwrap()
     }
+}
 
-    fn command(&self, arguments: &[&str]) -> (i32, String) {
-        let output = Command::new(env!("CARGO_BIN_EXE_crimux")).args(arguments).output().unwrap();
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.code().unwrap(), String::from_utf8(said).unwrap())
-    }
+/// Runs the built crimux; returns its exit code and what it printed.
+fn crimux(arguments: &[&str]) -> (i32, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_crimux")).args(arguments).output().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap(), String::from_utf8(said).unwrap())
 }
 
 /// The node's configuration: `pieces` are its keys below the common ones.

@@ -22,7 +22,8 @@ pub(super) enum Change {
     ///
     /// It survives restarts of crimux. Where a handler is split, the backend's share goes to the others. Draining a
     /// backend that a handler, or the default, reaches without an alternative has new sandboxes refused, so it
-    /// wants --force: re-point the handler in the configuration first.
+    /// wants --force: re-point the handler in the configuration first. A socket of the backend's own takes new
+    /// sandboxes all the same, to try the backend before it is undrained.
     Drain {
         /// The backend.
         name: String,

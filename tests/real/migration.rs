@@ -102,6 +102,34 @@ async fn a_node_goes_back_step_by_step_and_its_pods_run_on() {
     assert_eq!(node.pods.list().await.unwrap().len(), 2);
 }
 
+/// "From runc to gVisor is the same step with another handler name"
+#[tokio::test]
+async fn a_pod_is_on_gvisor_once_it_is_made_anew_and_an_untouched_one_stays() {
+    let Some(bed) = Bed::up_or_skip(&[(OLD, "runc")]) else { return };
+    let mut node = Node::start(&bed, &before(&bed)).await;
+    let untouched = node.pods.run("untouched", "runc", &SPEAK).await.unwrap();
+    let moving = node.pods.run("moving", "runc", &SPEAK).await.unwrap();
+    let (host, life) = (node.kernel(&moving.container).await, node.life(&untouched.container).await);
+
+    let gvisor = before(&bed).replace("handler: runc", "handler: runsc");
+    node.reconfigure(&gvisor);
+    eventually("the handler is gVisor's", async || node.does("route runc").contains("runsc").then_some(()))
+        .await;
+    let stop = StopPodSandboxRequest { pod_sandbox_id: moving.sandbox.clone() };
+    node.pods.runtime.stop_pod_sandbox(stop).await.unwrap();
+    let uid = &moving.config.metadata.as_ref().unwrap().uid;
+    let config = named(moving.config.clone(), uid, 1);
+    let fresh = node.pods.sandbox(&config, "runc").await.unwrap();
+    assert_eq!(node.places()[&moving.sandbox].1, "notready");
+    node.pods.remove(&moving.sandbox).await.unwrap();
+    let container = node.pods.container(&fresh, &config, &SPEAK).await.unwrap();
+    let start = StartContainerRequest { container_id: container.clone() };
+    node.pods.runtime.start_container(start).await.unwrap();
+    assert_ne!(node.kernel(&container).await, host);
+    assert_eq!(node.kernel(&untouched.container).await, host);
+    assert_eq!(node.life(&untouched.container).await, life);
+}
+
 /// "2. Let crimux know it"
 async fn let_crimux_know_it(bed: &Bed, node: &mut Node<'_>) {
     let own_socket = bed.directory().join("crimux/second.sock");

@@ -141,6 +141,12 @@ impl<'bed> Node<'bed> {
         Life { pid: info["pid"].as_u64().unwrap(), started_at: reply.status.unwrap().started_at }
     }
 
+    /// The release of the kernel that a container sees.
+    pub(super) async fn kernel(&mut self, container: &str) -> String {
+        let said = self.pods.exec(container, &["uname", "-r"]).await.unwrap();
+        String::from_utf8(said.stdout).unwrap()
+    }
+
     /// Has a container print a word, and waits for it in the container's log.
     pub(super) async fn says(&mut self, pod: &Pod, word: &str) {
         let script = format!("echo {word} > /proc/1/fd/1");

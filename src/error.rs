@@ -25,7 +25,10 @@ pub enum Error {
         known: String,
     },
     /// No target of the handler takes new sandboxes.
-    #[error("backend {backend} is draining and takes no new sandboxes for handler {handler:?}")]
+    #[error(
+        "backend {backend} is draining and takes no new sandboxes of {}; `crimux backend undrain {backend}` ends that",
+        whose(handler)
+    )]
     Draining {
         /// The drained backend.
         backend: Arc<str>,
@@ -216,6 +219,11 @@ impl From<Error> for Status {
         }
         status
     }
+}
+
+/// Names those whose sandboxes go by this handler.
+pub fn whose(handler: &str) -> String {
+    if handler.is_empty() { "pods without a RuntimeClass".to_owned() } else { format!("handler {handler}") }
 }
 
 fn names(backends: &[Arc<str>]) -> String {

@@ -9,7 +9,6 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-
 /// A version of the API, as it stands in paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Api {
@@ -377,8 +376,7 @@ static TABLE: LazyLock<Vec<Method>> = LazyLock::new(|| {
         lane,
         effect,
         deadline,
-        paths: [Api::V1, Api::V1Alpha2]
-            .map(|api| format!("/{}.{}/{name}", api.package(), service.name())),
+        paths: [Api::V1, Api::V1Alpha2].map(|api| format!("/{}.{}/{name}", api.package(), service.name())),
     };
     ROWS.into_iter().enumerate().map(method).collect()
 });

@@ -773,6 +773,29 @@ fn the_example_shows_every_key_with_its_default() {
     }
 }
 
+/// The pieces of YAML in a document.
+fn pieces(markdown: &str) -> Vec<&str> {
+    markdown.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default()).collect()
+}
+
+#[test]
+fn every_configuration_that_we_show_or_install_is_valid() {
+    let (readme, install) = (include_str!("../README.md"), include_str!("../docs/install.md"));
+    let installed =
+        [include_str!("../deploy/debian/config.yaml"), include_str!("../deploy/kubernetes/base/config.yaml")];
+    let whole = [pieces(readme), pieces(install), installed.to_vec()].concat();
+    assert_eq!(whole.len(), 4);
+    for text in whole {
+        valid(text);
+    }
+    let [backends, split, re_pointed] = pieces(include_str!("../docs/migration.md"))[..] else {
+        panic!("the migration guide shows backends, a split, and the handler re-pointed");
+    };
+    for handlers in [split, re_pointed] {
+        valid(&format!("default_backend: containerd\n{backends}{handlers}"));
+    }
+}
+
 #[test]
 fn every_row_of_the_table_has_its_section() {
     for key in KEYS {

@@ -174,7 +174,8 @@ async fn who_does_not_read_stops_the_one_stream_and_no_other() {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     assert!(last <= WINDOW, "{last} bytes for one who does not read");
-    let large = tokio::time::timeout(SOON, fetch(&sender, pattern(8 << 20))).await.expect("it is not stopped");
+    let large =
+        tokio::time::timeout(SOON, fetch(&sender, pattern(8 << 20))).await.expect("it is not stopped");
     assert_eq!(large.unwrap().0.len(), 8 << 20);
     let mut read = 0;
     while read < 2 * WINDOW {
@@ -263,7 +264,10 @@ const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
 
 /// A peer that says these bytes, in chunks of this size, once it was asked, and reads until the end. Returns how
 /// the one call ended and how the connection did.
-async fn scripted(script: Vec<u8>, size: usize) -> (Result<(Bytes, HeaderMap), Fault>, Result<(), Fault>, Vec<u8>) {
+async fn scripted(
+    script: Vec<u8>,
+    size: usize,
+) -> (Result<(Bytes, HeaderMap), Fault>, Result<(), Fault>, Vec<u8>) {
     let (near, mut far) = UnixStream::pair().unwrap();
     let (sender, connection) = connect(near);
     let connection = tokio::spawn(connection);
@@ -295,7 +299,12 @@ async fn whatever_the_chunks_the_reply_is_the_same() {
         frame(0xfa, 0xff, 0, b"a frame of the future"),
         // 103 and a header, padded and with a priority, in two frames.
         frame(1, 4, 1, b"\x08\x03103"),
-        frame(1, 0x8 | 0x20, 1, &[&[2, 0, 0, 0, 0, 9], OK, b"\x00\x03x-a\x01b"[..3].as_ref(), &[0, 0]].concat()),
+        frame(
+            1,
+            0x8 | 0x20,
+            1,
+            &[&[2, 0, 0, 0, 0, 9], OK, b"\x00\x03x-a\x01b"[..3].as_ref(), &[0, 0]].concat(),
+        ),
         frame(9, 4, 1, b"x-a\x01b".as_slice().split_at(1).1),
         frame(0, 0, 1, b"\0\0\0\0\x0bhello"),
         frame(0, 8, 1, &[&[3], &b" world"[..], &[0; 3]].concat()),
@@ -337,7 +346,10 @@ async fn a_peer_that_breaks_the_protocol_ends_the_connection_with_a_reason() {
         (after(&[frame(8, 0, 0, &[0, 0, 0, 0])]), "its window is wrong"),
         (after(&[frame(8, 0, 0, &[0x7f, 0xff, 0xff, 0xff])]), "its window is wrong"),
         (after(&[frame(3, 0, 1, &[0])]), "too short"),
-        (after(&[frame(1, 0, 1, &[0; 1 << 17]), frame(9, 0, 1, &[0; 1 << 17]), frame(9, 0, 1, &[0])]), "too long"),
+        (
+            after(&[frame(1, 0, 1, &[0; 1 << 17]), frame(9, 0, 1, &[0; 1 << 17]), frame(9, 0, 1, &[0])]),
+            "too long",
+        ),
     ];
     for (script, expected) in cases {
         let (fetched, ended, _) = scripted(script, 1 << 20).await;

@@ -21,6 +21,7 @@ mod real {
     mod lifecycle;
     mod lists;
     mod memory;
+    mod migration;
     mod outage;
     mod python;
     mod refusals;

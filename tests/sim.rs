@@ -3,6 +3,9 @@
 
 #[path = "support/kubelet.rs"]
 mod kubelet;
+#[allow(dead_code, reason = "shared with the tests of connections, which use the rest of it")]
+#[path = "support/pki.rs"]
+mod pki;
 #[path = "sim/support.rs"]
 mod support;
 
@@ -14,6 +17,8 @@ mod answer;
 mod api;
 #[path = "sim/cli.rs"]
 mod cli;
+#[path = "sim/doctor.rs"]
+mod doctor;
 #[path = "sim/events.rs"]
 mod events;
 #[path = "sim/faults.rs"]
@@ -28,6 +33,8 @@ mod lists;
 mod malformed;
 #[path = "sim/outage.rs"]
 mod outage;
+#[path = "sim/page.rs"]
+mod page;
 #[path = "sim/prometheus.rs"]
 mod prometheus;
 #[path = "sim/reload.rs"]
@@ -44,5 +51,7 @@ mod server;
 mod stream_lists;
 #[path = "sim/systemd.rs"]
 mod systemd;
+#[path = "sim/terminal.rs"]
+mod terminal;
 #[path = "sim/tracing.rs"]
 mod tracing;

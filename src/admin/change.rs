@@ -16,6 +16,7 @@ use crate::admin::Desk;
 use crate::admin::documents::Changed;
 use crate::admin::read::{self, Refusal, refusal};
 use crate::backend::Backend;
+use crate::error::whose;
 use crate::proxy::Node;
 
 #[derive(Debug, Deserialize)]
@@ -121,14 +122,7 @@ fn without_alternative(node: &Node, backend: &str) -> Vec<String> {
         let elsewhere = route.targets.iter().any(|target| target.backend != backend && target.share > 0.0);
         leads_here && !elsewhere
     });
-    let word = |handler: String| {
-        if handler.is_empty() {
-            "pods without a RuntimeClass".to_owned()
-        } else {
-            format!("handler {handler}")
-        }
-    };
-    routes.map(|route| word(route.handler)).collect()
+    routes.map(|route| whose(&route.handler)).collect()
 }
 
 /// Writes the last-known state to the disk. Why that failed is told by [`unsaved`].

@@ -75,14 +75,16 @@ pub enum CertificateRole {
     Authority,
     /// Our own, of `tls.cert`.
     Client,
+    /// The backend's, as it showed it.
+    Backend,
 }
 
-/// One certificate of our files, for the operator.
+/// One certificate, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {
-    /// Authority or our own.
+    /// Whose it is.
     pub role: CertificateRole,
-    /// The file it was read from.
+    /// The file it was read from; of a backend's, the address that showed it.
     pub path: PathBuf,
     /// Its subject's distinguished name.
     pub subject: String,
@@ -254,21 +256,21 @@ fn pem_error(path: &Path, wanted: &'static str, error: pem::Error) -> TlsFileErr
 }
 
 fn describe_file(path: &Path, role: CertificateRole) -> Result<Vec<CertificateInfo>, TlsFileError> {
-    read_certificates(path)?
-        .iter()
-        .map(|der| {
-            let (_, certificate) = x509_parser::parse_x509_certificate(der)
-                .map_err(|_| TlsFileError::Content { path: path.to_owned(), wanted: "certificate" })?;
-            let validity = certificate.validity();
-            Ok(CertificateInfo {
-                role,
-                path: path.to_owned(),
-                subject: certificate.subject().to_string(),
-                not_before: moment(validity.not_before.timestamp()),
-                not_after: moment(validity.not_after.timestamp()),
-            })
-        })
-        .collect()
+    let unreadable = || TlsFileError::Content { path: path.to_owned(), wanted: "certificate" };
+    read_certificates(path)?.iter().map(|der| describe(der, role, path).ok_or_else(unreadable)).collect()
+}
+
+/// Describes a certificate; none if it cannot be read.
+pub(crate) fn describe(der: &[u8], role: CertificateRole, path: &Path) -> Option<CertificateInfo> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    let validity = certificate.validity();
+    Some(CertificateInfo {
+        role,
+        path: path.to_owned(),
+        subject: certificate.subject().to_string(),
+        not_before: moment(validity.not_before.timestamp()),
+        not_after: moment(validity.not_after.timestamp()),
+    })
 }
 
 /// Turns seconds since 1970, negative before, into a moment.

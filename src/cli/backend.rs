@@ -22,7 +22,8 @@ pub(super) enum Change {
     ///
     /// It survives restarts of crimux. Where a handler is split, the backend's share goes to the others. Draining a
     /// backend that a handler, or the default, reaches without an alternative has new sandboxes refused, so it
-    /// wants --force: re-point the handler in the configuration first.
+    /// wants --force: re-point the handler in the configuration first. A socket of the backend's own takes new
+    /// sandboxes all the same, to try the backend before it is undrained.
     Drain {
         /// The backend.
         name: String,
@@ -92,6 +93,12 @@ async fn confirmed(target: &Target, name: &str) -> anyhow::Result<bool> {
     let pods: Vec<Pod> = target.get("/v1/pods").await?;
     let pods: Vec<_> = pods.into_iter().filter(|pod| pod.backend == name).collect();
     let mut question = match status.backends.iter().find(|backend| backend.name == name) {
+        Some(backend) if (backend.sandboxes, backend.containers) == (0, 0) => {
+            format!(
+                "Backend {name} is {}, and nothing on it is known. This ends the wait for its lists.\n",
+                backend.state
+            )
+        }
         Some(backend) => format!(
             "Backend {name} is {}. This forgets {} sandboxes and {} containers:\n",
             backend.state, backend.sandboxes, backend.containers
@@ -104,7 +111,8 @@ async fn confirmed(target: &Target, name: &str) -> anyhow::Result<bool> {
     if pods.len() > NAMED {
         _ = writeln!(question, "  and {} more (crimux ps)", pods.len() - NAMED);
     }
-    question += "kubelet will take them for gone and start others. Be sure that they cannot run any more.\n";
+    question +=
+        "kubelet takes what is forgotten for gone and starts others. Be sure that it cannot run any more.\n";
     question += "Type the name of the backend to confirm: ";
     let mut err = std::io::stderr();
     err.write_all(question.as_bytes())?;

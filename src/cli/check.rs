@@ -78,12 +78,16 @@ impl Check {
         let (errors, warnings) = (count(Grade::Error), count(Grade::Warning));
         let verdict = match (errors, warnings) {
             (0, 0) => "ok".to_owned(),
-            (0, _) => format!("ok, {warnings} warnings"),
-            _ => format!("{errors} errors, {warnings} warnings"),
+            (0, _) => format!("ok, {}", counted(warnings, "warning")),
+            _ => format!("{}, {}", counted(errors, "error"), counted(warnings, "warning")),
         };
         print(&format!("{}: {verdict}\n", self.config.display()))?;
         Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {

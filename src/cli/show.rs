@@ -48,6 +48,11 @@ pub(super) async fn status(reading: &Reading, watch: bool) -> anyhow::Result<Exi
 pub(super) async fn pods(reading: &Reading) -> anyhow::Result<ExitCode> {
     let pods: Vec<Pod> = reading.target.get("/v1/pods").await?;
     output::show(reading.output, &pods, |pods| pods_table(pods))?;
+    if reading.output == Format::Table {
+        let status: Status = reading.target.get("/v1/status").await?;
+        let unlisted = status.backends.iter().filter(|backend| backend.list_age_seconds.is_none());
+        output::print(&never_listed(unlisted.map(|backend| backend.name.as_str())))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -190,13 +195,20 @@ fn images_table(images: &Images) -> String {
     } else {
         table(["IMAGE", "ID", "SIZE", "BACKENDS"], rows)
     };
-    if !images.unknown.is_empty() {
-        text += &(output::warn(&format!("never listed: {}", images.unknown.join(", "))) + "\n");
-    }
+    text += &never_listed(images.unknown.iter().map(String::as_str));
     if !images.stale.is_empty() {
         text += &(output::warn(&format!("as last known: {}", images.stale.join(", "))) + "\n");
     }
     text
+}
+
+/// Says whose objects are missing from a table, if any are.
+fn never_listed<'a>(backends: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<_> = backends.collect();
+    if names.is_empty() {
+        return String::new();
+    }
+    output::warn(&format!("never listed: {}", names.join(", "))) + "\n"
 }
 
 /// How long ago an RFC 3339 moment was.

@@ -142,7 +142,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         {
             return wrong("it interrupted a header block");
         }
-        let of_stream = matches!(head.kind, frame::DATA | frame::HEADERS | frame::RST_STREAM | frame::CONTINUATION);
+        let of_stream =
+            matches!(head.kind, frame::DATA | frame::HEADERS | frame::RST_STREAM | frame::CONTINUATION);
         if of_stream && !self.shared.lock().was_begun(head.stream) {
             return wrong("it sent a frame for a stream that was never begun");
         }

@@ -49,7 +49,12 @@ impl Head {
     pub(super) fn read(bytes: &[u8]) -> Option<Self> {
         let &[a, b, c, kind, flags, s0, s1, s2, s3] = bytes.first_chunk::<HEAD>()?;
         let len = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
-        Some(Self { len, kind, flags, stream: u32::from_be_bytes([s0, s1, s2, s3]) & i32::MAX.cast_unsigned() })
+        Some(Self {
+            len,
+            kind,
+            flags,
+            stream: u32::from_be_bytes([s0, s1, s2, s3]) & i32::MAX.cast_unsigned(),
+        })
     }
 
     /// Appends it.

@@ -343,7 +343,15 @@ mod tests {
 
     #[test]
     fn a_broken_block_is_refused() {
-        for wrong in ["80", "ff ff ff ff ff 0f", "ff ff ff ff ff ff ff ff", "be", "40 03 61", "3f e2 1f", "40 81 00 00"] {
+        for wrong in [
+            "80",
+            "ff ff ff ff ff 0f",
+            "ff ff ff ff ff ff ff ff",
+            "be",
+            "40 03 61",
+            "3f e2 1f",
+            "40 81 00 00",
+        ] {
             assert!(Decoder::new().decode(&hex(wrong)).is_none(), "{wrong}");
         }
     }

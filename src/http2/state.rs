@@ -150,7 +150,9 @@ impl State {
     pub(super) fn send_bodies(&mut self) {
         for _ in 0..self.unsent.len() {
             let Some(id) = self.unsent.pop_front() else { return };
-            let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.ended.is_none()) else { continue };
+            let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.ended.is_none()) else {
+                continue;
+            };
             loop {
                 let window = usize::try_from(self.send_window.min(stream.send_window)).unwrap_or(0);
                 let len = stream.unsent.len().min(self.peer.max_frame).min(window);
@@ -331,7 +333,11 @@ impl State {
     }
 
     /// Polls for the header of the response.
-    pub(super) fn poll_head(&mut self, id: u32, cx: &Context<'_>) -> Poll<Result<(StatusCode, HeaderMap), Fault>> {
+    pub(super) fn poll_head(
+        &mut self,
+        id: u32,
+        cx: &Context<'_>,
+    ) -> Poll<Result<(StatusCode, HeaderMap), Fault>> {
         let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(Fault::gone())) };
         match (stream.head.take(), &stream.ended) {
             (Some(head), _) => Poll::Ready(Ok(head)),
@@ -360,10 +366,16 @@ impl State {
     }
 
     /// Polls for the whole body, of `limit` bytes at the most; its bytes are copied no more.
-    pub(super) fn poll_whole(&mut self, id: u32, limit: usize, cx: &Context<'_>) -> Poll<Result<Bytes, Fault>> {
+    pub(super) fn poll_whole(
+        &mut self,
+        id: u32,
+        limit: usize,
+        cx: &Context<'_>,
+    ) -> Poll<Result<Bytes, Fault>> {
         let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(Fault::gone())) };
         let came = stream.received.len();
-        let too_large = stream.claimed().filter(|&claimed| claimed > limit).or((came > limit).then_some(came));
+        let too_large =
+            stream.claimed().filter(|&claimed| claimed > limit).or((came > limit).then_some(came));
         match &stream.ended {
             Some(Err(fault)) => Poll::Ready(Err(fault.clone())),
             _ if too_large.is_some() => Poll::Ready(Err(Fault::TooLarge(too_large.unwrap_or(came)))),
@@ -378,7 +390,11 @@ impl State {
     }
 
     /// Polls for the end of the response, and its trailers.
-    pub(super) fn poll_trailers(&mut self, id: u32, cx: &Context<'_>) -> Poll<Result<Option<HeaderMap>, Fault>> {
+    pub(super) fn poll_trailers(
+        &mut self,
+        id: u32,
+        cx: &Context<'_>,
+    ) -> Poll<Result<Option<HeaderMap>, Fault>> {
         let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(Fault::gone())) };
         match &stream.ended {
             Some(Ok(())) => Poll::Ready(Ok(stream.trailers.take())),

@@ -199,16 +199,20 @@ fn an_upgrade_that_refuses_the_config_leaves_the_running_crimux_alone() {
 fn removal_is_refused_while_kubelet_points_to_crimux() {
     let Some(machine) = Machine::new("deb-in-use") else { return };
     machine.install(&machine.package("1.0", true));
-    let flags = machine.root.join("var/lib/kubelet/kubeadm-flags.env");
-    write(&flags, "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=unix:///run/crimux/crimux.sock\"\n");
-    let output = machine.dpkg(&["--remove", "crimux"]);
-    assert!(
-        !output.status.success() && text(&output).contains("kubelet still points to crimux"),
-        "{}",
-        text(&output)
-    );
-    assert!(machine.root.join("usr/bin/crimux").exists() && !machine.asked().contains("stop"));
-    fs::remove_file(flags).unwrap();
+    for (place, setting) in [
+        ("var/lib/kubelet/kubeadm-flags.env", "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint="),
+        ("var/lib/kubelet/instance-config.yaml", "containerRuntimeEndpoint: "),
+        ("etc/rancher/k3s/config.yaml", "container-runtime-endpoint: "),
+    ] {
+        let file = machine.root.join(place);
+        write(&file, &format!("{setting}unix:///run/crimux/crimux.sock\n"));
+        let output = machine.dpkg(&["--remove", "crimux"]);
+        let said = text(&output);
+        assert!(!output.status.success(), "{place}: {said}");
+        assert!(said.contains(&format!("kubelet still points to crimux in /{place}")), "{said}");
+        assert!(machine.root.join("usr/bin/crimux").exists() && !machine.asked().contains("stop"));
+        fs::remove_file(file).unwrap();
+    }
     machine.succeeds(&["--remove", "crimux"]);
     assert!(machine.asked().contains("deb-systemd-invoke stop crimux.service crimux.socket"));
 }
@@ -240,6 +244,7 @@ fn the_package_of_cargo_deb_is_installed_upgraded_and_purged() {
         "usr/share/zsh/vendor-completions/_crimux",
         "usr/share/fish/vendor_completions.d/crimux.fish",
         "usr/share/doc/crimux/copyright",
+        "usr/share/doc/crimux/config.schema.json",
     ] {
         assert!(machine.root.join(installed).is_file(), "{installed}");
     }

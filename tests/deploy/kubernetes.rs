@@ -87,6 +87,23 @@ fn the_base_builds_and_rolls_over_one_node_at_a_time() {
 }
 
 #[test]
+fn the_pod_monitor_finds_the_pods_and_the_port_that_the_configuration_opens() {
+    let read =
+        |name: &str| serde_yaml::from_str::<Value>(&read(&format!("deploy/kubernetes/base/{name}"))).unwrap();
+    let (monitor, set, config) = (read("podmonitor.yaml"), read("daemonset.yaml"), read("config.yaml"));
+    let pod = &set["spec"]["template"];
+    let (wanted, labels) = (&monitor["spec"]["selector"]["matchLabels"], &pod["metadata"]["labels"]);
+    for (key, value) in wanted.as_mapping().unwrap() {
+        assert_eq!(labels.get(key), Some(value), "{key:?}");
+    }
+    let port = &pod["spec"]["containers"][0]["ports"][0];
+    let endpoint = &monitor["spec"]["podMetricsEndpoints"][0];
+    assert_eq!((&endpoint["port"], endpoint["path"].as_str()), (&port["name"], Some("/metrics")));
+    let opened = config["admin"]["http"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+    assert_eq!(port["containerPort"].as_u64().map(|port| port.to_string()), Some(opened));
+}
+
+#[test]
 fn the_config_map_carries_the_script_as_it_is_and_its_name_follows_its_contents() {
     let Some(built) = built() else { return };
     let map = of_kind(&built, "ConfigMap")[0];

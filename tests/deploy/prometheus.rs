@@ -166,7 +166,9 @@ fn panels_of_the_dashboard_do_not_overlap_and_have_their_own_numbers() {
 
 #[test]
 fn links_between_the_documents_lead_somewhere() {
-    for file in files_below(&repository("docs"), &[".md"]) {
+    let mut files = files_below(&repository("docs"), &[".md"]);
+    files.extend(["README.md", "ARCHITECTURE.md"].map(repository));
+    for file in files {
         let markdown = std::fs::read_to_string(&file).unwrap();
         for target in markdown.split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
             if !target.starts_with("http") {
@@ -181,16 +183,11 @@ fn resolves(file: &Path, target: &str) -> bool {
     let (path, section) = target.split_once('#').unwrap_or((target, ""));
     let path = if path.is_empty() { file.to_path_buf() } else { file.parent().unwrap().join(path) };
     let Ok(text) = std::fs::read_to_string(&path) else {
-        return generated(&path) || (section.is_empty() && path.exists());
+        return section.is_empty() && path.exists();
     };
     let slug = |heading: &str| -> String {
         let heading = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
         heading.chars().filter(|c| c.is_alphanumeric() || *c == '-' || *c == '_').collect()
     };
     section.is_empty() || text.lines().any(|line| line.starts_with('#') && slug(line) == section)
-}
-
-/// Documents that a build makes and that need not be there yet.
-fn generated(path: &Path) -> bool {
-    ["configuration.md", "rpc.md", "config.schema.json"].iter().any(|name| path.ends_with(name))
 }

@@ -135,7 +135,7 @@ async fn images_say_which_backend_has_what() {
 }
 
 #[tokio::test]
-async fn a_drain_survives_a_kill_and_refuses_new_sandboxes_alone() {
+async fn a_drain_and_its_end_survive_a_kill_and_new_sandboxes_alone_are_refused() {
     let [a, b] = two().await;
     let mut crimux = Crimux::start(&[("a", &a), ("b", &b)]).await;
     let (code, refused) = change(&crimux, "/v1/backends/b/drain").await;
@@ -157,6 +157,9 @@ async fn a_drain_survives_a_kill_and_refuses_new_sandboxes_alone() {
     crimux.client().runtime().stop_pod_sandbox(stop).await.unwrap();
 
     assert_eq!(change(&crimux, "/v1/backends/b/undrain").await.0, 200);
+    crimux.kill_and_start().await;
+    crimux.wait_ready().await;
+    wait_for_state(&crimux, "b", "ready").await;
     crimux.client().runtime().run_pod_sandbox(request).await.unwrap();
 }
 

@@ -10,7 +10,7 @@ use testkit::runtime::{ApiVersions, SimRuntime};
 use crate::support::{Crimux, SOON, config};
 
 /// Runs the built crimux with this standard input.
-async fn crimux(arguments: &[&str], input: &str) -> Output {
+pub(crate) async fn crimux(arguments: &[&str], input: &str) -> Output {
     let (arguments, input): (Vec<_>, _) =
         (arguments.iter().map(|&a| a.to_owned()).collect(), input.to_owned());
     let run = move || {
@@ -35,12 +35,12 @@ pub(crate) async fn on(running: &Crimux, arguments: &[&str], input: &str) -> (i3
     told(&crimux(&arguments, input).await)
 }
 
-fn told(output: &Output) -> (i32, String, String) {
+pub(crate) fn told(output: &Output) -> (i32, String, String) {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     (output.status.code().unwrap(), text(&output.stdout), text(&output.stderr))
 }
 
-async fn check(config: &Path, arguments: &[&str], input: &str) -> (i32, String, String) {
+pub(crate) async fn check(config: &Path, arguments: &[&str], input: &str) -> (i32, String, String) {
     let arguments = [&["check", "--config", config.to_str().unwrap()], arguments].concat();
     told(&crimux(&arguments, input).await)
 }
@@ -84,6 +84,18 @@ async fn pods_have_a_string_key_backend_in_json_and_yaml_says_the_same() {
     let header: Vec<_> =
         table.lines().next().unwrap().split("  ").map(str::trim).filter(|w| !w.is_empty()).collect();
     assert_eq!(header, ["NAMESPACE", "NAME", "HANDLER", "BACKEND", "STATE", "AGE", "SANDBOX ID"]);
+}
+
+#[tokio::test]
+async fn a_table_of_pods_says_whose_pods_it_cannot_show() {
+    let (a, b) = (SimRuntime::builder("a").start().await, SimRuntime::builder("b").start().await);
+    b.stop().await;
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = config(&dir, &[("a", &a), ("b", &b)], "");
+    let running = Crimux::start_in(dir, &yaml);
+    eventually(SOON, async || on(&running, &["ps"], "").await.1 == "no pods\nnever listed: b\n").await;
+    let (code, json, _) = on(&running, &["ps", "--output", "json"], "").await;
+    assert_eq!((code, json.as_str()), (0, "[]\n"));
 }
 
 #[tokio::test]

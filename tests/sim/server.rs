@@ -14,6 +14,7 @@ use testkit::{Client, cri, eventually};
 use tokio::net::UnixListener;
 use tonic::Code;
 
+use crate::cli::on;
 use crate::support::{Crimux, SOON, config};
 
 const LIST: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
@@ -233,6 +234,25 @@ async fn a_socket_of_its_own_shows_one_backend_alone() {
     let all = crimux.client().raw(LIST, &[], "").await.unwrap().decode::<cri::ListPodSandboxResponse>();
     let all = all.items.len();
     assert_eq!(all, 2 + 5, "the node knows what was made there");
+}
+
+#[tokio::test]
+async fn a_drained_backend_still_takes_what_its_own_socket_is_given() {
+    let (a, b) = (SimRuntime::builder("a").start().await, SimRuntime::builder("b").start().await);
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = own_socket(&config(&dir, &[("a", &a), ("b", &b)], ""), "b", dir.path());
+    let crimux = Crimux::start_in(dir, &yaml);
+    crimux.wait_ready().await;
+    assert_eq!(on(&crimux, &["backend", "drain", "b", "--force"], "").await.0, 0);
+    let refused =
+        crimux.client().runtime().run_pod_sandbox(sandbox_config("pod").run("b")).await.unwrap_err();
+    assert_eq!(
+        refused.message(),
+        "crimux: backend b is draining and takes no new sandboxes of handler b; `crimux backend undrain b` ends that"
+    );
+    let alone = Client::unix(crimux.dir.path().join("b.sock"));
+    alone.runtime().run_pod_sandbox(sandbox_config("trial").run("")).await.unwrap();
+    assert_eq!(b.state().sandboxes().count(), 1);
 }
 
 /// Everything that a directory holds, as one string.

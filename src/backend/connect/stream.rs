@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -16,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_vsock::VsockStream;
 
 use super::ConnectError;
-use crate::backend::tls::{TlsIdentity, certificate_refusal};
+use crate::backend::tls::{CertificateInfo, CertificateRole, TlsIdentity, certificate_refusal, describe};
 
 /// A connected byte stream to a backend.
 #[derive(Debug)]
@@ -43,6 +44,13 @@ trait Transport: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Transport for T {}
 
 impl Stream {
+    /// Describes the certificate that the backend has shown; none without TLS.
+    pub fn peer_certificate(&self) -> Option<CertificateInfo> {
+        let Self::Tls(connection) = self else { return None };
+        let chain = connection.stream.get_ref().1.peer_certificates()?;
+        describe(chain.first()?, CertificateRole::Backend, Path::new(&connection.target))
+    }
+
     fn transport(self: Pin<&mut Self>) -> Pin<&mut dyn Transport> {
         match self.get_mut() {
             Self::Unix(stream) => Pin::new(stream),

@@ -6,11 +6,13 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::StatusCode;
 use tokio::task::JoinHandle;
 use tonic::Code;
 
 use crate::backend::connect::Connector;
 use crate::backend::own_headers;
+use crate::backend::tls::CertificateInfo;
 use crate::codec::{self, Assembler, Message};
 use crate::http2::{self, Fault, Sender};
 use crate::method::{self, Api};
@@ -22,6 +24,8 @@ const MAX_ANSWER: usize = 16 << 20;
 
 /// An open connection.
 pub(super) struct Conversation {
+    /// The certificate that the backend has shown.
+    pub(super) shown: Option<CertificateInfo>,
     sender: Sender,
     connection: JoinHandle<()>,
 }
@@ -36,12 +40,13 @@ impl Conversation {
     /// Connects.
     pub(super) async fn open(connector: &Connector) -> Result<Self, String> {
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
+        let shown = stream.peer_certificate();
         let (sender, connection) = http2::connect(stream);
         let connection = tokio::spawn(async move {
             // What ends the connection ends the question under way, which tells it.
             connection.await.ok();
         });
-        Ok(Self { sender, connection })
+        Ok(Self { shown, sender, connection })
     }
 
     /// Asks, in this version of the API.
@@ -50,11 +55,14 @@ impl Conversation {
     }
 
     async fn exchange(&mut self, name: &str, api: Api, request: &[u8]) -> Result<Answer, String> {
-        let broken = |fault: Fault| fault.to_string();
-        let (path, message) = (method::path(Some(method::named(name)), "", api), Message::new(request).framed());
+        let (path, message) =
+            (method::path(Some(method::named(name)), "", api), Message::new(request).framed());
         let sent = self.sender.send(&path, &own_headers(PATIENCE), |_| false, message).await;
         let mut exchange = sent.map_err(broken)?;
         let (status, headers) = exchange.head().await.map_err(broken)?;
+        if status != StatusCode::OK {
+            return Err(format!("it is no gRPC server (HTTP status {status})"));
+        }
         let whole = exchange.whole(MAX_ANSWER).await.map_err(broken)?;
         let mut assembler = Assembler::default();
         assembler.push(whole, MAX_ANSWER).map_err(|error| error.to_string())?;
@@ -66,7 +74,7 @@ impl Conversation {
                 Ok(Answer::Message(message.unwrap_or_default().encoded_bytes()))
             }
             Some(code) => Ok(Answer::Code(code)),
-            None => Err(format!("it is no gRPC server (HTTP status {})", status)),
+            None => Err("it is no gRPC server: the answer has no status".to_owned()),
         }
     }
 }
@@ -75,6 +83,12 @@ impl Drop for Conversation {
     fn drop(&mut self) {
         self.connection.abort();
     }
+}
+
+/// What an operator takes from a conversation that broke off: most often the wrong kind of server.
+#[allow(clippy::needless_pass_by_value, reason = "it is given to map_err")]
+fn broken(fault: Fault) -> String {
+    format!("connected, but it ended the conversation or does not speak gRPC: {fault}")
 }
 
 fn silent() -> String {

@@ -66,6 +66,9 @@ impl<'a> Patient<'a> {
             self.certificate(certificate, SystemTime::now());
         }
         let mut conversation = Conversation::open(&connector).await?;
+        if let Some(certificate) = &conversation.shown {
+            self.certificate(certificate, SystemTime::now());
+        }
         self.version(&mut conversation, connector.target()).await?;
         self.cgroup_driver(&mut conversation).await?;
         self.status(&mut conversation).await
@@ -75,11 +78,12 @@ impl<'a> Patient<'a> {
         let whose = match certificate.role {
             CertificateRole::Authority => "authority",
             CertificateRole::Client => "our certificate",
+            CertificateRole::Backend => "its certificate",
         };
         let (grade, what) = if certificate.not_after < now {
             // Another authority of the file may be the one that counts; connecting tells.
             let grade =
-                if certificate.role == CertificateRole::Client { Grade::Error } else { Grade::Warning };
+                if certificate.role == CertificateRole::Authority { Grade::Warning } else { Grade::Error };
             (grade, "has expired")
         } else if certificate.not_before > now {
             (Grade::Error, "is not valid yet")

@@ -69,7 +69,9 @@ mod tests {
             bits.extend((0..length).rev().map(|bit| code >> bit & 1));
         }
         bits.resize(bits.len().next_multiple_of(8), 1);
-        bits.chunks(8).map(|byte| byte.iter().fold(0, |byte, &bit| byte << 1 | u8::try_from(bit).unwrap())).collect()
+        bits.chunks(8)
+            .map(|byte| byte.iter().fold(0, |byte, &bit| byte << 1 | u8::try_from(bit).unwrap()))
+            .collect()
     }
 
     #[test]

@@ -68,6 +68,7 @@ impl App {
         let node = Node::new(config.clone(), router, Arc::clone(&snapshot), metrics, Arc::clone(&relay));
         let mut fleet = Fleet::new(Arc::clone(&node), drain.clone());
         fleet.apply(&config).await?;
+        tokio::spawn(pulse());
         let writer = tokio::spawn(snapshot.run(drain.clone().into_begun()));
         let mut servers = JoinSet::new();
         tracing::info!(listen = %bound.path().display(), backends = config.backends.len(), "serving");
@@ -185,3 +186,17 @@ fn boot_id() -> String {
     let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("no boot ID");
     read.map_or_else(|_| String::new(), |id| id.trim().to_owned())
 }
+
+/// How often the runtime wakes at the least.
+const PULSE: Duration = Duration::from_millis(500);
+
+/// Wakes now and then, for ever. A timer that is to end before all others costs the runtime a system call and a turn
+/// when it is set; beside this one, the deadline of a call is never the first.
+async fn pulse() {
+    let mut pulse = tokio::time::interval(PULSE);
+    pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        pulse.tick().await;
+    }
+}
+

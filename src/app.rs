@@ -199,4 +199,3 @@ async fn pulse() {
         pulse.tick().await;
     }
 }
-

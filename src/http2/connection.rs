@@ -19,6 +19,8 @@ const READ: usize = 64 << 10;
 const LEFT_OVER: usize = 4 << 10;
 /// How often it is read in one turn, at the most, so that other tasks have theirs.
 const READS: usize = 32;
+/// How many turns are waited without sleeping for the rest of a message: the peer is writing it at this moment.
+const TURNS: u32 = 16;
 /// The largest frame that the peer may send.
 pub(super) const MAX_FRAME: u32 = 1 << 18;
 /// The most that one header block may have.
@@ -42,6 +44,8 @@ pub struct Connection<S> {
     block: Option<(Head, BytesMut)>,
     /// Whether the peer has introduced itself with its settings.
     greeted: bool,
+    /// How many turns the rest of a message has been waited for.
+    turns: u32,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
@@ -79,7 +83,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 self.input.reserve(READ + LEFT_OVER);
             }
             self.input.reserve(READ);
-            match ready!(poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input)) {
+            let read = match poll_read_buf(Pin::new(&mut self.io), cx, &mut self.input) {
+                Poll::Ready(read) => read,
+                Poll::Pending => return self.wait(cx),
+            };
+            self.turns = 0;
+            match read {
                 Ok(0) if self.shared.lock().is_over() => return Poll::Ready(Ok(())),
                 Ok(0) => return Poll::Ready(Err(Fault::Closed("the backend closed the connection".into()))),
                 Ok(_) => self.take_frames()?,
@@ -87,6 +96,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
         }
         cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Waits for more. To fall asleep and be woken takes longer than the peer takes for the next part of a message
+    /// that it is writing, so some turns pass first, in which everybody else is served.
+    fn wait<T>(&mut self, cx: &mut Context<'_>) -> Poll<T> {
+        if self.turns < TURNS && self.shared.lock().is_within_message() {
+            self.turns += 1;
+            // Polled once, it has this task polled again after the others and after a look at the sockets.
+            let turn = std::pin::pin!(tokio::task::yield_now()).poll(cx);
+            debug_assert!(turn.is_pending(), "it has not yielded yet");
+        }
         Poll::Pending
     }
 
@@ -261,7 +282,7 @@ const CONTINUED: Fault = Fault::Malformed("it continues a header block that was 
 impl<S> Connection<S> {
     pub(super) fn new(io: S, shared: Arc<Shared>) -> Self {
         let input = BytesMut::new();
-        Self { io, shared, input, decoder: Decoder::new(), data: None, block: None, greeted: false }
+        Self { io, shared, input, decoder: Decoder::new(), data: None, block: None, greeted: false, turns: 0 }
     }
 
     /// Tells everybody that there will be no more.

@@ -49,6 +49,8 @@ pub(super) struct State {
     send_window: i64,
     /// What came and was not given back to the peer.
     owed: u32,
+    /// The stream that data came for last.
+    last: u32,
 }
 
 /// What the peer said that it takes.
@@ -93,6 +95,7 @@ impl State {
             unsent: VecDeque::new(),
             send_window: 65_535,
             owed: 0,
+            last: 0,
         }
     }
 
@@ -190,6 +193,13 @@ impl State {
         id % 2 == 1 && id < self.next
     }
 
+    /// Tells whether the last data was a part of a message whose rest somebody waits for.
+    pub(super) fn is_within_message(&self) -> bool {
+        let last =
+            self.streams.get(&self.last).filter(|stream| stream.ended.is_none() && stream.limit.is_some());
+        last.is_some_and(|stream| stream.claimed().is_some_and(|claimed| stream.received.len() < claimed))
+    }
+
     /// Takes a header block of a response.
     pub(super) fn take_block(&mut self, id: u32, block: Block, ends: bool) {
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.ended.is_none()) else { return };
@@ -213,6 +223,7 @@ impl State {
 
     /// Takes a part of a response's body. `len` is what it counts, padding included.
     pub(super) fn take_data(&mut self, id: u32, part: &[u8], len: u32, ends: bool) {
+        self.last = id;
         self.owed += len;
         if self.owed >= WORTH_GIVING {
             frame::put_number(&mut self.out, frame::WINDOW_UPDATE, 0, std::mem::take(&mut self.owed));

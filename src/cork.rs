@@ -17,8 +17,10 @@ use tonic::transport::server::Connected;
 
 /// How many bytes may wait to be written.
 const HIGH: usize = 512 << 10;
-/// How much room for waiting bytes is kept when none wait.
-const KEPT: usize = 16 << 10;
+/// How much room for waiting bytes there is at first.
+const FIRST: usize = 16 << 10;
+/// How much of it is kept when none wait: a client that lists will list again, and growing copies what waits.
+const KEPT: usize = 256 << 10;
 
 /// A stream whose writes are gathered.
 #[derive(Debug)]
@@ -45,7 +47,7 @@ impl<S: AsyncWrite + Unpin + Send + 'static> Corked<S> {
     pub fn new(stream: S) -> Self {
         let shared = Shared {
             stream,
-            waiting: BytesMut::with_capacity(KEPT),
+            waiting: BytesMut::with_capacity(FIRST),
             blocked: None,
             closing: None,
             writer: None,
@@ -70,8 +72,12 @@ impl<S: AsyncWrite + Unpin> Shared<S> {
                 Poll::Pending => break,
             }
         }
-        if self.waiting.is_empty() && self.waiting.capacity() > 4 * KEPT {
-            self.waiting = BytesMut::with_capacity(KEPT);
+        if self.waiting.is_empty() {
+            // From the beginning again: what was written is no room until then.
+            self.waiting.clear();
+            if self.waiting.capacity() > KEPT {
+                self.waiting = BytesMut::with_capacity(FIRST);
+            }
         }
         if self.waiting.len() < HIGH || self.failed.is_some() {
             self.blocked.take().into_iter().for_each(Waker::wake);

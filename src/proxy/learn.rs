@@ -117,9 +117,11 @@ pub(super) fn listed(
 ) -> Result<(), Error> {
     let owned = |error: WireError| backend.garbage(error.to_string());
     // kubelet lists every second and mostly nothing has changed.
-    if !(unfiltered && kept(list).is_some_and(|kind| backend.last.holds(kind, &reply))) {
+    let held = kept(list).filter(|_| unfiltered).and_then(|kind| backend.last.held(kind, &reply));
+    if held.is_none() {
         learn_owners(node, backend, list, &reply).map_err(owned)?;
     }
+    let reply = held.unwrap_or(reply);
     match kept(list) {
         Some(kind) if unfiltered => backend.last.replace_list(kind, epoch, reply),
         Some(kind) => backend.last.update_items(kind, epoch, &reply).map_err(owned)?,

@@ -45,10 +45,10 @@ impl LastKnown {
         Epoch { seq: self.shared.next_seq(), at: Instant::now() }
     }
 
-    /// Tells whether the newest live list of sandboxes or containers is, byte for byte, this one: then it
-    /// teaches nothing.
-    pub fn holds(&self, kind: ListKind, reply: &Bytes) -> bool {
-        self.lock().lists.holds(kind, reply)
+    /// Returns the newest live list of sandboxes or containers if it is, byte for byte, this one: then it teaches
+    /// nothing, and the bytes that are held already do for both.
+    pub fn held(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
+        self.lock().lists.held(kind, reply)
     }
 
     /// Takes the reply to a list of `kind` that was sent without a filter at `epoch`.

@@ -92,9 +92,9 @@ impl Lists {
         }
     }
 
-    /// Tells whether the newest list of `kind` is, byte for byte, this one. Only asked of what teaches owners.
-    pub(super) fn holds(&self, kind: ListKind, reply: &Bytes) -> bool {
-        matches!(kind, ListKind::Sandboxes | ListKind::Containers) && self.pairing.holds(kind, reply)
+    /// Returns the newest list of `kind` if it is, byte for byte, this one. Only of what teaches owners.
+    pub(super) fn held(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
+        matches!(kind, ListKind::Sandboxes | ListKind::Containers).then(|| self.pairing.held(kind, reply))?
     }
 
     /// Tells whether the newest list of `kind` was sent after `epoch`, so that a reply of then says nothing new.

@@ -145,10 +145,10 @@ impl Pairing {
         }
     }
 
-    /// Tells whether the newest list of sandboxes or containers is, byte for byte, this one.
-    pub(super) fn holds(&self, kind: ListKind, reply: &Bytes) -> bool {
+    /// Returns the newest list of sandboxes or containers if it is, byte for byte, this one.
+    pub(super) fn held(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
         let newest = if kind == ListKind::Sandboxes { &self.sandboxes } else { &self.containers };
-        newest.as_ref().is_some_and(|half| half.list.bytes == *reply)
+        newest.as_ref().map(|half| &half.list.bytes).filter(|bytes| *bytes == reply).cloned()
     }
 
     /// Tells whether the pair was sent after `epoch`, so that a reply of then says nothing new.
@@ -214,7 +214,7 @@ impl Kept {
     /// Keeps the old buffer if the new one says the same.
     pub(super) fn replacing(old: Option<&Self>, reply: Bytes) -> Self {
         match old {
-            Some(old) if old.bytes == reply => old.clone(),
+            Some(old) if is_same_slice(&old.bytes, &reply) || old.bytes == reply => old.clone(),
             _ => Self { bytes: reply, exact: false },
         }
     }

@@ -42,6 +42,7 @@ pub(crate) fn judge(report: &Report) -> Vec<Verdict> {
     for case in &report.cases {
         verdicts.extend(judge_case(case));
     }
+    verdicts.extend(judge_growth(report));
     verdicts.extend(report.footprint.as_ref().into_iter().flat_map(judge_footprint));
     verdicts
 }
@@ -82,6 +83,23 @@ fn judge_case(case: &Measured) -> Vec<Verdict> {
         }
         _ => Vec::new(),
     }
+}
+
+/// Ten times the bytes may cost ten times as much, and a list of so many bytes as much from eight backends as from two.
+fn judge_growth(report: &Report) -> impl Iterator<Item = Verdict> {
+    let cost = |case: &str, row: &str| {
+        let samples = &report.cases.iter().find(|measured| measured.name == case)?.row(row)?.samples;
+        crate::case::median(samples.iter().filter_map(cpu).collect())
+    };
+    let pairs = [
+        (("list-500", "crimux"), ("list-5000", "crimux"), 10.0),
+        (("fan-out-5000", "crimux over 2"), ("fan-out-5000", "crimux over 8"), 1.0),
+    ];
+    pairs.into_iter().filter_map(move |(few, many, target)| {
+        let value = cost(many.0, many.1)? / cost(few.0, few.1)?;
+        let what = format!("growth: CPU of {}, {}, over {}, {}", many.0, many.1, few.0, few.1);
+        Some(Verdict { what, value: Some(value), best: None, target, unit: "x" })
+    })
 }
 
 fn judge_footprint(footprint: &Footprint) -> Vec<Verdict> {

@@ -108,7 +108,7 @@ impl Sender {
             }
         };
         let shared = &self.0.shared;
-        let open = |cx: &mut Context<'_>| shared.lock().poll_open(cx, &body, &block);
+        let open = |cx: &mut Context<'_>| shared.lock().poll_open(cx, &body, block);
         let stream = std::future::poll_fn(open).await?;
         Ok(Exchange { shared: Arc::clone(shared), stream })
     }

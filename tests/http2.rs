@@ -347,7 +347,11 @@ async fn a_peer_that_breaks_the_protocol_ends_the_connection_with_a_reason() {
         (after(&[frame(8, 0, 0, &[0x7f, 0xff, 0xff, 0xff])]), "its window is wrong"),
         (after(&[frame(3, 0, 1, &[0])]), "too short"),
         (
-            after(&[frame(1, 0, 1, &[0; 1 << 17]), frame(9, 0, 1, &[0; 1 << 17]), frame(9, 0, 1, &[0])]),
+            after(&[
+                frame(1, 0, 1, &vec![0; 1 << 17]),
+                frame(9, 0, 1, &vec![0; 1 << 17]),
+                frame(9, 0, 1, &[0]),
+            ]),
             "too long",
         ),
     ];
@@ -395,14 +399,36 @@ async fn a_peer_that_asks_and_never_reads_is_not_read_from_for_ever() {
     let (near, mut far) = UnixStream::pair().unwrap();
     let (_sender, connection) = connect(near);
     tokio::spawn(connection);
-    let mut pings = SETTINGS.to_vec();
-    pings.extend((0..1 << 12).flat_map(|_| frame(6, 0, 0, &[0; 8])));
+    far.write_all(&SETTINGS).await.unwrap();
+    let pings: Vec<u8> = (0..1 << 12).flat_map(|_| frame(6, 0, 0, &[0; 8])).collect();
     let flood = async {
         // 70 kB of pings each time; 16 MiB of answers in all.
         for _ in 0..240 {
-            far.write_all(&pings).await.unwrap();
+            for ping in pings.chunks_exact(9 + 8) {
+                far.write_all(ping).await.unwrap();
+            }
         }
     };
-    let mut flood = pin!(flood);
-    assert!(tokio::time::timeout(Duration::from_secs(2), &mut flood).await.is_err(), "it is not stopped");
+    {
+        let mut flood = pin!(flood);
+        assert!(tokio::time::timeout(Duration::from_secs(2), &mut flood).await.is_err(), "it is not stopped");
+    }
+    // Once it reads it is read from again, to its last ping.
+    let (mut answers, mut questions) = far.into_split();
+    let asking = tokio::spawn(async move {
+        questions.write_all(&frame(6, 0, 0, b"the last")).await.unwrap();
+        questions
+    });
+    let mut heard = vec![0; 1 << 16];
+    let mut tail = Vec::new();
+    let last = frame(6, 1, 0, b"the last");
+    let listening = async {
+        while !tail.windows(last.len()).any(|part| part == last) {
+            let len = answers.read(&mut heard).await.unwrap();
+            tail.drain(..tail.len().saturating_sub(last.len()));
+            tail.extend_from_slice(&heard[..len]);
+        }
+    };
+    tokio::time::timeout(SOON, listening).await.expect("it goes on");
+    asking.await.unwrap();
 }

@@ -52,6 +52,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
     type Output = Result<(), Fault>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.shared.lock().note_task(cx);
         let how = match self.poll_frames(cx) {
             Poll::Ready(ended) => ended,
             Poll::Pending => match self.poll_write_out(cx) {
@@ -69,15 +70,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Reads and takes frames until there are none; ready with how the connection ends.
     fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         for _ in 0..READS {
+            // From a peer that does not take what we have for it nothing more is taken.
+            if self.shared.lock().is_full()
+                && let Err(error) = ready!(self.poll_write_out(cx))
             {
-                let mut state = self.shared.lock();
-                if state.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
-                    state.task = Some(cx.waker().clone());
-                }
-                // Whoever does not take our answers is asked nothing more, and gives nothing more.
-                if state.is_full() {
-                    return Poll::Pending;
-                }
+                return Poll::Ready(Err(Fault::Closed(error.to_string().into())));
             }
             if self.input.capacity() == 0 {
                 self.input.reserve(READ + LEFT_OVER);

@@ -30,7 +30,7 @@ pub(super) struct State {
     /// Frames that wait to be written.
     pub(super) out: BytesMut,
     /// Wakes the task of the connection.
-    pub(super) task: Option<Waker>,
+    task: Option<Waker>,
     /// Why there are no more new streams.
     pub(super) closing: Option<Fault>,
     /// Who wants to know that.
@@ -178,7 +178,7 @@ impl State {
         }
     }
 
-    /// Tells whether so much waits to be written that nothing more is read, or answered would be all that is read.
+    /// Tells whether so much waits to be written that nothing more is to be read before it is.
     pub(super) fn is_full(&self) -> bool {
         self.out.len() >= 2 * HIGH
     }
@@ -427,6 +427,14 @@ impl State {
         }
     }
 
+    /// Takes note of what wakes the task of the connection.
+    pub(super) fn note_task(&mut self, cx: &Context<'_>) {
+        if self.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
+            self.task = Some(cx.waker().clone());
+        }
+    }
+
+    /// Has the connection look at what there is to send.
     pub(super) fn wake_task(&self) {
         if let Some(task) = &self.task {
             task.wake_by_ref();

@@ -20,6 +20,7 @@ mod connection;
 mod frame;
 mod hpack;
 mod state;
+mod stream;
 
 /// What a client says first.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -78,7 +79,7 @@ pub fn connect<S: AsyncRead + AsyncWrite + Unpin>(io: S) -> (Sender, Connection<
     state.out.put_slice(PREFACE);
     let settings = [
         (frame::ENABLE_PUSH, 0),
-        (frame::INITIAL_WINDOW_SIZE, state::WINDOW),
+        (frame::INITIAL_WINDOW_SIZE, stream::WINDOW),
         (frame::MAX_FRAME_SIZE, connection::MAX_FRAME),
         (frame::MAX_HEADER_LIST_SIZE, hpack::MAX_LIST),
     ];

@@ -3,7 +3,6 @@
 //! Everything here is done under one lock that is never held across an await, and by one thread in most cases.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -12,18 +11,10 @@ use http::{HeaderMap, StatusCode};
 use super::Fault;
 use super::frame::{self, Head};
 use super::hpack::Block;
+use super::stream::{Kept, Stream, WORTH_GIVING};
 
-/// What a peer may send on one stream before anybody takes it.
-pub(super) const WINDOW: u32 = 16 << 20;
 /// What may wait to be sent before bodies wait too.
 const HIGH: usize = 512 << 10;
-/// What is given back to the peer at once, at the least.
-const WORTH_GIVING: u32 = WINDOW / 4;
-/// How much is reserved for a message at once, however long it claims to be.
-const FIRST_RESERVE: usize = 1 << 20;
-/// Flag and length before a gRPC message.
-const PREFIX: usize = 5;
-
 /// One connection.
 #[derive(Debug)]
 pub(super) struct State {
@@ -53,30 +44,15 @@ pub(super) struct State {
     last: u32,
 }
 
+/// A stream is in the map from its beginning until its handle is dropped.
+const HELD: &str = "a stream lasts as long as its handle";
+
 /// What the peer said that it takes.
 #[derive(Debug)]
 pub(super) struct Peer {
     max_streams: usize,
     initial_window: i64,
     max_frame: usize,
-}
-
-/// One exchange of a request and a response.
-#[derive(Debug, Default)]
-struct Stream {
-    head: Option<(StatusCode, HeaderMap)>,
-    begun: bool,
-    /// What came and was not taken.
-    received: BytesMut,
-    trailers: Option<HeaderMap>,
-    /// How the response ended.
-    ended: Option<Result<(), Fault>>,
-    waker: Option<Waker>,
-    /// Set while the response is gathered whole: how long it may be.
-    limit: Option<usize>,
-    owed: u32,
-    unsent: Bytes,
-    send_window: i64,
 }
 
 impl State {
@@ -120,8 +96,7 @@ impl State {
         }
         self.open += 1;
         self.put_block(id, block);
-        let send_window = self.peer.initial_window;
-        self.streams.insert(id, Stream { unsent: body.clone(), send_window, ..Stream::default() });
+        self.streams.insert(id, Stream::new(body.clone(), self.peer.initial_window));
         self.unsent.push_back(id);
         self.send_bodies();
         self.wake_task();
@@ -195,9 +170,7 @@ impl State {
 
     /// Tells whether the last data was a part of a message whose rest somebody waits for.
     pub(super) fn is_within_message(&self) -> bool {
-        let last =
-            self.streams.get(&self.last).filter(|stream| stream.ended.is_none() && stream.limit.is_some());
-        last.is_some_and(|stream| stream.claimed().is_some_and(|claimed| stream.received.len() < claimed))
+        self.streams.get(&self.last).is_some_and(Stream::is_within_message)
     }
 
     /// Takes a header block of a response.
@@ -232,25 +205,16 @@ impl State {
         if !stream.begun {
             return self.spoil(id, "data comes before its header");
         }
-        stream.keep(part);
-        let received = stream.received.len();
-        match stream.limit {
-            Some(limit) if received > limit => return self.stop(id, Fault::TooLarge(received)),
-            Some(_) => stream.owed += len,
-            None if received > WINDOW as usize => {
+        match stream.keep(part, len) {
+            Kept::TooLarge(received) => self.stop(id, Fault::TooLarge(received)),
+            Kept::BeyondWindow => {
                 frame::put_number(&mut self.out, frame::RST_STREAM, id, frame::FLOW_CONTROL_ERROR);
-                return self.end(id, Err(Fault::Malformed("it sent more than it was allowed")));
+                self.end(id, Err(Fault::Malformed("it sent more than it was allowed")));
             }
-            // Padding is never taken by anybody.
-            None => stream.owed += len - u32::try_from(part.len()).unwrap_or(len),
-        }
-        if stream.limit.is_none() {
-            stream.wake();
-        }
-        if ends {
-            self.end(id, Ok(()));
-        } else {
-            give_back(&mut self.out, id, stream);
+            Kept::Well if ends => self.end(id, Ok(())),
+            Kept::Well => {
+                stream.give_back(id, &mut self.out);
+            }
         }
     }
 
@@ -349,31 +313,17 @@ impl State {
         id: u32,
         cx: &Context<'_>,
     ) -> Poll<Result<(StatusCode, HeaderMap), Fault>> {
-        let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(Fault::gone())) };
-        match (stream.head.take(), &stream.ended) {
-            (Some(head), _) => Poll::Ready(Ok(head)),
-            (None, Some(Err(fault))) => Poll::Ready(Err(fault.clone())),
-            (None, Some(Ok(()))) => Poll::Ready(Err(Fault::Malformed("it ends without a header"))),
-            (None, None) => stream.wait(cx),
-        }
+        self.stream(id).poll_head(cx)
     }
 
     /// Polls for what has come of the body; `None` at its end.
     pub(super) fn poll_data(&mut self, id: u32, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
-        let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Some(Err(Fault::gone()))) };
-        if !stream.received.is_empty() {
-            let part = std::mem::take(&mut stream.received).freeze();
-            stream.owed += u32::try_from(part.len()).unwrap_or(WINDOW);
-            if stream.ended.is_none() && give_back(&mut self.out, id, stream) {
-                self.wake_task();
-            }
-            return Poll::Ready(Some(Ok(part)));
+        let stream = self.streams.get_mut(&id).expect(HELD);
+        let polled = stream.poll_data(cx);
+        if stream.give_back(id, &mut self.out) {
+            self.wake_task();
         }
-        match &stream.ended {
-            Some(Ok(())) => Poll::Ready(None),
-            Some(Err(fault)) => Poll::Ready(Some(Err(fault.clone()))),
-            None => stream.wait(cx),
-        }
+        polled
     }
 
     /// Polls for the whole body, of `limit` bytes at the most; its bytes are copied no more.
@@ -383,21 +333,7 @@ impl State {
         limit: usize,
         cx: &Context<'_>,
     ) -> Poll<Result<Bytes, Fault>> {
-        let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(Fault::gone())) };
-        let came = stream.received.len();
-        let too_large =
-            stream.claimed().filter(|&claimed| claimed > limit).or((came > limit).then_some(came));
-        match &stream.ended {
-            Some(Err(fault)) => Poll::Ready(Err(fault.clone())),
-            _ if too_large.is_some() => Poll::Ready(Err(Fault::TooLarge(too_large.unwrap_or(came)))),
-            Some(Ok(())) => Poll::Ready(Ok(std::mem::take(&mut stream.received).freeze())),
-            None => {
-                if stream.limit.replace(limit).is_none() {
-                    stream.owed += u32::try_from(came).unwrap_or(WINDOW);
-                }
-                stream.wait(cx)
-            }
-        }
+        self.stream(id).poll_whole(limit, cx)
     }
 
     /// Polls for the end of the response, and its trailers.
@@ -406,18 +342,17 @@ impl State {
         id: u32,
         cx: &Context<'_>,
     ) -> Poll<Result<Option<HeaderMap>, Fault>> {
-        let Some(stream) = self.streams.get_mut(&id) else { return Poll::Ready(Err(Fault::gone())) };
-        match &stream.ended {
-            Some(Ok(())) => Poll::Ready(Ok(stream.trailers.take())),
-            Some(Err(fault)) => Poll::Ready(Err(fault.clone())),
-            None => stream.wait(cx),
-        }
+        self.stream(id).poll_trailers(cx)
+    }
+
+    fn stream(&mut self, id: u32) -> &mut Stream {
+        self.streams.get_mut(&id).expect(HELD)
     }
 
     /// Forgets a stream; the peer hears of it if it was not at its end.
     pub(super) fn drop_stream(&mut self, id: u32) {
-        if self.streams.get(&id).is_some_and(|stream| stream.ended.is_none()) {
-            self.stop(id, Fault::gone());
+        if self.stream(id).ended.is_none() {
+            self.stop(id, Fault::Closed("nobody waits for it any more".into()));
             self.wake_task();
         }
         self.streams.remove(&id);
@@ -439,55 +374,5 @@ impl State {
         if let Some(task) = &self.task {
             task.wake_by_ref();
         }
-    }
-}
-
-/// Lets the peer send as much again, if that is worth a frame. Tells whether it was.
-fn give_back(out: &mut BytesMut, id: u32, stream: &mut Stream) -> bool {
-    let worth = stream.owed >= WORTH_GIVING;
-    if worth {
-        frame::put_number(out, frame::WINDOW_UPDATE, id, std::mem::take(&mut stream.owed));
-    }
-    worth
-}
-
-impl Stream {
-    /// Returns how long the message at the beginning says that it is, its prefix included.
-    fn claimed(&self) -> Option<usize> {
-        let len = frame::number(self.received.get(1..PREFIX)?)?;
-        usize::try_from(len).ok().map(|len| len.saturating_add(PREFIX))
-    }
-
-    fn keep(&mut self, part: &[u8]) {
-        if self.received.capacity() == 0 {
-            let claimed = part.get(1..PREFIX).and_then(frame::number).unwrap_or_default() as usize;
-            self.received.reserve(claimed.saturating_add(PREFIX).min(FIRST_RESERVE).max(part.len()));
-        }
-        self.received.extend_from_slice(part);
-        // Whoever gathers the whole is told early that it will be too long.
-        if let (Some(limit), Some(claimed)) = (self.limit, self.claimed())
-            && claimed > limit
-        {
-            self.wake();
-        }
-    }
-
-    fn wake(&mut self) {
-        self.waker.take().into_iter().for_each(Waker::wake);
-    }
-
-    fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<T> {
-        match &mut self.waker {
-            Some(waker) => waker.clone_from(cx.waker()),
-            none => *none = Some(cx.waker().clone()),
-        }
-        Poll::Pending
-    }
-}
-
-impl Fault {
-    /// The stream's handle is used after it was dropped, or after everything ended.
-    fn gone() -> Self {
-        Self::Closed(Arc::from("nobody waits for it any more"))
     }
 }

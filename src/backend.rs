@@ -186,8 +186,17 @@ impl Backend {
         patience: Option<Patience>,
     ) -> Result<(HeaderMap, Exchange), Error> {
         let answered = async {
-            let mut exchange = sender.send(path, headers, stays_here, message).await?;
-            exchange.head().await.map(|head| (head, exchange))
+            match ask(sender, path, headers, message.clone()).await {
+                // What a goodbye refuses was not looked at: it is as good as never sent.
+                Err(Fault::GoAway(_)) => {
+                    Box::pin(async {
+                        let (sender, _) = self.next_sender().await?;
+                        ask(&sender, path, headers, message).await.map_err(|fault| self.broken(&fault))
+                    })
+                    .await
+                }
+                answer => answer.map_err(|fault| self.broken(&fault)),
+            }
         };
         let answer = match patience {
             None => answered.await,
@@ -195,7 +204,7 @@ impl Backend {
                 tokio::time::timeout(waited, answered).await.map_err(|_| ends)?
             }
         };
-        let ((status, headers), exchange) = answer.map_err(|fault| self.broken(&fault))?;
+        let ((status, headers), exchange) = answer?;
         if status != StatusCode::OK {
             return Err(self.garbage(format!("HTTP status {status}")));
         }
@@ -232,6 +241,18 @@ impl Backend {
                 Err(Error::Lost { backend: Arc::clone(&self.name), cause: "not connected yet".to_owned() })
             }
         }
+    }
+
+    /// Returns the sender of the connection that takes the place of one that takes no more calls.
+    async fn next_sender(&self) -> Result<(Sender, Api), Error> {
+        let mut link = self.link.subscribe();
+        let next = link.wait_for(|link| match link {
+            Link::Up { sender, .. } => !sender.is_retired(),
+            Link::Connecting => false,
+            Link::Down { .. } => true,
+        });
+        tokio::time::timeout(self.config.load().timeouts.connect, next).await.ok();
+        self.sender().await
     }
 
     /// Completes once the lists of the present connection were answered or found late; at once if there is no
@@ -400,6 +421,17 @@ impl Patience {
         };
         Some(Self { waited, ends })
     }
+}
+
+/// Sends a request and waits for the head of its reply.
+async fn ask(
+    sender: &Sender,
+    path: &str,
+    headers: &HeaderMap,
+    message: Bytes,
+) -> Result<((StatusCode, HeaderMap), Exchange), Fault> {
+    let mut exchange = sender.send(path, headers, stays_here, message).await?;
+    exchange.head().await.map(|head| (head, exchange))
 }
 
 /// Headers for calls that crimux makes by itself.

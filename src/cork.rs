@@ -72,12 +72,9 @@ impl<S: AsyncWrite + Unpin> Shared<S> {
                 Poll::Pending => break,
             }
         }
-        if self.waiting.is_empty() {
-            // From the beginning again: what was written is no room until then.
-            self.waiting.clear();
-            if self.waiting.capacity() > KEPT {
-                self.waiting = BytesMut::with_capacity(FIRST);
-            }
+        // Reclaiming is also asking how much room there is in all: what was written is none until then.
+        if self.waiting.is_empty() && self.waiting.try_reclaim(KEPT + 1) {
+            self.waiting = BytesMut::with_capacity(FIRST);
         }
         if self.waiting.len() < HIGH || self.failed.is_some() {
             self.blocked.take().into_iter().for_each(Waker::wake);

@@ -114,6 +114,11 @@ impl Sender {
         Ok(Exchange { shared: Arc::clone(shared), stream })
     }
 
+    /// Tells whether the connection takes no more calls.
+    pub fn is_retired(&self) -> bool {
+        self.0.shared.lock().closing.is_some()
+    }
+
     /// Completes once the connection takes no more calls, whether those under way go on or not. One task may wait.
     pub async fn retired(&self) {
         std::future::poll_fn(|cx| self.0.shared.lock().poll_retired(cx)).await;

@@ -26,7 +26,7 @@ pub(super) const MAX_FRAME: u32 = 1 << 18;
 /// The most that one header block may have.
 const MAX_BLOCK: usize = 1 << 18;
 /// How much room for frames to be written is kept when none wait.
-const KEPT: usize = 16 << 10;
+const KEPT: usize = 64 << 10;
 
 /// A connection: a future that must be polled for anything to happen, and ends with it.
 ///
@@ -260,10 +260,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             if state.out.is_empty() {
-                if state.out.capacity() > 4 * KEPT {
-                    state.out = BytesMut::with_capacity(KEPT);
+                // Reclaiming is also asking how much room there is in all.
+                if state.out.try_reclaim(KEPT + 1) {
+                    state.out = BytesMut::new();
                 }
-                state.out.clear();
                 state.send_bodies();
             }
         }

@@ -169,6 +169,11 @@ impl SimRuntime {
         self.breaking.send_replace(());
     }
 
+    /// Says goodbye (GOAWAY) on all connections: calls under way are finished, new ones are taken on new connections.
+    pub fn say_goodbye(&self) {
+        self.shared.goodbye.send_replace(());
+    }
+
     /// Stops listening, breaks all connections and removes the socket. What it knows is kept, and its streaming
     /// server goes on.
     pub async fn stop(&self) {

@@ -177,6 +177,7 @@ impl Builder {
             overrides: Overrides::default(),
             recorder: Recorder::new(self.record),
             gate: Arc::new(Gate::default()),
+            goodbye: watch::Sender::new(()),
             streams,
             frame_size: self.frame_size,
             max_request: self.max_request,

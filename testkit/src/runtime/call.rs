@@ -35,6 +35,8 @@ pub(crate) struct Shared {
     pub(crate) overrides: Overrides,
     pub(crate) recorder: Arc<Recorder>,
     pub(crate) gate: Arc<Gate>,
+    /// Tells connections to say goodbye.
+    pub(crate) goodbye: watch::Sender<()>,
     /// The largest DATA frame, in bytes.
     pub(crate) frame_size: usize,
     pub(crate) max_request: usize,

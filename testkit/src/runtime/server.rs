@@ -101,7 +101,14 @@ where
     })
     .await?;
     let mut calls = FuturesUnordered::new();
+    let mut farewells = shared.goodbye.subscribe();
+    let mut goodbye = pin!(farewells.changed());
+    let mut leaving = false;
     poll_fn(|cx| {
+        if !leaving && goodbye.as_mut().poll(cx).is_ready() {
+            leaving = true;
+            connection.graceful_shutdown();
+        }
         loop {
             let mut idle = true;
             match connection.poll_accept(cx) {

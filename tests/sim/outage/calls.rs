@@ -1,6 +1,6 @@
 //! Calls to one backend while it is out: refused in milliseconds, by name, never with a code that kubelet acts on.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use prost::Message;
 use testkit::client::sandbox_config;
@@ -133,6 +133,26 @@ async fn a_call_in_flight_when_its_backend_dies_ends_as_unavailable() {
     let error = stopping.await.unwrap().unwrap_err();
     assert_eq!(error.code(), Code::Unavailable);
     assert!(error.message().contains("backend b was lost during the call"), "{}", error.message());
+}
+
+#[tokio::test]
+async fn a_goodbye_ends_no_call_and_refuses_none() {
+    let world = World::new().await;
+    // One that says goodbye as soon as it is greeted is taken for broken.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    world.b.fault("ExecSync", Fault::Hang);
+    let mut runtime = world.client.runtime();
+    let exec = ExecSyncRequest { container_id: world.container_of_b(), timeout: 30, ..Default::default() };
+    let running = tokio::spawn(async move { runtime.exec_sync(exec).await });
+    world.b.wait_for_call("ExecSync", 1).await;
+    world.b.say_goodbye();
+    let end = Instant::now() + Duration::from_millis(500);
+    while Instant::now() < end {
+        let request = ContainerStatusRequest { container_id: world.container_of_b(), verbose: true };
+        world.client.runtime().container_status(request).await.expect("another connection takes it");
+    }
+    world.b.clear_faults();
+    running.await.unwrap().expect("the old connection finishes what it has");
 }
 
 #[tokio::test]

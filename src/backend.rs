@@ -1,42 +1,30 @@
 //! One CRI runtime that calls are forwarded to: its connection, its health, its last-known state.
 //!
-//! A call to a backend that is down fails at once; a call in flight when the connection is lost ends with an
-//! error of ours; everything else is the backend's own answer, passed on as it came. The forward lane speaks
-//! HTTP/2 through a client of its own (`http2.rs`). Nothing here knows what a method means.
+//! `link.rs` keeps the connection, `health.rs` says whether it is in time, `call.rs` sends over it. Nothing here knows
+//! what a method means.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, StatusCode};
 use tokio::sync::{Notify, watch};
-use tonic::Code;
 
 use crate::backend::connect::Connector;
-use crate::codec::{self, Assembler, Message};
 use crate::config::BackendConfig;
 use crate::error::Error;
-use crate::http2::{Exchange, Fault, Sender};
-use crate::method::{Api, Deadline, ImageCall, Lane, Method};
+use crate::method::Api;
 use crate::metrics::{CallMetrics, Metrics};
 use crate::snapshot::LastKnown;
-use crate::telemetry::spans::{self, CallSpan};
 
+pub use call::{Collected, Reply, ReplyBody, own_headers};
 pub use health::{Class, Health, LastError, State};
 pub use link::Link;
 
+mod call;
 pub mod connect;
 mod health;
 mod link;
 pub mod tls;
-
-/// The most that a backend's unary reply may have: what CRI-O sends, and room for an `ExecSync` of 2 × 16 MiB.
-const MAX_REPLY: usize = 256 << 20;
-
-/// How long before the caller's deadline a call without an answer ends, at the most.
-const MARGIN: Duration = Duration::from_millis(250);
 
 /// One backend.
 #[derive(Debug)]
@@ -55,44 +43,6 @@ pub struct Backend {
     api: Mutex<Option<Api>>,
     connector: Mutex<Option<Arc<Connector>>>,
     in_flight: AtomicUsize,
-}
-
-/// The head of a reply, and a body that is still arriving.
-#[derive(Debug)]
-pub struct Reply {
-    /// The backend's response headers.
-    pub headers: HeaderMap,
-    /// The rest of the reply.
-    pub body: ReplyBody,
-}
-
-/// The body of a reply, as it arrives.
-#[derive(Debug)]
-pub struct ReplyBody {
-    exchange: Exchange,
-    flight: Flight,
-}
-
-/// A reply that has arrived whole.
-#[derive(Debug)]
-pub struct Collected {
-    /// The backend's response headers.
-    pub headers: HeaderMap,
-    /// The message; empty where the status is not OK.
-    pub message: Message,
-    /// The backend's trailers; for a trailers-only reply they are its headers.
-    pub trailers: HeaderMap,
-    /// The status.
-    pub code: Code,
-}
-
-/// One call in flight: counts itself, and what the backend took, when dropped.
-#[derive(Debug)]
-struct Flight {
-    backend: Arc<Backend>,
-    method: usize,
-    started: Instant,
-    span: Option<CallSpan>,
 }
 
 impl Backend {
@@ -132,129 +82,6 @@ impl Backend {
         matches!(*self.link.borrow(), Link::Up { .. })
     }
 
-    /// Sends a request and returns the head of the reply.
-    ///
-    /// The request's headers go as they are, less what belongs to the connection.
-    ///
-    /// # Errors
-    /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] at the bound of `max_in_flight`,
-    /// [`Error::Lost`] if the connection ends first, [`Error::Overdue`] shortly before the caller gives up,
-    /// [`Error::Garbage`] for an answer that is not gRPC.
-    pub async fn call(
-        self: &Arc<Self>,
-        method: Option<&'static Method>,
-        path: &str,
-        headers: HeaderMap,
-        message: Bytes,
-    ) -> Result<Reply, Error> {
-        let (sender, api) = self.sender().await?;
-        self.call_over(sender, api, method, path, headers, message).await
-    }
-
-    /// Sends a request over this connection, in this API.
-    async fn call_over(
-        self: &Arc<Self>,
-        sender: Sender,
-        api: Api,
-        method: Option<&'static Method>,
-        path: &str,
-        mut headers: HeaderMap,
-        message: Bytes,
-    ) -> Result<Reply, Error> {
-        let mut flight = self.take_off(method)?;
-        let patience = Patience::of(&self.name, method, &headers);
-        let path = crate::method::path(method, path, api);
-        flight.span = spans::client(&path, &self.name, &mut headers);
-        match self.send(&sender, &path, &headers, message, patience).await {
-            Ok((headers, exchange)) => {
-                flight.note_end(codec::status_code(&headers));
-                Ok(Reply { headers, body: ReplyBody { exchange, flight } })
-            }
-            Err(error) => {
-                flight.note_end(Some(error.code()));
-                Err(error)
-            }
-        }
-    }
-
-    async fn send(
-        &self,
-        sender: &Sender,
-        path: &str,
-        headers: &HeaderMap,
-        message: Bytes,
-        patience: Option<Patience>,
-    ) -> Result<(HeaderMap, Exchange), Error> {
-        let answered = async {
-            match ask(sender, path, headers, message.clone()).await {
-                // What a goodbye refuses was not looked at: it is as good as never sent.
-                Err(Fault::GoAway(_)) => {
-                    Box::pin(async {
-                        let (sender, _) = self.next_sender().await?;
-                        ask(&sender, path, headers, message).await.map_err(|fault| self.broken(&fault))
-                    })
-                    .await
-                }
-                answer => answer.map_err(|fault| self.broken(&fault)),
-            }
-        };
-        let answer = match patience {
-            None => answered.await,
-            Some(Patience { waited, ends }) => {
-                tokio::time::timeout(waited, answered).await.map_err(|_| ends)?
-            }
-        };
-        let ((status, headers), exchange) = answer?;
-        if status != StatusCode::OK {
-            return Err(self.garbage(format!("HTTP status {status}")));
-        }
-        Ok((headers, exchange))
-    }
-
-    /// Sends a request and collects the whole reply.
-    ///
-    /// # Errors
-    /// As [`Backend::call`]; also [`Error::Garbage`] for a reply that is no single message.
-    pub async fn fetch(
-        self: &Arc<Self>,
-        method: &'static Method,
-        headers: HeaderMap,
-        message: Bytes,
-    ) -> Result<Collected, Error> {
-        self.call(Some(method), "", headers, message).await?.collect().await
-    }
-
-    async fn sender(&self) -> Result<(Sender, Api), Error> {
-        if let Link::Up { sender, api, .. } = &*self.link.borrow() {
-            return Ok((sender.clone(), *api));
-        }
-        let mut link = self.link.subscribe();
-        let first = link.wait_for(|link| !matches!(link, Link::Connecting));
-        // When the wait ends without an outcome the link is still `Connecting`, and says so below.
-        tokio::time::timeout(self.config.load().timeouts.connect, first).await.ok();
-        match &*self.link.borrow() {
-            Link::Up { sender, api, .. } => Ok((sender.clone(), *api)),
-            Link::Down { since, cause } => {
-                Err(Error::Down { backend: Arc::clone(&self.name), since: *since, cause: Arc::clone(cause) })
-            }
-            Link::Connecting => {
-                Err(Error::Lost { backend: Arc::clone(&self.name), cause: "not connected yet".to_owned() })
-            }
-        }
-    }
-
-    /// Returns the sender of the connection that takes the place of one that takes no more calls.
-    async fn next_sender(&self) -> Result<(Sender, Api), Error> {
-        let mut link = self.link.subscribe();
-        let next = link.wait_for(|link| match link {
-            Link::Up { sender, .. } => !sender.is_retired(),
-            Link::Connecting => false,
-            Link::Down { .. } => true,
-        });
-        tokio::time::timeout(self.config.load().timeouts.connect, next).await.ok();
-        self.sender().await
-    }
-
     /// Completes once the lists of the present connection were answered or found late; at once if there is no
     /// connection. The first attempt at one is waited for.
     pub async fn settled(&self) {
@@ -274,21 +101,6 @@ impl Backend {
         link.wait_for(|link| !matches!(link, Link::Up { .. })).await.ok();
     }
 
-    fn take_off(self: &Arc<Self>, method: Option<&'static Method>) -> Result<Flight, Error> {
-        let limit = self.config.load().max_in_flight;
-        let flying = self.in_flight.fetch_add(1, Ordering::Relaxed);
-        let method = method.map_or(crate::method::COUNT, |method| method.index);
-        let flight = Flight { backend: Arc::clone(self), method, started: Instant::now(), span: None };
-        if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
-    }
-
-    fn broken(&self, fault: &Fault) -> Error {
-        match fault {
-            Fault::TooLarge(_) => self.garbage(fault.to_string()),
-            _ => Error::Lost { backend: Arc::clone(&self.name), cause: fault.to_string() },
-        }
-    }
-
     /// Returns the error for a reply of this backend that cannot be read.
     pub fn garbage(&self, cause: impl Into<String>) -> Error {
         Error::Garbage { backend: Arc::clone(&self.name), cause: cause.into() }
@@ -297,67 +109,6 @@ impl Backend {
     /// Returns how many calls are in flight to it.
     pub fn in_flight(&self) -> usize {
         self.in_flight.load(Ordering::Relaxed)
-    }
-}
-
-impl Reply {
-    /// Collects the rest of a unary reply.
-    ///
-    /// # Errors
-    /// [`Error::Lost`] or [`Error::Garbage`].
-    pub async fn collect(self) -> Result<Collected, Error> {
-        let Self { headers, mut body } = self;
-        let backend = Arc::clone(&body.flight.backend);
-        let whole = body.exchange.whole(MAX_REPLY).await.map_err(|fault| backend.broken(&fault))?;
-        let mut assembler = Assembler::default();
-        assembler.push(whole, MAX_REPLY).map_err(|error| backend.garbage(error.to_string()))?;
-        let trailers = match codec::status_code(&headers) {
-            Some(_) => headers.clone(),
-            None => body.trailers().await?,
-        };
-        let code = codec::status_code(&trailers).ok_or_else(|| backend.garbage("no gRPC status"))?;
-        let message = match assembler.finish().map_err(|error| backend.garbage(error.to_string()))? {
-            None if code == Code::Ok => return Err(backend.garbage("status OK without a message")),
-            message => message.unwrap_or_default(),
-        };
-        Ok(Collected { headers, message, trailers, code })
-    }
-}
-
-impl ReplyBody {
-    /// Returns the next chunk; `None` at the end of the data.
-    pub async fn chunk(&mut self) -> Option<Result<Bytes, Error>> {
-        std::future::poll_fn(|cx| self.poll_chunk(cx)).await
-    }
-
-    /// Polls for the next chunk.
-    pub fn poll_chunk(
-        &mut self,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<Bytes, Error>>> {
-        let backend = &self.flight.backend;
-        self.exchange.poll_data(cx).map(|chunk| Some(chunk?.map_err(|fault| backend.broken(&fault))))
-    }
-
-    /// Polls for the trailers, once all data was read; none for a trailers-only reply.
-    pub fn poll_trailers(
-        &mut self,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Result<Option<HeaderMap>, Error>> {
-        let trailers = self.exchange.poll_trailers(cx).map_err(|fault| self.flight.backend.broken(&fault));
-        if let std::task::Poll::Ready(Ok(Some(trailers))) = &trailers {
-            self.flight.note_end(codec::status_code(trailers));
-        }
-        trailers
-    }
-
-    async fn trailers(&mut self) -> Result<HeaderMap, Error> {
-        Ok(std::future::poll_fn(|cx| self.poll_trailers(cx)).await?.unwrap_or_default())
-    }
-
-    /// Returns the error for a reply that ended without a status.
-    pub fn without_status(&self) -> Error {
-        self.flight.backend.garbage("the reply ended without a gRPC status")
     }
 }
 
@@ -379,75 +130,4 @@ impl Drop for Refresh {
     fn drop(&mut self) {
         self.backend.health.end_refresh(self.class);
     }
-}
-
-impl Flight {
-    /// Notes the status that the call ended with, for its span.
-    fn note_end(&mut self, code: Option<Code>) {
-        if let (Some(span), Some(code)) = (&mut self.span, code) {
-            span.ended(code);
-        }
-    }
-}
-
-impl Drop for Flight {
-    fn drop(&mut self) {
-        self.backend.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.backend.calls.backend_took(self.method, self.started.elapsed());
-    }
-}
-
-/// How long the head of a reply is waited for, and how a call that outlasts it ends.
-struct Patience {
-    waited: Duration,
-    ends: Error,
-}
-
-impl Patience {
-    /// Waits until shortly before the caller gives up, because an `ExecSync` that ends by deadline is a failed
-    /// probe to kubelet and one that ends `Unavailable` is none. A pull does end by its caller's deadline:
-    /// kubelet sets none, and critest `image.go` looks for `DeadlineExceeded`.
-    fn of(backend: &Arc<str>, method: Option<&'static Method>, headers: &HeaderMap) -> Option<Self> {
-        // Lists and reads have a deadline of their own, which the proxy keeps, before the caller's.
-        if method.is_some_and(|method| method.deadline != Deadline::Caller) {
-            return None;
-        }
-        let caller = codec::caller_timeout(headers)?;
-        let waited = caller.saturating_sub(caller.mul_f64(0.1).min(MARGIN));
-        let backend = Arc::clone(backend);
-        let ends = match method.map(|method| method.lane) {
-            Some(Lane::Image(ImageCall::Pull)) => Error::Expired { backend, waited },
-            _ => Error::Overdue { backend, waited },
-        };
-        Some(Self { waited, ends })
-    }
-}
-
-/// Sends a request and waits for the head of its reply.
-async fn ask(
-    sender: &Sender,
-    path: &str,
-    headers: &HeaderMap,
-    message: Bytes,
-) -> Result<((StatusCode, HeaderMap), Exchange), Fault> {
-    let mut exchange = sender.send(path, headers, stays_here, message).await?;
-    exchange.head().await.map(|head| (head, exchange))
-}
-
-/// Headers for calls that crimux makes by itself.
-pub fn own_headers(timeout: Duration) -> HeaderMap {
-    let mut headers = codec::reply_headers();
-    headers.insert("te", http::HeaderValue::from_static("trailers"));
-    headers
-        .insert("user-agent", http::HeaderValue::from_static(concat!("crimux/", env!("CARGO_PKG_VERSION"))));
-    if let Ok(timeout) = format!("{}m", timeout.as_millis()).parse() {
-        headers.insert("grpc-timeout", timeout);
-    }
-    headers
-}
-
-/// Tells whether a header of the client is not sent on: a reply that crimux must read has to come uncompressed, the
-/// message may be another than the one whose length was told, and a host is what a backend knows itself by.
-fn stays_here(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "grpc-accept-encoding" | "content-length" | "host")
 }

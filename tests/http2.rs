@@ -395,6 +395,27 @@ async fn a_reply_is_as_long_as_its_caller_takes_and_no_longer() {
 }
 
 #[tokio::test]
+async fn what_is_taken_as_it_comes_has_no_more_room_than_it_needs() {
+    let (sender, _connection) = serve(h2::server::Builder::new(), async |_request, mut respond| {
+        let mut body = respond.send_response(Response::new(()), false).unwrap();
+        for _ in 0..8 {
+            // Read as a prefix, each of these claims 4 GiB.
+            body.send_data(Bytes::from_static(&[0xff; 100]), false).unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        body.send_data(Bytes::new(), true).unwrap();
+    });
+    let mut exchange = call(&sender, "x").await.unwrap();
+    let mut parts = 0;
+    while let Some(part) = std::future::poll_fn(|cx| exchange.poll_data(cx)).await {
+        let part = part.unwrap().try_into_mut().expect("nobody else has it");
+        parts += 1;
+        assert!(parts == 1 || part.capacity() < 4096, "{} bytes for {}", part.capacity(), part.len());
+    }
+    assert!(parts > 1, "they came in one");
+}
+
+#[tokio::test]
 async fn a_peer_that_asks_and_never_reads_is_not_read_from_for_ever() {
     let (near, mut far) = UnixStream::pair().unwrap();
     let (_sender, connection) = connect(near);

@@ -32,6 +32,8 @@ pub(super) struct Stream {
     pub(super) ended: Option<Result<(), Fault>>,
     /// What came and was not given back to the peer.
     owed: u32,
+    /// Whether anything has come of the body.
+    kept: bool,
     /// What came and was not taken.
     received: BytesMut,
     /// Set while the response is gathered whole: how long it may be.
@@ -55,7 +57,8 @@ impl Stream {
 
     /// Keeps a part of the body. `len` is what it counts, padding included.
     pub(super) fn keep(&mut self, part: &[u8], len: u32) -> Kept {
-        if self.received.capacity() == 0 {
+        // Only where the body begins is it known that a message does.
+        if !std::mem::replace(&mut self.kept, true) {
             let claimed = part.get(1..PREFIX).and_then(frame::number).unwrap_or_default() as usize;
             self.received.reserve(claimed.saturating_add(PREFIX).min(FIRST_RESERVE).max(part.len()));
         }

@@ -28,6 +28,8 @@ mod watch;
 
 /// How often what is no longer listed is forgotten, and removed backends are looked at.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
+/// How often the runtime wakes at the least.
+const PULSE: Duration = Duration::from_millis(500);
 
 /// A running crimux.
 #[derive(Debug)]
@@ -186,9 +188,6 @@ fn boot_id() -> String {
     let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("no boot ID");
     read.map_or_else(|_| String::new(), |id| id.trim().to_owned())
 }
-
-/// How often the runtime wakes at the least.
-const PULSE: Duration = Duration::from_millis(500);
 
 /// Wakes now and then, for ever. A timer that is to end before all others costs the runtime a system call and a turn
 /// when it is set; beside this one, the deadline of a call is never the first.

@@ -42,6 +42,22 @@ impl Message {
         Self { framed: framed.freeze() }
     }
 
+    /// Takes a whole body for the one message that it must be; `None` if it is empty.
+    ///
+    /// # Errors
+    /// [`Error::Compressed`]; [`Error::Framing`] for more or less than one message.
+    pub fn whole(framed: Bytes) -> Result<Option<Self>, Error> {
+        if framed.first().is_some_and(|&flag| flag != 0) {
+            return Err(Error::Compressed);
+        }
+        match claimed(&framed).map(|len| len + PREFIX) {
+            None if framed.is_empty() => Ok(None),
+            Some(len) if len == framed.len() => Ok(Some(Self { framed })),
+            Some(len) if len < framed.len() => Err(Error::Framing("more than one message")),
+            _ => Err(Error::Framing("the message ends early")),
+        }
+    }
+
     /// Returns the message as it travels.
     pub fn framed(&self) -> Bytes {
         self.framed.clone()
@@ -103,12 +119,7 @@ impl Assembler {
     /// # Errors
     /// [`Error::Framing`] for a message that ended early.
     pub fn finish(self) -> Result<Option<Message>, Error> {
-        let framed = if self.joined.is_empty() { self.first } else { self.joined.freeze() };
-        match claimed(&framed) {
-            Some(len) if len + PREFIX == framed.len() => Ok(Some(Message { framed })),
-            None if framed.is_empty() => Ok(None),
-            _ => Err(Error::Framing("the message ends early")),
-        }
+        Message::whole(if self.joined.is_empty() { self.first } else { self.joined.freeze() })
     }
 }
 

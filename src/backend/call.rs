@@ -13,7 +13,7 @@ use http::{HeaderMap, HeaderName, StatusCode};
 use tonic::Code;
 
 use super::{Backend, Link};
-use crate::codec::{self, Assembler, Message};
+use crate::codec::{self, Message};
 use crate::error::Error;
 use crate::http2::{Exchange, Fault, Sender};
 use crate::method::{Api, Deadline, ImageCall, Lane, Method};
@@ -212,14 +212,13 @@ impl Reply {
         let Self { headers, mut body } = self;
         let backend = Arc::clone(&body.flight.backend);
         let whole = body.exchange.whole(MAX_REPLY).await.map_err(|fault| backend.broken(&fault))?;
-        let mut assembler = Assembler::default();
-        assembler.push(whole, MAX_REPLY).map_err(|error| backend.garbage(error.to_string()))?;
+        let message = Message::whole(whole).map_err(|error| backend.garbage(error.to_string()))?;
         let trailers = match codec::status_code(&headers) {
             Some(_) => headers.clone(),
             None => body.trailers().await?,
         };
         let code = codec::status_code(&trailers).ok_or_else(|| backend.garbage("no gRPC status"))?;
-        let message = match assembler.finish().map_err(|error| backend.garbage(error.to_string()))? {
+        let message = match message {
             None if code == Code::Ok => return Err(backend.garbage("status OK without a message")),
             message => message.unwrap_or_default(),
         };

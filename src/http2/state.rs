@@ -28,7 +28,7 @@ pub(super) struct State {
     retired: Option<Waker>,
     /// Whether nobody can start a stream any more.
     pub(super) unused: bool,
-    pub(super) peer: Peer,
+    peer: Peer,
     streams: HashMap<u32, Stream, foldhash::fast::FixedState>,
     /// How many streams the peer has not ended.
     open: usize,
@@ -49,7 +49,7 @@ const HELD: &str = "a stream lasts as long as its handle";
 
 /// What the peer said that it takes.
 #[derive(Debug)]
-pub(super) struct Peer {
+struct Peer {
     max_streams: usize,
     initial_window: i64,
     max_frame: usize,

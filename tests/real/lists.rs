@@ -15,7 +15,7 @@ async fn lists_are_those_of_all_runtimes_together() {
     let Some(bed) = world::bed() else { return };
     let crimux = world::crimux(&bed, &HANDLERS).await;
     let mut pods = world::dial(&bed, &crimux.socket).await;
-    let ran = one_pod_per_handler(&mut pods).await;
+    let ran = world::one_pod_per_handler(&mut pods).await;
 
     let merged: BTreeSet<_> = sandboxes(&mut pods, PodSandboxFilter::default()).await;
     assert_eq!(merged, ran.iter().map(|pod| pod.sandbox.clone()).collect());
@@ -38,7 +38,7 @@ async fn filters_filter_through_crimux() {
     let Some(bed) = world::bed() else { return };
     let crimux = world::crimux(&bed, &HANDLERS).await;
     let mut pods = world::dial(&bed, &crimux.socket).await;
-    let ran = one_pod_per_handler(&mut pods).await;
+    let ran = world::one_pod_per_handler(&mut pods).await;
     Box::pin(filters_filter(&mut pods, &ran)).await;
 }
 
@@ -72,15 +72,6 @@ async fn filters_filter(pods: &mut Pods, ran: &[Pod]) {
     assert_eq!(sandboxes(pods, in_state(PodSandboxState::SandboxNotready)).await.len(), 0);
     let of_nobody = ContainerFilter { pod_sandbox_id: "f".repeat(64), ..Default::default() };
     assert_eq!(containers(pods, of_nobody).await.len(), 0);
-}
-
-/// One pod under each handler, in their order, each named like its handler.
-async fn one_pod_per_handler(pods: &mut Pods) -> Vec<Pod> {
-    let mut ran = Vec::new();
-    for (handler, _, _) in HANDLERS {
-        ran.push(pods.run(handler, handler, &IDLE).await.unwrap());
-    }
-    ran
 }
 
 async fn sandboxes(pods: &mut Pods, filter: PodSandboxFilter) -> BTreeSet<String> {

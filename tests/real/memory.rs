@@ -1,6 +1,6 @@
 //! What crimux occupies with three runtimes behind it.
 
-use super::world::{self, HANDLERS, IDLE};
+use super::world::{self, HANDLERS};
 
 /// A node's daemon must stay small. A build for debugging is several times the code of a released one.
 const LIMIT: u64 = if cfg!(debug_assertions) { 32 << 20 } else { 16 << 20 };
@@ -10,9 +10,7 @@ async fn crimux_stays_small_with_three_backends() {
     let Some(bed) = world::bed() else { return };
     let crimux = world::crimux(&bed, &HANDLERS).await;
     let mut pods = world::dial(&bed, &crimux.socket).await;
-    for (handler, _, _) in HANDLERS {
-        pods.run(handler, handler, &IDLE).await.unwrap();
-    }
+    world::one_pod_per_handler(&mut pods).await;
     for _ in 0..200 {
         assert_eq!(pods.list().await.unwrap().len(), HANDLERS.len());
     }

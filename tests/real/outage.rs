@@ -49,10 +49,7 @@ async fn a_default_containerd_is_gone_for_twenty_seconds_and_nothing_changes_on_
     let Some(bed) = world::bed() else { return };
     let crimux = world::crimux(&bed, &HANDLERS).await;
     let mut pods = world::dial(&bed, &crimux.socket).await;
-    let mut ran = Vec::new();
-    for (handler, _, _) in HANDLERS {
-        ran.push(pods.run(handler, handler, &IDLE).await.unwrap());
-    }
+    let ran = world::one_pod_per_handler(&mut pods).await;
     let before = listed(&mut pods).await;
     assert_eq!((before.0.len(), before.1.len()), (3, 3));
     let running = Ok(ContainerState::ContainerRunning);
@@ -87,9 +84,7 @@ async fn one_list_waits_for_a_stopped_containerd_and_the_next_does_not() {
     let Some(bed) = world::bed() else { return };
     let crimux = world::crimux(&bed, &HANDLERS).await;
     let mut pods = world::dial(&bed, &crimux.socket).await;
-    for (handler, _, _) in HANDLERS {
-        pods.run(handler, handler, &IDLE).await.unwrap();
-    }
+    world::one_pod_per_handler(&mut pods).await;
     let before = listed(&mut pods).await;
     for victim in ["b", "a"] {
         tokio::task::block_in_place(|| bed.stop(victim).unwrap());

@@ -9,10 +9,7 @@ async fn a_killed_crimux_comes_back_and_nothing_has_vanished() {
     let Some(bed) = world::bed() else { return };
     let crimux = world::crimux(&bed, &HANDLERS).await;
     let mut pods = world::dial(&bed, &crimux.socket).await;
-    let mut ran = Vec::new();
-    for (handler, _, _) in HANDLERS {
-        ran.push(pods.run(handler, handler, &IDLE).await.unwrap());
-    }
+    let ran = world::one_pod_per_handler(&mut pods).await;
 
     crimux.process.kill().unwrap();
     assert!(pods.list().await.is_err(), "somebody still serves");

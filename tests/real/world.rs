@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use testkit::bed::pods::Pods;
+use testkit::bed::pods::{Pod, Pods};
 use testkit::bed::{Bed, Inside};
 use testkit::cri::{ContainerState, ContainerStatusRequest, PodSandboxState, PodSandboxStatusRequest};
 use tonic::Code;
@@ -77,16 +77,28 @@ pub(crate) fn configuration(bed: &Bed, handlers: &[(&str, &str, &str)]) -> Strin
 
 /// The configuration with these entries of `backends` and `handlers`; `a` is the default backend.
 pub(crate) fn document(bed: &Bed, backends: &str, handlers: &str) -> String {
+    with_default(bed, "a", &format!("backends:\n{backends}handlers:\n{handlers}"))
+}
+
+/// The configuration with this default backend and these keys below the common ones.
+pub(crate) fn with_default(bed: &Bed, default: &str, keys: &str) -> String {
     let directory = bed.directory().join("crimux");
     let directory = directory.display();
     format!(
         "listen: unix://{directory}/crimux.sock\n\
          state_dir: {directory}/state\n\
          admin: {{ socket: {directory}/admin.sock, http: 127.0.0.1:9440 }}\n\
-         default_backend: a\n\
-         backends:\n{backends}\
-         handlers:\n{handlers}"
+         default_backend: {default}\n{keys}"
     )
+}
+
+/// Runs one idle pod under each of the usual handlers, in their order, each named like its handler.
+pub(crate) async fn one_pod_per_handler(pods: &mut Pods) -> Vec<Pod> {
+    let mut ran = Vec::new();
+    for (handler, _, _) in HANDLERS {
+        ran.push(pods.run(handler, handler, &IDLE).await.unwrap());
+    }
+    ran
 }
 
 /// A client of a socket of this bed.

@@ -33,7 +33,11 @@ impl Terminal {
     fn start(running: &Crimux, arguments: &[&str], environment: &[(&str, &str)]) -> Self {
         let pty = openpty(None, None).unwrap();
         let mut command = verb(running, arguments);
-        command.env("TERM", "xterm-256color").env_remove("NO_COLOR").envs(environment.iter().copied());
+        // Build machines say `CI`, which counts as a terminal with colours whatever `TERM` says.
+        for name in ["CI", "NO_COLOR", "CLICOLOR", "CLICOLOR_FORCE"] {
+            command.env_remove(name);
+        }
+        command.env("TERM", "xterm-256color").envs(environment.iter().copied());
         command.stderr(pty.slave.try_clone().unwrap());
         let child = command.stdout(pty.slave).spawn().unwrap();
         // Its descriptors of the terminal, which would keep it open, go with it.

@@ -13,7 +13,7 @@ use tonic::Code;
 use crate::backend::connect::Connector;
 use crate::backend::own_headers;
 use crate::backend::tls::CertificateInfo;
-use crate::codec::{self, Assembler, Message};
+use crate::codec::{self, Message};
 use crate::http2::{self, Fault, Sender};
 use crate::method::{self, Api};
 
@@ -64,15 +64,11 @@ impl Conversation {
             return Err(format!("it is no gRPC server (HTTP status {status})"));
         }
         let whole = exchange.whole(MAX_ANSWER).await.map_err(broken)?;
-        let mut assembler = Assembler::default();
-        assembler.push(whole, MAX_ANSWER).map_err(|error| error.to_string())?;
+        let message = Message::whole(whole).map_err(|error| error.to_string())?;
         let trailers = std::future::poll_fn(|cx| exchange.poll_trailers(cx)).await;
         let trailers = trailers.map_err(broken)?.unwrap_or(headers);
         match codec::status_code(&trailers) {
-            Some(Code::Ok) => {
-                let message = assembler.finish().map_err(|error| error.to_string())?;
-                Ok(Answer::Message(message.unwrap_or_default().encoded_bytes()))
-            }
+            Some(Code::Ok) => Ok(Answer::Message(message.unwrap_or_default().encoded_bytes())),
             Some(code) => Ok(Answer::Code(code)),
             None => Err("it is no gRPC server: the answer has no status".to_owned()),
         }

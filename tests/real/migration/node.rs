@@ -189,15 +189,7 @@ fn crimux(arguments: &[&str]) -> (i32, String) {
 
 /// The node's configuration: `pieces` are its keys below the common ones.
 pub(super) fn configuration(bed: &Bed, default: &str, pieces: &[&str]) -> String {
-    let directory = bed.directory().join("crimux");
-    let directory = directory.display();
-    format!(
-        "listen: unix://{directory}/crimux.sock\n\
-         state_dir: {directory}/state\n\
-         admin: {{ socket: {directory}/admin.sock, http: 127.0.0.1:9440 }}\n\
-         default_backend: {default}\n{}",
-        pieces.concat()
-    )
+    world::with_default(bed, default, &pieces.concat())
 }
 
 /// The piece of configuration that the guide shows in a step, with this bed's sockets.

@@ -75,7 +75,7 @@ impl App {
         let mut servers = JoinSet::new();
         tracing::info!(listen = %bound.path().display(), backends = config.backends.len(), "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
-        servers.spawn(log_failure(bound.serve(proxy, drain.clone())));
+        servers.spawn(bound.serve(proxy, drain.clone()));
         servers.spawn(relay.run(drain.clone().into_begun(), config.drain_timeout));
         admin::spawn(&mut servers, &config.admin, &node, &drain).await?;
         Ok(Self { path: path.to_owned(), node, fleet, drain, servers, writer })
@@ -174,12 +174,6 @@ impl Terminate {
             _ = self.term.recv() => {}
             _ = self.int.recv() => {}
         }
-    }
-}
-
-async fn log_failure(serving: impl Future<Output = Result<(), tonic::transport::Error>>) {
-    if let Err(error) = serving.await {
-        tracing::error!(%error, "a socket stopped being served");
     }
 }
 

@@ -132,9 +132,10 @@ fn claimed(head: &[u8]) -> Option<usize> {
 ///
 /// # Errors
 /// What [`Assembler`] refuses, or [`Error::Framing`] when the client stops half-way.
-pub async fn collect_request(mut body: tonic::body::Body) -> Result<Message, Error> {
+pub async fn collect_request(body: impl Body<Data = Bytes>) -> Result<Message, Error> {
+    let mut body = std::pin::pin!(body);
     let mut assembler = Assembler::default();
-    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+    while let Some(frame) = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)).await {
         let frame = frame.map_err(|_| Error::Framing("the request was cut off"))?;
         if let Ok(chunk) = frame.into_data() {
             assembler.push(chunk, MAX_REQUEST)?;

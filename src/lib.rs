@@ -9,7 +9,6 @@ pub mod backend;
 pub mod cli;
 pub mod codec;
 pub mod config;
-pub mod cork;
 pub mod drain;
 pub mod error;
 pub mod events;

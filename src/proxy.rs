@@ -12,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use tonic::body::Body;
 
@@ -67,7 +68,7 @@ impl Proxy {
 }
 
 /// Answers one request. Every way out of here is a gRPC response.
-async fn serve(proxy: Proxy, request: Request<Body>) -> Response<Body> {
+async fn serve(proxy: Proxy, request: Request<impl http_body::Body<Data = Bytes>>) -> Response<Body> {
     let (mut head, body) = request.into_parts();
     let Some(path) = method::find(head.uri.path()) else {
         return reply::unimplemented(head.uri.path());
@@ -114,7 +115,7 @@ impl Call {
     }
 }
 
-impl tower::Service<Request<Body>> for Proxy {
+impl<B: http_body::Body<Data = Bytes> + Send + 'static> tower::Service<Request<B>> for Proxy {
     type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
@@ -123,7 +124,7 @@ impl tower::Service<Request<Body>> for Proxy {
         Poll::Ready(Ok(()))
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let proxy = self.clone();
         Box::pin(async move { Ok(serve(proxy, request).await) })
     }

@@ -1,26 +1,29 @@
-//! The sockets that clients speak to: bound safely, served by tonic.
+//! The sockets that clients speak to: bound safely, each call handed to the proxy, which is a tonic service.
 //!
 //! A socket file that nobody listens on is replaced; one that somebody listens on is an error, so that a second
 //! crimux never takes a node's socket away. Only a socket that was bound here is removed at the end; one that
-//! was inherited from systemd stays. Flow-control windows are sized for lists of megabytes and streams are
-//! unlimited, because events, pulls and `ExecSync` hold theirs for hours.
+//! was inherited from systemd stays. Calls are unlimited in number, because events, pulls and `ExecSync` hold theirs
+//! for hours.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::Duration;
 
 use anyhow::Context;
-use futures_util::TryStreamExt as _;
 use socket2::SockRef;
 use tokio::net::{UnixListener, UnixStream};
-use tokio_stream::wrappers::UnixListenerStream;
+use tokio_util::task::TaskTracker;
+use tower::Service;
 
-use crate::cork::Corked;
+use crate::codec;
 use crate::drain::Drain;
+use crate::http2::{self, Incoming};
 use crate::proxy::Proxy;
 
-/// Room for a request of 16 MiB in one go.
-const WINDOW: u32 = 16 << 20;
+/// How long to wait after the system had no connection to give, for want of file descriptors perhaps.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// What the kernel may hold of replies that a client has not read; it halves or caps this as it likes.
 const SEND_BUFFER: usize = 1 << 20;
@@ -76,30 +79,63 @@ impl Bound {
     }
 
     /// Serves until the drain begins, then until the calls in flight have ended.
-    ///
-    /// # Errors
-    /// If tonic cannot serve at all.
-    pub async fn serve(self, proxy: Proxy, drain: Drain) -> Result<(), tonic::transport::Error> {
+    pub async fn serve(self, proxy: Proxy, drain: Drain) {
         let (listener, file) = self.split();
-        let stop = async move {
-            drain.begun().await;
-            drop(file);
+        let connections = TaskTracker::new();
+        let accepting = async {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => connections.spawn(attend(stream, proxy.clone(), drain.clone())),
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection was not accepted");
+                        tokio::time::sleep(PAUSE).await;
+                        continue;
+                    }
+                };
+            }
         };
-        tonic::transport::Server::builder()
-            .initial_connection_window_size(WINDOW)
-            .initial_stream_window_size(WINDOW)
-            .max_concurrent_streams(None)
-            .serve_with_incoming_shutdown(proxy, UnixListenerStream::new(listener).map_ok(prepared), stop)
-            .await
+        tokio::select! {
+            () = drain.begun() => {}
+            () = accepting => {}
+        }
+        drop((listener, file));
+        connections.close();
+        connections.wait().await;
     }
 }
 
-/// Makes an accepted connection ready: a list of hundreds of kilobytes is written in one go, if the system allows.
-fn prepared(stream: UnixStream) -> Corked<UnixStream> {
+/// Takes the calls of one client until it goes, or until a drain has let the last one end.
+async fn attend(stream: UnixStream, mut proxy: Proxy, drain: Drain) {
+    // A list of hundreds of kilobytes is written in one go, if the system allows.
     if let Err(error) = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER) {
         tracing::debug!(%error, "the send buffer stays as it is");
     }
-    Corked::new(stream)
+    let mut client = http2::accept(stream, codec::PREFIX + codec::MAX_REQUEST);
+    let mut draining = pin!(drain.into_begun());
+    let mut is_draining = false;
+    loop {
+        let call = tokio::select! {
+            biased;
+            call = client.next() => call,
+            () = &mut draining, if !is_draining => {
+                is_draining = true;
+                client.say_goodbye();
+                continue;
+            }
+        };
+        match call {
+            Some(Ok(Incoming { request, mut responder })) => {
+                let answer = proxy.call(request);
+                tokio::spawn(async move {
+                    if let Some(Ok(response)) = responder.unless_cancelled(answer).await {
+                        responder.send(response).await;
+                    }
+                });
+            }
+            Some(Err(fault)) => return tracing::debug!(%fault, "a client's connection broke"),
+            None => return,
+        }
+    }
 }
 
 /// The file of a socket; removed with this value, if we made it and it is still ours.

@@ -159,7 +159,7 @@ impl Fleet {
                 let bound = Bound::bind(&path, config.listen_mode, config.listen_owner).await?;
                 let drain = self.drain.child();
                 let proxy = Proxy::new(Arc::clone(&self.node), Some(Arc::clone(&member.backend.name)));
-                let serving = tokio::spawn(super::log_failure(bound.serve(proxy, drain.clone())));
+                let serving = tokio::spawn(bound.serve(proxy, drain.clone()));
                 member.socket = Some(Socket { path, drain, serving });
             }
         }

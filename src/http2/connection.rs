@@ -11,7 +11,9 @@ use tokio_util::io::{poll_read_buf, poll_write_buf};
 
 use super::frame::{self, Head};
 use super::hpack::Decoder;
-use super::{Fault, Shared};
+use super::server::FAREWELL;
+use super::state::Side;
+use super::{Fault, PREFACE, Shared};
 
 /// What is read at once.
 const READ: usize = 64 << 10;
@@ -21,16 +23,12 @@ const LEFT_OVER: usize = 4 << 10;
 const READS: usize = 32;
 /// How many turns are waited without sleeping for the rest of a message: the peer is writing it at this moment.
 const TURNS: u32 = 16;
-/// The largest frame that the peer may send.
-pub(super) const MAX_FRAME: u32 = 1 << 18;
 /// The most that one header block may have.
 const MAX_BLOCK: usize = 1 << 18;
-/// How much room for frames to be written is kept when none wait.
-const KEPT: usize = 64 << 10;
 
 /// A connection: a future that must be polled for anything to happen, and ends with it.
 ///
-/// It ends well when nobody can start a stream and none is open.
+/// It ends well when no stream can begin any more and none is open.
 #[derive(Debug)]
 #[must_use = "nothing is sent or received unless it is polled"]
 pub struct Connection<S> {
@@ -42,6 +40,8 @@ pub struct Connection<S> {
     data: Option<Head>,
     /// A header block that has not come to its end.
     block: Option<(Head, BytesMut)>,
+    /// What the peer has yet to say before any frame.
+    preface: &'static [u8],
     /// Whether the peer has introduced itself with its settings.
     greeted: bool,
     /// How many turns the rest of a message has been waited for.
@@ -61,6 +61,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
                 Poll::Ready(Ok(())) | Poll::Pending => return Poll::Pending,
             },
         };
+        if let Err(Fault::Malformed(_)) = how {
+            let mut state = self.shared.lock();
+            let last = state.last_taken();
+            state.put_goaway(last, frame::PROTOCOL_ERROR);
+            drop(state);
+            // It hears of it if it listens.
+            let _ = self.poll_write_out(cx);
+        }
         self.end(how.as_ref().err());
         Poll::Ready(how)
     }
@@ -87,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             self.turns = 0;
             match read {
                 Ok(0) if self.shared.lock().is_over() => return Poll::Ready(Ok(())),
-                Ok(0) => return Poll::Ready(Err(Fault::Closed("the backend closed the connection".into()))),
+                Ok(0) => return Poll::Ready(Err(Fault::Closed("the peer closed the connection".into()))),
                 Ok(_) => self.take_frames()?,
                 Err(error) => return Poll::Ready(Err(Fault::Closed(error.to_string().into()))),
             }
@@ -111,7 +119,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// Takes all that has come, up to a frame that is not all there.
     fn take_frames(&mut self) -> Result<(), Fault> {
         let mut input = std::mem::take(&mut self.input);
-        let mut at = 0;
+        let mut at = self.take_preface(&input)?;
         let taken = loop {
             match self.take_frame(&input[at..]) {
                 Ok(0) => break Ok(()),
@@ -126,6 +134,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         }
         self.input = input;
         taken
+    }
+
+    /// Takes what is there of what the peer says first, and returns its length.
+    fn take_preface(&mut self, input: &[u8]) -> Result<usize, Fault> {
+        let len = self.preface.len().min(input.len());
+        let (now, later) = self.preface.split_at(len);
+        if now != &input[..len] {
+            return Err(STRANGER);
+        }
+        self.preface = later;
+        Ok(len)
     }
 
     /// Takes one frame, or what is there of a DATA frame, and returns its length; 0 if more must come first.
@@ -149,10 +168,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn check(&mut self, head: Head) -> Result<(), Fault> {
         let wrong = |why| Err(Fault::Malformed(why));
         if !self.greeted && (head.kind != frame::SETTINGS || head.has(frame::ACK)) {
-            return wrong("it does not speak HTTP/2");
+            return Err(STRANGER);
         }
         self.greeted = true;
-        if head.len > MAX_FRAME as usize {
+        if head.len > frame::MAX_FRAME as usize {
             return wrong("it sent a frame larger than it may be");
         }
         if let Some((open, _)) = &self.block
@@ -160,9 +179,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         {
             return wrong("it interrupted a header block");
         }
-        let of_stream =
-            matches!(head.kind, frame::DATA | frame::HEADERS | frame::RST_STREAM | frame::CONTINUATION);
-        if of_stream && !self.shared.lock().was_begun(head.stream) {
+        let of_stream = matches!(head.kind, frame::DATA | frame::HEADERS | frame::RST_STREAM);
+        if of_stream && !self.shared.lock().may_have(head.stream, head.kind) {
             return wrong("it sent a frame for a stream that was never begun");
         }
         Ok(())
@@ -217,13 +235,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 if !state.take_settings(payload) {
                     return Err(Fault::Malformed("its settings are wrong"));
                 }
-                state.send_bodies();
+                state.send_all();
             }
             (frame::PUSH_PROMISE, _) => return Err(Fault::Malformed("it pushes what nobody asked for")),
             (frame::PING, Some(_)) if head.len == 8 && !head.has(frame::ACK) => {
-                Head { flags: frame::ACK, ..head }.put(&mut state.out);
-                state.out.extend_from_slice(payload);
+                Head { flags: frame::ACK, ..head }.put(&mut state.out.tail);
+                state.out.tail.extend_from_slice(payload);
             }
+            (frame::PING, _) if *payload == FAREWELL && state.side == Side::Server => state.take_farewell(),
+            // A client that says goodbye closes the connection when it has its answers.
+            (frame::GOAWAY, Some(_)) if state.side == Side::Server => {}
             (frame::GOAWAY, Some(last)) => {
                 let code = payload.get(4..).and_then(frame::number).unwrap_or_default();
                 let fault = Fault::GoAway(code);
@@ -234,7 +255,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 if !state.take_window(head.stream, more & i32::MAX.cast_unsigned()) {
                     return Err(Fault::Malformed("its window is wrong"));
                 }
-                state.send_bodies();
+                state.send_all();
             }
             (frame::RST_STREAM | frame::GOAWAY | frame::WINDOW_UPDATE, None) => {
                 return Err(Fault::Malformed("a frame of it is too short"));
@@ -247,7 +268,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     fn take_block(&mut self, head: Head, block: &[u8]) -> Result<(), Fault> {
         let block = self.decoder.decode(block).ok_or(Fault::Malformed("its header cannot be decoded"))?;
-        self.shared.lock().take_block(head.stream, block, head.has(frame::END_STREAM));
+        let mut state = self.shared.lock();
+        match state.side {
+            Side::Client => state.take_response(head.stream, block, head.has(frame::END_STREAM)),
+            Side::Server => state.take_request(head.stream, block, head.has(frame::END_STREAM)),
+        }
         Ok(())
     }
 
@@ -260,17 +285,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             if state.out.is_empty() {
-                // Reclaiming is also asking how much room there is in all.
-                if state.out.try_reclaim(KEPT + 1) {
-                    state.out = BytesMut::new();
-                }
-                state.send_bodies();
+                state.out.clear();
+                state.send_all();
             }
         }
         Pin::new(&mut self.io).poll_flush(cx)
     }
 }
 
+/// No HTTP/2 at all.
+const STRANGER: Fault = Fault::Malformed("it does not speak HTTP/2");
 /// Padding that is longer than its frame.
 const PADDING: Fault = Fault::Malformed("its padding is wrong");
 /// A continuation of nothing.
@@ -278,8 +302,12 @@ const CONTINUED: Fault = Fault::Malformed("it continues a header block that was 
 
 impl<S> Connection<S> {
     pub(super) fn new(io: S, shared: Arc<Shared>) -> Self {
-        let input = BytesMut::new();
-        Self { io, shared, input, decoder: Decoder::new(), data: None, block: None, greeted: false, turns: 0 }
+        let preface = match shared.lock().side {
+            Side::Client => &[],
+            Side::Server => PREFACE,
+        };
+        let (input, decoder) = (BytesMut::new(), Decoder::new());
+        Self { io, shared, input, decoder, data: None, block: None, preface, greeted: false, turns: 0 }
     }
 
     /// Tells everybody that there will be no more.

@@ -8,6 +8,8 @@ use bytes::{BufMut, BytesMut};
 pub(super) const HEAD: usize = 9;
 /// The largest payload that every peer takes unasked.
 pub(super) const LEAST_MAX: usize = 1 << 14;
+/// The largest payload that we take.
+pub(super) const MAX_FRAME: u32 = 1 << 18;
 
 pub(super) const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
@@ -32,6 +34,8 @@ pub(super) const MAX_FRAME_SIZE: u16 = 5;
 pub(super) const MAX_HEADER_LIST_SIZE: u16 = 6;
 
 pub(super) const NO_ERROR: u32 = 0;
+pub(super) const PROTOCOL_ERROR: u32 = 1;
+pub(super) const INTERNAL_ERROR: u32 = 2;
 pub(super) const FLOW_CONTROL_ERROR: u32 = 3;
 pub(super) const CANCEL: u32 = 8;
 
@@ -80,6 +84,12 @@ impl Head {
 pub(super) fn put_number(out: &mut BytesMut, kind: u8, stream: u32, number: u32) {
     Head { len: 4, kind, flags: 0, stream }.put(out);
     out.put_u32(number);
+}
+
+/// Writes a ping that says this.
+pub(super) fn put_ping(out: &mut BytesMut, payload: [u8; 8]) {
+    Head { len: payload.len(), kind: PING, flags: 0, stream: 0 }.put(out);
+    out.put_slice(&payload);
 }
 
 /// Writes our settings.

@@ -18,23 +18,90 @@ const FIELD: usize = 32;
 /// The most that a decoded block may have, each field counted as in the table.
 pub(super) const MAX_LIST: u32 = 1 << 18;
 
-/// What a response block says.
+/// A field that is no header.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Pseudo {
+    Status,
+    Method,
+    Path,
+    Scheme,
+    Authority,
+}
+
+/// What a block can be the header of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    Request,
+    Response,
+    /// Nothing but headers.
+    Trailers,
+}
+
+/// What a block says.
 #[derive(Debug, Default)]
 pub(super) struct Block {
-    /// `:status`; none in trailers.
-    pub(super) status: Option<StatusCode>,
+    pseudo: [Option<Bytes>; Pseudo::NAMES.len()],
     pub(super) headers: HeaderMap,
-    /// Whether a field in it is no field of a response. The block was read to its end all the same.
-    pub(super) malformed: bool,
+    /// Whether a field in it is none, or stands where none of its kind may. It was read to its end all the same.
+    malformed: bool,
 }
 
 /// A field as it is kept.
 #[derive(Debug, Clone)]
 enum Field {
-    Status(StatusCode),
+    Pseudo(Pseudo, Bytes),
     Header(HeaderName, HeaderValue),
-    /// What has no place in a response; its name may be used again.
+    /// What has no place in gRPC; its name may be used again.
     Other(Bytes),
+}
+
+impl Pseudo {
+    /// Their names, in their order.
+    const NAMES: [&str; 5] = [":status", ":method", ":path", ":scheme", ":authority"];
+    const ALL: [Self; 5] = [Self::Status, Self::Method, Self::Path, Self::Scheme, Self::Authority];
+
+    fn named(name: &[u8]) -> Option<Self> {
+        Self::ALL.into_iter().find(|pseudo| pseudo.name().as_bytes() == name)
+    }
+
+    fn name(self) -> &'static str {
+        Self::NAMES[self as usize]
+    }
+}
+
+impl Block {
+    /// Returns what it is the header of; `None` if it is malformed.
+    pub(super) fn kind(&self) -> Option<Kind> {
+        let [status, method, path, scheme, authority] = self.pseudo.each_ref().map(Option::is_some);
+        match (status, method && path, method || path || scheme || authority) {
+            _ if self.malformed => None,
+            (true, _, false) => Some(Kind::Response),
+            (false, true, _) => Some(Kind::Request),
+            (false, _, false) => Some(Kind::Trailers),
+            _ => None,
+        }
+    }
+
+    /// Takes a field that is no header.
+    pub(super) fn take(&mut self, pseudo: Pseudo) -> Bytes {
+        self.pseudo[pseudo as usize].take().unwrap_or_default()
+    }
+
+    /// Returns the status of a response, if it is one.
+    pub(super) fn status(&self) -> Option<StatusCode> {
+        StatusCode::from_bytes(self.pseudo[Pseudo::Status as usize].as_ref()?).ok()
+    }
+
+    fn add(&mut self, field: Field) {
+        self.malformed |= match field {
+            // They all come before the first header.
+            Field::Pseudo(pseudo, value) => {
+                self.pseudo[pseudo as usize].replace(value).is_some() || !self.headers.is_empty()
+            }
+            Field::Header(name, value) => self.headers.try_append(name, value).is_err(),
+            Field::Other(_) => true,
+        };
+    }
 }
 
 /// The blocks of one connection, read in order.
@@ -78,11 +145,7 @@ impl Decoder {
             if total > MAX_LIST as usize {
                 return None;
             }
-            match field {
-                Field::Status(status) => read.malformed |= read.status.replace(status).is_some(),
-                Field::Header(name, value) => read.malformed |= read.headers.try_append(name, value).is_err(),
-                Field::Other(_) => read.malformed = true,
-            }
+            read.add(field);
         }
         Some(read)
     }
@@ -120,36 +183,42 @@ impl Decoder {
 
 impl Field {
     fn named(name: &[u8]) -> Self {
+        if let Some(pseudo) = Pseudo::named(name) {
+            return Self::Pseudo(pseudo, Bytes::new());
+        }
         match HeaderName::from_lowercase(name) {
-            Ok(name) => Self::Header(name, HeaderValue::from_static("")),
-            Err(_) if name == b":status" => Self::Status(StatusCode::OK),
-            Err(_) => Self::Other(Bytes::copy_from_slice(name)),
+            Ok(name) if !is_of_connection(&name) => Self::Header(name, HeaderValue::from_static("")),
+            _ => Self::Other(Bytes::copy_from_slice(name)),
         }
     }
 
     /// Returns a field of the same name.
     fn with(self, value: Bytes) -> Self {
-        let name = match self {
-            Self::Status(_) => match StatusCode::from_bytes(&value) {
-                Ok(status) => return Self::Status(status),
-                Err(_) => Bytes::from_static(b":status"),
-            },
+        match self {
+            Self::Pseudo(pseudo, _) => Self::Pseudo(pseudo, value),
             Self::Header(name, _) => match HeaderValue::from_maybe_shared(value) {
-                Ok(value) => return Self::Header(name, value),
-                Err(_) => Bytes::copy_from_slice(name.as_str().as_bytes()),
+                Ok(value) => Self::Header(name, value),
+                Err(_) => Self::Other(Bytes::copy_from_slice(name.as_str().as_bytes())),
             },
-            Self::Other(name) => name,
-        };
-        Self::Other(name)
+            other @ Self::Other(_) => other,
+        }
     }
 
     fn name(&self) -> &[u8] {
         match self {
-            Self::Status(_) => b":status",
+            Self::Pseudo(pseudo, _) => pseudo.name().as_bytes(),
             Self::Header(name, _) => name.as_str().as_bytes(),
             Self::Other(name) => name,
         }
     }
+}
+
+/// Tells whether a header speaks of a connection, which HTTP/2 has frames for.
+fn is_of_connection(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade"
+    )
 }
 
 impl Reader<'_> {
@@ -182,6 +251,22 @@ impl Reader<'_> {
     }
 }
 
+/// Says that we keep no table, before the first of our blocks: a peer that wants a smaller one than the default need
+/// not be told again.
+pub(super) fn put_no_table(out: &mut BytesMut) {
+    out.put_u8(0x20);
+}
+
+/// Begins the block of a response.
+pub(super) fn put_response(out: &mut BytesMut, status: StatusCode) {
+    if status == StatusCode::OK {
+        return out.put_u8(0x88);
+    }
+    // A literal with the name of place 8.
+    out.put_u8(0x08);
+    put_string(out, status.as_str().as_bytes());
+}
+
 /// Begins the block of a request.
 pub(super) fn put_request(out: &mut BytesMut, path: &str) {
     // `:method: POST`, `:scheme: http`, `:authority` and `:path`: places 3, 6, 1 and 4.
@@ -191,7 +276,12 @@ pub(super) fn put_request(out: &mut BytesMut, path: &str) {
     put_string(out, path.as_bytes());
 }
 
-/// Writes one field of a request.
+/// Writes these headers.
+pub(super) fn put_headers(out: &mut BytesMut, headers: &HeaderMap) {
+    headers.iter().for_each(|(name, value)| put_header(out, name, value));
+}
+
+/// Writes one header.
 pub(super) fn put_header(out: &mut BytesMut, name: &HeaderName, value: &HeaderValue) {
     out.put_u8(if value.is_sensitive() { 0x10 } else { 0x00 });
     put_string(out, name.as_str().as_bytes());
@@ -306,15 +396,15 @@ mod tests {
                      821d d7f2 e6c7 b335 dfdf cd5b 3960 d5af 2708 7f36 72c1 ab27 0fb5 291f 9587 3160 65c0 03ed \
                      4ee5 b106 3d50 07";
         let block = decoder.decode(&hex(first)).unwrap();
-        assert_eq!(block.status, Some(StatusCode::FOUND));
+        assert_eq!(block.status().unwrap(), 302);
         assert_eq!(block.headers["cache-control"], "private");
         assert_eq!(block.headers["location"], "https://www.example.com");
         assert_eq!(decoder.size, 222);
         let block = decoder.decode(&hex("4883 640e ffc1 c0bf")).unwrap();
-        assert_eq!(block.status, Some(StatusCode::TEMPORARY_REDIRECT));
+        assert_eq!(block.status().unwrap(), 307);
         assert_eq!(block.headers["date"], "Mon, 21 Oct 2013 20:13:21 GMT");
         let block = decoder.decode(&hex(third)).unwrap();
-        assert_eq!(block.status, Some(StatusCode::OK));
+        assert_eq!(block.status().unwrap(), 200);
         assert_eq!(block.headers["content-encoding"], "gzip");
         assert_eq!(block.headers["set-cookie"], "foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1");
         assert_eq!((decoder.size, decoder.table.len()), (215, 3));
@@ -332,13 +422,54 @@ mod tests {
         }
     }
 
+    /// RFC 7541, C.4: three requests, Huffman coded.
     #[test]
-    fn what_is_no_field_of_a_response_spoils_the_response_and_not_the_connection() {
+    fn the_requests_of_the_rfc_are_read() {
         let mut decoder = Decoder::new();
-        for wrong in ["83", "40 03 616263 02 0a0d", "40 03 412d42 00", "08 02 3939"] {
-            assert!(decoder.decode(&hex(wrong)).unwrap().malformed, "{wrong}");
+        for (block, scheme, path, header) in [
+            ("8286 8441 8cf1 e3c2 e5f2 3a6b a0ab 90f4 ff", "http", "/", None),
+            ("8286 84be 5886 a8eb 1064 9cbf", "http", "/", Some(("cache-control", "no-cache"))),
+            (
+                "8287 85bf 4088 25a8 49e9 5ba9 7d7f 8925 a849 e95b b8e8 b4bf",
+                "https",
+                "/index.html",
+                Some(("custom-key", "custom-value")),
+            ),
+        ] {
+            let mut block = decoder.decode(&hex(block)).unwrap();
+            assert_eq!(block.kind(), Some(Kind::Request));
+            assert_eq!(block.take(Pseudo::Method), "GET");
+            assert_eq!(block.take(Pseudo::Scheme), scheme);
+            assert_eq!(block.take(Pseudo::Path), path);
+            assert_eq!(block.take(Pseudo::Authority), "www.example.com");
+            assert_eq!(block.kind(), Some(Kind::Trailers), "nothing but headers is left");
+            let headers: Vec<_> = block.headers.iter().map(|(name, value)| (name.as_str(), value)).collect();
+            assert_eq!(headers.first().map(|(name, value)| (*name, value.to_str().unwrap())), header);
         }
-        assert!(!decoder.decode(&hex("88")).unwrap().malformed);
+        assert_eq!(decoder.size, 164);
+    }
+
+    #[test]
+    fn what_is_no_field_spoils_its_block_and_not_the_connection() {
+        let mut decoder = Decoder::new();
+        // Text that is none, a capital, a status twice, a path after a header or beside a status, a path alone,
+        // `connection`.
+        let connection = format!("40 0a {} 00", b"connection".map(|byte| format!("{byte:02x}")).concat());
+        let long = ["40 03 616263 02 0a0d", "40 03 616263 00 84", &connection];
+        for wrong in long.into_iter().chain(["40 03 412d42 00", "88 88", "88 84", "84"]) {
+            assert_eq!(decoder.decode(&hex(wrong)).unwrap().kind(), None, "{wrong}");
+        }
+        assert_eq!(decoder.decode(&hex("88")).unwrap().kind(), Some(Kind::Response));
+    }
+
+    #[test]
+    fn a_status_is_read_as_it_was_written() {
+        for status in [StatusCode::OK, StatusCode::IM_A_TEAPOT] {
+            let mut out = BytesMut::new();
+            put_no_table(&mut out);
+            put_response(&mut out, status);
+            assert_eq!(Decoder::new().decode(&out).unwrap().status(), Some(status));
+        }
     }
 
     #[test]

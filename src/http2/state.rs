@@ -5,21 +5,37 @@
 use std::collections::{HashMap, VecDeque};
 use std::task::{Context, Poll, Waker};
 
-use bytes::{Buf, Bytes, BytesMut};
-use http::{HeaderMap, StatusCode};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::Fault;
 use super::frame::{self, Head};
-use super::hpack::Block;
-use super::stream::{Kept, Stream, WORTH_GIVING};
+use super::hpack;
+use super::output::Output;
+use super::stream::{self, Kept, Stream, Tail, WORTH_GIVING};
 
 /// What may wait to be sent before bodies wait too.
 const HIGH: usize = 512 << 10;
+
+/// Room on the connection as a whole; it is given back as soon as anything came, so that no stream stops another.
+const CONNECTION_WINDOW: u32 = 1 << 30;
+/// What the connection has before it is given more.
+const FIRST_WINDOW: u32 = 65_535;
+
+/// Which end of the connection we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Side {
+    /// We begin the streams.
+    Client,
+    /// The peer does.
+    Server,
+}
+
 /// One connection.
 #[derive(Debug)]
 pub(super) struct State {
+    pub(super) side: Side,
     /// Frames that wait to be written.
-    pub(super) out: BytesMut,
+    pub(super) out: Output,
     /// Wakes the task of the connection.
     task: Option<Waker>,
     /// Why there are no more new streams.
@@ -28,20 +44,29 @@ pub(super) struct State {
     retired: Option<Waker>,
     /// Whether nobody can start a stream any more.
     pub(super) unused: bool,
-    peer: Peer,
-    streams: HashMap<u32, Stream, foldhash::fast::FixedState>,
-    /// How many streams the peer has not ended.
-    open: usize,
-    next: u32,
+    pub(super) peer: Peer,
+    pub(super) streams: HashMap<u32, Stream, foldhash::fast::FixedState>,
+    /// As a client, how many streams the peer has not ended; as a server, how many there are.
+    pub(super) open: usize,
+    /// The least number that no stream has had.
+    pub(super) next: u32,
     /// Who waits for a place for a stream.
-    waiting: Vec<Waker>,
-    /// Streams with a body that is not sent.
+    pub(super) waiting: Vec<Waker>,
+    /// As a server: streams whose request is there.
+    pub(super) arrived: VecDeque<u32>,
+    /// As a server: how long a request may be.
+    pub(super) limit: usize,
+    /// As a server: whether the peer was told that the streams it has begun are the last.
+    pub(super) is_last: bool,
+    /// Streams with something that is not sent.
     unsent: VecDeque<u32>,
     send_window: i64,
     /// What came and was not given back to the peer.
     owed: u32,
     /// The stream that data came for last.
     last: u32,
+    /// Whether a header block was sent.
+    has_sent: bool,
 }
 
 /// A stream is in the map from its beginning until its handle is dropped.
@@ -49,16 +74,17 @@ const HELD: &str = "a stream lasts as long as its handle";
 
 /// What the peer said that it takes.
 #[derive(Debug)]
-struct Peer {
-    max_streams: usize,
-    initial_window: i64,
+pub(super) struct Peer {
+    pub(super) max_streams: usize,
+    pub(super) initial_window: i64,
     max_frame: usize,
 }
 
 impl State {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(side: Side) -> Self {
         Self {
-            out: BytesMut::new(),
+            side,
+            out: Output::default(),
             task: None,
             closing: None,
             retired: None,
@@ -68,88 +94,93 @@ impl State {
             open: 0,
             next: 1,
             waiting: Vec::new(),
+            arrived: VecDeque::new(),
+            limit: usize::MAX,
+            is_last: false,
             unsent: VecDeque::new(),
             send_window: 65_535,
             owed: 0,
             last: 0,
+            has_sent: false,
         }
     }
 
-    /// Begins a stream once the peer has a place for it: writes `block` and what can be sent of `body`.
-    pub(super) fn poll_open(
-        &mut self,
-        cx: &Context<'_>,
-        body: &Bytes,
-        block: impl FnOnce(&mut BytesMut),
-    ) -> Poll<Result<u32, Fault>> {
-        if let Some(fault) = &self.closing {
-            return Poll::Ready(Err(fault.clone()));
-        }
-        if self.open >= self.peer.max_streams {
-            self.waiting.push(cx.waker().clone());
-            return Poll::Pending;
-        }
-        let id = self.next;
-        self.next += 2;
-        if self.next > i32::MAX.cast_unsigned() {
-            self.close(&Fault::Closed("the connection has used all its stream numbers".into()));
-        }
-        self.open += 1;
-        self.put_block(id, block);
-        self.streams.insert(id, Stream::new(body.clone(), self.peer.initial_window));
-        self.unsent.push_back(id);
-        self.send_bodies();
-        self.wake_task();
-        Poll::Ready(Ok(id))
+    /// Says what we take; `more` are settings that only one side has.
+    pub(super) fn introduce(&mut self, more: &[(u16, u32)]) {
+        let settings = [
+            (frame::INITIAL_WINDOW_SIZE, stream::WINDOW),
+            (frame::MAX_FRAME_SIZE, frame::MAX_FRAME),
+            (frame::MAX_HEADER_LIST_SIZE, hpack::MAX_LIST),
+        ];
+        frame::put_settings(&mut self.out.tail, &[more, &settings].concat());
+        let more = CONNECTION_WINDOW - FIRST_WINDOW;
+        frame::put_number(&mut self.out.tail, frame::WINDOW_UPDATE, 0, more);
     }
 
-    /// Writes a header block, in as many frames as it takes.
-    fn put_block(&mut self, stream: u32, write: impl FnOnce(&mut BytesMut)) {
-        let start = self.out.len();
-        let head = Head { len: 0, kind: frame::HEADERS, flags: frame::END_HEADERS, stream };
-        head.put(&mut self.out);
-        write(&mut self.out);
-        let len = self.out.len() - start - frame::HEAD;
+    /// Writes a header block, in as many frames as it takes. With it our side ends, or not.
+    pub(super) fn put_block(&mut self, stream: u32, ends: bool, write: impl FnOnce(&mut BytesMut)) {
+        let out = &mut self.out.tail;
+        let start = out.len();
+        let end_stream = if ends { frame::END_STREAM } else { 0 };
+        let head = Head { len: 0, kind: frame::HEADERS, flags: frame::END_HEADERS | end_stream, stream };
+        head.put(out);
+        if !std::mem::replace(&mut self.has_sent, true) {
+            hpack::put_no_table(out);
+        }
+        write(out);
+        let len = out.len() - start - frame::HEAD;
         if len <= self.peer.max_frame {
-            return Head { len, ..head }.write(&mut self.out[start..]);
+            return Head { len, ..head }.write(&mut out[start..]);
         }
-        let frames = self.out.split_off(start);
+        let frames = out.split_off(start);
         let block = &frames[frame::HEAD..];
         for (number, part) in block.chunks(self.peer.max_frame).enumerate() {
             let is_last = (number + 1) * self.peer.max_frame >= block.len();
-            let kind = if number == 0 { frame::HEADERS } else { frame::CONTINUATION };
-            let flags = if is_last { frame::END_HEADERS } else { 0 };
-            Head { len: part.len(), kind, flags, stream }.put(&mut self.out);
-            self.out.extend_from_slice(part);
+            let (kind, first_flags) =
+                if number == 0 { (frame::HEADERS, end_stream) } else { (frame::CONTINUATION, 0) };
+            let flags = if is_last { frame::END_HEADERS } else { 0 } | first_flags;
+            Head { len: part.len(), kind, flags, stream }.put(out);
+            out.extend_from_slice(part);
         }
     }
 
-    /// Sends of the bodies what the windows allow, while there is room.
-    pub(super) fn send_bodies(&mut self) {
+    /// Sends what streams have to send, as far as the windows allow, while there is room.
+    pub(super) fn send_all(&mut self) {
         for _ in 0..self.unsent.len() {
             let Some(id) = self.unsent.pop_front() else { return };
-            let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.ended.is_none()) else {
-                continue;
-            };
-            loop {
-                let window = usize::try_from(self.send_window.min(stream.send_window)).unwrap_or(0);
-                let len = stream.unsent.len().min(self.peer.max_frame).min(window);
-                if self.out.len() >= HIGH || (len == 0 && !stream.unsent.is_empty()) {
-                    self.unsent.push_back(id);
-                    break;
-                }
-                let is_last = len == stream.unsent.len();
-                let flags = if is_last { frame::END_STREAM } else { 0 };
-                Head { len, kind: frame::DATA, flags, stream: id }.put(&mut self.out);
-                self.out.extend_from_slice(&stream.unsent[..len]);
-                stream.unsent.advance(len);
-                let sent = i64::try_from(len).unwrap_or(i64::MAX);
-                self.send_window -= sent;
-                stream.send_window -= sent;
-                if is_last {
-                    break;
-                }
+            self.send(id);
+            // Whoever has more for it waits for this.
+            self.streams
+                .get_mut(&id)
+                .filter(|stream| stream.unsent.is_none())
+                .into_iter()
+                .for_each(Stream::wake);
+        }
+    }
+
+    /// Sends what this stream has to send; what cannot go yet goes with [`State::send_all`].
+    pub(super) fn send(&mut self, id: u32) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        while let Some(mut part) = stream.unsent.take() {
+            let window = usize::try_from(self.send_window.min(stream.send_window)).unwrap_or(0);
+            let len = part.len().min(self.peer.max_frame).min(window);
+            if self.out.len() >= HIGH || (len == 0 && !part.is_empty()) {
+                stream.unsent = Some(part);
+                return self.unsent.push_back(id);
             }
+            let ends = len == part.len() && matches!(stream.tail, Tail::Body);
+            let flags = if ends { frame::END_STREAM } else { 0 };
+            Head { len, kind: frame::DATA, flags, stream: id }.put(&mut self.out.tail);
+            self.out.push(part.split_to(len));
+            let sent = i64::try_from(len).unwrap_or(i64::MAX);
+            self.send_window -= sent;
+            stream.send_window -= sent;
+            stream.unsent = Some(part).filter(|part| !part.is_empty());
+        }
+        match std::mem::replace(&mut stream.tail, Tail::Sent) {
+            Tail::Open => stream.tail = Tail::Open,
+            Tail::Trailers(trailers) => self.put_block(id, true, |out| hpack::put_headers(out, &trailers)),
+            Tail::Body | Tail::Sent => {}
         }
     }
 
@@ -160,12 +191,17 @@ impl State {
 
     /// Tells whether there is nothing to do any more, and never will be.
     pub(super) fn is_over(&self) -> bool {
-        self.open == 0 && (self.unused || self.closing.is_some())
+        self.open == 0
+            && match self.side {
+                Side::Client => self.unused || self.closing.is_some(),
+                Side::Server => self.is_last,
+            }
     }
 
-    /// Tells whether a stream of this number was begun, at whatever time.
-    pub(super) fn was_begun(&self, id: u32) -> bool {
-        id % 2 == 1 && id < self.next
+    /// Tells whether there can be a frame of this kind for this stream: it was begun, or is begun with it.
+    pub(super) fn may_have(&self, id: u32, kind: u8) -> bool {
+        let is_begun_by_it = self.side == Side::Server && kind == frame::HEADERS;
+        id % 2 == 1 && (id < self.next || is_begun_by_it)
     }
 
     /// Tells whether the last data was a part of a message whose rest somebody waits for.
@@ -173,71 +209,75 @@ impl State {
         self.streams.get(&self.last).is_some_and(Stream::is_within_message)
     }
 
-    /// Takes a header block of a response.
-    pub(super) fn take_block(&mut self, id: u32, block: Block, ends: bool) {
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.ended.is_none()) else { return };
-        let Block { status, headers, malformed } = block;
-        match status {
-            _ if malformed => return self.spoil(id, "a field of its header is none"),
-            Some(status) if status.is_informational() && !ends => return,
-            Some(status) if !stream.begun => {
-                stream.begun = true;
-                stream.head = Some((status, headers));
-            }
-            None if stream.begun && ends => stream.trailers = Some(headers),
-            _ => return self.spoil(id, "header and trailers are out of order"),
-        }
-        if ends {
-            self.end(id, Ok(()));
-        } else {
-            stream.wake();
-        }
-    }
-
-    /// Takes a part of a response's body. `len` is what it counts, padding included.
+    /// Takes a part of a body. `len` is what it counts, padding included.
     pub(super) fn take_data(&mut self, id: u32, part: &[u8], len: u32, ends: bool) {
         self.last = id;
         self.owed += len;
         if self.owed >= WORTH_GIVING {
-            frame::put_number(&mut self.out, frame::WINDOW_UPDATE, 0, std::mem::take(&mut self.owed));
+            frame::put_number(&mut self.out.tail, frame::WINDOW_UPDATE, 0, std::mem::take(&mut self.owed));
         }
         let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.ended.is_none()) else { return };
         if !stream.begun {
             return self.spoil(id, "data comes before its header");
         }
         match stream.keep(part, len) {
-            Kept::TooLarge(received) => self.stop(id, Fault::TooLarge(received)),
+            Kept::TooLarge(len) if self.side == Side::Server => {
+                stream.cut = Some(len);
+                self.end(id, Ok(()));
+            }
+            Kept::TooLarge(len) => self.stop(id, Fault::TooLarge(len)),
             Kept::BeyondWindow => {
-                frame::put_number(&mut self.out, frame::RST_STREAM, id, frame::FLOW_CONTROL_ERROR);
+                frame::put_number(&mut self.out.tail, frame::RST_STREAM, id, frame::FLOW_CONTROL_ERROR);
                 self.end(id, Err(Fault::Malformed("it sent more than it was allowed")));
             }
             Kept::Well if ends => self.end(id, Ok(())),
             Kept::Well => {
-                stream.give_back(id, &mut self.out);
+                stream.give_back(id, &mut self.out.tail);
             }
         }
     }
 
-    /// Ends a response that is none.
-    fn spoil(&mut self, id: u32, why: &'static str) {
+    /// Ends an exchange that is none.
+    pub(super) fn spoil(&mut self, id: u32, why: &'static str) {
         self.stop(id, Fault::Malformed(why));
     }
 
-    /// Tells the peer that nobody wants the rest, and whoever waits for it why.
-    fn stop(&mut self, id: u32, fault: Fault) {
-        frame::put_number(&mut self.out, frame::RST_STREAM, id, frame::CANCEL);
+    /// Tells the peer that there will be no more, and whoever waits for it why.
+    pub(super) fn stop(&mut self, id: u32, fault: Fault) {
+        let code = match self.side {
+            Side::Client => frame::CANCEL,
+            Side::Server => frame::PROTOCOL_ERROR,
+        };
+        frame::put_number(&mut self.out.tail, frame::RST_STREAM, id, code);
         self.end(id, Err(fault));
     }
 
-    /// Notes how a response ended.
+    /// Notes how the peer's side of a stream ended.
     pub(super) fn end(&mut self, id: u32, how: Result<(), Fault>) {
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.ended.is_none()) else { return };
-        if how.is_ok() && !stream.unsent.is_empty() {
-            frame::put_number(&mut self.out, frame::RST_STREAM, id, frame::NO_ERROR);
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        match self.side {
+            Side::Client if stream.ended.is_some() => return,
+            Side::Client => {
+                if how.is_ok() && stream.unsent.take().is_some() {
+                    frame::put_number(&mut self.out.tail, frame::RST_STREAM, id, frame::NO_ERROR);
+                }
+                self.open -= 1;
+            }
+            Side::Server if stream.is_broken() => return,
+            Side::Server if how.is_ok() && stream.ended.is_some() => return,
+            Side::Server if how.is_ok() => self.arrived.push_back(id),
+            // Nobody has seen it, and nobody will.
+            Side::Server if stream.head.is_some() => {
+                self.open -= 1;
+                return self.remove(id);
+            }
+            Side::Server => {}
+        }
+        if how.is_err() {
+            (stream.unsent, stream.tail) = (None, Tail::Sent);
         }
         stream.ended = Some(how);
         stream.wake();
-        self.open -= 1;
         self.make_room();
     }
 
@@ -260,6 +300,21 @@ impl State {
     pub(super) fn close(&mut self, fault: &Fault) {
         self.closing.get_or_insert_with(|| fault.clone());
         self.waiting.drain(..).chain(self.retired.take()).for_each(Waker::wake);
+    }
+
+    /// Tells the peer which of its streams is the last that is taken.
+    pub(super) fn put_goaway(&mut self, last: u32, code: u32) {
+        Head { len: 8, kind: frame::GOAWAY, flags: 0, stream: 0 }.put(&mut self.out.tail);
+        self.out.tail.put_u32(last);
+        self.out.tail.put_u32(code);
+    }
+
+    /// Returns the last stream that the peer has begun; 0 if none.
+    pub(super) fn last_taken(&self) -> u32 {
+        match self.side {
+            Side::Client => 0,
+            Side::Server => self.next.saturating_sub(2),
+        }
     }
 
     /// Polls for the end of new streams.
@@ -292,7 +347,7 @@ impl State {
                 _ => {}
             }
         }
-        Head { len: 0, kind: frame::SETTINGS, flags: frame::ACK, stream: 0 }.put(&mut self.out);
+        Head { len: 0, kind: frame::SETTINGS, flags: frame::ACK, stream: 0 }.put(&mut self.out.tail);
         payload.len().is_multiple_of(6)
     }
 
@@ -307,54 +362,23 @@ impl State {
         *window <= i64::from(i32::MAX) && more > 0
     }
 
-    /// Polls for the header of the response.
-    pub(super) fn poll_head(
-        &mut self,
-        id: u32,
-        cx: &Context<'_>,
-    ) -> Poll<Result<(StatusCode, HeaderMap), Fault>> {
-        self.stream(id).poll_head(cx)
-    }
-
     /// Polls for what has come of the body; `None` at its end.
     pub(super) fn poll_data(&mut self, id: u32, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
         let stream = self.streams.get_mut(&id).expect(HELD);
         let polled = stream.poll_data(cx);
-        if stream.give_back(id, &mut self.out) {
+        if stream.give_back(id, &mut self.out.tail) {
             self.wake_task();
         }
         polled
     }
 
-    /// Polls for the whole body, of `limit` bytes at the most; its bytes are copied no more.
-    pub(super) fn poll_whole(
-        &mut self,
-        id: u32,
-        limit: usize,
-        cx: &Context<'_>,
-    ) -> Poll<Result<Bytes, Fault>> {
-        self.stream(id).poll_whole(limit, cx)
-    }
-
-    /// Polls for the end of the response, and its trailers.
-    pub(super) fn poll_trailers(
-        &mut self,
-        id: u32,
-        cx: &Context<'_>,
-    ) -> Poll<Result<Option<HeaderMap>, Fault>> {
-        self.stream(id).poll_trailers(cx)
-    }
-
-    fn stream(&mut self, id: u32) -> &mut Stream {
+    /// Returns a stream that somebody has a handle of.
+    pub(super) fn stream(&mut self, id: u32) -> &mut Stream {
         self.streams.get_mut(&id).expect(HELD)
     }
 
-    /// Forgets a stream; the peer hears of it if it was not at its end.
-    pub(super) fn drop_stream(&mut self, id: u32) {
-        if self.stream(id).ended.is_none() {
-            self.stop(id, Fault::Closed("nobody waits for it any more".into()));
-            self.wake_task();
-        }
+    /// Forgets a stream.
+    pub(super) fn remove(&mut self, id: u32) {
         self.streams.remove(&id);
         // An idle connection keeps no room for its busiest hour.
         if self.streams.is_empty() && self.streams.capacity() > 1 << 10 {

@@ -1,12 +1,13 @@
-//! One call on a connection: what has come of its response, and who waits for more.
+//! One call on a connection: what is not sent of our side of it, what has come of the peer's, and who waits.
 
 use std::task::{Context, Poll, Waker};
 
 use bytes::{Bytes, BytesMut};
-use http::{HeaderMap, StatusCode};
+use http::HeaderMap;
 
 use super::Fault;
 use super::frame;
+use super::hpack::Block;
 
 /// What a peer may send on one stream before anybody takes it.
 pub(super) const WINDOW: u32 = 16 << 20;
@@ -20,39 +21,63 @@ const PREFIX: usize = 5;
 /// One exchange of a request and a response.
 #[derive(Debug, Default)]
 pub(super) struct Stream {
-    /// What is not sent of the request's body.
-    pub(super) unsent: Bytes,
-    /// What the peer takes of it.
+    /// What is not sent of the part of our body that goes next.
+    pub(super) unsent: Option<Bytes>,
+    /// What comes after it.
+    pub(super) tail: Tail,
+    /// What the peer takes of our body.
     pub(super) send_window: i64,
-    /// Whether the response's header has come.
+    /// Whether the peer's header has come.
     pub(super) begun: bool,
-    pub(super) head: Option<(StatusCode, HeaderMap)>,
+    pub(super) head: Option<Block>,
     pub(super) trailers: Option<HeaderMap>,
-    /// How the response ended.
+    /// How the peer's side ended.
     pub(super) ended: Option<Result<(), Fault>>,
+    /// How much there would have been at the least, where the body was cut off for its length.
+    pub(super) cut: Option<usize>,
     /// What came and was not given back to the peer.
     owed: u32,
     /// Whether anything has come of the body.
     kept: bool,
     /// What came and was not taken.
     received: BytesMut,
-    /// Set while the response is gathered whole: how long it may be.
+    /// Set while the body is gathered whole: how long it may be.
     limit: Option<usize>,
     waker: Option<Waker>,
+}
+
+/// How our side of a stream ends.
+#[derive(Debug, Default)]
+pub(super) enum Tail {
+    /// That is not known yet.
+    #[default]
+    Open,
+    /// With the last of the body.
+    Body,
+    /// With these.
+    Trailers(HeaderMap),
+    /// It has.
+    Sent,
 }
 
 /// What to do after a part of the body was kept.
 pub(super) enum Kept {
     Well,
-    /// It is longer than whoever gathers it takes.
+    /// It is, or says that it will be, longer than whoever gathers it takes.
     TooLarge(usize),
     /// The peer sent more than its window.
     BeyondWindow,
 }
 
 impl Stream {
-    pub(super) fn new(unsent: Bytes, send_window: i64) -> Self {
-        Self { unsent, send_window, ..Self::default() }
+    /// A call that we make, with this body.
+    pub(super) fn asking(send_window: i64, body: Bytes) -> Self {
+        Self { send_window, unsent: Some(body), tail: Tail::Body, ..Self::default() }
+    }
+
+    /// A call that we take: its body is gathered, up to this limit.
+    pub(super) fn asked(send_window: i64, head: Block, limit: usize) -> Self {
+        Self { send_window, head: Some(head), begun: true, limit: Some(limit), ..Self::default() }
     }
 
     /// Keeps a part of the body. `len` is what it counts, padding included.
@@ -65,12 +90,12 @@ impl Stream {
         self.received.extend_from_slice(part);
         let received = self.received.len();
         match self.limit {
-            Some(limit) if received > limit => return Kept::TooLarge(received),
+            // Whoever gathers the whole is woken at its end.
             Some(limit) => {
                 self.owed += len;
-                // Whoever gathers the whole is woken at its end, or as soon as it is known to be too long.
-                if self.claimed().is_some_and(|claimed| claimed > limit) {
-                    self.wake();
+                let whole = self.claimed().unwrap_or_default().max(received);
+                if whole > limit {
+                    return Kept::TooLarge(whole);
                 }
             }
             None if received > WINDOW as usize => return Kept::BeyondWindow,
@@ -104,7 +129,7 @@ impl Stream {
         worth
     }
 
-    pub(super) fn poll_head(&mut self, cx: &Context<'_>) -> Poll<Result<(StatusCode, HeaderMap), Fault>> {
+    pub(super) fn poll_head(&mut self, cx: &Context<'_>) -> Poll<Result<Block, Fault>> {
         match (self.head.take(), &self.ended) {
             (Some(head), _) => Poll::Ready(Ok(head)),
             (None, Some(Err(fault))) => Poll::Ready(Err(fault.clone())),
@@ -113,9 +138,19 @@ impl Stream {
         }
     }
 
+    /// Takes what has come of the body.
+    pub(super) fn take_received(&mut self) -> Bytes {
+        std::mem::take(&mut self.received).freeze()
+    }
+
+    /// Tells whether the peer, or the end of the connection, has ended it before its time.
+    pub(super) fn is_broken(&self) -> bool {
+        matches!(self.ended, Some(Err(_)))
+    }
+
     pub(super) fn poll_data(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Fault>>> {
         if !self.received.is_empty() {
-            let part = std::mem::take(&mut self.received).freeze();
+            let part = self.take_received();
             self.owed += u32::try_from(part.len()).unwrap_or(WINDOW);
             return Poll::Ready(Some(Ok(part)));
         }
@@ -132,7 +167,7 @@ impl Stream {
         match &self.ended {
             Some(Err(fault)) => Poll::Ready(Err(fault.clone())),
             _ if len > limit => Poll::Ready(Err(Fault::TooLarge(len))),
-            Some(Ok(())) => Poll::Ready(Ok(std::mem::take(&mut self.received).freeze())),
+            Some(Ok(())) => Poll::Ready(Ok(self.take_received())),
             None => {
                 if self.limit.replace(limit).is_none() {
                     self.owed += u32::try_from(came).unwrap_or(WINDOW);
@@ -154,7 +189,8 @@ impl Stream {
         self.waker.take().into_iter().for_each(Waker::wake);
     }
 
-    fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<T> {
+    /// Has this task woken when something changes.
+    pub(super) fn wait<T>(&mut self, cx: &Context<'_>) -> Poll<T> {
         match &mut self.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),

@@ -9,8 +9,8 @@ import uuid
 import grpc
 
 socket, handler, logs = sys.argv[1:]
-# gRPC's C core names the socket's path as authority, percent-encoded, which no Rust server takes (docs/limits.md).
-channel = grpc.insecure_channel("unix://" + socket, options=[("grpc.default_authority", "localhost")])
+# gRPC's C core names the socket's path as authority, percent-encoded.
+channel = grpc.insecure_channel("unix://" + socket)
 SECONDS = 30
 
 

@@ -1,0 +1,121 @@
+//! What waits to be written: small frames gathered in one buffer, large parts as they are, without a copy.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+
+use bytes::{Buf, Bytes, BytesMut};
+
+/// From this size on a part is kept as it is: less is copied faster than it is kept.
+const LARGE: usize = 4 << 10;
+/// How much room for frames is kept when none wait.
+const KEPT: usize = 64 << 10;
+
+/// The bytes that go next, in order.
+#[derive(Debug, Default)]
+pub(super) struct Output {
+    parts: VecDeque<Bytes>,
+    /// How many bytes `parts` have.
+    len: usize,
+    /// What comes after them.
+    pub(super) tail: BytesMut,
+}
+
+impl Output {
+    pub(super) fn len(&self) -> usize {
+        self.len + self.tail.len()
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends a part of a body.
+    pub(super) fn push(&mut self, part: Bytes) {
+        if part.len() < LARGE {
+            return self.tail.extend_from_slice(&part);
+        }
+        if !self.tail.is_empty() {
+            let sealed = self.tail.split().freeze();
+            self.keep(sealed);
+        }
+        self.keep(part);
+    }
+
+    /// Makes room, or gives it back, once everything was written.
+    pub(super) fn clear(&mut self) {
+        // Reclaiming is also asking how much room there is in all.
+        if self.tail.try_reclaim(KEPT + 1) {
+            self.tail = BytesMut::new();
+        }
+    }
+
+    fn keep(&mut self, part: Bytes) {
+        self.len += part.len();
+        self.parts.push_back(part);
+    }
+}
+
+impl Buf for Output {
+    fn remaining(&self) -> usize {
+        self.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        self.parts.front().map_or(&self.tail[..], |part| part)
+    }
+
+    fn chunks_vectored<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let chunks = self.parts.iter().map(|part| &part[..]).chain([&self.tail[..]]);
+        slices.iter_mut().zip(chunks).map(|(slice, chunk)| *slice = IoSlice::new(chunk)).count()
+    }
+
+    fn advance(&mut self, mut written: usize) {
+        while let Some(part) = self.parts.front_mut() {
+            let whole = part.len().min(written);
+            self.len -= whole;
+            written -= whole;
+            if whole < part.len() {
+                return part.advance(whole);
+            }
+            self.parts.pop_front();
+        }
+        self.tail.advance(written);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_in_any_pieces_is_what_was_put() {
+        let parts = [&[b'a'; 10][..], &[b'b'; LARGE], &[b'c'; LARGE], b"d", &[b'e'; 2 * LARGE], b"f"];
+        for step in [1, 9, 10, LARGE - 1, LARGE, LARGE + 11, 100_000] {
+            let mut output = Output::default();
+            for part in parts {
+                output.push(Bytes::copy_from_slice(part));
+            }
+            let mut written = Vec::new();
+            while !output.is_empty() {
+                let mut slices = [IoSlice::new(&[]); 16];
+                let count = output.chunks_vectored(&mut slices);
+                let all: Vec<u8> = slices[..count].iter().flat_map(|slice| slice.to_vec()).collect();
+                assert_eq!(all.len(), output.remaining());
+                assert!(all.starts_with(output.chunk()) && !output.chunk().is_empty());
+                written.extend_from_slice(&all[..step.min(all.len())]);
+                output.advance(step.min(all.len()));
+            }
+            assert_eq!(written, parts.concat(), "{step} bytes at a time");
+        }
+    }
+
+    #[test]
+    fn a_large_part_is_not_copied() {
+        let part = Bytes::from(vec![0; LARGE]);
+        let mut output = Output::default();
+        output.push(Bytes::from_static(b"head"));
+        output.push(part.clone());
+        output.advance(4);
+        assert_eq!(output.chunk().as_ptr(), part.as_ptr());
+    }
+}

@@ -1,0 +1,529 @@
+//! The server that kubelet speaks to, against `h2`'s client and against peers that break the protocol.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use crimux::http2::{Fault, Gathered, Incoming, accept};
+use futures_util::future::join_all;
+use h2::Reason;
+use h2::client::SendRequest;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body::{Body, Frame};
+use proptest::prelude::*;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
+
+use crate::{SETTINGS, SOON, collect, frame, pattern, send_all};
+
+/// The longest request.
+const LIMIT: usize = 1 << 20;
+/// What an endless body has at a time.
+const PART: usize = 1 << 14;
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// A body of these frames.
+struct Parts(VecDeque<Result<Frame<Bytes>, Fault>>);
+
+impl Parts {
+    fn new(parts: impl IntoIterator<Item = Bytes>, trailers: HeaderMap) -> Self {
+        Self(parts.into_iter().map(Frame::data).chain([Frame::trailers(trailers)]).map(Ok).collect())
+    }
+}
+
+impl Body for Parts {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        Poll::Ready(self.0.pop_front())
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// A body that never ends, and tells of each part that is taken.
+struct Endless(UnboundedSender<usize>);
+
+impl Body for Endless {
+    type Data = Bytes;
+    type Error = Fault;
+
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+        self.0.send(PART).unwrap();
+        Poll::Ready(Some(Ok(Frame::data(pattern(PART)))))
+    }
+}
+
+/// What came of a request's body, and whether that was all.
+async fn gathered(request: Request<Gathered>) -> (Bytes, Result<(), Fault>) {
+    let mut body = request.into_body();
+    let mut whole = Bytes::new();
+    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        match frame {
+            Ok(frame) => whole = frame.into_data().expect("data"),
+            Err(fault) => return (whole, Err(fault)),
+        }
+    }
+    (whole, Ok(()))
+}
+
+fn named((name, value): (&str, HeaderValue)) -> (HeaderName, HeaderValue) {
+    (name.parse().unwrap(), value)
+}
+
+/// Answers with the path and the headers of the request, with its body in parts of this size, and with its length
+/// in the trailers.
+async fn echo(request: Request<Gathered>, part: usize) -> Response<Parts> {
+    let mut headers = request.headers().clone();
+    headers.insert("x-path", request.uri().path().parse().unwrap());
+    let (body, how) = gathered(request).await;
+    let how = format!("{how:?}").parse().unwrap();
+    let trailers = [("x-length", body.len().into()), ("x-how", how)].map(named).into_iter().collect();
+    let parts = body.chunks(part).map(Bytes::copy_from_slice).collect::<Vec<_>>();
+    let mut response = Response::new(Parts::new(parts, trailers));
+    *response.headers_mut() = headers;
+    response
+}
+
+/// Serves one connection, every call with `answer`; says goodbye when the sender that is returned is dropped.
+/// Returns the client's end too, and how the connection ends.
+fn serve<F, B>(
+    answer: impl Fn(Request<Gathered>) -> F + Send + Sync + 'static,
+) -> (UnixStream, tokio::sync::oneshot::Sender<()>, JoinHandle<Option<Fault>>)
+where
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body<Data = Bytes, Error = Fault> + Send + 'static,
+{
+    let (near, far) = UnixStream::pair().unwrap();
+    let (goodbye, mut said) = tokio::sync::oneshot::channel();
+    let serving = tokio::spawn(async move {
+        let mut server = accept(far, LIMIT);
+        let mut is_ending = false;
+        loop {
+            let call = tokio::select! {
+                call = server.next() => call,
+                _ = &mut said, if !is_ending => {
+                    is_ending = true;
+                    server.say_goodbye();
+                    continue;
+                }
+            };
+            let Incoming { request, mut responder } = match call {
+                Some(Ok(call)) => call,
+                Some(Err(fault)) => return Some(fault),
+                None => return None,
+            };
+            let answer = answer(request);
+            tokio::spawn(async move {
+                if let Some(response) = responder.unless_cancelled(answer).await {
+                    responder.send(response).await;
+                }
+            });
+        }
+    });
+    (near, goodbye, serving)
+}
+
+/// Speaks to a server as another implementation does.
+async fn speak(client: &mut h2::client::Builder, io: UnixStream) -> SendRequest<Bytes> {
+    let (sender, connection) = client.handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+async fn call(sender: &SendRequest<Bytes>, body: Bytes) -> Result<(Bytes, HeaderMap), h2::Error> {
+    let mut sender = sender.clone().ready().await?;
+    let request = Request::post("http://localhost/runtime.v1.RuntimeService/Status").body(()).unwrap();
+    let (response, mut sending) = sender.send_request(request, false)?;
+    let answered = async {
+        let mut response = response.await?.into_body();
+        let whole = collect(&mut response).await.expect("the whole");
+        Ok((whole, response.trailers().await?.unwrap_or_default()))
+    };
+    let sent = async {
+        send_all(&mut sending, body).await.expect("it is taken");
+        sending.send_data(Bytes::new(), true).unwrap();
+    };
+    futures_util::future::join(sent, answered).await.1
+}
+
+/// So many bytes that do not claim to be more.
+fn message(len: usize) -> Bytes {
+    [&[0; 5][..len.min(5)], &pattern(len.saturating_sub(5))].concat().into()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
+    /// Requests and replies of all sizes and in all parts, many at once, whatever windows and frames the peer has.
+    #[test]
+    fn every_call_has_its_own_reply(
+        sizes in prop::collection::vec(prop_oneof![0..100_usize, 60_000..70_000_usize, 0..400_000_usize], 1..12),
+        part in prop_oneof![1000..10_000_usize, 10_000..400_000_usize],
+        window in 1_000_u32..200_000,
+        whole_window in 65_535_u32..300_000,
+        frame in 16_384_u32..100_000,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (io, _goodbye, _serving) = serve(move |request| echo(request, part));
+            let mut client = h2::client::Builder::new();
+            client.initial_window_size(window).initial_connection_window_size(whole_window).max_frame_size(frame);
+            let sender = speak(&mut client, io).await;
+            let calls = sizes.iter().map(|&size| call(&sender, message(size)));
+            let replies = tokio::time::timeout(SOON, join_all(calls)).await.expect("none hangs");
+            for (&size, reply) in sizes.iter().zip(replies) {
+                let (whole, trailers) = reply.expect("a reply");
+                assert!(whole == message(size), "{} bytes for {size}", whole.len());
+                assert_eq!(trailers["x-length"], size.to_string());
+                assert_eq!(trailers["x-how"], "Ok(())");
+            }
+        });
+    }
+}
+
+/// Counts the futures that are there.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+async fn until(count: &AtomicUsize, wanted: usize) {
+    testkit::eventually(SOON, async || count.load(Ordering::SeqCst) == wanted).await;
+}
+
+#[tokio::test]
+async fn a_call_ends_when_its_client_gives_it_up_and_all_end_when_it_goes() {
+    let count = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&count);
+    let (io, _goodbye, serving) = serve(move |_| {
+        let counted = Counted::new(&counting);
+        async move {
+            std::future::pending::<()>().await;
+            drop(counted);
+            Response::new(Parts(VecDeque::new()))
+        }
+    });
+    let (mut sender, connection) = h2::client::handshake(io).await.unwrap();
+    let driving = tokio::spawn(connection);
+    let mut calls = Vec::new();
+    for _ in 0..3 {
+        sender = sender.ready().await.unwrap();
+        calls.push(
+            sender.send_request(Request::post("http://localhost/a/b").body(()).unwrap(), true).unwrap(),
+        );
+    }
+    until(&count, 3).await;
+    calls.pop().unwrap().1.send_reset(Reason::CANCEL);
+    until(&count, 2).await;
+    driving.abort();
+    until(&count, 0).await;
+    assert_eq!(serving.await.unwrap().unwrap().to_string(), "the peer closed the connection");
+}
+
+#[tokio::test]
+async fn a_goodbye_lets_calls_end_and_the_connection_with_the_last() {
+    let (let_go, held) = tokio::sync::watch::channel(false);
+    let (io, goodbye, serving) = serve(move |request| {
+        let mut held = held.clone();
+        async move {
+            held.wait_for(|go| *go).await.unwrap();
+            echo(request, 100).await
+        }
+    });
+    let mut sender = speak(&mut h2::client::Builder::new(), io).await;
+    let first = tokio::spawn({
+        let sender = sender.clone();
+        async move { call(&sender, pattern(10)).await }
+    });
+    // A second call is known to the server, and with it the first.
+    sender = sender.ready().await.unwrap();
+    let (second, _) =
+        sender.send_request(Request::post("http://localhost/a/b").body(()).unwrap(), true).unwrap();
+    drop(goodbye);
+    // It takes no more calls once it has heard.
+    let heard = async {
+        while std::future::poll_fn(|cx| sender.poll_ready(cx)).await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, heard).await.expect("it hears");
+    assert!(!serving.is_finished());
+    let_go.send(true).unwrap();
+    assert_eq!(first.await.unwrap().expect("it was begun before").0, pattern(10));
+    assert_eq!(second.await.unwrap().status(), 200);
+    assert!(tokio::time::timeout(SOON, serving).await.expect("it ends").unwrap().is_none());
+}
+
+#[tokio::test]
+async fn who_does_not_read_stops_the_one_reply_and_no_other() {
+    let (sent, mut seen) = unbounded_channel();
+    let (io, _goodbye, _serving) = serve(move |_| {
+        let sent = sent.clone();
+        async move { Response::new(Endless(sent)) }
+    });
+    let mut client = h2::client::Builder::new();
+    client.initial_window_size(100_000).initial_connection_window_size(10 << 20);
+    let mut sender = speak(&mut client, io).await.ready().await.unwrap();
+    let request = || Request::post("http://localhost/a/b").body(()).unwrap();
+    let (first, _) = sender.send_request(request(), true).unwrap();
+    let first = first.await.unwrap().into_body();
+    let mut taken = 0;
+    while let Ok(Some(more)) = tokio::time::timeout(Duration::from_millis(300), seen.recv()).await {
+        taken += more;
+    }
+    assert!((100_000..100_000 + 3 * PART).contains(&taken), "{taken} bytes for a window of 100000");
+    // Another reply has its own window, and the first goes on once it is read.
+    let mut sender = sender.ready().await.unwrap();
+    let (second, _) = sender.send_request(request(), true).unwrap();
+    for mut body in [second.await.unwrap().into_body(), first] {
+        let mut read = 0;
+        while read < 1 << 20 {
+            let chunk = tokio::time::timeout(SOON, body.data()).await.expect("it goes on").unwrap().unwrap();
+            body.flow_control().release_capacity(chunk.len()).unwrap();
+            read += chunk.len();
+        }
+    }
+}
+
+/// `:method: POST`, `:scheme: http`, `:path: /a/b`, and an `:authority` that no URI may have.
+const REQUEST: &[u8] = b"\x83\x86\x04\x04/a/b\x01\x07%2Frun%2";
+
+/// What no server says.
+const NEVER: &[u8] = b"the end";
+
+/// What a client's script led to.
+struct Told {
+    /// How the connection ended.
+    fault: Option<String>,
+    /// All that the client heard.
+    heard: Vec<u8>,
+}
+
+impl Told {
+    fn has(&self, wanted: &[u8]) -> bool {
+        self.heard.windows(wanted.len()).any(|part| part == wanted)
+    }
+}
+
+/// A client that says these bytes, in chunks of this size, to a server that echoes, and goes when it has heard that.
+async fn scripted(script: &[u8], size: usize, until: &[u8]) -> Told {
+    let (mut near, _goodbye, serving) = serve(|request| echo(request, 100));
+    for chunk in script.chunks(size) {
+        // It may be gone before it has heard all.
+        if near.write_all(chunk).await.is_err() {
+            break;
+        }
+        tokio::task::yield_now().await;
+    }
+    let mut told = Told { fault: None, heard: Vec::new() };
+    let hearing =
+        async { while !told.has(until) && near.read_buf(&mut told.heard).await.is_ok_and(|len| len > 0) {} };
+    tokio::time::timeout(SOON, hearing).await.expect("it hears that, or the end");
+    drop(near);
+    let fault = tokio::time::timeout(SOON, serving).await.expect("it ends").unwrap();
+    Told { fault: fault.map(|fault| fault.to_string()), ..told }
+}
+
+/// A whole introduction, and these frames after it.
+fn after(frames: &[Vec<u8>]) -> Vec<u8> {
+    [PREFACE, &SETTINGS, &frames.concat()].concat()
+}
+
+#[tokio::test]
+async fn whatever_the_chunks_the_request_is_the_same() {
+    let (first, second) = REQUEST.split_at(5);
+    let script = after(&[
+        frame(6, 0, 0, b"pingpong"),
+        frame(0xfa, 0xff, 0, b"a frame of the future"),
+        // Padded and with a priority, in two frames.
+        frame(1, 0x8 | 0x20, 1, &[&[2, 0, 0, 0, 0, 9], first, &[0, 0]].concat()),
+        frame(9, 4, 1, &[second, b"\x00\x03x-a\x01b"].concat()),
+        frame(0, 0, 1, b"\0\0\0\0\x0bhel"),
+        frame(0, 8, 1, &[&[3], &b"lo wor"[..], &[0; 3]].concat()),
+        frame(0, 0, 1, b""),
+        frame(0, 0, 1, b"ld"),
+        // Trailers, which gRPC has not, and a goodbye.
+        frame(1, 5, 1, b"\x00\x03x-b\x01c"),
+        frame(7, 0, 0, &[0; 8]),
+        // A word too late.
+        frame(0, 0, 1, b"late"),
+        frame(8, 0, 1, &[0, 0, 0, 9]),
+    ]);
+    for size in (1..40).chain([script.len()]) {
+        let told = scripted(&script, size, b"x-length\x0216").await;
+        for wanted in [&b"\x06x-path\x04/a/b"[..], b"\x03x-a\x01b", b"hello world", b"\x08x-length\x0216"] {
+            assert!(
+                told.has(wanted),
+                "in chunks of {size}: {:?} {:?}",
+                told.fault,
+                String::from_utf8_lossy(&told.heard)
+            );
+        }
+        assert!(told.has(&frame(6, 1, 0, b"pingpong")), "the ping is answered");
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_breaks_the_protocol_is_told_so_and_its_connection_ends() {
+    let cases = [
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "it does not speak HTTP/2"),
+        ([PREFACE, &frame(6, 0, 0, &[0; 8])].concat(), "it does not speak HTTP/2"),
+        (after(&[frame(5, 4, 1, &[0; 8])]), "it pushes what nobody asked for"),
+        (after(&[[&[0xff, 0xff, 0xff, 0, 0][..], &[0, 0, 0, 1]].concat()]), "a frame larger than it may be"),
+        (after(&[frame(0, 0, 1, b"x")]), "a stream that was never begun"),
+        (after(&[frame(3, 0, 1, &[0; 4])]), "a stream that was never begun"),
+        (after(&[frame(1, 4, 2, REQUEST)]), "a stream that was never begun"),
+        (after(&[frame(1, 4, 0, REQUEST)]), "a stream that was never begun"),
+        (after(&[frame(1, 0, 1, REQUEST), frame(0, 0, 1, b"x")]), "it interrupted a header block"),
+        (after(&[frame(1, 4, 1, REQUEST), frame(9, 4, 1, REQUEST)]), "a header block that was not begun"),
+        (after(&[frame(1, 4, 1, REQUEST), frame(0, 8, 1, &[200, 0])]), "its padding is wrong"),
+        (after(&[frame(1, 4, 1, &[0x80])]), "its header cannot be decoded"),
+        (after(&[frame(4, 0, 0, &[0, 4, 0xff, 0xff, 0xff, 0xff])]), "its settings are wrong"),
+        (after(&[frame(8, 0, 0, &[0x7f, 0xff, 0xff, 0xff])]), "its window is wrong"),
+        (
+            after(&[
+                frame(1, 0, 1, &vec![0; 1 << 17]),
+                frame(9, 0, 1, &vec![0; 1 << 17]),
+                frame(9, 0, 1, &[0]),
+            ]),
+            "too long",
+        ),
+    ];
+    for (script, expected) in cases {
+        let told = scripted(&script, 1 << 20, NEVER).await;
+        let fault = told.fault.as_deref().unwrap_or_default();
+        assert!(fault.contains(expected), "{fault} instead of {expected}");
+        let goodbye = [0, 0, 8, 7, 0, 0, 0, 0, 0];
+        assert!(told.has(&goodbye) && told.heard.ends_with(&[0, 0, 0, 1]), "a goodbye that says why");
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_is_none_is_reset_alone() {
+    let end = frame(0, 1, 1, b"");
+    let with = |field: &[u8]| frame(1, 5, 1, &[REQUEST, field].concat());
+    let cases = [
+        frame(1, 5, 1, b"\x83\x86"),
+        frame(1, 5, 1, &[&[0x88], REQUEST].concat()),
+        with(b"\x00\x03x-a\x01b\x84"),
+        with(b"\x00\x0aconnection\x05close"),
+        with(b"\x00\x03X-A\x01b"),
+        [frame(1, 4, 1, REQUEST), frame(1, 4, 1, REQUEST), end].concat(),
+    ];
+    for case in cases {
+        let told = scripted(&after(&[case.clone(), frame(1, 5, 3, REQUEST)]), 1 << 20, b"x-length").await;
+        assert!(told.has(&frame(3, 0, 1, &[0, 0, 0, 1])), "{case:x?} is reset: {:x?}", told.heard);
+        assert!(told.has(b"/a/b"), "the next is answered");
+    }
+}
+
+#[tokio::test]
+async fn a_path_that_is_none_and_another_method_are_the_services_to_answer() {
+    let request = b"\x82\x86\x04\x03a b";
+    let told = scripted(&after(&[frame(1, 5, 1, request)]), 1 << 20, b"x-length").await;
+    assert!(told.has(b"\x06x-path\x01/"), "{:?}", String::from_utf8_lossy(&told.heard));
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_long_is_answered_at_once_and_the_rest_not_wanted() {
+    let claim = |len: usize| [&[0][..], &u32::try_from(len).unwrap().to_be_bytes()].concat();
+    // One that says so, and one that does not.
+    let longer = [frame(0, 0, 1, &vec![0; 1 << 17]).repeat(8), frame(0, 0, 1, b"xyz")].concat();
+    for (body, len) in [(frame(0, 0, 1, &claim(LIMIT)), LIMIT + 5), (longer, LIMIT + 3)] {
+        let (mut near, _goodbye, _serving) = serve(async |request: Request<Gathered>| {
+            let path = request.uri().path().parse().unwrap();
+            let how = format!("{:?}", gathered(request).await.1).parse().unwrap();
+            Response::new(Parts::new([], [("x-path", path), ("x-how", how)].map(named).into_iter().collect()))
+        });
+        near.write_all(&after(&[frame(1, 4, 1, REQUEST), body])).await.unwrap();
+        let mut heard = Vec::new();
+        let reset = frame(3, 0, 1, &[0; 4]);
+        while !heard.ends_with(&reset) {
+            let more = tokio::time::timeout(SOON, near.read_buf(&mut heard)).await.expect("at once").unwrap();
+            assert!(more > 0, "it goes on");
+        }
+        let how = format!("Err(TooLarge({len}))");
+        assert!(heard.windows(how.len()).any(|part| part == how.as_bytes()), "{len} bytes");
+        // What was on its way is nobody's, and the connection goes on.
+        near.write_all(&[frame(0, 1, 1, b"rest"), frame(1, 5, 3, REQUEST)].concat()).await.unwrap();
+        while !heard.windows(4).any(|part| part == b"/a/b") {
+            tokio::time::timeout(SOON, near.read_buf(&mut heard)).await.expect("it is answered").unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_response_that_breaks_off_is_reset() {
+    let (io, _goodbye, _serving) = serve(async |request: Request<Gathered>| {
+        assert!(request.headers().get("x-panic").is_none(), "as told");
+        Response::new(Parts([Ok(Frame::data(pattern(10))), Err(Fault::Closed("".into()))].into()))
+    });
+    let sender = speak(&mut h2::client::Builder::new(), io).await;
+    for header in ["x-panic", "x-none"] {
+        let request = Request::post("http://localhost/a/b").header(header, "1").body(()).unwrap();
+        let (response, _) = sender.clone().ready().await.unwrap().send_request(request, true).unwrap();
+        let error = match response.await {
+            Err(error) => error,
+            Ok(response) => {
+                let mut body = response.into_body();
+                loop {
+                    if let Err(error) = body.data().await.expect("not its end") {
+                        break error;
+                    }
+                }
+            }
+        };
+        assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR), "{header}");
+    }
+}
+
+#[tokio::test]
+async fn a_response_may_be_its_header_alone_and_may_have_no_trailers() {
+    let (io, _goodbye, _serving) = serve(async |request: Request<Gathered>| {
+        let parts = if request.uri().path() == "/none" { vec![] } else { vec![Ok(Frame::data(pattern(10)))] };
+        Response::builder().status(418).body(Parts(parts.into())).unwrap()
+    });
+    let sender = speak(&mut h2::client::Builder::new(), io).await;
+    for (path, len) in [("none", 0), ("some", 10)] {
+        let request = Request::post(format!("http://localhost/{path}")).body(()).unwrap();
+        let (response, _) = sender.clone().ready().await.unwrap().send_request(request, true).unwrap();
+        let response = response.await.unwrap();
+        assert_eq!((response.status().as_u16(), response.body().is_end_stream()), (418, len == 0));
+        let mut body = response.into_body();
+        assert_eq!(collect(&mut body).await.unwrap(), pattern(len));
+        assert!(body.trailers().await.unwrap().is_none());
+    }
+}
+
+#[tokio::test]
+async fn a_peer_that_wants_no_table_is_spoken_to_without_one() {
+    let (io, _goodbye, _serving) = serve(|request| echo(request, 100));
+    let mut client = h2::client::Builder::new();
+    client.header_table_size(0);
+    let sender = speak(&mut client, io).await;
+    for _ in 0..2 {
+        assert_eq!(call(&sender, pattern(1)).await.unwrap().0, pattern(1));
+    }
+}

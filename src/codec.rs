@@ -11,7 +11,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 use http_body::{Body, Frame};
 use tonic::{Code, Status};
 
@@ -19,6 +19,10 @@ use crate::error::Error;
 pub use frames::{Deframer, End, Frames};
 
 mod frames;
+
+/// Names that would otherwise be parsed for each call.
+static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The most that a request may have: what containerd takes (`runtime/v2` and CRI both use 16 MiB).
 pub const MAX_REQUEST: usize = 16 << 20;
@@ -146,12 +150,12 @@ pub async fn collect_request(body: impl Body<Data = Bytes>) -> Result<Message, E
 
 /// Returns the code that trailers, or the headers of a trailers-only reply, carry.
 pub fn status_code(trailers: &HeaderMap) -> Option<Code> {
-    trailers.get("grpc-status").map(|value| Code::from_bytes(value.as_bytes()))
+    trailers.get(&GRPC_STATUS).map(|value| Code::from_bytes(value.as_bytes()))
 }
 
 /// Returns how long the caller waits, if it says so in `grpc-timeout`.
 pub fn caller_timeout(headers: &HeaderMap) -> Option<Duration> {
-    parse_timeout(headers.get("grpc-timeout")?.to_str().ok()?)
+    parse_timeout(headers.get(&GRPC_TIMEOUT)?.to_str().ok()?)
 }
 
 /// Reads a `grpc-timeout`: at most eight digits and a unit.
@@ -172,7 +176,7 @@ fn parse_timeout(value: &str) -> Option<Duration> {
 /// Returns the trailers of a call that went well.
 pub fn ok_trailers() -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(1);
-    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+    trailers.insert(GRPC_STATUS.clone(), http::HeaderValue::from_static("0"));
     trailers
 }
 
@@ -180,7 +184,7 @@ pub fn ok_trailers() -> HeaderMap {
 pub fn error_trailers(error: Error) -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(3);
     if Status::from(error).add_header(&mut trailers).is_err() {
-        trailers.insert("grpc-status", http::HeaderValue::from_static("13"));
+        trailers.insert(GRPC_STATUS.clone(), http::HeaderValue::from_static("13"));
     }
     trailers
 }

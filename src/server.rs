@@ -23,7 +23,7 @@ use crate::http2::{self, Incoming};
 use crate::proxy::Proxy;
 
 /// How long to wait after the system had no connection to give, for want of file descriptors perhaps.
-const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// What the kernel may hold of replies that a client has not read; it halves or caps this as it likes.
 const SEND_BUFFER: usize = 1 << 20;

@@ -33,25 +33,59 @@ static CODES: LazyLock<[(u32, Vec<u8>); LONGEST + 1]> = LazyLock::new(|| {
     })
 });
 
+/// What eight bits begin with, for codes that have no more: the symbol and its length, or 0.
+static SHORT: LazyLock<[(u8, u32); 256]> = LazyLock::new(|| {
+    std::array::from_fn(|byte| {
+        let code = |length: usize| u32::try_from(byte >> (8 - length)).unwrap_or_default();
+        let found = (1..=8).find_map(|length| symbol(code(length), length).zip(u32::try_from(length).ok()));
+        found.unwrap_or_default()
+    })
+});
+
+/// Returns what a code of this length stands for.
+fn symbol(code: u32, length: usize) -> Option<u8> {
+    let (first, symbols) = CODES.get(length)?;
+    symbols.get(usize::try_from(code.checked_sub(*first)?).ok()?).copied()
+}
+
 /// Decodes a string; `None` if it is none.
 pub(super) fn decode(encoded: &[u8]) -> Option<Vec<u8>> {
-    let codes = &*CODES;
+    let short = &*SHORT;
     let mut decoded = Vec::with_capacity(encoded.len() * 8 / 5);
-    let (mut code, mut length) = (0_u32, 0);
-    for byte in encoded {
-        for bit in (0..8).rev() {
-            code = code << 1 | u32::from(byte >> bit & 1);
-            length += 1;
-            let (first, symbols) = codes.get(length)?;
-            let place = code.checked_sub(*first).and_then(|place| usize::try_from(place).ok());
-            if let Some(&symbol) = place.and_then(|place| symbols.get(place)) {
-                decoded.push(symbol);
-                (code, length) = (0, 0);
-            }
+    // The bits that are not decoded yet, from the left.
+    let (mut bits, mut count) = (0_u64, 0);
+    let mut rest = encoded.iter();
+    loop {
+        while count <= 56
+            && let Some(&byte) = rest.next()
+        {
+            bits |= u64::from(byte) << (56 - count);
+            count += 8;
         }
+        let (byte, length) = match short[(bits >> 56) as usize] {
+            (_, 0) => match long(bits) {
+                Some(found) => found,
+                None => break,
+            },
+            found => found,
+        };
+        if length > count {
+            break;
+        }
+        decoded.push(byte);
+        bits <<= length;
+        count -= length;
     }
     // What is left over is padding: less than a byte, all ones.
-    (length < 8 && code + 1 == 1 << length).then_some(decoded)
+    (count < 8 && bits.leading_ones() == count).then_some(decoded)
+}
+
+/// Finds a code of more than eight bits at the left.
+fn long(bits: u64) -> Option<(u8, u32)> {
+    (9..=LONGEST).find_map(|length| {
+        let code = u32::try_from(bits >> (64 - length)).ok()?;
+        symbol(code, length).zip(u32::try_from(length).ok())
+    })
 }
 
 #[cfg(test)]

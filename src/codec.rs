@@ -5,7 +5,6 @@
 //! backend, and nothing is allocated in proportion to a length that is only claimed.
 //! Source: "gRPC over HTTP2", length-prefixed messages.
 
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -65,6 +64,11 @@ impl Message {
     /// Returns the message as it travels.
     pub fn framed(&self) -> Bytes {
         self.framed.clone()
+    }
+
+    /// Returns the message as it travels; for whoever keeps nothing of it.
+    pub fn into_framed(self) -> Bytes {
+        self.framed
     }
 
     /// Returns the encoded message.
@@ -199,17 +203,14 @@ pub fn reply_headers() -> HeaderMap {
 /// A reply whose chunks and trailers are all there already: sent without copying any of them.
 #[derive(Debug)]
 pub struct Whole {
-    chunks: VecDeque<Bytes>,
+    chunks: std::vec::IntoIter<Bytes>,
     trailers: Option<HeaderMap>,
 }
 
 impl Whole {
     /// Returns a body of these chunks, as framed, and these trailers.
-    pub fn new(chunks: impl IntoIterator<Item = Bytes>, trailers: HeaderMap) -> Self {
-        Self {
-            chunks: chunks.into_iter().filter(|chunk| !chunk.is_empty()).collect(),
-            trailers: Some(trailers),
-        }
+    pub fn new(chunks: Vec<Bytes>, trailers: HeaderMap) -> Self {
+        Self { chunks: chunks.into_iter(), trailers: Some(trailers) }
     }
 }
 
@@ -221,7 +222,7 @@ impl Body for Whole {
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = match self.chunks.pop_front() {
+        let frame = match self.chunks.find(|chunk| !chunk.is_empty()) {
             Some(chunk) => Some(Frame::data(chunk)),
             None => self.trailers.take().map(Frame::trailers),
         };
@@ -311,7 +312,7 @@ mod tests {
     #[tokio::test]
     async fn a_whole_reply_is_its_chunks_and_then_its_trailers() {
         let chunk = Bytes::from_static(b"chunk");
-        let mut whole = Whole::new([Bytes::new(), chunk.clone(), chunk.clone()], ok_trailers());
+        let mut whole = Whole::new(vec![Bytes::new(), chunk.clone(), chunk.clone()], ok_trailers());
         let mut frames = Vec::new();
         while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut whole).poll_frame(cx)).await {
             frames.push(frame.unwrap());

@@ -177,6 +177,11 @@ impl Metrics {
 pub const STATES: [&str; 5] = ["joining", "ready", "late", "down", "draining"];
 
 impl CallMetrics {
+    /// Returns the value of the `backend` label.
+    pub fn backend(&self) -> &str {
+        &self.backend
+    }
+
     /// Counts a call that was answered, and what its client waited.
     pub fn answered(&self, method: usize, code: Code, waited: Duration) {
         let row = self.row(method);

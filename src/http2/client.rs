@@ -132,7 +132,9 @@ impl State {
             return Poll::Ready(Err(fault.clone()));
         }
         if self.open >= self.peer.max_streams {
-            self.waiting.push(cx.waker().clone());
+            if !self.waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                self.waiting.push(cx.waker().clone());
+            }
             return Poll::Pending;
         }
         let id = self.next;

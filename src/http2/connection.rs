@@ -19,7 +19,8 @@ use super::{Fault, PREFACE, Shared};
 const READ: usize = 64 << 10;
 /// Room for the part of a frame that is left over, so that the buffer need not grow for it.
 const LEFT_OVER: usize = 4 << 10;
-/// How often it is read in one turn, at the most, so that other tasks have theirs.
+/// How often it is read before other tasks have their turn. A server goes on when it has given out the calls that
+/// came, until the runtime's own budget ends its turn.
 const READS: usize = 32;
 /// How many turns are waited without sleeping for the rest of a message: the peer is writing it at this moment.
 const TURNS: u32 = 16;
@@ -94,7 +95,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             };
             self.turns = 0;
             match read {
-                Ok(0) if self.shared.lock().is_over() => return Poll::Ready(Ok(())),
+                Ok(0) if self.shared.lock().may_close() => return Poll::Ready(Ok(())),
                 Ok(0) => return Poll::Ready(Err(Fault::Closed("the peer closed the connection".into()))),
                 Ok(_) => self.take_frames()?,
                 Err(error) => return Poll::Ready(Err(Fault::Closed(error.to_string().into()))),
@@ -133,6 +134,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             input.advance(at);
         }
         self.input = input;
+        let mut state = self.shared.lock();
+        if state.may_send {
+            state.send_all();
+        }
         taken
     }
 
@@ -231,11 +236,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             (frame::RST_STREAM, Some(code)) => state.end(head.stream, Err(Fault::Reset(code))),
             (frame::SETTINGS, _) if head.has(frame::ACK) => {}
-            (frame::SETTINGS, _) => {
-                if !state.take_settings(payload) {
-                    return Err(Fault::Malformed("its settings are wrong"));
-                }
-                state.send_all();
+            (frame::SETTINGS, _) if !state.take_settings(payload) => {
+                return Err(Fault::Malformed("its settings are wrong"));
             }
             (frame::PUSH_PROMISE, _) => return Err(Fault::Malformed("it pushes what nobody asked for")),
             (frame::PING, Some(_)) if head.len == 8 && !head.has(frame::ACK) => {
@@ -251,11 +253,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 state.close(&fault);
                 state.end_all(&fault, |stream| stream > last & i32::MAX.cast_unsigned());
             }
-            (frame::WINDOW_UPDATE, Some(more)) => {
-                if !state.take_window(head.stream, more & i32::MAX.cast_unsigned()) {
-                    return Err(Fault::Malformed("its window is wrong"));
-                }
-                state.send_all();
+            (frame::WINDOW_UPDATE, Some(more))
+                if !state.take_window(head.stream, more & i32::MAX.cast_unsigned()) =>
+            {
+                return Err(Fault::Malformed("its window is wrong"));
             }
             (frame::RST_STREAM | frame::GOAWAY | frame::WINDOW_UPDATE, None) => {
                 return Err(Fault::Malformed("a frame of it is too short"));
@@ -286,6 +287,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             if state.out.is_empty() {
                 state.out.clear();
+            }
+            if state.has_room() {
                 state.send_all();
             }
         }

@@ -142,10 +142,12 @@ impl Decoder {
                 _ => self.literal(&mut reader, 4)?,
             };
             total += size;
+            // The rest is read for the table's sake.
             if total > MAX_LIST as usize {
-                return None;
+                read.malformed = true;
+            } else {
+                read.add(field);
             }
-            read.add(field);
         }
         Some(read)
     }
@@ -470,6 +472,18 @@ mod tests {
             put_response(&mut out, status);
             assert_eq!(Decoder::new().decode(&out).unwrap().status(), Some(status));
         }
+    }
+
+    #[test]
+    fn a_block_that_is_too_long_is_spoilt_and_the_next_is_read() {
+        let mut decoder = Decoder::new();
+        let mut out = BytesMut::from(&hex("88 40 03 782d61 01 62")[..]);
+        for _ in 0..MAX_LIST as usize / (FIELD + 4) {
+            out.put_u8(0xbe);
+        }
+        assert_eq!(decoder.decode(&out).unwrap().kind(), None);
+        let block = decoder.decode(&hex("88 be")).unwrap();
+        assert_eq!((block.kind(), &block.headers["x-a"]), (Some(Kind::Response), &"b".parse().unwrap()));
     }
 
     #[test]

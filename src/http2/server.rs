@@ -58,8 +58,8 @@ pub fn accept<S: AsyncRead + AsyncWrite + Unpin>(io: S, limit: usize) -> Server<
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
-    /// Waits for the next call whose request is there; `None` when the connection has ended well. A call whose
-    /// path is no path has the path `/`.
+    /// Waits for the next call whose request is there; `None` when the connection has ended and no call with it. A
+    /// call is a POST, whatever the peer says; one whose path is none has the path `/`.
     ///
     /// # Errors
     /// If the connection has ended before its calls, or the peer broke the protocol.
@@ -84,7 +84,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
         let mut state = self.shared.lock();
         while let Some(id) = state.arrived.pop_front() {
             let Some(stream) = state.streams.get_mut(&id) else { continue };
-            let Some(head) = stream.head.take() else { continue };
+            let head = stream.head.take().expect("it arrives once");
             let body = Gathered { data: Some(stream.take_received()), cut: stream.cut };
             let responder = Responder { shared: Arc::clone(&self.shared), stream: id };
             return Some(Incoming { request: request(head, body), responder });
@@ -105,8 +105,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Server<S> {
 fn request(mut head: Block, body: Gathered) -> Request<Gathered> {
     let mut request = Request::new(body);
     *request.version_mut() = Version::HTTP_2;
-    *request.method_mut() = Method::from_bytes(&head.take(Pseudo::Method)).unwrap_or(Method::POST);
-    *request.uri_mut() = Uri::from_maybe_shared(head.take(Pseudo::Path)).unwrap_or_default();
+    *request.method_mut() = Method::POST;
+    let path = Some(head.take(Pseudo::Path)).filter(|path| path.starts_with(b"/"));
+    *request.uri_mut() = path.and_then(|path| Uri::from_maybe_shared(path).ok()).unwrap_or_default();
     *request.headers_mut() = head.headers;
     request
 }
@@ -198,11 +199,10 @@ impl State {
             };
         }
         self.next = id + 2;
-        if self.is_last {
+        if self.last_stream.is_some() {
             return;
         }
         self.streams.insert(id, Stream::asked(self.peer.initial_window, block, self.limit));
-        self.open += 1;
         if kind != Some(Kind::Request) {
             self.spoil(id, "a field of its header is none");
         } else if ends {
@@ -212,8 +212,10 @@ impl State {
 
     /// Takes the peer's answer to our last ping: what it has begun until now is all.
     pub(super) fn take_farewell(&mut self) {
-        if !std::mem::replace(&mut self.is_last, true) {
-            self.put_goaway(self.last_taken(), frame::NO_ERROR);
+        if self.last_stream.is_none() {
+            let last = self.last_taken();
+            self.last_stream = Some(last);
+            self.put_goaway(last, frame::NO_ERROR);
         }
     }
 
@@ -285,8 +287,7 @@ impl State {
             frame::put_number(&mut self.out.tail, frame::RST_STREAM, id, code);
         }
         self.remove(id);
-        self.open -= 1;
-        if code.is_some() || self.is_last {
+        if code.is_some() || self.last_stream.is_some() {
             self.wake_task();
         }
     }

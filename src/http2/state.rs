@@ -16,6 +16,8 @@ use super::stream::{self, Kept, Stream, Tail, WORTH_GIVING};
 /// What may wait to be sent before bodies wait too.
 const HIGH: usize = 512 << 10;
 
+/// The most that one DATA frame has, however much the peer takes: other streams are not to wait for long.
+const MAX_DATA: usize = 1 << 18;
 /// Room on the connection as a whole; it is given back as soon as anything came, so that no stream stops another.
 const CONNECTION_WINDOW: u32 = 1 << 30;
 /// What the connection has before it is given more.
@@ -46,7 +48,7 @@ pub(super) struct State {
     pub(super) unused: bool,
     pub(super) peer: Peer,
     pub(super) streams: HashMap<u32, Stream, foldhash::fast::FixedState>,
-    /// As a client, how many streams the peer has not ended; as a server, how many there are.
+    /// As a client: how many streams the peer has not ended.
     pub(super) open: usize,
     /// The least number that no stream has had.
     pub(super) next: u32,
@@ -56,8 +58,10 @@ pub(super) struct State {
     pub(super) arrived: VecDeque<u32>,
     /// As a server: how long a request may be.
     pub(super) limit: usize,
-    /// As a server: whether the peer was told that the streams it has begun are the last.
-    pub(super) is_last: bool,
+    /// As a server: the last stream that is taken, once the peer was told so.
+    pub(super) last_stream: Option<u32>,
+    /// Whether a window has grown since bodies were last sent.
+    pub(super) may_send: bool,
     /// Streams with something that is not sent.
     unsent: VecDeque<u32>,
     send_window: i64,
@@ -69,7 +73,7 @@ pub(super) struct State {
     has_sent: bool,
 }
 
-/// A stream is in the map from its beginning until its handle is dropped.
+/// A stream that has a handle is in the map until that is dropped.
 const HELD: &str = "a stream lasts as long as its handle";
 
 /// What the peer said that it takes.
@@ -96,7 +100,8 @@ impl State {
             waiting: Vec::new(),
             arrived: VecDeque::new(),
             limit: usize::MAX,
-            is_last: false,
+            last_stream: None,
+            may_send: false,
             unsent: VecDeque::new(),
             send_window: 65_535,
             owed: 0,
@@ -146,25 +151,31 @@ impl State {
 
     /// Sends what streams have to send, as far as the windows allow, while there is room.
     pub(super) fn send_all(&mut self) {
+        self.may_send = false;
+        // Those for which nothing was left are the first next time.
+        let mut left_out = VecDeque::new();
         for _ in 0..self.unsent.len() {
-            let Some(id) = self.unsent.pop_front() else { return };
+            let Some(id) = self.unsent.pop_front() else { break };
+            let before = self.out.len();
             self.send(id);
-            // Whoever has more for it waits for this.
-            self.streams
-                .get_mut(&id)
-                .filter(|stream| stream.unsent.is_none())
-                .into_iter()
-                .for_each(Stream::wake);
+            match self.streams.get_mut(&id) {
+                Some(stream) if stream.unsent.is_none() => stream.wake(),
+                Some(_) if self.out.len() == before => left_out.extend(self.unsent.pop_back()),
+                _ => {}
+            }
         }
+        left_out.append(&mut self.unsent);
+        self.unsent = left_out;
     }
 
     /// Sends what this stream has to send; what cannot go yet goes with [`State::send_all`].
     pub(super) fn send(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         while let Some(mut part) = stream.unsent.take() {
+            let has_room = self.out.len() < HIGH;
             let window = usize::try_from(self.send_window.min(stream.send_window)).unwrap_or(0);
-            let len = part.len().min(self.peer.max_frame).min(window);
-            if self.out.len() >= HIGH || (len == 0 && !part.is_empty()) {
+            let len = part.len().min(self.peer.max_frame).min(MAX_DATA).min(window);
+            if !has_room || (len == 0 && !part.is_empty()) {
                 stream.unsent = Some(part);
                 return self.unsent.push_back(id);
             }
@@ -184,6 +195,11 @@ impl State {
         }
     }
 
+    /// Tells whether bodies need not wait to be written.
+    pub(super) fn has_room(&self) -> bool {
+        self.out.len() < HIGH
+    }
+
     /// Tells whether so much waits to be written that nothing more is to be read before it is.
     pub(super) fn is_full(&self) -> bool {
         self.out.len() >= 2 * HIGH
@@ -191,11 +207,18 @@ impl State {
 
     /// Tells whether there is nothing to do any more, and never will be.
     pub(super) fn is_over(&self) -> bool {
-        self.open == 0
-            && match self.side {
-                Side::Client => self.unused || self.closing.is_some(),
-                Side::Server => self.is_last,
-            }
+        match self.side {
+            Side::Client => self.open == 0 && (self.unused || self.closing.is_some()),
+            Side::Server => self.streams.is_empty() && self.last_stream.is_some(),
+        }
+    }
+
+    /// Tells whether the peer may go.
+    pub(super) fn may_close(&self) -> bool {
+        match self.side {
+            Side::Client => self.is_over(),
+            Side::Server => self.streams.is_empty(),
+        }
     }
 
     /// Tells whether there can be a frame of this kind for this stream: it was begun, or is begun with it.
@@ -264,13 +287,9 @@ impl State {
                 self.open -= 1;
             }
             Side::Server if stream.is_broken() => return,
-            Side::Server if how.is_ok() && stream.ended.is_some() => return,
             Side::Server if how.is_ok() => self.arrived.push_back(id),
             // Nobody has seen it, and nobody will.
-            Side::Server if stream.head.is_some() => {
-                self.open -= 1;
-                return self.remove(id);
-            }
+            Side::Server if stream.head.is_some() => return self.remove(id),
             Side::Server => {}
         }
         if how.is_err() {
@@ -313,7 +332,7 @@ impl State {
     pub(super) fn last_taken(&self) -> u32 {
         match self.side {
             Side::Client => 0,
-            Side::Server => self.next.saturating_sub(2),
+            Side::Server => self.last_stream.unwrap_or(self.next.saturating_sub(2)),
         }
     }
 
@@ -328,6 +347,7 @@ impl State {
 
     /// Takes the peer's settings; `false` if they are wrong.
     pub(super) fn take_settings(&mut self, payload: &[u8]) -> bool {
+        let initial_window = self.peer.initial_window;
         for setting in payload.chunks_exact(6) {
             let (name, value) = setting.split_at(2);
             let value = frame::number(value).unwrap_or_default();
@@ -337,16 +357,18 @@ impl State {
                     self.waiting.drain(..).for_each(Waker::wake);
                 }
                 frame::INITIAL_WINDOW_SIZE if value > i32::MAX.cast_unsigned() => return false,
-                frame::INITIAL_WINDOW_SIZE => {
-                    let change = i64::from(value) - self.peer.initial_window;
-                    self.peer.initial_window = i64::from(value);
-                    self.streams.values_mut().for_each(|stream| stream.send_window += change);
-                }
+                frame::INITIAL_WINDOW_SIZE => self.peer.initial_window = i64::from(value),
                 frame::MAX_FRAME_SIZE if !(1 << 14..1 << 24).contains(&value) => return false,
                 frame::MAX_FRAME_SIZE => self.peer.max_frame = value as usize,
                 _ => {}
             }
         }
+        // Once, however often one frame says it.
+        let change = self.peer.initial_window - initial_window;
+        if change != 0 {
+            self.streams.values_mut().for_each(|stream| stream.send_window += change);
+        }
+        self.may_send = true;
         Head { len: 0, kind: frame::SETTINGS, flags: frame::ACK, stream: 0 }.put(&mut self.out.tail);
         payload.len().is_multiple_of(6)
     }
@@ -358,6 +380,7 @@ impl State {
             Some(stream) => &mut stream.send_window,
             None => return true,
         };
+        self.may_send = true;
         *window += i64::from(more);
         *window <= i64::from(i32::MAX) && more > 0
     }

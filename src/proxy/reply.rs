@@ -62,7 +62,7 @@ impl Outcome {
 impl From<Collected> for Outcome {
     fn from(reply: Collected) -> Self {
         let Collected { headers, message, trailers, code } = reply;
-        Self::Whole { headers, chunks: vec![message.framed()], trailers, code }
+        Self::Whole { headers, chunks: vec![message.into_framed()], trailers, code }
     }
 }
 
@@ -70,7 +70,6 @@ impl From<Collected> for Outcome {
 #[derive(Debug)]
 pub(super) struct Watch {
     calls: Arc<CallMetrics>,
-    backend: Arc<str>,
     method: Option<&'static Method>,
     started: Instant,
     code: Code,
@@ -81,7 +80,6 @@ impl Watch {
     pub(super) fn new(node: &Node, method: Option<&'static Method>, span: Option<CallSpan>) -> Self {
         Self {
             calls: Arc::clone(&node.own_calls),
-            backend: crate::metrics::NO_BACKEND.into(),
             method,
             started: Instant::now(),
             code: Code::Cancelled,
@@ -92,13 +90,11 @@ impl Watch {
     /// Counts the call under this backend.
     pub(super) fn at(&mut self, backend: &Backend) {
         self.calls = Arc::clone(&backend.calls);
-        self.backend = Arc::clone(&backend.name);
     }
 
     /// Counts the call under all backends.
     pub(super) fn at_all(&mut self, node: &Node) {
         self.calls = Arc::clone(&node.all_calls);
-        self.backend = crate::metrics::ALL_BACKENDS.into();
     }
 
     /// Turns the outcome into the response.
@@ -136,10 +132,10 @@ impl Drop for Watch {
         let name = self.method.map_or(method::UNKNOWN_NAME, |method| method.name);
         self.calls.answered(self.method.map_or(method::COUNT, |method| method.index), self.code, waited);
         if let Some(span) = &mut self.span {
-            span.backend(&self.backend);
+            span.backend(self.calls.backend());
             span.ended(self.code);
         }
-        tracing::debug!(method = name, backend = %self.backend, code = ?self.code, elapsed = ?waited, "call");
+        tracing::debug!(method = name, backend = self.calls.backend(), code = ?self.code, elapsed = ?waited, "call");
     }
 }
 

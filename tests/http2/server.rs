@@ -307,6 +307,39 @@ async fn who_does_not_read_stops_the_one_reply_and_no_other() {
     }
 }
 
+#[tokio::test]
+async fn a_large_reply_does_not_hold_up_a_small_one() {
+    let (io, _goodbye, _serving) = serve(async |request: Request<Gathered>| {
+        let len = if request.uri().path() == "/large" { 4 << 20 } else { 100 << 10 };
+        Response::new(Parts::new([pattern(len)], HeaderMap::new()))
+    });
+    // All of the large one fits its own window; what both share is small.
+    let mut client = h2::client::Builder::new();
+    client.initial_window_size(16 << 20);
+    let mut sender = speak(&mut client, io).await;
+    let mut bodies = Vec::new();
+    for path in ["large", "small"] {
+        sender = sender.ready().await.unwrap();
+        let request = Request::post(format!("http://localhost/{path}")).body(()).unwrap();
+        bodies.push(sender.send_request(request, true).unwrap().0.await.unwrap().into_body());
+    }
+    let (mut small, mut large) = (bodies.pop().unwrap(), bodies.pop().unwrap());
+    let mut read = 0;
+    let reading = async {
+        while let Some(chunk) = large.data().await {
+            let chunk = chunk.unwrap();
+            large.flow_control().release_capacity(chunk.len()).unwrap();
+            read += chunk.len();
+        }
+    };
+    tokio::select! {
+        biased;
+        small = collect(&mut small) => assert_eq!(small.unwrap().len(), 100 << 10),
+        () = reading => panic!("the small one came after the large one"),
+    }
+    assert!(read < 2 << 20, "{read} bytes of the large one came first");
+}
+
 /// `:method: POST`, `:scheme: http`, `:path: /a/b`, and an `:authority` that no URI may have.
 const REQUEST: &[u8] = b"\x83\x86\x04\x04/a/b\x01\x07%2Frun%2";
 
@@ -382,6 +415,7 @@ async fn whatever_the_chunks_the_request_is_the_same() {
             );
         }
         assert!(told.has(&frame(6, 1, 0, b"pingpong")), "the ping is answered");
+        assert_eq!(told.fault, None, "it has gone after its call");
     }
 }
 
@@ -440,10 +474,12 @@ async fn a_request_that_is_none_is_reset_alone() {
 }
 
 #[tokio::test]
-async fn a_path_that_is_none_and_another_method_are_the_services_to_answer() {
-    let request = b"\x82\x86\x04\x03a b";
-    let told = scripted(&after(&[frame(1, 5, 1, request)]), 1 << 20, b"x-length").await;
-    assert!(told.has(b"\x06x-path\x01/"), "{:?}", String::from_utf8_lossy(&told.heard));
+async fn a_path_that_is_none_is_the_services_to_answer() {
+    for path in [&b"\x03a b"[..], b"\x03foo", b"\x0ahttp://x/y"] {
+        let request = [b"\x82\x86\x04", path].concat();
+        let told = scripted(&after(&[frame(1, 5, 1, &request)]), 1 << 20, b"x-length").await;
+        assert!(told.has(b"\x06x-path\x01/\0"), "{:?}", String::from_utf8_lossy(&told.heard));
+    }
 }
 
 #[tokio::test]

@@ -16,7 +16,7 @@ use super::state::Side;
 use super::{Fault, PREFACE, Shared};
 
 /// What is read at once.
-const READ: usize = 64 << 10;
+const READ: usize = 256 << 10;
 /// Room for the part of a frame that is left over, so that the buffer need not grow for it.
 const LEFT_OVER: usize = 4 << 10;
 /// How often it is read before other tasks have their turn. A server goes on when it has given out the calls that

@@ -20,6 +20,7 @@ mod connection;
 mod frame;
 mod hpack;
 mod output;
+mod send;
 mod server;
 mod state;
 mod stream;

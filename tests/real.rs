@@ -17,13 +17,13 @@ mod real {
 
     mod api;
     mod churn;
+    mod clients;
     mod images;
     mod lifecycle;
     mod lists;
     mod memory;
     mod migration;
     mod outage;
-    mod python;
     mod refusals;
     mod reload;
     mod remote;

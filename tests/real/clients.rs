@@ -1,7 +1,7 @@
-//! A client that shares no code with crimux: gRPC's own implementation, through Python.
+//! Clients that share no code with crimux: gRPC's own implementation, through Python, and grpc-go, which is kubelet's.
 //!
-//! kubelet's gRPC is not tonic, and two tonics understand each other even where both are wrong. The client
-//! writes its messages byte by byte, so that not even the API's definition is shared.
+//! Two tonics understand each other even where both are wrong. The client in Python writes its messages byte by byte,
+//! so that not even the API's definition is shared; the one in Go is containerd's own, which asks for what is not CRI.
 
 use std::path::Path;
 
@@ -28,6 +28,21 @@ async fn grpc_of_python_runs_a_pod_on_a_containerd_itself() {
     let Some(bed) = bed_with_python() else { return };
     for handler in ["runc", "runsc"] {
         client(&bed, &bed.socket("a"), handler).await;
+    }
+}
+
+#[tokio::test]
+async fn grpc_go_hears_what_crimux_says() {
+    let Some(bed) = world::bed() else { return };
+    let crimux = world::crimux(&bed, &HANDLERS).await;
+    for _ in 0..20 {
+        let output =
+            tokio::process::Command::new("ctr").arg("--address").arg(&crimux.socket).arg("version").output();
+        let output = tokio::time::timeout(world::SOON, output).await.expect("ctr ends").unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        let wanted =
+            "code = Unimplemented desc = crimux: /containerd.services.version.v1.Version/Version is not";
+        assert!(!output.status.success() && said.contains(wanted), "{said}");
     }
 }
 

@@ -48,6 +48,12 @@ pub enum Fault {
     TooLarge(usize),
 }
 
+impl From<std::io::Error> for Fault {
+    fn from(error: std::io::Error) -> Self {
+        Self::Closed(error.to_string().into())
+    }
+}
+
 /// What handles and connection share.
 #[derive(Debug)]
 struct Shared {

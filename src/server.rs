@@ -85,13 +85,14 @@ impl Bound {
         let accepting = async {
             loop {
                 match listener.accept().await {
-                    Ok((stream, _)) => connections.spawn(attend(stream, proxy.clone(), drain.clone())),
+                    Ok((stream, _)) => {
+                        connections.spawn(attend(stream, proxy.clone(), drain.clone()));
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "a connection was not accepted");
                         tokio::time::sleep(PAUSE).await;
-                        continue;
                     }
-                };
+                }
             }
         };
         tokio::select! {

@@ -22,6 +22,26 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     [&len[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
+/// What neither side may say, and what is said of it.
+fn breaks() -> Vec<(Vec<u8>, &'static str)> {
+    let long = [frame(1, 0, 1, &vec![0; 1 << 17]), frame(9, 0, 1, &vec![0; 1 << 17]), frame(9, 0, 1, &[0])];
+    vec![
+        (frame(5, 4, 1, &[0; 8]), "it pushes what nobody asked for"),
+        ([&[0xff, 0xff, 0xff, 0, 0][..], &[0, 0, 0, 1]].concat(), "a frame larger than it may be"),
+        (frame(0, 0, 3, b"x"), "a stream that was never begun"),
+        (frame(1, 4, 2, &[0x88]), "a stream that was never begun"),
+        ([frame(1, 0, 1, &[0x88]), frame(0, 0, 1, b"x")].concat(), "it interrupted a header block"),
+        (frame(9, 4, 1, &[0x88]), "a header block that was not begun"),
+        (frame(1, 4, 1, &[0x80]), "its header cannot be decoded"),
+        (frame(4, 0, 0, &[0, 4, 0xff, 0xff, 0xff, 0xff]), "its settings are wrong"),
+        (frame(4, 0, 0, &[0, 5, 0, 0, 0, 1]), "its settings are wrong"),
+        (frame(4, 0, 0, &[0]), "its settings are wrong"),
+        (frame(8, 0, 0, &[0, 0, 0, 0]), "its window is wrong"),
+        (frame(8, 0, 0, &[0x7f, 0xff, 0xff, 0xff]), "its window is wrong"),
+        (long.concat(), "too long"),
+    ]
+}
+
 fn pattern(len: usize) -> Bytes {
     (0..=250_u8).cycle().take(len).collect::<Vec<_>>().into()
 }

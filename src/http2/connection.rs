@@ -57,7 +57,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
         let how = match self.poll_frames(cx) {
             Poll::Ready(ended) => ended,
             Poll::Pending => match self.poll_write_out(cx) {
-                Poll::Ready(Err(error)) => Err(Fault::Closed(error.to_string().into())),
+                Poll::Ready(Err(error)) => Err(error.into()),
                 Poll::Ready(Ok(())) if self.shared.lock().is_over() => Ok(()),
                 Poll::Ready(Ok(())) | Poll::Pending => return Poll::Pending,
             },
@@ -80,10 +80,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Fault>> {
         for _ in 0..READS {
             // From a peer that does not take what we have for it nothing more is taken.
-            if self.shared.lock().is_full()
-                && let Err(error) = ready!(self.poll_write_out(cx))
-            {
-                return Poll::Ready(Err(Fault::Closed(error.to_string().into())));
+            if self.shared.lock().out.is_full() {
+                ready!(self.poll_write_out(cx))?;
             }
             if self.input.capacity() == 0 {
                 self.input.reserve(READ + LEFT_OVER);
@@ -98,7 +96,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Ok(0) if self.shared.lock().may_close() => return Poll::Ready(Ok(())),
                 Ok(0) => return Poll::Ready(Err(Fault::Closed("the peer closed the connection".into()))),
                 Ok(_) => self.take_frames()?,
-                Err(error) => return Poll::Ready(Err(Fault::Closed(error.to_string().into()))),
+                Err(error) => return Poll::Ready(Err(error.into())),
             }
         }
         cx.waker().wake_by_ref();
@@ -288,7 +286,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if state.out.is_empty() {
                 state.out.clear();
             }
-            if state.has_room() {
+            if state.out.has_room() {
                 state.send_all();
             }
         }

@@ -7,6 +7,8 @@ use bytes::{Buf, Bytes, BytesMut};
 
 /// From this size on a part is kept as it is: less is copied faster than it is kept.
 const LARGE: usize = 4 << 10;
+/// What may wait to be written before bodies wait too.
+const HIGH: usize = 512 << 10;
 /// How much room for frames is kept when none wait.
 const KEPT: usize = 64 << 10;
 
@@ -27,6 +29,16 @@ impl Output {
 
     pub(super) fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Tells whether bodies need not wait.
+    pub(super) fn has_room(&self) -> bool {
+        self.len() < HIGH
+    }
+
+    /// Tells whether so much waits that nothing more is to be read before it is written.
+    pub(super) fn is_full(&self) -> bool {
+        self.len() >= 2 * HIGH
     }
 
     /// Appends a part of a body.

@@ -9,9 +9,6 @@ use super::hpack;
 use super::state::State;
 use super::stream::{self, Tail};
 
-/// What may wait to be sent before bodies wait too.
-const HIGH: usize = 512 << 10;
-
 /// The most that one DATA frame has, however much the peer takes: other streams are not to wait for long.
 const MAX_DATA: usize = 1 << 18;
 /// Room on the connection as a whole; it is given back as soon as anything came, so that no stream stops another.
@@ -82,10 +79,9 @@ impl State {
     pub(super) fn send(&mut self, id: u32) {
         let Some(stream) = self.streams.get_mut(&id) else { return };
         while let Some(mut part) = stream.unsent.take() {
-            let has_room = self.out.len() < HIGH;
             let window = usize::try_from(self.send_window.min(stream.send_window)).unwrap_or(0);
             let len = part.len().min(self.peer.max_frame).min(MAX_DATA).min(window);
-            if !has_room || (len == 0 && !part.is_empty()) {
+            if !self.out.has_room() || (len == 0 && !part.is_empty()) {
                 stream.unsent = Some(part);
                 return self.unsent.push_back(id);
             }
@@ -103,16 +99,6 @@ impl State {
             Tail::Trailers(trailers) => self.put_block(id, true, |out| hpack::put_headers(out, &trailers)),
             Tail::Body | Tail::Sent => {}
         }
-    }
-
-    /// Tells whether bodies need not wait to be written.
-    pub(super) fn has_room(&self) -> bool {
-        self.out.len() < HIGH
-    }
-
-    /// Tells whether so much waits to be written that nothing more is to be read before it is.
-    pub(super) fn is_full(&self) -> bool {
-        self.out.len() >= 2 * HIGH
     }
 
     /// Tells the peer which of its streams is the last that is taken.

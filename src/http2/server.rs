@@ -150,21 +150,21 @@ impl Responder {
             return;
         }
         loop {
-            let frame = self.unless_cancelled(std::future::poll_fn(|cx| body.as_mut().poll_frame(cx)));
-            let tail = match frame.await {
-                None | Some(Some(Err(_))) => return,
-                Some(None) => Tail::Body,
-                Some(Some(Ok(frame))) => match frame.into_data().map_err(Frame::into_trailers) {
-                    Err(trailers) => Tail::Trailers(trailers.unwrap_or_default()),
-                    Ok(data) => {
-                        if self.put(data).await {
-                            continue;
-                        }
+            let frame = std::future::poll_fn(|cx| body.as_mut().poll_frame(cx));
+            let Some(frame) = self.unless_cancelled(frame).await else { return };
+            let Some(frame) = frame else { return self.finish(Tail::Body).await };
+            let Ok(frame) = frame else { return };
+            match frame.into_data() {
+                Ok(data) => {
+                    if !self.put(data).await {
                         return;
                     }
-                },
-            };
-            return self.finish(tail).await;
+                }
+                Err(frame) => {
+                    let trailers = frame.into_trailers().unwrap_or_default();
+                    return self.finish(Tail::Trailers(trailers)).await;
+                }
+            }
         }
     }
 

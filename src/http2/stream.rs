@@ -88,17 +88,16 @@ impl Stream {
             self.received.reserve(claimed.saturating_add(PREFIX).min(FIRST_RESERVE).max(part.len()));
         }
         self.received.extend_from_slice(part);
-        let received = self.received.len();
         match self.limit {
             // Whoever gathers the whole is woken at its end.
             Some(limit) => {
                 self.owed += len;
-                let whole = self.claimed().unwrap_or_default().max(received);
+                let whole = self.least_len();
                 if whole > limit {
                     return Kept::TooLarge(whole);
                 }
             }
-            None if received > WINDOW as usize => return Kept::BeyondWindow,
+            None if self.received.len() > WINDOW as usize => return Kept::BeyondWindow,
             None => {
                 // Padding is never taken by anybody.
                 self.owed += len - u32::try_from(part.len()).unwrap_or(len);
@@ -118,6 +117,11 @@ impl Stream {
     fn claimed(&self) -> Option<usize> {
         let len = frame::number(self.received.get(1..PREFIX)?)?;
         usize::try_from(len).ok().map(|len| len.saturating_add(PREFIX))
+    }
+
+    /// Returns how long the whole body is at the least: what came, or what it says that it will be.
+    fn least_len(&self) -> usize {
+        self.claimed().unwrap_or_default().max(self.received.len())
     }
 
     /// Lets the peer send as much again as was taken, if that is worth a frame. Tells whether it was.
@@ -162,8 +166,7 @@ impl Stream {
     }
 
     pub(super) fn poll_whole(&mut self, limit: usize, cx: &Context<'_>) -> Poll<Result<Bytes, Fault>> {
-        let came = self.received.len();
-        let len = self.claimed().unwrap_or_default().max(came);
+        let (came, len) = (self.received.len(), self.least_len());
         match &self.ended {
             Some(Err(fault)) => Poll::Ready(Err(fault.clone())),
             _ if len > limit => Poll::Ready(Err(Fault::TooLarge(len))),

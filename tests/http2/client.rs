@@ -16,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use crate::{SETTINGS, SOON, collect, frame, pattern, send_all};
+use crate::{SETTINGS, SOON, breaks, collect, frame, pattern, send_all};
 
 /// The window that one call has.
 const WINDOW: usize = 16 << 20;
@@ -294,34 +294,12 @@ async fn whatever_the_chunks_the_reply_is_the_same() {
 
 #[tokio::test]
 async fn a_peer_that_breaks_the_protocol_ends_the_connection_with_a_reason() {
-    let after = |frames: &[Vec<u8>]| [SETTINGS.to_vec(), frames.concat()].concat();
-    let cases = [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), "it does not speak HTTP/2"),
-        (frame(6, 0, 0, &[0; 8]), "it does not speak HTTP/2"),
-        (after(&[frame(5, 4, 1, &[0; 8])]), "it pushes what nobody asked for"),
-        (after(&[[&[0xff, 0xff, 0xff, 0, 0][..], &[0, 0, 0, 1]].concat()]), "a frame larger than it may be"),
-        (after(&[frame(0, 0, 3, b"x")]), "a stream that was never begun"),
-        (after(&[frame(1, 4, 2, OK)]), "a stream that was never begun"),
-        (after(&[frame(1, 0, 1, OK), frame(0, 0, 1, b"x")]), "it interrupted a header block"),
-        (after(&[frame(9, 4, 1, OK)]), "a header block that was not begun"),
-        (after(&[frame(0, 8, 1, &[200, 0])]), "its padding is wrong"),
-        (after(&[frame(1, 4, 1, &[0x80])]), "its header cannot be decoded"),
-        (after(&[frame(4, 0, 0, &[0, 4, 0xff, 0xff, 0xff, 0xff])]), "its settings are wrong"),
-        (after(&[frame(4, 0, 0, &[0, 5, 0, 0, 0, 1])]), "its settings are wrong"),
-        (after(&[frame(4, 0, 0, &[0])]), "its settings are wrong"),
-        (after(&[frame(8, 0, 0, &[0, 0, 0, 0])]), "its window is wrong"),
-        (after(&[frame(8, 0, 0, &[0x7f, 0xff, 0xff, 0xff])]), "its window is wrong"),
-        (after(&[frame(3, 0, 1, &[0])]), "too short"),
-        (
-            after(&[
-                frame(1, 0, 1, &vec![0; 1 << 17]),
-                frame(9, 0, 1, &vec![0; 1 << 17]),
-                frame(9, 0, 1, &[0]),
-            ]),
-            "too long",
-        ),
-    ];
-    for (script, expected) in cases {
+    let mut cases = breaks();
+    cases.extend([(frame(0, 8, 1, &[200, 0]), "its padding is wrong"), (frame(3, 0, 1, &[0]), "too short")]);
+    let after = cases.into_iter().map(|(frames, why)| ([&SETTINGS[..], &frames].concat(), why));
+    let strangers = [b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), frame(6, 0, 0, &[0; 8])];
+    let strangers = strangers.map(|script| (script, "it does not speak HTTP/2"));
+    for (script, expected) in after.chain(strangers) {
         let (fetched, ended, _) = scripted(script, 1 << 20).await;
         let fault = ended.unwrap_err().to_string();
         assert!(fault.contains(expected), "{fault} instead of {expected}");

@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
-use crate::{SETTINGS, SOON, collect, frame, pattern, send_all};
+use crate::{SETTINGS, SOON, breaks, collect, frame, pattern, send_all};
 
 /// The longest request.
 const LIMIT: usize = 1 << 20;
@@ -421,31 +421,20 @@ async fn whatever_the_chunks_the_request_is_the_same() {
 
 #[tokio::test]
 async fn a_peer_that_breaks_the_protocol_is_told_so_and_its_connection_ends() {
-    let cases = [
-        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), "it does not speak HTTP/2"),
-        ([PREFACE, &frame(6, 0, 0, &[0; 8])].concat(), "it does not speak HTTP/2"),
-        (after(&[frame(5, 4, 1, &[0; 8])]), "it pushes what nobody asked for"),
-        (after(&[[&[0xff, 0xff, 0xff, 0, 0][..], &[0, 0, 0, 1]].concat()]), "a frame larger than it may be"),
-        (after(&[frame(0, 0, 1, b"x")]), "a stream that was never begun"),
-        (after(&[frame(3, 0, 1, &[0; 4])]), "a stream that was never begun"),
-        (after(&[frame(1, 4, 2, REQUEST)]), "a stream that was never begun"),
-        (after(&[frame(1, 4, 0, REQUEST)]), "a stream that was never begun"),
-        (after(&[frame(1, 0, 1, REQUEST), frame(0, 0, 1, b"x")]), "it interrupted a header block"),
-        (after(&[frame(1, 4, 1, REQUEST), frame(9, 4, 1, REQUEST)]), "a header block that was not begun"),
-        (after(&[frame(1, 4, 1, REQUEST), frame(0, 8, 1, &[200, 0])]), "its padding is wrong"),
-        (after(&[frame(1, 4, 1, &[0x80])]), "its header cannot be decoded"),
-        (after(&[frame(4, 0, 0, &[0, 4, 0xff, 0xff, 0xff, 0xff])]), "its settings are wrong"),
-        (after(&[frame(8, 0, 0, &[0x7f, 0xff, 0xff, 0xff])]), "its window is wrong"),
-        (
-            after(&[
-                frame(1, 0, 1, &vec![0; 1 << 17]),
-                frame(9, 0, 1, &vec![0; 1 << 17]),
-                frame(9, 0, 1, &[0]),
-            ]),
-            "too long",
-        ),
-    ];
-    for (script, expected) in cases {
+    let mut cases = breaks();
+    cases.extend([
+        (frame(0, 0, 1, b"x"), "a stream that was never begun"),
+        (frame(3, 0, 1, &[0; 4]), "a stream that was never begun"),
+        (frame(1, 4, 2, REQUEST), "a stream that was never begun"),
+        (frame(1, 4, 0, REQUEST), "a stream that was never begun"),
+        ([frame(1, 0, 1, REQUEST), frame(0, 0, 1, b"x")].concat(), "it interrupted a header block"),
+        ([frame(1, 4, 1, REQUEST), frame(9, 4, 1, REQUEST)].concat(), "a header block that was not begun"),
+        ([frame(1, 4, 1, REQUEST), frame(0, 8, 1, &[200, 0])].concat(), "its padding is wrong"),
+    ]);
+    let after = cases.into_iter().map(|(frames, why)| (after(&[frames]), why));
+    let strangers = [b"GET / HTTP/1.1\r\n\r\n".to_vec(), [PREFACE, &frame(6, 0, 0, &[0; 8])].concat()];
+    let strangers = strangers.map(|script| (script, "it does not speak HTTP/2"));
+    for (script, expected) in after.chain(strangers) {
         let told = scripted(&script, 1 << 20, NEVER).await;
         let fault = told.fault.as_deref().unwrap_or_default();
         assert!(fault.contains(expected), "{fault} instead of {expected}");

@@ -18,8 +18,8 @@ use tokio::task::JoinSet;
 
 use crate::config;
 use crate::drain::Drain;
-use crate::proxy::Node;
-use crate::server::{Bound, SocketFile};
+use crate::proxy::ProxyState;
+use crate::server::{Listener, SocketFile};
 use load::Load;
 
 mod change;
@@ -33,8 +33,8 @@ const SOCKET_MODE: u32 = 0o600;
 
 /// What every answer is made from.
 #[derive(Debug)]
-pub(crate) struct Desk {
-    node: Arc<Node>,
+pub(crate) struct AdminState {
+    node: Arc<ProxyState>,
     load: Load,
     started: SystemTime,
 }
@@ -46,11 +46,12 @@ pub(crate) struct Desk {
 pub async fn spawn(
     servers: &mut JoinSet<()>,
     config: &config::Admin,
-    node: &Arc<Node>,
+    node: &Arc<ProxyState>,
     drain: &Drain,
 ) -> anyhow::Result<()> {
-    let desk = Arc::new(Desk { node: Arc::clone(node), load: Load::default(), started: SystemTime::now() });
-    let (listener, file) = Bound::bind(&config.socket, SOCKET_MODE, None).await?.split();
+    let desk =
+        Arc::new(AdminState { node: Arc::clone(node), load: Load::default(), started: SystemTime::now() });
+    let (listener, file) = Listener::bind(&config.socket, SOCKET_MODE, None).await?.split();
     let routes = pages().merge(commands()).with_state(Arc::clone(&desk));
     serve(servers, listener, routes, drain, Some(file));
     if let Some(address) = config.http {
@@ -79,7 +80,7 @@ where
     });
 }
 
-async fn sample(desk: Arc<Desk>, drain: Drain) {
+async fn sample(desk: Arc<AdminState>, drain: Drain) {
     let mut tick = tokio::time::interval(load::STEP);
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -91,7 +92,7 @@ async fn sample(desk: Arc<Desk>, drain: Drain) {
 }
 
 /// What everybody may see who reaches the port.
-fn pages() -> Router<Arc<Desk>> {
+fn pages() -> Router<Arc<AdminState>> {
     Router::new()
         .route("/", get(page::page))
         .route("/metrics", get(metrics))
@@ -100,7 +101,7 @@ fn pages() -> Router<Arc<Desk>> {
 }
 
 /// What only root may see and do.
-fn commands() -> Router<Arc<Desk>> {
+fn commands() -> Router<Arc<AdminState>> {
     Router::new()
         .route("/v1/status", get(read::status))
         .route("/v1/pods", get(read::pods))
@@ -113,7 +114,7 @@ fn commands() -> Router<Arc<Desk>> {
         .route("/v1/backends/{name}/forget", post(change::forget))
 }
 
-async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
+async fn metrics(State(desk): State<Arc<AdminState>>) -> Response {
     desk.node.refresh_gauges();
     match TextEncoder::new().encode_to_string(&desk.node.metrics.registry.gather()) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
@@ -122,7 +123,7 @@ async fn metrics(State(desk): State<Arc<Desk>>) -> Response {
 }
 
 /// Ready once lists can be complete: every backend was listed, or saved state stands for it.
-async fn ready(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
+async fn ready(State(desk): State<Arc<AdminState>>) -> impl IntoResponse {
     let unknown: Vec<_> = desk
         .node
         .backends()

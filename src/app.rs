@@ -14,13 +14,13 @@ use tokio::task::JoinSet;
 use crate::config::Config;
 use crate::drain::Drain;
 use crate::metrics::Metrics;
-use crate::proxy::{Node, Proxy};
+use crate::proxy::{Proxy, ProxyState};
 use crate::relay::{Relay, RelayMetrics};
 use crate::router::{Handlers, Names, Router};
-use crate::server::Bound;
+use crate::server::Listener;
 use crate::snapshot::Snapshot;
 use crate::{admin, telemetry};
-use fleet::Fleet;
+use fleet::Backends;
 
 mod fleet;
 mod systemd;
@@ -35,8 +35,8 @@ const PULSE: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct App {
     path: PathBuf,
-    node: Arc<Node>,
-    fleet: Fleet,
+    node: Arc<ProxyState>,
+    fleet: Backends,
     drain: Drain,
     servers: JoinSet<()>,
     writer: tokio::task::JoinHandle<()>,
@@ -56,7 +56,7 @@ impl App {
         // First of all, so that a second crimux is refused before it touches the state of the first.
         let bound = match systemd::listener(&config.listen)? {
             Some(inherited) => inherited,
-            None => Bound::bind(&config.listen, config.listen_mode, config.listen_owner).await?,
+            None => Listener::bind(&config.listen, config.listen_mode, config.listen_owner).await?,
         };
         let drain = Drain::default();
         let metrics = Metrics::new()?;
@@ -67,8 +67,9 @@ impl App {
         let router = Router::new(Handlers::new(&config, &Names::new()));
         let relay =
             Relay::bind(RelayMetrics::new(&metrics.registry)?).await.context("no port for the relay")?;
-        let node = Node::new(config.clone(), router, Arc::clone(&snapshot), metrics, Arc::clone(&relay));
-        let mut fleet = Fleet::new(Arc::clone(&node), drain.clone());
+        let node =
+            ProxyState::new(config.clone(), router, Arc::clone(&snapshot), metrics, Arc::clone(&relay));
+        let mut fleet = Backends::new(Arc::clone(&node), drain.clone());
         fleet.apply(&config).await?;
         tokio::spawn(pulse());
         let writer = tokio::spawn(snapshot.run(drain.clone().into_begun()));

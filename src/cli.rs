@@ -34,13 +34,13 @@ const DEFAULT_CONFIG: &str = "/etc/crimux/config.yaml";
 #[command(name = "crimux", version, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
-    verb: Verb,
+    verb: Command,
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 fine, 1 failed, 2 wrong usage, 64 bad configuration.";
 
 #[derive(Debug, Subcommand)]
-enum Verb {
+enum Command {
     /// Serve the configured sockets until told to end.
     Serve(ConfigFile),
     /// Read the configuration and report every problem in it; with --probe, examine the backends too.
@@ -54,22 +54,22 @@ enum Verb {
         #[arg(long, short)]
         watch: bool,
         #[command(flatten)]
-        reading: Reading,
+        reading: ReadArgs,
     },
     /// List the pods of all backends.
     ///
     /// HANDLER is the RuntimeClass handler that leads to where the pod is. The pods of a backend that cannot be
     /// asked are those last known, and marked so.
-    Ps(Reading),
+    Ps(ReadArgs),
     /// Show where new sandboxes of a handler go; without one, of every handler.
     Route {
         /// The RuntimeClass handler; "" is for pods without a RuntimeClass.
         handler: Option<String>,
         #[command(flatten)]
-        reading: Reading,
+        reading: ReadArgs,
     },
     /// List the images of all backends, and which of them has each.
-    Images(Reading),
+    Images(ReadArgs),
     /// Drain a backend, undo that, or declare one lost.
     #[command(subcommand)]
     Backend(backend::Change),
@@ -99,7 +99,7 @@ struct ConfigFile {
 
 /// What every verb that reads takes.
 #[derive(Debug, clap::Args)]
-struct Reading {
+struct ReadArgs {
     /// A table for people, or the whole answer for scripts.
     #[arg(long, short, value_enum, default_value = "table")]
     output: Format,
@@ -124,21 +124,21 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-fn done(verb: Verb) -> anyhow::Result<ExitCode> {
+fn done(verb: Command) -> anyhow::Result<ExitCode> {
     let done = match verb {
         // One thread serves all calls: a call then never waits for another thread to wake up (see ARCHITECTURE.md).
-        Verb::Serve(ConfigFile { config }) => {
+        Command::Serve(ConfigFile { config }) => {
             block_on(async { App::start(&config).await?.run().await })?;
             ExitCode::SUCCESS
         }
-        Verb::Check(check) => block_on(check.run())?,
-        Verb::Status { watch, reading } => block_on(show::status(&reading, watch))?,
-        Verb::Ps(reading) => block_on(show::pods(&reading))?,
-        Verb::Route { handler, reading } => block_on(show::routes(&reading, handler.as_deref()))?,
-        Verb::Images(reading) => block_on(show::images(&reading))?,
-        Verb::Backend(change) => block_on(change.run())?,
-        Verb::Completions { shell } => generate::completions(shell),
-        Verb::Generate { what, directory } => generate::all(what, &directory)?,
+        Command::Check(check) => block_on(check.run())?,
+        Command::Status { watch, reading } => block_on(show::status(&reading, watch))?,
+        Command::Ps(reading) => block_on(show::pods(&reading))?,
+        Command::Route { handler, reading } => block_on(show::routes(&reading, handler.as_deref()))?,
+        Command::Images(reading) => block_on(show::images(&reading))?,
+        Command::Backend(change) => block_on(change.run())?,
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Generate { what, directory } => generate::all(what, &directory)?,
     };
     Ok(done)
 }

@@ -24,7 +24,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use problem::{ConfigError, Problem, Problems};
+pub use problem::{ConfigError, Diagnostic, Problems};
 pub use warnings::Warning;
 
 /// A checked configuration. Names of backends in it always exist in [`Config::backends`].
@@ -275,7 +275,7 @@ fn not_utf8(error: &std::string::FromUtf8Error) -> Problems {
     let line = valid.matches('\n').count() + 1;
     let column = valid.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
     let message = "this byte is not UTF-8 (save the file as UTF-8)".to_owned();
-    Problems(vec![Problem { line, column, key: String::new(), message }])
+    Problems(vec![Diagnostic { line, column, key: String::new(), message }])
 }
 
 impl Default for Timeouts {

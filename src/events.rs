@@ -1,6 +1,6 @@
 //! Container events: every backend's stream once, to every client that wants it.
 //!
-//! A [`Feed`] is one backend's stream, shared by its clients: runtimes of old hand each event to one of their
+//! A [`Subscription`] is one backend's stream, shared by its clients: runtimes of old hand each event to one of their
 //! subscribers only (containerd 1.7, `container_events.go`), so crimux must not subscribe twice. It exists while
 //! a client wants it. A [`Client`] has a bounded queue; one that does not read loses its stream, never an event
 //! out of the middle of it, and nobody waits for it. Nothing here knows how events are got or what is in them.
@@ -39,7 +39,7 @@ pub struct Client {
 
 /// One backend's stream and who reads it.
 #[derive(Debug)]
-pub struct Feed {
+pub struct Subscription {
     phase: watch::Sender<Phase>,
     clients: Mutex<Vec<Arc<Client>>>,
     unwanted: Notify,
@@ -47,8 +47,8 @@ pub struct Feed {
 
 /// All streams of backends that are wanted at the moment.
 #[derive(Debug, Default)]
-pub struct Feeds {
-    by_backend: Mutex<BTreeMap<Arc<str>, Arc<Feed>>>,
+pub struct Subscriptions {
+    by_backend: Mutex<BTreeMap<Arc<str>, Arc<Subscription>>>,
 }
 
 impl Client {
@@ -92,7 +92,7 @@ impl Client {
     }
 }
 
-impl Feed {
+impl Subscription {
     fn new() -> Arc<Self> {
         Arc::new(Self {
             phase: watch::Sender::new(Phase::Asking),
@@ -136,13 +136,13 @@ impl Feed {
     }
 }
 
-impl Feeds {
+impl Subscriptions {
     /// Lets a client read a backend's stream. The second value tells whether the stream is new, so that the
     /// caller must feed it.
-    pub fn attach(&self, backend: &Arc<str>, client: &Arc<Client>) -> (Arc<Feed>, bool) {
+    pub fn attach(&self, backend: &Arc<str>, client: &Arc<Client>) -> (Arc<Subscription>, bool) {
         let mut feeds = self.feeds();
         let new = !feeds.contains_key(backend);
-        let feed = Arc::clone(feeds.entry(Arc::clone(backend)).or_insert_with(Feed::new));
+        let feed = Arc::clone(feeds.entry(Arc::clone(backend)).or_insert_with(Subscription::new));
         feed.clients().push(Arc::clone(client));
         (feed, new)
     }
@@ -161,7 +161,7 @@ impl Feeds {
     }
 
     /// Ends a backend's stream: all its clients' streams end with `error`.
-    pub fn end(&self, backend: &str, feed: &Arc<Feed>, error: &Error) {
+    pub fn end(&self, backend: &str, feed: &Arc<Subscription>, error: &Error) {
         let mut feeds = self.feeds();
         if feeds.get(backend).is_some_and(|current| Arc::ptr_eq(current, feed)) {
             feeds.remove(backend);
@@ -181,7 +181,7 @@ impl Feeds {
         }
     }
 
-    fn feeds(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Feed>>> {
+    fn feeds(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Subscription>>> {
         self.by_backend.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -203,7 +203,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_client_keeps_what_it_has_and_loses_the_rest_alone() {
-        let feeds = Feeds::default();
+        let feeds = Subscriptions::default();
         let (slow, mut slow_frames) = Client::new(2);
         let (fast, mut fast_frames) = Client::new(3);
         let (feed, new) = feeds.attach(&name(), &slow);
@@ -223,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_is_unwanted_when_its_last_client_has_left() {
-        let feeds = Feeds::default();
+        let feeds = Subscriptions::default();
         let (one, frames) = Client::new(1);
         let (other, _other_frames) = Client::new(1);
         let (feed, _) = feeds.attach(&name(), &one);
@@ -240,7 +240,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stream_that_ends_ends_those_of_its_clients_with_the_reason() {
-        let feeds = Feeds::default();
+        let feeds = Subscriptions::default();
         let (client, mut frames) = Client::new(1);
         let (feed, _) = feeds.attach(&name(), &client);
         feed.publish(&Bytes::from_static(b"last"));

@@ -38,28 +38,28 @@ pub enum Kind {
 
 /// The way that calls of a method take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Lane {
+pub enum Route {
     /// To the backend of the runtime handler in this field.
     Handler(u32),
     /// To the owner of the ID in field 1.
-    Owner(Kind, Absent),
+    Owner(Kind, OnUnknownId),
     /// To the image store that the call means.
     Image(ImageCall),
     /// To all backends; their replies become one.
     FanOut(List),
     /// To all backends, frame by frame; the rule is that of the unary list.
-    Relay(List),
+    StreamList(List),
     /// To all backends; every one must take it.
     Broadcast,
     /// Composed from what the node knows.
-    Answer(Answer),
+    Local(Answer),
     /// The merged stream of container events.
     Events,
 }
 
 /// What an ID that every backend denies is answered with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Absent {
+pub enum OnUnknownId {
     /// `NotFound`.
     NotFound,
     /// OK: stopping or removing what is not there has succeeded (critest `idempotence.go`).
@@ -152,7 +152,7 @@ pub enum Deadline {
     /// `timeouts.stats`.
     Stats,
     /// 80 ms: kubelet judges the node by the answer.
-    Prompt,
+    Fast,
 }
 
 /// One RPC.
@@ -165,7 +165,7 @@ pub struct Method {
     /// Its name, as in the API.
     pub name: &'static str,
     /// The way of its calls.
-    pub lane: Lane,
+    pub route: Route,
     /// What its good replies teach.
     pub effect: Effect,
     /// How long a backend may take.
@@ -287,39 +287,39 @@ impl List {
     }
 }
 
-struct Row(Service, &'static str, Lane, Effect, Deadline);
+struct Row(Service, &'static str, Route, Effect, Deadline);
 
 use Kind::{Container, Sandbox};
 use Service::{Image, Runtime};
 
 /// A read or action on a sandbox or container: an unknown ID is `NotFound`.
 const fn owner(name: &'static str, kind: Kind, effect: Effect, deadline: Deadline) -> Row {
-    Row(Runtime, name, Lane::Owner(kind, Absent::NotFound), effect, deadline)
+    Row(Runtime, name, Route::Owner(kind, OnUnknownId::NotFound), effect, deadline)
 }
 
 /// An idempotent call: an ID that every backend denies is OK.
 const fn idempotent(name: &'static str, kind: Kind, effect: Effect) -> Row {
-    Row(Runtime, name, Lane::Owner(kind, Absent::Ok), effect, Deadline::Caller)
+    Row(Runtime, name, Route::Owner(kind, OnUnknownId::Ok), effect, Deadline::Caller)
 }
 
 const fn fan_out(service: Service, name: &'static str, list: List, deadline: Deadline) -> Row {
-    Row(service, name, Lane::FanOut(list), Effect::None, deadline)
+    Row(service, name, Route::FanOut(list), Effect::None, deadline)
 }
 
 const fn relay(service: Service, name: &'static str, list: List, deadline: Deadline) -> Row {
-    Row(service, name, Lane::Relay(list), Effect::None, deadline)
+    Row(service, name, Route::StreamList(list), Effect::None, deadline)
 }
 
 const fn handler(name: &'static str, field: u32, effect: Effect) -> Row {
-    Row(Runtime, name, Lane::Handler(field), effect, Deadline::Caller)
+    Row(Runtime, name, Route::Handler(field), effect, Deadline::Caller)
 }
 
 const fn answer(name: &'static str, answer: Answer) -> Row {
-    Row(Runtime, name, Lane::Answer(answer), Effect::None, Deadline::Prompt)
+    Row(Runtime, name, Route::Local(answer), Effect::None, Deadline::Fast)
 }
 
 const fn image(name: &'static str, call: ImageCall, deadline: Deadline) -> Row {
-    Row(Image, name, Lane::Image(call), Effect::None, deadline)
+    Row(Image, name, Route::Image(call), Effect::None, deadline)
 }
 
 const ROWS: [Row; 43] = [
@@ -349,12 +349,12 @@ const ROWS: [Row; 43] = [
     owner("PodSandboxStats", Sandbox, Effect::Stats, Deadline::Read),
     fan_out(Runtime, "ListPodSandboxStats", List::SandboxStats, Deadline::Stats),
     relay(Runtime, "StreamPodSandboxStats", List::SandboxStats, Deadline::Stats),
-    Row(Runtime, "UpdateRuntimeConfig", Lane::Broadcast, Effect::None, Deadline::Caller),
+    Row(Runtime, "UpdateRuntimeConfig", Route::Broadcast, Effect::None, Deadline::Caller),
     answer("Status", Answer::Status),
     owner("CheckpointContainer", Container, Effect::None, Deadline::Caller),
     owner("CheckpointPod", Sandbox, Effect::None, Deadline::Caller),
     handler("RestorePod", 3, Effect::PodRestored),
-    Row(Runtime, "GetContainerEvents", Lane::Events, Effect::None, Deadline::Caller),
+    Row(Runtime, "GetContainerEvents", Route::Events, Effect::None, Deadline::Caller),
     fan_out(Runtime, "ListMetricDescriptors", List::MetricDescriptors, Deadline::Stats),
     fan_out(Runtime, "ListPodSandboxMetrics", List::SandboxMetrics, Deadline::Stats),
     relay(Runtime, "StreamPodSandboxMetrics", List::SandboxMetrics, Deadline::Stats),
@@ -365,15 +365,15 @@ const ROWS: [Row; 43] = [
     image("ImageStatus", ImageCall::Status, Deadline::Read),
     image("PullImage", ImageCall::Pull, Deadline::Caller),
     image("RemoveImage", ImageCall::Remove, Deadline::Caller),
-    fan_out(Image, "ImageFsInfo", List::Filesystems, Deadline::Prompt),
+    fan_out(Image, "ImageFsInfo", List::Filesystems, Deadline::Fast),
 ];
 
 static TABLE: LazyLock<Vec<Method>> = LazyLock::new(|| {
-    let method = |(index, Row(service, name, lane, effect, deadline)): (usize, Row)| Method {
+    let method = |(index, Row(service, name, route, effect, deadline)): (usize, Row)| Method {
         index,
         service,
         name,
-        lane,
+        route,
         effect,
         deadline,
         paths: [Api::V1, Api::V1Alpha2].map(|api| format!("/{}.{}/{name}", api.package(), service.name())),

@@ -18,10 +18,10 @@ use tonic::body::Body;
 
 use crate::codec::{self, Message};
 use crate::error::Error;
-use crate::method::{self, Lane, Method};
+use crate::method::{self, Method, Route};
 use crate::telemetry::spans;
-pub use node::Node;
-use reply::{Outcome, Watch};
+pub use node::ProxyState;
+use reply::{CallRecorder, Outcome};
 
 mod answer;
 mod events;
@@ -40,14 +40,14 @@ mod stream_lists;
 /// One of our sockets, as a service: the node's, or one that shows a single backend.
 #[derive(Debug, Clone)]
 pub struct Proxy {
-    node: Arc<Node>,
+    node: Arc<ProxyState>,
     scope: Option<Arc<str>>,
 }
 
 /// One RPC in flight.
 #[derive(Debug)]
 struct Call {
-    node: Arc<Node>,
+    node: Arc<ProxyState>,
     /// The only backend this call may see; `None` for the node's socket.
     scope: Option<Arc<str>>,
     /// The API that the client speaks.
@@ -57,12 +57,12 @@ struct Call {
     /// The path, if it is no row's.
     path: String,
     headers: HeaderMap,
-    watch: Watch,
+    watch: CallRecorder,
 }
 
 impl Proxy {
     /// Serves the whole node, or one backend alone.
-    pub fn new(node: Arc<Node>, scope: Option<Arc<str>>) -> Self {
+    pub fn new(node: Arc<ProxyState>, scope: Option<Arc<str>>) -> Self {
         Self { node, scope }
     }
 }
@@ -75,7 +75,7 @@ async fn serve(proxy: Proxy, request: Request<impl http_body::Body<Data = Bytes>
     };
     let span = spans::server(head.uri.path(), &mut head.headers);
     let mut call = Call {
-        watch: Watch::new(&proxy.node, path.method, span),
+        watch: CallRecorder::new(&proxy.node, path.method, span),
         node: proxy.node,
         scope: proxy.scope,
         api: path.api,
@@ -96,16 +96,16 @@ impl Call {
         let Some(method) = self.method else {
             return Box::pin(self.forward_unknown(message)).await;
         };
-        match method.lane {
+        match method.route {
             // The lane of most calls stands in the future itself; the others are boxed, to keep it small.
-            Lane::Owner(kind, absent) => self.forward_to_owner(method, kind, absent, message).await,
-            Lane::Handler(field) => Box::pin(self.place(field, message)).await,
-            Lane::Image(image_call) => Box::pin(self.image(method, image_call, message)).await,
-            Lane::FanOut(list) => Box::pin(self.fan_out(method, list, message)).await,
-            Lane::Broadcast => Box::pin(self.broadcast(method, message)).await,
-            Lane::Answer(answer) => Box::pin(self.compose(answer, &message)).await,
-            Lane::Relay(list) => Box::pin(self.stream_list(method, list, message)).await,
-            Lane::Events => Box::pin(self.events()).await,
+            Route::Owner(kind, absent) => self.forward_to_owner(method, kind, absent, message).await,
+            Route::Handler(field) => Box::pin(self.place(field, message)).await,
+            Route::Image(image_call) => Box::pin(self.image(method, image_call, message)).await,
+            Route::FanOut(list) => Box::pin(self.fan_out(method, list, message)).await,
+            Route::Broadcast => Box::pin(self.broadcast(method, message)).await,
+            Route::Local(answer) => Box::pin(self.compose(answer, &message)).await,
+            Route::StreamList(list) => Box::pin(self.stream_list(method, list, message)).await,
+            Route::Events => Box::pin(self.events()).await,
         }
     }
 

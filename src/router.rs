@@ -22,7 +22,7 @@ pub struct Router {
     /// IDs and their owners.
     pub owners: Owners,
     /// What images were last used where.
-    pub image_uses: images::Uses,
+    pub image_uses: images::RecentUses,
     handlers: ArcSwap<Handlers>,
 }
 
@@ -31,7 +31,7 @@ impl Router {
     pub fn new(handlers: Handlers) -> Self {
         Self {
             owners: Owners::default(),
-            image_uses: images::Uses::default(),
+            image_uses: images::RecentUses::default(),
             handlers: ArcSwap::from_pointee(handlers),
         }
     }

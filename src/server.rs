@@ -30,12 +30,12 @@ const SEND_BUFFER: usize = 1 << 20;
 
 /// A socket that is listening.
 #[derive(Debug)]
-pub struct Bound {
+pub struct Listener {
     listener: UnixListener,
     file: SocketFile,
 }
 
-impl Bound {
+impl Listener {
     /// Binds `path`, making its directory, with these permission bits and owner.
     ///
     /// # Errors
@@ -186,7 +186,7 @@ mod tests {
     async fn the_file_has_the_mode_and_goes_with_its_value() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made/here/socket");
-        let bound = Bound::bind(&path, 0o640, None).await.unwrap();
+        let bound = Listener::bind(&path, 0o640, None).await.unwrap();
         assert_eq!(bound.path(), path);
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o7777, 0o640);
         UnixStream::connect(&path).await.unwrap();
@@ -198,8 +198,8 @@ mod tests {
     async fn a_socket_in_use_is_refused_and_stays_usable() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let _first = Bound::bind(&path, 0o600, None).await.unwrap();
-        let error = Bound::bind(&path, 0o600, None).await.unwrap_err();
+        let _first = Listener::bind(&path, 0o600, None).await.unwrap();
+        let error = Listener::bind(&path, 0o600, None).await.unwrap_err();
         assert!(error.to_string().contains("is in use"), "{error}");
         UnixStream::connect(&path).await.unwrap();
     }
@@ -209,7 +209,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         drop(UnixListener::bind(&path).unwrap());
-        drop(Bound::bind(&path, 0o600, None).await.unwrap());
+        drop(Listener::bind(&path, 0o600, None).await.unwrap());
         let elsewhere = dir.path().join("elsewhere");
         let _listening = UnixListener::bind(&elsewhere).unwrap();
         for make in [
@@ -222,7 +222,7 @@ mod tests {
                 Ok(())
             });
             let path = path.unwrap().into_temp_path().keep().unwrap();
-            let error = Bound::bind(&path, 0o600, None).await.unwrap_err();
+            let error = Listener::bind(&path, 0o600, None).await.unwrap_err();
             assert!(error.to_string().ends_with("exists and is not a socket"), "{error}");
             assert!(std::fs::symlink_metadata(&path).is_ok());
         }
@@ -233,7 +233,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        drop(Bound::inherited(listener, &path).unwrap());
+        drop(Listener::inherited(listener, &path).unwrap());
         assert!(path.exists());
     }
 
@@ -241,7 +241,7 @@ mod tests {
     async fn a_file_that_took_the_place_of_ours_is_not_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
-        let bound = Bound::bind(&path, 0o600, None).await.unwrap();
+        let bound = Listener::bind(&path, 0o600, None).await.unwrap();
         // Beside ours, so that it cannot have the same inode.
         let other = dir.path().join("other");
         let _listening = UnixListener::bind(&other).unwrap();

@@ -44,14 +44,14 @@ use std::time::Instant;
 pub use filter::{Filter, item_id};
 pub use items::{
     CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts,
-    SANDBOX_NOTREADY, SANDBOX_READY, SandboxFacts, container_items, sandbox_items,
+    SANDBOX_NOTREADY, SANDBOX_READY, SandboxRef, container_items, sandbox_items,
 };
 pub use last_known::LastKnown;
 
 use changes::Op;
 use shared::Shared;
 use state::State;
-use writer::Written;
+use writer::LastWrite;
 
 /// The lists that are remembered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -85,7 +85,7 @@ pub enum StatusKind {
 
 /// A moment in the order of changes: what was recorded before it, a list sent at it shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Epoch {
+pub struct Revision {
     seq: u64,
     at: Instant,
 }
@@ -115,7 +115,7 @@ pub struct Snapshot {
     settled: AtomicBool,
     shared: Arc<Shared>,
     backends: Mutex<BTreeMap<String, Arc<LastKnown>>>,
-    written: Mutex<Written>,
+    written: Mutex<LastWrite>,
 }
 
 impl Snapshot {

@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use crimux::method::{self, Absent, Answer, Deadline, Effect, ImageCall, Kind, Lane, List, Method};
+use crimux::method::{self, Answer, Deadline, Effect, ImageCall, Kind, List, Method, OnUnknownId, Route};
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rpc.md");
 
@@ -26,22 +26,22 @@ again. A client's own deadline that is shorter counts instead.
 ";
 
 fn row(method: &Method) -> String {
-    let (lane, rule, failure) = match method.lane {
-        Lane::Handler(field) => ("handler", handler(field), "`Unavailable`".to_owned()),
-        Lane::Owner(kind, absent) => ("owner", owner(kind, absent), owner_failure(method)),
-        Lane::Image(call) => ("image", image(call).to_owned(), image_failure(call).to_owned()),
-        Lane::FanOut(list) => ("fan-out", merged(list).to_owned(), fan_out_failure(list, method.deadline)),
-        Lane::Relay(list) => ("relay", relayed(list), relay_failure(list)),
-        Lane::Broadcast => (
+    let (lane, rule, failure) = match method.route {
+        Route::Handler(field) => ("handler", handler(field), "`Unavailable`".to_owned()),
+        Route::Owner(kind, absent) => ("owner", owner(kind, absent), owner_failure(method)),
+        Route::Image(call) => ("image", image(call).to_owned(), image_failure(call).to_owned()),
+        Route::FanOut(list) => ("fan-out", merged(list).to_owned(), fan_out_failure(list, method.deadline)),
+        Route::StreamList(list) => ("relay", relayed(list), relay_failure(list)),
+        Route::Broadcast => (
             "broadcast",
             "to every backend, as it came".to_owned(),
             "its error; kubelet tries again".to_owned(),
         ),
-        Lane::Answer(answer) => {
+        Route::Local(answer) => {
             let (rule, failure) = answered(answer);
             ("answer", rule.to_owned(), failure.to_owned())
         }
-        Lane::Events => ("events", events().to_owned(), events_failure().to_owned()),
+        Route::Events => ("events", events().to_owned(), events_failure().to_owned()),
     };
     let rule = [rule.as_str(), effect(method.effect)].join("");
     format!("| {} | {lane} | {rule} | {failure} |", method.name)
@@ -53,10 +53,10 @@ fn handler(field: u32) -> String {
     )
 }
 
-fn owner(kind: Kind, absent: Absent) -> String {
+fn owner(kind: Kind, absent: OnUnknownId) -> String {
     let denied = match absent {
-        Absent::NotFound => "`NotFound`",
-        Absent::Ok => "OK",
+        OnUnknownId::NotFound => "`NotFound`",
+        OnUnknownId::Ok => "OK",
     };
     format!("to the owner of the {} in field 1; an ID that every backend denies: {denied}", kind.word())
 }
@@ -141,7 +141,7 @@ fn standing_in(list: List) -> &'static str {
 
 fn fan_out_failure(list: List, deadline: Deadline) -> String {
     let deadline = match deadline {
-        Deadline::Prompt => "within 80 ms",
+        Deadline::Fast => "within 80 ms",
         _ => "after its deadline",
     };
     format!("{} ({deadline})", standing_in(list))

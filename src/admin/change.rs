@@ -12,25 +12,25 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
 
-use crate::admin::Desk;
+use crate::admin::AdminState;
 use crate::admin::documents::Changed;
-use crate::admin::read::{self, Refusal, refusal};
+use crate::admin::read::{self, ApiError, refusal};
 use crate::backend::Backend;
 use crate::error::whose;
-use crate::proxy::Node;
+use crate::proxy::ProxyState;
 
 #[derive(Debug, Deserialize)]
-pub(super) struct How {
+pub(super) struct ForceQuery {
     #[serde(default)]
     force: bool,
 }
 
 /// Takes no new sandboxes to a backend from now on.
 pub(super) async fn drain(
-    State(desk): State<Arc<Desk>>,
+    State(desk): State<Arc<AdminState>>,
     Path(name): Path<String>,
-    Query(how): Query<How>,
-) -> Result<Json<Changed>, Refusal> {
+    Query(how): Query<ForceQuery>,
+) -> Result<Json<Changed>, ApiError> {
     let backend = configured(&desk.node, &name)?;
     let mut warnings = Vec::new();
     let cut_off = without_alternative(&desk.node, &name);
@@ -54,9 +54,9 @@ pub(super) async fn drain(
 
 /// Takes new sandboxes to a backend again.
 pub(super) async fn undrain(
-    State(desk): State<Arc<Desk>>,
+    State(desk): State<Arc<AdminState>>,
     Path(name): Path<String>,
-) -> Result<Json<Changed>, Refusal> {
+) -> Result<Json<Changed>, ApiError> {
     let backend = configured(&desk.node, &name)?;
     if !backend.last.drained() {
         return Ok(changed(format!("backend {name} was not draining"), Vec::new()));
@@ -68,10 +68,10 @@ pub(super) async fn undrain(
 
 /// Declares all that is known of a backend to be gone.
 pub(super) async fn forget(
-    State(desk): State<Arc<Desk>>,
+    State(desk): State<Arc<AdminState>>,
     Path(name): Path<String>,
-    Query(how): Query<How>,
-) -> Result<Json<Changed>, Refusal> {
+    Query(how): Query<ForceQuery>,
+) -> Result<Json<Changed>, ApiError> {
     let node = &desk.node;
     let backend = node.backends().iter().find(|backend| *backend.name == name).cloned();
     let up = backend.as_ref().is_some_and(|backend| backend.is_up());
@@ -104,11 +104,11 @@ fn changed(message: String, warnings: Vec<String>) -> Json<Changed> {
     Json(Changed { message, warnings })
 }
 
-fn configured(node: &Node, name: &str) -> Result<Arc<Backend>, Refusal> {
+fn configured(node: &ProxyState, name: &str) -> Result<Arc<Backend>, ApiError> {
     node.backend(name).map_err(|_| unknown(node, name))
 }
 
-fn unknown(node: &Node, name: &str) -> Refusal {
+fn unknown(node: &ProxyState, name: &str) -> ApiError {
     let backends = node.backends();
     let names: Vec<_> = backends.iter().map(|backend| &*backend.name).collect();
     let error = format!("there is no backend {name:?} (backends: {})", names.join(", "));
@@ -116,7 +116,7 @@ fn unknown(node: &Node, name: &str) -> Refusal {
 }
 
 /// Names what only `backend` serves.
-fn without_alternative(node: &Node, backend: &str) -> Vec<String> {
+fn without_alternative(node: &ProxyState, backend: &str) -> Vec<String> {
     let routes = read::all_routes(node).into_iter().filter(|route| {
         let leads_here = route.targets.iter().any(|target| target.backend == backend && target.weight > 0);
         let elsewhere = route.targets.iter().any(|target| target.backend != backend && target.share > 0.0);
@@ -126,13 +126,13 @@ fn without_alternative(node: &Node, backend: &str) -> Vec<String> {
 }
 
 /// Writes the last-known state to the disk. Why that failed is told by [`unsaved`].
-async fn save(node: &Node) {
+async fn save(node: &ProxyState) {
     let snapshot = Arc::clone(&node.snapshot);
     tokio::task::spawn_blocking(move || snapshot.flush()).await.ok();
 }
 
 /// Warns if the change will not survive a restart.
-fn unsaved(node: &Node) -> Vec<String> {
+fn unsaved(node: &ProxyState) -> Vec<String> {
     let problem = node.snapshot.write_error();
     problem
         .map(|problem| format!("this is not saved and ends with a restart: {problem}"))

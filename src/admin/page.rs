@@ -15,7 +15,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::admin::documents::{Backend, Route, Status};
 use crate::admin::load::Rate;
-use crate::admin::{Desk, read};
+use crate::admin::{AdminState, read};
 use crate::metrics::code_name;
 use crate::recent::{Placement, Reload};
 
@@ -27,7 +27,7 @@ const STYLE: &str = include_str!("page.css");
 /// Nothing is loaded, run, framed or sent, whatever a bug would let through.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-pub(super) async fn page(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
+pub(super) async fn page(State(desk): State<Arc<AdminState>>) -> impl IntoResponse {
     let headers = [
         (header::CACHE_CONTROL, "no-store"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
@@ -36,7 +36,7 @@ pub(super) async fn page(State(desk): State<Arc<Desk>>) -> impl IntoResponse {
     (headers, axum::response::Html(render(&desk).into_string()))
 }
 
-fn render(desk: &Desk) -> Markup {
+fn render(desk: &AdminState) -> Markup {
     let status = read::compose_status(desk);
     let rates = desk.load.rates(&desk.node.metrics.registry);
     html! {

@@ -13,7 +13,7 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use prost::Message;
 
-use crate::admin::Desk;
+use crate::admin::AdminState;
 use crate::admin::documents::{
     self, Image, Images, LastError, Pod, Refused, Reload, Reloads, Route, SavedState, Status, Target,
 };
@@ -21,22 +21,22 @@ use crate::backend::{Backend, Link, State as BackendState};
 use crate::config::Endpoint;
 use crate::cri::{ListImagesResponse, VersionResponse};
 use crate::method::List;
-use crate::proxy::Node;
+use crate::proxy::ProxyState;
 use crate::router::Handlers;
 use crate::snapshot::{Filter, ListKind, SANDBOX_READY};
 
 /// What cannot be answered, and why.
-pub(super) type Refusal = (StatusCode, Json<Refused>);
+pub(super) type ApiError = (StatusCode, Json<Refused>);
 
-pub(super) fn refusal(status: StatusCode, error: impl Into<String>) -> Refusal {
+pub(super) fn refusal(status: StatusCode, error: impl Into<String>) -> ApiError {
     (status, Json(Refused { error: error.into() }))
 }
 
-pub(super) async fn status(State(desk): State<Arc<Desk>>) -> Json<Status> {
+pub(super) async fn status(State(desk): State<Arc<AdminState>>) -> Json<Status> {
     Json(compose_status(&desk))
 }
 
-pub(super) async fn pods(State(desk): State<Arc<Desk>>) -> Json<Vec<Pod>> {
+pub(super) async fn pods(State(desk): State<Arc<AdminState>>) -> Json<Vec<Pod>> {
     desk.node.look(List::Sandboxes).await;
     desk.node.look(List::Containers).await;
     let mut pods: Vec<_> = desk.node.backends().iter().flat_map(|backend| of(&desk.node, backend)).collect();
@@ -46,22 +46,22 @@ pub(super) async fn pods(State(desk): State<Arc<Desk>>) -> Json<Vec<Pod>> {
     Json(pods)
 }
 
-pub(super) async fn routes(State(desk): State<Arc<Desk>>) -> Json<Vec<Route>> {
+pub(super) async fn routes(State(desk): State<Arc<AdminState>>) -> Json<Vec<Route>> {
     Json(all_routes(&desk.node))
 }
 
-pub(super) async fn default_route(State(desk): State<Arc<Desk>>) -> Result<Json<Route>, Refusal> {
+pub(super) async fn default_route(State(desk): State<Arc<AdminState>>) -> Result<Json<Route>, ApiError> {
     one_route(&desk.node, "")
 }
 
 pub(super) async fn route(
-    State(desk): State<Arc<Desk>>,
+    State(desk): State<Arc<AdminState>>,
     Path(handler): Path<String>,
-) -> Result<Json<Route>, Refusal> {
+) -> Result<Json<Route>, ApiError> {
     one_route(&desk.node, &handler)
 }
 
-pub(super) async fn images(State(desk): State<Arc<Desk>>) -> Json<Images> {
+pub(super) async fn images(State(desk): State<Arc<AdminState>>) -> Json<Images> {
     desk.node.look(List::Images).await;
     let (mut unknown, mut stale) = (Vec::new(), Vec::new());
     let mut images: BTreeMap<String, Image> = BTreeMap::new();
@@ -83,7 +83,7 @@ pub(super) async fn images(State(desk): State<Arc<Desk>>) -> Json<Images> {
 }
 
 /// Composes the status of the node.
-pub(super) fn compose_status(desk: &Desk) -> Status {
+pub(super) fn compose_status(desk: &AdminState) -> Status {
     let node = &desk.node;
     let reload = |result: &str| node.metrics.config_reloads.with_label_values(&[result]).get();
     let last = node.recent.reloads().into_iter().next();
@@ -106,7 +106,7 @@ pub(super) fn compose_status(desk: &Desk) -> Status {
 }
 
 /// Returns where the handler `""` and every configured one lead.
-pub(super) fn all_routes(node: &Node) -> Vec<Route> {
+pub(super) fn all_routes(node: &ProxyState) -> Vec<Route> {
     let handlers = node.router.handlers();
     let named = handlers.iter().map(|(handler, _)| compose_route(node, &handlers, handler));
     std::iter::once(compose_route(node, &handlers, "")).chain(named).collect()
@@ -117,7 +117,7 @@ pub(super) fn rfc3339(moment: SystemTime) -> String {
     humantime::format_rfc3339_seconds(moment).to_string()
 }
 
-fn one_route(node: &Node, handler: &str) -> Result<Json<Route>, Refusal> {
+fn one_route(node: &ProxyState, handler: &str) -> Result<Json<Route>, ApiError> {
     let handlers = node.router.handlers();
     if !handler.is_empty() {
         let known = handlers.targets_of(handler);
@@ -126,7 +126,7 @@ fn one_route(node: &Node, handler: &str) -> Result<Json<Route>, Refusal> {
     Ok(Json(compose_route(node, &handlers, handler)))
 }
 
-fn compose_route(node: &Node, handlers: &Handlers, handler: &str) -> Route {
+fn compose_route(node: &ProxyState, handlers: &Handlers, handler: &str) -> Route {
     let targets: Vec<(Arc<str>, String, u32)> = match handlers.targets_of(handler) {
         Ok(targets) => {
             targets.iter().map(|(b, target)| (Arc::clone(b), target.handler.clone(), target.weight)).collect()
@@ -165,7 +165,7 @@ fn why_refused(targets: &[Target]) -> Option<String> {
     (!words.is_empty()).then(|| words.join(", "))
 }
 
-fn backend_document(node: &Node, backend: &Backend) -> documents::Backend {
+fn backend_document(node: &ProxyState, backend: &Backend) -> documents::Backend {
     let config = backend.config();
     let state = node.state(backend);
     let (sandboxes, containers) = node.router.owners.count(&backend.name);
@@ -212,7 +212,7 @@ fn endpoint(endpoint: &Endpoint) -> String {
 }
 
 /// Returns the pods of one backend.
-fn of(node: &Node, backend: &Backend) -> Vec<Pod> {
+fn of(node: &ProxyState, backend: &Backend) -> Vec<Pod> {
     let mut containers: HashMap<String, usize> = HashMap::new();
     backend.last.for_each_container(|facts| {
         *containers.entry(facts.sandbox_id.to_owned()).or_default() += 1;
@@ -253,7 +253,7 @@ fn public_handler(handlers: &Handlers, backend: &str, known_as: &str) -> String 
 }
 
 /// Tells whether what is known of a backend is as fresh as its last answer, not what stands in for one.
-fn is_answering(node: &Node, backend: &Backend) -> bool {
+fn is_answering(node: &ProxyState, backend: &Backend) -> bool {
     !matches!(node.state(backend), BackendState::Down | BackendState::Late)
 }
 

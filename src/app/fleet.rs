@@ -11,20 +11,20 @@ use tokio::task::JoinHandle;
 use crate::backend::Backend;
 use crate::config::Config;
 use crate::drain::Drain;
-use crate::proxy::{Node, Proxy};
+use crate::proxy::{Proxy, ProxyState};
 use crate::router::{Handlers, Names};
-use crate::server::Bound;
+use crate::server::Listener;
 
 /// The backends that run.
 #[derive(Debug)]
-pub(super) struct Fleet {
-    node: Arc<Node>,
+pub(super) struct Backends {
+    node: Arc<ProxyState>,
     drain: Drain,
-    members: BTreeMap<String, Member>,
+    members: BTreeMap<String, RunningBackend>,
 }
 
 #[derive(Debug)]
-struct Member {
+struct RunningBackend {
     backend: Arc<Backend>,
     drain: Drain,
     socket: Option<Socket>,
@@ -42,8 +42,8 @@ struct Socket {
     serving: JoinHandle<()>,
 }
 
-impl Fleet {
-    pub(super) fn new(node: Arc<Node>, drain: Drain) -> Self {
+impl Backends {
+    pub(super) fn new(node: Arc<ProxyState>, drain: Drain) -> Self {
         Self { node, drain, members: BTreeMap::new() }
     }
 
@@ -133,7 +133,7 @@ impl Fleet {
         let running = Arc::clone(&backend)
             .run(drain.clone(), async move |backend: &Arc<Backend>| node.greet(backend).await);
         tokio::spawn(running);
-        let member = Member { backend, drain, socket: None, retired: false, leaving: false };
+        let member = RunningBackend { backend, drain, socket: None, retired: false, leaving: false };
         self.members.insert(name.to_owned(), member);
     }
 
@@ -156,7 +156,7 @@ impl Fleet {
                 socket.end().await;
             }
             if let Some(path) = wanted {
-                let bound = Bound::bind(&path, config.listen_mode, config.listen_owner).await?;
+                let bound = Listener::bind(&path, config.listen_mode, config.listen_owner).await?;
                 let drain = self.drain.child();
                 let proxy = Proxy::new(Arc::clone(&self.node), Some(Arc::clone(&member.backend.name)));
                 let serving = tokio::spawn(bound.serve(proxy, drain.clone()));

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-use crate::server::Bound;
+use crate::server::Listener;
 
 /// Returns the socket that systemd listens on for us.
 ///
 /// # Errors
 /// If a descriptor was handed over that is no listening Unix socket.
-pub(super) fn listener(path: &Path) -> anyhow::Result<Option<Bound>> {
+pub(super) fn listener(path: &Path) -> anyhow::Result<Option<Listener>> {
     let mut handed = listenfd::ListenFd::from_env();
     if handed.len() == 0 {
         return Ok(None);
     }
     let listener = handed.take_unix_listener(0)?;
-    Ok(listener.map(|listener| Bound::inherited(listener, path)).transpose()?)
+    Ok(listener.map(|listener| Listener::inherited(listener, path)).transpose()?)
 }
 
 /// Says that calls are served.

@@ -16,7 +16,7 @@ use super::{Backend, Link};
 use crate::codec::{self, Message};
 use crate::error::Error;
 use crate::http2::{Exchange, Fault, Sender};
-use crate::method::{Api, Deadline, ImageCall, Lane, Method};
+use crate::method::{Api, Deadline, ImageCall, Method, Route};
 use crate::telemetry::spans::{self, CallSpan};
 
 /// The most that a backend's unary reply may have: what CRI-O sends, and room for an `ExecSync` of 2 × 16 MiB.
@@ -38,7 +38,7 @@ pub struct Reply {
 #[derive(Debug)]
 pub struct ReplyBody {
     exchange: Exchange,
-    flight: Flight,
+    flight: InFlightGuard,
 }
 
 /// A reply that has arrived whole.
@@ -56,7 +56,7 @@ pub struct Collected {
 
 /// One call in flight: counts itself, and what the backend took, when dropped.
 #[derive(Debug)]
-struct Flight {
+struct InFlightGuard {
     backend: Arc<Backend>,
     method: usize,
     started: Instant,
@@ -94,7 +94,7 @@ impl Backend {
         message: Bytes,
     ) -> Result<Reply, Error> {
         let mut flight = self.take_off(method)?;
-        let patience = Patience::of(&self.name, method, &headers);
+        let patience = HeadTimeout::of(&self.name, method, &headers);
         let path = crate::method::path(method, path, api);
         flight.span = spans::client(&path, &self.name, &mut headers);
         match self.send(&sender, &path, &headers, message, patience).await {
@@ -115,7 +115,7 @@ impl Backend {
         path: &str,
         headers: &HeaderMap,
         message: Bytes,
-        patience: Option<Patience>,
+        patience: Option<HeadTimeout>,
     ) -> Result<(HeaderMap, Exchange), Error> {
         let answered = async {
             match ask(sender, path, headers, message.clone()).await {
@@ -132,7 +132,7 @@ impl Backend {
         };
         let answer = match patience {
             None => answered.await,
-            Some(Patience { waited, ends }) => {
+            Some(HeadTimeout { waited, ends }) => {
                 tokio::time::timeout(waited, answered).await.map_err(|_| ends)?
             }
         };
@@ -187,11 +187,11 @@ impl Backend {
         self.sender().await
     }
 
-    fn take_off(self: &Arc<Self>, method: Option<&'static Method>) -> Result<Flight, Error> {
+    fn take_off(self: &Arc<Self>, method: Option<&'static Method>) -> Result<InFlightGuard, Error> {
         let limit = self.config.load().max_in_flight;
         let flying = self.in_flight.fetch_add(1, Ordering::Relaxed);
         let method = method.map_or(crate::method::COUNT, |method| method.index);
-        let flight = Flight { backend: Arc::clone(self), method, started: Instant::now(), span: None };
+        let flight = InFlightGuard { backend: Arc::clone(self), method, started: Instant::now(), span: None };
         if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
     }
 
@@ -263,7 +263,7 @@ impl ReplyBody {
     }
 }
 
-impl Flight {
+impl InFlightGuard {
     /// Notes the status that the call ended with, for its span.
     fn note_end(&mut self, code: Option<Code>) {
         if let (Some(span), Some(code)) = (&mut self.span, code) {
@@ -272,7 +272,7 @@ impl Flight {
     }
 }
 
-impl Drop for Flight {
+impl Drop for InFlightGuard {
     fn drop(&mut self) {
         self.backend.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.backend.calls.backend_took(self.method, self.started.elapsed());
@@ -280,12 +280,12 @@ impl Drop for Flight {
 }
 
 /// How long the head of a reply is waited for, and how a call that outlasts it ends.
-struct Patience {
+struct HeadTimeout {
     waited: Duration,
     ends: Error,
 }
 
-impl Patience {
+impl HeadTimeout {
     /// Waits until shortly before the caller gives up, because an `ExecSync` that ends by deadline is a failed
     /// probe to kubelet and one that ends `Unavailable` is none. A pull does end by its caller's deadline:
     /// kubelet sets none, and critest `image.go` looks for `DeadlineExceeded`.
@@ -297,8 +297,8 @@ impl Patience {
         let caller = codec::caller_timeout(headers)?;
         let waited = caller.saturating_sub(caller.mul_f64(0.1).min(MARGIN));
         let backend = Arc::clone(backend);
-        let ends = match method.map(|method| method.lane) {
-            Some(Lane::Image(ImageCall::Pull)) => Error::Expired { backend, waited },
+        let ends = match method.map(|method| method.route) {
+            Some(Route::Image(ImageCall::Pull)) => Error::Expired { backend, waited },
             _ => Error::Overdue { backend, waited },
         };
         Some(Self { waited, ends })

@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_vsock::{VsockAddr, VsockStream};
 
-use crate::backend::tls::{CertificateInfo, HandshakeFault, TlsClient, TlsFileError, handshake_fault};
+use crate::backend::tls::{CertificateInfo, HandshakeError, TlsClient, TlsFileError, handshake_fault};
 use crate::config::{BackendConfig, Endpoint, Timeouts};
 
 mod error;
@@ -191,8 +191,8 @@ impl Connector {
         match result {
             Ok(stream) => Ok(Stream::Tls(Box::new(TlsConnection { stream, identity, target }))),
             Err(error) => Err(match handshake_fault(&error, &name, &identity) {
-                HandshakeFault::Certificate(fault) => ConnectError::Certificate { target, fault },
-                HandshakeFault::Other(reason) => ConnectError::Handshake { target, reason },
+                HandshakeError::Certificate(fault) => ConnectError::Certificate { target, fault },
+                HandshakeError::Other(reason) => ConnectError::Handshake { target, reason },
             }),
         }
     }

@@ -12,7 +12,7 @@ use std::time::SystemTime;
 
 use tokio::sync::watch;
 
-use crate::method::{self, Lane, List, Method};
+use crate::method::{self, List, Method, Route};
 
 /// The state that operators see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,9 +81,9 @@ impl Class {
 
     /// Returns the class of a method.
     pub fn of(method: &Method) -> Self {
-        match method.lane {
-            Lane::FanOut(list) | Lane::Relay(list) => Self::of_list(list),
-            Lane::Answer(_) => Self::Status,
+        match method.route {
+            Route::FanOut(list) | Route::StreamList(list) => Self::of_list(list),
+            Route::Local(_) => Self::Status,
             _ => Self::Reads,
         }
     }

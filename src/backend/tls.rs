@@ -23,7 +23,7 @@ use crate::config::Tls;
 mod fault;
 
 pub use fault::CertificateFault;
-pub(crate) use fault::{HandshakeFault, certificate_refusal, handshake_fault};
+pub(crate) use fault::{HandshakeError, certificate_refusal, handshake_fault};
 
 /// What cannot be used among the TLS files of a backend. Never holds a file's content.
 #[derive(Debug, thiserror::Error)]

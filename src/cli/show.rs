@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::admin::documents::{Backend, Images, Pod, Route, Status};
 use crate::age;
-use crate::cli::Reading;
+use crate::cli::ReadArgs;
 use crate::cli::asking::segment;
 use crate::cli::output::{self, Format, bad, table};
 
@@ -20,7 +20,7 @@ const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 /// How much of an ID is shown, as crictl and docker do.
 const SHORT_ID: usize = 13;
 
-pub(super) async fn status(reading: &Reading, watch: bool) -> anyhow::Result<ExitCode> {
+pub(super) async fn status(reading: &ReadArgs, watch: bool) -> anyhow::Result<ExitCode> {
     if !watch {
         let status: Status = reading.target.get("/v1/status").await?;
         output::show(reading.output, &status, status_table)?;
@@ -45,7 +45,7 @@ pub(super) async fn status(reading: &Reading, watch: bool) -> anyhow::Result<Exi
     }
 }
 
-pub(super) async fn pods(reading: &Reading) -> anyhow::Result<ExitCode> {
+pub(super) async fn pods(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
     let pods: Vec<Pod> = reading.target.get("/v1/pods").await?;
     output::show(reading.output, &pods, |pods| pods_table(pods))?;
     if reading.output == Format::Table {
@@ -56,7 +56,7 @@ pub(super) async fn pods(reading: &Reading) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn routes(reading: &Reading, handler: Option<&str>) -> anyhow::Result<ExitCode> {
+pub(super) async fn routes(reading: &ReadArgs, handler: Option<&str>) -> anyhow::Result<ExitCode> {
     match handler {
         None => {
             let routes: Vec<Route> = reading.target.get("/v1/routes").await?;
@@ -71,7 +71,7 @@ pub(super) async fn routes(reading: &Reading, handler: Option<&str>) -> anyhow::
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn images(reading: &Reading) -> anyhow::Result<ExitCode> {
+pub(super) async fn images(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
     let images: Images = reading.target.get("/v1/images").await?;
     output::show(reading.output, &images, images_table)?;
     Ok(ExitCode::SUCCESS)

@@ -5,7 +5,7 @@
 
 use std::path::Path;
 
-use super::findings::Findings;
+use super::findings::Diagnostics;
 use super::problem::Problems;
 use super::section::Section;
 use super::{
@@ -14,7 +14,7 @@ use super::{
 
 /// Reads `text`; relative paths start at `base_dir`.
 pub(super) fn read(text: &str, base_dir: &Path) -> Result<Config, Problems> {
-    let findings = Findings::default();
+    let findings = Diagnostics::default();
     let root = tree::read(text, &findings);
     let config = root.and_then(|root| config(&Section::top(&root, &findings)?, base_dir));
     findings.check_sockets();

@@ -7,16 +7,16 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use super::problem::{Problem, Problems};
+use super::problem::{Diagnostic, Problems};
 
 /// A position in the file, both counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Position {
     pub(super) line: usize,
     pub(super) column: usize,
 }
 
-impl Place {
+impl Position {
     /// The first character.
     pub(super) const START: Self = Self { line: 1, column: 1 };
 }
@@ -32,25 +32,25 @@ pub(super) enum Use {
 struct Socket {
     path: PathBuf,
     usage: Use,
-    place: Place,
+    place: Position,
     key: String,
 }
 
 /// Problems and sockets, in the order they were found.
 #[derive(Debug, Default)]
-pub(super) struct Findings {
-    problems: RefCell<Vec<Problem>>,
+pub(super) struct Diagnostics {
+    problems: RefCell<Vec<Diagnostic>>,
     sockets: RefCell<Vec<Socket>>,
 }
 
 /// Beyond this many, problems are only counted: the file is then something else than a configuration.
 const MAX_PROBLEMS: usize = 1000;
 
-impl Findings {
+impl Diagnostics {
     /// Notes a problem.
-    pub(super) fn add(&self, place: Place, key: &str, message: impl Into<String>) {
-        let Place { line, column } = place;
-        self.problems.borrow_mut().push(Problem {
+    pub(super) fn add(&self, place: Position, key: &str, message: impl Into<String>) {
+        let Position { line, column } = place;
+        self.problems.borrow_mut().push(Diagnostic {
             line,
             column,
             key: key.to_owned(),
@@ -63,8 +63,8 @@ impl Findings {
         self.problems.borrow().len() >= MAX_PROBLEMS
     }
 
-    /// Notes a socket, to be compared with all others by [`Findings::check_sockets`].
-    pub(super) fn add_socket(&self, path: &Path, usage: Use, place: Place, key: String) {
+    /// Notes a socket, to be compared with all others by [`Diagnostics::check_sockets`].
+    pub(super) fn add_socket(&self, path: &Path, usage: Use, place: Position, key: String) {
         self.sockets.borrow_mut().push(Socket { path: plain(path), usage, place, key });
     }
 
@@ -99,7 +99,7 @@ impl Findings {
         problems.truncate(MAX_PROBLEMS);
         if let (1.., Some(last)) = (more, problems.last()) {
             let message = format!("{more} more problems are not shown (is this the right file?)");
-            problems.push(Problem { key: String::new(), message, ..*last });
+            problems.push(Diagnostic { key: String::new(), message, ..*last });
         }
         Err(Problems(problems))
     }

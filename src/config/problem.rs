@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 /// One mistake in a configuration file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub struct Diagnostic {
     /// Line, counted from 1.
     pub line: usize,
     /// Column in characters, counted from 1.
@@ -22,7 +22,7 @@ pub struct Problem {
 
 /// All mistakes of one file, in the order of their lines. Never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problems(pub Vec<Problem>);
+pub struct Problems(pub Vec<Diagnostic>);
 
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
@@ -45,7 +45,7 @@ pub enum ConfigError {
     },
 }
 
-impl fmt::Display for Problem {
+impl fmt::Display for Diagnostic {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}: ", self.line, self.column)?;
         if !self.key.is_empty() {
@@ -57,7 +57,7 @@ impl fmt::Display for Problem {
 
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let lines: Vec<_> = self.0.iter().map(Problem::to_string).collect();
+        let lines: Vec<_> = self.0.iter().map(Diagnostic::to_string).collect();
         f.write_str(&lines.join("\n"))
     }
 }

@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::findings::{Findings, Place, Use};
+use super::findings::{Diagnostics, Position, Use};
 use super::hint::{did_you_mean, nearest};
 use super::keys::{self, Default, Key, Kind, child_path};
 use super::tree::{Entry, Node, Value};
@@ -16,13 +16,13 @@ use super::values::{self, Parsed, shown};
 /// A mapping whose keys are in the table.
 #[derive(Debug)]
 pub(super) struct Section<'a> {
-    findings: &'a Findings,
+    findings: &'a Diagnostics,
     entries: &'a [Entry],
     /// The section's row in the table; empty at the top.
     row: String,
     /// The section's path in the file.
     path: String,
-    place: Place,
+    place: Position,
     /// Keys that an unknown one was probably meant to be; they are not also reported as missing.
     meant: Vec<&'static str>,
 }
@@ -31,18 +31,24 @@ pub(super) struct Section<'a> {
 #[derive(Debug)]
 pub(super) struct Named<'a> {
     pub(super) name: &'a str,
-    pub(super) place: Place,
+    pub(super) place: Position,
     /// `None` if it is no mapping, which is reported.
     pub(super) section: Option<Section<'a>>,
 }
 
 impl<'a> Section<'a> {
     /// The whole file.
-    pub(super) fn top(root: &'a Node, findings: &'a Findings) -> Option<Self> {
-        Self::new(root, Place::START, String::new(), String::new(), findings)
+    pub(super) fn top(root: &'a Node, findings: &'a Diagnostics) -> Option<Self> {
+        Self::new(root, Position::START, String::new(), String::new(), findings)
     }
 
-    fn new(node: &'a Node, place: Place, row: String, path: String, findings: &'a Findings) -> Option<Self> {
+    fn new(
+        node: &'a Node,
+        place: Position,
+        row: String,
+        path: String,
+        findings: &'a Diagnostics,
+    ) -> Option<Self> {
         let entries: &[Entry] = match &node.value {
             Value::Map(entries) => entries,
             Value::Null => &[],
@@ -256,7 +262,7 @@ impl<'a> Section<'a> {
 }
 
 /// Reports a value that is not of the shape its key needs.
-fn misshapen(findings: &Findings, place: Place, path: &str, value: &Value, kind: Kind) {
+fn misshapen(findings: &Diagnostics, place: Position, path: &str, value: &Value, kind: Kind) {
     let found = match value {
         Value::Null => "the value is missing".to_owned(),
         Value::Text(text) => format!("{} is a single value", shown(text)),

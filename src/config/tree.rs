@@ -8,13 +8,13 @@ use std::collections::HashMap;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-use super::findings::{Findings, Place};
+use super::findings::{Diagnostics, Position};
 use super::keys::child_path;
 
 /// A value and where it starts.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) place: Place,
+    pub(super) place: Position,
     pub(super) value: Value,
 }
 
@@ -34,7 +34,7 @@ pub(super) enum Value {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) key: String,
-    pub(super) place: Place,
+    pub(super) place: Position,
     pub(super) value: Node,
 }
 
@@ -44,9 +44,13 @@ const MAX_DEPTH: usize = 16;
 const MAX_NODES: usize = 100_000;
 
 /// Reads the one document of `text`; `None` if a problem was found behind which nothing can be read.
-pub(super) fn read(text: &str, findings: &Findings) -> Option<Node> {
+pub(super) fn read(text: &str, findings: &Diagnostics) -> Option<Node> {
     if text.len() > MAX_BYTES {
-        findings.add(Place::START, "", "the file is larger than 1 MiB (a configuration is a few kilobytes)");
+        findings.add(
+            Position::START,
+            "",
+            "the file is larger than 1 MiB (a configuration is a few kilobytes)",
+        );
         return None;
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -54,7 +58,7 @@ pub(super) fn read(text: &str, findings: &Findings) -> Option<Node> {
     match builder.document() {
         Ok(Some(Node { value: Value::Null, .. }) | None) => {
             findings.add(
-                Place::START,
+                Position::START,
                 "",
                 "the file is empty (at least default_backend and backends are needed)",
             );
@@ -70,14 +74,14 @@ pub(super) fn read(text: &str, findings: &Findings) -> Option<Node> {
 
 /// A problem behind which reading makes no sense.
 struct Stop {
-    place: Place,
+    place: Position,
     path: String,
     message: String,
 }
 
 struct Builder<'a> {
     parser: Parser<'a, StrInput<'a>>,
-    findings: &'a Findings,
+    findings: &'a Diagnostics,
     nodes: usize,
 }
 
@@ -180,7 +184,7 @@ impl<'a> Builder<'a> {
     }
 
     /// The text of a key; `None` if it is no text, which is reported.
-    fn key(&mut self, event: Event<'a>, place: Place, path: &str) -> Result<Option<String>, Stop> {
+    fn key(&mut self, event: Event<'a>, place: Position, path: &str) -> Result<Option<String>, Stop> {
         if let Event::Scalar(text, ..) = event {
             return Ok(Some(text.into_owned()));
         }
@@ -208,11 +212,11 @@ fn is_null(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
-fn place(mark: Marker) -> Place {
-    Place { line: mark.line().max(1), column: mark.col() + 1 }
+fn place(mark: Marker) -> Position {
+    Position { line: mark.line().max(1), column: mark.col() + 1 }
 }
 
-fn stop(place: Place, path: &str, message: &str) -> Stop {
+fn stop(place: Position, path: &str, message: &str) -> Stop {
     Stop { place, path: path.to_owned(), message: message.to_owned() }
 }
 

@@ -18,7 +18,7 @@ const JUDGED: [&str; 2] = ["RuntimeReady", "NetworkReady"];
 
 /// What one backend says, or last said, of itself.
 #[derive(Debug)]
-pub struct Said<'a> {
+pub struct BackendStatus<'a> {
     /// Its name.
     pub name: &'a str,
     /// Its reply; `None` if it never gave one.
@@ -45,7 +45,7 @@ pub struct Served<'a> {
 }
 
 /// Composes the node's status. Backends stand in the order given, the default one first.
-pub fn compose(said: &[Said<'_>], handlers: &[Served<'_>]) -> StatusResponse {
+pub fn compose(said: &[BackendStatus<'_>], handlers: &[Served<'_>]) -> StatusResponse {
     StatusResponse {
         status: Some(RuntimeStatus { conditions: conditions(said) }),
         info: info(said),
@@ -64,7 +64,7 @@ pub fn is_whole(reply: &StatusResponse) -> bool {
     reply.status.as_ref().is_some_and(|status| !status.conditions.is_empty())
 }
 
-fn conditions(said: &[Said<'_>]) -> Vec<RuntimeCondition> {
+fn conditions(said: &[BackendStatus<'_>]) -> Vec<RuntimeCondition> {
     let judged = JUDGED.iter().map(|&kind| judge(said, kind));
     let own = said.iter().map(|backend| {
         let reason = if backend.state.is_ok() { "" } else { "BackendUnavailable" };
@@ -78,7 +78,7 @@ fn conditions(said: &[Said<'_>]) -> Vec<RuntimeCondition> {
 }
 
 /// One of the two conditions of the node: the first backend that is against it has the word.
-fn judge(said: &[Said<'_>], kind: &str) -> RuntimeCondition {
+fn judge(said: &[BackendStatus<'_>], kind: &str) -> RuntimeCondition {
     let mut verdict = None;
     for backend in said.iter().filter(|backend| backend.decides) {
         let told = backend.reply.as_ref().and_then(|reply| reply.status.as_ref());
@@ -108,7 +108,7 @@ fn condition(kind: &str, status: bool, reason: &str, message: &str) -> RuntimeCo
     }
 }
 
-fn runtime_handlers(said: &[Said<'_>], handlers: &[Served<'_>]) -> Vec<RuntimeHandler> {
+fn runtime_handlers(said: &[BackendStatus<'_>], handlers: &[Served<'_>]) -> Vec<RuntimeHandler> {
     handlers
         .iter()
         .map(|served| {
@@ -120,7 +120,7 @@ fn runtime_handlers(said: &[Said<'_>], handlers: &[Served<'_>]) -> Vec<RuntimeHa
         .collect()
 }
 
-fn features(said: &[Said<'_>]) -> Option<RuntimeFeatures> {
+fn features(said: &[BackendStatus<'_>]) -> Option<RuntimeFeatures> {
     let mut all =
         said.iter().filter_map(|backend| Some(backend.reply.as_ref()?.features.unwrap_or_default()));
     let first = all.next()?;
@@ -131,7 +131,7 @@ fn features(said: &[Said<'_>]) -> Option<RuntimeFeatures> {
     }))
 }
 
-fn info(said: &[Said<'_>]) -> std::collections::HashMap<String, String> {
+fn info(said: &[BackendStatus<'_>]) -> std::collections::HashMap<String, String> {
     let mut info = BTreeMap::new();
     for backend in said {
         for (key, value) in backend.reply.iter().flat_map(|reply| &reply.info) {
@@ -152,17 +152,17 @@ mod tests {
         StatusResponse { status, ..StatusResponse::default() }
     }
 
-    fn said(name: &str, reply: Option<StatusResponse>) -> Said<'_> {
-        Said { name, reply, decides: false, default: false, expired: None, state: Ok(()) }
+    fn said(name: &str, reply: Option<StatusResponse>) -> BackendStatus<'_> {
+        BackendStatus { name, reply, decides: false, default: false, expired: None, state: Ok(()) }
     }
 
     /// The default backend, ready.
-    fn default() -> Said<'static> {
+    fn default() -> BackendStatus<'static> {
         let ready = told(&[("RuntimeReady", true), ("NetworkReady", true), ("Other", true)]);
-        Said { decides: true, default: true, ..said("a", Some(ready)) }
+        BackendStatus { decides: true, default: true, ..said("a", Some(ready)) }
     }
 
-    fn conditions_of(said: &[Said<'_>]) -> Vec<(String, bool, String)> {
+    fn conditions_of(said: &[BackendStatus<'_>]) -> Vec<(String, bool, String)> {
         let status = compose(said, &[]).status.expect("a status");
         status.conditions.into_iter().map(|c| (c.r#type, c.status, c.reason)).collect()
     }
@@ -187,7 +187,7 @@ mod tests {
 
     #[test]
     fn every_backend_that_decides_can_say_no() {
-        let required = Said { decides: true, ..said("b", Some(told(&[("RuntimeReady", false)]))) };
+        let required = BackendStatus { decides: true, ..said("b", Some(told(&[("RuntimeReady", false)]))) };
         let conditions = conditions_of(&[default(), required]);
         let expected = [row("RuntimeReady", false, ""), row("NetworkReady", false, "BackendSilent")];
         assert_eq!(conditions[..2], expected);
@@ -195,9 +195,9 @@ mod tests {
 
     #[test]
     fn a_backend_that_was_lost_for_too_long_or_never_heard_is_not_ready() {
-        let expired = Said { expired: Some("backend a is down".to_owned()), ..default() };
+        let expired = BackendStatus { expired: Some("backend a is down".to_owned()), ..default() };
         assert_eq!(conditions_of(&[expired])[0], row("RuntimeReady", false, "BackendUnreachable"));
-        let silent = Said { reply: None, ..default() };
+        let silent = BackendStatus { reply: None, ..default() };
         assert_eq!(conditions_of(&[silent])[0], row("RuntimeReady", false, "BackendSilent"));
         assert_eq!(conditions_of(&[])[1], row("NetworkReady", false, "NoBackend"));
     }
@@ -225,7 +225,9 @@ mod tests {
                 RuntimeFeatures { mount_options, supplemental_groups_policy, ..RuntimeFeatures::default() };
             Some(StatusResponse { features: Some(features), ..StatusResponse::default() })
         };
-        let all = |said: &[Said<'_>]| features(said).map(|f| (f.mount_options, f.supplemental_groups_policy));
+        let all = |said: &[BackendStatus<'_>]| {
+            features(said).map(|f| (f.mount_options, f.supplemental_groups_policy))
+        };
         assert_eq!(all(&[said("a", with(true, true)), said("b", with(true, false))]), Some((true, false)));
         assert_eq!(
             all(&[said("a", with(true, true)), said("b", None)]),

@@ -18,11 +18,11 @@ use crate::codec::Message;
 use crate::config::Identity;
 use crate::cri::{RuntimeConfigResponse, VersionResponse};
 use crate::error::Error;
-use crate::merge::status::{self, Said, Served};
+use crate::merge::status::{self, BackendStatus, Served};
 use crate::method::{self, Answer};
 use crate::proxy::fan_out::{self, PROMPT};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, Node};
+use crate::proxy::{Call, ProxyState};
 use crate::wire;
 
 /// How long the conditions of an unreachable backend stand.
@@ -113,7 +113,7 @@ impl Call {
 
 /// Asks a backend briefly, or, the first time, as long as connecting to it may take. One that did not answer the
 /// last time is not waited for: it is asked beside the calls until it does.
-async fn prompt(node: &Arc<Node>, backend: &Arc<Backend>, name: &str, request: &[u8]) -> Option<Bytes> {
+async fn prompt(node: &Arc<ProxyState>, backend: &Arc<Backend>, name: &str, request: &[u8]) -> Option<Bytes> {
     if !backend.is_up() {
         return None;
     }
@@ -191,7 +191,7 @@ pub(super) async fn keep_known(backend: &Arc<Backend>) {
 }
 
 /// Compares the cgroup drivers of local backends; kubelet is told one, so they must agree.
-pub(super) fn cgroup_drivers(node: &Node) -> Vec<(Arc<str>, i32)> {
+pub(super) fn cgroup_drivers(node: &ProxyState) -> Vec<(Arc<str>, i32)> {
     let backends = node.backends();
     let local = backends.iter().filter(|backend| backend.config().local);
     let told = local.filter_map(|backend| {
@@ -202,12 +202,12 @@ pub(super) fn cgroup_drivers(node: &Node) -> Vec<(Arc<str>, i32)> {
 }
 
 fn said<'a>(
-    node: &Node,
+    node: &ProxyState,
     backend: &'a Backend,
     reply: Option<&Bytes>,
     default: &str,
     alone: bool,
-) -> Said<'a> {
+) -> BackendStatus<'a> {
     let silent = backend.health.silent_since();
     let lost = match backend.link() {
         Link::Down { cause, .. } => Some(format!("down: {cause}")),
@@ -215,7 +215,7 @@ fn said<'a>(
     };
     let is_default = &*backend.name == default;
     let expired = silent.is_some_and(|since| !still_stand(since, SystemTime::now()));
-    Said {
+    BackendStatus {
         name: &backend.name,
         reply: reply.and_then(|reply| status::decode(reply)),
         decides: alone || is_default || backend.config().required,

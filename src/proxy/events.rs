@@ -20,10 +20,10 @@ use tonic::Code;
 use crate::backend::{Backend, own_headers};
 use crate::codec::{self, Deframer, Message, PREFIX};
 use crate::error::Error;
-use crate::events::{Client, Feed, Phase};
+use crate::events::{Client, Phase, Subscription};
 use crate::method::{self, List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, Node, fan_out, learn};
+use crate::proxy::{Call, ProxyState, fan_out, learn};
 
 /// How long a stream must last to be one.
 const TRIAL: Duration = Duration::from_millis(300);
@@ -47,10 +47,10 @@ enum Ended {
 }
 
 /// One backend's stream, being read.
-struct Reading<'a> {
-    node: &'a Arc<Node>,
+struct Probing<'a> {
+    node: &'a Arc<ProxyState>,
     backend: &'a Arc<Backend>,
-    feed: &'a Feed,
+    feed: &'a Subscription,
     /// When a stream that has not ended has passed its trial.
     trial: Option<Instant>,
     /// Wakes whoever lists the backend.
@@ -101,7 +101,7 @@ impl Call {
     }
 }
 
-impl Node {
+impl ProxyState {
     /// Ends all event streams, so that shutting down does not wait for them.
     pub fn end_events(&self) {
         self.feeds.end_all(&Error::ShuttingDown);
@@ -109,19 +109,19 @@ impl Node {
 }
 
 /// Returns the backends whose events a client of this socket gets.
-fn readable(node: &Node, scope: Option<&str>) -> Vec<Arc<Backend>> {
+fn readable(node: &ProxyState, scope: Option<&str>) -> Vec<Arc<Backend>> {
     node.backends_in(scope).into_iter().filter(|backend| !node.is_joining(backend)).collect()
 }
 
 /// A client and the streams it reads; it leaves them when dropped.
 struct Reader {
-    node: Arc<Node>,
+    node: Arc<ProxyState>,
     client: Arc<Client>,
     attached: Vec<Arc<str>>,
 }
 
 impl Reader {
-    fn attach(&mut self, backend: &Arc<Backend>) -> Arc<Feed> {
+    fn attach(&mut self, backend: &Arc<Backend>) -> Arc<Subscription> {
         let (feed, new) = self.node.feeds.attach(&backend.name, &self.client);
         self.attached.push(Arc::clone(&backend.name));
         if new {
@@ -163,7 +163,7 @@ impl Drop for Reader {
 }
 
 /// Feeds the events of a backend until they cannot be had any more.
-async fn keep_feeding(node: &Arc<Node>, backend: &Arc<Backend>, feed: &Arc<Feed>) {
+async fn keep_feeding(node: &Arc<ProxyState>, backend: &Arc<Backend>, feed: &Arc<Subscription>) {
     let mut lost = None;
     let mut pause = FIRST_PAUSE;
     let error = loop {
@@ -196,16 +196,16 @@ async fn keep_feeding(node: &Arc<Node>, backend: &Arc<Backend>, feed: &Arc<Feed>
 }
 
 /// Reads a backend's stream to its end, and lists the backend after events meanwhile.
-async fn read(node: &Arc<Node>, backend: &Arc<Backend>, feed: &Feed) -> Ended {
+async fn read(node: &Arc<ProxyState>, backend: &Arc<Backend>, feed: &Subscription) -> Ended {
     let events = tokio::sync::Notify::new();
-    let mut reading = Reading { node, backend, feed, trial: Some(Instant::now() + TRIAL), events: &events };
+    let mut reading = Probing { node, backend, feed, trial: Some(Instant::now() + TRIAL), events: &events };
     tokio::select! {
         ended = reading.until_it_ends() => ended,
         () = list_after(node, backend, &events) => Ended::Lost("listing ended".to_owned()),
     }
 }
 
-impl Reading<'_> {
+impl Probing<'_> {
     async fn until_it_ends(&mut self) -> Ended {
         let method = method::named("GetContainerEvents");
         match self.follow(method).await {
@@ -262,7 +262,7 @@ impl Reading<'_> {
 }
 
 /// Lists a backend after each burst of events, so that what is remembered of it is never older than its events.
-async fn list_after(node: &Arc<Node>, backend: &Arc<Backend>, events: &tokio::sync::Notify) {
+async fn list_after(node: &Arc<ProxyState>, backend: &Arc<Backend>, events: &tokio::sync::Notify) {
     loop {
         events.notified().await;
         for list in [List::Sandboxes, List::Containers] {

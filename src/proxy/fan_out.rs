@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::merge;
 use crate::method::{Deadline, Kind, List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, Node, answer, learn, pod_metrics};
+use crate::proxy::{Call, ProxyState, answer, learn, pod_metrics};
 use crate::router::Lookup;
 use crate::snapshot::Filter;
 
@@ -34,7 +34,7 @@ const LARGE: usize = 14 << 20;
 
 /// What one backend contributes to a list.
 #[derive(Debug)]
-pub(super) struct Part {
+pub(super) struct Contribution {
     pub(super) backend: Arc<Backend>,
     /// Encoded items of field 1.
     pub(super) items: Bytes,
@@ -42,7 +42,7 @@ pub(super) struct Part {
     pub(super) live: bool,
 }
 
-impl Part {
+impl Contribution {
     pub(super) fn to_merge<'a>(&'a self, default: &str) -> merge::Part<'a> {
         merge::Part {
             items: &self.items,
@@ -55,7 +55,7 @@ impl Part {
 
 /// Why one backend contributes nothing.
 #[derive(Debug)]
-pub(super) enum Missing {
+pub(super) enum NoContribution {
     /// It was never listed, and no saved state knows it.
     Unknown(Arc<str>),
     /// It said that it does not implement the method.
@@ -64,24 +64,24 @@ pub(super) enum Missing {
 
 /// Whether what backends contributed makes a list.
 #[derive(Debug, Default)]
-pub(super) struct Verdict {
+pub(super) struct Completeness {
     any: bool,
     unknown: Vec<Arc<str>>,
     unimplemented: Option<Error>,
 }
 
-impl Verdict {
+impl Completeness {
     /// Takes note of one backend's contribution.
-    pub(super) fn add(&mut self, contribution: Result<(), Missing>) {
+    pub(super) fn add(&mut self, contribution: Result<(), NoContribution>) {
         match contribution {
             Ok(()) => self.any = true,
-            Err(Missing::Unknown(backend)) => self.unknown.push(backend),
-            Err(Missing::Unimplemented(error)) => self.unimplemented = Some(error),
+            Err(NoContribution::Unknown(backend)) => self.unknown.push(backend),
+            Err(NoContribution::Unimplemented(error)) => self.unimplemented = Some(error),
         }
     }
 
     /// Returns why it makes none.
-    pub(super) fn of(self, node: &Node, list: List) -> Result<(), Error> {
+    pub(super) fn of(self, node: &ProxyState, list: List) -> Result<(), Error> {
         match self.unimplemented {
             Some(error) if !self.any || node.all_must_implement(list) => Err(error),
             _ if !self.unknown.is_empty() && (must_be_complete(list) || !self.any) => {
@@ -133,7 +133,7 @@ impl Call {
         method: &'static Method,
         list: List,
         message: Message,
-    ) -> Result<Vec<Part>, Error> {
+    ) -> Result<Vec<Contribution>, Error> {
         let filter = Arc::new(learn::filter(list, &message)?);
         let backends = self.backends_with(list, &filter);
         let caller = self.caller_waits();
@@ -145,7 +145,7 @@ impl Call {
             ask.part(&self.node, backend, method, headers.clone(), &message)
         });
         let mut parts = Vec::with_capacity(backends.len());
-        let mut verdict = Verdict::default();
+        let mut verdict = Completeness::default();
         for part in join_all(asked).await {
             verdict.add(part.map(|part| parts.push(part)));
         }
@@ -211,12 +211,12 @@ impl Ask {
     /// Returns what the backend has, live, or as last known.
     pub(super) async fn part(
         self,
-        node: &Arc<Node>,
+        node: &Arc<ProxyState>,
         backend: &Arc<Backend>,
         method: &'static Method,
         headers: http::HeaderMap,
         message: &Message,
-    ) -> Result<Part, Missing> {
+    ) -> Result<Contribution, NoContribution> {
         let class = Class::of(method);
         let asked = async {
             if class == Class::Lists {
@@ -233,12 +233,12 @@ impl Ask {
             Ok(Some((epoch, Ok(reply)))) if reply.code == Code::Ok => {
                 let items = reply.message.encoded_bytes();
                 match learn::listed(node, backend, self.list, epoch, self.filter.is_empty(), items.clone()) {
-                    Ok(()) => return Ok(Part { backend: Arc::clone(backend), items, live: true }),
+                    Ok(()) => return Ok(Contribution { backend: Arc::clone(backend), items, live: true }),
                     Err(error) => failed(node, backend, class, error.to_string()),
                 }
             }
             Ok(Some((_, Ok(reply)))) if reply.code == Code::Unimplemented && is_optional(self.list) => {
-                return Err(Missing::Unimplemented(lacking(backend, method)));
+                return Err(NoContribution::Unimplemented(lacking(backend, method)));
             }
             Ok(Some((_, Ok(reply)))) => {
                 failed(node, backend, class, format!("{} was answered with {:?}", method.name, reply.code));
@@ -254,23 +254,23 @@ impl Ask {
     /// Returns what the backend was last known to have.
     pub(super) fn last_known(
         &self,
-        node: &Node,
+        node: &ProxyState,
         backend: &Arc<Backend>,
         method: &Method,
-    ) -> Result<Part, Missing> {
+    ) -> Result<Contribution, NoContribution> {
         let items = match learn::kept(self.list) {
             Some(kind) => backend.last.list(kind, &self.filter),
             None => backend.last.reply(method.name),
         };
-        let items = items.ok_or_else(|| Missing::Unknown(Arc::clone(&backend.name)))?;
+        let items = items.ok_or_else(|| NoContribution::Unknown(Arc::clone(&backend.name)))?;
         node.metrics.lists_stale.with_label_values(&[&*backend.name, method.name]).inc();
-        Ok(Part { backend: Arc::clone(backend), items, live: false })
+        Ok(Contribution { backend: Arc::clone(backend), items, live: false })
     }
 }
 
 /// Records that a call outlasted the backend's deadline for it.
-pub(super) fn fell_behind(node: &Arc<Node>, backend: &Arc<Backend>, class: Class, method: &Method) {
-    if backend.health.mark_late(class) && method.deadline != Deadline::Prompt {
+pub(super) fn fell_behind(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Class, method: &Method) {
+    if backend.health.mark_late(class) && method.deadline != Deadline::Fast {
         tracing::warn!(backend = %backend.name, method = method.name, "is late");
     }
     refresh(node, backend, class);
@@ -278,7 +278,7 @@ pub(super) fn fell_behind(node: &Arc<Node>, backend: &Arc<Backend>, class: Class
 
 /// Records that a backend's part could not be had. If it is one half of the pair, the other half must not be of
 /// a later moment: it comes from last-known state too, until both were listed again.
-pub(super) fn failed(node: &Arc<Node>, backend: &Arc<Backend>, class: Class, cause: String) {
+pub(super) fn failed(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Class, cause: String) {
     backend.health.note_error(cause);
     if class == Class::Lists {
         backend.health.mark_late(class);
@@ -287,7 +287,7 @@ pub(super) fn failed(node: &Arc<Node>, backend: &Arc<Backend>, class: Class, cau
 }
 
 /// Starts the one refresh of a class of calls, unless it is in flight already. It ends with the connection.
-pub(super) fn refresh(node: &Arc<Node>, backend: &Arc<Backend>, class: Class) {
+pub(super) fn refresh(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Class) {
     if !backend.is_up() {
         return;
     }
@@ -303,7 +303,7 @@ pub(super) fn refresh(node: &Arc<Node>, backend: &Arc<Backend>, class: Class) {
 }
 
 /// Asks until there is an answer. What the node is judged by must be a good one; of the rest any will do.
-async fn renew(node: &Node, backend: &Arc<Backend>, class: Class) {
+async fn renew(node: &ProxyState, backend: &Arc<Backend>, class: Class) {
     let mut pause = FIRST_PAUSE;
     while let Err(error) = renew_once(node, backend, class).await {
         let judged = matches!(class, Class::Lists | Class::Status);
@@ -323,7 +323,7 @@ async fn renew(node: &Node, backend: &Arc<Backend>, class: Class) {
     }
 }
 
-async fn renew_once(node: &Node, backend: &Arc<Backend>, class: Class) -> Result<(), Error> {
+async fn renew_once(node: &ProxyState, backend: &Arc<Backend>, class: Class) -> Result<(), Error> {
     let lists: &[List] = match class {
         Class::Lists => &[List::Sandboxes, List::Containers],
         Class::Images => &[List::Images],
@@ -344,7 +344,7 @@ async fn renew_once(node: &Node, backend: &Arc<Backend>, class: Class) -> Result
 }
 
 /// Lists everything of one kind at one backend, and learns from it.
-pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
+pub(super) async fn list_all(node: &ProxyState, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
     let method = list.unary();
     let epoch = backend.last.epoch();
     let listed = backend.fetch(method, own_headers(REFRESH), Message::new(&[]).framed());
@@ -370,7 +370,7 @@ pub(super) fn deadline(backend: &Backend, method: &Method) -> Duration {
     match method.deadline {
         Deadline::Stats => timeouts.stats,
         Deadline::Read => timeouts.read,
-        Deadline::Prompt => PROMPT,
+        Deadline::Fast => PROMPT,
         Deadline::List | Deadline::Caller => timeouts.list,
     }
 }

@@ -66,7 +66,7 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         self.watch.at(backend);
-        let _writing = learn::is_write(method.effect).then(|| Writing::begin(backend, id));
+        let _writing = learn::is_write(method.effect).then(|| StatusInvalidation::begin(backend, id));
         if method.effect == Effect::ContainerCreated {
             self.note_creation(message.encoded())?;
         }
@@ -119,19 +119,19 @@ impl Call {
 }
 
 /// A write on its way; the status of its object is forgotten at its beginning and at its end, whatever the end.
-struct Writing<'a> {
+struct StatusInvalidation<'a> {
     backend: &'a Backend,
     id: &'a str,
 }
 
-impl<'a> Writing<'a> {
+impl<'a> StatusInvalidation<'a> {
     fn begin(backend: &'a Backend, id: &'a str) -> Self {
         backend.last.drop_status(id);
         Self { backend, id }
     }
 }
 
-impl Drop for Writing<'_> {
+impl Drop for StatusInvalidation<'_> {
     fn drop(&mut self) {
         self.backend.last.drop_status(self.id);
     }

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::method::{ImageCall, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, fan_out};
-use crate::router::images::{self, Asked, HANDLER, Place};
+use crate::router::images::{self, HANDLER, ImageRequest, StoreTarget};
 use crate::router::{Choice, Pod};
 use crate::wire;
 
@@ -41,7 +41,7 @@ impl Call {
     }
 
     async fn pull(&mut self, method: &'static Method, message: Message) -> Result<Outcome, Error> {
-        let asked = Asked::read(message.encoded())?;
+        let asked = ImageRequest::read(message.encoded())?;
         self.node.router.owners.note_seen(asked.uid, asked.pod.config_seen);
         let place = self.store_of_pull(&asked)?;
         let backend = self.node.backend(&place.backend)?;
@@ -59,9 +59,9 @@ impl Call {
         Ok(reply.into())
     }
 
-    fn store_of_pull(&self, asked: &Asked<'_>) -> Result<Place, Error> {
+    fn store_of_pull(&self, asked: &ImageRequest<'_>) -> Result<StoreTarget, Error> {
         if let Some(scope) = &self.scope {
-            return Ok(Place::plain(Arc::clone(scope)));
+            return Ok(StoreTarget::plain(Arc::clone(scope)));
         }
         let sandbox = self.node.router.pod_of_pull(asked);
         if !asked.handler.is_empty() {
@@ -74,11 +74,14 @@ impl Call {
             });
             let Choice { backend, handler } =
                 own.map_or_else(|| self.node.choose(asked.handler, asked.uid), Ok)?;
-            return Ok(Place { backend, handler: Some(handler).filter(|handler| handler != asked.handler) });
+            return Ok(StoreTarget {
+                backend,
+                handler: Some(handler).filter(|handler| handler != asked.handler),
+            });
         }
-        let Some((owner, pod)) = sandbox else { return Ok(Place::plain(self.node.default_in(None))) };
+        let Some((owner, pod)) = sandbox else { return Ok(StoreTarget::plain(self.node.default_in(None))) };
         let backend = self.node.backend(&owner)?;
-        Ok(Place { backend: owner, handler: handler_to_fill_in(&backend, &pod) })
+        Ok(StoreTarget { backend: owner, handler: handler_to_fill_in(&backend, &pod) })
     }
 
     /// Notes what the creation of a container tells of its pod, before it is sent.
@@ -127,7 +130,7 @@ fn handler_to_fill_in(backend: &Backend, pod: &Pod) -> Option<String> {
 }
 
 /// Returns the framed request, with the handler that the place knows.
-fn with_handler(message: &Message, place: &Place) -> Bytes {
+fn with_handler(message: &Message, place: &StoreTarget) -> Bytes {
     match &place.handler {
         Some(handler) => Message::new(&wire::append_str(message.encoded(), &HANDLER, handler)).framed(),
         None => message.framed(),

@@ -12,9 +12,9 @@ use crate::backend::Backend;
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{Effect, List, Method};
-use crate::proxy::Node;
+use crate::proxy::ProxyState;
 use crate::router::Pod;
-use crate::snapshot::{Epoch, Filter, ListKind, SANDBOX_READY, SandboxFacts};
+use crate::snapshot::{Filter, ListKind, Revision, SANDBOX_READY, SandboxRef};
 use crate::wire::{self, WireError};
 
 /// Returns where a creating request holds the uid of its pod.
@@ -33,9 +33,9 @@ pub(super) fn is_write(effect: Effect) -> bool {
 
 /// Records what a reply created and returns its ID. `sandbox` is the full ID of a new container's sandbox.
 ///
-/// An owner is learnt after the object is remembered, because [`Node::sweep`] forgets owners of what is not.
+/// An owner is learnt after the object is remembered, because [`ProxyState::sweep`] forgets owners of what is not.
 pub(super) fn created(
-    node: &Node,
+    node: &ProxyState,
     backend: &Backend,
     method: &Method,
     sandbox: Option<&str>,
@@ -77,7 +77,7 @@ pub(super) fn created(
 
 /// Records what an OK reply to a call about `id` means.
 pub(super) fn wrote(
-    node: &Node,
+    node: &ProxyState,
     backend: &Backend,
     method: &Method,
     id: &str,
@@ -108,10 +108,10 @@ pub(super) fn wrote(
 
 /// Learns from a list that `backend` sent. Only an unfiltered one may replace what is remembered.
 pub(super) fn listed(
-    node: &Node,
+    node: &ProxyState,
     backend: &Backend,
     list: List,
-    epoch: Epoch,
+    epoch: Revision,
     unfiltered: bool,
     reply: Bytes,
 ) -> Result<(), Error> {
@@ -133,19 +133,19 @@ pub(super) fn listed(
 }
 
 /// Learns the owners of the items in one frame of a list, and that it can be read at all.
-pub(super) fn owners(node: &Node, backend: &Backend, list: List, frame: &[u8]) -> Result<(), Error> {
+pub(super) fn owners(node: &ProxyState, backend: &Backend, list: List, frame: &[u8]) -> Result<(), Error> {
     let garbage = |error: WireError| backend.garbage(error.to_string());
     learn_owners(node, backend, list, frame).map_err(garbage)
 }
 
 /// Learns the owners that an event of a backend names. What it says of their states is left to the next list,
 /// because an event may be older than a call that passed since.
-pub(super) fn event(node: &Node, backend: &Backend, event: &[u8]) -> Result<(), Error> {
+pub(super) fn event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Result<(), Error> {
     let garbage = |error: WireError| backend.garbage(error.to_string());
     learn_event(node, backend, event).map_err(garbage)
 }
 
-fn learn_event(node: &Node, backend: &Backend, event: &[u8]) -> Result<(), WireError> {
+fn learn_event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Result<(), WireError> {
     /// `CONTAINER_DELETED_EVENT`.
     const DELETED: u64 = 3;
     let owners = &node.router.owners;
@@ -179,7 +179,7 @@ pub(super) fn filter(list: List, message: &Message) -> Result<Filter, Error> {
 }
 
 /// Walks a list once: that it is one at all, and whose IDs are new.
-fn learn_owners(node: &Node, backend: &Backend, list: List, reply: &[u8]) -> Result<(), WireError> {
+fn learn_owners(node: &ProxyState, backend: &Backend, list: List, reply: &[u8]) -> Result<(), WireError> {
     let owners = &node.router.owners;
     for item in wire::items(reply, 1) {
         let item = item?;
@@ -235,13 +235,13 @@ pub(super) fn kept(list: List) -> Option<ListKind> {
 }
 
 /// Returns what the owners' map keeps of a sandbox in a list, or in the saved state.
-pub(super) fn pod_of(facts: &SandboxFacts<'_>) -> Pod {
+pub(super) fn pod_of(facts: &SandboxRef<'_>) -> Pod {
     let ready = facts.state == SANDBOX_READY;
     Pod::new(facts.uid, facts.runtime_handler, facts.annotations(), facts.created_at, ready)
 }
 
 fn listed_pod(item: &[u8]) -> Result<Pod, WireError> {
-    Ok(pod_of(&SandboxFacts::parse(item)?))
+    Ok(pod_of(&SandboxRef::parse(item)?))
 }
 
 fn requested_pod(request: &[u8], config: u32, handler: u32) -> Result<Pod, WireError> {
@@ -254,7 +254,7 @@ fn requested_pod(request: &[u8], config: u32, handler: u32) -> Result<Pod, WireE
     Ok(Pod::new(uid, wire::peek_str(request, &[handler])?, annotations, created, true))
 }
 
-fn note_conflict(node: &Node, id: &str, other: Option<Arc<str>>) {
+fn note_conflict(node: &ProxyState, id: &str, other: Option<Arc<str>>) {
     if let Some(other) = other {
         node.metrics.id_conflicts.inc();
         tracing::error!(id, owner = %other, "a second backend lists this ID; it stays with its first owner");

@@ -14,7 +14,7 @@ use crate::codec::Message;
 use crate::config::{Config, StatsPolicy};
 use crate::cri::VersionResponse;
 use crate::error::Error;
-use crate::events::Feeds;
+use crate::events::Subscriptions;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND, STATES};
 use crate::recent::Recent;
@@ -25,7 +25,7 @@ use crate::wire;
 
 /// The node.
 #[derive(Debug)]
-pub struct Node {
+pub struct ProxyState {
     /// Handlers and owners.
     pub router: Router,
     /// Last-known state of every backend.
@@ -39,7 +39,7 @@ pub struct Node {
     /// Counters of calls to none.
     pub(super) own_calls: Arc<CallMetrics>,
     /// The backends' event streams that are wanted at the moment.
-    pub(super) feeds: Feeds,
+    pub(super) feeds: Subscriptions,
     relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
@@ -47,8 +47,8 @@ pub struct Node {
     awaited: OnceLock<Vec<Arc<str>>>,
 }
 
-impl Node {
-    /// Makes a node of these parts; backends are added by [`Node::replace_backends`].
+impl ProxyState {
+    /// Makes a node of these parts; backends are added by [`ProxyState::replace_backends`].
     pub fn new(
         config: Config,
         router: Router,
@@ -62,7 +62,7 @@ impl Node {
             all_calls: metrics.calls(ALL_BACKENDS),
             own_calls: metrics.calls(NO_BACKEND),
             metrics,
-            feeds: Feeds::default(),
+            feeds: Subscriptions::default(),
             recent: Recent::default(),
             relay,
             config: ArcSwap::from_pointee(config),

@@ -13,9 +13,9 @@ use tonic::Code;
 use crate::backend::{Backend, Class, own_headers};
 use crate::codec::Message;
 use crate::error::Error;
-use crate::method::{self, Absent, Kind, List, Method};
+use crate::method::{self, Kind, List, Method, OnUnknownId};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, Node, learn};
+use crate::proxy::{Call, ProxyState, learn};
 use crate::router::Lookup;
 use crate::wire;
 
@@ -23,7 +23,7 @@ use crate::wire;
 const FULL_ID: usize = 64;
 
 /// Where an ID was found.
-struct Found {
+struct OwnedId {
     backend: Arc<str>,
     id: String,
 }
@@ -34,7 +34,7 @@ impl Call {
         &mut self,
         method: &'static Method,
         kind: Kind,
-        absent: Absent,
+        absent: OnUnknownId,
         message: Message,
     ) -> Result<Outcome, Error> {
         let id = wire::peek_str(message.encoded(), &[1])?.to_owned();
@@ -42,7 +42,7 @@ impl Call {
             return Err(Error::EmptyId(kind.word()));
         }
         let found = match self.find(kind, &id).await {
-            Err(Error::NotFound { .. }) if absent == Absent::Ok => return Ok(Outcome::message(&[])),
+            Err(Error::NotFound { .. }) if absent == OnUnknownId::Ok => return Ok(Outcome::message(&[])),
             found => found?,
         };
         let backend = self.node.backend(&found.backend)?;
@@ -69,17 +69,17 @@ impl Call {
         Ok(Outcome::Arriving(reply))
     }
 
-    async fn find(&self, kind: Kind, id: &str) -> Result<Found, Error> {
+    async fn find(&self, kind: Kind, id: &str) -> Result<OwnedId, Error> {
         match self.node.router.owners.find(Some(kind), id, self.scope.as_deref()) {
-            Lookup::Exact(backend) => Ok(Found { backend, id: id.to_owned() }),
-            Lookup::Prefix(backend, id) => Ok(Found { backend, id }),
+            Lookup::Exact(backend) => Ok(OwnedId { backend, id: id.to_owned() }),
+            Lookup::Prefix(backend, id) => Ok(OwnedId { backend, id }),
             Lookup::Ambiguous => Err(Error::Ambiguous { kind: kind.word(), prefix: id.to_owned() }),
             Lookup::Unknown => Box::pin(self.locate(Some(kind), id)).await,
         }
     }
 
     /// Asks every backend for an ID that nobody is known to own.
-    async fn locate(&self, kind: Option<Kind>, id: &str) -> Result<Found, Error> {
+    async fn locate(&self, kind: Option<Kind>, id: &str) -> Result<OwnedId, Error> {
         self.node.metrics.unknown_ids.inc();
         let kinds = kind.map_or(vec![Kind::Sandbox, Kind::Container], |kind| vec![kind]);
         let backends = self.backends();
@@ -89,7 +89,8 @@ impl Call {
         for (backend, answer) in backends.iter().zip(asked) {
             match answer {
                 Ok(ids) => {
-                    found.extend(ids.into_iter().map(|id| Found { backend: Arc::clone(&backend.name), id }));
+                    found
+                        .extend(ids.into_iter().map(|id| OwnedId { backend: Arc::clone(&backend.name), id }));
                 }
                 Err(_) => unasked.push(Arc::clone(&backend.name)),
             }
@@ -109,7 +110,12 @@ impl Call {
 }
 
 /// Asks one backend for the IDs that `id` is, or is a prefix of, and learns them.
-async fn ask(node: &Node, backend: &Arc<Backend>, kinds: &[Kind], id: &str) -> Result<Vec<String>, Error> {
+async fn ask(
+    node: &ProxyState,
+    backend: &Arc<Backend>,
+    kinds: &[Kind],
+    id: &str,
+) -> Result<Vec<String>, Error> {
     let mut filter = BytesMut::new();
     wire::put_bytes(&mut filter, 1, id.as_bytes());
     let mut request = BytesMut::new();

@@ -13,15 +13,15 @@ use crate::backend::{Backend, Class};
 use crate::error::Error;
 use crate::merge::metrics::{self, Labels};
 use crate::method::{self, List};
-use crate::proxy::fan_out::{self, Part};
-use crate::proxy::{Call, Node};
+use crate::proxy::fan_out::{self, Contribution};
+use crate::proxy::{Call, ProxyState};
 
 /// Under this name the announced descriptors are kept, at the backend that was then the default one.
 const ANNOUNCED: &str = "ListMetricDescriptors/announced";
 
 impl Call {
     /// Unites the descriptors that backends sent, and remembers what is announced by that.
-    pub(super) fn announce(&self, parts: &[Part]) -> Result<Bytes, Error> {
+    pub(super) fn announce(&self, parts: &[Contribution]) -> Result<Bytes, Error> {
         if let ([part], Some(_)) = (parts, &self.scope) {
             return Ok(part.items.clone());
         }
@@ -69,12 +69,12 @@ fn own(backend: &Backend) -> Option<Bytes> {
 }
 
 /// Returns what was announced. What was announced later has all of it in it, so the longest is the latest.
-fn announced(node: &Node) -> Option<Bytes> {
+fn announced(node: &ProxyState) -> Option<Bytes> {
     node.backends().iter().filter_map(|backend| backend.last.reply(ANNOUNCED)).max_by_key(Bytes::len)
 }
 
 /// Asks a backend for its descriptors, unless they are known or it has none.
-async fn know_descriptors(node: &Arc<Node>, backend: &Arc<Backend>) {
+async fn know_descriptors(node: &Arc<ProxyState>, backend: &Arc<Backend>) {
     let method = List::MetricDescriptors.unary();
     let settled = own(backend).is_some() || backend.health.lacks(method);
     if settled || !backend.is_up() || backend.health.is_late(Class::Metrics) {

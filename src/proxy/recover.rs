@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use crate::backend::{Backend, Class};
 use crate::method::List;
-use crate::proxy::{Node, answer, fan_out, learn};
+use crate::proxy::{ProxyState, answer, fan_out, learn};
 
-impl Node {
+impl ProxyState {
     /// Learns the owners that the saved state of a backend names.
     pub fn restore(&self, backend: &Backend) {
         backend.last.for_each_sandbox(|facts| {

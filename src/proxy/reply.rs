@@ -19,7 +19,7 @@ use crate::codec::{self, Frames, Message, Whole};
 use crate::error::Error;
 use crate::method::{self, Method};
 use crate::metrics::CallMetrics;
-use crate::proxy::Node;
+use crate::proxy::ProxyState;
 use crate::telemetry::spans::CallSpan;
 
 /// What a lane ends with.
@@ -68,7 +68,7 @@ impl From<Collected> for Outcome {
 
 /// Counts one call and logs it, once, when it ends.
 #[derive(Debug)]
-pub(super) struct Watch {
+pub(super) struct CallRecorder {
     calls: Arc<CallMetrics>,
     method: Option<&'static Method>,
     started: Instant,
@@ -76,8 +76,8 @@ pub(super) struct Watch {
     span: Option<CallSpan>,
 }
 
-impl Watch {
-    pub(super) fn new(node: &Node, method: Option<&'static Method>, span: Option<CallSpan>) -> Self {
+impl CallRecorder {
+    pub(super) fn new(node: &ProxyState, method: Option<&'static Method>, span: Option<CallSpan>) -> Self {
         Self {
             calls: Arc::clone(&node.own_calls),
             method,
@@ -93,7 +93,7 @@ impl Watch {
     }
 
     /// Counts the call under all backends.
-    pub(super) fn at_all(&mut self, node: &Node) {
+    pub(super) fn at_all(&mut self, node: &ProxyState) {
         self.calls = Arc::clone(&node.all_calls);
     }
 
@@ -115,7 +115,7 @@ impl Watch {
                 response(headers, Body::new(Arriving { body: Some(body), watch: self }))
             }
             Ok(Outcome::Frames(frames)) => {
-                response(codec::reply_headers(), Body::new(Watched { frames, watch: self }))
+                response(codec::reply_headers(), Body::new(MessagesBody { frames, watch: self }))
             }
             Err(error) => {
                 self.code = error.code();
@@ -126,7 +126,7 @@ impl Watch {
     }
 }
 
-impl Drop for Watch {
+impl Drop for CallRecorder {
     fn drop(&mut self) {
         let waited = self.started.elapsed();
         let name = self.method.map_or(method::UNKNOWN_NAME, |method| method.name);
@@ -142,7 +142,7 @@ impl Drop for Watch {
 /// A backend's body on its way to the client.
 struct Arriving {
     body: Option<ReplyBody>,
-    watch: Watch,
+    watch: CallRecorder,
 }
 
 impl http_body::Body for Arriving {
@@ -173,12 +173,12 @@ impl http_body::Body for Arriving {
 }
 
 /// A stream of messages on its way to the client.
-struct Watched {
+struct MessagesBody {
     frames: Frames,
-    watch: Watch,
+    watch: CallRecorder,
 }
 
-impl http_body::Body for Watched {
+impl http_body::Body for MessagesBody {
     type Data = Bytes;
     type Error = Status;
 

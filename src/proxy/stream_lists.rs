@@ -25,10 +25,10 @@ use crate::codec::{self, Deframer, Frames, Message, PREFIX};
 use crate::error::Error;
 use crate::merge::{self, stats};
 use crate::method::{List, Method};
-use crate::proxy::fan_out::{self, Ask, Missing, Part, Verdict};
+use crate::proxy::fan_out::{self, Ask, Completeness, Contribution, NoContribution};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, Node, learn, pod_metrics};
-use crate::snapshot::{Epoch, Filter, item_id};
+use crate::proxy::{Call, ProxyState, learn, pod_metrics};
+use crate::snapshot::{Filter, Revision, item_id};
 use crate::wire;
 
 /// The size that frames made here stay below, unless one item is larger: grpc-go's default limit is 4 MiB.
@@ -40,7 +40,7 @@ const AHEAD: usize = 4;
 
 /// One backend's share of a streamed list.
 struct Share {
-    node: Arc<Node>,
+    node: Arc<ProxyState>,
     backend: Arc<Backend>,
     method: &'static Method,
     list: List,
@@ -121,7 +121,7 @@ impl Call {
                 sent = sent => sent,
                 () = sender.closed() => return,
             };
-            let mut verdict = Verdict::default();
+            let mut verdict = Completeness::default();
             for share in sent {
                 verdict.add(share.map(drop));
             }
@@ -134,7 +134,7 @@ impl Call {
 
     /// Collects every share, merges, and answers with the frames of the result.
     async fn merged(&self, list: List, shares: Vec<Share>) -> Result<Outcome, Error> {
-        let mut verdict = Verdict::default();
+        let mut verdict = Completeness::default();
         let mut parts = Vec::new();
         for share in join_all(shares.into_iter().map(Share::send)).await {
             verdict.add(share.map(|part| parts.push(part)));
@@ -153,7 +153,7 @@ impl Call {
 
 impl Share {
     /// Sends what the backend has, live, or as last known.
-    async fn send(mut self) -> Result<Part, Missing> {
+    async fn send(mut self) -> Result<Contribution, NoContribution> {
         let class = Class::of(self.method);
         if !self.backend.health.lacks(self.method) && !self.backend.health.is_late(class) {
             let mut passed = Vec::new();
@@ -234,7 +234,7 @@ impl Share {
         Ok(())
     }
 
-    fn learn(&self, epoch: Epoch, passed: &[Bytes]) {
+    fn learn(&self, epoch: Revision, passed: &[Bytes]) {
         if learn::kept(self.list).is_none() {
             return;
         }
@@ -246,7 +246,7 @@ impl Share {
     }
 
     /// Sends the last-known items that are not among those that went out already.
-    async fn rest(mut self, passed: &[Bytes]) -> Result<Part, Missing> {
+    async fn rest(mut self, passed: &[Bytes]) -> Result<Contribution, NoContribution> {
         let part = self.ask().last_known(&self.node, &self.backend, self.list.unary())?;
         let items = match learn::kept(self.list) {
             Some(kind) if !passed.is_empty() => {
@@ -302,12 +302,12 @@ impl Share {
         Ask { list: self.list, filter: Arc::clone(&self.filter), limit: self.limit, wait: self.wait }
     }
 
-    fn part(self, live: bool) -> Part {
+    fn part(self, live: bool) -> Contribution {
         let items = match &self.out {
             Out::Client(_) => Bytes::new(),
             Out::Kept(frames) => joined(frames),
         };
-        Part { backend: self.backend, items, live }
+        Contribution { backend: self.backend, items, live }
     }
 }
 

@@ -25,19 +25,19 @@ const HEAD_TIME: Duration = Duration::from_secs(10);
 const LINGER: Duration = Duration::from_secs(2);
 
 /// An open stream in `crimux_relay_streams`.
-struct Open<'a> {
+struct OpenStreamGuard<'a> {
     metrics: &'a RelayMetrics,
     backend: &'a str,
 }
 
-impl<'a> Open<'a> {
+impl<'a> OpenStreamGuard<'a> {
     fn new(metrics: &'a RelayMetrics, backend: &'a str) -> Self {
         metrics.streams.with_label_values(&[backend]).inc();
         Self { metrics, backend }
     }
 }
 
-impl Drop for Open<'_> {
+impl Drop for OpenStreamGuard<'_> {
     fn drop(&mut self) {
         self.metrics.streams.with_label_values(&[self.backend]).dec();
     }
@@ -97,7 +97,7 @@ async fn relay_request(
         return Err(answer("404 Not Found", ""));
     };
     let backend = Box::pin(dial(&grant, head, received, &relay.metrics)).await?;
-    let _open = Open::new(&relay.metrics, &grant.backend);
+    let _open = OpenStreamGuard::new(&relay.metrics, &grant.backend);
     // Without it every keystroke would wait for the acknowledgement of the one before.
     let _ = client.set_nodelay(true);
     both_ways(client, backend, counters(&relay.metrics, &grant.backend)).await;

@@ -15,7 +15,7 @@ use crate::router::{Annotations, Pod, Router};
 use crate::snapshot::image_name::{self, Named, bare_id};
 use crate::wire::{self, WireError};
 
-pub use uses::Uses;
+pub use uses::RecentUses;
 
 mod uses;
 
@@ -26,7 +26,7 @@ pub const REFERENCE: [u32; 2] = [1, 1];
 
 /// What an image call says of the store that it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Asked<'a> {
+pub struct ImageRequest<'a> {
     /// The image: a tag, a digest, an ID or the beginning of one.
     pub reference: &'a str,
     /// `image.runtime_handler`: kubelet's gate `RuntimeClassInImageCriApi`.
@@ -37,7 +37,7 @@ pub struct Asked<'a> {
     pub pod: Annotations<'a>,
 }
 
-impl<'a> Asked<'a> {
+impl<'a> ImageRequest<'a> {
     /// Reads an encoded `PullImageRequest` or `ImageStatusRequest`.
     ///
     /// # Errors
@@ -72,14 +72,14 @@ fn fields(message: &[u8], number: u32) -> impl Iterator<Item = &[u8]> {
 
 /// A store, and the handler that it knows the asked one by.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Place {
+pub struct StoreTarget {
     /// The backend.
     pub backend: Arc<str>,
     /// What is put in the place of `image.runtime_handler`; `None` leaves it as it is.
     pub handler: Option<String>,
 }
 
-impl Place {
+impl StoreTarget {
     /// A store, with the call as it is.
     pub fn plain(backend: Arc<str>) -> Self {
         Self { backend, handler: None }
@@ -88,17 +88,17 @@ impl Place {
 
 /// Where an `ImageStatus` goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Way {
+pub enum StatusRoute {
     /// The store of the pod.
-    One(Place),
+    One(StoreTarget),
     /// The pod is in one of these: the image is there only if all of them have it.
-    Every(Vec<Place>),
+    Every(Vec<StoreTarget>),
     /// The call says nothing of a pod.
-    Unsaid,
+    Unspecified,
 }
 
-impl Way {
-    fn of(mut places: Vec<Place>) -> Self {
+impl StatusRoute {
+    fn of(mut places: Vec<StoreTarget>) -> Self {
         if places.len() == 1 { Self::One(places.swap_remove(0)) } else { Self::Every(places) }
     }
 }
@@ -108,13 +108,13 @@ impl Router {
     ///
     /// # Errors
     /// [`Error::UnknownHandler`].
-    pub fn way_of_status(&self, asked: &Asked<'_>) -> Result<Way, Error> {
+    pub fn way_of_status(&self, asked: &ImageRequest<'_>) -> Result<StatusRoute, Error> {
         let handlers = self.handlers();
         let seen = asked.pod.config_seen;
         let known = self.stores_of(|pod| !seen.is_empty() && &*pod.config_seen == seen);
         if !asked.handler.is_empty() {
             let targets = handlers.targets_of(asked.handler)?;
-            let places = targets.iter().map(|(backend, target)| Place {
+            let places = targets.iter().map(|(backend, target)| StoreTarget {
                 backend: Arc::clone(backend),
                 handler: Some(target.handler.clone()).filter(|handler| handler != asked.handler),
             });
@@ -122,22 +122,22 @@ impl Router {
             if places.iter().any(|place| known.contains(&place.backend)) {
                 places.retain(|place| known.contains(&place.backend));
             }
-            return Ok(Way::of(places));
+            return Ok(StatusRoute::of(places));
         }
         if seen.is_empty() {
-            return Ok(Way::Unsaid);
+            return Ok(StatusRoute::Unspecified);
         }
         // A pod of kubelet has a config.seen of its own, so a sandbox without one is never meant.
         let alike = |pod: &Pod| !pod.config_seen.is_empty() && pod.annotations == asked.pod.digest;
         let meant = if known.is_empty() { self.stores_of(alike) } else { known };
         if meant.is_empty() {
-            return Ok(Way::One(Place::plain(Arc::clone(handlers.default_backend()))));
+            return Ok(StatusRoute::One(StoreTarget::plain(Arc::clone(handlers.default_backend()))));
         }
-        Ok(Way::of(meant.into_iter().map(Place::plain).collect()))
+        Ok(StatusRoute::of(meant.into_iter().map(StoreTarget::plain).collect()))
     }
 
     /// Returns the sandbox that a pull is for, with its owner.
-    pub fn pod_of_pull(&self, asked: &Asked<'_>) -> Option<(Arc<str>, Arc<Pod>)> {
+    pub fn pod_of_pull(&self, asked: &ImageRequest<'_>) -> Option<(Arc<str>, Arc<Pod>)> {
         self.owners.newest(|pod| !asked.uid.is_empty() && &*pod.uid == asked.uid)
     }
 
@@ -172,7 +172,7 @@ pub fn user(reply: &[u8]) -> Option<User> {
 
 /// What a store says of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Said {
+pub enum StoreAnswer {
     /// It has it, and that is its user.
     Has(User),
     /// It does not have it.
@@ -197,8 +197,8 @@ pub enum Verdict {
 ///
 /// An absent image makes kubelet run the container as root. So that is only said where every store denies it,
 /// and never to a pod that is awaited: its image may be back by the time its container is created.
-pub fn judge(answers: &[Said], awaited: impl Fn(usize) -> bool, latest: Option<usize>) -> Verdict {
-    let has = |place: usize| matches!(answers[place], Said::Has(_));
+pub fn judge(answers: &[StoreAnswer], awaited: impl Fn(usize) -> bool, latest: Option<usize>) -> Verdict {
+    let has = |place: usize| matches!(answers[place], StoreAnswer::Has(_));
     let all_equal = |places: &[usize]| places.windows(2).all(|pair| answers[pair[0]] == answers[pair[1]]);
     let holders: Vec<_> = (0..answers.len()).filter(|place| has(*place)).collect();
     let awaited: Vec<_> = (0..answers.len()).filter(|place| awaited(*place)).collect();
@@ -207,7 +207,7 @@ pub fn judge(answers: &[Said], awaited: impl Fn(usize) -> bool, latest: Option<u
             Verdict::Answer(place)
         }
         (Some(_), _) => Verdict::Undecided("a backend that it is being started on shows none or another one"),
-        (None, None) if answers.contains(&Said::Nothing) => {
+        (None, None) if answers.contains(&StoreAnswer::Nothing) => {
             Verdict::Undecided("no backend that answered has it, and not every backend answered")
         }
         (None, None) => Verdict::Absent,
@@ -232,7 +232,7 @@ pub fn same_image(replies: &[&[u8]]) -> Option<usize> {
 
 /// An image that a reference names, in one store.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Held {
+pub struct StoredImage {
     /// Its ID, as that store lists it.
     pub id: String,
     /// Its tags and digests.
@@ -242,9 +242,9 @@ pub struct Held {
 }
 
 /// Returns the images of an encoded `ListImagesResponse` that `reference` names, the surest way only.
-pub fn held(list: &[u8], reference: &str) -> Vec<Held> {
+pub fn held(list: &[u8], reference: &str) -> Vec<StoredImage> {
     let images = fields(list, 1).filter_map(|image| {
-        Some(Held {
+        Some(StoredImage {
             named: image_name::named(image, reference)?,
             id: wire::peek_str(image, &[1]).ok()?.to_owned(),
             names: image_name::names(image).map(str::to_owned).collect(),
@@ -261,7 +261,7 @@ pub fn held(list: &[u8], reference: &str) -> Vec<Held> {
 ///
 /// # Errors
 /// [`Error::Ambiguous`] if the beginning of an ID fits several.
-pub fn settle(stores: &mut [Vec<Held>], reference: &str) -> Result<(), Error> {
+pub fn settle(stores: &mut [Vec<StoredImage>], reference: &str) -> Result<(), Error> {
     let Some(surest) = stores.iter().flatten().map(|image| image.named).min() else { return Ok(()) };
     for images in &mut *stores {
         images.retain(|image| image.named == surest);

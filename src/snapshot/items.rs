@@ -26,7 +26,7 @@ pub const CONTAINER_UNKNOWN: i32 = 3;
 
 /// What one `PodSandbox` of a list says.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct SandboxFacts<'a> {
+pub struct SandboxRef<'a> {
     /// Full ID.
     pub id: &'a str,
     /// Uid of the pod.
@@ -72,7 +72,7 @@ pub struct ContainerFacts<'a> {
     pub item: &'a [u8],
 }
 
-impl<'a> SandboxFacts<'a> {
+impl<'a> SandboxRef<'a> {
     /// Reads an encoded `PodSandbox`.
     ///
     /// # Errors
@@ -191,8 +191,8 @@ impl<'a> ContainerFacts<'a> {
 }
 
 /// Iterates over the sandboxes of an encoded `ListPodSandboxResponse`.
-pub fn sandbox_items(list: &[u8]) -> impl Iterator<Item = Result<SandboxFacts<'_>, WireError>> {
-    wire::items(list, 1).map(|item| SandboxFacts::parse(item?))
+pub fn sandbox_items(list: &[u8]) -> impl Iterator<Item = Result<SandboxRef<'_>, WireError>> {
+    wire::items(list, 1).map(|item| SandboxRef::parse(item?))
 }
 
 /// Iterates over the containers of an encoded `ListContainersResponse`.
@@ -303,7 +303,7 @@ mod tests {
         assert_eq!(decoded.labels, labels(&[("app", "web")]));
         assert_eq!(decoded.annotations, labels(&[("note", "x")]));
         assert!(decoded.created_at > 0);
-        let facts = SandboxFacts::parse(&item).unwrap();
+        let facts = SandboxRef::parse(&item).unwrap();
         assert_eq!((facts.id, facts.uid, facts.name), ("s1", "u1", "web"));
         assert_eq!((facts.namespace, facts.attempt, facts.created_at), ("prod", 3, decoded.created_at));
         assert_eq!((facts.label("app"), facts.label("none")), (Some("web"), None));

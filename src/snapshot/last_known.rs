@@ -12,13 +12,13 @@ use bytes::Bytes;
 use super::changes::{Change, Item, Op};
 use super::filter::Filter;
 use super::items::{
-    CONTAINER_CREATED, CONTAINER_RUNNING, ContainerFacts, SandboxFacts, container_item, container_items,
+    CONTAINER_CREATED, CONTAINER_RUNNING, ContainerFacts, SandboxRef, container_item, container_items,
     sandbox_item, sandbox_items,
 };
 use super::journal::Record;
 use super::shared::Shared;
 use super::state::State;
-use super::{Epoch, ListKind, StatusKind};
+use super::{ListKind, Revision, StatusKind};
 use crate::wire::{self, WireError};
 
 /// What crimux last knew of one backend.
@@ -41,8 +41,8 @@ impl LastKnown {
 
     /// Returns the moment in the order of changes that a list or status read sent now belongs to. Take it
     /// *before* sending.
-    pub fn epoch(&self) -> Epoch {
-        Epoch { seq: self.shared.next_seq(), at: Instant::now() }
+    pub fn epoch(&self) -> Revision {
+        Revision { seq: self.shared.next_seq(), at: Instant::now() }
     }
 
     /// Returns the newest live list of sandboxes or containers if it is, byte for byte, this one: then it teaches
@@ -56,7 +56,7 @@ impl LastKnown {
     /// Sandboxes and containers are replaced as a pair: a sandbox list waits for a container list that was
     /// sent no earlier, and at most 10 s after it arrived (in one go, both may have the same epoch). The
     /// reply is not looked into; the caller has checked that it can be read.
-    pub fn replace_list(&self, kind: ListKind, epoch: Epoch, reply: Bytes) {
+    pub fn replace_list(&self, kind: ListKind, epoch: Revision, reply: Bytes) {
         let (replaced, first) = {
             let mut state = self.lock();
             let known = state.lists.known();
@@ -83,7 +83,7 @@ impl LastKnown {
     ///
     /// # Errors
     /// Whatever makes the reply unreadable; nothing is taken from it then.
-    pub fn update_items(&self, kind: ListKind, epoch: Epoch, reply: &[u8]) -> Result<(), WireError> {
+    pub fn update_items(&self, kind: ListKind, epoch: Revision, reply: &[u8]) -> Result<(), WireError> {
         if self.lock().update(kind, epoch, reply)? {
             self.shared.touch();
         }
@@ -171,7 +171,7 @@ impl LastKnown {
     }
 
     /// Visits every sandbox heard of, also while no list of them is known.
-    pub fn for_each_sandbox(&self, mut visit: impl FnMut(SandboxFacts<'_>)) {
+    pub fn for_each_sandbox(&self, mut visit: impl FnMut(SandboxRef<'_>)) {
         let list = self.lock().lists.visited(ListKind::Sandboxes);
         sandbox_items(&list).map_while(Result::ok).for_each(&mut visit);
     }
@@ -199,7 +199,7 @@ impl LastKnown {
 
     /// Remembers the encoded reply to a status read sent at `epoch`. A reply that carries `info`, or one to a
     /// read that was sent before a write to the same ID, is not remembered.
-    pub fn remember_status(&self, kind: StatusKind, id: &str, epoch: Epoch, reply: &[u8]) {
+    pub fn remember_status(&self, kind: StatusKind, id: &str, epoch: Revision, reply: &[u8]) {
         if self.lock().statuses.remember(kind, id, epoch, reply) {
             self.shared.touch();
         }

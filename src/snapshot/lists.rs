@@ -13,17 +13,17 @@ use bytes::Bytes;
 
 use super::changes::{self, Change, Op, Overlay};
 use super::filter::{Filter, item_id};
-use super::pair::{Kept, Pair, Pairing, is_same_slice};
-use super::{Epoch, ListKind, image_name};
+use super::pair::{ListBytes, Pair, PodListSync, is_same_slice};
+use super::{ListKind, Revision, image_name};
 use crate::wire;
 
 /// The lists of one backend.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
-    pairing: Pairing,
-    images: Single,
-    container_stats: Single,
-    sandbox_stats: Single,
+    pairing: PodListSync,
+    images: ListSlot,
+    container_stats: ListSlot,
+    sandbox_stats: ListSlot,
     /// Changes to the pair that it may not show, oldest first.
     changes: Vec<Change>,
     /// Images removed since their list was sent.
@@ -33,9 +33,9 @@ pub(super) struct Lists {
 }
 
 #[derive(Debug, Default)]
-struct Single {
+struct ListSlot {
     sent: u64,
-    list: Option<Kept>,
+    list: Option<ListBytes>,
 }
 
 /// What [`Lists::replace`] did.
@@ -49,7 +49,13 @@ pub(super) struct Replaced {
 
 impl Lists {
     /// Takes the full list `reply`, sent at `epoch`.
-    pub(super) fn replace(&mut self, kind: ListKind, epoch: Epoch, reply: Bytes, now: Instant) -> Replaced {
+    pub(super) fn replace(
+        &mut self,
+        kind: ListKind,
+        epoch: Revision,
+        reply: Bytes,
+        now: Instant,
+    ) -> Replaced {
         match kind {
             ListKind::Sandboxes | ListKind::Containers => self.replace_half(kind, epoch, reply, now),
             ListKind::Images => {
@@ -63,7 +69,7 @@ impl Lists {
         }
     }
 
-    fn replace_half(&mut self, kind: ListKind, epoch: Epoch, reply: Bytes, now: Instant) -> Replaced {
+    fn replace_half(&mut self, kind: ListKind, epoch: Revision, reply: Bytes, now: Instant) -> Replaced {
         let Some(other) = self.pairing.take(kind, epoch, reply, now, &self.changes) else {
             return Replaced::NOTHING;
         };
@@ -82,7 +88,7 @@ impl Lists {
         match &change.op {
             Some(Op::ImageRemoved(_)) => self.removed_images.push(change),
             Some(Op::ImagesForgotten(_)) => {
-                self.images = Single { sent: change.seq, list: None };
+                self.images = ListSlot { sent: change.seq, list: None };
                 self.removed_images.clear();
             }
             _ => {
@@ -98,7 +104,7 @@ impl Lists {
     }
 
     /// Tells whether the newest list of `kind` was sent after `epoch`, so that a reply of then says nothing new.
-    pub(super) fn is_past(&self, kind: ListKind, epoch: Epoch) -> bool {
+    pub(super) fn is_past(&self, kind: ListKind, epoch: Revision) -> bool {
         match kind {
             ListKind::Sandboxes | ListKind::Containers => self.pairing.is_past(kind, epoch),
             // Filtered replies of the others are not taken.
@@ -204,10 +210,10 @@ impl Lists {
 
     /// Forgets everything but that nothing is there. Lists sent before `seq` no longer count.
     pub(super) fn clear(&mut self, seq: u64) {
-        let nothing = Pair { sandboxes: Kept::nothing(), containers: Kept::nothing() };
-        let single = || Single { sent: seq, list: Some(Kept::nothing()) };
+        let nothing = Pair { sandboxes: ListBytes::nothing(), containers: ListBytes::nothing() };
+        let single = || ListSlot { sent: seq, list: Some(ListBytes::nothing()) };
         *self = Self {
-            pairing: Pairing::of(Some(nothing), seq),
+            pairing: PodListSync::of(Some(nothing), seq),
             images: single(),
             container_stats: single(),
             sandbox_stats: single(),
@@ -218,7 +224,7 @@ impl Lists {
     /// Drops stats, which say nothing about what no longer runs; a known list becomes an empty one.
     pub(super) fn clear_stats(&mut self) {
         for single in [&mut self.container_stats, &mut self.sandbox_stats] {
-            single.list = single.list.take().map(|_| Kept::nothing());
+            single.list = single.list.take().map(|_| ListBytes::nothing());
         }
     }
 
@@ -248,13 +254,13 @@ impl Lists {
     pub(super) fn load(
         [sandboxes, containers, images, container_stats, sandbox_stats]: [Option<Bytes>; 5],
     ) -> Self {
-        let kept = |bytes: Bytes| Kept { bytes, exact: false };
-        let single = |bytes: Option<Bytes>| Single { sent: 0, list: bytes.map(kept) };
+        let kept = |bytes: Bytes| ListBytes { bytes, exact: false };
+        let single = |bytes: Option<Bytes>| ListSlot { sent: 0, list: bytes.map(kept) };
         let pair = sandboxes.zip(containers);
         let pair = pair
             .map(|(sandboxes, containers)| Pair { sandboxes: kept(sandboxes), containers: kept(containers) });
         Self {
-            pairing: Pairing::of(pair, 0),
+            pairing: PodListSync::of(pair, 0),
             images: single(images),
             container_stats: single(container_stats),
             sandbox_stats: single(sandbox_stats),
@@ -270,7 +276,7 @@ impl Lists {
     /// Puts `exact` in the place of the same bytes in the buffer of `loose`.
     pub(super) fn tighten(&mut self, loose: &Bytes, exact: &Bytes) {
         for kept in self.kept().filter(|kept| is_same_slice(&kept.bytes, loose)) {
-            *kept = Kept { bytes: exact.clone(), exact: true };
+            *kept = ListBytes { bytes: exact.clone(), exact: true };
         }
         for composed in [&mut self.composed_sandboxes, &mut self.composed_containers].into_iter().flatten() {
             if is_same_slice(composed, loose) {
@@ -279,7 +285,7 @@ impl Lists {
         }
     }
 
-    fn kept(&mut self) -> impl Iterator<Item = &mut Kept> {
+    fn kept(&mut self) -> impl Iterator<Item = &mut ListBytes> {
         let singles = [&mut self.images, &mut self.container_stats, &mut self.sandbox_stats];
         self.pairing.kept().chain(singles.into_iter().filter_map(|single| single.list.as_mut()))
     }
@@ -289,12 +295,12 @@ impl Replaced {
     const NOTHING: Self = Self { changed: false, paired: false };
 }
 
-impl Single {
-    fn replace(&mut self, epoch: Epoch, reply: Bytes) -> Replaced {
+impl ListSlot {
+    fn replace(&mut self, epoch: Revision, reply: Bytes) -> Replaced {
         if epoch.seq < self.sent {
             return Replaced::NOTHING;
         }
-        let kept = Kept::replacing(self.list.as_ref(), reply);
+        let kept = ListBytes::replacing(self.list.as_ref(), reply);
         let changed = !self.list.as_ref().is_some_and(|old| is_same_slice(&old.bytes, &kept.bytes));
         *self = Self { sent: epoch.seq, list: Some(kept) };
         Replaced { changed, paired: false }

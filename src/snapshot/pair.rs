@@ -18,14 +18,14 @@ use bytes::Bytes;
 use super::changes::{Change, Op, Overlay};
 use super::items::container_items;
 use super::lists::ids;
-use super::{Epoch, ListKind};
+use super::{ListKind, Revision};
 
 /// How long after a sandbox list arrived a container list may be sent to make a pair with it.
 pub(super) const PAIR_WINDOW: Duration = Duration::from_secs(10);
 
 /// List bytes, and whether their buffer holds nothing else.
 #[derive(Debug, Clone)]
-pub(super) struct Kept {
+pub(super) struct ListBytes {
     pub(super) bytes: Bytes,
     pub(super) exact: bool,
 }
@@ -33,32 +33,32 @@ pub(super) struct Kept {
 /// The lists that are served.
 #[derive(Debug, Clone)]
 pub(super) struct Pair {
-    pub(super) sandboxes: Kept,
-    pub(super) containers: Kept,
+    pub(super) sandboxes: ListBytes,
+    pub(super) containers: ListBytes,
 }
 
 /// The pair that is served, and the lists that may become the next.
 #[derive(Debug, Default)]
-pub(super) struct Pairing {
+pub(super) struct PodListSync {
     pub(super) pair: Option<Pair>,
-    sandboxes: Option<Half>,
-    containers: Option<Half>,
-    floors: Floors,
+    sandboxes: Option<PendingList>,
+    containers: Option<PendingList>,
+    floors: Watermarks,
     refused: Option<Refused>,
 }
 
 /// The sequence numbers up to which changes are shown by the pair.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Floors {
+pub(super) struct Watermarks {
     sandboxes: u64,
     containers: u64,
 }
 
 #[derive(Debug, Clone)]
-struct Half {
-    epoch: Epoch,
+struct PendingList {
+    epoch: Revision,
     arrived: Instant,
-    list: Kept,
+    list: ListBytes,
     /// Whether it was part of a pair.
     used: bool,
 }
@@ -69,13 +69,13 @@ struct Refused {
     containers: HashSet<String>,
 }
 
-impl Pairing {
+impl PodListSync {
     /// Takes the full list `reply` of sandboxes or containers, sent at `epoch`, with the `changes` that stay on
     /// top. Returns whether a pair was completed and, if so, whether it is another than before.
     pub(super) fn take(
         &mut self,
         kind: ListKind,
-        epoch: Epoch,
+        epoch: Revision,
         reply: Bytes,
         now: Instant,
         changes: &[Change],
@@ -87,8 +87,8 @@ impl Pairing {
         if newest.as_ref().is_some_and(|half| half.epoch.seq > epoch.seq) {
             return None;
         }
-        let list = Kept::replacing(newest.as_ref().map(|half| &half.list), reply);
-        *newest = Some(Half { epoch, arrived: now, list, used: false });
+        let list = ListBytes::replacing(newest.as_ref().map(|half| &half.list), reply);
+        *newest = Some(PendingList { epoch, arrived: now, list, used: false });
         self.complete(now, changes)
     }
 
@@ -100,7 +100,7 @@ impl Pairing {
             return None;
         }
         let pair = Pair { sandboxes: sandboxes.list.clone(), containers: containers.list.clone() };
-        let floors = Floors {
+        let floors = Watermarks {
             // What happened to a sandbox happened to its containers: such a change stays until both show it.
             sandboxes: sandboxes.epoch.seq.min(containers.epoch.seq),
             containers: containers.epoch.seq,
@@ -126,7 +126,7 @@ impl Pairing {
     fn accepts(
         &mut self,
         pair: &Pair,
-        floors: Floors,
+        floors: Watermarks,
         sent: Instant,
         now: Instant,
         changes: &[Change],
@@ -152,30 +152,30 @@ impl Pairing {
     }
 
     /// Tells whether the pair was sent after `epoch`, so that a reply of then says nothing new.
-    pub(super) fn is_past(&self, kind: ListKind, epoch: Epoch) -> bool {
-        let Floors { sandboxes, containers } = self.floors;
+    pub(super) fn is_past(&self, kind: ListKind, epoch: Revision) -> bool {
+        let Watermarks { sandboxes, containers } = self.floors;
         epoch.seq < if kind == ListKind::Sandboxes { sandboxes } else { containers }
     }
 
     /// Returns the sequence numbers up to which changes are shown by the pair.
-    pub(super) fn floors(&self) -> Floors {
+    pub(super) fn floors(&self) -> Watermarks {
         self.floors
     }
 
     /// Makes a pairing that serves `pair`, and takes no list that was sent before `seq`.
     pub(super) fn of(pair: Option<Pair>, seq: u64) -> Self {
-        Self { pair, floors: Floors { sandboxes: seq, containers: seq }, ..Self::default() }
+        Self { pair, floors: Watermarks { sandboxes: seq, containers: seq }, ..Self::default() }
     }
 
     /// Iterates over all lists that are held.
-    pub(super) fn kept(&mut self) -> impl Iterator<Item = &mut Kept> {
+    pub(super) fn kept(&mut self) -> impl Iterator<Item = &mut ListBytes> {
         let halves = [&mut self.sandboxes, &mut self.containers].into_iter().flatten();
         let pair = self.pair.iter_mut().flat_map(|pair| [&mut pair.sandboxes, &mut pair.containers]);
         halves.map(|half| &mut half.list).chain(pair)
     }
 }
 
-impl Floors {
+impl Watermarks {
     /// Tells whether the pair may not show `change`.
     pub(super) fn leave(self, change: &Change) -> bool {
         let of_sandbox = change.op.as_ref().is_some_and(Op::is_of_sandbox);
@@ -189,7 +189,7 @@ impl Pair {
             && is_same_slice(&self.containers.bytes, &other.containers.bytes)
     }
 
-    fn containers_without_sandbox(&self, floors: Floors, changes: &[Change]) -> HashSet<String> {
+    fn containers_without_sandbox(&self, floors: Watermarks, changes: &[Change]) -> HashSet<String> {
         let changes: Vec<Change> = changes.iter().filter(|change| floors.leave(change)).cloned().collect();
         let overlay = Overlay::new(&changes);
         let sandboxes = overlay.sandboxes(&self.sandboxes.bytes);
@@ -203,14 +203,14 @@ impl Pair {
     }
 }
 
-impl Half {
+impl PendingList {
     /// Tells whether this was sent soon enough after `earlier` arrived.
     fn follows(&self, earlier: &Self) -> bool {
         self.epoch.at.saturating_duration_since(earlier.arrived) <= PAIR_WINDOW
     }
 }
 
-impl Kept {
+impl ListBytes {
     /// Keeps the old buffer if the new one says the same.
     pub(super) fn replacing(old: Option<&Self>, reply: Bytes) -> Self {
         match old {

@@ -15,7 +15,7 @@ use super::fingerprint::fingerprint;
 use super::items::{ContainerFacts, container_items, enum_value, sandbox_items};
 use super::lists::{Lists, ids};
 use super::statuses::Statuses;
-use super::{Epoch, ListKind, StatusKind};
+use super::{ListKind, Revision, StatusKind};
 use crate::wire::{self, WireError};
 
 /// What is remembered of one backend.
@@ -119,7 +119,12 @@ impl State {
     ///
     /// # Errors
     /// Whatever makes the reply unreadable.
-    pub(super) fn update(&mut self, kind: ListKind, epoch: Epoch, reply: &[u8]) -> Result<bool, WireError> {
+    pub(super) fn update(
+        &mut self,
+        kind: ListKind,
+        epoch: Revision,
+        reply: &[u8],
+    ) -> Result<bool, WireError> {
         if self.lists.is_past(kind, epoch) {
             return Ok(false);
         }

@@ -11,7 +11,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use bytes::Bytes;
 
 use super::fingerprint::fingerprint;
-use super::{Epoch, StatusKind};
+use super::{Revision, StatusKind};
 use crate::wire;
 
 /// Beyond this many of one kind, new IDs are not remembered until the next purge.
@@ -34,7 +34,7 @@ struct Slot {
 
 impl Statuses {
     /// Remembers a reply to a read sent at `epoch`; tells whether anything changed.
-    pub(super) fn remember(&mut self, kind: StatusKind, id: &str, epoch: Epoch, reply: &[u8]) -> bool {
+    pub(super) fn remember(&mut self, kind: StatusKind, id: &str, epoch: Revision, reply: &[u8]) -> bool {
         let slots = self.of(kind);
         if slots.get(id).is_some_and(|slot| slot.reply.as_deref() == Some(reply)) {
             return false;

@@ -33,7 +33,7 @@ pub(super) enum Step {
     /// The state was captured.
     Captured,
     /// The new snapshot stands beside the old one.
-    Written,
+    LastWrite,
     /// The new snapshot took the place of the old one.
     Renamed,
     /// A journal that is no longer needed was deleted.
@@ -42,7 +42,7 @@ pub(super) enum Step {
 
 /// What the last snapshot held.
 #[derive(Debug, Default)]
-pub(super) struct Written {
+pub(super) struct LastWrite {
     facts: Option<u64>,
     minor_changes: u64,
     at: Option<Instant>,
@@ -99,7 +99,7 @@ impl Snapshot {
             Ok((facts, minor_changes)) => {
                 let (facts, minor_changes) = (Some(*facts), *minor_changes);
                 let at = Some(Instant::now());
-                *written = Written { facts, minor_changes, at, failures, begun_in_vain: false };
+                *written = LastWrite { facts, minor_changes, at, failures, begun_in_vain: false };
                 // A record that could not be appended meanwhile may not be in what was captured.
                 if self.shared.failures() == failures {
                     self.shared.succeeded();
@@ -113,7 +113,7 @@ impl Snapshot {
         result.map(drop)
     }
 
-    fn has_news(&self, written: &Written, all: bool, failures: u64) -> bool {
+    fn has_news(&self, written: &LastWrite, all: bool, failures: u64) -> bool {
         let due = all || written.at.is_none_or(|at| at.elapsed() >= MINOR_INTERVAL);
         failures != written.failures
             || self.shared.journal().len() > MAX_JOURNAL
@@ -137,7 +137,7 @@ impl Snapshot {
         let backends = captured.into_iter().map(|(saved, _)| saved).collect();
         let content = file::encode(&Saved { journal: generation, backends, fresh });
         file::write_tmp(&self.dir, &content)?;
-        step(Step::Written);
+        step(Step::LastWrite);
         fs::rename(file::tmp_path(&self.dir), file::path(&self.dir))?;
         file::sync_dir(&self.dir)?;
         step(Step::Renamed);

@@ -56,7 +56,7 @@ pub enum CertificateFault {
 
 /// Why a handshake failed.
 #[derive(Debug)]
-pub(crate) enum HandshakeFault {
+pub(crate) enum HandshakeError {
     Certificate(CertificateFault),
     Other(String),
 }
@@ -94,22 +94,22 @@ impl fmt::Display for CertificateFault {
 }
 
 /// Says why a handshake ended with `error`.
-pub(crate) fn handshake_fault(error: &io::Error, name: &str, identity: &TlsIdentity) -> HandshakeFault {
+pub(crate) fn handshake_fault(error: &io::Error, name: &str, identity: &TlsIdentity) -> HandshakeError {
     if let Some(fault) = certificate_refusal(error, identity) {
-        return HandshakeFault::Certificate(fault);
+        return HandshakeError::Certificate(fault);
     }
     match rustls_error(error) {
         Some(rustls::Error::InvalidCertificate(error)) => {
-            HandshakeFault::Certificate(theirs(error, name, identity))
+            HandshakeError::Certificate(theirs(error, name, identity))
         }
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
-            HandshakeFault::Other("the peer answers, but not with TLS".to_owned())
+            HandshakeError::Other("the peer answers, but not with TLS".to_owned())
         }
-        Some(error) => HandshakeFault::Other(error.to_string()),
+        Some(error) => HandshakeError::Other(error.to_string()),
         None if error.kind() == io::ErrorKind::UnexpectedEof => {
-            HandshakeFault::Other("the peer closed the connection".to_owned())
+            HandshakeError::Other("the peer closed the connection".to_owned())
         }
-        None => HandshakeFault::Other(error.to_string()),
+        None => HandshakeError::Other(error.to_string()),
     }
 }
 

@@ -15,8 +15,8 @@ use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, Node, fan_out};
-use crate::router::images::{self, Held, REFERENCE};
+use crate::proxy::{Call, ProxyState, fan_out};
+use crate::router::images::{self, REFERENCE, StoredImage};
 use crate::snapshot::image_name::Named;
 use crate::snapshot::{Filter, ListKind};
 use crate::wire;
@@ -81,7 +81,7 @@ impl Call {
 }
 
 /// Returns what is last known of the image in one store.
-fn listed(backend: &Backend, reference: &str) -> Vec<Held> {
+fn listed(backend: &Backend, reference: &str) -> Vec<StoredImage> {
     let list = backend.last.list(ListKind::Images, &Filter::default());
     list.map(|list| images::held(&list, reference)).unwrap_or_default()
 }
@@ -96,13 +96,13 @@ fn unasked(stores: &[Store], nobody: bool, reference: &str) -> Option<Error> {
 
 /// Removes images from one store; returns its answer if that is an error of its own.
 async fn remove(
-    node: &Arc<Node>,
+    node: &Arc<ProxyState>,
     backend: &Arc<Backend>,
     method: &'static Method,
     headers: HeaderMap,
     message: &Message,
     reference: &str,
-    images: &[Held],
+    images: &[StoredImage],
 ) -> Result<Option<Collected>, Error> {
     let by_name = images.iter().any(|image| image.named == Named::Name);
     // By its name an image is removed once, in the client's words; by ID in those of the store.
@@ -127,7 +127,7 @@ fn is_gone(reply: &Collected) -> bool {
 }
 
 /// Forgets removed images at once; the next list tells what is left of them.
-fn forget(node: &Arc<Node>, backend: &Arc<Backend>, reference: &str, images: &[Held]) {
+fn forget(node: &Arc<ProxyState>, backend: &Arc<Backend>, reference: &str, images: &[StoredImage]) {
     let uses = &node.router.image_uses;
     uses.forget(reference, &backend.name);
     for image in images {

@@ -20,7 +20,7 @@ use crate::proxy::Call;
 use crate::proxy::fan_out::PROMPT;
 use crate::proxy::images::with_handler;
 use crate::proxy::reply::Outcome;
-use crate::router::images::{self, Asked, Place, Said, Verdict, Way};
+use crate::router::images::{self, ImageRequest, StatusRoute, StoreAnswer, StoreTarget, Verdict};
 use crate::snapshot::{Filter, ListKind};
 
 /// What a backend answered, or why it did not.
@@ -32,16 +32,19 @@ impl Call {
         method: &'static Method,
         message: Message,
     ) -> Result<Outcome, Error> {
-        let asked = Asked::read(message.encoded())?;
+        let asked = ImageRequest::read(message.encoded())?;
         if let Some(scope) = &self.scope {
             let backend = self.node.backend(scope)?;
             self.watch.at(&backend);
-            return Ok(self.ask(&backend, method, &message, &Place::plain(Arc::clone(scope))).await?.into());
+            return Ok(self
+                .ask(&backend, method, &message, &StoreTarget::plain(Arc::clone(scope)))
+                .await?
+                .into());
         }
         match self.node.router.way_of_status(&asked)? {
-            Way::One(place) => self.status_at(method, &asked, &message, &place).await,
-            Way::Every(places) => self.status_at_every(method, &asked, &message, &places).await,
-            Way::Unsaid => self.status_anywhere(method, &asked, &message).await,
+            StatusRoute::One(place) => self.status_at(method, &asked, &message, &place).await,
+            StatusRoute::Every(places) => self.status_at_every(method, &asked, &message, &places).await,
+            StatusRoute::Unspecified => self.status_anywhere(method, &asked, &message).await,
         }
     }
 
@@ -49,9 +52,9 @@ impl Call {
     async fn status_at(
         &mut self,
         method: &'static Method,
-        asked: &Asked<'_>,
+        asked: &ImageRequest<'_>,
         message: &Message,
-        place: &Place,
+        place: &StoreTarget,
     ) -> Result<Outcome, Error> {
         let backend = self.node.backend(&place.backend)?;
         self.watch.at(&backend);
@@ -64,9 +67,9 @@ impl Call {
     async fn status_at_every(
         &mut self,
         method: &'static Method,
-        asked: &Asked<'_>,
+        asked: &ImageRequest<'_>,
         message: &Message,
-        places: &[Place],
+        places: &[StoreTarget],
     ) -> Result<Outcome, Error> {
         self.watch.at_all(&self.node);
         let backends: Vec<_> =
@@ -106,7 +109,7 @@ impl Call {
     async fn status_anywhere(
         &mut self,
         method: &'static Method,
-        asked: &Asked<'_>,
+        asked: &ImageRequest<'_>,
         message: &Message,
     ) -> Result<Outcome, Error> {
         self.watch.at_all(&self.node);
@@ -127,7 +130,7 @@ impl Call {
 
     fn judge(
         &self,
-        asked: &Asked<'_>,
+        asked: &ImageRequest<'_>,
         awaited: &[Arc<str>],
         backends: &[Arc<Backend>],
         heard: &[Heard],
@@ -138,7 +141,7 @@ impl Call {
         images::judge(&said, |place| awaited.contains(&backends[place].name), latest)
     }
 
-    fn tell(&mut self, asked: &Asked<'_>, backend: &Backend, heard: Heard) -> Result<Outcome, Error> {
+    fn tell(&mut self, asked: &ImageRequest<'_>, backend: &Backend, heard: Heard) -> Result<Outcome, Error> {
         self.watch.at(backend);
         self.node.router.image_uses.told(asked.reference, Instant::now());
         heard.map(Outcome::from)
@@ -150,7 +153,7 @@ impl Call {
         backend: &Arc<Backend>,
         method: &'static Method,
         message: &Message,
-        place: &Place,
+        place: &StoreTarget,
     ) -> Heard {
         let wait = self.at_most(backend.config().timeouts.read);
         ask_within(wait, backend, method, self.headers.clone(), with_handler(message, place)).await
@@ -172,7 +175,7 @@ impl Call {
     }
 
     /// Remembers whether a pod was shown an image, or holds the pod back for a moment.
-    fn show(&self, asked: &Asked<'_>, backend: &Backend, reply: &Collected) -> Result<(), Error> {
+    fn show(&self, asked: &ImageRequest<'_>, backend: &Backend, reply: &Collected) -> Result<(), Error> {
         let (remembered, pod) = (&self.node.router.image_uses, asked.pod.config_seen);
         if pod.is_empty() || reply.code != Code::Ok {
             return Ok(());
@@ -207,12 +210,12 @@ fn is_there(reply: &Collected) -> bool {
     reply.code == Code::Ok && images::user(reply.message.encoded()).is_some()
 }
 
-fn said(heard: &Heard) -> Said {
+fn said(heard: &Heard) -> StoreAnswer {
     match heard {
         Ok(reply) if reply.code == Code::Ok => {
-            images::user(reply.message.encoded()).map_or(Said::Lacks, Said::Has)
+            images::user(reply.message.encoded()).map_or(StoreAnswer::Lacks, StoreAnswer::Has)
         }
-        _ => Said::Nothing,
+        _ => StoreAnswer::Nothing,
     }
 }
 
@@ -223,7 +226,7 @@ fn had(backend: &Backend, reference: &str) -> bool {
 }
 
 /// Answers a call for which no answer was chosen.
-fn settle(asked: &Asked<'_>, verdict: Verdict, heard: Vec<Heard>) -> Result<Outcome, Error> {
+fn settle(asked: &ImageRequest<'_>, verdict: Verdict, heard: Vec<Heard>) -> Result<Outcome, Error> {
     let Verdict::Undecided(cause) = verdict else {
         let absent = heard.into_iter().flatten().next();
         return Ok(absent.map_or_else(|| Outcome::message(&[]), Outcome::from));

@@ -37,16 +37,16 @@ fn spec(handler: &str, annotations: &[(&str, &str)]) -> Vec<u8> {
     cri::ImageStatusRequest { image: Some(image), verbose: false }.encode_to_vec()
 }
 
-fn way(router: &Router, handler: &str, annotations: &[(&str, &str)]) -> Way {
-    router.way_of_status(&Asked::read(&spec(handler, annotations)).unwrap()).unwrap()
+fn way(router: &Router, handler: &str, annotations: &[(&str, &str)]) -> StatusRoute {
+    router.way_of_status(&ImageRequest::read(&spec(handler, annotations)).unwrap()).unwrap()
 }
 
-fn one(backend: &str) -> Way {
-    Way::One(Place::plain(backend.into()))
+fn one(backend: &str) -> StatusRoute {
+    StatusRoute::One(StoreTarget::plain(backend.into()))
 }
 
-fn every(backends: &[&str]) -> Way {
-    Way::Every(backends.iter().map(|backend| Place::plain((*backend).into())).collect())
+fn every(backends: &[&str]) -> StatusRoute {
+    StatusRoute::Every(backends.iter().map(|backend| StoreTarget::plain((*backend).into())).collect())
 }
 
 #[test]
@@ -80,8 +80,12 @@ fn pods_without_other_annotations_are_alike_but_sandboxes_that_are_not_of_kubele
     learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
     learn(&router, "s2", "a", "u2", &[]);
     assert_eq!(way(&router, "", &[(SEEN, "t9")]), one("b"));
-    assert_eq!(way(&router, "", &[]), Way::Unsaid);
-    assert_eq!(way(&router, "", &[("note", "x")]), Way::Unsaid, "kubelet never leaves config.seen out");
+    assert_eq!(way(&router, "", &[]), StatusRoute::Unspecified);
+    assert_eq!(
+        way(&router, "", &[("note", "x")]),
+        StatusRoute::Unspecified,
+        "kubelet never leaves config.seen out"
+    );
 }
 
 #[test]
@@ -96,14 +100,16 @@ fn one_config_seen_of_two_pods_means_both_of_their_backends() {
 fn a_handler_goes_before_everything_and_is_renamed() {
     let router = router();
     learn(&router, "s1", "a", "u1", &[(SEEN, "t1")]);
-    let renamed =
-        |backend: &str, handler: &str| Place { backend: backend.into(), handler: Some(handler.to_owned()) };
-    assert_eq!(way(&router, "kata", &[(SEEN, "t1")]), Way::One(renamed("b", "kata-qemu")));
+    let renamed = |backend: &str, handler: &str| StoreTarget {
+        backend: backend.into(),
+        handler: Some(handler.to_owned()),
+    };
+    assert_eq!(way(&router, "kata", &[(SEEN, "t1")]), StatusRoute::One(renamed("b", "kata-qemu")));
     assert_eq!(way(&router, "b", &[]), one("b"), "the same name needs no change");
-    assert_eq!(way(&router, "both", &[(SEEN, "t1")]), Way::One(renamed("a", "x")));
-    assert_eq!(way(&router, "both", &[]), Way::Every(vec![renamed("a", "x"), renamed("b", "y")]));
+    assert_eq!(way(&router, "both", &[(SEEN, "t1")]), StatusRoute::One(renamed("a", "x")));
+    assert_eq!(way(&router, "both", &[]), StatusRoute::Every(vec![renamed("a", "x"), renamed("b", "y")]));
     let request = spec("gone", &[]);
-    let error = router.way_of_status(&Asked::read(&request).unwrap()).unwrap_err();
+    let error = router.way_of_status(&ImageRequest::read(&request).unwrap()).unwrap_err();
     assert!(matches!(error, Error::UnknownHandler { .. }), "{error}");
 }
 
@@ -116,7 +122,8 @@ fn a_pull_is_for_the_newest_ready_sandbox_of_its_uid() {
         let sandbox_config = Some(cri::PodSandboxConfig { metadata, ..Default::default() });
         cri::PullImageRequest { sandbox_config, ..Default::default() }.encode_to_vec()
     };
-    let owner = |request: &[u8]| router.pod_of_pull(&Asked::read(request).unwrap()).map(|(owner, _)| owner);
+    let owner =
+        |request: &[u8]| router.pod_of_pull(&ImageRequest::read(request).unwrap()).map(|(owner, _)| owner);
     assert_eq!(owner(&request("u1")), Some("b".into()));
     assert_eq!(owner(&request("u2")), None);
     learn(&router, "s3", "a", "", &[]);
@@ -140,18 +147,21 @@ fn the_user_is_what_kubelet_would_take() {
 #[test]
 fn absent_is_only_said_where_every_store_denies_it() {
     let nobody = |_| false;
-    let has = || Said::Has(User::Uid(7));
-    assert_eq!(judge(&[Said::Lacks, Said::Lacks], nobody, None), Verdict::Absent);
-    let lacking = judge(&[Said::Lacks, Said::Lacks], |place| place == 0, None);
+    let has = || StoreAnswer::Has(User::Uid(7));
+    assert_eq!(judge(&[StoreAnswer::Lacks, StoreAnswer::Lacks], nobody, None), Verdict::Absent);
+    let lacking = judge(&[StoreAnswer::Lacks, StoreAnswer::Lacks], |place| place == 0, None);
     assert!(matches!(lacking, Verdict::Undecided(_)), "a pod waits to hear as whom it runs");
-    assert!(matches!(judge(&[Said::Lacks, Said::Nothing], nobody, None), Verdict::Undecided(_)));
-    assert_eq!(judge(&[Said::Nothing, has(), Said::Lacks], nobody, None), Verdict::Answer(1));
+    assert!(matches!(
+        judge(&[StoreAnswer::Lacks, StoreAnswer::Nothing], nobody, None),
+        Verdict::Undecided(_)
+    ));
+    assert_eq!(judge(&[StoreAnswer::Nothing, has(), StoreAnswer::Lacks], nobody, None), Verdict::Answer(1));
 }
 
 #[test]
 fn an_answer_is_that_of_the_awaited_or_of_all_or_of_the_latest_use_or_none() {
-    let (root, app) = (Said::Has(User::Uid(0)), Said::Has(User::Uid(7)));
-    let answers = [root.clone(), app.clone(), Said::Lacks];
+    let (root, app) = (StoreAnswer::Has(User::Uid(0)), StoreAnswer::Has(User::Uid(7)));
+    let answers = [root.clone(), app.clone(), StoreAnswer::Lacks];
     let at = |wanted: &'static [usize]| move |place: usize| wanted.contains(&place);
     assert_eq!(judge(&answers, at(&[1]), Some(0)), Verdict::Answer(1));
     assert!(matches!(judge(&answers, at(&[0, 1]), Some(0)), Verdict::Undecided(_)));
@@ -160,7 +170,7 @@ fn an_answer_is_that_of_the_awaited_or_of_all_or_of_the_latest_use_or_none() {
     assert!(matches!(judge(&answers, at(&[]), Some(2)), Verdict::Undecided(_)));
     assert!(matches!(judge(&answers, at(&[]), None), Verdict::Undecided(_)));
     assert_eq!(judge(&[app.clone(), app], at(&[]), None), Verdict::Answer(0));
-    assert_eq!(judge(&[root, Said::Nothing], at(&[0]), None), Verdict::Answer(0));
+    assert_eq!(judge(&[root, StoreAnswer::Nothing], at(&[0]), None), Verdict::Answer(0));
 }
 
 fn status(id: &str) -> Vec<u8> {

@@ -46,11 +46,11 @@ impl Use {
 
 /// The uses of all references, by normalised reference, the latest last.
 #[derive(Debug, Default)]
-pub struct Uses {
+pub struct RecentUses {
     map: Mutex<HashMap<String, Vec<Use>>>,
 }
 
-impl Uses {
+impl RecentUses {
     /// Records that `pod` pulled an image, or that somebody did if `pod` is empty.
     pub fn pulled(&self, reference: &str, backend: &Arc<str>, pod: &str, now: Instant) {
         let key = normalise(reference);
@@ -193,8 +193,8 @@ mod tests {
 
     const REFERENCE: &str = "app:1";
 
-    fn start() -> (Uses, Arc<str>, Arc<str>, Instant) {
-        (Uses::default(), "a".into(), "b".into(), Instant::now())
+    fn start() -> (RecentUses, Arc<str>, Arc<str>, Instant) {
+        (RecentUses::default(), "a".into(), "b".into(), Instant::now())
     }
 
     fn names(backends: &[Arc<str>]) -> Vec<&str> {

@@ -67,7 +67,7 @@ fn nothing_acknowledged_is_lost_at_any_step_of_writing_a_snapshot() {
         let mut write = write;
         snapshot.write(true, &mut write).unwrap();
     }
-    for step in [Step::Rotated, Step::Captured, Step::Written, Step::Renamed, Step::Deleted] {
+    for step in [Step::Rotated, Step::Captured, Step::LastWrite, Step::Renamed, Step::Deleted] {
         assert!(steps.contains(&step), "{step:?} was never taken");
     }
 }

@@ -103,9 +103,9 @@ fn a_sandbox_list_from_before_an_outage_makes_no_pair_after_it() {
     take_pair(&backend, &["s1"], &[]);
     let arrived = Instant::now();
     let long_after = arrived + PAIR_WINDOW + Duration::from_millis(1);
-    let sent = |at| Epoch { seq: backend.epoch().seq, at };
+    let sent = |at| Revision { seq: backend.epoch().seq, at };
     let mut state = backend.lock();
-    let mut replace = |kind, epoch: Epoch, reply| state.lists.replace(kind, epoch, reply, epoch.at).paired;
+    let mut replace = |kind, epoch: Revision, reply| state.lists.replace(kind, epoch, reply, epoch.at).paired;
     assert!(!replace(ListKind::Sandboxes, sent(arrived), sandboxes(&["s2"])));
     assert!(!replace(ListKind::Containers, sent(long_after), containers(&[("c3", "s3")])));
     assert!(!replace(ListKind::Sandboxes, sent(long_after), sandboxes(&["s3"])));

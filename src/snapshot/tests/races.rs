@@ -41,7 +41,7 @@ enum Deed {
 
 struct InFlight {
     kind: ListKind,
-    epoch: Epoch,
+    epoch: Revision,
     answer: Option<Bytes>,
 }
 

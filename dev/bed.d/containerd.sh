@@ -1,6 +1,11 @@
 # shellcheck shell=bash
 # One containerd of the bed: its configuration, its start, its end. All of them know the handlers runc, crun
-# and runsc; they differ in their default and in their pods' network.
+# and runsc; they differ in their default, in their version and in their pods' network.
+#
+# RUNTIME is runc, crun or runsc, with @VERSION where it matters: `debian` (the machine's own package), `1.7`,
+# `2.1` (Debian's newer suites) or `newest` (what dev/tools names). BED_CONTAINERD is the version without one.
+
+BED_CONTAINERD=${BED_CONTAINERD:-debian}
 
 containerd_up() { # NAME RUNTIME NET
   namespace_alive || die "not up: $BED"
@@ -10,7 +15,25 @@ containerd_up() { # NAME RUNTIME NET
   containerd_ready "$1"
 }
 
-containerd_launch() { spawn "$1" containerd --config "$RUN/$1/config.toml"; }
+# The shim that a containerd starts is the first in PATH.
+containerd_launch() {
+  spawn "$1" env PATH="$(cat "$RUN/$1/programs"):$PATH" containerd --config "$RUN/$1/config.toml"
+}
+
+# containerd_programs VERSION: prints the folder of a containerd and its shim, built or fetched when missing.
+containerd_programs() {
+  local tool=containerd-$1
+  case $1 in
+    debian) echo /usr/bin; return ;;
+    newest) tool=containerd ;;
+  esac
+  if "$HERE/tools/build" "$tool" >&2; then
+    echo "$("$HERE/tools/build" --where)/$tool"
+  else
+    say "SKIPPED: containerd $1: using Debian's, $(containerd --version | awk '{ print $3 }')"
+    echo /usr/bin
+  fi
+}
 
 containerd_ready() {
   wait_until 30 "containerd $1 ($LOGS/$1.log)" grep -qs 'containerd successfully booted' "$LOGS/$1.log" ||
@@ -29,16 +52,18 @@ containerd_restart() {
 # containerd_configure NAME RUNTIME NET; the optional settings of a remote node come as variables:
 # REMOTE (its address: CRI with mTLS on 10010, streaming on 10011), REGISTRY (address of the registries).
 containerd_configure() {
-  local name=$1 runtime=$2 net=$3 state=$RUN/$1
+  local name=$1 runtime=${2%%@*} version=$BED_CONTAINERD net=$3 state=$RUN/$1
+  case $2 in *@*) version=${2#*@} ;; esac
   case $runtime in runc | crun | runsc) ;; *) die "no such runtime: $runtime (runc, crun, runsc)" ;; esac
   mkdir -p "$state/cni"
+  containerd_programs "$version" >"$state/programs"
   registry_mirror "$state/certs.d" "${REGISTRY:-127.0.0.1}"
   containerd_network "$name" "$net" >"$state/cni/10-$name.conflist"
   {
     containerd_base "$state"
     containerd_cri "$state" "$runtime"
     containerd_runtime runc /usr/sbin/runc
-    containerd_runtime crun /usr/bin/crun
+    containerd_runtime crun "$PARTS/crun-shim"
     containerd_runtime runsc "$PARTS/runsc-shim"
   } >"$state/config.toml"
 }
@@ -60,7 +85,7 @@ state = "$1/state"
 disabled_plugins = [
   "io.containerd.snapshotter.v1.aufs", "io.containerd.snapshotter.v1.btrfs",
   "io.containerd.snapshotter.v1.devmapper", "io.containerd.snapshotter.v1.zfs",
-  "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp"]
+  "io.containerd.internal.v1.tracing", "io.containerd.tracing.processor.v1.otlp", "io.containerd.nri.v1.nri"]
 [plugins."io.containerd.internal.v1.opt"]
   path = "$1/opt"
 [grpc]

@@ -9,6 +9,7 @@ pub mod backend;
 pub mod cli;
 pub mod codec;
 pub mod config;
+pub mod cri;
 pub mod drain;
 pub mod error;
 pub mod events;
@@ -24,11 +25,3 @@ pub mod server;
 pub mod snapshot;
 pub mod telemetry;
 pub mod wire;
-
-/// The messages of the CRI API, generated from `proto/cri.proto`, and their descriptor.
-#[allow(missing_docs, clippy::pedantic)]
-pub mod cri {
-    include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
-    /// The encoded `FileDescriptorSet` of `proto/cri.proto`.
-    pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cri.descriptor.bin"));
-}

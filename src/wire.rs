@@ -210,7 +210,10 @@ pub fn items(message: &[u8], number: u32) -> impl Iterator<Item = Result<&[u8], 
 /// # Errors
 /// Whatever makes the entry unreadable.
 pub fn map_entry(entry: &[u8]) -> Result<(&str, &str), WireError> {
-    Ok((peek_str(entry, &[1])?, peek_str(entry, &[2])?))
+    /// A map entry is a message of a key and a value (protobuf encoding specification, "Maps").
+    const KEY: [u32; 1] = [1];
+    const VALUE: [u32; 1] = [2];
+    Ok((peek_str(entry, &KEY)?, peek_str(entry, &VALUE)?))
 }
 
 /// Returns `message` with the string at `path` set to `value`, by appending the fields that override it.

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::cri::field_path;
 use crate::merge::Part;
 use crate::wire;
 
@@ -16,7 +17,10 @@ pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
     let mut seen = HashSet::new();
     for part in local(true).chain(local(false)) {
         for field in wire::fields(part.items).flatten() {
-            let mountpoint = field.bytes().ok().and_then(|item| wire::peek_str(item, &[2, 1]).ok());
+            let mountpoint = field
+                .bytes()
+                .ok()
+                .and_then(|item| wire::peek_str(item, &field_path!(FilesystemUsage.fs_id.mountpoint)).ok());
             if mountpoint.is_none_or(|mountpoint| seen.insert((field.number, mountpoint))) {
                 out.extend_from_slice(field.raw);
             }

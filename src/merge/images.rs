@@ -11,13 +11,15 @@ use std::collections::HashMap;
 
 use bytes::{Bytes, BytesMut};
 
+use crate::cri::{LIST_ITEMS, field};
 use crate::merge::Part;
 use crate::wire::{self, Value, WireError};
 
-const TAGS: u32 = 2;
-const DIGESTS: u32 = 3;
-const SIZE: u32 = 4;
-const PINNED: u32 = 8;
+const ID: u32 = field!(Image.id);
+const TAGS: u32 = field!(Image.repo_tags);
+const DIGESTS: u32 = field!(Image.repo_digests);
+const SIZE: u32 = field!(Image.size);
+const PINNED: u32 = field!(Image.pinned);
 
 /// An image, as far as stores can differ about it.
 struct Entry<'a> {
@@ -34,7 +36,7 @@ pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
     let mut places: HashMap<&[u8], usize> = HashMap::new();
     let mut merged: Vec<Entry<'_>> = Vec::new();
     for part in parts {
-        for item in wire::items(part.items, 1).flatten() {
+        for item in wire::items(part.items, LIST_ITEMS).flatten() {
             let Ok((id, mut entry)) = read(item) else { continue };
             let said = entry.pinned;
             entry.pinned = said || !part.local || !part.live;
@@ -51,7 +53,7 @@ pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
     }
     let mut out = BytesMut::with_capacity(parts.iter().map(|part| part.items.len()).sum());
     for entry in merged {
-        wire::put_header(&mut out, 1, entry.item.len() + entry.more.len());
+        wire::put_header(&mut out, LIST_ITEMS, entry.item.len() + entry.more.len());
         out.extend_from_slice(entry.item);
         out.extend_from_slice(&entry.more);
     }
@@ -64,7 +66,7 @@ fn read(item: &[u8]) -> Result<(&[u8], Entry<'_>), WireError> {
     for field in wire::fields(item) {
         let field = field?;
         match (field.number, field.value) {
-            (1, Value::Bytes(bytes)) => id = bytes,
+            (ID, Value::Bytes(bytes)) => id = bytes,
             (TAGS | DIGESTS, Value::Bytes(bytes)) => entry.names.push((field.number, bytes)),
             (SIZE, Value::Varint(size)) => entry.size = size,
             (PINNED, Value::Varint(pinned)) => entry.pinned = pinned != 0,

@@ -10,12 +10,16 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::{Bytes, BytesMut};
 
+use crate::cri::{LIST_ITEMS, field};
 use crate::wire::{self, WireError};
 
 /// Field of a descriptor: its label keys.
-const LABEL_KEYS: u32 = 3;
+const LABEL_KEYS: u32 = field!(MetricDescriptor.label_keys);
 /// Field of a metric: its label values.
-const LABEL_VALUES: u32 = 4;
+const LABEL_VALUES: u32 = field!(Metric.label_values);
+/// Field of a sandbox or a container: its metrics.
+const METRICS: u32 = field!(PodSandboxMetrics.metrics);
+const _: () = assert!(METRICS == field!(ContainerMetrics.metrics), "one number for both");
 
 /// Unites lists of descriptors by name.
 ///
@@ -26,15 +30,15 @@ const LABEL_VALUES: u32 = 4;
 /// Whatever makes one of them unreadable.
 pub fn unite<'a>(announced: &'a [u8], lists: impl IntoIterator<Item = &'a [u8]>) -> Result<Bytes, WireError> {
     let mut names = HashSet::new();
-    for descriptor in wire::items(announced, 1) {
-        names.insert(wire::peek_str(descriptor?, &[1])?);
+    for descriptor in wire::items(announced, LIST_ITEMS) {
+        names.insert(wire::peek_str(descriptor?, &[field!(MetricDescriptor.name)])?);
     }
     let mut places = HashMap::new();
     let mut new: Vec<(BytesMut, Vec<&str>)> = Vec::new();
     for list in lists {
-        for descriptor in wire::items(list, 1) {
+        for descriptor in wire::items(list, LIST_ITEMS) {
             let descriptor = descriptor?;
-            let name = wire::peek_str(descriptor, &[1])?;
+            let name = wire::peek_str(descriptor, &[field!(MetricDescriptor.name)])?;
             if names.contains(name) {
                 continue;
             }
@@ -54,7 +58,7 @@ pub fn unite<'a>(announced: &'a [u8], lists: impl IntoIterator<Item = &'a [u8]>)
     }
     let mut united = BytesMut::from(announced);
     for (descriptor, _) in new {
-        wire::put_bytes(&mut united, 1, &descriptor);
+        wire::put_bytes(&mut united, LIST_ITEMS, &descriptor);
     }
     Ok(united.freeze())
 }
@@ -76,14 +80,15 @@ impl<'a> Labels<'a> {
     /// Whatever makes one of them unreadable.
     pub fn new(own: &'a [u8], announced: &'a [u8]) -> Result<Self, WireError> {
         let mut own_keys = HashMap::new();
-        for descriptor in wire::items(own, 1) {
+        for descriptor in wire::items(own, LIST_ITEMS) {
             let descriptor = descriptor?;
-            own_keys.insert(wire::peek_str(descriptor, &[1])?, keys(descriptor)?);
+            own_keys.insert(wire::peek_str(descriptor, &[field!(MetricDescriptor.name)])?, keys(descriptor)?);
         }
         let mut labels = Self { same: true, ..Self::default() };
-        for descriptor in wire::items(announced, 1) {
+        for descriptor in wire::items(announced, LIST_ITEMS) {
             let descriptor = descriptor?;
-            let (name, wanted) = (wire::peek_str(descriptor, &[1])?, keys(descriptor)?);
+            let (name, wanted) =
+                (wire::peek_str(descriptor, &[field!(MetricDescriptor.name)])?, keys(descriptor)?);
             labels.announced.insert(name);
             let had = own_keys.get(name);
             labels.same &= had == Some(&wanted);
@@ -106,8 +111,8 @@ impl<'a> Labels<'a> {
         let mut out = BytesMut::with_capacity(list.len());
         for sandbox in wire::fields(list) {
             let sandbox = sandbox?;
-            if sandbox.number == 1 {
-                wire::put_bytes(&mut out, 1, &self.sandbox(sandbox.bytes()?)?);
+            if sandbox.number == LIST_ITEMS {
+                wire::put_bytes(&mut out, LIST_ITEMS, &self.sandbox(sandbox.bytes()?)?);
             } else {
                 out.extend_from_slice(sandbox.raw);
             }
@@ -116,12 +121,13 @@ impl<'a> Labels<'a> {
     }
 
     fn sandbox(&self, sandbox: &[u8]) -> Result<BytesMut, WireError> {
+        const CONTAINERS: u32 = field!(PodSandboxMetrics.container_metrics);
         let mut out = BytesMut::with_capacity(sandbox.len());
         for field in wire::fields(sandbox) {
             let field = field?;
             match field.number {
-                2 => self.put_metric(&mut out, field.bytes()?)?,
-                3 => wire::put_bytes(&mut out, 3, &self.container(field.bytes()?)?),
+                METRICS => self.put_metric(&mut out, field.bytes()?)?,
+                CONTAINERS => wire::put_bytes(&mut out, CONTAINERS, &self.container(field.bytes()?)?),
                 _ => out.extend_from_slice(field.raw),
             }
         }
@@ -133,20 +139,20 @@ impl<'a> Labels<'a> {
         for field in wire::fields(container) {
             let field = field?;
             match field.number {
-                2 => self.put_metric(&mut out, field.bytes()?)?,
+                METRICS => self.put_metric(&mut out, field.bytes()?)?,
                 _ => out.extend_from_slice(field.raw),
             }
         }
         Ok(out)
     }
 
-    /// Writes one metric as field 2, if it stays.
+    /// Writes one metric, if it stays.
     fn put_metric(&self, out: &mut BytesMut, metric: &[u8]) -> Result<(), WireError> {
-        let name = wire::peek_str(metric, &[1])?;
+        let name = wire::peek_str(metric, &[field!(Metric.name)])?;
         let Some(places) = self.places.get(name) else {
             // What was never announced is dropped by kubelet, whatever its labels.
             if !self.announced.contains(name) {
-                wire::put_bytes(out, 2, metric);
+                wire::put_bytes(out, METRICS, metric);
             }
             return Ok(());
         };
@@ -162,7 +168,7 @@ impl<'a> Labels<'a> {
             let value = place.and_then(|place| values.get(place)).copied().unwrap_or_default();
             wire::put_bytes(&mut written, LABEL_VALUES, value);
         }
-        wire::put_bytes(out, 2, &written);
+        wire::put_bytes(out, METRICS, &written);
         Ok(())
     }
 }

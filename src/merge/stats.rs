@@ -6,25 +6,28 @@
 
 use bytes::Bytes;
 
+use crate::cri::field_path;
 use crate::method::List;
 use crate::wire::{self, WireError};
 
-/// `ContainerStats.writable_layer.fs_id`.
-const OF_CONTAINER: [u32; 2] = [4, 2];
-/// The same in `PodSandboxStats`, through `linux.containers` and through `windows.containers`.
-const OF_SANDBOX: [[u32; 4]; 2] = [[2, 5, 4, 2], [3, 5, 4, 2]];
+/// The filesystem in a list of container stats.
+const OF_CONTAINER: [u32; 3] = field_path!(ListContainerStatsResponse.stats.writable_layer.fs_id);
+/// The filesystems in a list of pod stats.
+const OF_SANDBOX: [[u32; 5]; 2] = [
+    field_path!(ListPodSandboxStatsResponse.stats.linux.containers.writable_layer.fs_id),
+    field_path!(ListPodSandboxStatsResponse.stats.windows.containers.writable_layer.fs_id),
+];
 
-/// Cuts the filesystems out of an encoded list of stats, or out of the reply about one container or sandbox: its
-/// field 1 is one such item.
+/// Cuts the filesystems out of an encoded list of stats, or out of the reply about one container or sandbox, which is a
+/// list of one.
 ///
 /// # Errors
 /// Whatever makes the stats unreadable.
 pub fn without_filesystems(list: List, stats: &Bytes) -> Result<Bytes, WireError> {
-    let below = |path: &[u32]| [&[1], path].concat();
-    let paths = match list {
-        List::ContainerStats => vec![below(&OF_CONTAINER)],
-        List::SandboxStats => OF_SANDBOX.iter().map(|path| below(path)).collect(),
-        _ => Vec::new(),
+    let paths: &[&[u32]] = match list {
+        List::ContainerStats => &[&OF_CONTAINER],
+        List::SandboxStats => &[&OF_SANDBOX[0], &OF_SANDBOX[1]],
+        _ => &[],
     };
     paths.iter().try_fold(stats.clone(), |stats, path| Ok(wire::without(&stats, path)?.unwrap_or(stats)))
 }

@@ -16,7 +16,7 @@ use tonic::Code;
 use crate::backend::{Backend, Class, Link, own_headers};
 use crate::codec::Message;
 use crate::config::Identity;
-use crate::cri::{RuntimeConfigResponse, VersionResponse};
+use crate::cri::{RuntimeConfigResponse, StatusRequest, VersionResponse, field};
 use crate::error::Error;
 use crate::merge::status::{self, BackendStatus, Served};
 use crate::method::{self, Answer};
@@ -68,12 +68,14 @@ impl Call {
     }
 
     async fn status(&self, message: &Message) -> Result<Outcome, Error> {
-        let verbose = wire::peek_varint(message.encoded(), &[1])? != 0;
+        let verbose = wire::peek_varint(message.encoded(), &[field!(StatusRequest.verbose)])? != 0;
         let default = self.node.default_in(self.scope.as_ref());
         let mut backends = self.backends();
         backends.sort_by_key(|backend| backend.name != default);
+        let request = StatusRequest { verbose }.encode_to_vec();
+        let request = &request[..];
         let asked = backends.iter().map(|backend| async move {
-            let fresh = prompt(&self.node, backend, "Status", if verbose { &[8, 1] } else { &[] }).await;
+            let fresh = prompt(&self.node, backend, "Status", request).await;
             fresh.or_else(|| backend.last.reply("Status"))
         });
         let replies = join_all(asked).await;

@@ -14,6 +14,7 @@ use tonic::Code;
 use crate::backend::{Backend, Class, Collected};
 use crate::codec::Message;
 use crate::config::ImageHandler;
+use crate::cri::{field, field_path};
 use crate::error::Error;
 use crate::method::{ImageCall, Method};
 use crate::proxy::reply::Outcome;
@@ -86,7 +87,7 @@ impl Call {
 
     /// Notes what the creation of a container tells of its pod, before it is sent.
     pub(super) fn note_creation(&self, request: &[u8]) -> Result<(), Error> {
-        let uid = wire::peek_str(request, &[3, 1, 2])?;
+        let uid = wire::peek_str(request, &images::SANDBOX_UID)?;
         self.node.router.owners.note_seen(uid, images::created_pod(request).config_seen);
         Ok(())
     }
@@ -105,11 +106,13 @@ impl Call {
             return Ok(());
         }
         let said = reply.trailers.get("grpc-message").and_then(|text| text.to_str().ok()).unwrap_or_default();
-        for path in [[2, 2, 1], [2, 2, 18]] {
-            let reference = wire::peek_str(request, &path)?;
+        let image = wire::peek_str(request, &field_path!(CreateContainerRequest.config.image.image))?;
+        let path = field_path!(CreateContainerRequest.config.image.user_specified_image);
+        let named = wire::peek_str(request, &path)?;
+        for reference in [image, named] {
             if !reference.is_empty() && (reply.code == Code::NotFound || said.contains(reference)) {
-                uses.forget(wire::peek_str(request, &[2, 2, 1])?, &backend.name);
-                uses.forget(wire::peek_str(request, &[2, 2, 18])?, &backend.name);
+                uses.forget(image, &backend.name);
+                uses.forget(named, &backend.name);
             }
         }
         Ok(())
@@ -123,9 +126,9 @@ fn handler_to_fill_in(backend: &Backend, pod: &Pod) -> Option<String> {
         return None;
     }
     let status = backend.last.reply("Status")?;
-    let announced = wire::items(&status, 3)
+    let announced = wire::items(&status, field!(StatusResponse.runtime_handlers))
         .map_while(Result::ok)
-        .any(|handler| wire::peek_str(handler, &[1]) == Ok(&*pod.handler));
+        .any(|handler| wire::peek_str(handler, &[field!(RuntimeHandler.name)]) == Ok(&*pod.handler));
     announced.then(|| pod.handler.to_string())
 }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::backend::Backend;
 use crate::codec::Message;
+use crate::cri::{CREATED_ID, ContainerEventType, ITEM_ID, LIST_ITEMS, PodSandboxState, field, field_path};
 use crate::error::Error;
 use crate::method::{Effect, List, Method};
 use crate::proxy::ProxyState;
@@ -19,8 +20,10 @@ use crate::wire::{self, WireError};
 
 /// Returns where a creating request holds the uid of its pod.
 pub(super) fn uid_path(method: &Method) -> [u32; 3] {
-    // config.metadata.uid; the config is field 1 of RunPodSandbox and field 2 of RestorePod.
-    [if method.effect == Effect::PodRestored { 2 } else { 1 }, 1, 2]
+    match method.effect {
+        Effect::PodRestored => field_path!(RestorePodRequest.config.metadata.uid),
+        _ => field_path!(RunPodSandboxRequest.config.metadata.uid),
+    }
 }
 
 /// Tells whether a call changes the object that it names.
@@ -44,7 +47,7 @@ pub(super) fn created(
 ) -> Result<String, Error> {
     let garbage = |cause: String| backend.garbage(cause);
     let unreadable = |error: WireError| garbage(error.to_string());
-    let id = wire::peek_str(reply, &[1]).map_err(unreadable)?;
+    let id = wire::peek_str(reply, &[CREATED_ID]).map_err(unreadable)?;
     if id.is_empty() {
         return Err(garbage(format!("{} was answered with an empty ID", method.name)));
     }
@@ -55,11 +58,16 @@ pub(super) fn created(
         }
         (Effect::PodRestored, _) => {
             let mut containers = Vec::new();
-            for restored in wire::items(reply, 2) {
+            for restored in wire::items(reply, field!(RestorePodResponse.restored_containers)) {
                 let restored = restored.map_err(unreadable)?;
-                containers.push(wire::peek_str(restored, &[2]).map_err(unreadable)?);
+                let id = wire::peek_str(restored, &[field!(RestoredContainer.container_id)]);
+                containers.push(id.map_err(unreadable)?);
             }
-            let pod = requested_pod(request, 2, 3)?;
+            let pod = requested_pod(
+                request,
+                field!(RestorePodRequest.config),
+                field!(RestorePodRequest.runtime_handler),
+            )?;
             backend.last.restored(request, reply).map_err(unreadable)?;
             note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
             for container in &containers {
@@ -67,7 +75,11 @@ pub(super) fn created(
             }
         }
         _ => {
-            let pod = requested_pod(request, 1, 2)?;
+            let pod = requested_pod(
+                request,
+                field!(RunPodSandboxRequest.config),
+                field!(RunPodSandboxRequest.runtime_handler),
+            )?;
             backend.last.sandbox_created(id, request);
             note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
         }
@@ -146,23 +158,26 @@ pub(super) fn event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Resul
 }
 
 fn learn_event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Result<(), WireError> {
-    /// `CONTAINER_DELETED_EVENT`.
-    const DELETED: u64 = 3;
     let owners = &node.router.owners;
-    let about = wire::peek_str(event, &[1])?;
-    let deleted = wire::peek_varint(event, &[2])? == DELETED;
+    let about = wire::peek_str(event, &[field!(ContainerEventResponse.container_id)])?;
+    let event_type = wire::peek_varint(event, &[field!(ContainerEventResponse.container_event_type)])?;
+    let deleted = event_type == ContainerEventType::ContainerDeletedEvent as u64;
     let known = |id: &str| (deleted && id == about) || id.is_empty() || owners.is_owned_by(id, &backend.name);
-    let sandbox = wire::peek_str(event, &[4, 1])?;
-    if let Some(status) = wire::peek_bytes(event, &[4])?.filter(|_| !known(sandbox)) {
-        let annotations = wire::items(status, 8).flatten().filter_map(|entry| wire::map_entry(entry).ok());
-        let (uid, handler) = (wire::peek_str(status, &[2, 2])?, wire::peek_str(status, &[9])?);
-        let created = wire::peek_varint(status, &[4])?.cast_signed();
-        let ready = wire::peek_varint(status, &[3])? == 0;
+    let sandbox = wire::peek_str(event, &field_path!(ContainerEventResponse.pod_sandbox_status.id))?;
+    let status = wire::peek_bytes(event, &[field!(ContainerEventResponse.pod_sandbox_status)])?;
+    if let Some(status) = status.filter(|_| !known(sandbox)) {
+        let annotations = wire::items(status, field!(PodSandboxStatus.annotations)).flatten();
+        let annotations = annotations.filter_map(|entry| wire::map_entry(entry).ok());
+        let uid = wire::peek_str(status, &field_path!(PodSandboxStatus.metadata.uid))?;
+        let handler = wire::peek_str(status, &[field!(PodSandboxStatus.runtime_handler)])?;
+        let created = wire::peek_varint(status, &[field!(PodSandboxStatus.created_at)])?.cast_signed();
+        let state = wire::peek_varint(status, &[field!(PodSandboxStatus.state)])?;
+        let ready = state == PodSandboxState::SandboxReady as u64;
         let pod = Pod::new(uid, handler, annotations, created, ready);
         note_conflict(node, sandbox, owners.learn_sandbox(sandbox, &backend.name, pod));
     }
-    for status in wire::items(event, 5) {
-        let id = wire::peek_str(status?, &[1])?;
+    for status in wire::items(event, field!(ContainerEventResponse.containers_statuses)) {
+        let id = wire::peek_str(status?, &[field!(ContainerStatus.id)])?;
         if !known(id) {
             note_conflict(node, id, owners.learn_container(id, &backend.name));
         }
@@ -181,17 +196,17 @@ pub(super) fn filter(list: List, message: &Message) -> Result<Filter, Error> {
 /// Walks a list once: that it is one at all, and whose IDs are new.
 fn learn_owners(node: &ProxyState, backend: &Backend, list: List, reply: &[u8]) -> Result<(), WireError> {
     let owners = &node.router.owners;
-    for item in wire::items(reply, 1) {
+    for item in wire::items(reply, LIST_ITEMS) {
         let item = item?;
         match list {
             List::Sandboxes | List::Containers => {
-                let (id, third) = id_and_third(item)?;
+                let (id, state) = id_and_sandbox_state(item)?;
                 if id.is_empty() {
-                    return Err(WireError::Missing(1));
+                    return Err(WireError::Missing(ITEM_ID));
                 }
                 if owners.is_owned_by(id, &backend.name) {
                     if list == List::Sandboxes {
-                        owners.note_ready(id, third == u64::from(SANDBOX_READY.cast_unsigned()));
+                        owners.note_ready(id, state == u64::from(SANDBOX_READY.cast_unsigned()));
                     }
                     continue;
                 }
@@ -208,18 +223,20 @@ fn learn_owners(node: &ProxyState, backend: &Backend, list: List, reply: &[u8]) 
     Ok(())
 }
 
-/// Returns the ID of a list item and its field 3, the state of a sandbox; checks that all fields are readable.
-fn id_and_third(item: &[u8]) -> Result<(&str, u64), WireError> {
-    let (mut id, mut third) = ("", 0);
+/// Returns the ID of a `PodSandbox` or `Container` and, of the former, its state; checks that all fields are
+/// readable.
+fn id_and_sandbox_state(item: &[u8]) -> Result<(&str, u64), WireError> {
+    let (mut id, mut state) = ("", 0);
     for field in wire::fields(item) {
         let field = field?;
         match field.number {
-            1 => id = field.string()?,
-            3 => third = field.varint().unwrap_or_default(),
+            ITEM_ID => id = field.string()?,
+            // Of a container this is the metadata, which is no varint.
+            field!(PodSandbox.state) => state = field.varint().unwrap_or_default(),
             _ => {}
         }
     }
-    Ok((id, third))
+    Ok((id, state))
 }
 
 /// Which lists the snapshot keeps item by item.
@@ -245,10 +262,12 @@ fn listed_pod(item: &[u8]) -> Result<Pod, WireError> {
 }
 
 fn requested_pod(request: &[u8], config: u32, handler: u32) -> Result<Pod, WireError> {
-    let uid = wire::peek_str(request, &[config, 1, 2])?;
+    let [metadata, uid] = field_path!(PodSandboxConfig.metadata.uid);
+    let uid = wire::peek_str(request, &[config, metadata, uid])?;
     let annotations = wire::items(request, config)
         .flatten()
-        .flat_map(|config| wire::items(config, 7).flatten().filter_map(|entry| wire::map_entry(entry).ok()));
+        .flat_map(|config| wire::items(config, field!(PodSandboxConfig.annotations)).flatten())
+        .filter_map(|entry| wire::map_entry(entry).ok());
     let created = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     let created = i64::try_from(created.as_nanos()).unwrap_or(i64::MAX);
     Ok(Pod::new(uid, wire::peek_str(request, &[handler])?, annotations, created, true))

@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::backend::{Backend, Collected, State};
 use crate::codec::Message;
 use crate::config::{Config, StatsPolicy};
-use crate::cri::VersionResponse;
+use crate::cri::{STREAM_URL, VersionResponse};
 use crate::error::Error;
 use crate::events::Subscriptions;
 use crate::method::List;
@@ -144,14 +144,14 @@ impl ProxyState {
             return Ok(reply);
         }
         let refused = |cause: String| Error::Stream { backend: Arc::clone(&backend.name), cause };
-        let url =
-            wire::peek_str(reply.message.encoded(), &[1]).map_err(|error| refused(error.to_string()))?;
+        let url = wire::peek_str(reply.message.encoded(), &[STREAM_URL])
+            .map_err(|error| refused(error.to_string()))?;
         let connector = backend.connector().map_err(|error| refused(error.to_string()))?;
         let decided = self.relay.decide(&backend.name, &backend.config(), &connector, url);
         match decided.map_err(|error| refused(error.to_string()))? {
             Decision::Pass => Ok(reply),
             Decision::Relay(ours) => {
-                let message = Message::new(&wire::append_str(reply.message.encoded(), &[1], &ours));
+                let message = Message::new(&wire::append_str(reply.message.encoded(), &[STREAM_URL], &ours));
                 Ok(Collected { message, ..reply })
             }
         }

@@ -12,6 +12,7 @@ use tonic::Code;
 
 use crate::backend::{Backend, Class, own_headers};
 use crate::codec::Message;
+use crate::cri::{FILTER_ID, ITEM_ID, LIST_FILTER, LIST_ITEMS, OBJECT_ID};
 use crate::error::Error;
 use crate::method::{self, Kind, List, Method, OnUnknownId};
 use crate::proxy::reply::Outcome;
@@ -21,6 +22,8 @@ use crate::wire;
 
 /// The shortest thing that an unknown method may carry and still be looked up: a whole ID.
 const FULL_ID: usize = 64;
+/// Where a request of an unknown method would hold its ID: every request of the API that has one has it here.
+const FIRST_FIELD: u32 = OBJECT_ID;
 
 /// Where an ID was found.
 struct OwnedId {
@@ -37,7 +40,7 @@ impl Call {
         absent: OnUnknownId,
         message: Message,
     ) -> Result<Outcome, Error> {
-        let id = wire::peek_str(message.encoded(), &[1])?.to_owned();
+        let id = wire::peek_str(message.encoded(), &[OBJECT_ID])?.to_owned();
         if id.is_empty() {
             return Err(Error::EmptyId(kind.word()));
         }
@@ -53,7 +56,7 @@ impl Call {
     /// Sends a call of a method that is not in the table to the owner of its first string, if that is an ID,
     /// else to the default backend.
     pub(super) async fn forward_unknown(&mut self, message: Message) -> Result<Outcome, Error> {
-        let id = wire::peek_str(message.encoded(), &[1]).unwrap_or_default().to_owned();
+        let id = wire::peek_str(message.encoded(), &[FIRST_FIELD]).unwrap_or_default().to_owned();
         let known = self.node.router.owners.find(None, &id, self.scope.as_deref());
         let name = match known {
             Lookup::Exact(backend) => backend,
@@ -117,9 +120,9 @@ async fn ask(
     id: &str,
 ) -> Result<Vec<String>, Error> {
     let mut filter = BytesMut::new();
-    wire::put_bytes(&mut filter, 1, id.as_bytes());
+    wire::put_bytes(&mut filter, FILTER_ID, id.as_bytes());
     let mut request = BytesMut::new();
-    wire::put_bytes(&mut request, 1, &filter);
+    wire::put_bytes(&mut request, LIST_FILTER, &filter);
     let request = Message::new(&request);
     let mut ids = Vec::new();
     for kind in kinds {
@@ -141,8 +144,8 @@ async fn ask(
         }
         let items = reply.message.encoded_bytes();
         learn::listed(node, backend, list, epoch, false, items.clone())?;
-        for item in wire::items(&items, 1) {
-            let known = wire::peek_str(item?, &[1])?;
+        for item in wire::items(&items, LIST_ITEMS) {
+            let known = wire::peek_str(item?, &[ITEM_ID])?;
             // A backend that ignores the filter must not make its other objects candidates.
             if known.starts_with(id) {
                 ids.push(known.to_owned());
@@ -154,5 +157,9 @@ async fn ask(
 
 /// Puts the full ID in the place of a prefix.
 fn with_full_id(message: Message, asked: &str, full: &str) -> Message {
-    if asked == full { message } else { Message::new(&wire::append_str(message.encoded(), &[1], full)) }
+    if asked == full {
+        message
+    } else {
+        Message::new(&wire::append_str(message.encoded(), &[OBJECT_ID], full))
+    }
 }

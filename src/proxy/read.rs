@@ -11,6 +11,7 @@ use tonic::Code;
 
 use crate::backend::{Backend, Class, Collected};
 use crate::codec::Message;
+use crate::cri::{FILTER_ID, LIST_FILTER, LIST_ITEMS, field, field_path};
 use crate::error::Error;
 use crate::merge::stats;
 use crate::method::{List, Method};
@@ -18,6 +19,10 @@ use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, fan_out};
 use crate::snapshot::{Filter, ListKind, StatusKind};
 use crate::wire;
+
+/// Whether details are asked for, in both status requests.
+const VERBOSE: [u32; 1] = field_path!(PodSandboxStatusRequest.verbose);
+const _: () = assert!(VERBOSE[0] == field!(ContainerStatusRequest.verbose), "one number for both");
 
 impl Call {
     /// Reads a status; remembers it unless it is verbose.
@@ -30,7 +35,7 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let kind =
             if method.name == "PodSandboxStatus" { StatusKind::Sandbox } else { StatusKind::Container };
-        let verbose = wire::peek_varint(message.encoded(), &[2])? != 0;
+        let verbose = wire::peek_varint(message.encoded(), &VERBOSE)? != 0;
         let epoch = backend.last.epoch();
         let remembered = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
         let reply = match self.read(backend, method, &message).await {
@@ -104,9 +109,9 @@ fn listed_stats(backend: &Backend, method: &Method, id: &str) -> Option<Bytes> {
         _ => ListKind::ContainerStats,
     };
     let mut filter = BytesMut::new();
-    wire::put_bytes(&mut filter, 1, id.as_bytes());
+    wire::put_bytes(&mut filter, FILTER_ID, id.as_bytes());
     let mut request = BytesMut::new();
-    wire::put_bytes(&mut request, 1, &filter);
+    wire::put_bytes(&mut request, LIST_FILTER, &filter);
     let stats = backend.last.list(kind, &Filter::parse(kind, &request).ok()?)?;
-    (wire::items(&stats, 1).count() == 1).then_some(stats)
+    (wire::items(&stats, LIST_ITEMS).count() == 1).then_some(stats)
 }

@@ -22,6 +22,7 @@ use tonic::Code;
 
 use crate::backend::{Backend, Class, ReplyBody};
 use crate::codec::{self, Deframer, Frames, Message, PREFIX};
+use crate::cri::LIST_ITEMS;
 use crate::error::Error;
 use crate::merge::{self, stats};
 use crate::method::{List, Method};
@@ -250,12 +251,12 @@ impl Share {
         let part = self.ask().last_known(&self.node, &self.backend, self.list.unary())?;
         let items = match learn::kept(self.list) {
             Some(kind) if !passed.is_empty() => {
-                let items = passed.iter().flat_map(|frame| wire::items(frame, 1).flatten());
+                let items = passed.iter().flat_map(|frame| wire::items(frame, LIST_ITEMS).flatten());
                 let sent: HashSet<&str> = items.filter_map(|item| item_id(kind, item).ok()).collect();
                 let mut rest = BytesMut::new();
-                for item in wire::items(&part.items, 1).flatten() {
+                for item in wire::items(&part.items, LIST_ITEMS).flatten() {
                     if item_id(kind, item).is_ok_and(|id| !sent.contains(id)) {
-                        wire::put_bytes(&mut rest, 1, item);
+                        wire::put_bytes(&mut rest, LIST_ITEMS, item);
                     }
                 }
                 rest.freeze()

@@ -10,6 +10,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::cri::{ITEM_ID, LIST_ITEMS, field, field_path};
 use crate::error::Error;
 use crate::router::{Annotations, Pod, Router};
 use crate::snapshot::image_name::{self, Named, bare_id};
@@ -20,9 +21,20 @@ pub use uses::RecentUses;
 mod uses;
 
 /// `ImageSpec.runtime_handler`, as a path in the requests of image calls.
-pub const HANDLER: [u32; 2] = [1, 19];
+pub const HANDLER: [u32; 2] = field_path!(ImageStatusRequest.image.runtime_handler);
 /// `ImageSpec.image`, as a path in the requests of image calls.
-pub const REFERENCE: [u32; 2] = [1, 1];
+pub const REFERENCE: [u32; 2] = field_path!(ImageStatusRequest.image.image);
+const _: () = assert!(
+    field!(PullImageRequest.image) == REFERENCE[0] && field!(RemoveImageRequest.image) == REFERENCE[0],
+    "all image calls hold their image under one number"
+);
+
+/// The uid of the pod in a `PullImageRequest` or `CreateContainerRequest`.
+pub const SANDBOX_UID: [u32; 3] = field_path!(PullImageRequest.sandbox_config.metadata.uid);
+const _: () = assert!(
+    field!(CreateContainerRequest.sandbox_config) == SANDBOX_UID[0],
+    "both calls hold their sandbox_config under one number"
+);
 
 /// What an image call says of the store that it means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,12 +55,16 @@ impl<'a> ImageRequest<'a> {
     /// # Errors
     /// Whatever makes it unreadable.
     pub fn read(request: &'a [u8]) -> Result<Self, WireError> {
-        let of_image = Annotations::read(entries(request, 1, 2));
+        let of_image = Annotations::read(entries(
+            request,
+            field!(ImageStatusRequest.image),
+            field!(ImageSpec.annotations),
+        ));
         let pod = if of_image.config_seen.is_empty() { created_pod(request) } else { of_image };
         Ok(Self {
             reference: wire::peek_str(request, &REFERENCE)?,
             handler: wire::peek_str(request, &HANDLER)?,
-            uid: wire::peek_str(request, &[3, 1, 2])?,
+            uid: wire::peek_str(request, &SANDBOX_UID)?,
             pod,
         })
     }
@@ -56,7 +72,11 @@ impl<'a> ImageRequest<'a> {
 
 /// Reads the pod's annotations out of the `sandbox_config` of a `PullImageRequest` or `CreateContainerRequest`.
 pub fn created_pod(request: &[u8]) -> Annotations<'_> {
-    Annotations::read(entries(request, 3, 7))
+    Annotations::read(entries(
+        request,
+        field!(PullImageRequest.sandbox_config),
+        field!(PodSandboxConfig.annotations),
+    ))
 }
 
 /// Iterates over the map `number` of the message `holder`; what cannot be read is left out.
@@ -161,12 +181,13 @@ pub enum User {
 
 /// Returns the user of the image in an encoded `ImageStatusResponse`; `None` if it says that there is no image.
 pub fn user(reply: &[u8]) -> Option<User> {
-    if !wire::has_path(reply, &[1]).unwrap_or(false) {
+    if !wire::has_path(reply, &[field!(ImageStatusResponse.image)]).unwrap_or(false) {
         return None;
     }
-    let name = wire::peek_str(reply, &[1, 6]).unwrap_or_default();
-    let uid = wire::peek_varint(reply, &[1, 5, 1]).unwrap_or_default();
-    let numbered = wire::has_path(reply, &[1, 5]).unwrap_or(false) || name.is_empty();
+    let name = wire::peek_str(reply, &field_path!(ImageStatusResponse.image.username)).unwrap_or_default();
+    let uid = wire::peek_varint(reply, &field_path!(ImageStatusResponse.image.uid.value)).unwrap_or_default();
+    let numbered = wire::has_path(reply, &field_path!(ImageStatusResponse.image.uid)).unwrap_or(false)
+        || name.is_empty();
     Some(if numbered { User::Uid(uid) } else { User::Name(name.to_owned()) })
 }
 
@@ -222,7 +243,7 @@ pub fn judge(answers: &[StoreAnswer], awaited: impl Fn(usize) -> bool, latest: O
 /// Tells whether encoded `ImageStatusResponse`s all show one image, and returns the place of the one whose form
 /// of the ID every runtime understands: containerd takes plain digits, CRI-O takes `sha256:` for a name.
 pub fn same_image(replies: &[&[u8]]) -> Option<usize> {
-    let id = |reply| wire::peek_str(reply, &[1, 1]).unwrap_or_default();
+    let id = |reply| wire::peek_str(reply, &field_path!(ImageStatusResponse.image.id)).unwrap_or_default();
     let first = bare_id(id(replies.first()?));
     if !replies.iter().all(|reply| bare_id(id(reply)) == first) {
         return None;
@@ -243,10 +264,10 @@ pub struct StoredImage {
 
 /// Returns the images of an encoded `ListImagesResponse` that `reference` names, the surest way only.
 pub fn held(list: &[u8], reference: &str) -> Vec<StoredImage> {
-    let images = fields(list, 1).filter_map(|image| {
+    let images = fields(list, LIST_ITEMS).filter_map(|image| {
         Some(StoredImage {
             named: image_name::named(image, reference)?,
-            id: wire::peek_str(image, &[1]).ok()?.to_owned(),
+            id: wire::peek_str(image, &[ITEM_ID]).ok()?.to_owned(),
             names: image_name::names(image).map(str::to_owned).collect(),
         })
     });

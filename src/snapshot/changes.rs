@@ -13,6 +13,7 @@ use super::items::{
     CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts,
     SANDBOX_NOTREADY, SANDBOX_READY, enum_value,
 };
+use crate::cri::{ITEM_ID, LIST_ITEMS, field};
 use crate::wire;
 
 /// One change and its place in the order of all changes.
@@ -222,7 +223,7 @@ impl<'a> Overlay<'a> {
 
     /// Returns the sandbox list: that of `base` with the changes applied.
     pub(super) fn sandboxes(&self, base: &[u8]) -> Bytes {
-        let mut out = Composer::new(base, 3, sandbox_state);
+        let mut out = Composer::new(base, field!(PodSandbox.state), sandbox_state);
         for (id, item) in listed(base) {
             let patch = self.sandboxes.by_id.get(id).copied();
             out.emit(id, item, patch, false);
@@ -236,9 +237,9 @@ impl<'a> Overlay<'a> {
     /// Returns the container list: that of `base` with the changes applied. A container that `base` does not
     /// have is only added if `has_sandbox` says so of its sandbox.
     pub(super) fn containers(&self, base: &[u8], has_sandbox: impl Fn(&str) -> bool) -> Bytes {
-        let mut out = Composer::new(base, 6, container_state);
+        let mut out = Composer::new(base, field!(Container.state), container_state);
         for (id, item) in listed(base) {
-            let sandbox = wire::peek_str(item, &[2]).unwrap_or_default();
+            let sandbox = wire::peek_str(item, &[field!(Container.pod_sandbox_id)]).unwrap_or_default();
             if !self.removed.contains(sandbox) {
                 out.emit(id, item, self.containers.by_id.get(id).copied(), self.stopped.contains(sandbox));
             }
@@ -296,10 +297,10 @@ impl<'a> Composer<'a> {
         let listed = enum_value(wire::peek_varint(item, &[self.state_field]).unwrap_or_default());
         let state = (self.advance)(listed, steps);
         if state == listed {
-            wire::put_bytes(&mut self.out, 1, item);
+            wire::put_bytes(&mut self.out, LIST_ITEMS, item);
         } else {
             // A state and its field number take one byte each.
-            wire::put_header(&mut self.out, 1, item.len() + 2);
+            wire::put_header(&mut self.out, LIST_ITEMS, item.len() + 2);
             self.out.extend_from_slice(item);
             wire::put_varint(&mut self.out, self.state_field, u64::from(state.cast_unsigned()));
         }
@@ -337,8 +338,8 @@ fn container_state(listed: i32, steps: Steps) -> i32 {
 
 /// Iterates over the items of a list with their IDs, up to the first that cannot be read.
 fn listed(base: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
-    wire::items(base, 1).map_while(|item| {
+    wire::items(base, LIST_ITEMS).map_while(|item| {
         let item = item.ok()?;
-        Some((wire::peek_str(item, &[1]).ok()?, item))
+        Some((wire::peek_str(item, &[ITEM_ID]).ok()?, item))
     })
 }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::items::enum_value;
 use super::{ListKind, image_name};
+use crate::cri::{ITEM_ID, LIST_FILTER, field, field_path};
 use crate::wire::{self, Field, WireError};
 
 /// The parsed filter of a list request.
@@ -55,7 +56,7 @@ impl Filter {
         let mut filter = Self::default();
         for field in wire::fields(request) {
             let field = field?;
-            if field.number == 1 {
+            if field.number == LIST_FILTER {
                 filter.read(&filter_fields(kind), field.bytes()?)?;
             } else {
                 filter.unknown = true;
@@ -148,9 +149,12 @@ impl Filter {
     }
 
     fn read_state(&mut self, field: &Field<'_>) -> Result<(), WireError> {
+        /// `PodSandboxStateValue` and `ContainerStateValue` hold their state alike.
+        const STATE: [u32; 1] = field_path!(PodSandboxStateValue.state);
+        const _: () = assert!(STATE[0] == field!(ContainerStateValue.state), "one number for both");
         let value = field.bytes()?;
-        if self.state.is_none() || wire::has_path(value, &[1])? {
-            self.state = Some(enum_value(wire::peek_varint(value, &[1])?));
+        if self.state.is_none() || wire::has_path(value, &STATE)? {
+            self.state = Some(enum_value(wire::peek_varint(value, &STATE)?));
         }
         Ok(())
     }
@@ -159,7 +163,7 @@ impl Filter {
         for field in wire::fields(field.bytes()?) {
             let field = field?;
             match field.number {
-                1 => field.string()?.clone_into(&mut self.image),
+                field!(ImageSpec.image) => field.string()?.clone_into(&mut self.image),
                 _ => self.unknown = true,
             }
         }
@@ -173,8 +177,8 @@ impl Filter {
 /// Whatever makes the item unreadable.
 pub fn item_id(kind: ListKind, item: &[u8]) -> Result<&str, WireError> {
     match item_fields(kind).holder {
-        0 => wire::peek_str(item, &[1]),
-        holder => wire::peek_str(item, &[holder, 1]),
+        0 => wire::peek_str(item, &[ITEM_ID]),
+        holder => wire::peek_str(item, &[holder, field!(ContainerAttributes.id)]),
     }
 }
 
@@ -200,23 +204,58 @@ fn each_label<'a>(
 }
 
 fn filter_fields(kind: ListKind) -> FilterFields {
-    let none = FilterFields { id: 1, state: 0, sandbox: 0, labels: 0, image: 0 };
+    let none = FilterFields { id: 0, state: 0, sandbox: 0, labels: 0, image: 0 };
     match kind {
-        ListKind::Sandboxes => FilterFields { state: 2, labels: 3, ..none },
-        ListKind::Containers => FilterFields { state: 2, sandbox: 3, labels: 4, ..none },
-        ListKind::ContainerStats => FilterFields { sandbox: 2, labels: 3, ..none },
-        ListKind::PodSandboxStats => FilterFields { labels: 2, ..none },
-        ListKind::Images => FilterFields { id: 0, image: 1, ..none },
+        ListKind::Sandboxes => FilterFields {
+            id: field!(PodSandboxFilter.id),
+            state: field!(PodSandboxFilter.state),
+            labels: field!(PodSandboxFilter.label_selector),
+            ..none
+        },
+        ListKind::Containers => FilterFields {
+            id: field!(ContainerFilter.id),
+            state: field!(ContainerFilter.state),
+            sandbox: field!(ContainerFilter.pod_sandbox_id),
+            labels: field!(ContainerFilter.label_selector),
+            ..none
+        },
+        ListKind::ContainerStats => FilterFields {
+            id: field!(ContainerStatsFilter.id),
+            sandbox: field!(ContainerStatsFilter.pod_sandbox_id),
+            labels: field!(ContainerStatsFilter.label_selector),
+            ..none
+        },
+        ListKind::PodSandboxStats => FilterFields {
+            id: field!(PodSandboxStatsFilter.id),
+            labels: field!(PodSandboxStatsFilter.label_selector),
+            ..none
+        },
+        ListKind::Images => FilterFields { image: field!(ImageFilter.image), ..none },
     }
 }
 
 fn item_fields(kind: ListKind) -> ItemFields {
+    let none = ItemFields { holder: 0, state: 0, sandbox: 0, labels: 0 };
     match kind {
-        ListKind::Sandboxes => ItemFields { holder: 0, state: 3, sandbox: 0, labels: 5 },
-        ListKind::Containers => ItemFields { holder: 0, state: 6, sandbox: 2, labels: 8 },
-        ListKind::ContainerStats | ListKind::PodSandboxStats => {
-            ItemFields { holder: 1, state: 0, sandbox: 0, labels: 3 }
+        ListKind::Sandboxes => {
+            ItemFields { state: field!(PodSandbox.state), labels: field!(PodSandbox.labels), ..none }
         }
-        ListKind::Images => ItemFields { holder: 0, state: 0, sandbox: 0, labels: 0 },
+        ListKind::Containers => ItemFields {
+            state: field!(Container.state),
+            sandbox: field!(Container.pod_sandbox_id),
+            labels: field!(Container.labels),
+            ..none
+        },
+        ListKind::ContainerStats => ItemFields {
+            holder: field!(ContainerStats.attributes),
+            labels: field!(ContainerAttributes.labels),
+            ..none
+        },
+        ListKind::PodSandboxStats => ItemFields {
+            holder: field!(PodSandboxStats.attributes),
+            labels: field!(PodSandboxAttributes.labels),
+            ..none
+        },
+        ListKind::Images => none,
     }
 }

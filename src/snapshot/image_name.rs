@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 
+use crate::cri::{ITEM_ID, field};
 use crate::wire;
 
 /// Hex digits of an image ID.
@@ -30,7 +31,7 @@ pub(super) fn is_named(image: &[u8], reference: &str) -> bool {
 
 /// Tells how `reference` names the encoded `Image`; `None` if it names another one.
 pub fn named(image: &[u8], reference: &str) -> Option<Named> {
-    let id = wire::peek_str(image, &[1]).unwrap_or_default();
+    let id = wire::peek_str(image, &[ITEM_ID]).unwrap_or_default();
     if !reference.is_empty() && bare_id(id) == bare_id(reference) {
         return Some(Named::Id);
     }
@@ -45,7 +46,7 @@ pub fn named(image: &[u8], reference: &str) -> Option<Named> {
 /// Iterates over the tags and digests of an encoded `Image`.
 pub fn names(image: &[u8]) -> impl Iterator<Item = &str> {
     let texts = |number| wire::items(image, number).filter_map(|name| std::str::from_utf8(name.ok()?).ok());
-    texts(2).chain(texts(3))
+    texts(field!(Image.repo_tags)).chain(texts(field!(Image.repo_digests)))
 }
 
 /// Returns an image ID without the `sha256:` that containerd writes before it and CRI-O does not.

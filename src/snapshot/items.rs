@@ -9,6 +9,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 
+use crate::cri::{LIST_ITEMS, field, field_path};
 use crate::wire::{self, WireError};
 
 /// `SANDBOX_READY`.
@@ -82,11 +83,11 @@ impl<'a> SandboxRef<'a> {
         for field in wire::fields(item) {
             let field = field?;
             match field.number {
-                1 => facts.id = field.string()?,
-                2 => facts.parse_metadata(field.bytes()?)?,
-                3 => facts.state = enum_value(field.varint()?),
-                4 => facts.created_at = field.varint()?.cast_signed(),
-                7 => facts.runtime_handler = field.string()?,
+                field!(PodSandbox.id) => facts.id = field.string()?,
+                field!(PodSandbox.metadata) => facts.parse_metadata(field.bytes()?)?,
+                field!(PodSandbox.state) => facts.state = enum_value(field.varint()?),
+                field!(PodSandbox.created_at) => facts.created_at = field.varint()?.cast_signed(),
+                field!(PodSandbox.runtime_handler) => facts.runtime_handler = field.string()?,
                 _ => {}
             }
         }
@@ -97,10 +98,10 @@ impl<'a> SandboxRef<'a> {
         for field in wire::fields(metadata) {
             let field = field?;
             match field.number {
-                1 => self.name = field.string()?,
-                2 => self.uid = field.string()?,
-                3 => self.namespace = field.string()?,
-                4 => self.attempt = field.varint()?,
+                field!(PodSandboxMetadata.name) => self.name = field.string()?,
+                field!(PodSandboxMetadata.uid) => self.uid = field.string()?,
+                field!(PodSandboxMetadata.namespace) => self.namespace = field.string()?,
+                field!(PodSandboxMetadata.attempt) => self.attempt = field.varint()?,
                 _ => {}
             }
         }
@@ -109,22 +110,22 @@ impl<'a> SandboxRef<'a> {
 
     /// Returns the label `key`; `None` if it is not set.
     pub fn label(&self, key: &str) -> Option<&'a str> {
-        map_value(self.item, 5, key)
+        map_value(self.item, field!(PodSandbox.labels), key)
     }
 
     /// Returns the annotation `key`; `None` if it is not set.
     pub fn annotation(&self, key: &str) -> Option<&'a str> {
-        map_value(self.item, 6, key)
+        map_value(self.item, field!(PodSandbox.annotations), key)
     }
 
     /// Iterates over the labels.
     pub fn labels(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        map_entries(self.item, 5)
+        map_entries(self.item, field!(PodSandbox.labels))
     }
 
     /// Iterates over the annotations.
     pub fn annotations(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        map_entries(self.item, 6)
+        map_entries(self.item, field!(PodSandbox.annotations))
     }
 }
 
@@ -138,14 +139,14 @@ impl<'a> ContainerFacts<'a> {
         for field in wire::fields(item) {
             let field = field?;
             match field.number {
-                1 => facts.id = field.string()?,
-                2 => facts.sandbox_id = field.string()?,
-                3 => facts.parse_metadata(field.bytes()?)?,
-                4 => facts.parse_image(field.bytes()?)?,
-                5 => facts.image_ref = field.string()?,
-                6 => facts.state = enum_value(field.varint()?),
-                7 => facts.created_at = field.varint()?.cast_signed(),
-                10 => facts.image_id = field.string()?,
+                field!(Container.id) => facts.id = field.string()?,
+                field!(Container.pod_sandbox_id) => facts.sandbox_id = field.string()?,
+                field!(Container.metadata) => facts.parse_metadata(field.bytes()?)?,
+                field!(Container.image) => facts.parse_image(field.bytes()?)?,
+                field!(Container.image_ref) => facts.image_ref = field.string()?,
+                field!(Container.state) => facts.state = enum_value(field.varint()?),
+                field!(Container.created_at) => facts.created_at = field.varint()?.cast_signed(),
+                field!(Container.image_id) => facts.image_id = field.string()?,
                 _ => {}
             }
         }
@@ -156,8 +157,8 @@ impl<'a> ContainerFacts<'a> {
         for field in wire::fields(metadata) {
             let field = field?;
             match field.number {
-                1 => self.name = field.string()?,
-                2 => self.attempt = field.varint()?,
+                field!(ContainerMetadata.name) => self.name = field.string()?,
+                field!(ContainerMetadata.attempt) => self.attempt = field.varint()?,
                 _ => {}
             }
         }
@@ -167,7 +168,7 @@ impl<'a> ContainerFacts<'a> {
     fn parse_image(&mut self, image: &'a [u8]) -> Result<(), WireError> {
         for field in wire::fields(image) {
             let field = field?;
-            if field.number == 1 {
+            if field.number == field!(ImageSpec.image) {
                 self.image = field.string()?;
             }
         }
@@ -176,42 +177,47 @@ impl<'a> ContainerFacts<'a> {
 
     /// Returns the label `key`; `None` if it is not set.
     pub fn label(&self, key: &str) -> Option<&'a str> {
-        map_value(self.item, 8, key)
+        map_value(self.item, field!(Container.labels), key)
     }
 
     /// Iterates over the labels.
     pub fn labels(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        map_entries(self.item, 8)
+        map_entries(self.item, field!(Container.labels))
     }
 
     /// Iterates over the annotations.
     pub fn annotations(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        map_entries(self.item, 9)
+        map_entries(self.item, field!(Container.annotations))
     }
 }
 
 /// Iterates over the sandboxes of an encoded `ListPodSandboxResponse`.
 pub fn sandbox_items(list: &[u8]) -> impl Iterator<Item = Result<SandboxRef<'_>, WireError>> {
-    wire::items(list, 1).map(|item| SandboxRef::parse(item?))
+    wire::items(list, LIST_ITEMS).map(|item| SandboxRef::parse(item?))
 }
 
 /// Iterates over the containers of an encoded `ListContainersResponse`.
 pub fn container_items(list: &[u8]) -> impl Iterator<Item = Result<ContainerFacts<'_>, WireError>> {
-    wire::items(list, 1).map(|item| ContainerFacts::parse(item?))
+    wire::items(list, LIST_ITEMS).map(|item| ContainerFacts::parse(item?))
 }
 
 /// Authors the `PodSandbox` of a sandbox that was just created: `config` and `handler` are the numbers of those
-/// fields in `request` (1 and 2 in `RunPodSandboxRequest`, 2 and 3 in `RestorePodRequest`).
+/// fields in `request`, a `RunPodSandboxRequest` or `RestorePodRequest`.
 pub(super) fn sandbox_item(id: &str, request: &[u8], config: u32, handler: u32) -> Bytes {
     let mut item = BytesMut::with_capacity(512);
-    wire::put_bytes(&mut item, 1, id.as_bytes());
+    wire::put_bytes(&mut item, field!(PodSandbox.id), id.as_bytes());
     for config in wire::items(request, config).map_while(Result::ok) {
-        copy_fields(&mut item, config, &[(1, 2), (6, 5), (7, 6)]);
+        let copied = [
+            (field!(PodSandboxConfig.metadata), field!(PodSandbox.metadata)),
+            (field!(PodSandboxConfig.labels), field!(PodSandbox.labels)),
+            (field!(PodSandboxConfig.annotations), field!(PodSandbox.annotations)),
+        ];
+        copy_fields(&mut item, config, &copied);
     }
-    wire::put_varint(&mut item, 3, 0);
-    wire::put_varint(&mut item, 4, now());
+    wire::put_varint(&mut item, field!(PodSandbox.state), u64::from(SANDBOX_READY.cast_unsigned()));
+    wire::put_varint(&mut item, field!(PodSandbox.created_at), now());
     let handler = wire::peek_str(request, &[handler]).unwrap_or_default();
-    wire::put_bytes(&mut item, 7, handler.as_bytes());
+    wire::put_bytes(&mut item, field!(PodSandbox.runtime_handler), handler.as_bytes());
     Bytes::copy_from_slice(&item)
 }
 
@@ -221,18 +227,24 @@ pub(super) fn sandbox_item(id: &str, request: &[u8], config: u32, handler: u32) 
 /// names, and that is an image ID when kubelet asks, hence `image_ref` and `image_id` too.
 pub(super) fn container_item(id: &str, sandbox_id: &str, configs: &[&[u8]], state: i32) -> Bytes {
     let mut item = BytesMut::with_capacity(512);
-    wire::put_bytes(&mut item, 1, id.as_bytes());
-    wire::put_bytes(&mut item, 2, sandbox_id.as_bytes());
+    wire::put_bytes(&mut item, field!(Container.id), id.as_bytes());
+    wire::put_bytes(&mut item, field!(Container.pod_sandbox_id), sandbox_id.as_bytes());
     // kubelet dereferences `image`, so it is never left out.
-    wire::put_bytes(&mut item, 4, &[]);
+    wire::put_bytes(&mut item, field!(Container.image), &[]);
     for config in configs {
-        copy_fields(&mut item, config, &[(1, 3), (2, 4), (9, 8), (10, 9)]);
+        let copied = [
+            (field!(ContainerConfig.metadata), field!(Container.metadata)),
+            (field!(ContainerConfig.image), field!(Container.image)),
+            (field!(ContainerConfig.labels), field!(Container.labels)),
+            (field!(ContainerConfig.annotations), field!(Container.annotations)),
+        ];
+        copy_fields(&mut item, config, &copied);
     }
-    let image = wire::peek_str(&item, &[4, 1]).unwrap_or_default().to_owned();
-    wire::put_bytes(&mut item, 5, image.as_bytes());
-    wire::put_varint(&mut item, 6, u64::from(state.cast_unsigned()));
-    wire::put_varint(&mut item, 7, now());
-    wire::put_bytes(&mut item, 10, image.as_bytes());
+    let image = wire::peek_str(&item, &field_path!(Container.image.image)).unwrap_or_default().to_owned();
+    wire::put_bytes(&mut item, field!(Container.image_ref), image.as_bytes());
+    wire::put_varint(&mut item, field!(Container.state), u64::from(state.cast_unsigned()));
+    wire::put_varint(&mut item, field!(Container.created_at), now());
+    wire::put_bytes(&mut item, field!(Container.image_id), image.as_bytes());
     Bytes::copy_from_slice(&item)
 }
 
@@ -296,7 +308,12 @@ mod tests {
             ..Default::default()
         };
         let request = cri::RunPodSandboxRequest { config: Some(config), runtime_handler: "kata-qemu".into() };
-        let item = sandbox_item("s1", &request.encode_to_vec(), 1, 2);
+        let item = sandbox_item(
+            "s1",
+            &request.encode_to_vec(),
+            field!(RunPodSandboxRequest.config),
+            field!(RunPodSandboxRequest.runtime_handler),
+        );
         let decoded = cri::PodSandbox::decode(&item[..]).unwrap();
         assert_eq!((decoded.id.as_str(), decoded.metadata), ("s1", Some(metadata)));
         assert_eq!((decoded.state, decoded.runtime_handler.as_str()), (SANDBOX_READY, "kata-qemu"));

@@ -19,6 +19,7 @@ use super::journal::Record;
 use super::shared::Shared;
 use super::state::State;
 use super::{ListKind, Revision, StatusKind};
+use crate::cri::{CREATED_ID, field, field_path};
 use crate::wire::{self, WireError};
 
 /// What crimux last knew of one backend.
@@ -92,13 +93,19 @@ impl LastKnown {
 
     /// Records the sandbox that an encoded `RunPodSandboxRequest`, as sent to the backend, created.
     pub fn sandbox_created(&self, id: &str, request: &[u8]) {
-        let item = sandbox_item(id, request, 1, 2);
+        let item = sandbox_item(
+            id,
+            request,
+            field!(RunPodSandboxRequest.config),
+            field!(RunPodSandboxRequest.runtime_handler),
+        );
         self.change(vec![Op::SandboxAdded(Item { id: id.to_owned(), item })]);
     }
 
     /// Records the container that an encoded `CreateContainerRequest` created.
     pub fn container_created(&self, id: &str, sandbox_id: &str, request: &[u8]) {
-        let configs: Vec<&[u8]> = wire::items(request, 2).map_while(Result::ok).collect();
+        let configs: Vec<&[u8]> =
+            wire::items(request, field!(CreateContainerRequest.config)).map_while(Result::ok).collect();
         let item = container_item(id, sandbox_id, &configs, CONTAINER_CREATED);
         self.change(vec![Op::ContainerAdded(Item { id: id.to_owned(), item })]);
     }
@@ -109,10 +116,15 @@ impl LastKnown {
     /// # Errors
     /// Whatever makes the response unreadable; nothing is recorded then.
     pub fn restored(&self, request: &[u8], response: &[u8]) -> Result<(), WireError> {
-        let id = wire::peek_str(response, &[1])?;
-        let item = sandbox_item(id, request, 2, 3);
+        let id = wire::peek_str(response, &[CREATED_ID])?;
+        let item = sandbox_item(
+            id,
+            request,
+            field!(RestorePodRequest.config),
+            field!(RestorePodRequest.runtime_handler),
+        );
         let mut ops = vec![Op::SandboxAdded(Item { id: id.to_owned(), item })];
-        for restored in wire::items(response, 2) {
+        for restored in wire::items(response, field!(RestorePodResponse.restored_containers)) {
             ops.push(restored_container(id, request, restored?)?);
         }
         self.change(ops);
@@ -222,7 +234,8 @@ impl LastKnown {
     /// Remembers an encoded reply that answers for the backend as a whole: `Version`, `Status`,
     /// `RuntimeConfig`, `ImageFsInfo`, metrics. A verbose `Status` is not remembered.
     pub fn remember_reply(&self, method: &'static str, reply: &[u8]) {
-        let verbose = method.ends_with("Status") && wire::has_path(reply, &[2]).unwrap_or(true);
+        let verbose = method.ends_with("Status")
+            && wire::has_path(reply, &[field!(StatusResponse.info)]).unwrap_or(true);
         if !verbose && self.lock().remember_reply(method, reply) {
             self.shared.touch();
         }
@@ -267,14 +280,17 @@ impl LastKnown {
 }
 
 fn restored_container(sandbox_id: &str, request: &[u8], restored: &[u8]) -> Result<Op, WireError> {
-    let (name, id) = (wire::peek_str(restored, &[1])?, wire::peek_str(restored, &[2])?);
-    let named = |config: &&[u8]| wire::peek_str(config, &[1, 1]) == Ok(name);
-    let config = wire::items(request, 5).map_while(Result::ok).find(named);
+    let name = wire::peek_str(restored, &[field!(RestoredContainer.name)])?;
+    let id = wire::peek_str(restored, &[field!(RestoredContainer.container_id)])?;
+    let named =
+        |config: &&[u8]| wire::peek_str(config, &field_path!(ContainerConfig.metadata.name)) == Ok(name);
+    let config =
+        wire::items(request, field!(RestorePodRequest.container_configs)).map_while(Result::ok).find(named);
     let mut name_alone = Vec::new();
     if config.is_none() {
         let mut metadata = Vec::new();
-        wire::put_bytes(&mut metadata, 1, name.as_bytes());
-        wire::put_bytes(&mut name_alone, 1, &metadata);
+        wire::put_bytes(&mut metadata, field!(ContainerMetadata.name), name.as_bytes());
+        wire::put_bytes(&mut name_alone, field!(ContainerConfig.metadata), &metadata);
     }
     let item = container_item(id, sandbox_id, &[config.unwrap_or(&name_alone)], CONTAINER_RUNNING);
     Ok(Op::ContainerAdded(Item { id: id.to_owned(), item }))

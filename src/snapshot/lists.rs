@@ -15,6 +15,7 @@ use super::changes::{self, Change, Op, Overlay};
 use super::filter::{Filter, item_id};
 use super::pair::{ListBytes, Pair, PodListSync, is_same_slice};
 use super::{ListKind, Revision, image_name};
+use crate::cri::LIST_ITEMS;
 use crate::wire;
 
 /// The lists of one backend.
@@ -309,13 +310,13 @@ impl ListSlot {
 
 /// Returns the IDs of the items of a list.
 pub(super) fn ids(kind: ListKind, list: &[u8]) -> HashSet<&str> {
-    wire::items(list, 1).map_while(|item| item_id(kind, item.ok()?).ok()).collect()
+    wire::items(list, LIST_ITEMS).map_while(|item| item_id(kind, item.ok()?).ok()).collect()
 }
 
 /// Copies the items that `keep` lets through; shares the list if it is all of them.
 fn retain(list: &Bytes, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
     let mut out = Vec::new();
-    for field in wire::fields(list).map_while(Result::ok).filter(|field| field.number == 1) {
+    for field in wire::fields(list).map_while(Result::ok).filter(|field| field.number == LIST_ITEMS) {
         if field.bytes().is_ok_and(&mut keep) {
             out.extend_from_slice(field.raw);
         }

@@ -16,6 +16,7 @@ use super::items::{ContainerFacts, container_items, enum_value, sandbox_items};
 use super::lists::{Lists, ids};
 use super::statuses::Statuses;
 use super::{ListKind, Revision, StatusKind};
+use crate::cri::{ITEM_ID, LIST_ITEMS, field, field_path};
 use crate::wire::{self, WireError};
 
 /// What is remembered of one backend.
@@ -144,7 +145,7 @@ impl State {
         let list = self.lists.visited(kind);
         let known: std::collections::HashMap<&str, i32> = states(kind, &list).map_while(Result::ok).collect();
         let mut news = Vec::new();
-        for (item, state) in wire::items(reply, 1).zip(states(kind, reply)) {
+        for (item, state) in wire::items(reply, LIST_ITEMS).zip(states(kind, reply)) {
             let (item, (id, state)) = (item?, state?);
             if known.get(id) != Some(&state) {
                 news.push((id.to_owned(), Bytes::copy_from_slice(item)));
@@ -160,15 +161,25 @@ impl State {
     }
 
     fn agrees(&mut self, kind: StatusKind, id: &str, reply: &[u8]) -> Result<bool, WireError> {
-        let state = enum_value(wire::peek_varint(reply, &[1, 3])?);
+        let state = enum_value(wire::peek_varint(
+            reply,
+            match kind {
+                StatusKind::Sandbox => &field_path!(PodSandboxStatusResponse.status.state),
+                StatusKind::Container => &field_path!(ContainerStatusResponse.status.state),
+            },
+        )?);
         if self.listed_state(kind, id) != Some(state) {
             return Ok(false);
         }
         if kind == StatusKind::Sandbox {
-            for status in wire::items(reply, 3) {
+            for status in wire::items(reply, field!(PodSandboxStatusResponse.containers_statuses)) {
                 let status = status?;
-                let state = enum_value(wire::peek_varint(status, &[3])?);
-                if self.listed_state(StatusKind::Container, wire::peek_str(status, &[1])?) != Some(state) {
+                let state = enum_value(wire::peek_varint(status, &[field!(ContainerStatus.state)])?);
+                if self.listed_state(
+                    StatusKind::Container,
+                    wire::peek_str(status, &[field!(ContainerStatus.id)])?,
+                ) != Some(state)
+                {
                     return Ok(false);
                 }
             }
@@ -286,9 +297,9 @@ pub(super) fn unshared(mut op: Op) -> Op {
 
 /// Iterates over the IDs and states of a list.
 fn states(kind: ListKind, list: &[u8]) -> impl Iterator<Item = Result<(&str, i32), WireError>> {
-    let number = if kind == ListKind::Sandboxes { 3 } else { 6 };
-    wire::items(list, 1).map(move |item| {
+    let number = if kind == ListKind::Sandboxes { field!(PodSandbox.state) } else { field!(Container.state) };
+    wire::items(list, LIST_ITEMS).map(move |item| {
         let item = item?;
-        Ok((wire::peek_str(item, &[1])?, enum_value(wire::peek_varint(item, &[number])?)))
+        Ok((wire::peek_str(item, &[ITEM_ID])?, enum_value(wire::peek_varint(item, &[number])?)))
     })
 }

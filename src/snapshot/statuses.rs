@@ -12,10 +12,15 @@ use bytes::Bytes;
 
 use super::fingerprint::fingerprint;
 use super::{Revision, StatusKind};
+use crate::cri::{field, field_path};
 use crate::wire;
 
 /// Beyond this many of one kind, new IDs are not remembered until the next purge.
 const MAX_STATUSES: usize = 20_000;
+
+/// What a verbose reply has beyond the status, in the replies of both kinds.
+const INFO: [u32; 1] = field_path!(PodSandboxStatusResponse.info);
+const _: () = assert!(INFO[0] == field!(ContainerStatusResponse.info), "one number for both");
 
 /// The statuses of one backend.
 #[derive(Debug, Default)]
@@ -39,7 +44,7 @@ impl Statuses {
         if slots.get(id).is_some_and(|slot| slot.reply.as_deref() == Some(reply)) {
             return false;
         }
-        if wire::has_path(reply, &[2]).unwrap_or(true)
+        if wire::has_path(reply, &INFO).unwrap_or(true)
             || (slots.len() >= MAX_STATUSES && !slots.contains_key(id))
         {
             return false;

@@ -10,7 +10,7 @@ use testkit::bed::pods::{Pod, Pods};
 use testkit::cri::{ContainerStatusRequest, PodSandboxConfig};
 use tonic::Status;
 
-use crate::real::world::{self, Crimux, eventually};
+use crate::world::{self, Crimux, eventually};
 
 /// The backend that the node leaves, by the name that the guide gives it.
 pub(super) const OLD: &str = "containerd";

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use crate::{read, repository, scratch, text, tool, write};
+use super::{read, repository, scratch, text, tool, write};
 
 const CONFIG: &str = "etc/crimux/config.yaml";
 
@@ -26,7 +26,7 @@ fn sources(pattern: &str) -> Vec<PathBuf> {
         None => repository(pattern),
     };
     match path.to_str().unwrap().split_once('*') {
-        Some((directory, ending)) => crate::files_below(Path::new(directory), &[ending]),
+        Some((directory, ending)) => super::files_below(Path::new(directory), &[ending]),
         None => vec![path],
     }
 }

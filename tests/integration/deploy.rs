@@ -4,17 +4,11 @@
 //! is not found here. Every check runs the tool itself (systemd-analyze, promtool, shellcheck, kubectl, sh) on a private
 //! root directory; where a tool is missing, the check says so on standard error and is skipped. Nothing here starts
 //! crimux, touches the machine's own configuration, or needs root.
-#![allow(clippy::unwrap_used, reason = "a test ends on the first surprise")]
 
-#[path = "deploy/debian.rs"]
 mod debian;
-#[path = "deploy/kubernetes.rs"]
 mod kubernetes;
-#[path = "deploy/node_script.rs"]
 mod node_script;
-#[path = "deploy/prometheus.rs"]
 mod prometheus;
-#[path = "deploy/systemd.rs"]
 mod systemd;
 
 use std::fs;

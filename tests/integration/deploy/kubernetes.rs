@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use serde::Deserialize;
 use serde_yaml::Value;
 
-use crate::{files_below, read, repository, text, tool};
+use super::{files_below, read, repository, text, tool};
 
 /// Every document of a YAML text.
 fn documents(yaml: &str) -> Vec<Value> {

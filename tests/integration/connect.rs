@@ -1,16 +1,11 @@
 //! Connections to backends: what comes through, and what each failure says.
 
-#![allow(clippy::unwrap_used, reason = "a test helper that fails has failed the test")]
-
-#[path = "support/pki.rs"]
-mod pki;
-
 use std::time::Duration;
 
+use crate::pki::{Authority, Files, backend, replace, server};
 use crimux::backend::connect::{ConnectError, Connector, Step, Stream};
 use crimux::backend::tls::{CertificateFault, CertificateRole};
 use crimux::config::{BackendConfig, Endpoint, Tls};
-use pki::{Authority, Files, backend, replace, server};
 use rustls::SupportedProtocolVersion;
 use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};

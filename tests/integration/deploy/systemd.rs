@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::{read, repository, scratch, text, tool, write};
+use super::{read, repository, scratch, text, tool, write};
 
 /// The part of exposure (of 100) that remains: network, real users, and `/proc/sys` are needed.
 const EXPOSURE_LIMIT: &str = "--threshold=25";

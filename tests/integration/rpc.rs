@@ -1,6 +1,6 @@
 //! `docs/rpc.md`: every RPC with its lane, its rule and what happens when a backend fails, from the method table.
 //!
-//! The document cannot differ from the table that the proxy walks. `UPDATE=1 cargo test --test rpc` writes it anew.
+//! The document cannot differ from the table that the proxy walks. `UPDATE=1 cargo test --test integration rpc` writes it anew.
 
 use std::fmt::Write as _;
 
@@ -11,7 +11,7 @@ const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rpc.md");
 const HEAD: &str = "\
 # Every RPC: lane, rule, partial failure
 
-<!-- Generated from the method table (src/method.rs): UPDATE=1 cargo test --test rpc -->
+<!-- Generated from the method table (src/method.rs): UPDATE=1 cargo test --test integration rpc -->
 
 All of CRI 0.37, in the order of the API. The same rows serve `runtime.v1` and `runtime.v1alpha2`, towards clients and
 towards backends. A method that is not in the table goes, unread, to the owner of the ID in its field 1, else to the
@@ -207,5 +207,8 @@ fn the_document_says_what_the_method_table_says() {
         std::fs::write(PATH, &document).unwrap();
     }
     let written = std::fs::read_to_string(PATH).unwrap_or_default();
-    assert!(written == document, "docs/rpc.md is not of this table: UPDATE=1 cargo test --test rpc");
+    assert!(
+        written == document,
+        "docs/rpc.md is not of this table: UPDATE=1 cargo test --test integration rpc"
+    );
 }

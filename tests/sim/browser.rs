@@ -2,11 +2,6 @@
 //!
 //! It runs only where `CRIMUX_BROWSER=1` says that a Chromium is there; `dev/test browser` sees to that. With
 //! `CRIMUX_SCREENSHOT=FILE` the picture in the docs is taken.
-#![allow(clippy::unwrap_used, reason = "a test ends on the first surprise")]
-
-#[allow(dead_code, reason = "shared with the other tests, which use all of it")]
-#[path = "sim/support.rs"]
-mod support;
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -14,8 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use crate::support::{Crimux, SOON};
 use nix::sys::signal::Signal;
-use support::{Crimux, SOON};
 use testkit::client::sandbox_config;
 use testkit::eventually;
 use testkit::runtime::SimRuntime;

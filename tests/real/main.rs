@@ -9,25 +9,22 @@
 // A helper that fails fails the test that called it.
 #![allow(clippy::unwrap_used)]
 
-#[path = "support/kubelet.rs"]
+#[path = "../support/kubelet.rs"]
 mod kubelet;
 
-mod real {
-    pub(crate) mod world;
-
-    mod api;
-    mod churn;
-    mod clients;
-    mod images;
-    mod lifecycle;
-    mod lists;
-    mod memory;
-    mod migration;
-    mod outage;
-    mod refusals;
-    mod reload;
-    mod remote;
-    mod restart;
-    mod streams;
-    mod vm;
-}
+mod api;
+mod churn;
+mod clients;
+mod images;
+mod lifecycle;
+mod lists;
+mod memory;
+mod migration;
+mod outage;
+mod refusals;
+mod reload;
+mod remote;
+mod restart;
+mod streams;
+mod vm;
+mod world;

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::{read, repository, scratch, text, write};
+use super::{read, repository, scratch, text, write};
 
 const OURS: &str = "unix:///run/crimux/crimux.sock";
 const THEIRS: &str = "unix:///run/containerd/containerd.sock";

@@ -5,7 +5,7 @@
 //! each store. kubelet's calls are played one at a time, in a random interleaving, some of them at once; each
 //! answer is judged against the stores themselves.
 
-#![allow(clippy::unwrap_used, clippy::large_futures)]
+#![allow(clippy::large_futures)]
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -17,14 +17,8 @@ use testkit::client::{container_config, sandbox_config};
 use testkit::cri::{self, PodSandboxConfig};
 use testkit::runtime::{ImageIds, SimRuntime};
 
-use kubelet::{Kubelet, Policy, annotated, see_again};
-use support::{Crimux, SOON};
-
-#[path = "support/kubelet.rs"]
-mod kubelet;
-#[allow(dead_code, reason = "shared with the tests by topic")]
-#[path = "sim/support.rs"]
-mod support;
+use crate::kubelet::{Kubelet, Policy, annotated, see_again};
+use crate::support::{Crimux, SOON};
 
 const BACKENDS: [&str; 3] = ["a", "b", "o"];
 const IMAGES: usize = 2;

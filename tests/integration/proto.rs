@@ -20,7 +20,7 @@ fn described() -> FileDescriptorProto {
 }
 
 fn facts() -> Value {
-    serde_json::from_str(include_str!("../proto/cri-api.json")).expect("cri-api.json is JSON")
+    serde_json::from_str(include_str!("../../proto/cri-api.json")).expect("cri-api.json is JSON")
 }
 
 fn object(value: &Value) -> impl Iterator<Item = (&String, &Value)> {
@@ -128,7 +128,7 @@ fn ages() -> Facts {
     let mut ages = Facts::new();
     let mut scope = Vec::new();
     let mut comment = "";
-    for line in include_str!("../proto/cri.proto").lines() {
+    for line in include_str!("../../proto/cri.proto").lines() {
         let mut words = line.split_whitespace();
         match (words.next(), line.split_once(" = ")) {
             (Some("message" | "enum" | "service"), _) if line.ends_with('{') => {
@@ -176,7 +176,7 @@ fn comments_name_the_age_that_the_facts_name() {
 fn everything_in_the_proto_has_a_comment() {
     let mut before = "";
     let mut counted = 0;
-    for line in include_str!("../proto/cri.proto").lines() {
+    for line in include_str!("../../proto/cri.proto").lines() {
         let first = line.split_whitespace().next().unwrap_or_default();
         if ["service", "rpc", "message", "enum"].contains(&first) {
             assert!(before.trim_start().starts_with("// "), "{line}");

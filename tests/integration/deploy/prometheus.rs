@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde_yaml::Value;
 
-use crate::{files_below, read, repository, text, tool};
+use super::{files_below, read, repository, text, tool};
 
 const RULES: [&str; 2] = ["deploy/prometheus/recording.rules.yaml", "deploy/prometheus/alerts.rules.yaml"];
 

@@ -1,17 +1,12 @@
 //! The streaming relay, seen from kubelet on one side and a streaming server on the other.
 
-#![allow(clippy::unwrap_used, reason = "a test helper that fails has failed the test")]
-
-#[path = "support/pki.rs"]
-mod pki;
-
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::pki::{Authority, Files, backend, server};
 use crimux::backend::connect::Connector;
 use crimux::config::{BackendConfig, Endpoint, RelayMode};
 use crimux::relay::{Decision, Relay, RelayMetrics, UrlError};
-use pki::{Authority, Files, backend, server};
 use prometheus::Registry;
 use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};

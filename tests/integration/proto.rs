@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crimux::method::{self, Kind, Lane};
+use crimux::method::{self, Kind, Route};
 use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorProto};
@@ -191,10 +191,10 @@ fn everything_in_the_proto_has_a_comment() {
 fn the_field_that_decides_the_way_is_a_string_of_that_meaning() {
     let facts = facts();
     for row in method::all() {
-        let (number, meanings): (u32, &[&str]) = match row.lane {
-            Lane::Handler(field) => (field, &["runtime_handler"]),
-            Lane::Owner(Kind::Sandbox, _) => (1, &["pod_sandbox_id"]),
-            Lane::Owner(Kind::Container, _) => (1, &["container_id"]),
+        let (number, meanings): (u32, &[&str]) = match row.route {
+            Route::Handler(field) => (field, &["runtime_handler"]),
+            Route::Owner(Kind::Sandbox, _) => (1, &["pod_sandbox_id"]),
+            Route::Owner(Kind::Container, _) => (1, &["container_id"]),
             _ => continue,
         };
         let request = text(&facts["services"]["RuntimeService"][row.name]["request"]);

@@ -1,4 +1,4 @@
-//! `docs/rpc.md`: every RPC with its lane, its rule and what happens when a backend fails, from the method table.
+//! `docs/rpc.md`: every RPC with its route, its rule and what happens when a backend fails, from the method table.
 //!
 //! The document cannot differ from the table that the proxy walks. `UPDATE=1 cargo test --test integration rpc` writes it anew.
 
@@ -9,7 +9,7 @@ use crimux::method::{self, Answer, Deadline, Effect, ImageCall, Kind, List, Meth
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rpc.md");
 
 const HEAD: &str = "\
-# Every RPC: lane, rule, partial failure
+# Every RPC: route, rule, partial failure
 
 <!-- Generated from the method table (src/method.rs): UPDATE=1 cargo test --test integration rpc -->
 
@@ -21,12 +21,12 @@ default backend; its reply is streamed through.
 deadline\" is `timeouts.list`, `.read` or `.stats` of the backend; a backend that outlasts it is late until it answers
 again. A client's own deadline that is shorter counts instead.
 
-| RPC | lane | rule | when a backend cannot be asked |
+| RPC | route | rule | when a backend cannot be asked |
 |---|---|---|---|
 ";
 
 fn row(method: &Method) -> String {
-    let (lane, rule, failure) = match method.route {
+    let (route, rule, failure) = match method.route {
         Route::Handler(field) => ("handler", handler(field), "`Unavailable`".to_owned()),
         Route::Owner(kind, absent) => ("owner", owner(kind, absent), owner_failure(method)),
         Route::Image(call) => ("image", image(call).to_owned(), image_failure(call).to_owned()),
@@ -44,7 +44,7 @@ fn row(method: &Method) -> String {
         Route::Events => ("events", events().to_owned(), events_failure().to_owned()),
     };
     let rule = [rule.as_str(), effect(method.effect)].join("");
-    format!("| {} | {lane} | {rule} | {failure} |", method.name)
+    format!("| {} | {route} | {rule} | {failure} |", method.name)
 }
 
 fn handler(field: u32) -> String {

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crimux::method::{self, Deadline, Lane, List, Method};
+use crimux::method::{self, Deadline, List, Method, Route};
 use prost::Message;
 use testkit::client::{container_config, image_spec, sandbox_config};
 use testkit::runtime::{Fault, SimRuntime};
@@ -112,11 +112,11 @@ impl World {
                 }
                 .encode_to_vec()
             }
-            _ => match method.lane {
-                Lane::Owner(method::Kind::Sandbox, _) => {
+            _ => match method.route {
+                Route::Owner(method::Kind::Sandbox, _) => {
                     cri::StopPodSandboxRequest { pod_sandbox_id: sandbox }.encode_to_vec()
                 }
-                Lane::Owner(method::Kind::Container, _) => {
+                Route::Owner(method::Kind::Container, _) => {
                     cri::StartContainerRequest { container_id: container }.encode_to_vec()
                 }
                 _ => Vec::new(),
@@ -168,10 +168,10 @@ impl World {
 
 /// The codes that a client may be told.
 fn allowed(method: &Method, fault: &Fault) -> Vec<Code> {
-    let from_memory = match method.lane {
-        Lane::Answer(_) | Lane::FanOut(_) | Lane::Relay(_) => return listed(method.lane, fault),
+    let from_memory = match method.route {
+        Route::Local(_) | Route::FanOut(_) | Route::StreamList(_) => return listed(method.route, fault),
         // Which backend an image call reaches is decided elsewhere; it may well be the other one.
-        Lane::Image(_) => true,
+        Route::Image(_) => true,
         _ => method.deadline == Deadline::Read,
     };
     let mut codes = match fault {
@@ -194,8 +194,8 @@ fn allowed(method: &Method, fault: &Fault) -> Vec<Code> {
 }
 
 /// A fault of one backend is nothing that an answer for the node shows; that a list does not exist is.
-fn listed(lane: Lane, fault: &Fault) -> Vec<Code> {
-    let optional = matches!(lane, Lane::FanOut(List::SandboxStats) | Lane::Relay(List::SandboxStats));
+fn listed(lane: Route, fault: &Fault) -> Vec<Code> {
+    let optional = matches!(lane, Route::FanOut(List::SandboxStats) | Route::StreamList(List::SandboxStats));
     match fault {
         Fault::Error(status) if optional && status.code() == Code::Unimplemented => {
             vec![Code::Ok, Code::Unimplemented]

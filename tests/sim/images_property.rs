@@ -352,7 +352,7 @@ impl World {
     }
 
     async fn collect(&self, image: &str) {
-        let request = cri::RemoveImageRequest { image: Some(kubelet::bare(image)) };
+        let request = cri::RemoveImageRequest { image: Some(crate::kubelet::bare(image)) };
         // It is refused while an owner is down.
         let _ = self.kubelet.images.clone().remove_image(request).await;
     }

@@ -2,7 +2,7 @@
 //! to own. Nothing is ever guessed, and what cannot be asked is never taken for absent.
 
 use bytes::Bytes;
-use crimux::method::{self, Absent, Kind, Lane};
+use crimux::method::{self, Kind, OnUnknownId, Route};
 use prost::Message;
 use testkit::client::{container_config, sandbox_config};
 use testkit::cri;
@@ -51,9 +51,9 @@ fn reached(runtime: &SimRuntime) -> Vec<String> {
 }
 
 /// The path, kind and rule of every method that goes to an owner.
-fn owned() -> Vec<(String, Kind, Absent)> {
-    let rows = method::all().iter().filter_map(|method| match method.lane {
-        Lane::Owner(kind, absent) => {
+fn owned() -> Vec<(String, Kind, OnUnknownId)> {
+    let rows = method::all().iter().filter_map(|method| match method.route {
+        Route::Owner(kind, absent) => {
             Some((format!("/runtime.v1.{}/{}", method.service.name(), method.name), kind, absent))
         }
         _ => None,
@@ -161,11 +161,11 @@ async fn an_unknown_id_is_looked_for_and_the_call_itself_is_sent_to_nobody() {
         let reply = crimux.client().raw(&path, &[], about(&unknown)).await.unwrap();
         let list = if kind == Kind::Sandbox { "ListPodSandbox" } else { "ListContainers" };
         match absent {
-            Absent::Ok => {
+            OnUnknownId::Ok => {
                 assert_eq!((reply.code(), reply.messages.len()), (Code::Ok, 1), "{path}");
                 assert_eq!(reply.single(), Bytes::new(), "{path}");
             }
-            Absent::NotFound => {
+            OnUnknownId::NotFound => {
                 assert_eq!(reply.code(), Code::NotFound, "{path}");
                 assert_eq!(reply.messages.len(), 0, "{path}");
             }

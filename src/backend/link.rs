@@ -20,7 +20,7 @@ use crate::cri::VersionResponse;
 use crate::drain::Drain;
 use crate::error::Error;
 use crate::http2::{self, Connection, Sender};
-use crate::method::{self, Api};
+use crate::method::{self, Api, Rpc};
 
 /// The first pause before reconnecting; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -194,7 +194,7 @@ impl Backend {
     }
 
     async fn version(self: &Arc<Self>, sender: &Sender, wait: Duration) -> Result<(), Error> {
-        let method = method::named("Version");
+        let method = method::of(Rpc::Version);
         let known = self.api();
         for api in [known, known.other()] {
             let (headers, message) = (own_headers(wait), Message::new(&[]).framed());
@@ -221,7 +221,7 @@ impl Backend {
         if [version, runtime_name, runtime_version, runtime_api_version].iter().any(String::is_empty) {
             return Err(self.garbage("its version has an empty field"));
         }
-        self.last.remember_reply("Version", reply.encoded());
+        self.last.remember_reply(Rpc::Version, reply.encoded());
         Ok(())
     }
 

@@ -10,6 +10,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use grpc_http2::grpc::{MAX_RESERVE, message_len};
+pub use grpc_http2::grpc::{PREFIX_LEN as PREFIX, message_prefix as prefix};
 use http::{HeaderMap, HeaderName};
 use http_body::{Body, Frame};
 use tonic::{Code, Status};
@@ -25,10 +27,6 @@ static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
 /// The most that a request may have: what containerd takes (`runtime/v2` and CRI both use 16 MiB).
 pub const MAX_REQUEST: usize = 16 << 20;
-/// Flag and length before each message.
-pub const PREFIX: usize = 5;
-/// How much is reserved for a message at once, however long it claims to be.
-const FIRST_RESERVE: usize = 1 << 20;
 
 /// One gRPC message, framed.
 #[derive(Debug, Clone, Default)]
@@ -53,7 +51,7 @@ impl Message {
         if framed.first().is_some_and(|&flag| flag != 0) {
             return Err(Error::Compressed);
         }
-        match claimed(&framed).map(|len| len + PREFIX) {
+        match message_len(&framed).map(|len| len + PREFIX) {
             None if framed.is_empty() => Ok(None),
             Some(len) if len == framed.len() => Ok(Some(Self { framed })),
             Some(len) if len < framed.len() => Err(Error::Framing("more than one message")),
@@ -82,12 +80,6 @@ impl Message {
     }
 }
 
-/// Returns the five bytes that go before an uncompressed message of `len` bytes.
-pub fn prefix(len: usize) -> [u8; PREFIX] {
-    let len = u32::try_from(len).unwrap_or(u32::MAX).to_be_bytes();
-    [0, len[0], len[1], len[2], len[3]]
-}
-
 /// Gathers the chunks of one message.
 #[derive(Debug, Default)]
 pub struct Assembler {
@@ -105,8 +97,8 @@ impl Assembler {
             self.first = chunk;
         } else {
             if self.joined.is_empty() {
-                let expected = claimed(&self.first).unwrap_or_default().saturating_add(PREFIX);
-                self.joined.reserve(expected.min(FIRST_RESERVE).max(self.first.len() + chunk.len()));
+                let expected = message_len(&self.first).unwrap_or_default().saturating_add(PREFIX);
+                self.joined.reserve(expected.min(MAX_RESERVE).max(self.first.len() + chunk.len()));
                 self.joined.put_slice(&std::mem::take(&mut self.first));
             }
             self.joined.put_slice(&chunk);
@@ -115,7 +107,7 @@ impl Assembler {
         if head.first().is_some_and(|&flag| flag != 0) {
             return Err(Error::Compressed);
         }
-        match claimed(head) {
+        match message_len(head) {
             Some(len) if len > limit => Err(Error::TooLarge(len)),
             Some(len) if head.len() > len + PREFIX => Err(Error::Framing("more than one message")),
             _ => Ok(()),
@@ -129,11 +121,6 @@ impl Assembler {
     pub fn finish(self) -> Result<Option<Message>, Error> {
         Message::whole(if self.joined.is_empty() { self.first } else { self.joined.freeze() })
     }
-}
-
-fn claimed(head: &[u8]) -> Option<usize> {
-    let len: [u8; 4] = head.get(1..PREFIX)?.try_into().ok()?;
-    usize::try_from(u32::from_be_bytes(len)).ok()
 }
 
 /// Collects the one message of a unary or server-streaming request.

@@ -13,7 +13,6 @@ pub mod cri;
 pub mod drain;
 pub mod error;
 pub mod events;
-pub mod http2;
 pub mod merge;
 pub mod method;
 pub mod metrics;

@@ -12,6 +12,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::Context;
+use grpc_http2::server::{self as http2, IncomingRequest, ServerConfig};
 use socket2::SockRef;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::task::TaskTracker;
@@ -19,7 +20,6 @@ use tower::Service;
 
 use crate::codec;
 use crate::drain::Drain;
-use crate::http2::{self, Incoming};
 use crate::proxy::Proxy;
 
 /// How long to wait after the system had no connection to give, for want of file descriptors perhaps.
@@ -111,32 +111,37 @@ async fn attend(stream: UnixStream, mut proxy: Proxy, drain: Drain) {
     if let Err(error) = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER) {
         tracing::debug!(%error, "the send buffer stays as it is");
     }
-    let mut client = http2::accept(stream, codec::PREFIX + codec::MAX_REQUEST);
+    let mut client = http2::handshake(stream, http2_config());
     let mut draining = pin!(drain.into_begun());
     let mut is_draining = false;
     loop {
         let call = tokio::select! {
             biased;
-            call = client.next() => call,
+            call = client.accept() => call,
             () = &mut draining, if !is_draining => {
                 is_draining = true;
-                client.say_goodbye();
+                client.graceful_shutdown();
                 continue;
             }
         };
         match call {
-            Some(Ok(Incoming { request, mut responder })) => {
+            Some(Ok(IncomingRequest { request, mut respond })) => {
                 let answer = proxy.call(request);
                 tokio::spawn(async move {
-                    if let Some(Ok(response)) = responder.unless_cancelled(answer).await {
-                        responder.send(response).await;
+                    if let Some(Ok(response)) = respond.unless_cancelled(answer).await {
+                        respond.send_response(response).await;
                     }
                 });
             }
-            Some(Err(fault)) => return tracing::debug!(%fault, "a client's connection broke"),
+            Some(Err(error)) => return tracing::debug!(%error, "a client's connection broke"),
             None => return,
         }
     }
+}
+
+/// What a client may send.
+fn http2_config() -> ServerConfig {
+    ServerConfig { max_request: codec::PREFIX + codec::MAX_REQUEST, ..ServerConfig::default() }
 }
 
 /// The file of a socket; removed with this value, if we made it and it is still ours.

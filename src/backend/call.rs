@@ -2,20 +2,21 @@
 //!
 //! A call to a backend that is down fails at once; a call in flight when the connection is lost ends with an
 //! error of ours; everything else is the backend's own answer, passed on as it came. The forward lane speaks
-//! HTTP/2 through a client of its own (`http2.rs`).
+//! HTTP/2 through the client of `grpc-http2`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use grpc_http2::Error as Http2Error;
+use grpc_http2::client::{ClientStream, SendRequest};
 use http::{HeaderMap, HeaderName, StatusCode};
 use tonic::Code;
 
 use super::{Backend, Link};
 use crate::codec::{self, Message};
 use crate::error::Error;
-use crate::http2::{Exchange, Fault, Sender};
 use crate::method::{Api, Deadline, ImageCall, Method, Route};
 use crate::telemetry::spans::{self, CallSpan};
 
@@ -37,7 +38,7 @@ pub struct Reply {
 /// The body of a reply, as it arrives.
 #[derive(Debug)]
 pub struct ReplyBody {
-    exchange: Exchange,
+    stream: ClientStream,
     flight: InFlightGuard,
 }
 
@@ -86,7 +87,7 @@ impl Backend {
     /// Sends a request over this connection, in this API.
     pub(super) async fn call_over(
         self: &Arc<Self>,
-        sender: Sender,
+        sender: SendRequest,
         api: Api,
         method: Option<&'static Method>,
         path: &str,
@@ -98,9 +99,9 @@ impl Backend {
         let path = crate::method::path(method, path, api);
         flight.span = spans::client(&path, &self.name, &mut headers);
         match self.send(&sender, &path, &headers, message, patience).await {
-            Ok((headers, exchange)) => {
+            Ok((headers, stream)) => {
                 flight.note_end(codec::status_code(&headers));
-                Ok(Reply { headers, body: ReplyBody { exchange, flight } })
+                Ok(Reply { headers, body: ReplyBody { stream, flight } })
             }
             Err(error) => {
                 flight.note_end(Some(error.code()));
@@ -111,23 +112,25 @@ impl Backend {
 
     async fn send(
         &self,
-        sender: &Sender,
+        sender: &SendRequest,
         path: &str,
         headers: &HeaderMap,
         message: Bytes,
         patience: Option<HeadTimeout>,
-    ) -> Result<(HeaderMap, Exchange), Error> {
+    ) -> Result<(HeaderMap, ClientStream), Error> {
         let answered = async {
             match ask(sender, path, headers, message.clone()).await {
                 // What a goodbye refuses was not looked at: it is as good as never sent.
-                Err(Fault::GoAway(_)) => {
+                Err(Http2Error::GoAway(_)) => {
                     Box::pin(async {
                         let (sender, _) = self.next_sender().await?;
-                        ask(&sender, path, headers, message).await.map_err(|fault| self.broken(&fault))
+                        ask(&sender, path, headers, message)
+                            .await
+                            .map_err(|error| self.transport_error(&error))
                     })
                     .await
                 }
-                answer => answer.map_err(|fault| self.broken(&fault)),
+                answer => answer.map_err(|error| self.transport_error(&error)),
             }
         };
         let answer = match patience {
@@ -136,11 +139,11 @@ impl Backend {
                 tokio::time::timeout(waited, answered).await.map_err(|_| ends)?
             }
         };
-        let ((status, headers), exchange) = answer?;
+        let ((status, headers), stream) = answer?;
         if status != StatusCode::OK {
             return Err(self.garbage(format!("HTTP status {status}")));
         }
-        Ok((headers, exchange))
+        Ok((headers, stream))
     }
 
     /// Sends a request and collects the whole reply.
@@ -156,7 +159,7 @@ impl Backend {
         self.call(Some(method), "", headers, message).await?.collect().await
     }
 
-    pub(super) async fn sender(&self) -> Result<(Sender, Api), Error> {
+    pub(super) async fn sender(&self) -> Result<(SendRequest, Api), Error> {
         if let Link::Up { sender, api, .. } = &*self.link.borrow() {
             return Ok((sender.clone(), *api));
         }
@@ -176,10 +179,10 @@ impl Backend {
     }
 
     /// Returns the sender of the connection that takes the place of one that takes no more calls.
-    async fn next_sender(&self) -> Result<(Sender, Api), Error> {
+    async fn next_sender(&self) -> Result<(SendRequest, Api), Error> {
         let mut link = self.link.subscribe();
         let next = link.wait_for(|link| match link {
-            Link::Up { sender, .. } => !sender.is_retired(),
+            Link::Up { sender, .. } => !sender.is_closed_to_new(),
             Link::Connecting => false,
             Link::Down { .. } => true,
         });
@@ -195,10 +198,10 @@ impl Backend {
         if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
     }
 
-    fn broken(&self, fault: &Fault) -> Error {
-        match fault {
-            Fault::TooLarge(_) => self.garbage(fault.to_string()),
-            _ => Error::Lost { backend: Arc::clone(&self.name), cause: fault.to_string() },
+    fn transport_error(&self, error: &Http2Error) -> Error {
+        match error {
+            Http2Error::TooLarge(_) => self.garbage(error.to_string()),
+            _ => Error::Lost { backend: Arc::clone(&self.name), cause: error.to_string() },
         }
     }
 }
@@ -211,7 +214,7 @@ impl Reply {
     pub async fn collect(self) -> Result<Collected, Error> {
         let Self { headers, mut body } = self;
         let backend = Arc::clone(&body.flight.backend);
-        let whole = body.exchange.whole(MAX_REPLY).await.map_err(|fault| backend.broken(&fault))?;
+        let whole = body.stream.collect(MAX_REPLY).await.map_err(|error| backend.transport_error(&error))?;
         let message = Message::whole(whole).map_err(|error| backend.garbage(error.to_string()))?;
         let trailers = match codec::status_code(&headers) {
             Some(_) => headers.clone(),
@@ -238,7 +241,7 @@ impl ReplyBody {
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<Bytes, Error>>> {
         let backend = &self.flight.backend;
-        self.exchange.poll_data(cx).map(|chunk| Some(chunk?.map_err(|fault| backend.broken(&fault))))
+        self.stream.poll_data(cx).map(|chunk| Some(chunk?.map_err(|error| backend.transport_error(&error))))
     }
 
     /// Polls for the trailers, once all data was read; none for a trailers-only reply.
@@ -246,7 +249,8 @@ impl ReplyBody {
         &mut self,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Result<Option<HeaderMap>, Error>> {
-        let trailers = self.exchange.poll_trailers(cx).map_err(|fault| self.flight.backend.broken(&fault));
+        let trailers =
+            self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.transport_error(&error));
         if let std::task::Poll::Ready(Ok(Some(trailers))) = &trailers {
             self.flight.note_end(codec::status_code(trailers));
         }
@@ -307,13 +311,13 @@ impl HeadTimeout {
 
 /// Sends a request and waits for the head of its reply.
 async fn ask(
-    sender: &Sender,
+    sender: &SendRequest,
     path: &str,
     headers: &HeaderMap,
     message: Bytes,
-) -> Result<((StatusCode, HeaderMap), Exchange), Fault> {
-    let mut exchange = sender.send(path, headers, stays_here, message).await?;
-    exchange.head().await.map(|head| (head, exchange))
+) -> Result<((StatusCode, HeaderMap), ClientStream), Http2Error> {
+    let mut stream = sender.send_request(path, headers, stays_here, message).await?;
+    stream.response().await.map(|head| (head, stream))
 }
 
 /// Headers for calls that crimux makes by itself.

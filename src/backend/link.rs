@@ -8,6 +8,8 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use grpc_http2::Connection;
+use grpc_http2::client::{self, ClientConfig, SendRequest};
 use prost::Message as _;
 use tonic::Code;
 
@@ -19,8 +21,7 @@ use crate::config::BackendConfig;
 use crate::cri::VersionResponse;
 use crate::drain::Drain;
 use crate::error::Error;
-use crate::http2::{self, Connection, Sender};
-use crate::method::{self, Api, Rpc};
+use crate::method::{self, Api};
 
 /// The first pause before reconnecting; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -39,7 +40,7 @@ pub enum Link {
     /// Connected.
     Up {
         /// Sends requests; cloned for each.
-        sender: Sender,
+        sender: SendRequest,
         /// The API that the backend speaks.
         api: Api,
         /// When it was connected.
@@ -107,17 +108,17 @@ impl Backend {
         Ok(connector)
     }
 
-    async fn connect(&self) -> Result<(Sender, Connection<Stream>), String> {
+    async fn connect(&self) -> Result<(SendRequest, Connection<Stream>), String> {
         let connector = self.connector().map_err(|error| error.to_string())?;
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
-        Ok(http2::connect(stream))
+        Ok(client::handshake(stream, ClientConfig::default()))
     }
 
     /// Drives one connection to its end and returns why it ended; `None` if another is to take its place, in
     /// which case its calls in flight go on.
     async fn drive(
         self: &Arc<Self>,
-        sender: Sender,
+        sender: SendRequest,
         connection: Connection<Stream>,
         drain: &Drain,
         greet: &impl AsyncFn(&Arc<Self>),
@@ -142,7 +143,7 @@ impl Backend {
             () = beside => "probing ended".to_owned(),
             () = self.redial.notified() => return None,
             // It said goodbye and finishes what it has. One that does so at once is not to be hammered.
-            () = retiring.retired() => {
+            _ = retiring.closed_to_new() => {
                 if connected.elapsed() > LONGEST_PAUSE {
                     return None;
                 }
@@ -167,7 +168,7 @@ impl Backend {
     }
 
     /// Asks for the version once, in whichever API the backend speaks.
-    async fn probe(self: &Arc<Self>, sender: &Sender, wait: Duration) {
+    async fn probe(self: &Arc<Self>, sender: &SendRequest, wait: Duration) {
         match tokio::time::timeout(wait, self.version(sender, wait)).await {
             Ok(Ok(())) => {
                 if self.health.mark_answered(Class::Reads) {
@@ -193,8 +194,8 @@ impl Backend {
         self.version(&sender, wait).await
     }
 
-    async fn version(self: &Arc<Self>, sender: &Sender, wait: Duration) -> Result<(), Error> {
-        let method = method::of(Rpc::Version);
+    async fn version(self: &Arc<Self>, sender: &SendRequest, wait: Duration) -> Result<(), Error> {
+        let method = method::named("Version");
         let known = self.api();
         for api in [known, known.other()] {
             let (headers, message) = (own_headers(wait), Message::new(&[]).framed());
@@ -221,7 +222,7 @@ impl Backend {
         if [version, runtime_name, runtime_version, runtime_api_version].iter().any(String::is_empty) {
             return Err(self.garbage("its version has an empty field"));
         }
-        self.last.remember_reply(Rpc::Version, reply.encoded());
+        self.last.remember_reply("Version", reply.encoded());
         Ok(())
     }
 

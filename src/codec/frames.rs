@@ -8,11 +8,12 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes, BytesMut};
+use grpc_http2::grpc::message_len;
 use http_body::Frame;
 use tokio::sync::mpsc;
 use tonic::Code;
 
-use super::{PREFIX, claimed, error_trailers, ok_trailers, status_code};
+use super::{PREFIX, error_trailers, ok_trailers, status_code};
 use crate::error::Error;
 
 /// Takes a stream of messages apart.
@@ -35,7 +36,7 @@ impl Deframer {
         if self.buffer.first().is_some_and(|&flag| flag != 0) {
             return Err(Error::Compressed);
         }
-        match claimed(&self.buffer) {
+        match message_len(&self.buffer) {
             Some(len) if len > limit => Err(Error::TooLarge(len)),
             Some(len) if self.buffer.len() >= len + PREFIX => {
                 Ok(Some(self.buffer.split_to(len + PREFIX).freeze()))

@@ -6,6 +6,8 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use grpc_http2::Error as Http2Error;
+use grpc_http2::client::{self, ClientConfig, SendRequest};
 use http::StatusCode;
 use tokio::task::JoinHandle;
 use tonic::Code;
@@ -14,8 +16,7 @@ use crate::backend::connect::Connector;
 use crate::backend::own_headers;
 use crate::backend::tls::CertificateInfo;
 use crate::codec::{self, Message};
-use crate::http2::{self, Fault, Sender};
-use crate::method::{self, Api, Rpc};
+use crate::method::{self, Api};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -26,7 +27,7 @@ const MAX_ANSWER: usize = 16 << 20;
 pub(super) struct Conversation {
     /// The certificate that the backend has shown.
     pub(super) shown: Option<CertificateInfo>,
-    sender: Sender,
+    sender: SendRequest,
     connection: JoinHandle<()>,
 }
 
@@ -41,7 +42,7 @@ impl Conversation {
     pub(super) async fn open(connector: &Connector) -> Result<Self, String> {
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
         let shown = stream.peer_certificate();
-        let (sender, connection) = http2::connect(stream);
+        let (sender, connection) = client::handshake(stream, ClientConfig::default());
         let connection = tokio::spawn(async move {
             // What ends the connection ends the question under way, which tells it.
             connection.await.ok();
@@ -50,21 +51,22 @@ impl Conversation {
     }
 
     /// Asks, in this version of the API.
-    pub(super) async fn ask(&mut self, rpc: Rpc, api: Api, request: &[u8]) -> Result<Answer, String> {
-        tokio::time::timeout(PATIENCE, self.exchange(rpc, api, request)).await.map_err(|_| silent())?
+    pub(super) async fn ask(&mut self, name: &str, api: Api, request: &[u8]) -> Result<Answer, String> {
+        tokio::time::timeout(PATIENCE, self.exchange(name, api, request)).await.map_err(|_| silent())?
     }
 
-    async fn exchange(&mut self, rpc: Rpc, api: Api, request: &[u8]) -> Result<Answer, String> {
-        let (path, message) = (method::path(Some(method::of(rpc)), "", api), Message::new(request).framed());
-        let sent = self.sender.send(&path, &own_headers(PATIENCE), |_| false, message).await;
-        let mut exchange = sent.map_err(broken)?;
-        let (status, headers) = exchange.head().await.map_err(broken)?;
+    async fn exchange(&mut self, name: &str, api: Api, request: &[u8]) -> Result<Answer, String> {
+        let (path, message) =
+            (method::path(Some(method::named(name)), "", api), Message::new(request).framed());
+        let sent = self.sender.send_request(&path, &own_headers(PATIENCE), |_| false, message).await;
+        let mut stream = sent.map_err(broken)?;
+        let (status, headers) = stream.response().await.map_err(broken)?;
         if status != StatusCode::OK {
             return Err(format!("it is no gRPC server (HTTP status {status})"));
         }
-        let whole = exchange.whole(MAX_ANSWER).await.map_err(broken)?;
+        let whole = stream.collect(MAX_ANSWER).await.map_err(broken)?;
         let message = Message::whole(whole).map_err(|error| error.to_string())?;
-        let trailers = std::future::poll_fn(|cx| exchange.poll_trailers(cx)).await;
+        let trailers = std::future::poll_fn(|cx| stream.poll_trailers(cx)).await;
         let trailers = trailers.map_err(broken)?.unwrap_or(headers);
         match codec::status_code(&trailers) {
             Some(Code::Ok) => Ok(Answer::Message(message.unwrap_or_default().encoded_bytes())),
@@ -82,8 +84,8 @@ impl Drop for Conversation {
 
 /// What an operator takes from a conversation that broke off: most often the wrong kind of server.
 #[allow(clippy::needless_pass_by_value, reason = "it is given to map_err")]
-fn broken(fault: Fault) -> String {
-    format!("connected, but it ended the conversation or does not speak gRPC: {fault}")
+fn broken(error: Http2Error) -> String {
+    format!("connected, but it ended the conversation or does not speak gRPC: {error}")
 }
 
 fn silent() -> String {

@@ -1,11 +1,11 @@
-//! HTTP/2, each side against a peer that says anything: it ends, it does not panic, and what it keeps is bounded.
+//! Each side against a peer that sends anything: the connection ends, nothing panics, bodies stay within their limits.
 #![no_main]
 
 use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
-use crimux::http2::{accept, connect};
+use grpc_http2::{client, server};
 use http::{HeaderMap, Response};
 use http_body::{Body, Frame};
 use libfuzzer_sys::fuzz_target;
@@ -27,17 +27,17 @@ fuzz_target!(|data: &[u8]| {
 /// Two calls to a server that says this: one gathered whole, one taken as it comes.
 async fn ask(data: &[u8]) {
     let (near, mut far) = tokio::io::duplex(1 << 20);
-    let (sender, connection) = connect(near);
+    let (sender, connection) = client::handshake(near, client::ClientConfig::default());
     let mut connection = pin!(connection);
     let headers = HeaderMap::new();
-    let mut whole = sender.send("/a/b", &headers, |_| false, Bytes::from_static(b"x")).await.expect("open");
-    let mut parts = sender.send("/a/c", &headers, |_| false, Bytes::new()).await.expect("open");
+    let mut whole = sender.send_request("/a/b", &headers, |_| false, Bytes::from_static(b"x")).await.expect("open");
+    let mut parts = sender.send_request("/a/c", &headers, |_| false, Bytes::new()).await.expect("open");
     far.write_all(data).await.expect("there is room");
     far.shutdown().await.expect("it is open");
     // How it ends is as the peer says: well after a goodbye that ended both calls, else not.
     let _ = connection.as_mut().await;
-    if whole.head().await.is_ok()
-        && let Ok(body) = whole.whole(LIMIT).await
+    if whole.response().await.is_ok()
+        && let Ok(body) = whole.collect(LIMIT).await
     {
         assert!(body.len() <= LIMIT);
     }
@@ -56,28 +56,28 @@ async fn ask(data: &[u8]) {
 /// A client that says this, and answers to all that it asks.
 async fn answer(data: &[u8]) {
     let (near, mut far) = tokio::io::duplex(1 << 20);
-    let mut server = accept(near, LIMIT / 2);
+    let mut connection = server::handshake(near, server::ServerConfig { max_request: LIMIT / 2, ..Default::default() });
     if data.len() % 2 == 1 {
-        server.say_goodbye();
+        connection.graceful_shutdown();
     }
     far.write_all(PREFACE).await.expect("there is room");
     far.write_all(data).await.expect("there is room");
     far.shutdown().await.expect("it is open");
     let mut answers = Vec::new();
     let mut cx = Context::from_waker(Waker::noop());
-    while let Some(Ok(call)) = server.next().await {
+    while let Some(Ok(call)) = connection.accept().await {
         let mut body = pin!(call.request.into_body());
         if let Poll::Ready(Some(Ok(frame))) = body.as_mut().poll_frame(&mut cx) {
             assert!(frame.data_ref().expect("data").len() <= data.len());
         }
-        let answer = Box::pin(call.responder.send(Response::new(Large(Some(LIMIT)))));
+        let answer = Box::pin(call.respond.send_response(Response::new(Large(Some(LIMIT)))));
         answers.push(answer);
         answers.retain_mut(|answer| answer.as_mut().poll(&mut cx).is_pending());
     }
     for mut answer in answers {
         assert!(answer.as_mut().poll(&mut cx).is_ready(), "an answer outlives its connection");
     }
-    drop(server);
+    drop(connection);
     let mut heard = Vec::new();
     far.read_to_end(&mut heard).await.expect("the end");
 }

@@ -1,67 +1,67 @@
-//! What waits to be written: small frames gathered in one buffer, large parts as they are, without a copy.
+//! The output of a connection: small frames gathered in one buffer, large parts of bodies without a copy.
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use bytes::{Buf, Bytes, BytesMut};
 
-/// From this size on a part is kept as it is: less is copied faster than it is kept.
+/// From this size on a part is queued without a copy; a smaller one is copied faster than it is queued.
 const LARGE: usize = 4 << 10;
-/// What may wait to be written before bodies wait too.
+/// How many bytes may be queued before bodies wait.
 const HIGH: usize = 512 << 10;
-/// How much room for frames is kept when none wait.
-const KEPT: usize = 64 << 10;
+/// How much capacity the buffer keeps while it is empty.
+const MAX_IDLE_CAPACITY: usize = 64 << 10;
 
-/// The bytes that go next, in order.
+/// Encoded frames that are not written yet, in order.
 #[derive(Debug, Default)]
-pub(super) struct Output {
+pub(crate) struct Output {
     parts: VecDeque<Bytes>,
-    /// How many bytes `parts` have.
+    /// The length of all `parts`.
     len: usize,
-    /// What comes after them.
-    pub(super) tail: BytesMut,
+    /// Frames after them, to which the next ones are appended.
+    pub(crate) tail: BytesMut,
 }
 
 impl Output {
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.len + self.tail.len()
     }
 
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Tells whether bodies need not wait.
-    pub(super) fn has_room(&self) -> bool {
+    /// Tells whether bodies may be appended.
+    pub(crate) fn has_room(&self) -> bool {
         self.len() < HIGH
     }
 
-    /// Tells whether so much waits that nothing more is to be read before it is written.
-    pub(super) fn is_full(&self) -> bool {
+    /// Tells whether nothing may be read from the peer before some of it is written.
+    pub(crate) fn is_full(&self) -> bool {
         self.len() >= 2 * HIGH
     }
 
     /// Appends a part of a body.
-    pub(super) fn push(&mut self, part: Bytes) {
+    pub(crate) fn push(&mut self, part: Bytes) {
         if part.len() < LARGE {
             return self.tail.extend_from_slice(&part);
         }
         if !self.tail.is_empty() {
             let sealed = self.tail.split().freeze();
-            self.keep(sealed);
+            self.push_part(sealed);
         }
-        self.keep(part);
+        self.push_part(part);
     }
 
-    /// Makes room, or gives it back, once everything was written.
-    pub(super) fn clear(&mut self) {
+    /// Reclaims the capacity of the buffer, or frees it if there is too much, once everything is written.
+    pub(crate) fn clear(&mut self) {
         // Reclaiming is also asking how much room there is in all.
-        if self.tail.try_reclaim(KEPT + 1) {
+        if self.tail.try_reclaim(MAX_IDLE_CAPACITY + 1) {
             self.tail = BytesMut::new();
         }
     }
 
-    fn keep(&mut self, part: Bytes) {
+    fn push_part(&mut self, part: Bytes) {
         self.len += part.len();
         self.parts.push_back(part);
     }
@@ -100,7 +100,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_written_in_any_pieces_is_what_was_put() {
+    fn bytes_are_written_in_order_whatever_the_pieces() {
         let parts = [&[b'a'; 10][..], &[b'b'; LARGE], &[b'c'; LARGE], b"d", &[b'e'; 2 * LARGE], b"f"];
         for step in [1, 9, 10, LARGE - 1, LARGE, LARGE + 11, 100_000] {
             let mut output = Output::default();

@@ -33,7 +33,7 @@ static CODES: LazyLock<[(u32, Vec<u8>); LONGEST + 1]> = LazyLock::new(|| {
     })
 });
 
-/// What eight bits begin with, for codes that have no more: the symbol and its length, or 0.
+/// By the next eight bits: the symbol and the length of its code, or length 0 if that is longer.
 static SHORT: LazyLock<[(u8, u32); 256]> = LazyLock::new(|| {
     std::array::from_fn(|byte| {
         let code = |length: usize| u32::try_from(byte >> (8 - length)).unwrap_or_default();
@@ -42,14 +42,14 @@ static SHORT: LazyLock<[(u8, u32); 256]> = LazyLock::new(|| {
     })
 });
 
-/// Returns what a code of this length stands for.
+/// Returns the symbol of a code of this length.
 fn symbol(code: u32, length: usize) -> Option<u8> {
     let (first, symbols) = CODES.get(length)?;
     symbols.get(usize::try_from(code.checked_sub(*first)?).ok()?).copied()
 }
 
-/// Decodes a string; `None` if it is none.
-pub(super) fn decode(encoded: &[u8]) -> Option<Vec<u8>> {
+/// Decodes a string; `None` if it is invalid.
+pub(crate) fn decode(encoded: &[u8]) -> Option<Vec<u8>> {
     let short = &*SHORT;
     let mut decoded = Vec::with_capacity(encoded.len() * 8 / 5);
     // The bits that are not decoded yet, from the left.

@@ -1,4 +1,4 @@
-//! The server that kubelet speaks to, against `h2`'s client and against peers that break the protocol.
+//! The server, against `h2`'s client and against clients that violate the protocol.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -8,9 +8,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crimux::http2::{Fault, Gathered, Incoming, accept};
 use futures_util::future::join_all;
-use h2::Reason;
+use grpc_http2::Error;
+use grpc_http2::server::{IncomingRequest, RequestBody, ServerConfig, handshake};
 use h2::client::SendRequest;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use http_body::{Body, Frame};
@@ -20,7 +20,7 @@ use tokio::net::UnixStream;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 use tokio::task::JoinHandle;
 
-use crate::{SETTINGS, SOON, breaks, collect, frame, pattern, send_all};
+use crate::{SETTINGS, SOON, Violation, collect, connection_errors, frame, pattern, send_all, stream_errors};
 
 /// The longest request.
 const LIMIT: usize = 1 << 20;
@@ -29,7 +29,7 @@ const PART: usize = 1 << 14;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// A body of these frames.
-struct Parts(VecDeque<Result<Frame<Bytes>, Fault>>);
+struct Parts(VecDeque<Result<Frame<Bytes>, Error>>);
 
 impl Parts {
     fn new(parts: impl IntoIterator<Item = Bytes>, trailers: HeaderMap) -> Self {
@@ -39,12 +39,12 @@ impl Parts {
 
 impl Body for Parts {
     type Data = Bytes;
-    type Error = Fault;
+    type Error = Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         Poll::Ready(self.0.pop_front())
     }
 
@@ -58,16 +58,16 @@ struct Endless(UnboundedSender<usize>);
 
 impl Body for Endless {
     type Data = Bytes;
-    type Error = Fault;
+    type Error = Error;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Fault>>> {
+    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         self.0.send(PART).unwrap();
         Poll::Ready(Some(Ok(Frame::data(pattern(PART)))))
     }
 }
 
 /// What came of a request's body, and whether that was all.
-async fn gathered(request: Request<Gathered>) -> (Bytes, Result<(), Fault>) {
+async fn collected(request: Request<RequestBody>) -> (Bytes, Result<(), Error>) {
     let mut body = request.into_body();
     let mut whole = Bytes::new();
     while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
@@ -85,10 +85,10 @@ fn named((name, value): (&str, HeaderValue)) -> (HeaderName, HeaderValue) {
 
 /// Answers with the path and the headers of the request, with its body in parts of this size, and with its length
 /// in the trailers.
-async fn echo(request: Request<Gathered>, part: usize) -> Response<Parts> {
+async fn echo(request: Request<RequestBody>, part: usize) -> Response<Parts> {
     let mut headers = request.headers().clone();
     headers.insert("x-path", request.uri().path().parse().unwrap());
-    let (body, how) = gathered(request).await;
+    let (body, how) = collected(request).await;
     let how = format!("{how:?}").parse().unwrap();
     let trailers = [("x-length", body.len().into()), ("x-how", how)].map(named).into_iter().collect();
     let parts = body.chunks(part).map(Bytes::copy_from_slice).collect::<Vec<_>>();
@@ -100,40 +100,47 @@ async fn echo(request: Request<Gathered>, part: usize) -> Response<Parts> {
 /// Serves one connection, every call with `answer`; says goodbye when the sender that is returned is dropped.
 /// Returns the client's end too, and how the connection ends.
 fn serve<F, B>(
-    answer: impl Fn(Request<Gathered>) -> F + Send + Sync + 'static,
-) -> (UnixStream, tokio::sync::oneshot::Sender<()>, JoinHandle<Option<Fault>>)
+    answer: impl Fn(Request<RequestBody>) -> F + Send + Sync + 'static,
+) -> (UnixStream, tokio::sync::oneshot::Sender<()>, JoinHandle<Option<Error>>)
 where
     F: Future<Output = Response<B>> + Send + 'static,
-    B: Body<Data = Bytes, Error = Fault> + Send + 'static,
+    B: Body<Data = Bytes, Error = Error> + Send + 'static,
 {
     let (near, far) = UnixStream::pair().unwrap();
     let (goodbye, mut said) = tokio::sync::oneshot::channel();
     let serving = tokio::spawn(async move {
-        let mut server = accept(far, LIMIT);
+        let mut server = handshake(far, ServerConfig { max_request: LIMIT, ..ServerConfig::default() });
         let mut is_ending = false;
         loop {
             let call = tokio::select! {
-                call = server.next() => call,
+                call = server.accept() => call,
                 _ = &mut said, if !is_ending => {
                     is_ending = true;
-                    server.say_goodbye();
+                    server.graceful_shutdown();
                     continue;
                 }
             };
-            let Incoming { request, mut responder } = match call {
+            let IncomingRequest { request, mut respond } = match call {
                 Some(Ok(call)) => call,
                 Some(Err(fault)) => return Some(fault),
                 None => return None,
             };
             let answer = answer(request);
             tokio::spawn(async move {
-                if let Some(response) = responder.unless_cancelled(answer).await {
-                    responder.send(response).await;
+                if let Some(response) = respond.unless_cancelled(answer).await {
+                    respond.send_response(response).await;
                 }
             });
         }
     });
     (near, goodbye, serving)
+}
+
+/// A request without its body.
+fn post(path: &str) -> Request<()> {
+    let request =
+        Request::post(format!("http://localhost/{path}")).header("content-type", "application/grpc");
+    request.body(()).unwrap()
 }
 
 /// Speaks to a server as another implementation does.
@@ -145,7 +152,7 @@ async fn speak(client: &mut h2::client::Builder, io: UnixStream) -> SendRequest<
 
 async fn call(sender: &SendRequest<Bytes>, body: Bytes) -> Result<(Bytes, HeaderMap), h2::Error> {
     let mut sender = sender.clone().ready().await?;
-    let request = Request::post("http://localhost/runtime.v1.RuntimeService/Status").body(()).unwrap();
+    let request = post("runtime.v1.RuntimeService/Status");
     let (response, mut sending) = sender.send_request(request, false)?;
     let answered = async {
         let mut response = response.await?.into_body();
@@ -210,7 +217,12 @@ impl Drop for Counted {
 }
 
 async fn until(count: &AtomicUsize, wanted: usize) {
-    testkit::eventually(SOON, async || count.load(Ordering::SeqCst) == wanted).await;
+    let reached = async {
+        while count.load(Ordering::SeqCst) != wanted {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(SOON, reached).await.expect("it is reached");
 }
 
 #[tokio::test]
@@ -230,12 +242,10 @@ async fn a_call_ends_when_its_client_gives_it_up_and_all_end_when_it_goes() {
     let mut calls = Vec::new();
     for _ in 0..3 {
         sender = sender.ready().await.unwrap();
-        calls.push(
-            sender.send_request(Request::post("http://localhost/a/b").body(()).unwrap(), true).unwrap(),
-        );
+        calls.push(sender.send_request(post("a/b"), true).unwrap());
     }
     until(&count, 3).await;
-    calls.pop().unwrap().1.send_reset(Reason::CANCEL);
+    calls.pop().unwrap().1.send_reset(h2::Reason::CANCEL);
     until(&count, 2).await;
     driving.abort();
     until(&count, 0).await;
@@ -259,8 +269,7 @@ async fn a_goodbye_lets_calls_end_and_the_connection_with_the_last() {
     });
     // A second call is known to the server, and with it the first.
     sender = sender.ready().await.unwrap();
-    let (second, _) =
-        sender.send_request(Request::post("http://localhost/a/b").body(()).unwrap(), true).unwrap();
+    let (second, _) = sender.send_request(post("a/b"), true).unwrap();
     drop(goodbye);
     // It takes no more calls once it has heard.
     let heard = async {
@@ -286,7 +295,7 @@ async fn who_does_not_read_stops_the_one_reply_and_no_other() {
     let mut client = h2::client::Builder::new();
     client.initial_window_size(100_000).initial_connection_window_size(10 << 20);
     let mut sender = speak(&mut client, io).await.ready().await.unwrap();
-    let request = || Request::post("http://localhost/a/b").body(()).unwrap();
+    let request = || post("a/b");
     let (first, _) = sender.send_request(request(), true).unwrap();
     let first = first.await.unwrap().into_body();
     let mut taken = 0;
@@ -309,7 +318,7 @@ async fn who_does_not_read_stops_the_one_reply_and_no_other() {
 
 #[tokio::test]
 async fn a_large_reply_does_not_hold_up_a_small_one() {
-    let (io, _goodbye, _serving) = serve(async |request: Request<Gathered>| {
+    let (io, _goodbye, _serving) = serve(async |request: Request<RequestBody>| {
         let len = if request.uri().path() == "/large" { 4 << 20 } else { 100 << 10 };
         Response::new(Parts::new([pattern(len)], HeaderMap::new()))
     });
@@ -320,7 +329,7 @@ async fn a_large_reply_does_not_hold_up_a_small_one() {
     let mut bodies = Vec::new();
     for path in ["large", "small"] {
         sender = sender.ready().await.unwrap();
-        let request = Request::post(format!("http://localhost/{path}")).body(()).unwrap();
+        let request = post(path);
         bodies.push(sender.send_request(request, true).unwrap().0.await.unwrap().into_body());
     }
     let (mut small, mut large) = (bodies.pop().unwrap(), bodies.pop().unwrap());
@@ -340,8 +349,8 @@ async fn a_large_reply_does_not_hold_up_a_small_one() {
     assert!(read < 2 << 20, "{read} bytes of the large one came first");
 }
 
-/// `:method: POST`, `:scheme: http`, `:path: /a/b`, and an `:authority` that no URI may have.
-const REQUEST: &[u8] = b"\x83\x86\x04\x04/a/b\x01\x07%2Frun%2";
+/// `:method: POST`, `:scheme: http`, `:path: /a/b`, an `:authority` that no URI may have, and the content type.
+const REQUEST: &[u8] = b"\x83\x86\x04\x04/a/b\x01\x08%2Frun%2\x0f\x10\x10application/grpc";
 
 /// What no server says.
 const NEVER: &[u8] = b"the end";
@@ -397,11 +406,9 @@ async fn whatever_the_chunks_the_request_is_the_same() {
         frame(0, 8, 1, &[&[3], &b"lo wor"[..], &[0; 3]].concat()),
         frame(0, 0, 1, b""),
         frame(0, 0, 1, b"ld"),
-        // Trailers, which gRPC has not, and a goodbye.
+        // Trailers, which gRPC has not, a GOAWAY, and a frame that may cross the end of the stream.
         frame(1, 5, 1, b"\x00\x03x-b\x01c"),
         frame(7, 0, 0, &[0; 8]),
-        // A word too late.
-        frame(0, 0, 1, b"late"),
         frame(8, 0, 1, &[0, 0, 0, 9]),
     ]);
     for size in (1..40).chain([script.len()]) {
@@ -420,31 +427,112 @@ async fn whatever_the_chunks_the_request_is_the_same() {
 }
 
 #[tokio::test]
-async fn a_peer_that_breaks_the_protocol_is_told_so_and_its_connection_ends() {
-    let mut cases = breaks();
-    cases.extend([
-        (frame(0, 0, 1, b"x"), "a stream that was never begun"),
-        (frame(3, 0, 1, &[0; 4]), "a stream that was never begun"),
-        (frame(1, 4, 2, REQUEST), "a stream that was never begun"),
-        (frame(1, 4, 0, REQUEST), "a stream that was never begun"),
-        ([frame(1, 0, 1, REQUEST), frame(0, 0, 1, b"x")].concat(), "it interrupted a header block"),
-        ([frame(1, 4, 1, REQUEST), frame(9, 4, 1, REQUEST)].concat(), "a header block that was not begun"),
-        ([frame(1, 4, 1, REQUEST), frame(0, 8, 1, &[200, 0])].concat(), "its padding is wrong"),
-    ]);
-    let after = cases.into_iter().map(|(frames, why)| (after(&[frames]), why));
-    let strangers = [b"GET / HTTP/1.1\r\n\r\n".to_vec(), [PREFACE, &frame(6, 0, 0, &[0; 8])].concat()];
-    let strangers = strangers.map(|script| (script, "it does not speak HTTP/2"));
-    for (script, expected) in after.chain(strangers) {
-        let told = scripted(&script, 1 << 20, NEVER).await;
-        let fault = told.fault.as_deref().unwrap_or_default();
-        assert!(fault.contains(expected), "{fault} instead of {expected}");
-        let goodbye = [0, 0, 8, 7, 0, 0, 0, 0, 0];
-        assert!(told.has(&goodbye) && told.heard.ends_with(&[0, 0, 0, 1]), "a goodbye that says why");
+async fn a_violation_ends_the_connection_with_the_code_of_the_rfc() {
+    let mut cases = connection_errors(2 * ServerConfig::default().max_header_list as usize + 4096);
+    let open = frame(1, 4, 1, REQUEST);
+    cases.extend(
+        [
+            (frame(0, 0, 1, b"x"), 1, "an idle stream"),
+            (frame(3, 0, 1, &[0; 4]), 1, "an idle stream"),
+            ([&open[..], &frame(0, 8, 1, &[200, 0])].concat(), 1, "padding"),
+            ([&open[..], &frame(3, 0, 1, &[0; 5])].concat(), 6, "RST_STREAM has a wrong length"),
+            ([frame(1, 4, 5, REQUEST), frame(1, 4, 3, REQUEST)].concat(), 1, "lower than the last one"),
+            // A window that is large already, and an initial window that moves it out of its range.
+            (
+                [&open[..], &frame(8, 0, 1, &[0x7f, 0, 0, 0]), &frame(4, 0, 0, &[0, 4, 0x7f, 0, 0, 0])]
+                    .concat(),
+                3,
+                "SETTINGS_INITIAL_WINDOW_SIZE",
+            ),
+        ]
+        .map(|(frames, code, what)| Violation { frames, code, what }),
+    );
+    for case in &mut cases {
+        case.frames = after(&[std::mem::take(&mut case.frames)]);
+    }
+    cases.extend(
+        [b"GET / HTTP/1.1\r\n\r\n".to_vec(), [PREFACE, &frame(6, 0, 0, &[0; 8])].concat()]
+            .map(|frames| Violation { frames, code: 1, what: "does not speak HTTP/2" }),
+    );
+    for Violation { frames, code, what } in cases {
+        let told = scripted(&frames, 1 << 20, NEVER).await;
+        let error = told.fault.as_deref().unwrap_or_default();
+        assert!(error.contains(what), "{error} instead of {what}");
+        let goaway = told.heard.windows(17).find(|part| part[3] == 7 && part[4..9] == [0; 5]);
+        assert_eq!(goaway.map(|goaway| goaway[16]), Some(code), "{what}");
+    }
+}
+
+/// What of a request cannot be forwarded, and how its stream ends.
+#[tokio::test]
+async fn a_frame_on_a_stream_that_is_not_open_is_a_stream_error() {
+    let closed = frame(3, 0, 1, &[0, 0, 0, 5]);
+    let ended = frame(1, 5, 1, REQUEST);
+    let cancelled = [frame(1, 4, 1, REQUEST), frame(3, 0, 1, &[0, 0, 0, 8])].concat();
+    for before in [ended, cancelled] {
+        for late in [frame(0, 0, 1, b"late"), frame(1, 5, 1, REQUEST)] {
+            let told =
+                scripted(&after(&[before.clone(), late, frame(1, 5, 3, REQUEST)]), 1 << 20, &closed).await;
+            assert!(told.has(&closed), "{:x?}", told.heard);
+        }
+    }
+    for (frames, code) in stream_errors() {
+        let reset = frame(3, 0, 1, &[0, 0, 0, code]);
+        let told = scripted(
+            &after(&[frame(1, 4, 1, REQUEST), frames, frame(1, 5, 3, REQUEST)]),
+            1 << 20,
+            b"x-length",
+        )
+        .await;
+        assert!(told.has(&reset) && told.has(b"/a/b"), "{code}");
     }
 }
 
 #[tokio::test]
-async fn a_request_that_is_none_is_reset_alone() {
+async fn a_stream_beyond_the_limit_is_refused() {
+    let config = ServerConfig { max_concurrent_streams: 2, ..ServerConfig::default() };
+    let (mut near, far) = UnixStream::pair().unwrap();
+    tokio::spawn(async move { handshake(far, config).accept().await.is_none() });
+    let open = [1, 3, 5].map(|stream| frame(1, 4, stream, REQUEST));
+    near.write_all(&after(&open)).await.unwrap();
+    let mut heard = Vec::new();
+    let refused = frame(3, 0, 5, &[0, 0, 0, 7]);
+    while !heard.windows(refused.len()).any(|part| part == refused) {
+        let more =
+            tokio::time::timeout(SOON, near.read_buf(&mut heard)).await.expect("it is refused").unwrap();
+        assert!(more > 0, "the connection goes on");
+    }
+    let announced = [0, 3, 0, 0, 0, 2];
+    assert!(heard.windows(6).any(|part| part == announced), "SETTINGS_MAX_CONCURRENT_STREAMS");
+}
+
+#[tokio::test]
+async fn a_request_that_is_not_grpc_is_answered_with_the_status_that_says_so() {
+    let get = [b"\x82", &REQUEST[1..]].concat();
+    let untyped = &REQUEST[..REQUEST.len() - 19];
+    let many = [REQUEST, &b"\x00\x01a\x01b".repeat(2000)].concat();
+    let other = [untyped, b"\x0f\x10\x10application/json"].concat();
+    for (request, status, code) in
+        [(&get[..], "405", "13"), (untyped, "415", "13"), (&other, "415", "13"), (&many, "grpc-status", "8")]
+    {
+        let code = [&b"grpc-status"[..], &[u8::try_from(code.len()).unwrap()], code.as_bytes()].concat();
+        let told =
+            scripted(&after(&[frame(1, 5, 1, request), frame(1, 5, 3, REQUEST)]), 1 << 20, b"x-length").await;
+        assert!(told.has(status.as_bytes()) && told.has(&code), "{}", String::from_utf8_lossy(&told.heard));
+        assert!(told.has(b"/a/b"), "the next is answered");
+    }
+}
+
+#[tokio::test]
+async fn a_ping_ack_that_was_not_asked_for_changes_nothing() {
+    let told =
+        scripted(&after(&[frame(6, 1, 0, b"shutdown"), frame(1, 5, 1, REQUEST)]), 1 << 20, b"x-length").await;
+    assert!(told.has(b"/a/b"));
+    assert!(!told.heard.windows(9).any(|part| part[3] == 7 && part[4..] == [0; 5]), "no GOAWAY");
+}
+
+#[tokio::test]
+async fn a_malformed_request_is_reset_alone() {
     let end = frame(0, 1, 1, b"");
     let with = |field: &[u8]| frame(1, 5, 1, &[REQUEST, field].concat());
     let cases = [
@@ -453,6 +541,15 @@ async fn a_request_that_is_none_is_reset_alone() {
         with(b"\x00\x03x-a\x01b\x84"),
         with(b"\x00\x0aconnection\x05close"),
         with(b"\x00\x03X-A\x01b"),
+        with(b"\x00\x02te\x04gzip"),
+        with(b"\x00\x03x-a\x02 b"),
+        // No scheme, and an empty path.
+        frame(1, 5, 1, b"\x83\x04\x04/a/b"),
+        frame(1, 5, 1, b"\x83\x86\x04\x00"),
+        // A content length that is not the body's.
+        with(b"\x0f\x0d\x015"),
+        [frame(1, 4, 1, &[REQUEST, b"\x0f\x0d\x015"].concat()), frame(0, 1, 1, b"four")].concat(),
+        [frame(1, 4, 1, &[REQUEST, b"\x0f\x0d\x015"].concat()), frame(0, 0, 1, b"longer")].concat(),
         [frame(1, 4, 1, REQUEST), frame(1, 4, 1, REQUEST), end].concat(),
     ];
     for case in cases {
@@ -463,9 +560,9 @@ async fn a_request_that_is_none_is_reset_alone() {
 }
 
 #[tokio::test]
-async fn a_path_that_is_none_is_the_services_to_answer() {
+async fn a_path_that_no_uri_can_have_is_handed_out_as_the_root() {
     for path in [&b"\x03a b"[..], b"\x03foo", b"\x0ahttp://x/y"] {
-        let request = [b"\x82\x86\x04", path].concat();
+        let request = [b"\x83\x86\x04", path, &REQUEST[REQUEST.len() - 19..]].concat();
         let told = scripted(&after(&[frame(1, 5, 1, &request)]), 1 << 20, b"x-length").await;
         assert!(told.has(b"\x06x-path\x01/\0"), "{:?}", String::from_utf8_lossy(&told.heard));
     }
@@ -475,11 +572,11 @@ async fn a_path_that_is_none_is_the_services_to_answer() {
 async fn a_request_that_is_too_long_is_answered_at_once_and_the_rest_not_wanted() {
     let claim = |len: usize| [&[0][..], &u32::try_from(len).unwrap().to_be_bytes()].concat();
     // One that says so, and one that does not.
-    let longer = [frame(0, 0, 1, &vec![0; 1 << 17]).repeat(8), frame(0, 0, 1, b"xyz")].concat();
+    let longer = [frame(0, 0, 1, &vec![0; 1 << 14]).repeat(64), frame(0, 0, 1, b"xyz")].concat();
     for (body, len) in [(frame(0, 0, 1, &claim(LIMIT)), LIMIT + 5), (longer, LIMIT + 3)] {
-        let (mut near, _goodbye, _serving) = serve(async |request: Request<Gathered>| {
+        let (mut near, _goodbye, _serving) = serve(async |request: Request<RequestBody>| {
             let path = request.uri().path().parse().unwrap();
-            let how = format!("{:?}", gathered(request).await.1).parse().unwrap();
+            let how = format!("{:?}", collected(request).await.1).parse().unwrap();
             Response::new(Parts::new([], [("x-path", path), ("x-how", how)].map(named).into_iter().collect()))
         });
         near.write_all(&after(&[frame(1, 4, 1, REQUEST), body])).await.unwrap();
@@ -501,13 +598,14 @@ async fn a_request_that_is_too_long_is_answered_at_once_and_the_rest_not_wanted(
 
 #[tokio::test]
 async fn a_response_that_breaks_off_is_reset() {
-    let (io, _goodbye, _serving) = serve(async |request: Request<Gathered>| {
+    let (io, _goodbye, _serving) = serve(async |request: Request<RequestBody>| {
         assert!(request.headers().get("x-panic").is_none(), "as told");
-        Response::new(Parts([Ok(Frame::data(pattern(10))), Err(Fault::Closed("".into()))].into()))
+        Response::new(Parts([Ok(Frame::data(pattern(10))), Err(Error::Closed("".into()))].into()))
     });
     let sender = speak(&mut h2::client::Builder::new(), io).await;
     for header in ["x-panic", "x-none"] {
-        let request = Request::post("http://localhost/a/b").header(header, "1").body(()).unwrap();
+        let mut request = post("a/b");
+        request.headers_mut().insert(header, "1".parse().unwrap());
         let (response, _) = sender.clone().ready().await.unwrap().send_request(request, true).unwrap();
         let error = match response.await {
             Err(error) => error,
@@ -520,19 +618,19 @@ async fn a_response_that_breaks_off_is_reset() {
                 }
             }
         };
-        assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR), "{header}");
+        assert_eq!(error.reason(), Some(h2::Reason::INTERNAL_ERROR), "{header}");
     }
 }
 
 #[tokio::test]
 async fn a_response_may_be_its_header_alone_and_may_have_no_trailers() {
-    let (io, _goodbye, _serving) = serve(async |request: Request<Gathered>| {
+    let (io, _goodbye, _serving) = serve(async |request: Request<RequestBody>| {
         let parts = if request.uri().path() == "/none" { vec![] } else { vec![Ok(Frame::data(pattern(10)))] };
         Response::builder().status(418).body(Parts(parts.into())).unwrap()
     });
     let sender = speak(&mut h2::client::Builder::new(), io).await;
     for (path, len) in [("none", 0), ("some", 10)] {
-        let request = Request::post(format!("http://localhost/{path}")).body(()).unwrap();
+        let request = post(path);
         let (response, _) = sender.clone().ready().await.unwrap().send_request(request, true).unwrap();
         let response = response.await.unwrap();
         assert_eq!((response.status().as_u16(), response.body().is_end_stream()), (418, len == 0));

@@ -1,4 +1,4 @@
-//! The client of the forward lane, against `h2`'s server and against peers that break the protocol.
+//! The client, against `h2`'s server and against servers that violate the protocol.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -6,17 +6,18 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use crimux::http2::{Exchange, Fault, Sender, connect};
 use futures_util::future::join_all;
+use grpc_http2::client::{ClientConfig, ClientStream, SendRequest, handshake};
+use grpc_http2::{Error, GoAway, Reason};
+use h2::RecvStream;
 use h2::server::SendResponse;
-use h2::{Reason, RecvStream};
 use http::{HeaderMap, Request, Response, StatusCode};
 use proptest::prelude::*;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
 
-use crate::{SETTINGS, SOON, breaks, collect, frame, pattern, send_all};
+use crate::{SETTINGS, SOON, Violation, collect, connection_errors, frame, pattern, send_all, stream_errors};
 
 /// The window that one call has.
 const WINDOW: usize = 16 << 20;
@@ -27,7 +28,7 @@ const ANY: usize = usize::MAX;
 fn serve<F>(
     server: h2::server::Builder,
     answer: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Send + Sync + 'static,
-) -> (Sender, JoinHandle<Result<(), Fault>>)
+) -> (SendRequest, JoinHandle<Result<(), Error>>)
 where
     F: Future<Output = ()> + Send + 'static,
 {
@@ -38,22 +39,22 @@ where
             tokio::spawn(answer(request, respond));
         }
     });
-    let (sender, connection) = connect(near);
+    let (sender, connection) = handshake(near, ClientConfig::default());
     (sender, tokio::spawn(connection))
 }
 
-async fn call(sender: &Sender, body: impl Into<Bytes>) -> Result<Exchange, Fault> {
+async fn call(sender: &SendRequest, body: impl Into<Bytes>) -> Result<ClientStream, Error> {
     let mut headers = HeaderMap::new();
     headers.insert("te", "trailers".parse().unwrap());
-    sender.send("/runtime.v1.RuntimeService/Status", &headers, |_| false, body.into()).await
+    sender.send_request("/runtime.v1.RuntimeService/Status", &headers, |_| false, body.into()).await
 }
 
 /// Makes a call and gathers its reply.
-async fn fetch(sender: &Sender, body: impl Into<Bytes>) -> Result<(Bytes, HeaderMap), Fault> {
+async fn fetch(sender: &SendRequest, body: impl Into<Bytes>) -> Result<(Bytes, HeaderMap), Error> {
     let mut exchange = call(sender, body).await?;
-    let (status, _) = exchange.head().await?;
+    let (status, _) = exchange.response().await?;
     assert_eq!(status, StatusCode::OK);
-    let whole = exchange.whole(ANY).await?;
+    let whole = exchange.collect(ANY).await?;
     let trailers = std::future::poll_fn(|cx| exchange.poll_trailers(cx)).await?;
     Ok((whole, trailers.unwrap_or_default()))
 }
@@ -139,8 +140,8 @@ async fn who_does_not_read_stops_the_one_stream_and_no_other() {
         }
     });
     let headers = HeaderMap::from_iter([("x-endless".parse().unwrap(), "1".parse().unwrap())]);
-    let mut endless = sender.send("/endless", &headers, |_| false, Bytes::new()).await.unwrap();
-    endless.head().await.unwrap();
+    let mut endless = sender.send_request("/endless", &headers, |_| false, Bytes::new()).await.unwrap();
+    endless.response().await.unwrap();
     let mut last = usize::MAX;
     while last != sent.swap(sent.load(Ordering::SeqCst), Ordering::SeqCst) {
         last = sent.load(Ordering::SeqCst);
@@ -172,18 +173,18 @@ async fn a_call_that_is_given_up_is_cancelled_at_the_peer() {
     assert_eq!(told.recv().await, Some(None));
     drop(exchange);
     let reason = tokio::time::timeout(SOON, told.recv()).await.expect("it hears of it");
-    assert_eq!(reason, Some(Some(Reason::CANCEL)));
+    assert_eq!(reason, Some(Some(h2::Reason::CANCEL)));
 }
 
 #[tokio::test]
 async fn a_call_that_the_peer_resets_says_so() {
     let (sender, _connection) = serve(h2::server::Builder::new(), async |_request, mut respond| {
-        respond.send_reset(Reason::ENHANCE_YOUR_CALM);
+        respond.send_reset(h2::Reason::ENHANCE_YOUR_CALM);
     });
     let fault = fetch(&sender, "x").await.unwrap_err();
     assert_eq!(fault.to_string(), "the peer reset the call: ENHANCE_YOUR_CALM");
     let fault = fetch(&sender, "x").await.unwrap_err();
-    assert!(matches!(fault, Fault::Reset(_)), "the connection goes on: {fault}");
+    assert!(matches!(fault, Error::Reset(Reason::ENHANCE_YOUR_CALM)), "the connection goes on: {fault}");
 }
 
 #[tokio::test]
@@ -200,15 +201,15 @@ async fn a_goaway_lets_calls_end_and_takes_no_new_ones() {
         });
         std::future::poll_fn(|cx| server.poll_closed(cx)).await.unwrap();
     });
-    let (sender, connection) = connect(near);
+    let (sender, connection) = handshake(near, ClientConfig::default());
     let connection = tokio::spawn(connection);
     let mut first = call(&sender, "x").await.unwrap();
-    tokio::time::timeout(SOON, sender.retired()).await.expect("it is told");
+    tokio::time::timeout(SOON, sender.closed_to_new()).await.expect("it is told");
     let refused = fetch(&sender, "x").await.unwrap_err();
-    assert!(matches!(refused, Fault::GoAway(0)), "{refused}");
+    assert!(matches!(&refused, Error::GoAway(goaway) if goaway.reason == Reason::NO_ERROR), "{refused}");
     go.send(()).unwrap();
-    first.head().await.unwrap();
-    assert_eq!(first.whole(ANY).await.unwrap(), "x");
+    first.response().await.unwrap();
+    assert_eq!(first.collect(ANY).await.unwrap(), "x");
     drop(first);
     tokio::time::timeout(SOON, connection).await.expect("it ends").unwrap().unwrap();
 }
@@ -218,8 +219,8 @@ async fn a_connection_ends_with_its_last_sender_and_not_before_its_calls() {
     let (sender, connection) = serve(h2::server::Builder::new(), echo);
     let mut exchange = call(&sender, "x").await.unwrap();
     drop(sender);
-    exchange.head().await.unwrap();
-    assert_eq!(exchange.whole(ANY).await.unwrap(), "x");
+    exchange.response().await.unwrap();
+    assert_eq!(exchange.collect(ANY).await.unwrap(), "x");
     tokio::time::timeout(SOON, connection).await.expect("it ends").unwrap().unwrap();
 }
 
@@ -233,9 +234,9 @@ const TRAILERS: &[u8] = b"\x00\x0bgrpc-status\x010";
 async fn scripted(
     script: Vec<u8>,
     size: usize,
-) -> (Result<(Bytes, HeaderMap), Fault>, Result<(), Fault>, Vec<u8>) {
+) -> (Result<(Bytes, HeaderMap), Error>, Result<(), Error>, Vec<u8>) {
     let (near, mut far) = UnixStream::pair().unwrap();
-    let (sender, connection) = connect(near);
+    let (sender, connection) = handshake(near, ClientConfig::default());
     let connection = tokio::spawn(connection);
     let peer = tokio::spawn(async move {
         let mut heard = vec![0; 1 << 16];
@@ -276,9 +277,9 @@ async fn whatever_the_chunks_the_reply_is_the_same() {
         frame(0, 8, 1, &[&[3], &b" world"[..], &[0; 3]].concat()),
         frame(0, 0, 1, b""),
         frame(1, 5, 1, TRAILERS),
-        // A word too late.
-        frame(0, 0, 1, b"late"),
+        // Frames that may cross the end of the stream.
         frame(8, 0, 1, &[0, 0, 0, 9]),
+        frame(3, 0, 1, &[0; 4]),
     ];
     let script = script.concat();
     for size in (1..40).chain([script.len()]) {
@@ -293,49 +294,191 @@ async fn whatever_the_chunks_the_reply_is_the_same() {
 }
 
 #[tokio::test]
-async fn a_peer_that_breaks_the_protocol_ends_the_connection_with_a_reason() {
-    let mut cases = breaks();
-    cases.extend([(frame(0, 8, 1, &[200, 0]), "its padding is wrong"), (frame(3, 0, 1, &[0]), "too short")]);
-    let after = cases.into_iter().map(|(frames, why)| ([&SETTINGS[..], &frames].concat(), why));
-    let strangers = [b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), frame(6, 0, 0, &[0; 8])];
-    let strangers = strangers.map(|script| (script, "it does not speak HTTP/2"));
-    for (script, expected) in after.chain(strangers) {
-        let (fetched, ended, _) = scripted(script, 1 << 20).await;
-        let fault = ended.unwrap_err().to_string();
-        assert!(fault.contains(expected), "{fault} instead of {expected}");
-        assert_eq!(fetched.unwrap_err().to_string(), fault, "the call ends for the same reason");
+async fn a_violation_ends_the_connection_and_its_calls_with_the_code_of_the_rfc() {
+    let mut cases = connection_errors(2 * ClientConfig::default().max_header_list as usize + 4096);
+    cases.extend(
+        [
+            (frame(0, 8, 1, &[200, 0]), 1, "padding"),
+            (frame(3, 0, 1, &[0]), 6, "RST_STREAM has a wrong length"),
+            // A server must not send 1.
+            (frame(4, 0, 0, &[0, 2, 0, 0, 0, 1]), 1, "SETTINGS_ENABLE_PUSH"),
+        ]
+        .map(|(frames, code, what)| Violation { frames, code, what }),
+    );
+    for case in &mut cases {
+        case.frames.splice(..0, SETTINGS).for_each(drop);
+    }
+    cases.extend(
+        [b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec(), frame(6, 0, 0, &[0; 8])].map(|frames| Violation {
+            frames,
+            code: 1,
+            what: "does not speak HTTP/2",
+        }),
+    );
+    for Violation { frames, code, what } in cases {
+        let (fetched, ended, heard) = scripted(frames, 1 << 20).await;
+        let error = ended.unwrap_err();
+        assert!(error.to_string().contains(what), "{error} instead of {what}");
+        assert!(
+            matches!(error, Error::Protocol { reason, .. } if u32::from(reason) == code.into()),
+            "{error:?}"
+        );
+        assert_eq!(fetched.unwrap_err().to_string(), error.to_string(), "the call ends for the same reason");
+        let goaway = [&[7, 0, 0, 0, 0, 0, 0, 0, 0, 0][..], &[0, 0, 0, code]].concat();
+        assert!(
+            heard.windows(goaway.len()).any(|part| part[..9] == goaway[..9] && part[9..] == goaway[9..]),
+            "{what}"
+        );
+    }
+}
+
+/// `content-length: 5`, a literal with the name of index 28.
+const LENGTH_5: &[u8] = b"\x88\x0f\x0d\x015";
+
+#[tokio::test]
+async fn a_malformed_response_is_reset_and_ends_its_call_alone() {
+    let reset = |code: u8| frame(3, 0, 1, &[0, 0, 0, code]);
+    let mut cases = vec![
+        (vec![frame(0, 0, 1, b"x")], "DATA comes before HEADERS", reset(1)),
+        (vec![frame(1, 4, 1, TRAILERS)], "out of order", reset(1)),
+        (vec![frame(1, 4, 1, OK), frame(1, 4, 1, OK)], "out of order", reset(1)),
+        (vec![frame(1, 4, 1, &[0x88, 0x83])], "invalid header field", reset(1)),
+        (vec![frame(1, 4, 1, b"\x08\x03101")], "status 101", reset(1)),
+        (vec![frame(1, 5, 1, b"\x08\x03103")], "out of order", reset(1)),
+        (vec![frame(1, 4, 1, b"\x08\x03xyz")], "out of order", reset(1)),
+        (vec![frame(1, 4, 1, LENGTH_5), frame(0, 1, 1, b"four")], "shorter than content-length", reset(1)),
+        (vec![frame(1, 4, 1, LENGTH_5), frame(0, 0, 1, b"longer")], "longer than content-length", reset(1)),
+        (vec![frame(1, 5, 1, LENGTH_5)], "shorter than content-length", reset(1)),
+        (vec![frame(3, 0, 1, &[0, 0, 0, 7])], "REFUSED_STREAM", vec![]),
+    ];
+    cases.extend(stream_errors().into_iter().map(|(frames, code)| (vec![frames], "", reset(code))));
+    for (frames, expected, answer) in cases {
+        let (fetched, ended, heard) = scripted([SETTINGS.to_vec(), frames.concat()].concat(), 1 << 20).await;
+        let error = fetched.unwrap_err().to_string();
+        assert!(error.contains(expected), "{error} instead of {expected}");
+        assert_eq!(ended.unwrap_err().to_string(), "the peer closed the connection", "it went on");
+        assert!(
+            heard.windows(answer.len().max(1)).any(|part| part == answer) || answer.is_empty(),
+            "{expected}"
+        );
     }
 }
 
 #[tokio::test]
-async fn a_reply_that_is_none_ends_its_call_alone() {
-    let cases = [
-        (vec![frame(0, 0, 1, b"x")], "data comes before its header"),
-        (vec![frame(1, 4, 1, TRAILERS)], "out of order"),
-        (vec![frame(1, 4, 1, OK), frame(1, 4, 1, OK)], "out of order"),
-        (vec![frame(1, 4, 1, &[0x88, 0x83])], "a field of its header is none"),
-        (vec![frame(3, 0, 1, &[0, 0, 0, 7])], "REFUSED_STREAM"),
-    ];
-    for (frames, expected) in cases {
-        let (fetched, ended, _) = scripted([SETTINGS.to_vec(), frames.concat()].concat(), 1 << 20).await;
-        let fault = fetched.unwrap_err().to_string();
-        assert!(fault.contains(expected), "{fault} instead of {expected}");
+async fn a_frame_after_end_stream_is_answered_with_stream_closed_and_the_response_stays() {
+    let response = [SETTINGS.to_vec(), frame(1, 4, 1, OK), frame(1, 5, 1, TRAILERS)].concat();
+    for late in [frame(0, 0, 1, b"late"), frame(1, 5, 1, TRAILERS)] {
+        let (fetched, _, heard) = scripted([&response[..], &late].concat(), 1 << 20).await;
+        assert_eq!(fetched.unwrap().1["grpc-status"], "0");
+        let reset = frame(3, 0, 1, &[0, 0, 0, 5]);
+        assert!(heard.windows(reset.len()).any(|part| part == reset));
+    }
+}
+
+/// A header of this many bytes, as a literal.
+fn long_header(len: usize) -> Vec<u8> {
+    let mut block = b"\x00\x03x-a\x7f".to_vec();
+    let mut rest = len - 0x7f;
+    while rest > 0x7f {
+        block.push(u8::try_from(rest & 0x7f).unwrap() | 0x80);
+        rest >>= 7;
+    }
+    block.push(u8::try_from(rest).unwrap());
+    block.extend(std::iter::repeat_n(b'v', len));
+    block
+}
+
+/// HEADERS and CONTINUATION of one block.
+fn block(flags: u8, block: &[u8]) -> Vec<u8> {
+    let last = block.chunks(1 << 17).count() - 1;
+    let frames = block.chunks(1 << 17).enumerate().map(|(number, part)| {
+        let end = if number == last { 4 } else { 0 };
+        if number == 0 { frame(1, flags | end, 1, part) } else { frame(9, end, 1, part) }
+    });
+    frames.collect::<Vec<_>>().concat()
+}
+
+#[tokio::test]
+async fn trailers_of_megabytes_arrive_and_larger_ones_fail_their_call_alone() {
+    for (len, is_accepted) in [(4 << 20, true), (9 << 20, false)] {
+        let trailers = [TRAILERS, &long_header(len)].concat();
+        let script =
+            [SETTINGS.to_vec(), frame(1, 4, 1, OK), block(1, &trailers), frame(6, 0, 0, b"pingpong")];
+        let (fetched, ended, heard) = scripted(script.concat(), 1 << 20).await;
+        match fetched {
+            Ok((_, trailers)) => assert!(is_accepted && trailers["x-a"].len() == len),
+            Err(error) => {
+                assert!(
+                    !is_accepted && matches!(error, Error::HeadersTooLarge { limit, .. } if limit == 8 << 20)
+                );
+            }
+        }
         assert_eq!(ended.unwrap_err().to_string(), "the peer closed the connection", "it went on");
+        assert!(heard.ends_with(&frame(6, 1, 0, b"pingpong")), "the connection goes on");
+    }
+}
+
+#[tokio::test]
+async fn a_call_with_more_headers_than_the_server_accepts_fails_alone() {
+    let mut server = h2::server::Builder::new();
+    server.max_header_list_size(2000);
+    let (sender, _connection) = serve(server, echo);
+    fetch(&sender, "the settings are known after this").await.unwrap();
+    let with =
+        |len: usize| HeaderMap::from_iter([("x-a".parse().unwrap(), "v".repeat(len).parse().unwrap())]);
+    let error = sender.send_request("/a/b", &with(2000), |_| false, Bytes::new()).await.unwrap_err();
+    assert!(matches!(error, Error::HeadersTooLarge { limit: 2000, .. }), "{error}");
+    sender
+        .send_request("/a/b", &with(1000), |_| false, Bytes::new())
+        .await
+        .unwrap()
+        .response()
+        .await
+        .unwrap();
+    fetch(&sender, "x").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_goaway_with_an_error_tells_code_and_debug_text() {
+    let debug = [&[0, 0, 0, 0, 0, 0, 0, 11][..], b"too_many\npings"].concat();
+    let (fetched, _, _) = scripted([SETTINGS.to_vec(), frame(7, 0, 0, &debug)].concat(), 1 << 20).await;
+    let error = fetched.unwrap_err();
+    assert_eq!(error.to_string(), "the peer is closing the connection: ENHANCE_YOUR_CALM (too_many\\npings)");
+    let Error::GoAway(GoAway { reason, .. }) = error else { panic!("{error:?}") };
+    assert_eq!(reason, Reason::ENHANCE_YOUR_CALM);
+}
+
+#[tokio::test]
+async fn a_request_says_scheme_and_authority_of_its_connection() {
+    for (is_https, scheme, authority) in [(false, "http", "localhost"), (true, "https", "node-7:10010")] {
+        let (near, far) = UnixStream::pair().unwrap();
+        let asked = tokio::spawn(async move {
+            let mut server: h2::server::Connection<_, Bytes> = h2::server::handshake(far).await.unwrap();
+            server.accept().await.unwrap().unwrap().0.uri().clone()
+        });
+        let config = ClientConfig { is_https, authority: authority.into(), ..ClientConfig::default() };
+        let (sender, connection) = handshake(near, config);
+        tokio::spawn(connection);
+        let _stream = call(&sender, "x").await.unwrap();
+        assert_eq!(
+            asked.await.unwrap().to_string(),
+            format!("{scheme}://{authority}/runtime.v1.RuntimeService/Status")
+        );
     }
 }
 
 #[tokio::test]
 async fn a_reply_is_as_long_as_its_caller_takes_and_no_longer() {
     let (near, mut far) = UnixStream::pair().unwrap();
-    let (sender, connection) = connect(near);
+    let (sender, connection) = handshake(near, ClientConfig::default());
     tokio::spawn(connection);
     // It claims 1 MiB, and sends nothing of it.
     let script = [SETTINGS.to_vec(), frame(1, 4, 1, OK), frame(0, 0, 1, &[0, 0, 0x10, 0, 0, 1])].concat();
     far.write_all(&script).await.unwrap();
     let mut exchange = call(&sender, "x").await.unwrap();
-    exchange.head().await.unwrap();
-    let fault = tokio::time::timeout(SOON, exchange.whole(1 << 16)).await.expect("at once").unwrap_err();
-    assert!(matches!(fault, Fault::TooLarge(len) if len == (1 << 20) + 5), "{fault}");
+    exchange.response().await.unwrap();
+    let fault = tokio::time::timeout(SOON, exchange.collect(1 << 16)).await.expect("at once").unwrap_err();
+    assert!(matches!(fault, Error::TooLarge(len) if len == (1 << 20) + 5), "{fault}");
 }
 
 #[tokio::test]
@@ -362,7 +505,7 @@ async fn what_is_taken_as_it_comes_has_no_more_room_than_it_needs() {
 #[tokio::test]
 async fn a_peer_that_asks_and_never_reads_is_not_read_from_for_ever() {
     let (near, mut far) = UnixStream::pair().unwrap();
-    let (_sender, connection) = connect(near);
+    let (_sender, connection) = handshake(near, ClientConfig::default());
     tokio::spawn(connection);
     far.write_all(&SETTINGS).await.unwrap();
     let pings: Vec<u8> = (0..1 << 12).flat_map(|_| frame(6, 0, 0, &[0; 8])).collect();

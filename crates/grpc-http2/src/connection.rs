@@ -1,0 +1,188 @@
+//! The task of a connection: reads frames and dispatches them to their streams, writes what is queued.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::io::poll_write_buf;
+
+use crate::recv::Receiver;
+use crate::{Error, Shared};
+
+/// How many bytes are read at once.
+const READ: usize = 256 << 10;
+/// An incomplete frame up to this length is copied in front of the next read, a longer one is appended to.
+const SHORT_REST: usize = 4 << 10;
+/// How often the socket is read before other tasks have their turn. A server goes on once it has handed out the
+/// requests that arrived, until the runtime's own budget ends its turn.
+const READS_PER_POLL: usize = 32;
+/// How often to yield instead of sleeping while a message is half received: the peer is writing the rest at this
+/// moment, and sleeping and waking costs more than the wait.
+const SPIN_LIMIT: u32 = 16;
+
+thread_local! {
+    /// Where all connections of a thread read to: an idle connection needs no buffer.
+    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SHORT_REST + READ].into());
+}
+
+/// A connection: a future that must be polled for anything to be sent or received.
+///
+/// It completes with `Ok` once no stream is open and none can be opened any more.
+#[derive(Debug)]
+#[must_use = "nothing is sent or received unless it is polled"]
+pub struct Connection<S> {
+    io: S,
+    shared: Arc<Shared>,
+    /// An incomplete frame.
+    rest: Vec<u8>,
+    receiver: Receiver,
+    /// How often the rest of a message has been waited for.
+    spins: u32,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
+    type Output = Result<(), Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.shared.lock().note_task(cx);
+        let ended = match self.poll_frames(cx) {
+            Poll::Ready(ended) => ended,
+            Poll::Pending => match self.poll_write_out(cx) {
+                Poll::Ready(Err(error)) => Err(error.into()),
+                Poll::Ready(Ok(())) if self.shared.lock().is_over() => Ok(()),
+                Poll::Ready(Ok(())) | Poll::Pending => return Poll::Pending,
+            },
+        };
+        if let Err(Error::Protocol { reason, what }) = ended {
+            let mut state = self.shared.lock();
+            let last = state.last_accepted();
+            state.queue_goaway(last, reason, what.as_bytes());
+            drop(state);
+            // A peer that does not read it has closed the connection too.
+            let _ = self.poll_write_out(cx);
+        }
+        self.close(ended.as_ref().err());
+        Poll::Ready(ended)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Reads and dispatches frames until no more have arrived; ready with how the connection ends.
+    fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        for _ in 0..READS_PER_POLL {
+            // Backpressure: stop reading while the peer does not read our output.
+            if self.shared.lock().out.is_full() {
+                ready!(self.poll_write_out(cx))?;
+            }
+            let read = READ_BUFFER.with_borrow_mut(|buffer| self.poll_read_frames(buffer, cx));
+            match read {
+                Poll::Ready(Ok(0)) if self.shared.lock().may_close() => return Poll::Ready(Ok(())),
+                Poll::Ready(Ok(0)) => {
+                    return Poll::Ready(Err(Error::Closed("the peer closed the connection".into())));
+                }
+                Poll::Ready(Ok(_)) => self.spins = 0,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return self.wait(cx),
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Waits for more input: at first by yielding, if a message is half received.
+    fn wait<T>(&mut self, cx: &mut Context<'_>) -> Poll<T> {
+        if self.spins < SPIN_LIMIT && self.shared.lock().is_within_message() {
+            self.spins += 1;
+            // Polled once, it has this task polled again after the others and after a look at the sockets.
+            let turn = std::pin::pin!(tokio::task::yield_now()).poll(cx);
+            debug_assert!(turn.is_pending(), "it has not yielded yet");
+        }
+        Poll::Pending
+    }
+
+    /// Reads into `buffer`, and dispatches the frames there; ready with how many bytes were read.
+    fn poll_read_frames(&mut self, buffer: &mut [u8], cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
+        let kept = if self.rest.len() <= SHORT_REST { self.rest.len() } else { 0 };
+        let mut read = ReadBuf::new(&mut buffer[kept..]);
+        ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+        let len = read.filled().len();
+        if len == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        if kept == self.rest.len() {
+            buffer[..kept].copy_from_slice(&self.rest);
+            let input = &buffer[..kept + len];
+            let dispatched = self.dispatch(input)?;
+            self.rest.clear();
+            self.rest.extend_from_slice(&input[dispatched..]);
+        } else {
+            self.rest.extend_from_slice(&buffer[..len]);
+            let mut input = std::mem::take(&mut self.rest);
+            let dispatched = self.dispatch(&input)?;
+            input.drain(..dispatched);
+            self.rest = input;
+        }
+        if self.rest.is_empty() && self.rest.capacity() > SHORT_REST {
+            self.rest = Vec::new();
+        }
+        Poll::Ready(Ok(len))
+    }
+
+    /// Dispatches the frames in `input` up to an incomplete one; returns their length.
+    fn dispatch(&mut self, input: &[u8]) -> Result<usize, Error> {
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        let (len, received) = self.receiver.recv_all(&mut state, input);
+        state.send_pending();
+        received.map(|()| len)
+    }
+
+    /// Writes the output; ready once it is empty.
+    fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        while !state.out.is_empty() {
+            if ready!(poll_write_buf(Pin::new(&mut self.io), cx, &mut state.out))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            if state.out.is_empty() {
+                state.out.clear();
+            }
+            if state.out.has_room() {
+                state.send_pending();
+            }
+        }
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+}
+
+impl<S> Connection<S> {
+    pub(crate) fn new(io: S, shared: Arc<Shared>) -> Self {
+        let receiver = Receiver::new(&shared.lock());
+        Self { io, shared, rest: Vec::new(), receiver, spins: 0 }
+    }
+
+    /// Returns how many frames arrived before the one of which a part has arrived, or whose header block is incomplete;
+    /// `None` between frames. The connection preface counts as a part of the first.
+    pub(crate) fn incomplete_frame(&self) -> Option<u64> {
+        (!self.rest.is_empty() || self.receiver.is_within_frame()).then_some(self.receiver.frames)
+    }
+
+    /// Ends every stream and refuses new ones.
+    fn close(&self, error: Option<&Error>) {
+        let over = Error::Closed("the connection was given up".into());
+        let error = error.unwrap_or(&over);
+        let mut state = self.shared.lock();
+        state.close_to_new(error);
+        state.close_all(error, |_| true);
+    }
+}
+
+impl<S> Drop for Connection<S> {
+    fn drop(&mut self) {
+        self.close(None);
+    }
+}

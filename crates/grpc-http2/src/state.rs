@@ -1,0 +1,481 @@
+//! What the handles of streams and the task of the connection share: streams, windows, output.
+//!
+//! All of it is behind one lock that is never held across an await.
+
+use std::collections::{HashMap, VecDeque};
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+
+use crate::frame::{self, MAX_WINDOW, Setting, StreamId};
+use crate::output::Output;
+use crate::server::Accepting;
+use crate::stream::{EndStream, RecvData, Stream, WINDOW_UPDATE_THRESHOLD};
+use crate::{Error, GoAway, Reason};
+
+/// The initial size of every window (section 6.9.2).
+pub(crate) const DEFAULT_WINDOW: u32 = 65_535;
+/// The receive window of the connection; it is returned as data arrives, so that no stream stops another.
+pub(crate) const CONNECTION_WINDOW: u32 = 1 << 30;
+/// How many of the streams that we reset last are remembered: their peers may not know of it yet.
+const MAX_RECENT_RESETS: usize = 256;
+
+/// Which end of the connection we are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// We open the streams.
+    Client,
+    /// The peer opens them.
+    Server,
+}
+
+/// The shared state of one connection.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) side: Side,
+    /// Encoded frames that are not written yet.
+    pub(crate) out: Output,
+    /// Wakes the task of the connection.
+    task: Option<Waker>,
+    /// Why no stream can be opened any more.
+    pub(crate) closing: Option<Error>,
+    /// Waits for that.
+    closing_waiter: Option<Waker>,
+    /// Client: whether every [`crate::client::SendRequest`] is dropped.
+    pub(crate) unused: bool,
+    pub(crate) peer: PeerSettings,
+    pub(crate) streams: HashMap<StreamId, Stream, foldhash::fast::RandomState>,
+    /// Client: how many streams the peer has not ended.
+    pub(crate) open: usize,
+    /// The lowest identifier that is still idle.
+    pub(crate) next: StreamId,
+    /// Client: tasks that wait until the peer allows another stream.
+    pub(crate) pending_open: Vec<Waker>,
+    /// Server: streams whose request is complete.
+    pub(crate) pending_accept: VecDeque<StreamId>,
+    /// What only a server keeps; unused by a client.
+    pub(crate) server: Accepting,
+    /// Streams that the connection window, or room in the output, keeps from sending.
+    pub(crate) pending_send: VecDeque<StreamId>,
+    /// Whether a larger initial window lets streams send that are in no queue.
+    pub(crate) window_raised: bool,
+    pub(crate) send_window: i64,
+    /// An upper bound of every stream's `send_window`.
+    pub(crate) max_send_window: i64,
+    recv_window: i64,
+    /// Received bytes not yet returned with a `WINDOW_UPDATE`.
+    unreleased: u32,
+    /// The stream of the last DATA frame.
+    last_data: StreamId,
+    /// Whether a header block was sent.
+    pub(crate) headers_sent: bool,
+    /// The streams that we reset last.
+    recent_resets: VecDeque<StreamId>,
+    /// The largest header list that we accept.
+    pub(crate) max_header_list: usize,
+}
+
+/// A stream that has a handle is in the map until that is dropped.
+pub(crate) const LIVE_HANDLE: &str = "a stream lasts as long as its handle";
+
+/// The peer's settings (section 6.5.2).
+#[derive(Debug)]
+pub(crate) struct PeerSettings {
+    pub(crate) max_streams: usize,
+    pub(crate) initial_window: i64,
+    pub(crate) max_frame_size: usize,
+    pub(crate) max_header_list: usize,
+}
+
+impl State {
+    pub(crate) fn new(side: Side) -> Self {
+        Self {
+            side,
+            out: Output::default(),
+            task: None,
+            closing: None,
+            closing_waiter: None,
+            unused: false,
+            peer: PeerSettings {
+                max_streams: usize::MAX,
+                initial_window: i64::from(DEFAULT_WINDOW),
+                max_frame_size: frame::DEFAULT_MAX_FRAME_SIZE,
+                max_header_list: usize::MAX,
+            },
+            streams: HashMap::default(),
+            open: 0,
+            next: StreamId::FIRST,
+            pending_open: Vec::new(),
+            pending_accept: VecDeque::new(),
+            server: Accepting::new(crate::server::ServerConfig::default()),
+            pending_send: VecDeque::new(),
+            window_raised: false,
+            send_window: i64::from(DEFAULT_WINDOW),
+            max_send_window: 0,
+            recv_window: i64::from(CONNECTION_WINDOW),
+            unreleased: 0,
+            last_data: StreamId::CONNECTION,
+            headers_sent: false,
+            recent_resets: VecDeque::new(),
+            max_header_list: usize::MAX,
+        }
+    }
+
+    /// Returns the largest payload of a frame that we accept (section 4.2). Responses are large; of a request nothing is
+    /// gained by it, and a frame that is not dispatched in parts is kept until it is complete.
+    pub(crate) fn max_frame_size(&self) -> usize {
+        match self.side {
+            Side::Client => 1 << 18,
+            Side::Server => frame::DEFAULT_MAX_FRAME_SIZE,
+        }
+    }
+
+    /// Tells whether nothing is left to do and no stream can be opened.
+    pub(crate) fn is_over(&self) -> bool {
+        match self.side {
+            Side::Client => self.open == 0 && (self.unused || self.closing.is_some()),
+            Side::Server => self.streams.is_empty() && self.server.last_stream().is_some(),
+        }
+    }
+
+    /// Tells whether the peer may close the connection without an error.
+    pub(crate) fn may_close(&self) -> bool {
+        match self.side {
+            Side::Client => self.is_over(),
+            Side::Server => self.streams.is_empty(),
+        }
+    }
+
+    /// Tells whether a stream was never opened (section 5.1). A server opens none, so its identifiers are all idle.
+    pub(crate) fn is_idle(&self, id: StreamId) -> bool {
+        !id.is_client_initiated() || id >= self.next
+    }
+
+    /// Tells whether the last DATA frame was a part of a message whose rest a reader waits for.
+    pub(crate) fn is_within_message(&self) -> bool {
+        self.streams.get(&self.last_data).is_some_and(Stream::is_within_message)
+    }
+
+    /// Receives a part of a body. `len` is what counts for flow control, padding included.
+    ///
+    /// # Errors
+    /// If the peer exceeds the window of the connection.
+    pub(crate) fn recv_data(
+        &mut self,
+        id: StreamId,
+        part: &[u8],
+        len: usize,
+        ends: bool,
+    ) -> Result<(), Error> {
+        let len = u32::try_from(len).unwrap_or(u32::MAX);
+        self.last_data = id;
+        self.recv_connection_data(len)?;
+        let Some(stream) = self.streams.get_mut(&id) else {
+            self.recv_on_closed(id);
+            return Ok(());
+        };
+        if stream.ended.is_some() {
+            // The rest of a body that is too long is dropped.
+            if stream.too_large.is_none() && !stream.is_broken() {
+                self.recv_after_end(id);
+            }
+            return Ok(());
+        }
+        if !stream.begun {
+            self.reset_malformed(id, "DATA comes before HEADERS");
+            return Ok(());
+        }
+        if self.side == Side::Server && !self.hold_request(id, part.len()) {
+            return Ok(());
+        }
+        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        let received = stream.recv_data(part, len);
+        if let Some((reason, error)) = received.violation() {
+            self.reset_stream(id, reason, error);
+        } else if let RecvData::TooLarge(len) = received {
+            match self.side {
+                Side::Server => {
+                    stream.too_large = Some(len);
+                    self.close_recv(id, Ok(()));
+                }
+                Side::Client => self.reset_stream(id, Reason::CANCEL, Error::TooLarge(len)),
+            }
+        } else if ends {
+            self.recv_end_stream(id);
+        } else {
+            stream.release_capacity(id, &mut self.out.tail);
+        }
+        Ok(())
+    }
+
+    /// Counts received data in the window of the connection, and returns the capacity (section 6.9).
+    fn recv_connection_data(&mut self, len: u32) -> Result<(), Error> {
+        self.recv_window -= i64::from(len);
+        if self.recv_window < 0 {
+            let what = "DATA exceeds the window of the connection";
+            return Err(Error::violation(Reason::FLOW_CONTROL_ERROR, what));
+        }
+        self.unreleased += len;
+        if self.unreleased >= WINDOW_UPDATE_THRESHOLD {
+            self.recv_window += i64::from(self.unreleased);
+            let increment = std::mem::take(&mut self.unreleased);
+            frame::encode_window_update(&mut self.out.tail, StreamId::CONNECTION, increment);
+        }
+        Ok(())
+    }
+
+    /// Receives the end of the peer's side of a stream.
+    pub(crate) fn recv_end_stream(&mut self, id: StreamId) {
+        if self.streams.get(&id).is_some_and(|stream| !stream.has_announced_length()) {
+            // Section 8.1.1.
+            return self.reset_malformed(id, "the body is shorter than content-length");
+        }
+        self.close_recv(id, Ok(()));
+    }
+
+    /// Answers a frame on a stream that is closed (section 5.1): a peer whose stream we reset may not know of it.
+    pub(crate) fn recv_on_closed(&mut self, id: StreamId) {
+        let is_refused = self.server.last_stream().is_some_and(|last| id > last);
+        if !is_refused && !self.recent_resets.contains(&id) {
+            frame::encode_rst_stream(&mut self.out.tail, id, Reason::STREAM_CLOSED);
+        }
+    }
+
+    /// Answers a frame after the `END_STREAM` of its sender, on a stream whose other side is open (section 5.1).
+    pub(crate) fn recv_after_end(&mut self, id: StreamId) {
+        match self.side {
+            Side::Client => frame::encode_rst_stream(&mut self.out.tail, id, Reason::STREAM_CLOSED),
+            Side::Server => {
+                let error = Error::violation(Reason::STREAM_CLOSED, "a frame follows END_STREAM");
+                self.reset_stream(id, Reason::STREAM_CLOSED, error);
+            }
+        }
+    }
+
+    /// Resets a stream whose request or response is malformed (section 8.1.1).
+    pub(crate) fn reset_malformed(&mut self, id: StreamId, what: &'static str) {
+        self.reset_stream(id, Reason::PROTOCOL_ERROR, Error::protocol(what));
+    }
+
+    /// Resets a stream, and fails it with `error` for its handle.
+    pub(crate) fn reset_stream(&mut self, id: StreamId, reason: Reason, error: Error) {
+        self.queue_rst_stream(id, reason);
+        self.close_recv(id, Err(error));
+    }
+
+    /// Queues `RST_STREAM`, and remembers that frames of this stream may still arrive.
+    pub(crate) fn queue_rst_stream(&mut self, id: StreamId, reason: Reason) {
+        frame::encode_rst_stream(&mut self.out.tail, id, reason);
+        if self.recent_resets.len() == MAX_RECENT_RESETS {
+            self.recent_resets.pop_front();
+        }
+        self.recent_resets.push_back(id);
+    }
+
+    /// Records how the peer's side of a stream ended.
+    pub(crate) fn close_recv(&mut self, id: StreamId, result: Result<(), Error>) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        match self.side {
+            Side::Client if stream.ended.is_some() => return,
+            Side::Client => {
+                if result.is_ok() && stream.pending_data.take().is_some() {
+                    // Section 8.1: a complete response makes the rest of the request unnecessary.
+                    frame::encode_rst_stream(&mut self.out.tail, id, Reason::NO_ERROR);
+                }
+                self.open -= 1;
+            }
+            Side::Server if stream.is_broken() => return,
+            Side::Server if result.is_ok() => self.pending_accept.push_back(id),
+            // It has no handle, and gets none.
+            Side::Server if stream.head.is_some() => return self.remove(id),
+            Side::Server => {}
+        }
+        if self.side == Side::Server && stream.ended.is_none() {
+            self.server.incomplete -= 1;
+        }
+        if result.is_err() {
+            (stream.pending_data, stream.ending) = (None, EndStream::Sent);
+        }
+        stream.ended = Some(result);
+        stream.wake();
+        self.wake_pending_open();
+    }
+
+    fn wake_pending_open(&mut self) {
+        if self.open < self.peer.max_streams {
+            // All of them: one may be gone, and its place with it.
+            self.pending_open.drain(..).for_each(Waker::wake);
+        }
+    }
+
+    /// Fails every stream for which `is_affected` holds.
+    pub(crate) fn close_all(&mut self, error: &Error, is_affected: impl Fn(StreamId) -> bool) {
+        let ids: Vec<StreamId> = self.streams.keys().copied().filter(|&id| is_affected(id)).collect();
+        for id in ids {
+            self.close_recv(id, Err(error.clone()));
+        }
+    }
+
+    /// Refuses new streams; the first reason stays.
+    pub(crate) fn close_to_new(&mut self, error: &Error) {
+        self.closing.get_or_insert_with(|| error.clone());
+        self.pending_open.drain(..).chain(self.closing_waiter.take()).for_each(Waker::wake);
+    }
+
+    /// Receives GOAWAY (section 6.8): streams after `last` were not processed.
+    pub(crate) fn recv_goaway(&mut self, last: StreamId, goaway: GoAway) {
+        if self.side == Side::Server {
+            // It closes the connection once it has its responses.
+            self.server.goaway = Some(goaway);
+            return;
+        }
+        let error = Error::GoAway(goaway);
+        self.close_to_new(&error);
+        self.close_all(&error, |id| id > last);
+    }
+
+    /// Returns the last stream of the peer that is processed.
+    pub(crate) fn last_accepted(&self) -> StreamId {
+        match self.side {
+            Side::Client => StreamId::CONNECTION,
+            Side::Server => self.server.last_stream().unwrap_or(self.next.previous()),
+        }
+    }
+
+    /// Polls for the reason why no stream can be opened any more.
+    pub(crate) fn poll_closed_to_new(&mut self, cx: &Context<'_>) -> Poll<Error> {
+        if let Some(error) = &self.closing {
+            return Poll::Ready(error.clone());
+        }
+        self.closing_waiter = Some(cx.waker().clone());
+        Poll::Pending
+    }
+
+    /// Receives the settings in `payload` (section 6.5.2), and acknowledges them.
+    ///
+    /// # Errors
+    /// If a value is out of its range.
+    pub(crate) fn recv_settings(&mut self, payload: &[u8]) -> Result<(), Error> {
+        for setting in payload.chunks_exact(6) {
+            let (name, value) = setting.split_at(2);
+            let value = frame::decode_u32(value).unwrap_or_default();
+            let size = usize::try_from(value).unwrap_or(usize::MAX);
+            match Setting::from_wire(u16::from_be_bytes([name[0], name[1]])) {
+                // A server must not send 1.
+                Setting::EnablePush if value > u32::from(self.side == Side::Server) => {
+                    return Err(Error::protocol("SETTINGS_ENABLE_PUSH is out of range"));
+                }
+                Setting::MaxConcurrentStreams => {
+                    self.peer.max_streams = size;
+                    self.pending_open.drain(..).for_each(Waker::wake);
+                }
+                Setting::InitialWindowSize => self.set_initial_window(i64::from(value))?,
+                Setting::MaxFrameSize if !(1 << 14..1 << 24).contains(&value) => {
+                    return Err(Error::protocol("SETTINGS_MAX_FRAME_SIZE is out of range"));
+                }
+                Setting::MaxFrameSize => self.peer.max_frame_size = size,
+                Setting::MaxHeaderListSize => self.peer.max_header_list = size,
+                // Our encoder has no table that SETTINGS_HEADER_TABLE_SIZE could limit.
+                Setting::HeaderTableSize | Setting::EnablePush | Setting::Unknown => {}
+            }
+        }
+        frame::encode_settings_ack(&mut self.out.tail);
+        Ok(())
+    }
+
+    /// Changes the initial window, and with it the window of every stream (section 6.9.2), in constant time.
+    fn set_initial_window(&mut self, initial: i64) -> Result<(), Error> {
+        let overflow =
+            Error::violation(Reason::FLOW_CONTROL_ERROR, "SETTINGS_INITIAL_WINDOW_SIZE exceeds a window");
+        if initial > MAX_WINDOW {
+            return Err(overflow);
+        }
+        if initial + self.max_send_window > MAX_WINDOW {
+            // The bound may be out of date. To raise it again a peer must read what the window allowed.
+            self.max_send_window =
+                self.streams.values().map(|stream| stream.send_window).max().unwrap_or(0).max(0);
+            if initial + self.max_send_window > MAX_WINDOW {
+                return Err(overflow);
+            }
+        }
+        self.window_raised |= initial > self.peer.initial_window;
+        self.peer.initial_window = initial;
+        Ok(())
+    }
+
+    /// Receives `WINDOW_UPDATE` (section 6.9).
+    ///
+    /// # Errors
+    /// If it is wrong for the connection; if it is for a stream, that is reset.
+    pub(crate) fn recv_window_update(&mut self, id: StreamId, increment: u32) -> Result<(), Error> {
+        let zero = Error::protocol("WINDOW_UPDATE has an increment of 0");
+        let overflow =
+            Error::violation(Reason::FLOW_CONTROL_ERROR, "WINDOW_UPDATE exceeds the largest window");
+        if id == StreamId::CONNECTION {
+            self.send_window += i64::from(increment);
+            return match increment {
+                0 => Err(zero),
+                _ if self.send_window > MAX_WINDOW => Err(overflow),
+                _ => Ok(()),
+            };
+        }
+        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.is_broken()) else {
+            return Ok(());
+        };
+        stream.send_window += i64::from(increment);
+        self.max_send_window = self.max_send_window.max(stream.send_window);
+        if increment == 0 {
+            self.reset_stream(id, Reason::PROTOCOL_ERROR, zero);
+        } else if self.peer.initial_window + stream.send_window > MAX_WINDOW {
+            self.reset_stream(id, Reason::FLOW_CONTROL_ERROR, overflow);
+        } else {
+            self.queue_send(id);
+        }
+        Ok(())
+    }
+
+    /// Polls for the received part of a body; `None` at its end.
+    pub(crate) fn poll_data(&mut self, id: StreamId, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        let stream = self.streams.get_mut(&id).expect(LIVE_HANDLE);
+        let polled = stream.poll_data(cx);
+        if stream.release_capacity(id, &mut self.out.tail) {
+            self.wake_task();
+        }
+        polled
+    }
+
+    /// Returns a stream that has a handle.
+    pub(crate) fn stream(&mut self, id: StreamId) -> &mut Stream {
+        self.streams.get_mut(&id).expect(LIVE_HANDLE)
+    }
+
+    /// Drops a stream.
+    pub(crate) fn remove(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.remove(&id)
+            && self.side == Side::Server
+        {
+            self.server.release(&stream);
+        }
+        if self.streams.is_empty() {
+            self.max_send_window = 0;
+            // An idle connection keeps no room for its busiest hour.
+            if self.streams.capacity() > 1 << 10 {
+                self.streams.shrink_to(1 << 6);
+            }
+        }
+    }
+
+    /// Remembers what wakes the task of the connection.
+    pub(crate) fn note_task(&mut self, cx: &Context<'_>) {
+        if self.task.as_ref().is_none_or(|task| !task.will_wake(cx.waker())) {
+            self.task = Some(cx.waker().clone());
+        }
+    }
+
+    /// Has the task of the connection write the output.
+    pub(crate) fn wake_task(&self) {
+        if let Some(task) = &self.task {
+            task.wake_by_ref();
+        }
+    }
+}

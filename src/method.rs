@@ -9,6 +9,12 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
+pub use crate::cri::Rpc;
+
+mod table;
+
+use table::{ROWS, Row};
+
 /// A version of the API, as it stands in paths.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Api {
@@ -132,10 +138,10 @@ pub enum Effect {
     SandboxRemoved,
     /// Something about the object changed: a remembered status is void.
     Changed,
-    /// The reply is a status worth remembering.
-    Status,
-    /// The reply names a filesystem that kubelet will look for on this node.
-    Stats,
+    /// The reply is the status of one of these, and is remembered.
+    Status(Kind),
+    /// The reply is one item of this list, and may name a filesystem that kubelet looks for on this node.
+    Stats(List),
     /// The reply names a URL that kubelet will dial.
     StreamUrl,
 }
@@ -158,6 +164,8 @@ pub enum Deadline {
 /// One RPC.
 #[derive(Debug)]
 pub struct Method {
+    /// Which one.
+    pub rpc: Rpc,
     /// Its place in the table; a label of metrics.
     pub index: usize,
     /// Its service.
@@ -184,12 +192,9 @@ pub fn all() -> &'static [Method] {
     &TABLE
 }
 
-/// Returns the row of this name.
-///
-/// # Panics
-/// If no RPC has that name: names are written in crimux's own source only.
-pub fn named(name: &str) -> &'static Method {
-    TABLE.iter().find(|method| method.name == name).expect("the name of an RPC in the table")
+/// Returns the row of an RPC.
+pub fn of(rpc: Rpc) -> &'static Method {
+    &TABLE[rpc as usize]
 }
 
 /// A path, taken apart.
@@ -274,109 +279,25 @@ impl Kind {
 impl List {
     /// Returns the unary method that lists these items.
     pub fn unary(self) -> &'static Method {
-        named(match self {
-            Self::Sandboxes => "ListPodSandbox",
-            Self::Containers => "ListContainers",
-            Self::ContainerStats => "ListContainerStats",
-            Self::SandboxStats => "ListPodSandboxStats",
-            Self::Images => "ListImages",
-            Self::Filesystems => "ImageFsInfo",
-            Self::MetricDescriptors => "ListMetricDescriptors",
-            Self::SandboxMetrics => "ListPodSandboxMetrics",
+        of(match self {
+            Self::Sandboxes => Rpc::ListPodSandbox,
+            Self::Containers => Rpc::ListContainers,
+            Self::ContainerStats => Rpc::ListContainerStats,
+            Self::SandboxStats => Rpc::ListPodSandboxStats,
+            Self::Images => Rpc::ListImages,
+            Self::Filesystems => Rpc::ImageFsInfo,
+            Self::MetricDescriptors => Rpc::ListMetricDescriptors,
+            Self::SandboxMetrics => Rpc::ListPodSandboxMetrics,
         })
     }
 }
 
-struct Row(Service, &'static str, Route, Effect, Deadline);
-
-use Kind::{Container, Sandbox};
-use Service::{Image, Runtime};
-
-/// A read or action on a sandbox or container: an unknown ID is `NotFound`.
-const fn owner(name: &'static str, kind: Kind, effect: Effect, deadline: Deadline) -> Row {
-    Row(Runtime, name, Route::Owner(kind, OnUnknownId::NotFound), effect, deadline)
-}
-
-/// An idempotent call: an ID that every backend denies is OK.
-const fn idempotent(name: &'static str, kind: Kind, effect: Effect) -> Row {
-    Row(Runtime, name, Route::Owner(kind, OnUnknownId::Ok), effect, Deadline::Caller)
-}
-
-const fn fan_out(service: Service, name: &'static str, list: List, deadline: Deadline) -> Row {
-    Row(service, name, Route::FanOut(list), Effect::None, deadline)
-}
-
-const fn relay(service: Service, name: &'static str, list: List, deadline: Deadline) -> Row {
-    Row(service, name, Route::StreamList(list), Effect::None, deadline)
-}
-
-const fn handler(name: &'static str, field: u32, effect: Effect) -> Row {
-    Row(Runtime, name, Route::Handler(field), effect, Deadline::Caller)
-}
-
-const fn answer(name: &'static str, answer: Answer) -> Row {
-    Row(Runtime, name, Route::Local(answer), Effect::None, Deadline::Fast)
-}
-
-const fn image(name: &'static str, call: ImageCall, deadline: Deadline) -> Row {
-    Row(Image, name, Route::Image(call), Effect::None, deadline)
-}
-
-const ROWS: [Row; 43] = [
-    answer("Version", Answer::Version),
-    handler("RunPodSandbox", 2, Effect::SandboxCreated),
-    idempotent("StopPodSandbox", Sandbox, Effect::SandboxStopped),
-    idempotent("RemovePodSandbox", Sandbox, Effect::SandboxRemoved),
-    owner("PodSandboxStatus", Sandbox, Effect::Status, Deadline::Read),
-    fan_out(Runtime, "ListPodSandbox", List::Sandboxes, Deadline::List),
-    relay(Runtime, "StreamPodSandboxes", List::Sandboxes, Deadline::List),
-    owner("CreateContainer", Sandbox, Effect::ContainerCreated, Deadline::Caller),
-    owner("StartContainer", Container, Effect::ContainerStarted, Deadline::Caller),
-    idempotent("StopContainer", Container, Effect::ContainerStopped),
-    idempotent("RemoveContainer", Container, Effect::ContainerRemoved),
-    fan_out(Runtime, "ListContainers", List::Containers, Deadline::List),
-    relay(Runtime, "StreamContainers", List::Containers, Deadline::List),
-    owner("ContainerStatus", Container, Effect::Status, Deadline::Read),
-    owner("UpdateContainerResources", Container, Effect::Changed, Deadline::Caller),
-    owner("ReopenContainerLog", Container, Effect::None, Deadline::Caller),
-    owner("ExecSync", Container, Effect::None, Deadline::Caller),
-    owner("Exec", Container, Effect::StreamUrl, Deadline::Caller),
-    owner("Attach", Container, Effect::StreamUrl, Deadline::Caller),
-    owner("PortForward", Sandbox, Effect::StreamUrl, Deadline::Caller),
-    owner("ContainerStats", Container, Effect::Stats, Deadline::Read),
-    fan_out(Runtime, "ListContainerStats", List::ContainerStats, Deadline::Stats),
-    relay(Runtime, "StreamContainerStats", List::ContainerStats, Deadline::Stats),
-    owner("PodSandboxStats", Sandbox, Effect::Stats, Deadline::Read),
-    fan_out(Runtime, "ListPodSandboxStats", List::SandboxStats, Deadline::Stats),
-    relay(Runtime, "StreamPodSandboxStats", List::SandboxStats, Deadline::Stats),
-    Row(Runtime, "UpdateRuntimeConfig", Route::Broadcast, Effect::None, Deadline::Caller),
-    answer("Status", Answer::Status),
-    owner("CheckpointContainer", Container, Effect::None, Deadline::Caller),
-    owner("CheckpointPod", Sandbox, Effect::None, Deadline::Caller),
-    handler("RestorePod", 3, Effect::PodRestored),
-    Row(Runtime, "GetContainerEvents", Route::Events, Effect::None, Deadline::Caller),
-    fan_out(Runtime, "ListMetricDescriptors", List::MetricDescriptors, Deadline::Stats),
-    fan_out(Runtime, "ListPodSandboxMetrics", List::SandboxMetrics, Deadline::Stats),
-    relay(Runtime, "StreamPodSandboxMetrics", List::SandboxMetrics, Deadline::Stats),
-    answer("RuntimeConfig", Answer::RuntimeConfig),
-    owner("UpdatePodSandboxResources", Sandbox, Effect::Changed, Deadline::Caller),
-    fan_out(Image, "ListImages", List::Images, Deadline::List),
-    relay(Image, "StreamImages", List::Images, Deadline::List),
-    image("ImageStatus", ImageCall::Status, Deadline::Read),
-    image("PullImage", ImageCall::Pull, Deadline::Caller),
-    image("RemoveImage", ImageCall::Remove, Deadline::Caller),
-    fan_out(Image, "ImageFsInfo", List::Filesystems, Deadline::Fast),
-];
-
 static TABLE: LazyLock<Vec<Method>> = LazyLock::new(|| {
-    let method = |(index, Row(service, name, route, effect, deadline)): (usize, Row)| Method {
-        index,
-        service,
-        name,
-        route,
-        effect,
-        deadline,
-        paths: [Api::V1, Api::V1Alpha2].map(|api| format!("/{}.{}/{name}", api.package(), service.name())),
+    let method = |(index, Row { rpc, route, effect, deadline }): (usize, Row)| {
+        let service = if rpc.service() == Service::Image.name() { Service::Image } else { Service::Runtime };
+        let paths = [Api::V1, Api::V1Alpha2];
+        let paths = paths.map(|api| format!("/{}.{}/{}", api.package(), service.name(), rpc.name()));
+        Method { rpc, index, service, name: rpc.name(), route, effect, deadline, paths }
     };
     ROWS.into_iter().enumerate().map(method).collect()
 });
@@ -406,6 +327,7 @@ mod tests {
     fn rows_equal_the_methods_of_the_api() {
         let rows: Vec<_> = all().iter().map(|m| (m.service.name().to_owned(), m.name.to_owned())).collect();
         assert_eq!(rows, described());
+        assert!(all().iter().all(|method| of(method.rpc).index == method.index));
     }
 
     #[test]
@@ -420,7 +342,7 @@ mod tests {
 
     #[test]
     fn a_backend_is_addressed_in_the_api_it_speaks() {
-        let status = named("Status");
+        let status = of(Rpc::Status);
         let uri = |method, at| path(method, at, Api::V1Alpha2);
         assert_eq!(uri(Some(status), ""), "/runtime.v1alpha2.RuntimeService/Status");
         assert_eq!(

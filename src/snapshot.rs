@@ -15,6 +15,7 @@
 //! verbose reply, container environment or credential may enter here.
 
 mod changes;
+mod facts;
 mod file;
 mod filter;
 mod fingerprint;
@@ -48,6 +49,7 @@ pub use items::{
 };
 pub use last_known::LastKnown;
 
+use crate::method::Kind;
 use changes::Op;
 use shared::Shared;
 use state::State;
@@ -81,6 +83,15 @@ pub enum StatusKind {
     Sandbox,
     /// `ContainerStatus`.
     Container,
+}
+
+impl From<Kind> for StatusKind {
+    fn from(kind: Kind) -> Self {
+        match kind {
+            Kind::Sandbox => Self::Sandbox,
+            Kind::Container => Self::Container,
+        }
+    }
 }
 
 /// A moment in the order of changes: what was recorded before it, a list sent at it shows.

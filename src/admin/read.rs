@@ -20,7 +20,7 @@ use crate::admin::documents::{
 use crate::backend::{Backend, Link, State as BackendState};
 use crate::config::Endpoint;
 use crate::cri::{ListImagesResponse, VersionResponse};
-use crate::method::List;
+use crate::method::{List, Rpc};
 use crate::proxy::ProxyState;
 use crate::router::Handlers;
 use crate::snapshot::{Filter, ListKind, SANDBOX_READY};
@@ -169,7 +169,7 @@ fn backend_document(node: &ProxyState, backend: &Backend) -> documents::Backend 
     let config = backend.config();
     let state = node.state(backend);
     let (sandboxes, containers) = node.router.owners.count(&backend.name);
-    let version = backend.last.reply("Version").and_then(|reply| VersionResponse::decode(reply).ok());
+    let version = backend.last.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
     let (since, api) = match backend.link() {
         Link::Connecting => (None, None),
         Link::Down { since, .. } => (Some(since), None),

@@ -21,7 +21,7 @@ use crate::config::BackendConfig;
 use crate::cri::VersionResponse;
 use crate::drain::Drain;
 use crate::error::Error;
-use crate::method::{self, Api};
+use crate::method::{self, Api, Rpc};
 
 /// The first pause before reconnecting; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -195,7 +195,7 @@ impl Backend {
     }
 
     async fn version(self: &Arc<Self>, sender: &SendRequest, wait: Duration) -> Result<(), Error> {
-        let method = method::named("Version");
+        let method = method::of(Rpc::Version);
         let known = self.api();
         for api in [known, known.other()] {
             let (headers, message) = (own_headers(wait), Message::new(&[]).framed());
@@ -222,7 +222,7 @@ impl Backend {
         if [version, runtime_name, runtime_version, runtime_api_version].iter().any(String::is_empty) {
             return Err(self.garbage("its version has an empty field"));
         }
-        self.last.remember_reply("Version", reply.encoded());
+        self.last.remember_reply(Rpc::Version, reply.encoded());
         Ok(())
     }
 

@@ -19,7 +19,7 @@ use crate::config::Identity;
 use crate::cri::{RuntimeConfigResponse, StatusRequest, VersionResponse, field};
 use crate::error::Error;
 use crate::merge::status::{self, BackendStatus, Served};
-use crate::method::{self, Answer};
+use crate::method::{self, Answer, Rpc};
 use crate::proxy::fan_out::{self, PROMPT};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState};
@@ -29,8 +29,6 @@ use crate::wire;
 const CONDITIONS_STAND: Duration = Duration::from_secs(30);
 /// The version of the kubelet API, which kubelet insists on (`kuberuntime_manager.go kubeRuntimeAPIVersion`).
 const KUBELET_API: &str = "0.1.0";
-/// Under this name the fact is kept that a backend has no `RuntimeConfig`.
-const NO_RUNTIME_CONFIG: &str = "RuntimeConfig/Unimplemented";
 
 impl Call {
     /// Composes the answer.
@@ -44,10 +42,10 @@ impl Call {
 
     async fn version(&self) -> Result<Outcome, Error> {
         let backend = self.node.backend(&self.node.default_in(self.scope.as_ref()))?;
-        if backend.last.reply("Version").is_none() {
-            prompt(&self.node, &backend, "Version", &[]).await;
+        if backend.last.reply(Rpc::Version).is_none() {
+            prompt(&self.node, &backend, Rpc::Version, &[]).await;
         }
-        let known = backend.last.reply("Version").and_then(|reply| VersionResponse::decode(reply).ok());
+        let known = backend.last.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
         let mut version = match (self.node.config().identity, known) {
             (Identity::DefaultBackend, Some(version)) => version,
             (Identity::DefaultBackend, None) => {
@@ -75,8 +73,8 @@ impl Call {
         let request = StatusRequest { verbose }.encode_to_vec();
         let request = &request[..];
         let asked = backends.iter().map(|backend| async move {
-            let fresh = prompt(&self.node, backend, "Status", request).await;
-            fresh.or_else(|| backend.last.reply("Status"))
+            let fresh = prompt(&self.node, backend, Rpc::Status, request).await;
+            fresh.or_else(|| backend.last.reply(Rpc::Status))
         });
         let replies = join_all(asked).await;
         let handlers = self.node.router.handlers();
@@ -99,13 +97,13 @@ impl Call {
     /// Answers with the default backend's cgroup driver, or with its having none to tell.
     async fn runtime_config(&self) -> Result<Outcome, Error> {
         let backend = self.node.backend(&self.node.default_in(self.scope.as_ref()))?;
-        if backend.last.reply("RuntimeConfig").is_none() {
-            prompt(&self.node, &backend, "RuntimeConfig", &[]).await;
+        if backend.last.reply(Rpc::RuntimeConfig).is_none() {
+            prompt(&self.node, &backend, Rpc::RuntimeConfig, &[]).await;
         }
-        if let Some(known) = backend.last.reply("RuntimeConfig") {
+        if let Some(known) = backend.last.reply(Rpc::RuntimeConfig) {
             return Ok(Outcome::message(&known));
         }
-        if backend.last.reply(NO_RUNTIME_CONFIG).is_some() {
+        if backend.last.lacks_runtime_config() {
             let text = format!("backend {} does not tell its cgroup driver", backend.name);
             return Err(Error::Unimplemented(text));
         }
@@ -115,15 +113,15 @@ impl Call {
 
 /// Asks a backend briefly, or, the first time, as long as connecting to it may take. One that did not answer the
 /// last time is not waited for: it is asked beside the calls until it does.
-async fn prompt(node: &Arc<ProxyState>, backend: &Arc<Backend>, name: &str, request: &[u8]) -> Option<Bytes> {
+async fn prompt(node: &Arc<ProxyState>, backend: &Arc<Backend>, rpc: Rpc, request: &[u8]) -> Option<Bytes> {
     if !backend.is_up() {
         return None;
     }
     if !backend.health.is_late(Class::Status) {
         // With nothing to fall back on, kubelet would be told that the node is not ready, or not start at all.
-        let known = backend.last.reply(name).is_some();
+        let known = backend.last.reply(rpc).is_some();
         let wait = if known { PROMPT } else { backend.config().timeouts.connect };
-        match tokio::time::timeout(wait, ask(backend, name, request, wait)).await {
+        match tokio::time::timeout(wait, ask(backend, rpc, request, wait)).await {
             Ok(Ok(reply)) => return reply,
             Ok(Err(error)) => backend.health.note_error(error.to_string()),
             Err(_) => {}
@@ -137,41 +135,40 @@ async fn prompt(node: &Arc<ProxyState>, backend: &Arc<Backend>, name: &str, requ
 /// Asks a backend; what it says without being asked for details is remembered, if it is what it should be.
 async fn ask(
     backend: &Arc<Backend>,
-    name: &str,
+    rpc: Rpc,
     request: &[u8],
     wait: Duration,
 ) -> Result<Option<Bytes>, Error> {
-    if name == "Version" {
+    if rpc == Rpc::Version {
         backend.ask_version(wait).await?;
-        return Ok(backend.last.reply(name));
+        return Ok(backend.last.reply(rpc));
     }
-    let method = method::named(name);
-    let reply = backend.fetch(method, own_headers(wait), Message::new(request).framed()).await?;
+    let reply = backend.fetch(method::of(rpc), own_headers(wait), Message::new(request).framed()).await?;
     let garbage = |cause: String| Error::Garbage { backend: Arc::clone(&backend.name), cause };
     match reply.code {
-        Code::Ok if is_whole(name, reply.message.encoded()) => {
+        Code::Ok if is_whole(rpc, reply.message.encoded()) => {
             let reply = reply.message.encoded_bytes();
-            if name == "Status" {
+            if rpc == Rpc::Status {
                 backend.health.mark_heard();
             }
             if request.is_empty() {
-                backend.last.remember_reply(method.name, &reply);
+                backend.last.remember_reply(rpc, &reply);
             }
             Ok(Some(reply))
         }
-        Code::Ok => Err(garbage(format!("{name} cannot be read"))),
-        Code::Unimplemented if name == "RuntimeConfig" => {
-            backend.last.remember_reply(NO_RUNTIME_CONFIG, &[]);
+        Code::Ok => Err(garbage(format!("{} cannot be read", rpc.name()))),
+        Code::Unimplemented if rpc == Rpc::RuntimeConfig => {
+            backend.last.set_lacks_runtime_config();
             Ok(None)
         }
-        code => Err(garbage(format!("{name} was answered with {code:?}"))),
+        code => Err(garbage(format!("{} was answered with {code:?}", rpc.name()))),
     }
 }
 
 /// Tells whether a reply is what kubelet asks for, and not something that happens to be readable.
-fn is_whole(name: &str, reply: &[u8]) -> bool {
-    match name {
-        "Status" => status::decode(reply).is_some_and(|reply| status::is_whole(&reply)),
+fn is_whole(rpc: Rpc, reply: &[u8]) -> bool {
+    match rpc {
+        Rpc::Status => status::decode(reply).is_some_and(|reply| status::is_whole(&reply)),
         _ => RuntimeConfigResponse::decode(reply).is_ok(),
     }
 }
@@ -179,15 +176,15 @@ fn is_whole(name: &str, reply: &[u8]) -> bool {
 /// Asks a late backend for its status once more, and waits for it.
 pub(super) async fn renew(backend: &Arc<Backend>, wait: Duration) -> Result<(), Error> {
     let late = Error::Late { backend: Arc::clone(&backend.name), waited: wait };
-    tokio::time::timeout(wait, ask(backend, "Status", &[], wait)).await.map_err(|_| late)?.map(drop)
+    tokio::time::timeout(wait, ask(backend, Rpc::Status, &[], wait)).await.map_err(|_| late)?.map(drop)
 }
 
 /// Keeps what the answer lane needs of a backend known before anyone asks.
 pub(super) async fn keep_known(backend: &Arc<Backend>) {
     let wait = backend.config().timeouts.read;
-    for name in ["Status", "RuntimeConfig"] {
-        if !matches!(tokio::time::timeout(wait, ask(backend, name, &[], wait)).await, Ok(Ok(_))) {
-            tracing::warn!(backend = %backend.name, method = name, "was not answered");
+    for rpc in [Rpc::Status, Rpc::RuntimeConfig] {
+        if !matches!(tokio::time::timeout(wait, ask(backend, rpc, &[], wait)).await, Ok(Ok(_))) {
+            tracing::warn!(backend = %backend.name, method = rpc.name(), "was not answered");
         }
     }
 }
@@ -197,7 +194,7 @@ pub(super) fn cgroup_drivers(node: &ProxyState) -> Vec<(Arc<str>, i32)> {
     let backends = node.backends();
     let local = backends.iter().filter(|backend| backend.config().local);
     let told = local.filter_map(|backend| {
-        let config = RuntimeConfigResponse::decode(backend.last.reply("RuntimeConfig")?).ok()?;
+        let config = RuntimeConfigResponse::decode(backend.last.reply(Rpc::RuntimeConfig)?).ok()?;
         Some((Arc::clone(&backend.name), config.linux?.cgroup_driver))
     });
     told.collect()

@@ -21,7 +21,7 @@ use crate::backend::{Backend, own_headers};
 use crate::codec::{self, Deframer, Message, PREFIX};
 use crate::error::Error;
 use crate::events::{Client, Phase, Subscription};
-use crate::method::{self, List, Method};
+use crate::method::{self, List, Method, Rpc};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, fan_out, learn};
 
@@ -35,8 +35,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const ROUND: Duration = Duration::from_secs(1);
 /// The most that one event may have: what grpc-go clients take of it.
 const MAX_EVENT: usize = 16 << 20;
-/// Under this name the fact is kept that a backend has streamed events.
-const STREAMS: &str = "GetContainerEvents/streams";
 
 /// Why a backend's stream has ended.
 enum Ended {
@@ -171,11 +169,11 @@ async fn keep_feeding(node: &Arc<ProxyState>, backend: &Arc<Backend>, feed: &Arc
         if feed.phase() == Phase::Streaming {
             (lost, pause) = (None, FIRST_PAUSE);
         }
-        let known = backend.last.reply(STREAMS).is_some_and(|streams| !streams.is_empty());
+        let known = backend.last.streams_events();
         let asked_first = feed.phase() == Phase::Asking;
         let cause = match ended {
             Ended::Refused(cause) if asked_first => {
-                remember(backend, false);
+                backend.last.set_streams_events(false);
                 break cause;
             }
             Ended::Lost(cause) if asked_first && !known => break cause,
@@ -207,7 +205,7 @@ async fn read(node: &Arc<ProxyState>, backend: &Arc<Backend>, feed: &Subscriptio
 
 impl Probing<'_> {
     async fn until_it_ends(&mut self) -> Ended {
-        let method = method::named("GetContainerEvents");
+        let method = method::of(Rpc::GetContainerEvents);
         match self.follow(method).await {
             Ok(Code::Ok) if self.trial.is_some() => Ended::Refused("its stream ends at once".to_owned()),
             Ok(Code::Unimplemented) => Ended::Refused(format!("it has no {}", method.name)),
@@ -255,7 +253,7 @@ impl Probing<'_> {
 
     fn passed_trial(&mut self) {
         if self.trial.take().is_some() {
-            remember(self.backend, true);
+            self.backend.last.set_streams_events(true);
             self.feed.set(Phase::Streaming);
         }
     }
@@ -272,10 +270,6 @@ async fn list_after(node: &Arc<ProxyState>, backend: &Arc<Backend>, events: &tok
         }
         tokio::time::sleep(ROUND).await;
     }
-}
-
-fn remember(backend: &Backend, streams: bool) {
-    backend.last.remember_reply(STREAMS, if streams { &[1] } else { &[] });
 }
 
 fn without_deadline() -> HeaderMap {

@@ -260,7 +260,7 @@ impl Ask {
     ) -> Result<Contribution, NoContribution> {
         let items = match learn::kept(self.list) {
             Some(kind) => backend.last.list(kind, &self.filter),
-            None => backend.last.reply(method.name),
+            None => backend.last.reply(method.rpc),
         };
         let items = items.ok_or_else(|| NoContribution::Unknown(Arc::clone(&backend.name)))?;
         node.metrics.lists_stale.with_label_values(&[&*backend.name, method.name]).inc();

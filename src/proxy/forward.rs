@@ -71,13 +71,13 @@ impl Call {
             self.note_creation(message.encoded())?;
         }
         match method.effect {
-            Effect::Stats => self.read_stats(backend, method, id, message).await,
+            Effect::Stats(list) => self.read_stats(backend, method, list, id, message).await,
             Effect::None => {
                 let headers = std::mem::take(&mut self.headers);
                 let reply = backend.call(Some(method), &self.path, headers, message.framed()).await?;
                 Ok(Outcome::Arriving(reply))
             }
-            Effect::Status => self.read_status(backend, method, id, message).await,
+            Effect::Status(kind) => self.read_status(backend, method, kind.into(), id, message).await,
             Effect::StreamUrl => {
                 let reply = self.fetch(backend, method, &message).await?;
                 self.node.relayed(backend, reply).map(Outcome::from)

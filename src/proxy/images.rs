@@ -16,7 +16,7 @@ use crate::codec::Message;
 use crate::config::ImageHandler;
 use crate::cri::{field, field_path};
 use crate::error::Error;
-use crate::method::{ImageCall, Method};
+use crate::method::{ImageCall, Method, Rpc};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, fan_out};
 use crate::router::images::{self, HANDLER, ImageRequest, StoreTarget};
@@ -125,7 +125,7 @@ fn handler_to_fill_in(backend: &Backend, pod: &Pod) -> Option<String> {
     if pod.handler.is_empty() || backend.config().image_handler != ImageHandler::Auto {
         return None;
     }
-    let status = backend.last.reply("Status")?;
+    let status = backend.last.reply(Rpc::Status)?;
     let announced = wire::items(&status, field!(StatusResponse.runtime_handlers))
         .map_while(Result::ok)
         .any(|handler| wire::peek_str(handler, &[field!(RuntimeHandler.name)]) == Ok(&*pod.handler));

@@ -30,7 +30,7 @@ pub(super) fn uid_path(method: &Method) -> [u32; 3] {
 pub(super) fn is_write(effect: Effect) -> bool {
     !matches!(
         effect,
-        Effect::None | Effect::Status | Effect::Stats | Effect::StreamUrl | Effect::ContainerCreated
+        Effect::None | Effect::Status(_) | Effect::Stats(_) | Effect::StreamUrl | Effect::ContainerCreated
     )
 }
 
@@ -139,7 +139,7 @@ pub(super) fn listed(
         Some(kind) => backend.last.update_items(kind, epoch, &reply).map_err(owned)?,
         // Values of metrics are of the moment, and many; those of a backend that does not answer are left out.
         None if list == List::SandboxMetrics => {}
-        None => backend.last.remember_reply(list.unary().name, &reply),
+        None => backend.last.remember_reply(list.unary().rpc, &reply),
     }
     Ok(())
 }

@@ -15,7 +15,7 @@ use crate::config::{Config, StatsPolicy};
 use crate::cri::{STREAM_URL, VersionResponse};
 use crate::error::Error;
 use crate::events::Subscriptions;
-use crate::method::List;
+use crate::method::{List, Rpc};
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND, STATES};
 use crate::recent::Recent;
 use crate::relay::{Decision, Relay};
@@ -212,7 +212,7 @@ impl ProxyState {
 
 /// Says what a backend's `Version` said last.
 fn refresh_info(metrics: &Metrics, backend: &Backend) {
-    let reply = backend.last.reply("Version").and_then(|reply| VersionResponse::decode(reply).ok());
+    let reply = backend.last.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
     let Some(VersionResponse { runtime_name, runtime_version, .. }) = reply else { return };
     let labels = [&*backend.name, &runtime_name, &runtime_version];
     metrics.backend_info.with_label_values(&labels).set(1);

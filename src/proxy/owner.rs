@@ -14,7 +14,7 @@ use crate::backend::{Backend, Class, own_headers};
 use crate::codec::Message;
 use crate::cri::{FILTER_ID, ITEM_ID, LIST_FILTER, LIST_ITEMS, OBJECT_ID};
 use crate::error::Error;
-use crate::method::{self, Kind, List, Method, OnUnknownId};
+use crate::method::{Kind, List, Method, OnUnknownId};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, learn};
 use crate::router::Lookup;
@@ -126,20 +126,21 @@ async fn ask(
     let request = Message::new(&request);
     let mut ids = Vec::new();
     for kind in kinds {
-        let (list, name) = match kind {
-            Kind::Sandbox => (List::Sandboxes, "ListPodSandbox"),
-            Kind::Container => (List::Containers, "ListContainers"),
+        let list = match kind {
+            Kind::Sandbox => List::Sandboxes,
+            Kind::Container => List::Containers,
         };
+        let method = list.unary();
         let wait = backend.config().timeouts.list;
         let late = Error::Late { backend: Arc::clone(&backend.name), waited: wait };
         if backend.health.is_late(Class::Lists) {
             return Err(late);
         }
         let epoch = backend.last.epoch();
-        let listed = backend.fetch(method::named(name), own_headers(wait), request.framed());
+        let listed = backend.fetch(method, own_headers(wait), request.framed());
         let reply = tokio::time::timeout(wait, listed).await.map_err(|_| late)??;
         if reply.code != Code::Ok {
-            let cause = format!("{name} was answered with {:?}", reply.code);
+            let cause = format!("{} was answered with {:?}", method.name, reply.code);
             return Err(Error::Lost { backend: Arc::clone(&backend.name), cause });
         }
         let items = reply.message.encoded_bytes();

@@ -12,12 +12,9 @@ use futures_util::future::join_all;
 use crate::backend::{Backend, Class};
 use crate::error::Error;
 use crate::merge::metrics::{self, Labels};
-use crate::method::{self, List};
+use crate::method::{List, Rpc};
 use crate::proxy::fan_out::{self, Contribution};
 use crate::proxy::{Call, ProxyState};
-
-/// Under this name the announced descriptors are kept, at the backend that was then the default one.
-const ANNOUNCED: &str = "ListMetricDescriptors/announced";
 
 impl Call {
     /// Unites the descriptors that backends sent, and remembers what is announced by that.
@@ -30,7 +27,7 @@ impl Call {
         let before = announced(&self.node).unwrap_or_default();
         let united = metrics::unite(&before, first.into_iter().chain(others).map(|part| &part.items[..]))?;
         if let Ok(backend) = self.node.backend(&default) {
-            backend.last.remember_reply(ANNOUNCED, &united);
+            backend.last.set_announced_descriptors(&united);
         }
         Ok(united)
     }
@@ -65,12 +62,12 @@ pub(super) fn ordered(backend: &Backend, wanted: Option<&Bytes>, metrics: &Bytes
 }
 
 fn own(backend: &Backend) -> Option<Bytes> {
-    backend.last.reply(method::named("ListMetricDescriptors").name)
+    backend.last.reply(Rpc::ListMetricDescriptors)
 }
 
 /// Returns what was announced. What was announced later has all of it in it, so the longest is the latest.
 fn announced(node: &ProxyState) -> Option<Bytes> {
-    node.backends().iter().filter_map(|backend| backend.last.reply(ANNOUNCED)).max_by_key(Bytes::len)
+    node.backends().iter().filter_map(|backend| backend.last.announced_descriptors()).max_by_key(Bytes::len)
 }
 
 /// Asks a backend for its descriptors, unless they are known or it has none.

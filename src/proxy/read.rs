@@ -16,8 +16,8 @@ use crate::error::Error;
 use crate::merge::stats;
 use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, fan_out};
-use crate::snapshot::{Filter, ListKind, StatusKind};
+use crate::proxy::{Call, fan_out, learn};
+use crate::snapshot::{Filter, StatusKind};
 use crate::wire;
 
 /// Whether details are asked for, in both status requests.
@@ -30,11 +30,10 @@ impl Call {
         &mut self,
         backend: &Arc<Backend>,
         method: &'static Method,
+        kind: StatusKind,
         id: &str,
         message: Message,
     ) -> Result<Outcome, Error> {
-        let kind =
-            if method.name == "PodSandboxStatus" { StatusKind::Sandbox } else { StatusKind::Container };
         let verbose = wire::peek_varint(message.encoded(), &VERBOSE)? != 0;
         let epoch = backend.last.epoch();
         let remembered = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
@@ -53,6 +52,7 @@ impl Call {
         &mut self,
         backend: &Arc<Backend>,
         method: &'static Method,
+        list: List,
         id: &str,
         message: Message,
     ) -> Result<Outcome, Error> {
@@ -60,12 +60,12 @@ impl Call {
         match self.read(backend, method, &message).await {
             Ok(reply) if local || reply.code != Code::Ok => Ok(reply.into()),
             Ok(reply) => {
-                let message = Message::new(&on_this_node(backend, method, &reply.message.encoded_bytes())?);
+                let message = Message::new(&on_this_node(backend, list, &reply.message.encoded_bytes())?);
                 Ok(Collected { message, ..reply }.into())
             }
             Err(error) => {
-                let stats = listed_stats(backend, method, id).ok_or(error)?;
-                let stats = if local { stats } else { on_this_node(backend, method, &stats)? };
+                let stats = listed_stats(backend, list, id).ok_or(error)?;
+                let stats = if local { stats } else { on_this_node(backend, list, &stats)? };
                 Ok(Outcome::message(&stats))
             }
         }
@@ -96,18 +96,14 @@ impl Call {
 }
 
 /// Returns stats of another node without the paths that are not on this one.
-fn on_this_node(backend: &Backend, method: &Method, stats: &Bytes) -> Result<Bytes, Error> {
-    let list = if method.name == "PodSandboxStats" { List::SandboxStats } else { List::ContainerStats };
+fn on_this_node(backend: &Backend, list: List, stats: &Bytes) -> Result<Bytes, Error> {
     stats::without_filesystems(list, stats).map_err(|error| backend.garbage(error.to_string()))
 }
 
 /// Returns the one entry of the last-known stats list that is about `id`: a list of one is, byte for byte, the
 /// reply to the read of that one.
-fn listed_stats(backend: &Backend, method: &Method, id: &str) -> Option<Bytes> {
-    let kind = match method.name {
-        "PodSandboxStats" => ListKind::PodSandboxStats,
-        _ => ListKind::ContainerStats,
-    };
+fn listed_stats(backend: &Backend, list: List, id: &str) -> Option<Bytes> {
+    let kind = learn::kept(list)?;
     let mut filter = BytesMut::new();
     wire::put_bytes(&mut filter, FILTER_ID, id.as_bytes());
     let mut request = BytesMut::new();

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 
 use super::changes::{Change, Item, Op};
+use super::facts::Fact;
 use super::filter::Filter;
 use super::items::{
     CONTAINER_CREATED, CONTAINER_RUNNING, ContainerFacts, SandboxRef, container_item, container_items,
@@ -19,7 +20,7 @@ use super::journal::Record;
 use super::shared::Shared;
 use super::state::State;
 use super::{ListKind, Revision, StatusKind};
-use crate::cri::{CREATED_ID, field, field_path};
+use crate::cri::{CREATED_ID, Rpc, field, field_path};
 use crate::wire::{self, WireError};
 
 /// What crimux last knew of one backend.
@@ -233,17 +234,53 @@ impl LastKnown {
 
     /// Remembers an encoded reply that answers for the backend as a whole: `Version`, `Status`,
     /// `RuntimeConfig`, `ImageFsInfo`, metrics. A verbose `Status` is not remembered.
-    pub fn remember_reply(&self, method: &'static str, reply: &[u8]) {
-        let verbose = method.ends_with("Status")
-            && wire::has_path(reply, &[field!(StatusResponse.info)]).unwrap_or(true);
-        if !verbose && self.lock().remember_reply(method, reply) {
-            self.shared.touch();
+    pub fn remember_reply(&self, rpc: Rpc, reply: &[u8]) {
+        let verbose =
+            rpc == Rpc::Status && wire::has_path(reply, &[field!(StatusResponse.info)]).unwrap_or(true);
+        if !verbose {
+            self.remember_fact(Fact::Reply(rpc), reply);
         }
     }
 
-    /// Returns the last reply of `method`.
-    pub fn reply(&self, method: &str) -> Option<Bytes> {
-        self.lock().reply(method)
+    /// Returns the last reply of `rpc`.
+    pub fn reply(&self, rpc: Rpc) -> Option<Bytes> {
+        self.lock().fact(Fact::Reply(rpc))
+    }
+
+    /// Remembers that the backend answered `RuntimeConfig` with `Unimplemented`.
+    pub fn set_lacks_runtime_config(&self) {
+        self.remember_fact(Fact::LacksRuntimeConfig, &[]);
+    }
+
+    /// Returns whether the backend ever answered `RuntimeConfig` with `Unimplemented`.
+    pub fn lacks_runtime_config(&self) -> bool {
+        self.lock().fact(Fact::LacksRuntimeConfig).is_some()
+    }
+
+    /// Remembers whether the backend streams container events.
+    pub fn set_streams_events(&self, streams: bool) {
+        self.remember_fact(Fact::StreamsEvents, if streams { &[1] } else { &[] });
+    }
+
+    /// Returns whether the backend streamed container events when it was asked last.
+    pub fn streams_events(&self) -> bool {
+        self.lock().fact(Fact::StreamsEvents).is_some_and(|streams| !streams.is_empty())
+    }
+
+    /// Remembers the metric descriptors that clients were told while this was the default backend.
+    pub fn set_announced_descriptors(&self, descriptors: &[u8]) {
+        self.remember_fact(Fact::AnnouncedDescriptors, descriptors);
+    }
+
+    /// Returns the metric descriptors that clients were told while this was the default backend.
+    pub fn announced_descriptors(&self) -> Option<Bytes> {
+        self.lock().fact(Fact::AnnouncedDescriptors)
+    }
+
+    fn remember_fact(&self, fact: Fact, value: &[u8]) {
+        if self.lock().remember_fact(fact.key(), value) {
+            self.shared.touch();
+        }
     }
 
     /// Writes `ops` to the journal as one record, and applies them.

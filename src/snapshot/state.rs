@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 
 use super::changes::{Change, Op};
+use super::facts::Fact;
 use super::file::{SavedBackend, SavedReply, SavedStatus};
 use super::filter::Filter;
 use super::fingerprint::fingerprint;
@@ -28,7 +29,7 @@ pub(super) struct State {
     pub(super) seq: u64,
     pub(super) lists: Lists,
     pub(super) statuses: Statuses,
-    replies: BTreeMap<String, (u64, Bytes)>,
+    facts: BTreeMap<String, (u64, Bytes)>,
     pub(super) drained: bool,
     /// Whether the operator declared it lost and nothing was heard of it since.
     pub(super) forgotten: bool,
@@ -197,20 +198,20 @@ impl State {
         states.find(|(listed, _)| *listed == id).map(|(_, state)| state)
     }
 
-    /// Remembers a reply that answers for the whole backend; tells whether it says something new.
-    pub(super) fn remember_reply(&mut self, method: &str, reply: &[u8]) -> bool {
-        let fingerprint = fingerprint(reply);
-        if self.replies.get(method).is_some_and(|(old, _)| *old == fingerprint) {
+    /// Remembers what is known of the whole backend under this key; returns whether it is new.
+    pub(super) fn remember_fact(&mut self, key: &str, value: &[u8]) -> bool {
+        let fingerprint = fingerprint(value);
+        if self.facts.get(key).is_some_and(|(old, _)| *old == fingerprint) {
             return false;
         }
-        self.replies.insert(method.to_owned(), (fingerprint, Bytes::copy_from_slice(reply)));
+        self.facts.insert(key.to_owned(), (fingerprint, Bytes::copy_from_slice(value)));
         self.minor_changes += 1;
         true
     }
 
-    /// Returns the last reply of `method`.
-    pub(super) fn reply(&self, method: &str) -> Option<Bytes> {
-        self.replies.get(method).map(|(_, reply)| reply.clone())
+    /// Returns what is known of the whole backend.
+    pub(super) fn fact(&self, fact: Fact) -> Option<Bytes> {
+        self.facts.get(fact.key()).map(|(_, value)| value.clone())
     }
 
     /// Drops the statuses of what is not listed.
@@ -233,7 +234,7 @@ impl State {
             reply: reply.clone(),
         });
         let replies = self
-            .replies
+            .facts
             .iter()
             .map(|(method, (_, reply))| SavedReply { method: method.clone(), reply: reply.clone() });
         SavedBackend {
@@ -277,7 +278,7 @@ impl State {
             state.statuses.restore(kind, id, &reply);
         }
         for SavedReply { method, reply } in saved.replies {
-            state.remember_reply(&method, &reply);
+            state.remember_fact(&method, &reply);
         }
         state
     }

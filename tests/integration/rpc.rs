@@ -63,7 +63,7 @@ fn owner(kind: Kind, absent: OnUnknownId) -> String {
 
 fn owner_failure(method: &Method) -> String {
     match method.effect {
-        Effect::Status => {
+        Effect::Status(_) => {
             "the last-known status while it agrees with the last-known list, else `Unavailable`".to_owned()
         }
         _ => "`Unavailable`".to_owned(),
@@ -83,8 +83,8 @@ fn effect(effect: Effect) -> &'static str {
             "; the new state is recorded"
         }
         Effect::ContainerRemoved | Effect::SandboxRemoved => "; the removal is recorded",
-        Effect::Status => "; the reply is remembered",
-        Effect::Stats => "; of a backend with `local: false` without `writable_layer.fs_id`",
+        Effect::Status(_) => "; the reply is remembered",
+        Effect::Stats(_) => "; of a backend with `local: false` without `writable_layer.fs_id`",
         Effect::StreamUrl => "; a URL that kubelet could not dial becomes one of the relay",
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crimux::cri;
+use crimux::cri::{self, Rpc};
 use crimux::snapshot::{Filter, LastKnown, ListKind, Snapshot, StatusKind};
 use prost::Message;
 use tokio::sync::oneshot;
@@ -74,13 +74,13 @@ fn everything_survives_an_orderly_restart() {
     let status = cri::PodSandboxStatus { id: "s1".into(), ..Default::default() };
     let status = cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() }.encode_to_vec();
     backend.remember_status(StatusKind::Sandbox, "s1", backend.epoch(), &status);
-    backend.remember_reply("Version", b"\x0a\x050.1.0");
+    backend.remember_reply(Rpc::Version, b"\x0a\x050.1.0");
     snapshot.flush().unwrap();
     let backend = open(dir.path()).backend("kata", true);
     assert_eq!(sandboxes(&backend).unwrap(), ["s1"]);
     assert_eq!(backend.list(ListKind::Images, &Filter::default()).unwrap(), images);
     assert_eq!(backend.status(StatusKind::Sandbox, "s1").unwrap(), status);
-    assert_eq!(&backend.reply("Version").unwrap()[..], b"\x0a\x050.1.0");
+    assert_eq!(&backend.reply(Rpc::Version).unwrap()[..], b"\x0a\x050.1.0");
 }
 
 #[test]
@@ -161,11 +161,11 @@ async fn the_writer_writes_when_something_changes_and_once_more_at_the_end() {
     };
     tokio::time::timeout(Duration::from_secs(60), written).await.unwrap();
     // Too soon after the last for another on its own account; the end writes it.
-    backend.remember_reply("Version", b"\x0a\x050.1.0");
+    backend.remember_reply(Rpc::Version, b"\x0a\x050.1.0");
     stop.send(()).unwrap();
     tokio::time::timeout(Duration::from_secs(60), writer).await.unwrap().unwrap();
     assert_eq!(snapshot.write_error(), None);
-    assert!(open(dir.path()).backend("kata", true).reply("Version").is_some());
+    assert!(open(dir.path()).backend("kata", true).reply(Rpc::Version).is_some());
 }
 
 #[test]

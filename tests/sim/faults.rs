@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use crimux::method::{self, Deadline, List, Method, Route};
+use crimux::method::{self, Deadline, List, Method, Route, Rpc};
 use prost::Message;
 use testkit::client::{container_config, image_spec, sandbox_config};
 use testkit::runtime::{Fault, SimRuntime};
@@ -194,8 +194,8 @@ fn allowed(method: &Method, fault: &Fault) -> Vec<Code> {
 }
 
 /// A fault of one backend is nothing that an answer for the node shows; that a list does not exist is.
-fn listed(lane: Route, fault: &Fault) -> Vec<Code> {
-    let optional = matches!(lane, Route::FanOut(List::SandboxStats) | Route::StreamList(List::SandboxStats));
+fn listed(route: Route, fault: &Fault) -> Vec<Code> {
+    let optional = matches!(route, Route::FanOut(List::SandboxStats) | Route::StreamList(List::SandboxStats));
     match fault {
         Fault::Error(status) if optional && status.code() == Code::Unimplemented => {
             vec![Code::Ok, Code::Unimplemented]
@@ -208,10 +208,13 @@ fn listed(lane: Route, fault: &Fault) -> Vec<Code> {
 async fn strike_all(fault: Fault) {
     let mut world = World::new().await;
     // What has no last-known answer cannot be answered from memory: kubelet asks for these all the time.
-    for name in
-        ["ListContainerStats", "ListPodSandboxStats", "ListPodSandboxMetrics", "ListMetricDescriptors"]
-    {
-        assert_eq!(world.call(method::named(name), None).await, Code::Ok, "{name}");
+    for rpc in [
+        Rpc::ListContainerStats,
+        Rpc::ListPodSandboxStats,
+        Rpc::ListPodSandboxMetrics,
+        Rpc::ListMetricDescriptors,
+    ] {
+        assert_eq!(world.call(method::of(rpc), None).await, Code::Ok, "{}", rpc.name());
     }
     for method in method::all() {
         let expected = world.call(method, None).await;

@@ -16,7 +16,7 @@ use crate::backend::connect::Connector;
 use crate::backend::own_headers;
 use crate::backend::tls::CertificateInfo;
 use crate::codec::{self, Message};
-use crate::method::{self, Api};
+use crate::method::{self, Api, Rpc};
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -51,13 +51,12 @@ impl Conversation {
     }
 
     /// Asks, in this version of the API.
-    pub(super) async fn ask(&mut self, name: &str, api: Api, request: &[u8]) -> Result<Answer, String> {
-        tokio::time::timeout(PATIENCE, self.exchange(name, api, request)).await.map_err(|_| silent())?
+    pub(super) async fn ask(&mut self, rpc: Rpc, api: Api, request: &[u8]) -> Result<Answer, String> {
+        tokio::time::timeout(PATIENCE, self.exchange(rpc, api, request)).await.map_err(|_| silent())?
     }
 
-    async fn exchange(&mut self, name: &str, api: Api, request: &[u8]) -> Result<Answer, String> {
-        let (path, message) =
-            (method::path(Some(method::named(name)), "", api), Message::new(request).framed());
+    async fn exchange(&mut self, rpc: Rpc, api: Api, request: &[u8]) -> Result<Answer, String> {
+        let (path, message) = (method::path(Some(method::of(rpc)), "", api), Message::new(request).framed());
         let sent = self.sender.send_request(&path, &own_headers(PATIENCE), |_| false, message).await;
         let mut stream = sent.map_err(broken)?;
         let (status, headers) = stream.response().await.map_err(broken)?;

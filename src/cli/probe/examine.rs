@@ -14,7 +14,7 @@ use crate::cli::check::{Finding, Grade};
 use crate::cli::probe::ask::{Answer, Conversation};
 use crate::config::{BackendConfig, Config, RelayMode};
 use crate::cri::{CgroupDriver, RuntimeConfigResponse, StatusResponse, VersionResponse};
-use crate::method::Api;
+use crate::method::{Api, Rpc};
 
 /// How long before its end a certificate is warned about.
 const SOON: Duration = Duration::from_secs(30 * 86400);
@@ -97,7 +97,7 @@ impl<'a> Patient<'a> {
 
     async fn version(&mut self, conversation: &mut Conversation, target: &str) -> Result<(), String> {
         for api in [Api::V1, Api::V1Alpha2] {
-            match conversation.ask("Version", api, &[]).await? {
+            match conversation.ask(Rpc::Version, api, &[]).await? {
                 Answer::Message(reply) => {
                     let version = VersionResponse::decode(reply).map_err(|error| error.to_string())?;
                     let VersionResponse { runtime_name, runtime_version, .. } = version;
@@ -129,7 +129,7 @@ impl<'a> Patient<'a> {
 
     async fn cgroup_driver(&mut self, conversation: &mut Conversation) -> Result<(), String> {
         let Some(api) = self.api else { return Ok(()) };
-        if let Answer::Message(reply) = conversation.ask("RuntimeConfig", api, &[]).await? {
+        if let Answer::Message(reply) = conversation.ask(Rpc::RuntimeConfig, api, &[]).await? {
             let config = RuntimeConfigResponse::decode(reply).map_err(|error| error.to_string())?;
             self.cgroup_driver = config.linux.map(|linux| linux.cgroup_driver());
         }
@@ -138,7 +138,7 @@ impl<'a> Patient<'a> {
 
     async fn status(&mut self, conversation: &mut Conversation) -> Result<(), String> {
         let Some(api) = self.api else { return Ok(()) };
-        let status = match conversation.ask("Status", api, &[]).await? {
+        let status = match conversation.ask(Rpc::Status, api, &[]).await? {
             Answer::Message(reply) => StatusResponse::decode(reply).map_err(|error| error.to_string())?,
             Answer::Code(code) => return Err(format!("Status was answered with {code:?}")),
         };

@@ -1,6 +1,7 @@
 //! Which statuses and replies are remembered, and when they are served.
 
 use super::*;
+use crate::cri::Rpc;
 
 fn backend() -> (tempfile::TempDir, Arc<LastKnown>) {
     let dir = tempfile::tempdir().unwrap();
@@ -65,8 +66,8 @@ fn a_verbose_status_is_never_remembered() {
     crate::wire::put_bytes(&mut verbose, 2, b"");
     backend.remember_status(StatusKind::Container, "c1", backend.epoch(), &verbose);
     assert_eq!(served(&backend), None);
-    backend.remember_reply("Status", &verbose);
-    assert_eq!(backend.reply("Status"), None);
+    backend.remember_reply(Rpc::Status, &verbose);
+    assert_eq!(backend.reply(Rpc::Status), None);
 }
 
 #[test]
@@ -111,8 +112,8 @@ fn statuses_of_what_is_no_longer_listed_are_dropped() {
 #[test]
 fn replies_for_the_whole_backend_are_remembered() {
     let (_dir, backend) = backend();
-    assert_eq!(backend.reply("Version"), None);
+    assert_eq!(backend.reply(Rpc::Version), None);
     let version = cri::VersionResponse { runtime_name: "containerd".into(), ..Default::default() };
-    backend.remember_reply("Version", &version.encode_to_vec());
-    assert_eq!(backend.reply("Version").unwrap(), version.encode_to_vec());
+    backend.remember_reply(Rpc::Version, &version.encode_to_vec());
+    assert_eq!(backend.reply(Rpc::Version).unwrap(), version.encode_to_vec());
 }

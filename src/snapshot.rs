@@ -48,6 +48,7 @@ pub use items::{
     SANDBOX_NOTREADY, SANDBOX_READY, SandboxRef, container_items, sandbox_items,
 };
 pub use last_known::LastKnown;
+pub use statuses::ForgottenStatus;
 
 use crate::method::Kind;
 use changes::Op;

@@ -15,6 +15,7 @@ use crate::error::Error;
 use crate::method::{Effect, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, learn};
+use crate::snapshot::ForgottenStatus;
 use crate::{router, wire};
 
 impl Call {
@@ -66,7 +67,24 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         self.watch.at(backend);
-        let _writing = learn::is_write(method.effect).then(|| StatusInvalidation::begin(backend, id));
+        if !learn::is_write(method.effect) {
+            return self.forward_as_it_is(backend, method, id, message).await;
+        }
+        let writing = StatusInvalidation::begin(backend, id);
+        let outcome = self.forward_as_it_is(backend, method, id, message).await;
+        if matches!(outcome, Err(Error::Down { .. } | Error::Busy { .. })) {
+            writing.undo();
+        }
+        outcome
+    }
+
+    async fn forward_as_it_is(
+        &mut self,
+        backend: &Arc<Backend>,
+        method: &'static Method,
+        id: &str,
+        message: Message,
+    ) -> Result<Outcome, Error> {
         if method.effect == Effect::ContainerCreated {
             self.note_creation(message.encoded())?;
         }
@@ -122,17 +140,28 @@ impl Call {
 struct StatusInvalidation<'a> {
     backend: &'a Backend,
     id: &'a str,
+    /// What is remembered again if the write was not sent; `None` once that is decided.
+    before: Option<ForgottenStatus>,
 }
 
 impl<'a> StatusInvalidation<'a> {
     fn begin(backend: &'a Backend, id: &'a str) -> Self {
-        backend.last.drop_status(id);
-        Self { backend, id }
+        Self { backend, id, before: Some(backend.last.drop_status(id)) }
+    }
+
+    /// The write was not sent: what was remembered is as true as before. One status that is missing stops kubelet's
+    /// image collection for the whole node (`images/image_gc_manager.go handleImageVolumes`).
+    fn undo(mut self) {
+        if let Some(before) = self.before.take() {
+            self.backend.last.put_status_back(self.id, before);
+        }
     }
 }
 
 impl Drop for StatusInvalidation<'_> {
     fn drop(&mut self) {
-        self.backend.last.drop_status(self.id);
+        if self.before.is_some() {
+            self.backend.last.drop_status(self.id);
+        }
     }
 }

@@ -19,6 +19,7 @@ use super::items::{
 use super::journal::Record;
 use super::shared::Shared;
 use super::state::State;
+use super::statuses::ForgottenStatus;
 use super::{ListKind, Revision, StatusKind};
 use crate::cri::{CREATED_ID, Rpc, field, field_path};
 use crate::wire::{self, WireError};
@@ -219,11 +220,17 @@ impl LastKnown {
     }
 
     /// Forgets the statuses of `id`. Call it when a write to `id` is sent and again when it ends: a read that
-    /// was sent in between may have seen either side of it.
-    pub fn drop_status(&self, id: &str) {
+    /// was sent in between may have seen either side of it. Returns what was remembered, for a write that then
+    /// was not sent at all.
+    pub fn drop_status(&self, id: &str) -> ForgottenStatus {
         let mut state = self.lock();
         let seq = self.shared.next_seq();
-        state.statuses.forget(id, seq);
+        state.statuses.forget(id, seq)
+    }
+
+    /// Remembers again what [`LastKnown::drop_status`] forgot, unless a newer status was remembered since.
+    pub fn put_status_back(&self, id: &str, forgotten: ForgottenStatus) {
+        self.lock().statuses.put_back(id, forgotten);
     }
 
     /// Returns the status of `id` as last known, as long as the last-known lists agree with its state and

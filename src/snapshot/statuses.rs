@@ -29,6 +29,10 @@ pub(super) struct Statuses {
     containers: HashMap<Box<str>, Slot>,
 }
 
+/// What was remembered of one ID before it was forgotten.
+#[derive(Debug, Default)]
+pub struct ForgottenStatus(Vec<(StatusKind, u64, Bytes)>);
+
 #[derive(Debug, Default)]
 struct Slot {
     reply: Option<Bytes>,
@@ -62,13 +66,26 @@ impl Statuses {
         true
     }
 
-    /// Forgets the status of `id`, and replies to reads sent before `seq`.
-    pub(super) fn forget(&mut self, id: &str, seq: u64) {
-        for slots in [&mut self.sandboxes, &mut self.containers] {
+    /// Forgets the status of `id`, and replies to reads sent before `seq`. Returns what was remembered.
+    pub(super) fn forget(&mut self, id: &str, seq: u64) -> ForgottenStatus {
+        let mut forgotten = ForgottenStatus::default();
+        for kind in [StatusKind::Sandbox, StatusKind::Container] {
+            let slots = self.of(kind);
             if let Some(slot) = slots.get_mut(id) {
-                *slot = Slot { floor: seq, ..Slot::default() };
+                let slot = std::mem::replace(slot, Slot { floor: seq, ..Slot::default() });
+                forgotten.0.extend(slot.reply.map(|reply| (kind, slot.fingerprint, reply)));
             } else if slots.len() < MAX_STATUSES {
                 slots.insert(id.into(), Slot { floor: seq, ..Slot::default() });
+            }
+        }
+        forgotten
+    }
+
+    /// Remembers again what was forgotten of `id`, unless something was remembered since.
+    pub(super) fn put_back(&mut self, id: &str, forgotten: ForgottenStatus) {
+        for (kind, fingerprint, reply) in forgotten.0 {
+            if let Some(slot) = self.of(kind).get_mut(id).filter(|slot| slot.reply.is_none()) {
+                (slot.reply, slot.fingerprint) = (Some(reply), fingerprint);
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use testkit::cri::{
     ContainerStatsRequest, ContainerStatusRequest, PodSandboxStatusRequest, StopContainerRequest,
-    UpdateContainerResourcesRequest,
+    StopPodSandboxRequest, UpdateContainerResourcesRequest,
 };
 use testkit::runtime::Fault;
 use tonic::Code;
@@ -128,4 +128,23 @@ async fn the_stats_of_one_container_of_a_silent_backend_are_those_last_listed() 
         let stats = world.client.runtime().container_stats(request.clone()).await.unwrap().into_inner().stats;
         assert_eq!(stats.unwrap().attributes.unwrap().id, request.container_id, "{outage:?}");
     }
+}
+
+#[tokio::test]
+async fn a_write_that_was_not_sent_forgets_no_status() {
+    let world = World::new().await;
+    let (container, sandbox) = (world.container_of_b(), world.sandbox_of_b());
+    let of_sandbox = PodSandboxStatusRequest { pod_sandbox_id: sandbox.clone(), verbose: false };
+    let status = world.client.raw_message(CONTAINER, &of_container(&container)).await.unwrap();
+    let sandbox_status = world.client.raw_message(SANDBOX, &of_sandbox).await.unwrap();
+    Outage::Killed.begin(&world.b).await;
+    let mut runtime = world.client.runtime();
+    let stop = StopContainerRequest { container_id: container.clone(), timeout: 0 };
+    assert_eq!(runtime.stop_container(stop).await.unwrap_err().code(), Code::Unavailable);
+    let stop = StopPodSandboxRequest { pod_sandbox_id: sandbox };
+    assert_eq!(runtime.stop_pod_sandbox(stop).await.unwrap_err().code(), Code::Unavailable);
+    let again = world.client.raw_message(CONTAINER, &of_container(&container)).await.unwrap();
+    assert_eq!((again.code(), again.messages), (Code::Ok, status.messages), "image collection goes on");
+    let again = world.client.raw_message(SANDBOX, &of_sandbox).await.unwrap();
+    assert_eq!((again.code(), again.messages), (Code::Ok, sandbox_status.messages));
 }

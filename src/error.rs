@@ -102,6 +102,18 @@ pub enum Error {
         /// What is wrong with it.
         cause: String,
     },
+    /// No backend answered a stats or metrics list live, and this one answered it with an error of its own.
+    #[error("backend {backend} answered {method} with {code:?}: {message}")]
+    Refused {
+        /// The backend.
+        backend: Arc<str>,
+        /// The list.
+        method: &'static str,
+        /// Its code, which goes out.
+        code: Code,
+        /// Its text.
+        message: String,
+    },
     /// A list cannot be complete: these backends were never listed and no saved state knows them.
     #[error("not listed yet: {}; `crimux backend forget NAME` gives one up", names(.0))]
     NeverListed(Vec<Arc<str>>),
@@ -195,6 +207,7 @@ impl Error {
             Self::TooLarge(_) | Self::SlowClient(_) => Code::ResourceExhausted,
             Self::Compressed | Self::Unimplemented(_) => Code::Unimplemented,
             Self::Garbage { .. } | Self::Stream { .. } => Code::Internal,
+            Self::Refused { code, .. } => *code,
             Self::Draining { .. }
             | Self::Joining { .. }
             | Self::Down { .. }

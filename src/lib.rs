@@ -23,4 +23,5 @@ pub mod router;
 pub mod server;
 pub mod snapshot;
 pub mod telemetry;
+pub mod utf8;
 pub mod wire;

@@ -12,6 +12,7 @@ use crate::method::List;
 mod filesystems;
 mod images;
 pub mod metrics;
+pub mod required;
 pub mod stats;
 pub mod status;
 

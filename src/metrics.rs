@@ -44,6 +44,8 @@ pub struct Metrics {
     pub backend_info: IntGaugeVec,
     /// `crimux_lists_stale_total{backend,method}`.
     pub lists_stale: IntCounterVec,
+    /// What answers with code OK lacked.
+    pub left_out: LeftOutMetrics,
     /// `crimux_list_age_seconds{backend}`; refreshed when scraped.
     pub list_age: prometheus::GaugeVec,
     /// `crimux_merged_list_bytes{method}`.
@@ -79,6 +81,40 @@ struct RowMetrics {
     requests: [OnceLock<IntCounter>; CODES],
     request_duration: Histogram,
     backend_duration: Histogram,
+}
+
+/// Counters of what answers with code OK lacked.
+#[derive(Debug)]
+pub struct LeftOutMetrics {
+    /// `crimux_items_left_out_total{backend,method}`: items that would crash a client.
+    pub items: IntCounterVec,
+    /// `crimux_texts_repaired_total{backend,method}`: strings that were not UTF-8.
+    pub texts: IntCounterVec,
+    /// `crimux_backends_left_out_total{backend,method}`: answers without a part of this backend.
+    pub backends: IntCounterVec,
+}
+
+impl LeftOutMetrics {
+    fn new(make: &Maker<'_>) -> prometheus::Result<Self> {
+        let labels = ["backend", "method"];
+        Ok(Self {
+            items: make.counters(
+                "items_left_out_total",
+                "Items left out of answers because a field that clients read is not set.",
+                &labels,
+            )?,
+            texts: make.counters(
+                "texts_repaired_total",
+                "Strings of answers that were not UTF-8 and were repaired.",
+                &labels,
+            )?,
+            backends: make.counters(
+                "backends_left_out_total",
+                "Answers with code OK and without a part of this backend.",
+                &labels,
+            )?,
+        })
+    }
 }
 
 impl Metrics {
@@ -120,6 +156,7 @@ impl Metrics {
                 "Lists answered from last-known state.",
                 &["backend", "method"],
             )?,
+            left_out: LeftOutMetrics::new(&make)?,
             list_age: make.float_gauges("list_age_seconds", "Age of the last live list.", &["backend"])?,
             merged_list_bytes: make.gauges(
                 "merged_list_bytes",

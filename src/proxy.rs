@@ -29,6 +29,7 @@ mod fan_out;
 mod forward;
 mod images;
 mod learn;
+mod left_out;
 mod node;
 mod owner;
 mod pod_metrics;

@@ -29,9 +29,6 @@ pub enum WireError {
     /// A string field that is not UTF-8.
     #[error("field {0} is not UTF-8")]
     Utf8(u32),
-    /// A field without which the message means nothing.
-    #[error("field {0} is missing")]
-    Missing(u32),
 }
 
 /// The value of one field.

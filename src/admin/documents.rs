@@ -61,6 +61,9 @@ pub struct Backend {
     pub runtime_version: Option<String>,
     /// `v1` or `v1alpha2`; absent while it is not connected.
     pub api: Option<String>,
+    /// What was left out of answers for it in the last five minutes, as `METHOD: WHAT (CAUSE)`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<String>,
 }
 
 /// Something that went wrong.

@@ -197,6 +197,7 @@ fn backend_document(node: &ProxyState, backend: &Backend) -> documents::Backend 
         runtime_name: version.as_ref().map(|version| version.runtime_name.clone()),
         runtime_version: version.map(|version| version.runtime_version),
         api,
+        left_out: node.left_out.of(&backend.name),
     }
 }
 

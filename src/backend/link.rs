@@ -22,6 +22,7 @@ use crate::cri::VersionResponse;
 use crate::drain::Drain;
 use crate::error::Error;
 use crate::method::{self, Api, Rpc};
+use crate::utf8;
 
 /// The first pause before reconnecting; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
@@ -216,13 +217,15 @@ impl Backend {
 
     /// Remembers a version if it is whole: kubelet refuses one with an empty field (`cri-client`, `Version`).
     fn learn_version(&self, reply: &Message) -> Result<(), Error> {
-        let version = VersionResponse::decode(reply.encoded());
-        let version = version.map_err(|error| self.garbage(error.to_string()))?;
+        let unreadable = |error: &dyn std::fmt::Display| self.garbage(error.to_string());
+        let (encoded, _) =
+            utf8::repaired("VersionResponse", &reply.encoded_bytes()).map_err(|error| unreadable(&error))?;
+        let version = VersionResponse::decode(&encoded[..]).map_err(|error| unreadable(&error))?;
         let VersionResponse { version, runtime_name, runtime_version, runtime_api_version } = version;
         if [version, runtime_name, runtime_version, runtime_api_version].iter().any(String::is_empty) {
             return Err(self.garbage("its version has an empty field"));
         }
-        self.last.remember_reply(Rpc::Version, reply.encoded());
+        self.last.remember_reply(Rpc::Version, &encoded);
         Ok(())
     }
 

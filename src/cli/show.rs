@@ -135,7 +135,7 @@ fn status_row(backend: &Backend) -> [String; 9] {
         backend.in_flight.to_string(),
         or_dash(&runtime.join(" ")),
         backend.last_error.as_ref().map_or_else(
-            || "-".to_owned(),
+            || or_dash(&backend.left_out.join("; ")),
             |error| format!("{} ago: {}", since(&error.at), one_line(&error.text)),
         ),
     ]

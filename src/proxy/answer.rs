@@ -23,6 +23,7 @@ use crate::method::{self, Answer, Rpc};
 use crate::proxy::fan_out::{self, PROMPT};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState};
+use crate::utf8;
 use crate::wire;
 
 /// How long the conditions of an unreachable backend stand.
@@ -145,9 +146,11 @@ async fn ask(
     }
     let reply = backend.fetch(method::of(rpc), own_headers(wait), Message::new(request).framed()).await?;
     let garbage = |cause: String| Error::Garbage { backend: Arc::clone(&backend.name), cause };
+    let repaired = utf8::repaired(&format!("{}Response", rpc.name()), &reply.message.encoded_bytes());
+    let (encoded, _) = repaired.map_err(|error| garbage(error.to_string()))?;
     match reply.code {
-        Code::Ok if is_whole(rpc, reply.message.encoded()) => {
-            let reply = reply.message.encoded_bytes();
+        Code::Ok if is_whole(rpc, &encoded) => {
+            let reply = encoded;
             if rpc == Rpc::Status {
                 backend.health.mark_heard();
             }

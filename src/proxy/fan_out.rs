@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use tonic::Code;
+use http::HeaderMap;
+use tonic::{Code, Status};
 
-use crate::backend::{Backend, Class, own_headers};
+use crate::backend::{Backend, Class, Collected, own_headers};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::merge;
@@ -38,8 +39,12 @@ pub(super) struct Contribution {
     pub(super) backend: Arc<Backend>,
     /// Encoded items of field 1.
     pub(super) items: Bytes,
+    /// Whether there are any; those of a stream have gone out already.
+    pub(super) has_items: bool,
     /// Whether the backend answered just now.
     pub(super) live: bool,
+    /// The error of its own that it answered with, in the place of a list.
+    pub(super) refusal: Option<Error>,
 }
 
 impl Contribution {
@@ -53,41 +58,85 @@ impl Contribution {
     }
 }
 
-/// Why one backend contributes nothing.
+/// A backend that contributes nothing.
 #[derive(Debug)]
-pub(super) enum NoContribution {
+pub(super) struct NoContribution {
+    backend: Arc<str>,
+    why: Lack,
+}
+
+/// Why a backend contributes nothing.
+#[derive(Debug)]
+enum Lack {
     /// It was never listed, and no saved state knows it.
-    Unknown(Arc<str>),
+    Unknown,
     /// It said that it does not implement the method.
     Unimplemented(Error),
+    /// It answered with an error of its own, and nothing is remembered.
+    Refused(Error),
 }
 
 /// Whether what backends contributed makes a list.
 #[derive(Debug, Default)]
 pub(super) struct Completeness {
     any: bool,
-    unknown: Vec<Arc<str>>,
-    unimplemented: Option<Error>,
+    /// Whether any backend has sent an item just now.
+    live_items: bool,
+    /// The first error of its own that a backend answered with.
+    refusal: Option<Error>,
+    lacking: Vec<NoContribution>,
 }
 
 impl Completeness {
     /// Takes note of one backend's contribution.
-    pub(super) fn add(&mut self, contribution: Result<(), NoContribution>) {
-        match contribution {
-            Ok(()) => self.any = true,
-            Err(NoContribution::Unknown(backend)) => self.unknown.push(backend),
-            Err(NoContribution::Unimplemented(error)) => self.unimplemented = Some(error),
-        }
+    pub(super) fn add(&mut self, contribution: Result<&Contribution, NoContribution>) {
+        let refusal = match &contribution {
+            Ok(contribution) => {
+                self.any = true;
+                self.live_items |= contribution.live && contribution.has_items;
+                contribution.refusal.as_ref()
+            }
+            Err(NoContribution { why: Lack::Refused(error), .. }) => Some(error),
+            Err(_) => None,
+        };
+        self.refusal = self.refusal.take().or_else(|| refusal.cloned());
+        self.lacking.extend(contribution.err());
     }
 
-    /// Returns why it makes none.
+    /// Returns why it makes none, and notes who has no part in one that it makes. An empty list of measured values
+    /// would say that no pod uses anything; if that is because a backend answered with an error, the error goes out.
     pub(super) fn of(self, node: &ProxyState, list: List) -> Result<(), Error> {
-        match self.unimplemented {
-            Some(error) if !self.any || node.all_must_implement(list) => Err(error),
-            _ if !self.unknown.is_empty() && (must_be_complete(list) || !self.any) => {
-                Err(Error::NeverListed(self.unknown))
-            }
-            _ => Ok(()),
+        let unimplemented = self.lacking.iter().find_map(|lacking| match &lacking.why {
+            Lack::Unimplemented(error) => Some(error.clone()),
+            _ => None,
+        });
+        if let Some(error) = unimplemented.clone().filter(|_| node.all_must_implement(list)) {
+            return Err(error);
+        }
+        if let Some(refusal) = self.refusal.filter(|_| is_measured(list) && !self.live_items) {
+            return Err(refusal);
+        }
+        if let Some(error) = unimplemented.filter(|_| !self.any) {
+            return Err(error);
+        }
+        let unheard = self.lacking.iter().filter(|lacking| !matches!(lacking.why, Lack::Unimplemented(_)));
+        let unheard: Vec<_> = unheard.map(|lacking| Arc::clone(&lacking.backend)).collect();
+        if !unheard.is_empty() && (must_be_complete(list) || !self.any) {
+            return Err(Error::NeverListed(unheard));
+        }
+        for NoContribution { backend, why } in &self.lacking {
+            node.left_out.backend(&node.metrics, backend, list.unary().name, why.cause().as_deref());
+        }
+        Ok(())
+    }
+}
+
+impl Lack {
+    /// Returns what the backend said; `None` if it could not be asked.
+    fn cause(&self) -> Option<String> {
+        match self {
+            Self::Unknown => None,
+            Self::Unimplemented(error) | Self::Refused(error) => Some(error.to_string()),
         }
     }
 }
@@ -147,7 +196,13 @@ impl Call {
         let mut parts = Vec::with_capacity(backends.len());
         let mut verdict = Completeness::default();
         for part in join_all(asked).await {
-            verdict.add(part.map(|part| parts.push(part)));
+            match part {
+                Ok(part) => {
+                    verdict.add(Ok(&part));
+                    parts.push(part);
+                }
+                Err(lacking) => verdict.add(Err(lacking)),
+            }
         }
         verdict.of(&self.node, list).map(|()| parts)
     }
@@ -214,7 +269,7 @@ impl Ask {
         node: &Arc<ProxyState>,
         backend: &Arc<Backend>,
         method: &'static Method,
-        headers: http::HeaderMap,
+        headers: HeaderMap,
         message: &Message,
     ) -> Result<Contribution, NoContribution> {
         let class = Class::of(method);
@@ -226,45 +281,63 @@ impl Ask {
                 return None;
             }
             let epoch = backend.last.epoch();
-            Some((epoch, backend.fetch(method, headers, message.framed()).await))
+            let reply = backend.fetch(method, headers.clone(), message.framed()).await;
+            match reply {
+                // One sandbox that goes away meanwhile makes containerd refuse the stats of all (sandbox_stats_list.go).
+                Ok(Collected { code: Code::NotFound | Code::Unknown, .. }) if is_measured(self.list) => {
+                    Some((epoch, backend.fetch(method, headers, message.framed()).await))
+                }
+                reply => Some((epoch, reply)),
+            }
         };
+        let mut refusal = None;
         match tokio::time::timeout(self.wait, asked).await {
             Ok(None) => refresh(node, backend, class),
             Ok(Some((epoch, Ok(reply)))) if reply.code == Code::Ok => {
                 let items = reply.message.encoded_bytes();
-                match learn::listed(node, backend, self.list, epoch, self.filter.is_empty(), items.clone()) {
-                    Ok(()) => return Ok(Contribution { backend: Arc::clone(backend), items, live: true }),
+                match learn::listed(node, backend, self.list, epoch, self.filter.is_empty(), &items) {
+                    Ok(items) => {
+                        let (backend, has_items) = (Arc::clone(backend), !items.is_empty());
+                        return Ok(Contribution { backend, items, has_items, live: true, refusal });
+                    }
                     Err(error) => failed(node, backend, class, error.to_string()),
                 }
             }
             Ok(Some((_, Ok(reply)))) if reply.code == Code::Unimplemented && is_optional(self.list) => {
-                return Err(NoContribution::Unimplemented(lacking(backend, method)));
+                let why = Lack::Unimplemented(lacking(backend, method));
+                return Err(NoContribution { backend: Arc::clone(&backend.name), why });
             }
             Ok(Some((_, Ok(reply)))) => {
                 failed(node, backend, class, format!("{} was answered with {:?}", method.name, reply.code));
+                refusal = Some(refused(backend, method, &reply.trailers));
             }
             Ok(Some((_, Err(Error::Down { .. })))) => {}
             Ok(Some((_, Err(error)))) => failed(node, backend, class, error.to_string()),
             Err(_) if self.wait == self.limit => fell_behind(node, backend, class, method),
             Err(_) => {}
         }
-        self.last_known(node, backend, method)
+        self.last_known(node, backend, method, refusal)
     }
 
-    /// Returns what the backend was last known to have.
+    /// Returns what the backend was last known to have; `refusal` is the error that it answered with, if it did.
     pub(super) fn last_known(
         &self,
         node: &ProxyState,
         backend: &Arc<Backend>,
         method: &Method,
+        refusal: Option<Error>,
     ) -> Result<Contribution, NoContribution> {
         let items = match learn::kept(self.list) {
             Some(kind) => backend.last.list(kind, &self.filter),
             None => backend.last.reply(method.rpc),
         };
-        let items = items.ok_or_else(|| NoContribution::Unknown(Arc::clone(&backend.name)))?;
+        let Some(items) = items else {
+            let why = refusal.map_or(Lack::Unknown, Lack::Refused);
+            return Err(NoContribution { backend: Arc::clone(&backend.name), why });
+        };
         node.metrics.lists_stale.with_label_values(&[&*backend.name, method.name]).inc();
-        Ok(Contribution { backend: Arc::clone(backend), items, live: false })
+        let has_items = !items.is_empty();
+        Ok(Contribution { backend: Arc::clone(backend), items, has_items, live: false, refusal })
     }
 }
 
@@ -351,7 +424,7 @@ pub(super) async fn list_all(node: &ProxyState, backend: &Arc<Backend>, list: Li
     let late = || Error::Late { backend: Arc::clone(&backend.name), waited: REFRESH };
     let reply = tokio::time::timeout(REFRESH, listed).await.map_err(|_| late())??;
     match reply.code {
-        Code::Ok => learn::listed(node, backend, list, epoch, true, reply.message.encoded_bytes()),
+        Code::Ok => learn::listed(node, backend, list, epoch, true, &reply.message.encoded_bytes()).map(drop),
         Code::Unimplemented if is_optional(list) => Err(lacking(backend, method)),
         code => {
             let cause = format!("{} was answered with {code:?}", method.name);
@@ -362,6 +435,14 @@ pub(super) async fn list_all(node: &ProxyState, backend: &Arc<Backend>, list: Li
 
 fn lacking(backend: &Backend, method: &Method) -> Error {
     Error::Unimplemented(format!("backend {} has no {}", backend.name, method.name))
+}
+
+/// Returns the error by which a backend's own answer goes out where the answers of several would.
+pub(super) fn refused(backend: &Backend, method: &Method, trailers: &HeaderMap) -> Error {
+    let status = Status::from_header_map(trailers);
+    let (code, message) =
+        status.map_or((Code::Unknown, String::new()), |status| (status.code(), status.message().to_owned()));
+    Error::Refused { backend: Arc::clone(&backend.name), method: method.name, code, message }
 }
 
 /// Returns how long a backend may take for a list.
@@ -378,6 +459,11 @@ pub(super) fn deadline(backend: &Backend, method: &Method) -> Duration {
 /// Whether leaving a backend out of this list does harm that an error does not.
 fn must_be_complete(list: List) -> bool {
     matches!(list, List::Sandboxes | List::Containers | List::Images)
+}
+
+/// Whether the list is of measured values: stats, metrics and their descriptors.
+pub(super) fn is_measured(list: List) -> bool {
+    matches!(list, List::ContainerStats | List::SandboxStats | List::SandboxMetrics | List::MetricDescriptors)
 }
 
 /// Whether a runtime may do without this list. Every other one is as old as the API, and a backend that denies

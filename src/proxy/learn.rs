@@ -12,10 +12,12 @@ use crate::backend::Backend;
 use crate::codec::Message;
 use crate::cri::{CREATED_ID, ContainerEventType, ITEM_ID, LIST_ITEMS, PodSandboxState, field, field_path};
 use crate::error::Error;
+use crate::merge::required;
 use crate::method::{Effect, List, Method};
 use crate::proxy::ProxyState;
 use crate::router::Pod;
 use crate::snapshot::{Filter, ListKind, Revision, SANDBOX_READY, SandboxRef};
+use crate::utf8;
 use crate::wire::{self, WireError};
 
 /// Returns where a creating request holds the uid of its pod.
@@ -118,36 +120,56 @@ pub(super) fn wrote(
     Ok(())
 }
 
-/// Learns from a list that `backend` sent. Only an unfiltered one may replace what is remembered.
+/// Learns from a list that `backend` sent, and returns it without what clients cannot read. Only an unfiltered one
+/// may replace what is remembered.
 pub(super) fn listed(
     node: &ProxyState,
     backend: &Backend,
     list: List,
     epoch: Revision,
     unfiltered: bool,
-    reply: Bytes,
-) -> Result<(), Error> {
+    reply: &Bytes,
+) -> Result<Bytes, Error> {
     let owned = |error: WireError| backend.garbage(error.to_string());
     // kubelet lists every second and mostly nothing has changed.
-    let held = kept(list).filter(|_| unfiltered).and_then(|kind| backend.last.held(kind, &reply));
-    if held.is_none() {
-        learn_owners(node, backend, list, &reply).map_err(owned)?;
-    }
-    let reply = held.unwrap_or(reply);
+    let held = kept(list).filter(|_| unfiltered).and_then(|kind| backend.last.held(kind, reply));
+    let reply = match held {
+        Some(held) => held,
+        None => owners(node, backend, list, reply)?,
+    };
     match kept(list) {
-        Some(kind) if unfiltered => backend.last.replace_list(kind, epoch, reply),
+        Some(kind) if unfiltered => backend.last.replace_list(kind, epoch, reply.clone()),
         Some(kind) => backend.last.update_items(kind, epoch, &reply).map_err(owned)?,
         // Values of metrics are of the moment, and many; those of a backend that does not answer are left out.
         None if list == List::SandboxMetrics => {}
         None => backend.last.remember_reply(list.unary().rpc, &reply),
     }
-    Ok(())
+    Ok(reply)
 }
 
-/// Learns the owners of the items in one frame of a list, and that it can be read at all.
-pub(super) fn owners(node: &ProxyState, backend: &Backend, list: List, frame: &[u8]) -> Result<(), Error> {
+/// Learns the owners of the items in one frame of a list, and that it can be read at all. Returns it without what
+/// clients cannot read.
+pub(super) fn owners(
+    node: &ProxyState,
+    backend: &Backend,
+    list: List,
+    frame: &Bytes,
+) -> Result<Bytes, Error> {
     let garbage = |error: WireError| backend.garbage(error.to_string());
-    learn_owners(node, backend, list, frame).map_err(garbage)
+    let frame = readable(node, backend, list, frame).map_err(garbage)?;
+    learn_owners(node, backend, list, &frame).map_err(garbage)?;
+    Ok(frame)
+}
+
+/// Returns a list without items that would crash a client, and with text that protobuf parsers take. Each such item
+/// is counted and, once a minute, named in the log.
+fn readable(node: &ProxyState, backend: &Backend, list: List, encoded: &Bytes) -> Result<Bytes, WireError> {
+    let method = list.unary().name;
+    let (whole, left_out) = required::checked(required::Reply::List(list), encoded)?;
+    node.left_out.items(&node.metrics, &backend.name, method, left_out);
+    let (text, repaired) = utf8::repaired(&format!("{method}Response"), &whole)?;
+    node.left_out.texts(&node.metrics, &backend.name, method, repaired);
+    Ok(text)
 }
 
 /// Learns the owners that an event of a backend names. What it says of their states is left to the next list,
@@ -201,9 +223,6 @@ fn learn_owners(node: &ProxyState, backend: &Backend, list: List, reply: &[u8]) 
         match list {
             List::Sandboxes | List::Containers => {
                 let (id, state) = id_and_sandbox_state(item)?;
-                if id.is_empty() {
-                    return Err(WireError::Missing(ITEM_ID));
-                }
                 if owners.is_owned_by(id, &backend.name) {
                     if list == List::Sandboxes {
                         owners.note_ready(id, state == u64::from(SANDBOX_READY.cast_unsigned()));

@@ -17,6 +17,7 @@ use crate::error::Error;
 use crate::events::Subscriptions;
 use crate::method::{List, Rpc};
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND, STATES};
+use crate::proxy::left_out::LeftOut;
 use crate::recent::Recent;
 use crate::relay::{Decision, Relay};
 use crate::router::{Choice, Router};
@@ -34,6 +35,8 @@ pub struct ProxyState {
     pub metrics: Arc<Metrics>,
     /// What happened lately, for the status page.
     pub recent: Recent,
+    /// What answers lacked lately.
+    pub left_out: LeftOut,
     /// Counters of calls to all backends.
     pub(super) all_calls: Arc<CallMetrics>,
     /// Counters of calls to none.
@@ -64,6 +67,7 @@ impl ProxyState {
             metrics,
             feeds: Subscriptions::default(),
             recent: Recent::default(),
+            left_out: LeftOut::default(),
             relay,
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),

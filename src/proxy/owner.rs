@@ -144,7 +144,7 @@ async fn ask(
             return Err(Error::Lost { backend: Arc::clone(&backend.name), cause });
         }
         let items = reply.message.encoded_bytes();
-        learn::listed(node, backend, list, epoch, false, items.clone())?;
+        let items = learn::listed(node, backend, list, epoch, false, &items)?;
         for item in wire::items(&items, LIST_ITEMS) {
             let known = wire::peek_str(item?, &[ITEM_ID])?;
             // A backend that ignores the filter must not make its other objects candidates.

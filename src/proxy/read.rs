@@ -13,7 +13,7 @@ use crate::backend::{Backend, Class, Collected};
 use crate::codec::Message;
 use crate::cri::{FILTER_ID, LIST_FILTER, LIST_ITEMS, field, field_path};
 use crate::error::Error;
-use crate::merge::stats;
+use crate::merge::{required, stats};
 use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, fan_out, learn};
@@ -41,10 +41,25 @@ impl Call {
             Ok(reply) => reply,
             Err(error) => return remembered().map(|status| Outcome::message(&status)).ok_or(error),
         };
+        let reply = if kind == StatusKind::Sandbox { self.safe(backend, method, reply)? } else { reply };
         if reply.code == Code::Ok && !verbose {
             backend.last.remember_status(kind, id, epoch, reply.message.encoded());
         }
         Ok(reply.into())
+    }
+
+    /// Returns a sandbox's status without what would crash kubelet.
+    fn safe(&self, backend: &Backend, method: &'static Method, reply: Collected) -> Result<Collected, Error> {
+        if reply.code != Code::Ok {
+            return Ok(reply);
+        }
+        let checked = required::checked(required::Reply::SandboxStatus, &reply.message.encoded_bytes());
+        let (encoded, count) = checked.map_err(|error| backend.garbage(error.to_string()))?;
+        if count == 0 {
+            return Ok(reply);
+        }
+        self.node.left_out.items(&self.node.metrics, &backend.name, method.name, count);
+        Ok(Collected { message: Message::new(&encoded), ..reply })
     }
 
     /// Reads the stats of one object; those of a backend that does not answer are the last ones listed.

@@ -22,7 +22,7 @@ use tonic::Code;
 
 use crate::backend::{Backend, Class, ReplyBody};
 use crate::codec::{self, Deframer, Frames, Message, PREFIX};
-use crate::cri::LIST_ITEMS;
+use crate::cri::{LIST_ITEMS, field};
 use crate::error::Error;
 use crate::merge::{self, stats};
 use crate::method::{List, Method};
@@ -57,8 +57,8 @@ struct Share {
 
 /// Where frames go.
 enum Out {
-    /// To the client, as they come.
-    Client(mpsc::Sender<Bytes>),
+    /// To the client, as they come, and whether any with items has gone.
+    Client(mpsc::Sender<Bytes>, bool),
     /// To a merge that needs all of them.
     Kept(Vec<Bytes>),
 }
@@ -71,6 +71,8 @@ enum Broken {
     Late,
     /// It failed.
     Failed(String),
+    /// It answered with an error of its own.
+    Refused(Error),
     /// The client is gone.
     Unwanted,
 }
@@ -114,7 +116,8 @@ impl Call {
             return self.merged(list, shares.collect()).await;
         }
         let (sender, end, frames) = Frames::channel(AHEAD);
-        let shares: Vec<_> = shares.map(|backend| share(backend, Out::Client(sender.clone()))).collect();
+        let shares: Vec<_> =
+            shares.map(|backend| share(backend, Out::Client(sender.clone(), false))).collect();
         let node = Arc::clone(&self.node);
         tokio::spawn(async move {
             let sent = async { join_all(shares.into_iter().map(Share::send)).await };
@@ -124,7 +127,10 @@ impl Call {
             };
             let mut verdict = Completeness::default();
             for share in sent {
-                verdict.add(share.map(drop));
+                match share {
+                    Ok(share) => verdict.add(Ok(&share)),
+                    Err(lacking) => verdict.add(Err(lacking)),
+                }
             }
             if let Err(error) = verdict.of(&node, list) {
                 end.set(error).ok();
@@ -138,7 +144,13 @@ impl Call {
         let mut verdict = Completeness::default();
         let mut parts = Vec::new();
         for share in join_all(shares.into_iter().map(Share::send)).await {
-            verdict.add(share.map(|part| parts.push(part)));
+            match share {
+                Ok(part) => {
+                    verdict.add(Ok(&part));
+                    parts.push(part);
+                }
+                Err(lacking) => verdict.add(Err(lacking)),
+            }
         }
         verdict.of(&self.node, list)?;
         let default = self.node.default_in(self.scope.as_ref());
@@ -156,29 +168,33 @@ impl Share {
     /// Sends what the backend has, live, or as last known.
     async fn send(mut self) -> Result<Contribution, NoContribution> {
         let class = Class::of(self.method);
+        let mut passed = Vec::new();
         if !self.backend.health.lacks(self.method) && !self.backend.health.is_late(class) {
-            let mut passed = Vec::new();
             match self.stream(&mut passed).await {
-                Ok(()) => return Ok(self.part(true)),
-                Err(Broken::Unwanted) => return Ok(self.part(false)),
+                Ok(()) => return Ok(self.part(true, None)),
+                Err(Broken::Unwanted) => return Ok(self.part(false, None)),
                 Err(Broken::Lacking) => self.backend.health.note_lack(self.method),
                 Err(Broken::Late) => {
                     if self.wait == self.limit {
                         fan_out::fell_behind(&self.node, &self.backend, class, self.method);
                     }
-                    return self.rest(&passed).await;
+                    return self.rest(&passed, None).await;
                 }
                 Err(Broken::Failed(cause)) => {
                     fan_out::failed(&self.node, &self.backend, class, cause);
-                    return self.rest(&passed).await;
+                    return self.rest(&passed, None).await;
+                }
+                Err(Broken::Refused(error)) => {
+                    fan_out::failed(&self.node, &self.backend, class, error.to_string());
+                    return self.rest(&passed, Some(error)).await;
                 }
             }
         }
         let unary = self.list.unary();
         let ask = self.ask();
         let part = ask.part(&self.node, &self.backend, unary, self.headers.clone(), &self.message).await?;
-        self.send_items(&part.items).await;
-        Ok(self.part(part.live))
+        self.send_items(&unsent(self.list, &part.items, &passed)).await;
+        Ok(self.part(part.live, part.refusal))
     }
 
     /// Passes the backend's own stream on; `passed` gets every message of it.
@@ -189,7 +205,7 @@ impl Share {
         let reply = in_time(&mut left, calling).await?.map_err(|error| Broken::Failed(error.to_string()))?;
         let mut body = reply.body;
         if let Some(code) = codec::status_code(&reply.headers) {
-            return self.ended(code);
+            return self.ended(code, &reply.headers);
         }
         let mut deframer = Deframer::default();
         while let Some(chunk) = in_time(&mut left, body.chunk()).await? {
@@ -199,8 +215,8 @@ impl Share {
                 self.pass(frame, passed).await?;
             }
         }
-        let code = in_time(&mut left, trailing_code(&mut body)).await?.map_err(Broken::Failed)?;
-        self.ended(code)?;
+        let (code, trailers) = in_time(&mut left, trailing_code(&mut body)).await?.map_err(Broken::Failed)?;
+        self.ended(code, &trailers)?;
         if !deframer.is_empty() {
             return Err(Broken::Failed(format!("{} ended inside a message", self.method.name)));
         }
@@ -208,27 +224,25 @@ impl Share {
         Ok(())
     }
 
-    fn ended(&self, code: Code) -> Result<(), Broken> {
+    fn ended(&self, code: Code, trailers: &HeaderMap) -> Result<(), Broken> {
         match code {
             Code::Ok => Ok(()),
             Code::Unimplemented => Err(Broken::Lacking),
-            code => Err(Broken::Failed(format!("{} was answered with {code:?}", self.method.name))),
+            _ => Err(Broken::Refused(fan_out::refused(&self.backend, self.method, trailers))),
         }
     }
 
     /// Checks one frame, learns its owners and passes it on.
     async fn pass(&mut self, frame: Bytes, passed: &mut Vec<Bytes>) -> Result<(), Broken> {
-        let encoded = frame.slice(PREFIX..);
-        learn::owners(&self.node, &self.backend, self.list, &encoded)
+        let came = frame.slice(PREFIX..);
+        let encoded = learn::owners(&self.node, &self.backend, self.list, &came)
             .map_err(|error| Broken::Failed(error.to_string()))?;
         if encoded.is_empty() {
             return Ok(());
         }
         let ours = self.fitted(&encoded);
-        if learn::kept(self.list).is_some() {
-            passed.push(encoded.clone());
-        }
-        let frame = if ours.as_ptr() == encoded.as_ptr() { frame } else { Message::new(&ours).framed() };
+        passed.push(encoded);
+        let frame = if ours.as_ptr() == came.as_ptr() { frame } else { Message::new(&ours).framed() };
         if !ours.is_empty() && !self.put(frame).await {
             return Err(Broken::Unwanted);
         }
@@ -241,30 +255,20 @@ impl Share {
         }
         let whole = joined(passed);
         let unfiltered = self.filter.is_empty();
-        if let Err(error) = learn::listed(&self.node, &self.backend, self.list, epoch, unfiltered, whole) {
+        if let Err(error) = learn::listed(&self.node, &self.backend, self.list, epoch, unfiltered, &whole) {
             self.backend.health.note_error(error.to_string());
         }
     }
 
     /// Sends the last-known items that are not among those that went out already.
-    async fn rest(mut self, passed: &[Bytes]) -> Result<Contribution, NoContribution> {
-        let part = self.ask().last_known(&self.node, &self.backend, self.list.unary())?;
-        let items = match learn::kept(self.list) {
-            Some(kind) if !passed.is_empty() => {
-                let items = passed.iter().flat_map(|frame| wire::items(frame, LIST_ITEMS).flatten());
-                let sent: HashSet<&str> = items.filter_map(|item| item_id(kind, item).ok()).collect();
-                let mut rest = BytesMut::new();
-                for item in wire::items(&part.items, LIST_ITEMS).flatten() {
-                    if item_id(kind, item).is_ok_and(|id| !sent.contains(id)) {
-                        wire::put_bytes(&mut rest, LIST_ITEMS, item);
-                    }
-                }
-                rest.freeze()
-            }
-            _ => part.items,
-        };
-        self.send_items(&items).await;
-        Ok(self.part(false))
+    async fn rest(
+        mut self,
+        passed: &[Bytes],
+        refusal: Option<Error>,
+    ) -> Result<Contribution, NoContribution> {
+        let part = self.ask().last_known(&self.node, &self.backend, self.list.unary(), refusal)?;
+        self.send_items(&unsent(self.list, &part.items, passed)).await;
+        Ok(self.part(false, part.refusal))
     }
 
     /// Sends a list as frames.
@@ -291,7 +295,10 @@ impl Share {
     /// Hands a frame on; false if nobody wants it any more.
     async fn put(&mut self, frame: Bytes) -> bool {
         match &mut self.out {
-            Out::Client(client) => client.send(frame).await.is_ok(),
+            Out::Client(client, sent) => {
+                *sent |= frame.len() > PREFIX;
+                client.send(frame).await.is_ok()
+            }
             Out::Kept(frames) => {
                 frames.push(frame.slice(PREFIX..));
                 true
@@ -303,12 +310,12 @@ impl Share {
         Ask { list: self.list, filter: Arc::clone(&self.filter), limit: self.limit, wait: self.wait }
     }
 
-    fn part(self, live: bool) -> Contribution {
-        let items = match &self.out {
-            Out::Client(_) => Bytes::new(),
-            Out::Kept(frames) => joined(frames),
+    fn part(self, live: bool, refusal: Option<Error>) -> Contribution {
+        let (items, has_items) = match &self.out {
+            Out::Client(_, sent) => (Bytes::new(), *sent),
+            Out::Kept(frames) => (joined(frames), !frames.is_empty()),
         };
-        Contribution { backend: self.backend, items, live }
+        Contribution { backend: self.backend, items, has_items, live, refusal }
     }
 }
 
@@ -320,10 +327,31 @@ async fn in_time<T>(left: &mut Duration, future: impl Future<Output = T>) -> Res
     answer
 }
 
-async fn trailing_code(body: &mut ReplyBody) -> Result<Code, String> {
+async fn trailing_code(body: &mut ReplyBody) -> Result<(Code, HeaderMap), String> {
     let trailers = std::future::poll_fn(|cx| body.poll_trailers(cx)).await;
-    let code = trailers.map_err(|error| error.to_string())?.as_ref().and_then(codec::status_code);
-    code.ok_or_else(|| body.without_status().to_string())
+    let trailers = trailers.map_err(|error| error.to_string())?.unwrap_or_default();
+    let code = codec::status_code(&trailers).ok_or_else(|| body.without_status().to_string())?;
+    Ok((code, trailers))
+}
+
+/// Returns the items of a list that are not in any of the frames.
+fn unsent(list: List, items: &Bytes, frames: &[Bytes]) -> Bytes {
+    if frames.is_empty() {
+        return items.clone();
+    }
+    let key = |item| match learn::kept(list) {
+        Some(kind) => item_id(kind, item).ok(),
+        None => wire::peek_str(item, &[field!(PodSandboxMetrics.pod_sandbox_id)]).ok(),
+    };
+    let sent = frames.iter().flat_map(|frame| wire::items(frame, LIST_ITEMS).flatten());
+    let sent: HashSet<&str> = sent.filter_map(key).collect();
+    let mut rest = BytesMut::new();
+    for item in wire::items(items, LIST_ITEMS).flatten() {
+        if key(item).is_some_and(|id| !sent.contains(id)) {
+            wire::put_bytes(&mut rest, LIST_ITEMS, item);
+        }
+    }
+    rest.freeze()
 }
 
 fn joined(pieces: &[Bytes]) -> Bytes {

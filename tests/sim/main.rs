@@ -19,6 +19,7 @@ mod faults;
 mod forward;
 mod images;
 mod images_property;
+mod left_out;
 mod lists;
 mod malformed;
 mod outage;

@@ -285,3 +285,28 @@ async fn pod_stats_of_a_backend_without_them_follow_the_policy() {
         assert_eq!(status.code(), code, "{policy}");
     }
 }
+
+#[tokio::test]
+async fn a_stream_that_ends_unimplemented_after_frames_repeats_nothing() {
+    let a = streaming("a", 4, 2).await;
+    let crimux = Crimux::start(&[("a", &a)]).await;
+    for stream in ["StreamContainers", "StreamPodSandboxMetrics"] {
+        let unary = if stream == "StreamContainers" { "ListContainers" } else { "ListPodSandboxMetrics" };
+        let direct = Client::unix(a.socket());
+        let whole =
+            direct.raw(&format!("/runtime.v1.RuntimeService/{unary}"), &[], Bytes::new()).await.unwrap();
+        let first = crimux::wire::fields(&whole.single()).next().unwrap().unwrap().raw.to_vec();
+        a.unknown_method(stream, move |_| {
+            let (messages, reply) = Reply::stream();
+            messages.send(Ok(Bytes::from(first.clone()))).unwrap();
+            messages.send(Err(Status::unimplemented("no such method"))).unwrap();
+            reply
+        });
+        let path = format!("/runtime.v1.RuntimeService/{stream}");
+        let (frames, status) = frames(&crimux.client(), &path).await;
+        assert_eq!(status.code(), Code::Ok, "{stream}");
+        let items = crimux::wire::fields(&frames.concat()).count();
+        assert_eq!(items, crimux::wire::fields(&whole.single()).count(), "{stream}");
+        a.clear_replies();
+    }
+}

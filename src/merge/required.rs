@@ -1,0 +1,285 @@
+//! The fields that clients read without a check, and what becomes of a message that lacks one.
+//!
+//! kubelet dereferences some fields of list items and statuses although protobuf lets a runtime leave them out: one
+//! such item of one backend ends the process, and with it every pod start on the node. Directly that is the
+//! runtime's own fault; behind crimux it would be one backend that takes the others down. So the smallest message
+//! that would do it is left out, and counted. The table below is the whole list; what is not in it passes as it is.
+//! Read in kubelet, cri-client and component-base 1.37.2 and crictl 1.37.0 (which reads by getters alone); cAdvisor
+//! never asks over the CRI.
+
+use bytes::{Bytes, BytesMut};
+
+use crate::cri::{LIST_ITEMS, field, field_path};
+use crate::method::List;
+use crate::wire::{self, WireError};
+
+/// Which reply a rule is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reply {
+    /// A list, in one piece or a frame of it.
+    List(List),
+    /// One `ContainerEventResponse`.
+    Event,
+    /// `PodSandboxStatusResponse`.
+    SandboxStatus,
+}
+
+/// How a field can be missing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// It must be there, even if empty.
+    Present,
+    /// It must be text, and not empty.
+    Text,
+}
+
+/// What becomes of a message that lacks the field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remedy {
+    /// The message at [`Rule::message`] is left out.
+    LeaveOut,
+    /// The reply's `timestamp` is set to 0: kubelet then asks for each `ContainerStatus`, which its client checks.
+    ClearTimestamp,
+}
+
+/// One field that a client reads without a check.
+#[derive(Debug, Clone, Copy)]
+pub struct Rule {
+    /// The reply.
+    pub reply: Reply,
+    /// The path of field numbers to the message; empty for the reply itself.
+    pub message: &'static [u32],
+    /// The path from there to the field.
+    pub field: &'static [u32],
+    /// What of it must be there.
+    pub need: Need,
+    /// What becomes of a message without it.
+    pub remedy: Remedy,
+    /// Who reads it.
+    pub reader: &'static str,
+}
+
+const fn rule(
+    reply: Reply,
+    message: &'static [u32],
+    field: &'static [u32],
+    need: Need,
+    reader: &'static str,
+) -> Rule {
+    Rule { reply, message, field, need, remedy: Remedy::LeaveOut, reader }
+}
+
+use List::{
+    ContainerStats, Containers, Filesystems, Images, MetricDescriptors, SandboxMetrics, SandboxStats,
+    Sandboxes,
+};
+use Need::{Present, Text};
+use Reply::{Event, SandboxStatus};
+
+/// All of them. An ID is in the table because nothing can be asked about an object without one, and kubelet's PLEG
+/// keys its records by it.
+pub const RULES: [Rule; 19] = [
+    rule(Reply::List(Sandboxes), &[LIST_ITEMS], &field_path!(PodSandbox.id), Text, "kuberuntime/helpers.go"),
+    rule(
+        Reply::List(Sandboxes),
+        &[LIST_ITEMS],
+        &field_path!(PodSandbox.metadata),
+        Present,
+        "cm/helpers.go, kuberuntime_gc.go, stats buildPodStats",
+    ),
+    rule(Reply::List(Containers), &[LIST_ITEMS], &field_path!(Container.id), Text, "kuberuntime/helpers.go"),
+    rule(
+        Reply::List(Containers),
+        &[LIST_ITEMS],
+        &field_path!(Container.metadata),
+        Present,
+        "cm/helpers.go, kuberuntime_gc.go evictableContainers",
+    ),
+    rule(
+        Reply::List(ContainerStats),
+        &[LIST_ITEMS],
+        &field_path!(ContainerStats.attributes.id),
+        Text,
+        "stats/cri_stats_provider.go, Attributes.Id",
+    ),
+    rule(
+        Reply::List(ContainerStats),
+        &[LIST_ITEMS],
+        &field_path!(ContainerStats.attributes.metadata),
+        Present,
+        "stats makeContainerStats, Attributes.Metadata.Name",
+    ),
+    rule(
+        Reply::List(SandboxStats),
+        &[LIST_ITEMS],
+        &field_path!(PodSandboxStats.attributes.id),
+        Text,
+        "stats ListPodCPUAndMemoryStats, Attributes.Id",
+    ),
+    rule(
+        Reply::List(SandboxStats),
+        &[LIST_ITEMS],
+        &field_path!(PodSandboxStats.linux),
+        Present,
+        "stats addCRIPodContainerStats, Linux.Containers",
+    ),
+    rule(
+        Reply::List(SandboxStats),
+        &field_path!(ListPodSandboxStatsResponse.stats.linux.network),
+        &field_path!(NetworkUsage.default_interface),
+        Present,
+        "stats criInterfaceToSummary, DefaultInterface.Name",
+    ),
+    rule(
+        Reply::List(SandboxStats),
+        &field_path!(ListPodSandboxStatsResponse.stats.linux.containers),
+        &field_path!(ContainerStats.attributes.id),
+        Text,
+        "stats addCRIPodContainerStats, Attributes.Id",
+    ),
+    rule(
+        Reply::List(SandboxStats),
+        &field_path!(ListPodSandboxStatsResponse.stats.linux.containers),
+        &field_path!(ContainerStats.attributes.metadata),
+        Present,
+        "stats makeContainerStats, Attributes.Metadata.Name",
+    ),
+    rule(
+        Reply::List(Images),
+        &[LIST_ITEMS],
+        &field_path!(Image.id),
+        Text,
+        "images/image_gc_manager.go keys by it",
+    ),
+    rule(
+        Reply::List(Filesystems),
+        &[LIST_ITEMS],
+        &field_path!(FilesystemUsage.used_bytes),
+        Present,
+        "stats ImageFsStats, UsedBytes.Value",
+    ),
+    rule(
+        Reply::List(MetricDescriptors),
+        &[LIST_ITEMS],
+        &field_path!(MetricDescriptor.name),
+        Text,
+        "component-base/metrics, BaseStableCollector.add panics",
+    ),
+    rule(
+        Reply::List(SandboxMetrics),
+        &field_path!(ListPodSandboxMetricsResponse.pod_metrics.metrics),
+        &field_path!(Metric.value),
+        Present,
+        "collectors/cri_metrics.go, GetValue().Value",
+    ),
+    rule(
+        Reply::List(SandboxMetrics),
+        &field_path!(ListPodSandboxMetricsResponse.pod_metrics.container_metrics.metrics),
+        &field_path!(Metric.value),
+        Present,
+        "collectors/cri_metrics.go, GetValue().Value",
+    ),
+    rule(
+        Event,
+        &[],
+        &field_path!(ContainerEventResponse.pod_sandbox_status.metadata),
+        Present,
+        "pleg/evented.go up to 1.36, PodSandboxStatus.Metadata.Uid",
+    ),
+    rule(
+        Event,
+        &field_path!(ContainerEventResponse.containers_statuses),
+        &field_path!(ContainerStatus.image),
+        Present,
+        "kuberuntime GeneratePodStatus, status.Image.Image",
+    ),
+    Rule {
+        remedy: Remedy::ClearTimestamp,
+        ..rule(
+            SandboxStatus,
+            &field_path!(PodSandboxStatusResponse.containers_statuses),
+            &field_path!(ContainerStatus.image),
+            Present,
+            "kuberuntime GetPodStatus with EventedPLEG, status.Image.Image",
+        )
+    },
+];
+
+/// Returns `encoded` without what would crash a client, and how many messages that concerns. Without any the bytes
+/// are shared, not copied. An event whose own rule is broken comes back empty.
+///
+/// # Errors
+/// Whatever makes it unreadable.
+pub fn checked(reply: Reply, encoded: &Bytes) -> Result<(Bytes, usize), WireError> {
+    let rules = RULES.each_ref().map(|rule| (rule.reply == reply).then_some(rule));
+    let rules: Vec<&Rule> = rules.into_iter().flatten().collect();
+    let broken = count_broken(&rules, 0, encoded)?;
+    if broken == 0 {
+        return Ok((encoded.clone(), 0));
+    }
+    if rules.iter().any(|rule| rule.remedy == Remedy::ClearTimestamp) {
+        let mut cleared = BytesMut::from(&encoded[..]);
+        // The last occurrence of a scalar wins.
+        wire::put_varint(&mut cleared, field!(PodSandboxStatusResponse.timestamp), 0);
+        return Ok((cleared.freeze(), broken));
+    }
+    if breaks(&rules, 0, encoded)? {
+        return Ok((Bytes::new(), broken));
+    }
+    Ok((prune(&rules, 0, encoded)?.freeze(), broken))
+}
+
+/// Counts the smallest messages that break a rule.
+fn count_broken(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<usize, WireError> {
+    if breaks(rules, depth, message)? {
+        return Ok(1);
+    }
+    let mut broken = 0;
+    for field in wire::fields(message) {
+        let field = field?;
+        if rules.iter().any(|rule| rule.message.get(depth) == Some(&field.number)) {
+            broken += count_broken(&below(rules, depth, field.number), depth + 1, field.bytes()?)?;
+        }
+    }
+    Ok(broken)
+}
+
+/// Copies a message without what breaks a rule somewhere in it.
+fn prune(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<BytesMut, WireError> {
+    let mut out = BytesMut::with_capacity(message.len());
+    for field in wire::fields(message) {
+        let field = field?;
+        let inner = below(rules, depth, field.number);
+        if inner.is_empty() {
+            out.extend_from_slice(field.raw);
+        } else if !breaks(&inner, depth + 1, field.bytes()?)? {
+            wire::put_bytes(&mut out, field.number, &prune(&inner, depth + 1, field.bytes()?)?);
+        }
+    }
+    Ok(out)
+}
+
+/// Returns the rules about messages in this field.
+fn below<'a>(rules: &[&'a Rule], depth: usize, number: u32) -> Vec<&'a Rule> {
+    rules.iter().filter(|rule| rule.message.get(depth) == Some(&number)).copied().collect()
+}
+
+/// Tells whether a message breaks a rule about messages at its own depth.
+fn breaks(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<bool, WireError> {
+    for rule in rules.iter().filter(|rule| rule.message.len() == depth) {
+        let met = match rule.need {
+            Need::Present => wire::has_path(message, rule.field)?,
+            Need::Text => {
+                let text = wire::peek_bytes(message, rule.field)?.unwrap_or_default();
+                !text.is_empty() && std::str::from_utf8(text).is_ok()
+            }
+        };
+        if !met {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 //! crimux, touches the machine's own configuration, or needs root.
 
 mod debian;
+mod home;
 mod kubernetes;
 mod node_script;
 mod prometheus;

@@ -72,7 +72,13 @@ note() {
 lock() {
     mkdir -p "$ROOT/run"
     exec 9> "$ROOT/run/crimux-node.lock"
-    flock -w 300 9 || die "another crimux-node is at work on this node"
+    tries=0
+    # BusyBox's flock has no time limit of its own.
+    until flock -n 9; do
+        tries=$((tries + 1))
+        [ "$tries" -lt 300 ] || die "another crimux-node is at work on this node"
+        sleep 1
+    done
 }
 
 # wait_for UNIT: whether it runs, and goes on running.

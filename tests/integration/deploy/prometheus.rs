@@ -137,7 +137,7 @@ fn every_alert_leads_to_a_section_of_the_runbook_and_every_section_to_an_alert()
     for rule in rules(RULES[1]) {
         let name = rule["alert"].as_str().unwrap().to_owned();
         let link = rule["annotations"]["runbook_url"].as_str().unwrap().to_owned();
-        assert!(link.ends_with(&format!("/docs/runbook.md#{}", name.to_lowercase())), "{link}");
+        assert!(link.ends_with(&format!("/runbook.md#{}", name.to_lowercase())), "{link}");
         assert!(
             ["critical", "warning", "info"].contains(&rule["labels"]["severity"].as_str().unwrap()),
             "{name}"

@@ -1,35 +1,16 @@
-//! The Debian package: built by dpkg-deb from the asset list, installed, upgraded and purged in a private root.
+//! The Debian package: built by `dev/package`, installed, upgraded and purged in a private root.
 //!
-//! cargo-deb writes the same archive from the same list; what is tested here is the list, the conffile and the maintainer
-//! scripts. systemd is a stand-in that writes down what it is asked, found through PATH.
+//! crimux in it is a stand-in, but for the package that `CRIMUX_DEB` names. systemd is a stand-in that writes down what it
+//! is asked, found through PATH.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Output;
+use std::process::{Command, Output};
 
 use super::{read, repository, scratch, text, tool, write};
 
 const CONFIG: &str = "etc/crimux/config.yaml";
-
-/// The asset list of `Cargo.toml`: source, target, mode.
-fn assets() -> Vec<[String; 3]> {
-    let manifest = read("Cargo.toml");
-    let list = manifest.split("assets = [").nth(1).unwrap().split("\n]").next().unwrap();
-    let lines = list.lines().map(|line| line.trim().trim_end_matches(','));
-    lines.filter(|line| line.starts_with('[')).map(|line| serde_json::from_str(line).unwrap()).collect()
-}
-
-/// The files that a source of the list stands for.
-fn sources(pattern: &str) -> Vec<PathBuf> {
-    let path = match pattern.strip_prefix("target/package/") {
-        Some(generated) => generated_files().join(generated),
-        None => repository(pattern),
-    };
-    match path.to_str().unwrap().split_once('*') {
-        Some((directory, ending)) => super::files_below(Path::new(directory), &[ending]),
-        None => vec![path],
-    }
-}
 
 /// The man pages and completions, as `dev/package` has them generated.
 fn generated_files() -> &'static Path {
@@ -37,12 +18,27 @@ fn generated_files() -> &'static Path {
     GENERATED.get_or_init(|| {
         let directory = scratch("generated");
         for what in ["man", "completions"] {
-            let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_crimux"));
+            let mut command = Command::new(env!("CARGO_BIN_EXE_crimux"));
             let output = command.args(["generate", what]).arg(directory.join(what)).output().unwrap();
             assert!(output.status.success(), "{}", text(&output));
         }
         directory
     })
+}
+
+/// Builds the package around the program `binary`.
+fn build(version: &str, binary: &Path, to: &Path) {
+    let output = Command::new(repository("dev/package"))
+        .args(["--deb-version", version, "--architecture", "all", "--binary"])
+        .arg(binary)
+        .arg("--generated")
+        .arg(generated_files())
+        .arg("--output")
+        .arg(to)
+        .env("SOURCE_DATE_EPOCH", "1700000000")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", text(&output));
 }
 
 /// A private root with dpkg's database and a stand-in for systemd, and the packages to install in it.
@@ -53,8 +49,8 @@ struct Machine {
 impl Machine {
     /// `None`, after saying so, where dpkg is missing or may not be used like this.
     fn new(name: &str) -> Option<Self> {
-        use std::os::unix::fs::MetadataExt;
         tool("dpkg-deb", "dpkg")?;
+        tool("python3", "python3")?;
         if fs::metadata("/proc/self").unwrap().uid() != 0 {
             eprintln!("SKIPPED: dpkg installs into a private root only as root");
             return None;
@@ -74,33 +70,10 @@ impl Machine {
 
     /// Builds the package with a crimux that accepts or refuses every configuration.
     fn package(&self, version: &str, accepts: bool) -> PathBuf {
-        let tree = self.root.join(format!("package-{version}"));
-        for [source, target, mode] in assets() {
-            let mut to = tree.join(&target);
-            for from in sources(&source) {
-                if target.ends_with('/') {
-                    to = tree.join(&target).join(from.file_name().unwrap());
-                }
-                if source == "target/release/crimux" {
-                    script(&to, if accepts { "#!/bin/sh\n" } else { "#!/bin/sh\nexit 64\n" });
-                } else {
-                    fs::create_dir_all(to.parent().unwrap()).unwrap();
-                    fs::copy(&from, &to).unwrap();
-                    assert_eq!(mode, "644");
-                }
-            }
-        }
-        let control = format!(
-            "Package: crimux\nVersion: {version}\nArchitecture: all\nMaintainer: a <a@b>\nDescription: test\n"
-        );
-        write(&tree.join("DEBIAN/control"), &control);
-        write(&tree.join("DEBIAN/conffiles"), "/etc/crimux/config.yaml\n");
-        for name in ["postinst", "prerm", "postrm"] {
-            script(&tree.join("DEBIAN").join(name), &read(&format!("deploy/debian/{name}")));
-        }
+        let binary = self.root.join("crimux-stand-in");
+        script(&binary, if accepts { "#!/bin/sh\n" } else { "#!/bin/sh\nexit 64\n" });
         let file = self.root.join(format!("crimux-{version}.deb"));
-        let output = tool("dpkg-deb", "dpkg").unwrap().arg("--build").arg(&tree).arg(&file).output().unwrap();
-        assert!(output.status.success(), "{}", text(&output));
+        build(version, &binary, &file);
         file
     }
 
@@ -143,39 +116,32 @@ impl Drop for Machine {
 
 /// Writes an executable file.
 fn script(path: &Path, contents: &str) {
-    use std::os::unix::fs::PermissionsExt;
     write(path, contents);
     fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
 }
 
 #[test]
-fn every_asset_of_the_package_exists_and_its_targets_are_distinct() {
-    let mut targets = std::collections::BTreeSet::new();
-    for [source, target, _] in assets() {
-        let found = sources(&source);
-        assert!(!found.is_empty(), "{source}");
-        for file in found.iter().filter(|_| source != "target/release/crimux") {
-            assert!(file.is_file(), "{}", file.display());
-            assert!(
-                targets.insert((target.clone(), file.file_name().unwrap().to_owned())),
-                "{}",
-                file.display()
-            );
-        }
-    }
-    assert!(targets.len() > 8);
+fn equal_files_make_equal_packages() {
+    let Some(machine) = Machine::new("deb-equal") else { return };
+    let [first, second] = ["first", "second"].map(|name| {
+        let package = machine.package("1.0-1", true);
+        let file = machine.root.join(name);
+        fs::rename(package, &file).unwrap();
+        fs::read(file).unwrap()
+    });
+    assert!(first == second, "two packages of the same files differ");
 }
 
 #[test]
 fn the_package_is_installed_upgraded_and_purged_and_keeps_a_changed_config() {
     let Some(machine) = Machine::new("deb") else { return };
-    machine.install(&machine.package("1.0", true));
+    machine.install(&machine.package("1.0-1", true));
     assert!(!machine.asked().contains("start"), "{}", machine.asked());
     assert_eq!(fs::read_to_string(machine.root.join(CONFIG)).unwrap(), read("deploy/debian/config.yaml"));
     assert!(machine.root.join("usr/lib/systemd/system/crimux.socket").is_file());
 
     write(&machine.root.join(CONFIG), "default_backend: mine\n");
-    machine.install(&machine.package("2.0", true));
+    machine.install(&machine.package("2.0-1", true));
     assert!(machine.asked().contains("deb-systemd-invoke restart crimux.service"), "{}", machine.asked());
     assert_eq!(fs::read_to_string(machine.root.join(CONFIG)).unwrap(), "default_backend: mine\n");
 
@@ -189,47 +155,125 @@ fn the_package_is_installed_upgraded_and_purged_and_keeps_a_changed_config() {
 #[test]
 fn an_upgrade_that_refuses_the_config_leaves_the_running_crimux_alone() {
     let Some(machine) = Machine::new("deb-refused") else { return };
-    machine.install(&machine.package("1.0", true));
-    let output = machine.install(&machine.package("2.0", false));
+    machine.install(&machine.package("1.0-1", true));
+    let output = machine.install(&machine.package("2.0-1", false));
     assert!(!machine.asked().contains("restart"), "{}", machine.asked());
     assert!(text(&output).contains("the old one runs on"), "{}", text(&output));
 }
 
-#[test]
-fn removal_is_refused_while_kubelet_points_to_crimux() {
-    let Some(machine) = Machine::new("deb-in-use") else { return };
-    machine.install(&machine.package("1.0", true));
-    for (place, setting) in [
-        ("var/lib/kubelet/kubeadm-flags.env", "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint="),
-        ("var/lib/kubelet/instance-config.yaml", "containerRuntimeEndpoint: "),
-        ("etc/rancher/k3s/config.yaml", "container-runtime-endpoint: "),
-    ] {
-        let file = machine.root.join(place);
-        write(&file, &format!("{setting}unix:///run/crimux/crimux.sock\n"));
-        let output = machine.dpkg(&["--remove", "crimux"]);
+/// Every kind of place in which kubelet is told its endpoint.
+const POINTING: [(&str, &str); 14] = [
+    ("var/lib/kubelet/kubeadm-flags.env", "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=SOCKET\""),
+    ("var/lib/kubelet/config.yaml", "containerRuntimeEndpoint: SOCKET"),
+    ("var/lib/kubelet/instance-config.yaml", "containerRuntimeEndpoint: SOCKET"),
+    ("etc/kubernetes/kubelet.conf.d/10-runtime.conf", "containerRuntimeEndpoint: \"SOCKET\""),
+    ("etc/default/kubelet", "KUBELET_EXTRA_ARGS=--container-runtime-endpoint=SOCKET"),
+    ("etc/sysconfig/kubelet", "KUBELET_EXTRA_ARGS=--container-runtime-endpoint=SOCKET"),
+    ("etc/default/node", "ARGS=\"--v=2 --container-runtime-endpoint SOCKET\""),
+    ("etc/systemd/system/kubelet.service", "ExecStart=/usr/bin/kubelet --container-runtime-endpoint=SOCKET"),
+    ("etc/systemd/system/kubelet.service.d/10.conf", "Environment=ENDPOINT=SOCKET"),
+    ("run/systemd/system/kubelet.service.d/10.conf", "Environment=ENDPOINT=SOCKET"),
+    ("usr/lib/systemd/system/kubelet.service.d/10.conf", "Environment=ENDPOINT=SOCKET"),
+    (
+        "etc/systemd/system/k3s-agent.service",
+        "ExecStart=/usr/bin/k3s agent --container-runtime-endpoint=SOCKET",
+    ),
+    ("etc/rancher/k3s/config.yaml", "container-runtime-endpoint: SOCKET"),
+    ("etc/rancher/k3s/config.yaml.d/10.yaml", "container-runtime-endpoint: SOCKET"),
+];
+
+impl Machine {
+    #[track_caller]
+    fn refuses_removal(&self, place: &str, contents: &str) {
+        let file = self.root.join(place);
+        write(&file, contents);
+        let output = self.dpkg(&["--remove", "crimux"]);
         let said = text(&output);
         assert!(!output.status.success(), "{place}: {said}");
-        assert!(said.contains(&format!("kubelet still points to crimux in /{place}")), "{said}");
-        assert!(machine.root.join("usr/bin/crimux").exists() && !machine.asked().contains("stop"));
+        assert!(said.contains(&format!("kubelet still points to crimux in /{place}.")), "{said}");
+        assert!(self.root.join("usr/bin/crimux").exists() && !self.asked().contains("stop"));
         fs::remove_file(file).unwrap();
     }
+}
+
+#[test]
+fn removal_is_refused_wherever_kubelet_is_pointed_to_crimux() {
+    let Some(machine) = Machine::new("deb-in-use") else { return };
+    machine.install(&machine.package("1.0-1", true));
+    for (place, setting) in POINTING {
+        for socket in ["unix:///run/crimux/crimux.sock", "unix:///var/run/crimux/crimux.sock"] {
+            machine.refuses_removal(place, &format!("# A comment.\n{}\n", setting.replace("SOCKET", socket)));
+        }
+    }
+    // The command line of a kubelet that runs, whoever gave it.
+    write(&machine.root.join("proc/77/comm"), "kubelet\n");
+    machine.refuses_removal(
+        "proc/77/cmdline",
+        "/usr/bin/kubelet\0--container-runtime-endpoint=unix:///run/crimux/crimux.sock\0",
+    );
     machine.succeeds(&["--remove", "crimux"]);
     assert!(machine.asked().contains("deb-systemd-invoke stop crimux.service crimux.socket"));
 }
 
 #[test]
-fn the_package_of_cargo_deb_is_installed_upgraded_and_purged() {
+fn removal_is_refused_for_the_socket_that_the_configuration_or_the_unit_names() {
+    let Some(machine) = Machine::new("deb-own-socket") else { return };
+    machine.install(&machine.package("1.0-1", true));
+    let unit = machine.root.join("etc/systemd/system/crimux.socket.d/10.conf");
+    write(&unit, "[Socket]\nListenStream=\nListenStream=/run/by-unit.sock\n");
+    for listen in ["unix:///run/mine.sock", "/var/run/mine.sock", "\"unix:///run/mine.sock\" # ours"] {
+        write(&machine.root.join(CONFIG), &format!("default_backend: a\nlisten: {listen}\n"));
+        for socket in ["/run/mine.sock", "/run/by-unit.sock"] {
+            let setting = format!("containerRuntimeEndpoint: unix://{socket}\n");
+            machine.refuses_removal("var/lib/kubelet/config.yaml", &setting);
+        }
+    }
+}
+
+#[test]
+fn removal_goes_on_when_only_others_name_the_socket() {
+    let Some(machine) = Machine::new("deb-others") else { return };
+    machine.install(&machine.package("1.0-1", true));
+    for (place, contents) in [
+        ("etc/crictl.yaml", "runtime-endpoint: unix:///run/crimux/crimux.sock\n"),
+        ("etc/default/agent", "SOCKET=/run/crimux/crimux.sock\n"),
+        ("etc/default/kubelet", "# --container-runtime-endpoint=unix:///run/crimux/crimux.sock\n"),
+        (
+            "etc/systemd/system/crimux.service.d/10.conf",
+            "# --container-runtime-endpoint=/run/crimux/crimux.sock\n",
+        ),
+        ("etc/kubernetes/manifests/agent.yaml", "path: /run/crimux/crimux.sock\n"),
+        ("var/lib/kubelet/config.yaml", "containerRuntimeEndpoint: unix:///run/containerd/containerd.sock\n"),
+    ] {
+        write(&machine.root.join(place), contents);
+    }
+    machine.succeeds(&["--remove", "crimux"]);
+}
+
+#[test]
+fn lintian_finds_nothing() {
+    let Some(package) = std::env::var_os("CRIMUX_DEB") else {
+        eprintln!("SKIPPED: CRIMUX_DEB names no package (dev/test package)");
+        return;
+    };
+    let Some(mut lintian) = tool("lintian", "lintian") else { return };
+    let output = lintian.args(["--fail-on", "error,warning", "--allow-root"]).arg(package).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn the_package_with_crimux_in_it_is_installed_upgraded_and_purged() {
     let file = |name| std::env::var_os(name).map(PathBuf::from);
     let (Some(package), Some(next)) = (file("CRIMUX_DEB"), file("CRIMUX_DEB_NEXT")) else {
         eprintln!("SKIPPED: CRIMUX_DEB and CRIMUX_DEB_NEXT name no packages (dev/test package)");
         return;
     };
-    let Some(machine) = Machine::new("cargo-deb") else { return };
+    let Some(machine) = Machine::new("deb-real") else { return };
     let install =
         |package: &Path| machine.succeeds(&["--force-depends", "--install", package.to_str().unwrap()]);
     install(&package);
     let crimux = |arguments: &[&str]| {
-        std::process::Command::new(machine.root.join("usr/bin/crimux")).args(arguments).output().unwrap()
+        Command::new(machine.root.join("usr/bin/crimux")).args(arguments).output().unwrap()
     };
     assert!(crimux(&["--version"]).status.success());
     let config = machine.root.join(CONFIG);

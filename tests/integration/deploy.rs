@@ -6,10 +6,12 @@
 //! crimux, touches the machine's own configuration, or needs root.
 
 mod debian;
+mod helm;
 mod home;
 mod kubernetes;
 mod node_script;
 mod prometheus;
+mod release;
 mod systemd;
 
 use std::fs;

@@ -7,6 +7,10 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::{Log, LogFormat};
 
+#[cfg(feature = "otlp")]
+pub mod spans;
+#[cfg(not(feature = "otlp"))]
+#[path = "telemetry/no_spans.rs"]
 pub mod spans;
 
 /// The environment variable that goes before `log.level`.

@@ -1,107 +1,102 @@
-//! The operator's side: Prometheus, probes of health, the status page, and the answers behind `crimux status`.
+//! The operator's side: Prometheus metrics, health probes, the status page, and the API behind `crimux
+//! status`.
 //!
-//! Two listeners, on purpose unequal. The Unix socket is root's and serves everything, among it what changes
-//! something (`POST /v1/backends/…`) and what names pods. The HTTP port has no authentication, so it serves only
-//! what a metric label would say, and changes nothing. Nothing here is on the way of a call.
+//! There are two listeners with different rights. The Unix socket is root's and serves everything, including
+//! changes (`POST /v1/backends/…`) and the names of pods. The HTTP port has no authentication, so it serves
+//! only what a metric label would say, and changes nothing. No CRI call waits for anything here.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use prometheus::TextEncoder;
 use tokio::task::JoinSet;
 
 use crate::config;
-use crate::drain::Drain;
+use crate::drain::{self, Drain, DrainResult};
 use crate::proxy::ProxyState;
 use crate::server::{Listener, SocketFile};
-use load::Load;
 
+pub mod api;
 mod change;
-pub mod documents;
-mod load;
+pub mod duration;
+mod metrics;
 mod page;
 mod read;
 
-/// The admin socket commands; only root may.
+/// Permission bits of the admin socket: whoever may connect may command crimux.
 const SOCKET_MODE: u32 = 0o600;
 
-/// What every answer is made from.
+/// What the handlers of the admin listeners share.
 #[derive(Debug)]
 pub(crate) struct AdminState {
     node: Arc<ProxyState>,
-    load: Load,
     started: SystemTime,
 }
 
-/// Starts the admin listeners.
+/// Starts the admin listeners in `servers`. After the drain has begun, each has `deadline` to answer its last
+/// requests.
 ///
 /// # Errors
 /// If one of them cannot be bound.
 pub async fn spawn(
-    servers: &mut JoinSet<()>,
+    servers: &mut JoinSet<DrainResult>,
     config: &config::Admin,
     node: &Arc<ProxyState>,
     drain: &Drain,
+    deadline: Duration,
 ) -> anyhow::Result<()> {
-    let desk =
-        Arc::new(AdminState { node: Arc::clone(node), load: Load::default(), started: SystemTime::now() });
+    let state = Arc::new(AdminState { node: Arc::clone(node), started: SystemTime::now() });
     let (listener, file) = Listener::bind(&config.socket, SOCKET_MODE, None).await?.split();
-    let routes = pages().merge(commands()).with_state(Arc::clone(&desk));
-    serve(servers, listener, routes, drain, Some(file));
+    let routes = public_routes().merge(root_routes()).with_state(Arc::clone(&state));
+    servers.spawn(serve(listener, routes, drain.clone(), deadline, Some(file)));
     if let Some(address) = config.http {
         let listener = tokio::net::TcpListener::bind(address)
             .await
             .with_context(|| format!("cannot listen on {address} (admin.http)"))?;
         tracing::info!(address = %listener.local_addr()?, "admin.http serves metrics and the status page");
-        serve(servers, listener, pages().with_state(Arc::clone(&desk)), drain, None);
+        servers.spawn(serve(listener, public_routes().with_state(state), drain.clone(), deadline, None));
     }
-    servers.spawn(sample(desk, drain.clone()));
     Ok(())
 }
 
-fn serve<L>(servers: &mut JoinSet<()>, listener: L, routes: Router, drain: &Drain, file: Option<SocketFile>)
+/// Serves until the drain begins and the last request is answered, at most `deadline` longer. `_file` is
+/// removed then.
+async fn serve<L>(
+    listener: L,
+    routes: Router,
+    drain: Drain,
+    deadline: Duration,
+    _file: Option<SocketFile>,
+) -> DrainResult
 where
     L: axum::serve::Listener,
     L::Addr: std::fmt::Debug,
 {
-    let drain = drain.clone();
-    let serving = axum::serve(listener, routes).with_graceful_shutdown(async move { drain.begun().await });
-    servers.spawn(async move {
-        let _file = file;
-        if let Err(error) = serving.await {
-            tracing::error!(%error, "an admin listener stopped being served");
+    let begun = drain.clone().into_begun();
+    let serving = async {
+        if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(begun).await {
+            tracing::error!(%error, "an admin listener failed and no longer serves");
         }
-    });
+    };
+    drain::run_with_deadline("admin", &drain, deadline, serving).await
 }
 
-async fn sample(desk: Arc<AdminState>, drain: Drain) {
-    let mut tick = tokio::time::interval(load::STEP);
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            _ = tick.tick() => desk.load.sample(&desk.node.metrics.registry),
-            () = drain.begun() => return,
-        }
-    }
-}
-
-/// What everybody may see who reaches the port.
-fn pages() -> Router<Arc<AdminState>> {
+/// Routes without authentication.
+fn public_routes() -> Router<Arc<AdminState>> {
     Router::new()
         .route("/", get(page::page))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(metrics::scrape))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
 }
 
-/// What only root may see and do.
-fn commands() -> Router<Arc<AdminState>> {
+/// Routes of the admin socket alone.
+fn root_routes() -> Router<Arc<AdminState>> {
     Router::new()
         .route("/v1/status", get(read::status))
         .route("/v1/pods", get(read::pods))
@@ -114,21 +109,13 @@ fn commands() -> Router<Arc<AdminState>> {
         .route("/v1/backends/{name}/forget", post(change::forget))
 }
 
-async fn metrics(State(desk): State<Arc<AdminState>>) -> Response {
-    desk.node.refresh_gauges();
-    match TextEncoder::new().encode_to_string(&desk.node.metrics.registry.gather()) {
-        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
-    }
-}
-
-/// Ready once lists can be complete: every backend was listed, or saved state stands for it.
-async fn ready(State(desk): State<Arc<AdminState>>) -> impl IntoResponse {
-    let unknown: Vec<_> = desk
+/// Answers 200 once lists can be complete: every backend was listed, or has saved state to answer from.
+async fn ready(State(state): State<Arc<AdminState>>) -> impl IntoResponse {
+    let unknown: Vec<_> = state
         .node
         .backends()
         .iter()
-        .filter(|backend| !backend.last.known() && !desk.node.is_joining(backend))
+        .filter(|backend| !backend.last.known() && !state.node.is_joining(backend))
         .map(|backend| backend.name.to_string())
         .collect();
     if unknown.is_empty() {

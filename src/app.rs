@@ -1,7 +1,7 @@
-//! Puts the parts together, keeps them together while the configuration changes, and takes them apart.
+//! Starts the parts, keeps them while the configuration changes, and stops them.
 //!
-//! This is the only place that knows every part. [`App::start`] binds and connects, [`App::run`] waits for what
-//! an operator or systemd wants: SIGHUP or a changed file reloads, SIGTERM drains, a second one ends at once.
+//! Only this module knows every part. [`App::start`] binds and connects. [`App::run`] then waits for signals:
+//! SIGHUP or a changed file reloads, SIGTERM drains, a second SIGTERM exits at once.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::config::Config;
-use crate::drain::Drain;
+use crate::drain::{self, Drain, DrainResult};
+use crate::history::ReloadResult;
 use crate::metrics::Metrics;
 use crate::proxy::{Proxy, ProxyState};
 use crate::relay::{Relay, RelayMetrics};
@@ -20,25 +21,25 @@ use crate::router::{Handlers, Names, Router};
 use crate::server::Listener;
 use crate::snapshot::Snapshot;
 use crate::{admin, telemetry};
-use fleet::Backends;
+use backends::Backends;
 
-mod fleet;
+mod backends;
 mod systemd;
 mod watch;
 
-/// How often what is no longer listed is forgotten, and removed backends are looked at.
+/// How often owners of vanished objects are forgotten and removed backends are checked.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
-/// How often the runtime wakes at the least.
-const PULSE: Duration = Duration::from_millis(500);
+/// Period of [`timer_keepalive`]; shorter than any deadline of a call.
+const TIMER_PERIOD: Duration = Duration::from_millis(500);
 
 /// A running crimux.
 #[derive(Debug)]
 pub struct App {
     path: PathBuf,
     node: Arc<ProxyState>,
-    fleet: Backends,
+    backends: Backends,
     drain: Drain,
-    servers: JoinSet<()>,
+    servers: JoinSet<DrainResult>,
     writer: tokio::task::JoinHandle<()>,
 }
 
@@ -51,10 +52,10 @@ impl App {
         let config = Config::load(path)?;
         telemetry::start(&config.log)?;
         if let Some(tracing) = &config.tracing {
-            telemetry::spans::start(tracing).context("no spans can be sent")?;
+            telemetry::spans::start(tracing).context("spans cannot be exported")?;
         }
-        // First of all, so that a second crimux is refused before it touches the state of the first.
-        let bound = match systemd::listener(&config.listen)? {
+        // Before anything else, so that a second crimux is refused before it touches the state of the first.
+        let listener = match systemd::listener(&config.listen)? {
             Some(inherited) => inherited,
             None => Listener::bind(&config.listen, config.listen_mode, config.listen_owner).await?,
         };
@@ -65,30 +66,32 @@ impl App {
             tracing::warn!(%warning, "saved state");
         }
         let router = Router::new(Handlers::new(&config, &Names::new()));
-        let relay =
-            Relay::bind(RelayMetrics::new(&metrics.registry)?).await.context("no port for the relay")?;
+        let relay = Relay::bind(RelayMetrics::new(metrics.registry())?)
+            .await
+            .context("the relay cannot listen on a port of 127.0.0.1")?;
         let node =
             ProxyState::new(config.clone(), router, Arc::clone(&snapshot), metrics, Arc::clone(&relay));
-        let mut fleet = Backends::new(Arc::clone(&node), drain.clone());
-        fleet.apply(&config).await?;
-        tokio::spawn(pulse());
+        let mut backends = Backends::new(Arc::clone(&node), drain.clone());
+        backends.apply(&config).await?;
+        tokio::spawn(timer_keepalive());
         let writer = tokio::spawn(snapshot.run(drain.clone().into_begun()));
         let mut servers = JoinSet::new();
-        tracing::info!(listen = %bound.path().display(), backends = config.backends.len(), "serving");
+        tracing::info!(listen = %listener.path().display(), backends = config.backends.len(), "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
-        servers.spawn(bound.serve(proxy, drain.clone()));
-        servers.spawn(relay.run(drain.clone().into_begun(), config.drain_timeout));
-        admin::spawn(&mut servers, &config.admin, &node, &drain).await?;
-        Ok(Self { path: path.to_owned(), node, fleet, drain, servers, writer })
+        let limit = config.drain_timeout;
+        spawn_with_deadline(&mut servers, "listen", &drain, limit, listener.serve(proxy, drain.clone()));
+        spawn_with_deadline(&mut servers, "relay", &drain, limit, relay.run(drain.clone()));
+        admin::spawn(&mut servers, &config.admin, &node, &drain, limit).await?;
+        Ok(Self { path: path.to_owned(), node, backends, drain, servers, writer })
     }
 
-    /// Runs until it is told to end.
+    /// Runs until SIGTERM or SIGINT, then drains.
     ///
     /// # Errors
-    /// If signals cannot be waited for.
+    /// If a signal handler cannot be installed.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut terminate = Terminate::new()?;
+        let mut shutdown = ShutdownSignal::new()?;
         let mut changed = watch::changes(&self.path);
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let watchdog = systemd::watchdog();
@@ -98,58 +101,60 @@ impl App {
             tokio::select! {
                 _ = hangup.recv() => self.reload().await,
                 Some(()) = changed.recv() => self.reload().await,
-                _ = housekeeping.tick() => self.fleet.housekeep(),
+                _ = housekeeping.tick() => self.backends.housekeep(),
                 () = &mut watchdog => {}
-                () = terminate.recv() => break,
+                () = shutdown.recv() => break,
             }
         }
-        self.end(terminate).await;
+        self.shut_down(shutdown).await;
         Ok(())
     }
 
     async fn reload(&mut self) {
         systemd::reloading();
         let result = match Config::load(&self.path) {
-            Ok(config) if config == *self.node.config() => "unchanged",
-            Ok(config) => match self.fleet.apply(&config).await {
+            Ok(config) if config == *self.node.config() => ReloadResult::Unchanged,
+            Ok(config) => match self.backends.apply(&config).await {
                 Ok(()) => {
                     tracing::info!("configuration reloaded");
-                    "ok"
+                    ReloadResult::Ok
                 }
                 Err(error) => {
                     tracing::error!(error = format!("{error:#}"), "configuration partly applied");
-                    "failed"
+                    ReloadResult::Failed
                 }
             },
             Err(error) => {
-                tracing::error!("configuration not reloaded, the old one stays in force:\n{error}");
-                "failed"
+                tracing::error!("configuration not reloaded, the old one stays current:\n{error}");
+                ReloadResult::Failed
             }
         };
-        self.node.metrics.config_reloads.with_label_values(&[result]).inc();
-        // Anything that changes in the file's directory is looked at; only a changed configuration is news.
-        if result != "unchanged" {
-            self.node.recent.reloaded(result);
+        self.node.metrics.count_reload(result);
+        // The watcher fires for any change in the file's directory; only a changed configuration is an event.
+        if result != ReloadResult::Unchanged {
+            self.node.history.record_reload(result);
         }
         systemd::ready();
     }
 
-    async fn end(mut self, mut terminate: Terminate) {
+    async fn shut_down(mut self, mut shutdown: ShutdownSignal) {
         let limit = self.node.config().drain_timeout;
         tracing::info!(?limit, "draining");
         systemd::stopping();
         self.drain.begin();
         self.node.end_events();
         let drained = async {
-            while self.servers.join_next().await.is_some() {}
-            self.fleet.drained().await;
+            let mut results = vec![self.backends.drained(limit).await];
+            while let Some(result) = self.servers.join_next().await {
+                results.push(result.unwrap_or(DrainResult::Cut));
+            }
+            results.iter().all(|result| *result == DrainResult::Finished)
         };
         tokio::select! {
-            () = drained => tracing::info!("all calls have ended"),
-            () = tokio::time::sleep(limit) => tracing::warn!("calls still in flight are cut"),
-            () = terminate.recv() => tracing::warn!("told twice: ending at once"),
+            finished = drained => if finished { tracing::info!("all calls have ended") },
+            () = shutdown.recv() => tracing::warn!("second signal: exiting immediately"),
         }
-        self.fleet.remove_sockets().await;
+        self.backends.remove_sockets().await;
         if tokio::task::spawn_blocking(telemetry::spans::stop).await.is_err() {
             tracing::error!("the last spans were lost");
         }
@@ -159,13 +164,25 @@ impl App {
     }
 }
 
+/// Runs a server as a task of `servers`, at most `deadline` beyond the beginning of the drain.
+fn spawn_with_deadline(
+    servers: &mut JoinSet<DrainResult>,
+    component: &'static str,
+    drain: &Drain,
+    deadline: Duration,
+    serving: impl Future<Output = ()> + Send + 'static,
+) {
+    let drain = drain.clone();
+    servers.spawn(async move { drain::run_with_deadline(component, &drain, deadline, serving).await });
+}
+
 /// SIGTERM or SIGINT.
-struct Terminate {
+struct ShutdownSignal {
     term: Signal,
     int: Signal,
 }
 
-impl Terminate {
+impl ShutdownSignal {
     fn new() -> anyhow::Result<Self> {
         Ok(Self { term: signal(SignalKind::terminate())?, int: signal(SignalKind::interrupt())? })
     }
@@ -178,18 +195,19 @@ impl Terminate {
     }
 }
 
-/// Identifies this boot: what was running before it is not running now.
+/// Returns the kernel's boot ID; empty if it cannot be read. Sandboxes saved under another ID are not running
+/// now.
 fn boot_id() -> String {
-    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").context("no boot ID");
+    let read = std::fs::read_to_string("/proc/sys/kernel/random/boot_id");
     read.map_or_else(|_| String::new(), |id| id.trim().to_owned())
 }
 
-/// Wakes now and then, for ever. A timer that is to end before all others costs the runtime a system call and a turn
-/// when it is set; beside this one, the deadline of a call is never the first.
-async fn pulse() {
-    let mut pulse = tokio::time::interval(PULSE);
-    pulse.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// Keeps one earlier timer armed at all times. Arming a timer that becomes the earliest one costs tokio an
+/// extra wake-up, and per-call deadlines would otherwise pay it.
+async fn timer_keepalive() {
+    let mut timer = tokio::time::interval(TIMER_PERIOD);
+    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
-        pulse.tick().await;
+        timer.tick().await;
     }
 }

@@ -1,40 +1,38 @@
-//! The command line: what operators type.
+//! The command line.
 //!
-//! Verbs that read a running crimux ask its admin socket and take `--output`; `check` needs no running crimux.
-//! Exit codes: 0 fine, 1 failed, 2 usage (clap's), 64 bad configuration. Nothing here decides anything: the
-//! server does.
+//! Verbs that read a running crimux ask its admin socket and take `--output`; `check` needs no running
+//! crimux. Exit codes: 0 fine, 1 failed, 2 usage (clap's), 64 bad configuration. All decisions are the
+//! server's.
 
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::app::App;
-use crate::config::ConfigError;
-use asking::Target;
-use output::Format;
+use crate::config::{self, ConfigError};
+use client::ReadArgs;
 
-mod asking;
 mod backend;
 mod check;
+mod client;
+mod finding;
 mod generate;
 mod output;
 mod probe;
 mod runtime_classes;
 mod show;
 
-/// The exit code for a configuration with problems (`EX_USAGE` of sysexits).
+/// The exit code for a wrong configuration (`EX_USAGE` of sysexits).
 const BAD_CONFIG: u8 = 64;
-/// Where the configuration is, unless it is told otherwise.
-const DEFAULT_CONFIG: &str = "/etc/crimux/config.yaml";
 
 /// One CRI socket for kubelet, many container runtimes behind it.
 #[derive(Debug, Parser)]
 #[command(name = "crimux", version, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
-    verb: Command,
+    command: Command,
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 fine, 1 failed, 2 wrong usage, 64 bad configuration.";
@@ -45,8 +43,8 @@ enum Command {
     Serve(ConfigFile),
     /// Read the configuration and report every problem in it; with --probe, examine the backends too.
     ///
-    /// Nothing is changed, and no crimux needs to run. The exit code is 64 if the configuration has problems, and
-    /// 1 if --probe or --runtime-classes found an error.
+    /// Nothing is changed, and no crimux needs to run. The exit code is 64 if the configuration has problems,
+    /// and 1 if --probe or --runtime-classes found an error.
     Check(check::Check),
     /// Show every backend: its state, since when, what is on it, and what went wrong last.
     Status {
@@ -58,8 +56,8 @@ enum Command {
     },
     /// List the pods of all backends.
     ///
-    /// HANDLER is the RuntimeClass handler that leads to where the pod is. The pods of a backend that cannot be
-    /// asked are those last known, and marked so.
+    /// HANDLER is the RuntimeClass handler that leads to where the pod is. The pods of a backend that cannot
+    /// be asked are those last known, and marked so.
     Ps(ReadArgs),
     /// Show where new sandboxes of a handler go; without one, of every handler.
     Route {
@@ -93,29 +91,19 @@ enum Command {
 #[derive(Debug, clap::Args)]
 struct ConfigFile {
     /// The configuration file.
-    #[arg(long, short, default_value = DEFAULT_CONFIG)]
+    #[arg(long, short, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
 }
 
-/// What every verb that reads takes.
-#[derive(Debug, clap::Args)]
-struct ReadArgs {
-    /// A table for people, or the whole answer for scripts.
-    #[arg(long, short, value_enum, default_value = "table")]
-    output: Format,
-    #[command(flatten)]
-    target: Target,
-}
-
-/// Does what the command line says.
+/// Runs the command and returns the exit code.
 pub fn run(cli: Cli) -> ExitCode {
-    match done(cli.verb) {
+    match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) if error.downcast_ref::<ConfigError>().is_some() => {
             eprintln!("{error}");
             ExitCode::from(BAD_CONFIG)
         }
-        // Whoever reads our output has seen enough.
+        // The reader of our output has closed the pipe, as `head` does.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("crimux: {error:#}");
@@ -124,9 +112,10 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-fn done(verb: Command) -> anyhow::Result<ExitCode> {
-    let done = match verb {
-        // One thread serves all calls: a call then never waits for another thread to wake up (see ARCHITECTURE.md).
+fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
+    let code = match command {
+        // One thread serves all calls: a call then never waits for another thread to wake up (see
+        // ARCHITECTURE.md).
         Command::Serve(ConfigFile { config }) => {
             block_on(async { App::start(&config).await?.run().await })?;
             ExitCode::SUCCESS
@@ -137,10 +126,10 @@ fn done(verb: Command) -> anyhow::Result<ExitCode> {
         Command::Route { handler, reading } => block_on(show::routes(&reading, handler.as_deref()))?,
         Command::Images(reading) => block_on(show::images(&reading))?,
         Command::Backend(change) => block_on(change.run())?,
-        Command::Completions { shell } => generate::completions(shell),
-        Command::Generate { what, directory } => generate::all(what, &directory)?,
+        Command::Completions { shell } => generate::completions(shell, Cli::command()),
+        Command::Generate { what, directory } => generate::all(what, &directory, Cli::command())?,
     };
-    Ok(done)
+    Ok(code)
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

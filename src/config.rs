@@ -5,11 +5,12 @@
 //! Nothing here does I/O beyond reading that one file and looking up the names in `listen_owner`.
 
 mod backends;
+mod diagnostics;
 mod file;
-mod findings;
 mod handlers;
 mod hint;
 pub mod keys;
+pub mod loopback;
 mod problem;
 pub mod reference;
 mod section;
@@ -27,6 +28,9 @@ use std::time::Duration;
 pub use problem::{ConfigError, Diagnostic, Problems};
 pub use warnings::Warning;
 
+/// The path of the configuration unless the command line names another one.
+pub const DEFAULT_PATH: &str = "/etc/crimux/config.yaml";
+
 /// A checked configuration. Names of backends in it always exist in [`Config::backends`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
@@ -34,7 +38,8 @@ pub struct Config {
     pub listen: PathBuf,
     /// Permission bits of every socket that serves CRI. Default 0660.
     pub listen_mode: u32,
-    /// Owner of those sockets as `(uid, gid)`; `None` (`listen_owner: self`) leaves crimux's own. Default root:root.
+    /// Owner of those sockets as `(uid, gid)`; `None` (`listen_owner: self`) leaves crimux's own. Default
+    /// root:root.
     pub listen_owner: Option<(u32, u32)>,
     /// Where the last-known state is kept. Default `/var/lib/crimux`.
     pub state_dir: PathBuf,
@@ -65,7 +70,8 @@ pub struct Config {
 pub struct Admin {
     /// The socket of `crimux status` and the other verbs. Default `/run/crimux/admin.sock`.
     pub socket: PathBuf,
-    /// `/metrics`, `/healthz`, `/readyz` and the status page. Default `127.0.0.1:9440`; `None` (`http: off`) opens none.
+    /// `/metrics`, `/healthz`, `/readyz` and the status page. Default `127.0.0.1:9440`; `None` (`http: off`)
+    /// opens none.
     pub http: Option<SocketAddr>,
 }
 
@@ -242,8 +248,8 @@ impl Config {
     ///
     /// # Errors
     ///
-    /// [`ConfigError::Read`] if the file cannot be read, [`ConfigError::Invalid`] with every problem found if it is
-    /// wrong, not UTF-8 or larger than 1 MiB.
+    /// [`ConfigError::Read`] if the file cannot be read, [`ConfigError::Invalid`] with every problem found if
+    /// it is wrong, not UTF-8 or larger than 1 MiB.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
         let (text, base_dir) =
             read_bounded(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;

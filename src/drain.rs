@@ -1,16 +1,19 @@
-//! Shutting down: one trigger, any number of watchers, a deadline that the owner of the trigger keeps.
+//! Graceful shutdown: one trigger, any number of watchers, one deadline.
 //!
-//! A thin face over `tokio_util`'s token, so that every part names the same two things: "drain" (finish what
-//! you have, start nothing) and, after the deadline, the end of the process. It must not know what is drained.
+//! "Drain" means: accept nothing new, finish the work in flight. A [`Drain`] is the trigger;
+//! [`run_with_deadline`] gives a component that drains a limited time, so that the process always ends.
+//! Nothing here knows what is drained.
+
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-/// Tells its watchers to finish.
+/// Tells its watchers to finish. Clones share one trigger.
 #[derive(Debug, Clone, Default)]
 pub struct Drain(CancellationToken);
 
 impl Drain {
-    /// Begins the drain.
+    /// Begins the drain. A second call does nothing.
     pub fn begin(&self) {
         self.0.cancel();
     }
@@ -20,19 +23,79 @@ impl Drain {
         self.0.cancelled().await;
     }
 
-    /// Completes when the drain begins; for whoever keeps the wait.
+    /// Completes when the drain begins; the future owns its watcher.
     pub async fn into_begun(self) {
         self.0.cancelled_owned().await;
     }
 
-    /// Tells whether it has begun.
+    /// Tells whether the drain has begun.
     pub fn is_begun(&self) -> bool {
         self.0.is_cancelled()
     }
 
-    #[must_use]
     /// Returns a drain that begins with this one, or earlier by itself.
+    #[must_use]
     pub fn child(&self) -> Self {
         Self(self.0.child_token())
+    }
+}
+
+/// How a component's drain ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DrainResult {
+    /// All its work ended by itself.
+    Finished,
+    /// The deadline passed first, and the rest was cut off.
+    Cut,
+}
+
+/// Runs `serving` until it ends by itself, or until `deadline` has passed since `drain` began.
+///
+/// `serving` must watch `drain`: it stops accepting when the drain begins and completes with its last call.
+/// At the deadline it is dropped, so whatever it must cut off has to end with it.
+pub async fn run_with_deadline(
+    component: &'static str,
+    drain: &Drain,
+    deadline: Duration,
+    serving: impl Future<Output = ()>,
+) -> DrainResult {
+    let overdue = async {
+        drain.begun().await;
+        tokio::time::sleep(deadline).await;
+    };
+    tokio::select! {
+        biased;
+        () = serving => DrainResult::Finished,
+        () = overdue => {
+            tracing::warn!(component, ?deadline, "the component did not finish within drain_timeout: calls still in flight are cut");
+            DrainResult::Cut
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEADLINE: Duration = Duration::from_secs(5);
+
+    #[tokio::test(start_paused = true)]
+    async fn the_deadline_counts_from_the_beginning_of_the_drain() {
+        let drain = Drain::default();
+        let hung = run_with_deadline("test", &drain, DEADLINE, std::future::pending());
+        let mut hung = std::pin::pin!(hung);
+        assert!(tokio::time::timeout(DEADLINE * 10, &mut hung).await.is_err(), "no drain, no deadline");
+        drain.begin();
+        let started = tokio::time::Instant::now();
+        assert_eq!(hung.await, DrainResult::Cut);
+        assert_eq!(started.elapsed(), DEADLINE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_finishes_in_time_is_not_cut() {
+        let drain = Drain::default();
+        drain.begin();
+        let last_call = tokio::time::sleep(DEADLINE / 2);
+        assert_eq!(run_with_deadline("test", &drain, DEADLINE, last_call).await, DrainResult::Finished);
     }
 }

@@ -1,9 +1,10 @@
 //! Container events: every backend's stream once, to every client that wants it.
 //!
-//! A [`Subscription`] is one backend's stream, shared by its clients: runtimes of old hand each event to one of their
-//! subscribers only (containerd 1.7, `container_events.go`), so crimux must not subscribe twice. It exists while
-//! a client wants it. A [`Client`] has a bounded queue; one that does not read loses its stream, never an event
-//! out of the middle of it, and nobody waits for it. Nothing here knows how events are got or what is in them.
+//! A [`Subscription`] is one backend's stream, shared by its clients: runtimes of old hand each event to one
+//! of their subscribers only (containerd 1.7, `container_events.go`), so crimux must not subscribe twice. It
+//! exists while a client wants it. A [`Client`] has a bounded queue; one that does not read loses its stream,
+//! never an event out of the middle of it, and nobody waits for it. Nothing here knows how events are got or
+//! what is in them.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,11 +20,11 @@ use crate::error::Error;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Nothing yet.
-    Asking,
+    Probing,
     /// It streams.
     Streaming,
     /// It streamed, was lost, and is asked again.
-    Again,
+    Reconnecting,
     /// It does not stream.
     Refused,
 }
@@ -42,7 +43,7 @@ pub struct Client {
 pub struct Subscription {
     phase: watch::Sender<Phase>,
     clients: Mutex<Vec<Arc<Client>>>,
-    unwanted: Notify,
+    idle: Notify,
 }
 
 /// All streams of backends that are wanted at the moment.
@@ -68,7 +69,7 @@ impl Client {
     }
 
     /// Waits until the client has left or its stream was ended. One may wait at a time.
-    pub async fn over(&self) {
+    pub async fn closed(&self) {
         let queue = self.queue().clone();
         let Some(queue) = queue else { return };
         tokio::select! {
@@ -95,9 +96,9 @@ impl Client {
 impl Subscription {
     fn new() -> Arc<Self> {
         Arc::new(Self {
-            phase: watch::Sender::new(Phase::Asking),
+            phase: watch::Sender::new(Phase::Probing),
             clients: Mutex::default(),
-            unwanted: Notify::new(),
+            idle: Notify::new(),
         })
     }
 
@@ -122,13 +123,13 @@ impl Subscription {
     /// Waits until it is known whether the backend streams; tells whether it does.
     pub async fn streams(&self) -> bool {
         let mut phase = self.phase.subscribe();
-        let decided = phase.wait_for(|phase| *phase != Phase::Asking).await;
+        let decided = phase.wait_for(|phase| *phase != Phase::Probing).await;
         decided.is_ok_and(|phase| *phase != Phase::Refused)
     }
 
     /// Waits until the last client has left.
-    pub async fn unwanted(&self) {
-        self.unwanted.notified().await;
+    pub async fn idle(&self) {
+        self.idle.notified().await;
     }
 
     fn clients(&self) -> MutexGuard<'_, Vec<Arc<Client>>> {
@@ -138,50 +139,53 @@ impl Subscription {
 
 impl Subscriptions {
     /// Lets a client read a backend's stream. The second value tells whether the stream is new, so that the
-    /// caller must feed it.
+    /// caller must subscription it.
     pub fn attach(&self, backend: &Arc<str>, client: &Arc<Client>) -> (Arc<Subscription>, bool) {
-        let mut feeds = self.feeds();
-        let new = !feeds.contains_key(backend);
-        let feed = Arc::clone(feeds.entry(Arc::clone(backend)).or_insert_with(Subscription::new));
-        feed.clients().push(Arc::clone(client));
-        (feed, new)
+        let mut subscriptions = self.subscriptions();
+        let new = !subscriptions.contains_key(backend);
+        let subscription =
+            Arc::clone(subscriptions.entry(Arc::clone(backend)).or_insert_with(Subscription::new));
+        subscription.clients().push(Arc::clone(client));
+        (subscription, new)
     }
 
-    /// Takes a client away from a backend's stream; a stream without clients is unwanted.
+    /// Takes a client away from a backend's stream; a stream without clients is idle.
     pub fn detach(&self, backend: &str, client: &Arc<Client>) {
-        let mut feeds = self.feeds();
-        let Some(feed) = feeds.get(backend) else { return };
-        let mut clients = feed.clients();
+        let mut subscriptions = self.subscriptions();
+        let Some(subscription) = subscriptions.get(backend) else { return };
+        let mut clients = subscription.clients();
         clients.retain(|other| !Arc::ptr_eq(other, client));
-        let unwanted = clients.is_empty();
+        let idle = clients.is_empty();
         drop(clients);
-        if unwanted && let Some(feed) = feeds.remove(backend) {
-            feed.unwanted.notify_one();
+        if idle && let Some(subscription) = subscriptions.remove(backend) {
+            subscription.idle.notify_one();
         }
     }
 
     /// Ends a backend's stream: all its clients' streams end with `error`.
-    pub fn end(&self, backend: &str, feed: &Arc<Subscription>, error: &Error) {
-        let mut feeds = self.feeds();
-        if feeds.get(backend).is_some_and(|current| Arc::ptr_eq(current, feed)) {
-            feeds.remove(backend);
+    pub fn end(&self, backend: &str, subscription: &Arc<Subscription>, error: &Error) {
+        let mut subscriptions = self.subscriptions();
+        if subscriptions.get(backend).is_some_and(|current| Arc::ptr_eq(current, subscription)) {
+            subscriptions.remove(backend);
         }
-        drop(feeds);
-        feed.set(Phase::Refused);
-        for client in feed.clients().drain(..) {
+        drop(subscriptions);
+        subscription.set(Phase::Refused);
+        for client in subscription.clients().drain(..) {
             client.end(error.clone());
         }
     }
 
     /// Ends all clients' streams with `error`.
     pub fn end_all(&self, error: &Error) {
-        let feeds: Vec<_> = self.feeds().values().cloned().collect();
-        for client in feeds.iter().flat_map(|feed| std::mem::take(&mut *feed.clients())) {
+        let subscriptions: Vec<_> = self.subscriptions().values().cloned().collect();
+        for client in
+            subscriptions.iter().flat_map(|subscription| std::mem::take(&mut *subscription.clients()))
+        {
             client.end(error.clone());
         }
     }
 
-    fn feeds(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Subscription>>> {
+    fn subscriptions(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Subscription>>> {
         self.by_backend.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -203,18 +207,18 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_client_keeps_what_it_has_and_loses_the_rest_alone() {
-        let feeds = Subscriptions::default();
+        let subscriptions = Subscriptions::default();
         let (slow, mut slow_frames) = Client::new(2);
         let (fast, mut fast_frames) = Client::new(3);
-        let (feed, new) = feeds.attach(&name(), &slow);
+        let (subscription, new) = subscriptions.attach(&name(), &slow);
         assert!(new);
-        assert!(!feeds.attach(&name(), &fast).1, "the stream is shared");
+        assert!(!subscriptions.attach(&name(), &fast).1, "the stream is shared");
         let events = ["1", "2", "3"].map(Bytes::from);
-        let dropped: Vec<_> = events.iter().map(|event| feed.publish(event)).collect();
+        let dropped: Vec<_> = events.iter().map(|event| subscription.publish(event)).collect();
         assert_eq!(dropped, [0, 0, 1]);
         assert_eq!(read(&mut slow_frames).await, Ok(events[0].clone()));
         assert_eq!(read(&mut slow_frames).await, Ok(events[1].clone()));
-        slow.over().await;
+        slow.closed().await;
         assert_eq!(read(&mut slow_frames).await, Err(Some(Code::ResourceExhausted)));
         for event in events {
             assert_eq!(read(&mut fast_frames).await, Ok(event));
@@ -222,32 +226,32 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stream_is_unwanted_when_its_last_client_has_left() {
-        let feeds = Subscriptions::default();
+    async fn a_stream_is_idle_when_its_last_client_has_left() {
+        let subscriptions = Subscriptions::default();
         let (one, frames) = Client::new(1);
         let (other, _other_frames) = Client::new(1);
-        let (feed, _) = feeds.attach(&name(), &one);
-        feeds.attach(&name(), &other);
+        let (subscription, _) = subscriptions.attach(&name(), &one);
+        subscriptions.attach(&name(), &other);
         drop(frames);
-        one.over().await;
-        feeds.detach("a", &one);
-        assert!(!feeds.attach(&name(), &one).1, "the other still reads");
-        feeds.detach("a", &one);
-        feeds.detach("a", &other);
-        feed.unwanted().await;
-        assert!(feeds.attach(&name(), &one).1, "a new one is needed");
+        one.closed().await;
+        subscriptions.detach("a", &one);
+        assert!(!subscriptions.attach(&name(), &one).1, "the other still reads");
+        subscriptions.detach("a", &one);
+        subscriptions.detach("a", &other);
+        subscription.idle().await;
+        assert!(subscriptions.attach(&name(), &one).1, "a new one is needed");
     }
 
     #[tokio::test]
     async fn a_stream_that_ends_ends_those_of_its_clients_with_the_reason() {
-        let feeds = Subscriptions::default();
+        let subscriptions = Subscriptions::default();
         let (client, mut frames) = Client::new(1);
-        let (feed, _) = feeds.attach(&name(), &client);
-        feed.publish(&Bytes::from_static(b"last"));
-        feeds.end("a", &feed, &Error::Lost { backend: name(), cause: "ended".to_owned() });
-        assert!(!feed.streams().await);
+        let (subscription, _) = subscriptions.attach(&name(), &client);
+        subscription.publish(&Bytes::from_static(b"last"));
+        subscriptions.end("a", &subscription, &Error::Lost { backend: name(), cause: "ended".to_owned() });
+        assert!(!subscription.streams().await);
         assert_eq!(read(&mut frames).await, Ok(Bytes::from_static(b"last")));
-        client.over().await;
+        client.closed().await;
         assert_eq!(read(&mut frames).await, Err(Some(Code::Unavailable)));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Read [`proxy`] first: it is the life of a call. ARCHITECTURE.md has the plan of the house.
 
+pub mod accept;
 pub mod admin;
-pub mod age;
 pub mod app;
 pub mod backend;
 pub mod cli;
@@ -13,11 +13,11 @@ pub mod cri;
 pub mod drain;
 pub mod error;
 pub mod events;
+pub mod history;
 pub mod merge;
 pub mod method;
 pub mod metrics;
 pub mod proxy;
-pub mod recent;
 pub mod relay;
 pub mod router;
 pub mod server;

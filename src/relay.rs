@@ -1,26 +1,27 @@
-//! Brings exec, attach and port-forward streams to backends that kubelet on this node cannot dial.
+//! Relays exec, attach and port-forward streams to backends that kubelet on this node cannot dial.
 //!
-//! kubelet dials the URL that a backend returns. Where that cannot work (the backend is on another host or in a VM, or
-//! serves `https` with a certificate of its own) crimux returns a URL of its own loopback listener instead, with a
-//! token that is good for one use within one minute, and copies the connection byte for byte: SPDY and WebSocket pass
-//! because nothing is interpreted ([`head`] touches the path and `Host` of the first request, nothing else). The
-//! listener is on loopback only, because the token is all the authentication there is. What may be dialled is decided
-//! in `url.rs`: never what a remote backend wishes. A local backend's `https` URL is relayed only where `tls` is
-//! configured to verify it with; else it passes untouched. Neither tokens nor data are ever logged.
+//! kubelet dials the URL that a backend returns. Where that cannot work (the backend is on another host or in
+//! a VM, or serves `https` with a certificate of its own) crimux returns a URL of its own loopback listener
+//! instead, with a token that is good for one use within one minute, and copies the connection byte for byte:
+//! SPDY and WebSocket pass because nothing is interpreted ([`head`] rewrites the path and `Host` of the first
+//! request, nothing else). The listener is on loopback only, because the token is the only authentication.
+//! `url.rs` decides which hosts may be dialled; a remote backend never chooses one. A local backend's `https`
+//! URL is relayed only if `tls` is configured to verify it with, and passes untouched otherwise. Neither
+//! tokens nor data are logged.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
+use crate::accept::accept_loop;
 use crate::backend::connect::Connector;
 use crate::config::BackendConfig;
+use crate::drain::Drain;
 
 mod copy;
 pub mod head;
@@ -33,21 +34,19 @@ pub use metrics::RelayMetrics;
 pub use url::UrlError;
 
 use tokens::{Grant, Tokens};
-use url::{Kind, Plan};
+use url::StreamKind;
 
-/// How many connections may be without a complete request head at once; more wait in the kernel's backlog. They need
-/// no token yet, so without a bound any process of the node could use up crimux's file descriptors.
+/// How many connections may be without a complete request head at once; more wait in the kernel's backlog.
+/// They need no token yet, so without this limit any process of the node could exhaust crimux's file
+/// descriptors.
 const UNREAD_HEADS: usize = 512;
 
-/// Between two attempts to accept when the kernel refuses, as it does without file descriptors.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-/// What becomes of a backend's streaming URL.
+/// What kubelet gets instead of a backend's streaming URL.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
-    /// kubelet gets it as it is.
-    Pass,
-    /// kubelet gets this one instead. It holds a token: it must not be logged.
+pub enum StreamRoute {
+    /// The URL as it is: kubelet dials the backend itself.
+    Direct,
+    /// This URL of the relay. It holds a token: it must not be logged.
     Relay(String),
 }
 
@@ -79,88 +78,64 @@ impl Relay {
         }))
     }
 
-    /// Where the relay listens.
+    /// Returns the address the relay listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Decides what becomes of `url`, which `backend` returned, and mints a token if it is to be relayed.
+    /// Decides whether kubelet dials `url`, which `backend` returned, or a relay URL with a new token.
     ///
-    /// The stream will be dialled with `connector`, which is the one for `config`. No I/O.
+    /// The stream will be dialled with `connector`, which must be the one for `config`. No I/O.
     ///
     /// # Errors
     ///
     /// A [`UrlError`] if the URL must be neither passed nor dialled.
-    pub fn decide(
+    pub fn route(
         &self,
         backend: &str,
         config: &BackendConfig,
         connector: &Arc<Connector>,
         url: &str,
-    ) -> Result<Decision, UrlError> {
-        let stream = match url::plan(config, url)? {
-            Plan::Pass => return Ok(Decision::Pass),
-            Plan::Relay(stream) => stream,
-        };
+    ) -> Result<StreamRoute, UrlError> {
+        let Some(stream) = url::stream_to_relay(config, url)? else { return Ok(StreamRoute::Direct) };
         let token = tokens::mint().map_err(UrlError::NoRandom)?;
         let ours = format!("http://{}/{}/{token}{}", self.address, stream.kind.as_str(), stream.query);
         let grant = Grant { backend: backend.to_owned(), connector: Arc::clone(connector), stream };
         self.tokens().insert(token, grant, Instant::now());
-        Ok(Decision::Relay(ours))
+        Ok(StreamRoute::Relay(ours))
     }
 
-    /// Serves until `shutdown`, then accepts nothing more, gives open streams `drain_timeout`, and cuts what is left.
+    /// Accepts streams until `drain` begins, then completes with the last open stream. Dropping it cuts the
+    /// streams.
     ///
     /// Runs once; a second run returns at once.
-    pub async fn run(self: Arc<Self>, shutdown: impl Future<Output = ()>, drain_timeout: Duration) {
+    pub async fn run(self: Arc<Self>, drain: Drain) {
         let Some(listener) = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take() else {
             return;
         };
-        let (streams, cut) = (TaskTracker::new(), CancellationToken::new());
+        let mut streams = JoinSet::new();
+        let accept = || self.accept(&listener);
+        let serve = |(client, permit)| {
+            while streams.try_join_next().is_some() {}
+            let relay = Arc::clone(&self);
+            streams.spawn(async move { serve::serve(&relay, client, permit).await });
+        };
         tokio::select! {
-            () = shutdown => {}
-            () = self.accept(&listener, &streams, &cut) => {}
+            () = drain.begun() => {}
+            () = accept_loop("relay", accept, serve) => {}
             () = self.purge() => {}
         }
         drop(listener);
-        streams.close();
-        if tokio::time::timeout(drain_timeout, streams.wait()).await.is_err() {
-            tracing::info!(streams = streams.len(), "cutting the streams that outlasted the drain");
-            cut.cancel();
-            streams.wait().await;
-        }
+        while streams.join_next().await.is_some() {}
     }
 
-    /// Accepts for ever.
-    async fn accept(
-        self: &Arc<Self>,
-        listener: &TcpListener,
-        streams: &TaskTracker,
-        cut: &CancellationToken,
-    ) {
-        loop {
-            match self.accept_one(listener).await {
-                Ok((client, permit)) => {
-                    let (relay, cut) = (Arc::clone(self), cut.clone());
-                    streams.spawn(async move {
-                        cut.run_until_cancelled(serve::serve(&relay, client, permit)).await;
-                    });
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "the streaming relay cannot accept");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
-            }
-        }
-    }
-
-    async fn accept_one(&self, listener: &TcpListener) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
+    async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
         let permit = Arc::clone(&self.unread_heads).acquire_owned().await.map_err(io::Error::other)?;
         let (client, _) = listener.accept().await?;
         Ok((client, permit))
     }
 
-    /// Forgets expired tokens even when none is minted or redeemed any more. For ever.
+    /// Drops expired tokens even while none is minted or redeemed. Never completes.
     async fn purge(&self) {
         let mut ticks = tokio::time::interval(tokens::LIFETIME);
         loop {
@@ -169,7 +144,7 @@ impl Relay {
         }
     }
 
-    fn redeem(&self, kind: Kind, token: &str) -> Option<Grant> {
+    fn redeem(&self, kind: StreamKind, token: &str) -> Option<Grant> {
         self.tokens().redeem(kind, token, Instant::now())
     }
 

@@ -1,15 +1,14 @@
-//! The sockets that clients speak to: bound safely, each call handed to the proxy, which is a tonic service.
+//! The CRI sockets: binds them safely and hands each call to the proxy, which is a tonic service.
 //!
-//! A socket file that nobody listens on is replaced; one that somebody listens on is an error, so that a second
-//! crimux never takes a node's socket away. Only a socket that was bound here is removed at the end; one that
-//! was inherited from systemd stays. Calls are unlimited in number, because events, pulls and `ExecSync` hold theirs
-//! for hours.
+//! A socket file without a listener is replaced; one with a listener is an error, so that a second crimux
+//! never takes a node's socket away. Only a socket that was bound here is removed at the end; one that was
+//! inherited from systemd stays. The number of calls is not limited here, because events, pulls and
+//! `ExecSync` hold theirs for hours.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
-use std::time::Duration;
 
 use anyhow::Context;
 use grpc_http2::server::{self as http2, IncomingRequest, ServerConfig};
@@ -18,17 +17,16 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
+use crate::accept::accept_loop;
 use crate::codec;
 use crate::drain::Drain;
 use crate::proxy::Proxy;
 
-/// How long to wait after the system had no connection to give, for want of file descriptors perhaps.
-const PAUSE: Duration = Duration::from_secs(1);
-
-/// What the kernel may hold of replies that a client has not read; it halves or caps this as it likes.
+/// `SO_SNDBUF` of a client's connection, in bytes; the kernel may halve or cap it. A list of hundreds of
+/// kilobytes then takes one write.
 const SEND_BUFFER: usize = 1 << 20;
 
-/// A socket that is listening.
+/// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
     listener: UnixListener,
@@ -36,39 +34,39 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds `path`, making its directory, with these permission bits and owner.
+    /// Binds `path` with these permission bits and owner, and creates its directory.
     ///
     /// # Errors
-    /// If somebody listens there already, something else than a socket stands there, or the system refuses.
+    /// If another process listens there, if the file is not a socket, or if a system call fails.
     pub async fn bind(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> anyhow::Result<Self> {
         if let Some(directory) = path.parent() {
             std::fs::create_dir_all(directory)
                 .with_context(|| format!("cannot make {}", directory.display()))?;
         }
-        clear(path).await?;
+        remove_stale_socket(path).await?;
         let listener =
             UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
+        let file = SocketFile { path: path.to_owned(), made: device_and_inode(path).ok() };
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
             .with_context(|| format!("cannot set the mode of {}", path.display()))?;
         if let Some((uid, gid)) = owner {
             std::os::unix::fs::chown(path, Some(uid), Some(gid))
                 .with_context(|| format!("cannot set the owner of {}", path.display()))?;
         }
-        let file = SocketFile { path: path.to_owned(), made: identity(path).ok() };
         Ok(Self { listener, file })
     }
 
-    /// Takes over a socket that is listening already, such as systemd's.
+    /// Wraps a socket that listens already, such as systemd's.
     ///
     /// # Errors
-    /// If it cannot be used without blocking.
+    /// If it cannot be set to non-blocking.
     pub fn inherited(listener: std::os::unix::net::UnixListener, path: &Path) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let file = SocketFile { path: path.to_owned(), made: None };
         Ok(Self { listener: UnixListener::from_std(listener)?, file })
     }
 
-    /// Returns where it listens.
+    /// Returns the path it listens on.
     pub fn path(&self) -> &Path {
         &self.file.path
     }
@@ -80,36 +78,31 @@ impl Listener {
 
     /// Serves until the drain begins, then until the calls in flight have ended.
     pub async fn serve(self, proxy: Proxy, drain: Drain) {
-        let (listener, file) = self.split();
+        self.accept(proxy, drain).await.wait().await;
+    }
+
+    /// Accepts connections until the drain begins, then removes the socket file. Returns the connections that
+    /// are still open: each closes once its calls in flight have ended.
+    pub async fn accept(self, proxy: Proxy, drain: Drain) -> TaskTracker {
         let connections = TaskTracker::new();
-        let accepting = async {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => {
-                        connections.spawn(attend(stream, proxy.clone(), drain.clone()));
-                    }
-                    Err(error) => {
-                        tracing::warn!(%error, "a connection was not accepted");
-                        tokio::time::sleep(PAUSE).await;
-                    }
-                }
-            }
-        };
+        let name = self.path().display().to_string();
+        let listener = &self.listener;
+        let accept = || async move { listener.accept().await.map(|(stream, _)| stream) };
+        let serve = |stream| drop(connections.spawn(serve_connection(stream, proxy.clone(), drain.clone())));
         tokio::select! {
             () = drain.begun() => {}
-            () = accepting => {}
+            () = accept_loop(&name, accept, serve) => {}
         }
-        drop((listener, file));
         connections.close();
-        connections.wait().await;
+        connections
     }
 }
 
-/// Takes the calls of one client until it goes, or until a drain has let the last one end.
-async fn attend(stream: UnixStream, mut proxy: Proxy, drain: Drain) {
-    // A list of hundreds of kilobytes is written in one go, if the system allows.
+/// Serves the calls of one client until it disconnects, or until the drain has begun and the last call has
+/// ended.
+async fn serve_connection(stream: UnixStream, mut proxy: Proxy, drain: Drain) {
     if let Err(error) = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER) {
-        tracing::debug!(%error, "the send buffer stays as it is");
+        tracing::debug!(%error, "the send buffer of a client's connection keeps its size");
     }
     let mut client = http2::handshake(stream, http2_config());
     let mut draining = pin!(drain.into_begun());
@@ -133,43 +126,47 @@ async fn attend(stream: UnixStream, mut proxy: Proxy, drain: Drain) {
                     }
                 });
             }
-            Some(Err(error)) => return tracing::debug!(%error, "a client's connection broke"),
+            Some(Err(error)) => return tracing::debug!(%error, "a client's connection failed"),
             None => return,
         }
     }
 }
 
-/// What a client may send.
+/// Returns the limits on what a client may send.
 fn http2_config() -> ServerConfig {
     ServerConfig { max_request: codec::PREFIX + codec::MAX_REQUEST, ..ServerConfig::default() }
 }
 
-/// The file of a socket; removed with this value, if we made it and it is still ours.
+/// The file of a socket. Dropping this value removes the file if [`Listener::bind`] made it and it was not
+/// replaced.
 #[derive(Debug)]
 pub struct SocketFile {
     path: PathBuf,
-    /// Device and inode of the file that we made; `None` for an inherited socket.
+    /// Device and inode of the bound file; `None` for an inherited socket.
     made: Option<(u64, u64)>,
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.made.is_none() || identity(&self.path).ok() != self.made {
+        if self.made.is_none() || device_and_inode(&self.path).ok() != self.made {
             return;
         }
         if let Err(error) = std::fs::remove_file(&self.path) {
-            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket");
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket file");
         }
     }
 }
 
-/// Removes a socket file that nobody listens on.
-async fn clear(path: &Path) -> anyhow::Result<()> {
+/// Removes a socket file without a listener.
+async fn remove_stale_socket(path: &Path) -> anyhow::Result<()> {
     let Ok(metadata) = std::fs::symlink_metadata(path) else { return Ok(()) };
     anyhow::ensure!(metadata.file_type().is_socket(), "{} exists and is not a socket", path.display());
     match UnixStream::connect(path).await {
         Ok(_) => {
-            anyhow::bail!("{} is in use: somebody listens on it, perhaps another crimux", path.display())
+            anyhow::bail!(
+                "{} is in use: another process listens on it, perhaps another crimux",
+                path.display()
+            )
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).with_context(|| format!("cannot remove the stale {}", path.display()))
@@ -178,7 +175,7 @@ async fn clear(path: &Path) -> anyhow::Result<()> {
     }
 }
 
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
+fn device_and_inode(path: &Path) -> io::Result<(u64, u64)> {
     let metadata = std::fs::symlink_metadata(path)?;
     Ok((metadata.dev(), metadata.ino()))
 }

@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crimux::config::keys::{self, Default, KEYS, Kind};
+use crimux::config::keys::{self, DefaultValue, KEYS, ValueKind};
 use crimux::config::{
     Config, ConfigError, Endpoint, Identity, LogFormat, Problems, RelayMode, StatsPolicy, Target, Timeouts,
     reference,
@@ -256,8 +256,11 @@ fn a_section_without_keys_has_its_defaults() {
 #[test]
 fn every_key_refuses_a_value_of_the_wrong_shape() {
     for key in KEYS.iter().filter(|key| !key.path.ends_with(".*") && !key.path.ends_with("[]")) {
-        let wrong =
-            if matches!(key.kind, Kind::Section | Kind::Named | Kind::List) { "text" } else { "[list]" };
+        let wrong = if matches!(key.kind, ValueKind::Section | ValueKind::Named | ValueKind::List) {
+            "text"
+        } else {
+            "[list]"
+        };
         let mut text = String::new();
         let mut indent = String::new();
         let (parents, name) = key.path.rsplit_once('.').unwrap_or(("", key.path));
@@ -564,7 +567,7 @@ fn words_out_of_a_closed_set_get_a_hint() {
 #[test]
 fn every_word_of_a_closed_set_is_understood() {
     for key in KEYS {
-        let Kind::OneOf(words) = key.kind else { continue };
+        let ValueKind::OneOf(words) = key.kind else { continue };
         for word in words {
             let text = match key.path.strip_prefix("backends.*.") {
                 Some("streaming.relay") => {
@@ -767,7 +770,7 @@ fn the_example_shows_every_key_with_its_default() {
     for key in KEYS {
         let values = values_at(&example, key.path);
         assert!(!values.is_empty(), "config.example.yaml lacks {}", key.path);
-        if let Default::Is(default) = key.default {
+        if let DefaultValue::Is(default) = key.default {
             assert!(values.iter().any(|value| value == default), "{}: {values:?}, not {default:?}", key.path);
         }
     }

@@ -1,9 +1,9 @@
-//! The changes that an operator may make: drain, undrain, forget.
+//! The changes an operator may make to a backend: drain, undrain, forget.
 //!
-//! Only the admin socket, which is root's, serves them. What is likely a mistake is refused with 409 and a reason,
-//! until it is asked for with `force`: draining the only backend of a handler, and forgetting a backend that is
-//! up and would be relearnt at once. All survive a restart, by the journal of the last-known state; what was
-//! forgotten is on the disk itself before the operator hears of it.
+//! Only the admin socket serves them. A change that is probably a mistake is refused with 409 and a reason
+//! unless `force` is set: draining the only backend of a handler, and forgetting a backend that is up and
+//! would list the same objects again. All changes survive a restart, through the journal of the last-known
+//! state; `forget` is on the disk before it is answered.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 
 use crate::admin::AdminState;
-use crate::admin::documents::Changed;
+use crate::admin::api::ChangeResult;
 use crate::admin::read::{self, ApiError, refusal};
 use crate::backend::Backend;
 use crate::error::whose;
@@ -25,18 +25,18 @@ pub(super) struct ForceQuery {
     force: bool,
 }
 
-/// Takes no new sandboxes to a backend from now on.
+/// Stops routing new sandboxes to a backend.
 pub(super) async fn drain(
-    State(desk): State<Arc<AdminState>>,
+    State(state): State<Arc<AdminState>>,
     Path(name): Path<String>,
-    Query(how): Query<ForceQuery>,
-) -> Result<Json<Changed>, ApiError> {
-    let backend = configured(&desk.node, &name)?;
+    Query(query): Query<ForceQuery>,
+) -> Result<Json<ChangeResult>, ApiError> {
+    let backend = configured(&state.node, &name)?;
     let mut warnings = Vec::new();
-    let cut_off = without_alternative(&desk.node, &name);
+    let cut_off = handlers_served_only_by(&state.node, &name);
     if !cut_off.is_empty() {
         let what = format!("no other backend takes new sandboxes of {}", cut_off.join(", "));
-        if !how.force && !backend.last.drained() {
+        if !query.force && !backend.last.drained() {
             let advice = "re-point it in the configuration first, or use --force to have them refused";
             return Err(refusal(StatusCode::CONFLICT, format!("{what}; {advice}")));
         }
@@ -47,38 +47,38 @@ pub(super) async fn drain(
     }
     backend.last.set_drained(true);
     tracing::info!(backend = name, "drained by the operator: it takes no new sandboxes");
-    warnings.extend(unsaved(&desk.node));
-    let (sandboxes, _) = desk.node.router.owners.count(&name);
+    warnings.extend(unsaved(&state.node));
+    let (sandboxes, _) = state.node.router.owners.count(&name);
     Ok(changed(format!("backend {name} takes no new sandboxes; {sandboxes} are still on it"), warnings))
 }
 
-/// Takes new sandboxes to a backend again.
+/// Routes new sandboxes to a backend again.
 pub(super) async fn undrain(
-    State(desk): State<Arc<AdminState>>,
+    State(state): State<Arc<AdminState>>,
     Path(name): Path<String>,
-) -> Result<Json<Changed>, ApiError> {
-    let backend = configured(&desk.node, &name)?;
+) -> Result<Json<ChangeResult>, ApiError> {
+    let backend = configured(&state.node, &name)?;
     if !backend.last.drained() {
         return Ok(changed(format!("backend {name} was not draining"), Vec::new()));
     }
     backend.last.set_drained(false);
     tracing::info!(backend = name, "undrained by the operator: it takes new sandboxes");
-    Ok(changed(format!("backend {name} takes new sandboxes"), unsaved(&desk.node)))
+    Ok(changed(format!("backend {name} takes new sandboxes"), unsaved(&state.node)))
 }
 
-/// Declares all that is known of a backend to be gone.
+/// Drops everything known of a backend.
 pub(super) async fn forget(
-    State(desk): State<Arc<AdminState>>,
+    State(state): State<Arc<AdminState>>,
     Path(name): Path<String>,
-    Query(how): Query<ForceQuery>,
-) -> Result<Json<Changed>, ApiError> {
-    let node = &desk.node;
+    Query(query): Query<ForceQuery>,
+) -> Result<Json<ChangeResult>, ApiError> {
+    let node = &state.node;
     let backend = node.backends().iter().find(|backend| *backend.name == name).cloned();
     let up = backend.as_ref().is_some_and(|backend| backend.is_up());
-    if up && !how.force {
+    if up && !query.force {
         let what =
-            format!("backend {name} is up: what is forgotten would be learnt again from its next list");
-        return Err(refusal(StatusCode::CONFLICT, format!("{what}; --force does it nevertheless")));
+            format!("backend {name} is up: its next list would bring back everything that is forgotten");
+        return Err(refusal(StatusCode::CONFLICT, format!("{what}; use --force to forget it anyway")));
     }
     let drained = backend.as_ref().is_some_and(|backend| backend.last.drained());
     let (sandboxes, containers) = node.router.owners.count(&name);
@@ -86,7 +86,7 @@ pub(super) async fn forget(
         return Err(unknown(node, &name));
     }
     node.router.owners.of(&name).iter().for_each(|id| node.router.owners.forget(id));
-    // The operator gave up what is on it, not the wish that nothing new goes there.
+    // Forgetting drops the objects, not the drain.
     if let Some(backend) = backend.filter(|_| drained) {
         backend.last.set_drained(true);
     }
@@ -100,8 +100,8 @@ pub(super) async fn forget(
     Ok(changed(what, warnings))
 }
 
-fn changed(message: String, warnings: Vec<String>) -> Json<Changed> {
-    Json(Changed { message, warnings })
+fn changed(message: String, warnings: Vec<String>) -> Json<ChangeResult> {
+    Json(ChangeResult { message, warnings })
 }
 
 fn configured(node: &ProxyState, name: &str) -> Result<Arc<Backend>, ApiError> {
@@ -115,8 +115,8 @@ fn unknown(node: &ProxyState, name: &str) -> ApiError {
     refusal(StatusCode::NOT_FOUND, error)
 }
 
-/// Names what only `backend` serves.
-fn without_alternative(node: &ProxyState, backend: &str) -> Vec<String> {
+/// Returns the handlers, in words, that only `backend` serves.
+fn handlers_served_only_by(node: &ProxyState, backend: &str) -> Vec<String> {
     let routes = read::all_routes(node).into_iter().filter(|route| {
         let leads_here = route.targets.iter().any(|target| target.backend == backend && target.weight > 0);
         let elsewhere = route.targets.iter().any(|target| target.backend != backend && target.share > 0.0);
@@ -125,13 +125,13 @@ fn without_alternative(node: &ProxyState, backend: &str) -> Vec<String> {
     routes.map(|route| whose(&route.handler)).collect()
 }
 
-/// Writes the last-known state to the disk. Why that failed is told by [`unsaved`].
+/// Writes the last-known state to the disk. A failure is reported by [`unsaved`].
 async fn save(node: &ProxyState) {
     let snapshot = Arc::clone(&node.snapshot);
     tokio::task::spawn_blocking(move || snapshot.flush()).await.ok();
 }
 
-/// Warns if the change will not survive a restart.
+/// Returns a warning if the last write failed, so that the change would not survive a restart.
 fn unsaved(node: &ProxyState) -> Vec<String> {
     let problem = node.snapshot.write_error();
     problem

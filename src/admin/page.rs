@@ -1,9 +1,8 @@
 //! The status page: the node at a glance, in any browser.
 //!
-//! One document without scripts, links or images that loads itself anew, so that it works through `kubectl
-//! port-forward`, in a text browser and on a wall. It is read-only and shows nothing that a metric label, a
-//! version or an error text would not say: the port has no authentication. Everything that comes from elsewhere
-//! is escaped by maud.
+//! One document without scripts, links or images that reloads itself, so that it works through `kubectl
+//! port-forward`, in a text browser and on a wall screen. It is read-only and shows only what a metric label,
+//! a version or an error text would say, because the port has no authentication. maud escapes every text.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -13,32 +12,31 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::admin::documents::{Backend, Route, Status};
-use crate::admin::load::Rate;
-use crate::admin::{AdminState, read};
+use crate::admin::api::{BackendView, RouteView, StatusView};
+use crate::admin::{AdminState, duration, read};
+use crate::history::{Placement, Reload, ReloadResult};
 use crate::metrics::code_name;
-use crate::recent::{Placement, Reload};
 
-/// How often the page loads itself anew, in seconds.
+/// How often the page reloads itself, in seconds.
 const REFRESH: u32 = 5;
 
 const STYLE: &str = include_str!("page.css");
 
-/// Nothing is loaded, run, framed or sent, whatever a bug would let through.
+/// Forbids loading, scripts, framing and forms, as a second line of defence behind the escaping.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
-pub(super) async fn page(State(desk): State<Arc<AdminState>>) -> impl IntoResponse {
+pub(super) async fn page(State(state): State<Arc<AdminState>>) -> impl IntoResponse {
     let headers = [
         (header::CACHE_CONTROL, "no-store"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    (headers, axum::response::Html(render(&desk).into_string()))
+    (headers, axum::response::Html(render(&state).into_string()))
 }
 
-fn render(desk: &AdminState) -> Markup {
-    let status = read::compose_status(desk);
-    let rates = desk.load.rates(&desk.node.metrics.registry);
+fn render(state: &AdminState) -> Markup {
+    let status = read::compose_status(state);
+    let calls = |backend: &str| state.node.metrics.calls_answered_by(backend);
     html! {
         (DOCTYPE)
         html lang="en" {
@@ -54,19 +52,19 @@ fn render(desk: &AdminState) -> Markup {
                 header {
                     h1 { "crimux" }
                     p {
-                        (status.version) ", up " (age(Some(desk.started))) ", "
+                        (status.version) ", up " (age(Some(state.started))) ", "
                         strong { (summary(&status)) }
                         @if let Some(problem) = &status.state.problem { " · " strong.bad { "state is not saved: " (problem) } }
                     }
                 }
-                (backends(&status, |backend| rates.get(backend).copied()))
-                (routes(&read::all_routes(&desk.node)))
+                (backends(&status, calls))
+                (routes(&read::all_routes(&state.node)))
                 div.columns {
-                    (placements(&desk.node.recent.placements()))
-                    (reloads(&desk.node.recent.reloads()))
+                    (placements(&state.node.history.placements()))
+                    (reloads(&state.node.history.reloads()))
                 }
                 footer {
-                    p { "As of " (read::rfc3339(SystemTime::now())) ". Rates and quantiles: what each backend took, over the last minute. "
+                    p { "As of " (read::rfc3339(SystemTime::now())) ". Calls: answered by each backend since crimux started. "
                         a href="/metrics" { "Metrics" } }
                 }
             }
@@ -74,12 +72,12 @@ fn render(desk: &AdminState) -> Markup {
     }
 }
 
-fn summary(status: &Status) -> String {
+fn summary(status: &StatusView) -> String {
     let well = status.backends.iter().filter(|backend| backend.state == "ready").count();
     format!("{well} of {} backends ready", status.backends.len())
 }
 
-fn backends(status: &Status, rate: impl Fn(&str) -> Option<Rate>) -> Markup {
+fn backends(status: &StatusView, calls: impl Fn(&str) -> u64) -> Markup {
     html! {
         section {
             h2 { "Backends" }
@@ -87,15 +85,15 @@ fn backends(status: &Status, rate: impl Fn(&str) -> Option<Rate>) -> Markup {
                 thead { tr {
                     th { "Backend" } th { "State" } th { "Since" } th { "Runtime" }
                     th.n { "Sandboxes" } th.n { "Containers" } th.n { "In flight" }
-                    th.n { "Calls/s" } th.n { "p50" } th.n { "p99" } th.n { "List age" } th { "Last error" }
+                    th.n { "Calls" } th.n { "List age" } th { "Last error" }
                 } }
-                tbody { @for backend in &status.backends { (backend_row(backend, rate(&backend.name))) } }
+                tbody { @for backend in &status.backends { (backend_row(backend, calls(&backend.name))) } }
             } }
         }
     }
 }
 
-fn backend_row(backend: &Backend, rate: Option<Rate>) -> Markup {
+fn backend_row(backend: &BackendView, calls: u64) -> Markup {
     let runtime = [&backend.runtime_name, &backend.runtime_version].map(|word| word.as_deref().unwrap_or(""));
     html! {
         tr.(backend.state) {
@@ -112,16 +110,14 @@ fn backend_row(backend: &Backend, rate: Option<Rate>) -> Markup {
             td.n { (backend.sandboxes) }
             td.n { (backend.containers) }
             td.n { (backend.in_flight) }
-            td.n { (rate.map_or_else(|| "–".to_owned(), |rate| format!("{:.1}", rate.per_second))) }
-            td.n { (rate.and_then(|rate| rate.p50).map_or_else(|| "–".to_owned(), seconds)) }
-            td.n { (rate.and_then(|rate| rate.p99).map_or_else(|| "–".to_owned(), seconds)) }
+            td.n { (calls) }
             td.n { (backend.list_age_seconds.map_or_else(|| "never".to_owned(), seconds)) }
             td.error { @if let Some(error) = &backend.last_error { (error.text) " " small { (since(&error.at)) } } }
         }
     }
 }
 
-fn routes(routes: &[Route]) -> Markup {
+fn routes(routes: &[RouteView]) -> Markup {
     html! {
         section {
             h2 { "Handlers" }
@@ -177,7 +173,7 @@ fn reloads(reloads: &[Reload]) -> Markup {
                     thead { tr { th { "When" } th { "Result" } } }
                     tbody { @for reload in reloads { tr {
                         td { (age(Some(reload.at))) " ago" }
-                        td.bad[reload.result == "failed"] { (reload.result) }
+                        td.bad[reload.result == ReloadResult::Failed] { (reload.result.word()) }
                     } } }
                 }
             }
@@ -185,14 +181,14 @@ fn reloads(reloads: &[Reload]) -> Markup {
     }
 }
 
-/// How long ago an RFC 3339 moment was.
+/// Formats how long ago an RFC 3339 time was.
 fn since(moment: &str) -> String {
     format!("{} ago", age(humantime::parse_rfc3339(moment).ok()))
 }
 
 fn age(moment: Option<SystemTime>) -> String {
     let passed = moment.and_then(|moment| SystemTime::now().duration_since(moment).ok()).unwrap_or_default();
-    crate::age::short(passed)
+    duration::human(passed)
 }
 
 fn seconds(seconds: f64) -> String {
@@ -200,7 +196,7 @@ fn seconds(seconds: f64) -> String {
         s if s < 0.001 => format!("{:.0} µs", s * 1e6),
         s if s < 1.0 => format!("{:.1} ms", s * 1e3),
         s if s < 120.0 => format!("{s:.1} s"),
-        s => crate::age::short(std::time::Duration::from_secs_f64(s)),
+        s => duration::human(std::time::Duration::from_secs_f64(s)),
     }
 }
 
@@ -210,7 +206,7 @@ mod tests {
 
     #[test]
     fn a_text_from_a_backend_is_escaped() {
-        let backend = Backend {
+        let backend = BackendView {
             name: "a".to_owned(),
             endpoint: String::new(),
             default: true,
@@ -229,7 +225,7 @@ mod tests {
             runtime_version: None,
             api: None,
         };
-        let row = backend_row(&backend, None).into_string();
+        let row = backend_row(&backend, 0).into_string();
         assert!(row.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{row}");
         assert!(!row.contains("<script"), "{row}");
     }

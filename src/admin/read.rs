@@ -1,8 +1,8 @@
-//! The answers of the admin socket that change nothing.
+//! The read-only routes of the admin socket.
 //!
-//! They are composed from what the node knows. Pods and images are listed anew first at every backend that is up,
-//! so that an operator does not see what kubelet listed a while ago; whoever does not answer is represented by
-//! what was last known, and the answer says so.
+//! Answers are composed from the proxy's state. Pods and images are first listed again at every backend that
+//! is up, so that an operator does not see an older list. A backend that does not answer is shown as last
+//! known, and the answer says so.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -14,110 +14,112 @@ use axum::http::StatusCode;
 use prost::Message;
 
 use crate::admin::AdminState;
-use crate::admin::documents::{
-    self, Image, Images, LastError, Pod, Refused, Reload, Reloads, Route, SavedState, Status, Target,
+use crate::admin::api::{
+    BackendView, ErrorBody, ErrorView, ImageView, ImagesView, PodView, ReloadView, ReloadsView, RouteView,
+    StateView, StatusView, TargetView,
 };
 use crate::backend::{Backend, Link, State as BackendState};
 use crate::config::Endpoint;
 use crate::cri::{ListImagesResponse, VersionResponse};
+use crate::history::ReloadResult;
 use crate::method::{List, Rpc};
 use crate::proxy::ProxyState;
 use crate::router::Handlers;
 use crate::snapshot::{Filter, ListKind, SANDBOX_READY};
 
-/// What cannot be answered, and why.
-pub(super) type ApiError = (StatusCode, Json<Refused>);
+/// The HTTP status and reason of a refused request.
+pub(super) type ApiError = (StatusCode, Json<ErrorBody>);
 
 pub(super) fn refusal(status: StatusCode, error: impl Into<String>) -> ApiError {
-    (status, Json(Refused { error: error.into() }))
+    (status, Json(ErrorBody { error: error.into() }))
 }
 
-pub(super) async fn status(State(desk): State<Arc<AdminState>>) -> Json<Status> {
-    Json(compose_status(&desk))
+pub(super) async fn status(State(state): State<Arc<AdminState>>) -> Json<StatusView> {
+    Json(compose_status(&state))
 }
 
-pub(super) async fn pods(State(desk): State<Arc<AdminState>>) -> Json<Vec<Pod>> {
-    desk.node.look(List::Sandboxes).await;
-    desk.node.look(List::Containers).await;
-    let mut pods: Vec<_> = desk.node.backends().iter().flat_map(|backend| of(&desk.node, backend)).collect();
+pub(super) async fn pods(State(state): State<Arc<AdminState>>) -> Json<Vec<PodView>> {
+    state.node.look(List::Sandboxes).await;
+    state.node.look(List::Containers).await;
+    let mut pods: Vec<_> =
+        state.node.backends().iter().flat_map(|backend| pods_of(&state.node, backend)).collect();
     pods.sort_by(|a, b| {
         (&a.namespace, &a.name, a.attempt, &a.backend).cmp(&(&b.namespace, &b.name, b.attempt, &b.backend))
     });
     Json(pods)
 }
 
-pub(super) async fn routes(State(desk): State<Arc<AdminState>>) -> Json<Vec<Route>> {
-    Json(all_routes(&desk.node))
+pub(super) async fn routes(State(state): State<Arc<AdminState>>) -> Json<Vec<RouteView>> {
+    Json(all_routes(&state.node))
 }
 
-pub(super) async fn default_route(State(desk): State<Arc<AdminState>>) -> Result<Json<Route>, ApiError> {
-    one_route(&desk.node, "")
+pub(super) async fn default_route(State(state): State<Arc<AdminState>>) -> Result<Json<RouteView>, ApiError> {
+    one_route(&state.node, "")
 }
 
 pub(super) async fn route(
-    State(desk): State<Arc<AdminState>>,
+    State(state): State<Arc<AdminState>>,
     Path(handler): Path<String>,
-) -> Result<Json<Route>, ApiError> {
-    one_route(&desk.node, &handler)
+) -> Result<Json<RouteView>, ApiError> {
+    one_route(&state.node, &handler)
 }
 
-pub(super) async fn images(State(desk): State<Arc<AdminState>>) -> Json<Images> {
-    desk.node.look(List::Images).await;
+pub(super) async fn images(State(admin): State<Arc<AdminState>>) -> Json<ImagesView> {
+    admin.node.look(List::Images).await;
     let (mut unknown, mut stale) = (Vec::new(), Vec::new());
-    let mut images: BTreeMap<String, Image> = BTreeMap::new();
-    for backend in desk.node.backends().iter() {
+    let mut images: BTreeMap<String, ImageView> = BTreeMap::new();
+    for backend in admin.node.backends().iter() {
         let name = backend.name.to_string();
         let list = backend.last.list(ListKind::Images, &Filter::default());
         let Some(list) = list.and_then(|list| ListImagesResponse::decode(list).ok()) else {
             unknown.push(name);
             continue;
         };
-        if !is_answering(&desk.node, backend) {
+        if !is_answering(&admin.node, backend) {
             stale.push(name.clone());
         }
         list.images.into_iter().for_each(|image| add_image(&mut images, &name, image));
     }
     let mut images: Vec<_> = images.into_values().collect();
     images.sort_by(|a, b| (a.tags.first(), &a.id).cmp(&(b.tags.first(), &b.id)));
-    Json(Images { images, unknown, stale })
+    Json(ImagesView { images, unknown, stale })
 }
 
 /// Composes the status of the node.
-pub(super) fn compose_status(desk: &AdminState) -> Status {
-    let node = &desk.node;
-    let reload = |result: &str| node.metrics.config_reloads.with_label_values(&[result]).get();
-    let last = node.recent.reloads().into_iter().next();
-    Status {
+pub(super) fn compose_status(state: &AdminState) -> StatusView {
+    let node = &state.node;
+    let last = node.history.reloads().into_iter().next();
+    StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        started_at: rfc3339(desk.started),
+        started_at: rfc3339(state.started),
         default_backend: node.config().default_backend.clone(),
-        backends: node.backends().iter().map(|backend| backend_document(node, backend)).collect(),
-        state: SavedState {
+        backends: node.backends().iter().map(|backend| backend_view(node, backend)).collect(),
+        state: StateView {
             dir: node.config().state_dir.display().to_string(),
             write_errors: node.snapshot.write_failures(),
             problem: node.snapshot.write_error(),
         },
-        reloads: Reloads {
-            ok: reload("ok"),
-            failed: reload("failed"),
-            last: last.map(|last| Reload { at: rfc3339(last.at), result: last.result.to_owned() }),
+        reloads: ReloadsView {
+            ok: node.metrics.reloads(ReloadResult::Ok),
+            failed: node.metrics.reloads(ReloadResult::Failed),
+            last: last.map(|last| ReloadView { at: rfc3339(last.at), result: last.result.word().to_owned() }),
         },
     }
 }
 
 /// Returns where the handler `""` and every configured one lead.
-pub(super) fn all_routes(node: &ProxyState) -> Vec<Route> {
+pub(super) fn all_routes(node: &ProxyState) -> Vec<RouteView> {
     let handlers = node.router.handlers();
     let named = handlers.iter().map(|(handler, _)| compose_route(node, &handlers, handler));
     std::iter::once(compose_route(node, &handlers, "")).chain(named).collect()
 }
 
-/// Writes a moment down.
+/// Formats a time in UTC, to the second.
 pub(super) fn rfc3339(moment: SystemTime) -> String {
     humantime::format_rfc3339_seconds(moment).to_string()
 }
 
-fn one_route(node: &ProxyState, handler: &str) -> Result<Json<Route>, ApiError> {
+fn one_route(node: &ProxyState, handler: &str) -> Result<Json<RouteView>, ApiError> {
     let handlers = node.router.handlers();
     if !handler.is_empty() {
         let known = handlers.targets_of(handler);
@@ -126,7 +128,7 @@ fn one_route(node: &ProxyState, handler: &str) -> Result<Json<Route>, ApiError> 
     Ok(Json(compose_route(node, &handlers, handler)))
 }
 
-fn compose_route(node: &ProxyState, handlers: &Handlers, handler: &str) -> Route {
+fn compose_route(node: &ProxyState, handlers: &Handlers, handler: &str) -> RouteView {
     let targets: Vec<(Arc<str>, String, u32)> = match handlers.targets_of(handler) {
         Ok(targets) => {
             targets.iter().map(|(b, target)| (Arc::clone(b), target.handler.clone(), target.weight)).collect()
@@ -137,35 +139,35 @@ fn compose_route(node: &ProxyState, handlers: &Handlers, handler: &str) -> Route
     let open = |(name, _, weight): &(Arc<str>, String, u32)| if drained(name) { 0 } else { *weight };
     let total: u32 = targets.iter().map(open).sum();
     let share = |weight: u32| if total == 0 { 0.0 } else { f64::from(weight) / f64::from(total) };
-    let described = targets.iter().map(|target| Target {
+    let target_views = targets.iter().map(|target| TargetView {
         backend: target.0.to_string(),
         backend_handler: target.1.clone(),
         weight: target.2,
         share: share(open(target)),
         state: node.backend(&target.0).map_or("gone", |backend| node.state(&backend).word()).to_owned(),
     });
-    let described: Vec<_> = described.collect();
-    Route { handler: handler.to_owned(), refused: why_refused(&described), targets: described }
+    let target_views: Vec<_> = target_views.collect();
+    RouteView { handler: handler.to_owned(), refused: refusal_reason(&target_views), targets: target_views }
 }
 
-/// Says why no new sandbox is taken, or which share of them is not.
-fn why_refused(targets: &[Target]) -> Option<String> {
+/// Returns why new sandboxes, or which share of them, would be refused now; `None` if none would be.
+fn refusal_reason(targets: &[TargetView]) -> Option<String> {
     let open: Vec<_> = targets.iter().filter(|target| target.share > 0.0).collect();
     if open.is_empty() {
         let names: Vec<_> = targets.iter().map(|target| target.backend.as_str()).collect();
         return Some(format!("draining: {}", names.join(", ")));
     }
     let unable = open.iter().filter(|target| ["down", "joining", "gone"].contains(&target.state.as_str()));
-    let words: Vec<_> = unable
+    let reasons: Vec<_> = unable
         .map(|target| {
             let part = if open.len() > 1 { format!("{:.0}%: ", target.share * 100.0) } else { String::new() };
             format!("{part}backend {} is {}", target.backend, target.state)
         })
         .collect();
-    (!words.is_empty()).then(|| words.join(", "))
+    (!reasons.is_empty()).then(|| reasons.join(", "))
 }
 
-fn backend_document(node: &ProxyState, backend: &Backend) -> documents::Backend {
+fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
     let config = backend.config();
     let state = node.state(backend);
     let (sandboxes, containers) = node.router.owners.count(&backend.name);
@@ -176,7 +178,7 @@ fn backend_document(node: &ProxyState, backend: &Backend) -> documents::Backend 
         Link::Up { since, api, .. } => (Some(since), Some(api.version().to_owned())),
     };
     let since = if state == BackendState::Late { backend.health.late_since().or(since) } else { since };
-    documents::Backend {
+    BackendView {
         name: backend.name.to_string(),
         endpoint: endpoint(&config.endpoint),
         default: node.config().default_backend == *backend.name,
@@ -190,7 +192,7 @@ fn backend_document(node: &ProxyState, backend: &Backend) -> documents::Backend 
         last_error: backend
             .health
             .last_error()
-            .map(|error| LastError { at: rfc3339(error.at), text: error.text.to_string() }),
+            .map(|error| ErrorView { at: rfc3339(error.at), text: error.text.to_string() }),
         in_flight: backend.in_flight(),
         sandboxes,
         containers,
@@ -213,7 +215,7 @@ fn endpoint(endpoint: &Endpoint) -> String {
 }
 
 /// Returns the pods of one backend.
-fn of(node: &ProxyState, backend: &Backend) -> Vec<Pod> {
+fn pods_of(node: &ProxyState, backend: &Backend) -> Vec<PodView> {
     let mut containers: HashMap<String, usize> = HashMap::new();
     backend.last.for_each_container(|facts| {
         *containers.entry(facts.sandbox_id.to_owned()).or_default() += 1;
@@ -223,7 +225,7 @@ fn of(node: &ProxyState, backend: &Backend) -> Vec<Pod> {
     let mut pods = Vec::new();
     backend.last.for_each_sandbox(|facts| {
         let created = UNIX_EPOCH + Duration::from_nanos(u64::try_from(facts.created_at).unwrap_or(0));
-        pods.push(Pod {
+        pods.push(PodView {
             namespace: facts.namespace.to_owned(),
             name: facts.name.to_owned(),
             uid: facts.uid.to_owned(),
@@ -241,7 +243,7 @@ fn of(node: &ProxyState, backend: &Backend) -> Vec<Pod> {
     pods
 }
 
-/// Returns the handler by which clients name what `backend` calls `known_as`.
+/// Returns the `RuntimeClass` handler that leads to the handler `known_as` of `backend`.
 fn public_handler(handlers: &Handlers, backend: &str, known_as: &str) -> String {
     if known_as.is_empty() && **handlers.default_backend() == *backend {
         return String::new();
@@ -253,13 +255,13 @@ fn public_handler(handlers: &Handlers, backend: &str, known_as: &str) -> String 
     public.next().unwrap_or(known_as).to_owned()
 }
 
-/// Tells whether what is known of a backend is as fresh as its last answer, not what stands in for one.
+/// Tells whether the backend's lists are live, not last known.
 fn is_answering(node: &ProxyState, backend: &Backend) -> bool {
     !matches!(node.state(backend), BackendState::Down | BackendState::Late)
 }
 
-fn add_image(images: &mut BTreeMap<String, Image>, backend: &str, image: crate::cri::Image) {
-    let known = images.entry(image.id.clone()).or_insert_with(|| Image {
+fn add_image(images: &mut BTreeMap<String, ImageView>, backend: &str, image: crate::cri::Image) {
+    let known = images.entry(image.id.clone()).or_insert_with(|| ImageView {
         id: image.id,
         tags: Vec::new(),
         digests: Vec::new(),

@@ -1,4 +1,5 @@
-//! What systemd is told, and what it hands over. Without systemd all of it does nothing.
+//! Notifications to systemd, its watchdog, and socket activation. Without systemd every function does
+//! nothing.
 //!
 //! Protocols: `sd_notify(3)`, `sd_listen_fds(3)`, `sd_watchdog_enabled(3)`.
 
@@ -9,48 +10,49 @@ use sd_notify::NotifyState;
 
 use crate::server::Listener;
 
-/// Returns the socket that systemd listens on for us.
+/// Returns the listening socket that systemd passed (`LISTEN_FDS`), if it passed one.
 ///
 /// # Errors
-/// If a descriptor was handed over that is no listening Unix socket.
+/// If the passed descriptor is not a listening Unix socket.
 pub(super) fn listener(path: &Path) -> anyhow::Result<Option<Listener>> {
-    let mut handed = listenfd::ListenFd::from_env();
-    if handed.len() == 0 {
+    let mut passed = listenfd::ListenFd::from_env();
+    if passed.len() == 0 {
         return Ok(None);
     }
-    let listener = handed.take_unix_listener(0)?;
+    let listener = passed.take_unix_listener(0)?;
     Ok(listener.map(|listener| Listener::inherited(listener, path)).transpose()?)
 }
 
-/// Says that calls are served.
+/// Sends `READY=1`: calls are served.
 pub(super) fn ready() {
-    tell(&[NotifyState::Ready]);
+    notify(&[NotifyState::Ready]);
 }
 
-/// Says that the configuration is being read again.
+/// Sends `RELOADING=1`.
 pub(super) fn reloading() {
     if let Ok(now) = NotifyState::monotonic_usec_now() {
-        tell(&[NotifyState::Reloading, now]);
+        notify(&[NotifyState::Reloading, now]);
     }
 }
 
-/// Says that the end has begun.
+/// Sends `STOPPING=1`.
 pub(super) fn stopping() {
-    tell(&[NotifyState::Stopping]);
+    notify(&[NotifyState::Stopping]);
 }
 
-/// Tells the watchdog, twice in each of its periods, that this loop still turns. Never completes.
+/// Sends `WATCHDOG=1` twice in each watchdog period. Never completes; the caller must poll it in its main
+/// loop.
 pub(super) async fn watchdog() {
     let Some(period) = sd_notify::watchdog_enabled() else { return std::future::pending().await };
     let mut tick = tokio::time::interval((period / 2).max(Duration::from_millis(100)));
     loop {
         tick.tick().await;
-        tell(&[NotifyState::Watchdog]);
+        notify(&[NotifyState::Watchdog]);
     }
 }
 
-fn tell(state: &[NotifyState<'_>]) {
+fn notify(state: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
-        tracing::debug!(%error, "systemd was not told");
+        tracing::debug!(%error, "systemd was not notified");
     }
 }

@@ -1,7 +1,7 @@
-//! Notices that the configuration file changed, however an editor or a `ConfigMap` replaces it.
+//! Watches the configuration file, whether it is written in place, renamed into place or a `ConfigMap`.
 //!
-//! The directory is watched, not the file, because a file that is renamed into place is another file. Where
-//! watching is not possible SIGHUP still reloads.
+//! The directory is watched, not the file, because a file that is renamed into place has another inode. If
+//! the directory cannot be watched, SIGHUP still reloads.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -9,10 +9,10 @@ use std::time::Duration;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-/// Editors write in several steps; the last one counts.
-const SETTLE: Duration = Duration::from_millis(200);
+/// How long to wait for further changes: editors write a file in several steps.
+const DEBOUNCE: Duration = Duration::from_millis(200);
 
-/// Yields whenever the directory of `path` has changed and settled.
+/// Returns a channel that yields after each change of the file at `path`, once no more changes follow.
 pub(super) fn changes(path: &Path) -> mpsc::Receiver<()> {
     let (sender, receiver) = mpsc::channel(1);
     let (raw, mut events) = mpsc::channel::<()>(1);
@@ -24,7 +24,7 @@ pub(super) fn changes(path: &Path) -> mpsc::Receiver<()> {
             path.file_name().is_some_and(|name| Some(name) == file.as_deref() || name == "..data")
         };
         if event.is_ok_and(|event| !event.kind.is_access() && event.paths.iter().any(ours)) {
-            // A full channel already holds the news.
+            // A full channel already announces a change.
             raw.try_send(()).ok();
         }
     })
@@ -34,7 +34,7 @@ pub(super) fn changes(path: &Path) -> mpsc::Receiver<()> {
             tokio::spawn(async move {
                 let _watcher = watcher;
                 while events.recv().await.is_some() {
-                    tokio::time::sleep(SETTLE).await;
+                    tokio::time::sleep(DEBOUNCE).await;
                     while events.try_recv().is_ok() {}
                     if sender.send(()).await.is_err() {
                         return;

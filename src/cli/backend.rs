@@ -1,7 +1,7 @@
-//! The verbs that change what a running crimux does with a backend.
+//! The verbs that change a backend of a running crimux: `drain`, `undrain` and `forget`.
 //!
-//! `forget` makes kubelet treat pods as gone, so it names them first and wants the backend's name typed; `--yes`
-//! is for scripts. What else is likely a mistake the server refuses until it is forced.
+//! `forget` makes kubelet treat pods as gone, so it lists them first and asks for the backend's name; `--yes`
+//! is for scripts. The server refuses other probable mistakes unless they are forced.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, Write};
@@ -9,21 +9,21 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::admin::documents::{Changed, Pod, Status};
-use crate::cli::asking::{Target, segment};
+use crate::admin::api::{ChangeResult, PodView, StatusView};
+use crate::cli::client::{AdminClient, segment};
 use crate::cli::output;
 
-/// How many pods a question names.
-const NAMED: usize = 20;
+/// How many pods the question lists by name.
+const LISTED: usize = 20;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Change {
     /// Take no new sandboxes to a backend; everything else on it works on.
     ///
-    /// It survives restarts of crimux. Where a handler is split, the backend's share goes to the others. Draining a
-    /// backend that a handler, or the default, reaches without an alternative has new sandboxes refused, so it
-    /// wants --force: re-point the handler in the configuration first. A socket of the backend's own takes new
-    /// sandboxes all the same, to try the backend before it is undrained.
+    /// It survives restarts of crimux. Where a handler is split, the backend's share goes to the others.
+    /// Draining a backend that a handler, or the default, reaches without an alternative has new sandboxes
+    /// refused, so it wants --force: re-point the handler in the configuration first. A socket of the
+    /// backend's own takes new sandboxes all the same, to try the backend before it is undrained.
     Drain {
         /// The backend.
         name: String,
@@ -31,20 +31,20 @@ pub(super) enum Change {
         #[arg(long)]
         force: bool,
         #[command(flatten)]
-        target: Target,
+        client: AdminClient,
     },
     /// Take new sandboxes to a backend again.
     Undrain {
         /// The backend.
         name: String,
         #[command(flatten)]
-        target: Target,
+        client: AdminClient,
     },
     /// Declare everything on a backend lost: its pods leave all lists, and kubelet replaces them.
     ///
     /// Be sure that they cannot run any more. This is the only way by which something that cannot be reached
-    /// becomes absent. It also ends the wait for a backend that was never listed. What will be forgotten is shown
-    /// and has to be confirmed.
+    /// becomes absent. It also ends the wait for a backend that was never listed. What will be forgotten is
+    /// shown and has to be confirmed.
     Forget {
         /// The backend.
         name: String,
@@ -55,24 +55,24 @@ pub(super) enum Change {
         #[arg(long)]
         force: bool,
         #[command(flatten)]
-        target: Target,
+        client: AdminClient,
     },
 }
 
 impl Change {
-    /// Does it.
+    /// Makes the change and prints the answer.
     ///
     /// # Errors
-    /// If crimux cannot be reached, or refuses.
+    /// If crimux cannot be reached or refuses, or if the operator does not confirm.
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let changed = match self {
-            Self::Drain { name, force, target } => post(&target, &name, "drain", force).await?,
-            Self::Undrain { name, target } => post(&target, &name, "undrain", false).await?,
-            Self::Forget { name, yes, force, target } => {
-                if !yes && !confirmed(&target, &name).await? {
+            Self::Drain { name, force, client } => post(&client, &name, "drain", force).await?,
+            Self::Undrain { name, client } => post(&client, &name, "undrain", false).await?,
+            Self::Forget { name, yes, force, client } => {
+                if !yes && !confirm(&client, &name).await? {
                     anyhow::bail!("not confirmed; nothing was forgotten");
                 }
-                post(&target, &name, "forget", force).await?
+                post(&client, &name, "forget", force).await?
             }
         };
         for warning in &changed.warnings {
@@ -83,14 +83,15 @@ impl Change {
     }
 }
 
-async fn post(target: &Target, name: &str, verb: &str, force: bool) -> anyhow::Result<Changed> {
-    target.post(&format!("/v1/backends/{}/{verb}?force={force}", segment(name))).await
+async fn post(client: &AdminClient, name: &str, verb: &str, force: bool) -> anyhow::Result<ChangeResult> {
+    client.post(&format!("/v1/backends/{}/{verb}?force={force}", segment(name))).await
 }
 
-/// Names what will be forgotten, and asks.
-async fn confirmed(target: &Target, name: &str) -> anyhow::Result<bool> {
-    let status: Status = target.get("/v1/status").await?;
-    let pods: Vec<Pod> = target.get("/v1/pods").await?;
+/// Lists the pods that will be forgotten and asks for the backend's name. Returns whether the answer is that
+/// name.
+async fn confirm(client: &AdminClient, name: &str) -> anyhow::Result<bool> {
+    let status: StatusView = client.get("/v1/status").await?;
+    let pods: Vec<PodView> = client.get("/v1/pods").await?;
     let pods: Vec<_> = pods.into_iter().filter(|pod| pod.backend == name).collect();
     let mut question = match status.backends.iter().find(|backend| backend.name == name) {
         Some(backend) if (backend.sandboxes, backend.containers) == (0, 0) => {
@@ -105,11 +106,11 @@ async fn confirmed(target: &Target, name: &str) -> anyhow::Result<bool> {
         ),
         None => format!("No backend {name} is running here; this forgets what was saved of it.\n"),
     };
-    for pod in pods.iter().take(NAMED) {
+    for pod in pods.iter().take(LISTED) {
         _ = writeln!(question, "  {}/{} ({})", pod.namespace, pod.name, pod.state);
     }
-    if pods.len() > NAMED {
-        _ = writeln!(question, "  and {} more (crimux ps)", pods.len() - NAMED);
+    if pods.len() > LISTED {
+        _ = writeln!(question, "  and {} more (crimux ps)", pods.len() - LISTED);
     }
     question +=
         "kubelet takes what is forgotten for gone and starts others. Be sure that it cannot run any more.\n";

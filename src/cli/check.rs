@@ -1,21 +1,22 @@
-//! `crimux check`: is the configuration right, and, with `--probe`, is what it names there and fit.
+//! `crimux check`: checks the configuration and, with `--probe`, the backends that it names.
 //!
-//! A wrong file is reported whole, with lines and columns, and ends with 64. Findings about backends and
-//! RuntimeClasses are one line each, graded; an error among them ends with 1. Nothing is changed.
+//! A wrong file is reported with every problem, line and column, and exits with 64. Findings about backends
+//! and RuntimeClasses are one graded line each; an error among them exits with 1. Nothing is changed.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 
-use crate::cli::output::{bad, good, print, warn};
-use crate::cli::{DEFAULT_CONFIG, probe, runtime_classes};
-use crate::config::Config;
+use crate::cli::finding::{Finding, Grade};
+use crate::cli::output::print;
+use crate::cli::{probe, runtime_classes};
+use crate::config::{self, Config};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Check {
     /// The configuration file.
-    #[arg(long, short, default_value = DEFAULT_CONFIG)]
+    #[arg(long, short, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
     /// Connect to every backend and examine it: reachable, certificate dates, API version, cgroup driver,
     /// handlers, and the paths that kubelet and cAdvisor fall over.
@@ -27,39 +28,11 @@ pub(super) struct Check {
     runtime_classes: Option<PathBuf>,
 }
 
-/// One thing that was found.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Finding {
-    pub(super) grade: Grade,
-    /// What it is about: a backend, a handler, a key.
-    pub(super) about: String,
-    pub(super) text: String,
-}
-
-/// How bad it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Grade {
-    /// As it should be.
-    Ok,
-    /// Worth knowing.
-    Note,
-    /// Perhaps not meant.
-    Warning,
-    /// Will not work.
-    Error,
-}
-
-impl Finding {
-    pub(super) fn new(grade: Grade, about: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { grade, about: about.into(), text: text.into() }
-    }
-}
-
 impl Check {
-    /// Does it.
+    /// Checks, and prints the findings.
     ///
     /// # Errors
-    /// A bad configuration, or a file of RuntimeClasses that cannot be read.
+    /// If the configuration is wrong, or the file of RuntimeClasses cannot be read.
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let config = Config::load(&self.config)?;
         let mut findings: Vec<_> = config
@@ -73,7 +46,7 @@ impl Check {
         if let Some(file) = &self.runtime_classes {
             findings.extend(runtime_classes::compare(&config, &read(file)?)?);
         }
-        print(&findings.iter().map(line).collect::<String>())?;
+        print(&findings.iter().map(Finding::line).collect::<String>())?;
         let count = |grade| findings.iter().filter(|finding| finding.grade == grade).count();
         let (errors, warnings) = (count(Grade::Error), count(Grade::Warning));
         let verdict = match (errors, warnings) {
@@ -97,14 +70,4 @@ fn read(file: &Path) -> anyhow::Result<String> {
         std::fs::read_to_string(file)
     };
     text.with_context(|| format!("cannot read {}", file.display()))
-}
-
-fn line(finding: &Finding) -> String {
-    let grade = match finding.grade {
-        Grade::Ok => good("ok     "),
-        Grade::Note => "note   ".to_owned(),
-        Grade::Warning => warn("warning"),
-        Grade::Error => bad("ERROR  "),
-    };
-    format!("{grade}  {}: {}\n", finding.about, finding.text)
 }

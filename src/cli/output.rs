@@ -1,7 +1,8 @@
 //! How answers are shown: aligned tables for people, JSON or YAML for scripts.
 //!
-//! Tables look like kubectl's and crictl's, without lines, so that `awk` works on them too. Colour marks a state
-//! and nothing else; it is only for a terminal, and `NO_COLOR` switches it off (the anstream crate sees to both).
+//! Tables look like kubectl's and crictl's, without lines, so that `awk` works on them too. Colour marks a
+//! state and nothing else; it is only for a terminal, and `NO_COLOR` switches it off (the anstream crate sees
+//! to both).
 
 use std::io::{self, Write};
 

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use futures_util::future::join_all;
 
-use crate::cli::check::{Finding, Grade};
+use crate::cli::finding::{Finding, Grade};
 use crate::config::{Config, Endpoint};
 use crate::cri::CgroupDriver;
 use examine::Patient;

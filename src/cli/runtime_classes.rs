@@ -1,9 +1,9 @@
 //! Compares the handlers of the configuration with the RuntimeClasses of a cluster.
 //!
 //! A RuntimeClass whose handler no node serves leaves its pods in ContainerCreating; a handler that no
-//! RuntimeClass names is never used. Both are typos, more often than not. The objects are read from YAML or JSON
-//! as kubectl writes them (a List, one object, or several documents); only `kind`, the name and `handler` are
-//! looked at.
+//! RuntimeClass names is never used. Both are typos, more often than not. The objects are read from YAML or
+//! JSON as kubectl writes them (a List, one object, or several documents); only `kind`, the name and
+//! `handler` are looked at.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde_yaml::Value;
 
-use crate::cli::check::{Finding, Grade};
+use crate::cli::finding::{Finding, Grade};
 use crate::config::Config;
 
 /// Returns what does not fit.

@@ -1,41 +1,42 @@
 //! The verbs that read a running crimux: `status`, `ps`, `route` and `images`.
 //!
-//! Each asks for one document of the admin socket and shows it. What a table leaves out, `--output json` has.
+//! Each requests one document of the admin socket and prints it. `--output json` has the columns that a table
+//! omits.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use crate::admin::documents::{Backend, Images, Pod, Route, Status};
-use crate::age;
-use crate::cli::ReadArgs;
-use crate::cli::asking::segment;
+use crate::admin::api::{BackendView, ImagesView, PodView, RouteView, StatusView};
+use crate::admin::duration;
+use crate::cli::client::{ReadArgs, segment};
 use crate::cli::output::{self, Format, bad, table};
 
 /// How often `status --watch` asks.
 const WATCH: Duration = Duration::from_secs(2);
-/// What clears a terminal and puts the cursor at its top.
+/// Clears a terminal and moves the cursor to its top.
 const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
 
-/// How much of an ID is shown, as crictl and docker do.
+/// How many characters of an ID a table shows, as crictl and docker do.
 const SHORT_ID: usize = 13;
 
 pub(super) async fn status(reading: &ReadArgs, watch: bool) -> anyhow::Result<ExitCode> {
     if !watch {
-        let status: Status = reading.target.get("/v1/status").await?;
+        let status: StatusView = reading.client.get("/v1/status").await?;
         output::show(reading.output, &status, status_table)?;
         return Ok(ExitCode::SUCCESS);
     }
     let on_screen = reading.output == Format::Table && std::io::IsTerminal::is_terminal(&std::io::stdout());
     loop {
-        let status: anyhow::Result<Status> = reading.target.get("/v1/status").await;
+        let status: anyhow::Result<StatusView> = reading.client.get("/v1/status").await;
         if on_screen {
-            // Past anstream, which takes whatever is no colour out where it is not sure of the terminal.
+            // Not through anstream, which removes every other escape sequence if it is not sure of the
+            // terminal.
             std::io::Write::write_all(&mut std::io::stdout(), CLEAR.as_bytes())?;
         }
         match status {
             Ok(status) => output::show(reading.output, &status, status_table)?,
-            // crimux may be restarting, which is what one watches.
+            // crimux may be restarting: keep watching.
             Err(error) => eprintln!("crimux: {error:#}"),
         }
         tokio::time::sleep(WATCH).await;
@@ -46,10 +47,10 @@ pub(super) async fn status(reading: &ReadArgs, watch: bool) -> anyhow::Result<Ex
 }
 
 pub(super) async fn pods(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
-    let pods: Vec<Pod> = reading.target.get("/v1/pods").await?;
+    let pods: Vec<PodView> = reading.client.get("/v1/pods").await?;
     output::show(reading.output, &pods, |pods| pods_table(pods))?;
     if reading.output == Format::Table {
-        let status: Status = reading.target.get("/v1/status").await?;
+        let status: StatusView = reading.client.get("/v1/status").await?;
         let unlisted = status.backends.iter().filter(|backend| backend.list_age_seconds.is_none());
         output::print(&never_listed(unlisted.map(|backend| backend.name.as_str())))?;
     }
@@ -59,12 +60,12 @@ pub(super) async fn pods(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
 pub(super) async fn routes(reading: &ReadArgs, handler: Option<&str>) -> anyhow::Result<ExitCode> {
     match handler {
         None => {
-            let routes: Vec<Route> = reading.target.get("/v1/routes").await?;
+            let routes: Vec<RouteView> = reading.client.get("/v1/routes").await?;
             output::show(reading.output, &routes, |routes| routes_table(routes))?;
         }
         Some(handler) => {
             let path = format!("/v1/routes/{}", segment(handler));
-            let route: Route = reading.target.get(&path).await?;
+            let route: RouteView = reading.client.get(&path).await?;
             output::show(reading.output, &route, |route| routes_table(std::slice::from_ref(route)))?;
         }
     }
@@ -72,12 +73,12 @@ pub(super) async fn routes(reading: &ReadArgs, handler: Option<&str>) -> anyhow:
 }
 
 pub(super) async fn images(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
-    let images: Images = reading.target.get("/v1/images").await?;
+    let images: ImagesView = reading.client.get("/v1/images").await?;
     output::show(reading.output, &images, images_table)?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn status_table(status: &Status) -> String {
+fn status_table(status: &StatusView) -> String {
     let header = [
         "BACKEND",
         "STATE",
@@ -90,7 +91,7 @@ fn status_table(status: &Status) -> String {
         "LAST ERROR",
     ];
     let mut text = table(header, status.backends.iter().map(status_row));
-    let Status { version, started_at, default_backend, state, reloads, .. } = status;
+    let StatusView { version, started_at, default_backend, state, reloads, .. } = status;
     _ = writeln!(text, "\ncrimux {version}, up {}, default backend {default_backend}", since(started_at));
     match &state.problem {
         Some(problem) => text += &(bad(&format!("state is not saved in {}: {problem}", state.dir)) + "\n"),
@@ -112,7 +113,7 @@ fn status_table(status: &Status) -> String {
     text
 }
 
-fn status_row(backend: &Backend) -> [String; 9] {
+fn status_row(backend: &BackendView) -> [String; 9] {
     let mut state = output::state(&backend.state);
     if backend.draining && backend.state != "draining" {
         state += &("+".to_owned() + &output::state("draining"));
@@ -128,7 +129,7 @@ fn status_row(backend: &Backend) -> [String; 9] {
         backend.since.as_deref().map_or_else(|| "-".to_owned(), since),
         backend.list_age_seconds.map_or_else(
             || "never".to_owned(),
-            |seconds| age::short(Duration::from_secs_f64(seconds.max(0.0))) + " ago",
+            |seconds| duration::human(Duration::from_secs_f64(seconds.max(0.0))) + " ago",
         ),
         backend.sandboxes.to_string(),
         backend.containers.to_string(),
@@ -141,7 +142,7 @@ fn status_row(backend: &Backend) -> [String; 9] {
     ]
 }
 
-fn pods_table(pods: &[Pod]) -> String {
+fn pods_table(pods: &[PodView]) -> String {
     let header = ["NAMESPACE", "NAME", "HANDLER", "BACKEND", "STATE", "AGE", "SANDBOX ID"];
     let rows = pods.iter().map(|pod| {
         let stale = if pod.stale { " (last known)" } else { "" };
@@ -158,7 +159,7 @@ fn pods_table(pods: &[Pod]) -> String {
     if pods.is_empty() { "no pods\n".to_owned() } else { table(header, rows) }
 }
 
-fn routes_table(routes: &[Route]) -> String {
+fn routes_table(routes: &[RouteView]) -> String {
     let header = ["HANDLER", "BACKEND", "BACKEND'S HANDLER", "WEIGHT", "SHARE", "STATE", "NEW SANDBOXES"];
     let rows = routes.iter().flat_map(|route| {
         route.targets.iter().map(|target| {
@@ -179,7 +180,7 @@ fn routes_table(routes: &[Route]) -> String {
     table(header, rows)
 }
 
-fn images_table(images: &Images) -> String {
+fn images_table(images: &ImagesView) -> String {
     let rows = images.images.iter().map(|image| {
         let name = image.tags.first().or(image.digests.first());
         let id = image.id.strip_prefix("sha256:").unwrap_or(&image.id);
@@ -202,7 +203,7 @@ fn images_table(images: &Images) -> String {
     text
 }
 
-/// Says whose objects are missing from a table, if any are.
+/// Returns the line that names backends whose objects are missing from a table; empty if none is missing.
 fn never_listed<'a>(backends: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<_> = backends.collect();
     if names.is_empty() {
@@ -211,11 +212,11 @@ fn never_listed<'a>(backends: impl Iterator<Item = &'a str>) -> String {
     output::warn(&format!("never listed: {}", names.join(", "))) + "\n"
 }
 
-/// How long ago an RFC 3339 moment was.
+/// Formats how long ago an RFC 3339 time was.
 fn since(moment: &str) -> String {
     let moment = humantime::parse_rfc3339(moment).ok();
     let passed = moment.and_then(|moment| SystemTime::now().duration_since(moment).ok());
-    age::short(passed.unwrap_or_default())
+    duration::human(passed.unwrap_or_default())
 }
 
 fn or_dash(text: &str) -> String {
@@ -226,7 +227,7 @@ fn one_line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Writes a size as `docker images` does: three digits, powers of a thousand.
+/// Formats a size in bytes as `docker images` does: three digits, powers of a thousand.
 #[allow(clippy::cast_precision_loss)]
 fn size(bytes: u64) -> String {
     let units = ["B", "kB", "MB", "GB", "TB"];

@@ -1,15 +1,17 @@
 //! The `backends` section: endpoints, and what secures and bounds them.
 //!
-//! What a backend's keys mean together is judged here: which endpoints need TLS, which must not have it, and where
-//! an unprotected connection has to be asked for by name. Certificates are not opened; connecting does that.
+//! What a backend's keys mean together is judged here: which endpoints need TLS, which must not have it, and
+//! where an unprotected connection has to be asked for by name. Certificates are not opened; connecting does
+//! that.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::findings::Use;
+use super::diagnostics::SocketUse;
 use super::hint::did_you_mean;
+use super::loopback::is_certainly_loopback;
 use super::section::{Named, Section};
-use super::values::{self, Parsed, shown};
+use super::values::{self, Parsed, quoted};
 use super::{BackendConfig, Endpoint, ImageHandler, RelayMode, Streaming, Timeouts, Tls};
 
 /// The names under `backends`, rightly or wrongly configured.
@@ -30,7 +32,7 @@ impl Names {
             "a name under backends".into()
         };
         let hint = did_you_mean(name, names()).unwrap_or_default();
-        Err(format!("there is no backend {} (expected {right}){hint}", shown(name)))
+        Err(format!("there is no backend {} (expected {right}){hint}", quoted(name)))
     }
 }
 
@@ -59,18 +61,18 @@ fn one(top: &Section<'_>, named: &Named<'_>, base_dir: &Path) -> Option<BackendC
 
 fn backend(section: &Section<'_>, base_dir: &Path) -> Option<BackendConfig> {
     let endpoint = section.read("endpoint", values::endpoint);
-    let insecure = section.switch("insecure");
+    let insecure = section.boolean("insecure");
     let socket = section.optional("socket", values::socket);
-    let required = section.switch("required");
-    let local = section.optional("local", values::switch);
+    let required = section.boolean("required");
+    let local = section.optional("local", values::boolean);
     let timeouts = section.section("timeouts").and_then(|section| timeouts(&section));
     let tls = tls(section, base_dir);
     let streaming = section.section("streaming").and_then(|section| streaming(&section, endpoint.as_ref()));
-    let max_in_flight = section.whole("max_in_flight");
+    let max_in_flight = section.integer("max_in_flight");
     let image_handler =
         section.one_of("image_handler", &[("auto", ImageHandler::Auto), ("never", ImageHandler::Never)]);
     if let Some(Some(path)) = &socket {
-        section.note_socket("socket", path, Use::Listen);
+        section.note_socket("socket", path, SocketUse::Listen);
     }
     let endpoint = endpoint?;
     check_security(section, &endpoint, insecure);
@@ -121,7 +123,7 @@ fn streaming(section: &Section<'_>, endpoint: Option<&Endpoint>) -> Option<Strea
         &[("auto", RelayMode::Auto), ("always", RelayMode::Always), ("never", RelayMode::Never)],
     );
     let address = section.optional("address", values::host_port);
-    let tls = section.switch("tls");
+    let tls = section.boolean("tls");
     if tls == Some(true)
         && endpoint.is_some_and(|endpoint| !matches!(endpoint, Endpoint::Tcp { tls: true, .. }))
     {
@@ -133,11 +135,11 @@ fn streaming(section: &Section<'_>, endpoint: Option<&Endpoint>) -> Option<Strea
 /// Checks that the connection is as protected as its endpoint asks for.
 fn check_security(section: &Section<'_>, endpoint: &Endpoint, insecure: Option<bool>) {
     if let Endpoint::Unix(path) = endpoint {
-        section.note_socket("endpoint", path, Use::Dial);
+        section.note_socket("endpoint", path, SocketUse::Dial);
     }
     let (https, distant) = match endpoint {
         Endpoint::Tcp { tls: true, .. } => (true, false),
-        Endpoint::Tcp { host, .. } => (false, !values::is_loopback(host)),
+        Endpoint::Tcp { host, .. } => (false, !is_certainly_loopback(host)),
         Endpoint::Unix(_) | Endpoint::Vsock { .. } => (false, false),
     };
     if https && !section.has("tls") {

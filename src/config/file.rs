@@ -1,11 +1,11 @@
 //! From the text of a configuration file to a checked [`Config`].
 //!
-//! One small reader for each section, each of which reads all its keys before it gives up, so that one pass finds
-//! every problem. The larger sections have files of their own: `backends.rs` and `handlers.rs`.
+//! One small reader for each section, each of which reads all its keys before it gives up, so that one pass
+//! finds every problem. The larger sections have files of their own: `backends.rs` and `handlers.rs`.
 
 use std::path::Path;
 
-use super::findings::Diagnostics;
+use super::diagnostics::Diagnostics;
 use super::problem::Problems;
 use super::section::Section;
 use super::{
@@ -14,18 +14,18 @@ use super::{
 
 /// Reads `text`; relative paths start at `base_dir`.
 pub(super) fn read(text: &str, base_dir: &Path) -> Result<Config, Problems> {
-    let findings = Diagnostics::default();
-    let root = tree::read(text, &findings);
-    let config = root.and_then(|root| config(&Section::top(&root, &findings)?, base_dir));
-    findings.check_sockets();
-    findings.conclude(config)
+    let diagnostics = Diagnostics::default();
+    let root = tree::read(text, &diagnostics);
+    let config = root.and_then(|root| config(&Section::top(&root, &diagnostics)?, base_dir));
+    diagnostics.check_sockets();
+    diagnostics.conclude(config)
 }
 
 fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
     let listen = top.socket("listen");
     let listen_mode = top.read("listen_mode", values::mode);
     let listen_owner = top.read("listen_owner", values::owner);
-    let state_dir = top.read("state_dir", values::folder);
+    let state_dir = top.read("state_dir", values::directory);
     let admin = top.section("admin").and_then(|section| admin(&section));
     let identity = top
         .one_of("identity", &[("default-backend", Identity::DefaultBackend), ("crimux", Identity::Crimux)]);
@@ -65,7 +65,7 @@ fn admin(section: &Section<'_>) -> Option<Admin> {
 }
 
 fn events(section: &Section<'_>) -> Option<Events> {
-    let buffer = section.whole("buffer");
+    let buffer = section.integer("buffer");
     let grace = section.duration("grace");
     Some(Events { buffer: buffer? as usize, grace: grace? })
 }

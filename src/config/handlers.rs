@@ -41,7 +41,8 @@ fn one(top: &Section<'_>, named: &Named<'_>, backends: &Names) -> Option<Vec<Tar
 
 fn split(section: &Section<'_>, backends: &Names) -> Option<Vec<Target>> {
     let shares = section.list("split")?;
-    let targets: Vec<_> = shares.iter().map(|share| target(share, backends, share.whole("weight"))).collect();
+    let targets: Vec<_> =
+        shares.iter().map(|share| target(share, backends, share.integer("weight"))).collect();
     let targets: Vec<Target> = targets.into_iter().collect::<Option<_>>()?;
     if targets.iter().all(|target| target.weight == 0) {
         section.problem("split", "no share has a weight above 0 (give at least one)");

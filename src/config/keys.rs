@@ -1,13 +1,13 @@
 //! Every key of the configuration file: its type, default and meaning, as data.
 //!
-//! One table feeds the reader (known keys, defaults, limits), the reference in `docs/configuration.md`, the JSON
-//! schema for editors and the test of `config.example.yaml`, so that none of them can drift from the others.
-//! It holds no logic about what a value means; that is `values.rs`.
+//! One table feeds the reader (known keys, defaults, limits), the reference in `docs/configuration.md`, the
+//! JSON schema for editors and the test of `config.example.yaml`, so that none of them can drift from the
+//! others. It holds no logic about what a value means; that is `values.rs`.
 
-use super::keys::Default::{Derived, Is, Required};
-use super::keys::Kind::{
-    Address, Backend, Duration, Endpoint, File, Filter, Folder, HostPort, List, Mode, Named, OneOf, Owner,
-    Ratio, Section, Socket, Switch, Text, Url, Whole,
+use super::keys::DefaultValue::{Derived, Is, Required};
+use super::keys::ValueKind::{
+    Address, Backend, Boolean, Directory, Duration, Endpoint, File, Filter, HostPort, Integer, List, Mode,
+    Named, OneOf, Owner, Ratio, Section, Socket, Text, Url,
 };
 
 /// One row of the table.
@@ -16,16 +16,16 @@ pub struct Key {
     /// The key from the top. `*` stands for a name that the operator chooses, `[]` for an item of a list.
     pub path: &'static str,
     /// What its value looks like.
-    pub kind: Kind,
+    pub kind: ValueKind,
     /// What holds without it.
-    pub default: Default,
+    pub default: DefaultValue,
     /// What it means, its unit, and when to change it.
     pub about: &'static str,
 }
 
 /// The type of a value.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Kind {
+pub enum ValueKind {
     /// A mapping of the keys below it.
     Section,
     /// A mapping from names that the operator chooses to sections.
@@ -37,11 +37,11 @@ pub enum Kind {
     /// A name under `backends`.
     Backend,
     /// `true` or `false`.
-    Switch,
+    Boolean,
     /// One of these words.
     OneOf(&'static [&'static str]),
     /// A whole number.
-    Whole {
+    Integer {
         /// The smallest that is accepted.
         min: u32,
         /// The largest that is accepted.
@@ -63,7 +63,7 @@ pub enum Kind {
     /// A backend's address.
     Endpoint,
     /// An absolute path of a directory.
-    Folder,
+    Directory,
     /// A path of a file, relative to the directory of the configuration file.
     File,
     /// `IP:PORT`, or `off`.
@@ -78,7 +78,7 @@ pub enum Kind {
 
 /// What holds where a key is not given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Default {
+pub enum DefaultValue {
     /// Nothing: the key must be given wherever its section is.
     Required,
     /// This value, as it would be written in the file.
@@ -87,7 +87,7 @@ pub enum Default {
     Derived(&'static str),
 }
 
-impl Kind {
+impl ValueKind {
     /// What a value must look like, in words that complete "expected …".
     pub fn expected(self) -> String {
         match self {
@@ -96,16 +96,16 @@ impl Kind {
             List => "a list".into(),
             Text => "text".into(),
             Backend => "a name under backends".into(),
-            Switch => "true or false".into(),
+            Boolean => "true or false".into(),
             OneOf(words) => words.join(" or "),
-            Whole { min, max } => format!("a whole number from {min} to {max}"),
+            Integer { min, max } => format!("a whole number from {min} to {max}"),
             Ratio => "a number from 0 to 1".into(),
             Duration { max } => format!("a duration such as 500ms, 1s or 1m30s, at most {max}"),
             Mode => "permission bits in octal, such as \"0660\"".into(),
             Owner => "USER:GROUP by name or number, or self".into(),
             Socket => "unix:///PATH or an absolute path".into(),
             Endpoint => "unix:///PATH, https://HOST:PORT, http://HOST:PORT or vsock://CID:PORT".into(),
-            Folder => "an absolute path".into(),
+            Directory => "an absolute path".into(),
             File => "a path of a file".into(),
             Address => "IP:PORT, or off".into(),
             HostPort => "HOST:PORT".into(),
@@ -153,11 +153,11 @@ pub(super) fn child_path(path: &str, name: &str) -> String {
     if path.is_empty() { name } else { format!("{path}.{name}") }
 }
 
-const fn key(path: &'static str, kind: Kind, default: Default, about: &'static str) -> Key {
+const fn key(path: &'static str, kind: ValueKind, default: DefaultValue, about: &'static str) -> Key {
     Key { path, kind, default, about }
 }
 
-const NOTHING: Default = Derived("nothing");
+const NOTHING: DefaultValue = Derived("nothing");
 
 /// The table. Sections come before their keys.
 pub const KEYS: &[Key] = &[
@@ -183,7 +183,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "state_dir",
-        Folder,
+        Directory,
         Is("/var/lib/crimux"),
         "Directory of what must survive a restart: who owns which sandbox, and the last lists. Keep it on a disk of the \
          node; crimux makes it, readable by its owner alone.",
@@ -233,7 +233,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "backends.*.insecure",
-        Switch,
+        Boolean,
         Is("false"),
         "Allows `http://` to a host other than loopback, where anyone on the way can read and change everything, image \
          pull credentials included.",
@@ -246,20 +246,20 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "backends.*.required",
-        Switch,
+        Boolean,
         Is("false"),
         "Whether an outage of this backend makes the node NotReady. The default backend's always does.",
     ),
     key(
         "backends.*.local",
-        Switch,
+        Boolean,
         Derived("true for `unix://`, else false"),
         "Whether its files, logs and image store are on this node. Set it to false for a `unix://` socket that leads \
          elsewhere, such as into a VM.",
     ),
     key(
         "backends.*.max_in_flight",
-        Whole { min: 1, max: 1_000_000 },
+        Integer { min: 1, max: 1_000_000 },
         Is("1000"),
         "How many calls may be under way to it at once. Lower it for a runtime that suffers under load.",
     ),
@@ -336,7 +336,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "backends.*.streaming.tls",
-        Switch,
+        Boolean,
         Is("false"),
         "Whether that server speaks TLS; it is then verified with the backend's `tls`.",
     ),
@@ -371,7 +371,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "handlers.*.split[].weight",
-        Whole { min: 0, max: 10_000 },
+        Integer { min: 0, max: 10_000 },
         Is("1"),
         "Its share of new sandboxes, relative to the sum of the weights. 0 takes none; not all may be 0.",
     ),
@@ -391,7 +391,7 @@ pub const KEYS: &[Key] = &[
     key("events", Section, Derived("its keys' defaults"), "The stream of container events to kubelet."),
     key(
         "events.buffer",
-        Whole { min: 1, max: 1_000_000 },
+        Integer { min: 1, max: 1_000_000 },
         Is("1000"),
         "Events kept for a client that reads slowly, before its stream is ended so that it lists again.",
     ),

@@ -1,7 +1,7 @@
 //! What is wrong with a configuration, said so that an editor can jump to it.
 //!
-//! An operator fixes a file once, not once per mistake, so problems are collected and shown together, each with
-//! line, column and key. Values are quoted shortened, and never when they may hold credentials.
+//! An operator fixes a file once, not once per mistake, so problems are collected and shown together, each
+//! with line, column and key. Values are quoted shortened, and never when they may hold credentials.
 
 use std::fmt;
 use std::io;
@@ -14,7 +14,8 @@ pub struct Diagnostic {
     pub line: usize,
     /// Column in characters, counted from 1.
     pub column: usize,
-    /// The offending key from the top, such as `backends.kata.timeouts.read`; empty if the file as a whole is meant.
+    /// The offending key from the top, such as `backends.kata.timeouts.read`; empty if the file as a whole is
+    /// meant.
     pub key: String,
     /// What is wrong and, in parentheses, what would be right.
     pub message: String,

@@ -1,19 +1,19 @@
 //! The configuration reference for people and the JSON schema for editors, both made from the table of keys.
 //!
-//! They are written to `docs/` by the tests, which also fail if what is there is not what the table gives. Neither
-//! says anything that the table does not say.
+//! They are written to `docs/` by the tests, which also fail if what is there is not what the table gives.
+//! Neither says anything that the table does not say.
 
 use std::fmt::Write;
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{self, Default, Key, Kind};
+use super::keys::{self, DefaultValue, Key, ValueKind};
 
 /// The reference as Markdown: one table of keys for each section.
 pub fn markdown() -> String {
     let mut page = String::from(INTRODUCTION);
     table(&mut page, "");
-    for section in keys::KEYS.iter().filter(|key| matches!(key.kind, Kind::Section)) {
+    for section in keys::KEYS.iter().filter(|key| matches!(key.kind, ValueKind::Section)) {
         let title =
             section.path.replace("backends.*", "backends.NAME").replace("handlers.*", "handlers.HANDLER");
         let above = if section.path.ends_with(".*") { keys::find(section.parent()) } else { None };
@@ -43,9 +43,9 @@ fn table(page: &mut String, section: &str) {
     page.push_str("| key | value | default | meaning |\n| --- | --- | --- | --- |\n");
     for key in keys::below(section) {
         let default = match key.default {
-            Default::Required => "must be given".to_owned(),
-            Default::Is(text) => format!("`{text}`"),
-            Default::Derived(text) => text.to_owned(),
+            DefaultValue::Required => "must be given".to_owned(),
+            DefaultValue::Is(text) => format!("`{text}`"),
+            DefaultValue::Derived(text) => text.to_owned(),
         };
         let _ = writeln!(page, "| `{}` | {} | {default} | {} |", key.name(), key.kind.expected(), key.about);
     }
@@ -67,7 +67,7 @@ fn mapping(path: &str) -> Map<String, Value> {
     let properties: Map<String, Value> =
         keys::below(path).map(|key| (key.name().to_owned(), property(key))).collect();
     let required: Vec<_> =
-        keys::below(path).filter(|key| key.default == Default::Required).map(Key::name).collect();
+        keys::below(path).filter(|key| key.default == DefaultValue::Required).map(Key::name).collect();
     object(json!({
         "type": "object", "properties": properties, "required": required, "additionalProperties": false,
     }))
@@ -75,15 +75,15 @@ fn mapping(path: &str) -> Map<String, Value> {
 
 fn property(key: &Key) -> Value {
     let mut schema = match key.kind {
-        Kind::Section => mapping(key.path),
-        Kind::Named => named(key),
-        Kind::List => {
+        ValueKind::Section => mapping(key.path),
+        ValueKind::Named => named(key),
+        ValueKind::List => {
             object(json!({ "type": "array", "minItems": 1, "items": mapping(&format!("{}[]", key.path)) }))
         }
         kind => object(scalar(kind)),
     };
     schema.insert("description".into(), json!(key.about));
-    if let Default::Is(text) = key.default {
+    if let DefaultValue::Is(text) = key.default {
         schema.insert("default".into(), default(key.kind, text));
     }
     Value::Object(schema)
@@ -91,7 +91,7 @@ fn property(key: &Key) -> Value {
 
 fn named(key: &Key) -> Map<String, Value> {
     let path = format!("{}.*", key.path);
-    let least = usize::from(key.default == Default::Required);
+    let least = usize::from(key.default == DefaultValue::Required);
     let mut schema =
         object(json!({ "type": "object", "minProperties": least, "additionalProperties": mapping(&path) }));
     if key.path == "backends" {
@@ -101,34 +101,40 @@ fn named(key: &Key) -> Map<String, Value> {
     schema
 }
 
-fn scalar(kind: Kind) -> Value {
+fn scalar(kind: ValueKind) -> Value {
     let text = |pattern: &str| json!({ "type": "string", "pattern": pattern });
     // To a YAML 1.1 editor a bare `off` is false.
     let or_off = |pattern: &str| json!({ "anyOf": [text(pattern), { "const": false }] });
     match kind {
-        Kind::Switch => json!({ "type": "boolean" }),
-        Kind::OneOf(words) => json!({ "enum": words }),
-        Kind::Whole { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
-        Kind::Ratio => json!({ "type": "number", "minimum": 0, "maximum": 1 }),
-        Kind::Duration { .. } => text("^([0-9]+(ms|s|m|h))+$"),
-        Kind::Mode => json!({ "type": ["string", "integer"], "pattern": "^(0o)?[0-7]+$" }),
-        Kind::Owner => text("^(self|[^:]+:[^:]+)$"),
-        Kind::Socket => text("^(unix://)?/.*[^/]$"),
-        Kind::Endpoint => text("^(unix:///.+|https?://.+:[0-9]+|vsock://[0-9]+:[0-9]+)$"),
-        Kind::Folder => text("^/"),
-        Kind::Address => or_off("^(off|.+:[0-9]+)$"),
-        Kind::HostPort => text("^.+:[0-9]+$"),
-        Kind::Url => or_off("^(off|https?://.+:[0-9]+)$"),
-        Kind::Text | Kind::Backend | Kind::File | Kind::Filter | Kind::Section | Kind::Named | Kind::List => {
+        ValueKind::Boolean => json!({ "type": "boolean" }),
+        ValueKind::OneOf(words) => json!({ "enum": words }),
+        ValueKind::Integer { min, max } => json!({ "type": "integer", "minimum": min, "maximum": max }),
+        ValueKind::Ratio => json!({ "type": "number", "minimum": 0, "maximum": 1 }),
+        ValueKind::Duration { .. } => text("^([0-9]+(ms|s|m|h))+$"),
+        ValueKind::Mode => json!({ "type": ["string", "integer"], "pattern": "^(0o)?[0-7]+$" }),
+        ValueKind::Owner => text("^(self|[^:]+:[^:]+)$"),
+        ValueKind::Socket => text("^(unix://)?/.*[^/]$"),
+        ValueKind::Endpoint => text("^(unix:///.+|https?://.+:[0-9]+|vsock://[0-9]+:[0-9]+)$"),
+        ValueKind::Directory => text("^/"),
+        ValueKind::Address => or_off("^(off|.+:[0-9]+)$"),
+        ValueKind::HostPort => text("^.+:[0-9]+$"),
+        ValueKind::Url => or_off("^(off|https?://.+:[0-9]+)$"),
+        ValueKind::Text
+        | ValueKind::Backend
+        | ValueKind::File
+        | ValueKind::Filter
+        | ValueKind::Section
+        | ValueKind::Named
+        | ValueKind::List => {
             json!({ "type": "string" })
         }
     }
 }
 
 /// The default as the JSON type that its key has.
-fn default(kind: Kind, text: &str) -> Value {
+fn default(kind: ValueKind, text: &str) -> Value {
     match kind {
-        Kind::Switch | Kind::Whole { .. } | Kind::Ratio => {
+        ValueKind::Boolean | ValueKind::Integer { .. } | ValueKind::Ratio => {
             serde_json::from_str(text).unwrap_or_else(|_| json!(text))
         }
         _ => json!(text),

@@ -1,28 +1,28 @@
 //! One mapping of the file, read key by key against the table of keys.
 //!
-//! Everything that all sections have in common happens here once: unknown keys with a hint, missing keys, defaults,
-//! values of the wrong shape. A reader asks for a key and gets `None` exactly if a problem was noted, so readers
-//! compose with `?` after all of them have run. What a key means is not known here.
+//! Everything that all sections have in common happens here once: unknown keys with a hint, missing keys,
+//! defaults, values of the wrong shape. A reader asks for a key and gets `None` exactly if a problem was
+//! noted, so readers compose with `?` after all of them have run. What a key means is not known here.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::findings::{Diagnostics, Position, Use};
+use super::diagnostics::{Diagnostics, Position, SocketUse};
 use super::hint::{did_you_mean, nearest};
-use super::keys::{self, Default, Key, Kind, child_path};
+use super::keys::{self, DefaultValue, Key, ValueKind, child_path};
 use super::tree::{Entry, Node, Value};
-use super::values::{self, Parsed, shown};
+use super::values::{self, Parsed, quoted};
 
 /// A mapping whose keys are in the table.
 #[derive(Debug)]
 pub(super) struct Section<'a> {
-    findings: &'a Diagnostics,
+    diagnostics: &'a Diagnostics,
     entries: &'a [Entry],
     /// The section's row in the table; empty at the top.
     row: String,
     /// The section's path in the file.
     path: String,
-    place: Position,
+    position: Position,
     /// Keys that an unknown one was probably meant to be; they are not also reported as missing.
     meant: Vec<&'static str>,
 }
@@ -31,33 +31,33 @@ pub(super) struct Section<'a> {
 #[derive(Debug)]
 pub(super) struct Named<'a> {
     pub(super) name: &'a str,
-    pub(super) place: Position,
+    pub(super) position: Position,
     /// `None` if it is no mapping, which is reported.
     pub(super) section: Option<Section<'a>>,
 }
 
 impl<'a> Section<'a> {
     /// The whole file.
-    pub(super) fn top(root: &'a Node, findings: &'a Diagnostics) -> Option<Self> {
-        Self::new(root, Position::START, String::new(), String::new(), findings)
+    pub(super) fn top(root: &'a Node, diagnostics: &'a Diagnostics) -> Option<Self> {
+        Self::new(root, Position::START, String::new(), String::new(), diagnostics)
     }
 
     fn new(
         node: &'a Node,
-        place: Position,
+        position: Position,
         row: String,
         path: String,
-        findings: &'a Diagnostics,
+        diagnostics: &'a Diagnostics,
     ) -> Option<Self> {
         let entries: &[Entry] = match &node.value {
             Value::Map(entries) => entries,
             Value::Null => &[],
             value => {
-                misshapen(findings, node.place, &path, value, Kind::Section);
+                misshapen(diagnostics, node.position, &path, value, ValueKind::Section);
                 return None;
             }
         };
-        let mut section = Self { findings, entries, row, path, place, meant: Vec::new() };
+        let mut section = Self { diagnostics, entries, row, path, position, meant: Vec::new() };
         for entry in entries {
             section.check_known(entry);
         }
@@ -69,8 +69,8 @@ impl<'a> Section<'a> {
         if known().any(|name| name == entry.key) || matches!(entry.value.value, Value::Refused) {
             return;
         }
-        if self.findings.is_full() {
-            return self.findings.add(entry.place, "", "unknown key");
+        if self.diagnostics.is_full() {
+            return self.diagnostics.add(entry.position, "", "unknown key");
         }
         let elsewhere = keys::KEYS.iter().map(|key| key.path).find_map(|path| {
             let below = path.strip_prefix(&self.row)?.trim_start_matches('.');
@@ -80,7 +80,11 @@ impl<'a> Section<'a> {
         self.meant.extend(near);
         let hint = near.or(elsewhere).map(|near| format!("did you mean {near}?"));
         let hint = hint.unwrap_or_else(|| format!("known here: {}", known().collect::<Vec<_>>().join(", ")));
-        self.findings.add(entry.place, &child_path(&self.path, &entry.key), format!("unknown key ({hint})"));
+        self.diagnostics.add(
+            entry.position,
+            &child_path(&self.path, &entry.key),
+            format!("unknown key ({hint})"),
+        );
     }
 
     fn entry(&self, name: &str) -> Option<&'a Entry> {
@@ -99,8 +103,8 @@ impl<'a> Section<'a> {
 
     /// Notes a problem of the key's value, or of the section if the key is not given.
     pub(super) fn problem(&self, name: &str, message: impl Into<String>) {
-        let place = self.entry(name).map_or(self.place, |entry| entry.value.place);
-        self.findings.add(place, &child_path(&self.path, name), message);
+        let position = self.entry(name).map_or(self.position, |entry| entry.value.position);
+        self.diagnostics.add(position, &child_path(&self.path, name), message);
     }
 
     fn missing(&self, name: &str) {
@@ -116,8 +120,8 @@ impl<'a> Section<'a> {
                 Err(message) => self.problem(name, message),
             },
             value => misshapen(
-                self.findings,
-                node.place,
+                self.diagnostics,
+                node.position,
                 &child_path(&self.path, name),
                 value,
                 self.key(name).kind,
@@ -130,7 +134,7 @@ impl<'a> Section<'a> {
     pub(super) fn read<T>(&self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
         match (self.entry(name), self.key(name).default) {
             (Some(entry), _) => self.scalar(name, &entry.value, parse),
-            (None, Default::Is(text)) => {
+            (None, DefaultValue::Is(text)) => {
                 Some(parse(text).expect("the defaults in keys.rs are valid; the tests read all of them"))
             }
             (None, _) => {
@@ -149,22 +153,22 @@ impl<'a> Section<'a> {
         }
     }
 
-    pub(super) fn switch(&self, name: &str) -> Option<bool> {
-        self.read(name, values::switch)
+    pub(super) fn boolean(&self, name: &str) -> Option<bool> {
+        self.read(name, values::boolean)
     }
 
     pub(super) fn duration(&self, name: &str) -> Option<Duration> {
-        let Kind::Duration { max } = self.key(name).kind else {
+        let ValueKind::Duration { max } = self.key(name).kind else {
             unreachable!("{name} is no duration in keys.rs")
         };
         self.read(name, |text| values::duration(text, max))
     }
 
-    pub(super) fn whole(&self, name: &str) -> Option<u32> {
-        let Kind::Whole { min, max } = self.key(name).kind else {
+    pub(super) fn integer(&self, name: &str) -> Option<u32> {
+        let ValueKind::Integer { min, max } = self.key(name).kind else {
             unreachable!("{name} is no number in keys.rs")
         };
-        self.read(name, |text| values::whole(text, min, max))
+        self.read(name, |text| values::integer(text, min, max))
     }
 
     /// The meaning of the word that is the key's value.
@@ -175,7 +179,7 @@ impl<'a> Section<'a> {
             meaning.ok_or_else(|| {
                 let right = words().collect::<Vec<_>>().join(" or ");
                 let hint = did_you_mean(text, words()).unwrap_or_default();
-                format!("{} is not known here (expected {right}){hint}", shown(text))
+                format!("{} is not known here (expected {right}){hint}", quoted(text))
             })
         })
     }
@@ -183,33 +187,33 @@ impl<'a> Section<'a> {
     /// A socket that crimux listens on.
     pub(super) fn socket(&self, name: &str) -> Option<PathBuf> {
         let path = self.read(name, values::socket)?;
-        self.note_socket(name, &path, Use::Listen);
+        self.note_socket(name, &path, SocketUse::Listen);
         Some(path)
     }
 
     /// Remembers the socket at `path` to be compared with all others.
-    pub(super) fn note_socket(&self, name: &str, path: &Path, usage: Use) {
-        let place = self.entry(name).map_or(self.place, |entry| entry.value.place);
-        self.findings.add_socket(path, usage, place, child_path(&self.path, name));
+    pub(super) fn note_socket(&self, name: &str, path: &Path, usage: SocketUse) {
+        let position = self.entry(name).map_or(self.position, |entry| entry.value.position);
+        self.diagnostics.add_socket(path, usage, position, child_path(&self.path, name));
     }
 
     fn child(&self, entry: &'a Entry) -> Option<Section<'a>> {
         let (row, path) = (self.key(&entry.key).path.to_owned(), child_path(&self.path, &entry.key));
-        Section::new(&entry.value, entry.place, row, path, self.findings)
+        Section::new(&entry.value, entry.position, row, path, self.diagnostics)
     }
 
     /// The section under the key; an empty one if it is not given, `None` if it is mistyped.
     pub(super) fn section(&self, name: &str) -> Option<Section<'a>> {
-        let (findings, row) = (self.findings, self.key(name).path.to_owned());
+        let (diagnostics, row) = (self.diagnostics, self.key(name).path.to_owned());
         match self.entry(name) {
             Some(entry) => self.child(entry),
             None if self.has(name) => None,
             None => Some(Section {
-                findings,
+                diagnostics,
                 entries: &[],
                 row,
                 path: child_path(&self.path, name),
-                place: self.place,
+                position: self.position,
                 meant: Vec::new(),
             }),
         }
@@ -221,35 +225,41 @@ impl<'a> Section<'a> {
         let path = child_path(&self.path, name);
         let entries = match self.entry(name).map(|entry| &entry.value) {
             Some(Node { value: Value::Map(entries), .. }) => entries.as_slice(),
-            None | Some(Node { value: Value::Null, .. }) if key.default != Default::Required => &[],
+            None | Some(Node { value: Value::Null, .. }) if key.default != DefaultValue::Required => &[],
             None => {
                 self.missing(name);
                 return None;
             }
             Some(node) => {
-                misshapen(self.findings, node.place, &path, &node.value, key.kind);
+                misshapen(self.diagnostics, node.position, &path, &node.value, key.kind);
                 return None;
             }
         };
         let section = |entry: &'a Entry| {
             let (row, path) = (format!("{}.*", key.path), child_path(&path, &entry.key));
-            Section::new(&entry.value, entry.place, row, path, self.findings)
+            Section::new(&entry.value, entry.position, row, path, self.diagnostics)
         };
-        Some(entries.iter().map(|e| Named { name: &e.key, place: e.place, section: section(e) }).collect())
+        Some(
+            entries
+                .iter()
+                .map(|e| Named { name: &e.key, position: e.position, section: section(e) })
+                .collect(),
+        )
     }
 
-    /// The sections of the list under the key, which must be given; one that is no mapping is reported and left out.
+    /// The sections of the list under the key, which must be given; one that is no mapping is reported and
+    /// left out.
     pub(super) fn list(&self, name: &str) -> Option<Vec<Section<'a>>> {
         let key = self.key(name);
         let path = child_path(&self.path, name);
         let node = &self.entry(name)?.value;
         let Value::List(items) = &node.value else {
-            misshapen(self.findings, node.place, &path, &node.value, key.kind);
+            misshapen(self.diagnostics, node.position, &path, &node.value, key.kind);
             return None;
         };
         let section = |(index, item): (usize, &'a Node)| {
             let (row, path) = (format!("{}[]", key.path), format!("{path}[{index}]"));
-            Section::new(item, item.place, row, path, self.findings)
+            Section::new(item, item.position, row, path, self.diagnostics)
         };
         Some(items.iter().enumerate().filter_map(section).collect())
     }
@@ -257,18 +267,18 @@ impl<'a> Section<'a> {
     /// Notes a problem of a name that the operator chose below the key, where the name stands.
     pub(super) fn problem_of_name(&self, key: &str, named: &Named<'_>, message: &str) {
         let path = child_path(&child_path(&self.path, key), named.name);
-        self.findings.add(named.place, &path, message);
+        self.diagnostics.add(named.position, &path, message);
     }
 }
 
 /// Reports a value that is not of the shape its key needs.
-fn misshapen(findings: &Diagnostics, place: Position, path: &str, value: &Value, kind: Kind) {
+fn misshapen(diagnostics: &Diagnostics, position: Position, path: &str, value: &Value, kind: ValueKind) {
     let found = match value {
         Value::Null => "the value is missing".to_owned(),
-        Value::Text(text) => format!("{} is a single value", shown(text)),
+        Value::Text(text) => format!("{} is a single value", quoted(text)),
         Value::List(_) => "a list stands here".to_owned(),
         Value::Map(_) => "a mapping stands here".to_owned(),
         Value::Refused => return,
     };
-    findings.add(place, path, format!("{found} (expected {})", kind.expected()));
+    diagnostics.add(position, path, format!("{found} (expected {})", kind.expected()));
 }

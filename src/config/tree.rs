@@ -1,24 +1,25 @@
 //! The YAML text as a tree in which every key and value knows its line and column.
 //!
-//! It is built from the parser's events instead of a ready-made document, because a document has already lost what
-//! an operator needs to hear: that a key is given twice, and where. It also keeps hostile files harmless: size,
-//! depth and count are limited, and an alias is refused instead of expanded. It knows nothing of crimux's keys.
+//! It is built from the parser's events instead of a ready-made document, because a document has already lost
+//! what an operator needs to hear: that a key is given twice, and where. It also keeps hostile files
+//! harmless: size, depth and count are limited, and an alias is refused instead of expanded. It knows nothing
+//! of crimux's keys.
 
 use std::collections::HashMap;
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-use super::findings::{Diagnostics, Position};
+use super::diagnostics::{Diagnostics, Position};
 use super::keys::child_path;
 
 /// A value and where it starts.
 #[derive(Debug)]
 pub(super) struct Node {
-    pub(super) place: Position,
+    pub(super) position: Position,
     pub(super) value: Value,
 }
 
-/// What stands at a place. Scalars stay text: what they mean is for the reader of the key to say.
+/// What stands at a position. Scalars stay text: what they mean is for the reader of the key to say.
 #[derive(Debug)]
 pub(super) enum Value {
     /// Nothing, `~` or `null`.
@@ -34,7 +35,7 @@ pub(super) enum Value {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) key: String,
-    pub(super) place: Position,
+    pub(super) position: Position,
     pub(super) value: Node,
 }
 
@@ -44,9 +45,9 @@ const MAX_DEPTH: usize = 16;
 const MAX_NODES: usize = 100_000;
 
 /// Reads the one document of `text`; `None` if a problem was found behind which nothing can be read.
-pub(super) fn read(text: &str, findings: &Diagnostics) -> Option<Node> {
+pub(super) fn read(text: &str, diagnostics: &Diagnostics) -> Option<Node> {
     if text.len() > MAX_BYTES {
-        findings.add(
+        diagnostics.add(
             Position::START,
             "",
             "the file is larger than 1 MiB (a configuration is a few kilobytes)",
@@ -54,10 +55,10 @@ pub(super) fn read(text: &str, findings: &Diagnostics) -> Option<Node> {
         return None;
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut builder = Builder { parser: Parser::new_from_str(text), findings, nodes: 0 };
+    let mut builder = Builder { parser: Parser::new_from_str(text), diagnostics, nodes: 0 };
     match builder.document() {
         Ok(Some(Node { value: Value::Null, .. }) | None) => {
-            findings.add(
+            diagnostics.add(
                 Position::START,
                 "",
                 "the file is empty (at least default_backend and backends are needed)",
@@ -65,28 +66,28 @@ pub(super) fn read(text: &str, findings: &Diagnostics) -> Option<Node> {
             None
         }
         Ok(root) => root,
-        Err(stop) => {
-            findings.add(stop.place, &stop.path, stop.message);
+        Err(fatal) => {
+            diagnostics.add(fatal.position, &fatal.path, fatal.message);
             None
         }
     }
 }
 
 /// A problem behind which reading makes no sense.
-struct Stop {
-    place: Position,
+struct Fatal {
+    position: Position,
     path: String,
     message: String,
 }
 
 struct Builder<'a> {
     parser: Parser<'a, StrInput<'a>>,
-    findings: &'a Diagnostics,
+    diagnostics: &'a Diagnostics,
     nodes: usize,
 }
 
 impl<'a> Builder<'a> {
-    fn document(&mut self) -> Result<Option<Node>, Stop> {
+    fn document(&mut self) -> Result<Option<Node>, Fatal> {
         let mut root = None;
         loop {
             let (event, span) = self.next()?;
@@ -94,7 +95,7 @@ impl<'a> Builder<'a> {
                 Event::StreamEnd => return Ok(root),
                 Event::DocumentStart(_) if root.is_some() => {
                     let message = "a second YAML document starts here (one file holds one configuration)";
-                    return Err(stop(place(span.start), "", message));
+                    return Err(fatal(position(span.start), "", message));
                 }
                 Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd | Event::Nothing => {}
                 event => root = Some(self.node(event, span, "", 0)?),
@@ -102,7 +103,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn next(&mut self) -> Result<(Event<'a>, Span), Stop> {
+    fn next(&mut self) -> Result<(Event<'a>, Span), Fatal> {
         match self.parser.next_event() {
             Some(Ok(next)) => Ok(next),
             Some(Err(error)) => Err(syntax(&error)),
@@ -110,15 +111,15 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn node(&mut self, event: Event<'a>, span: Span, path: &str, depth: usize) -> Result<Node, Stop> {
-        let place = place(span.start);
+    fn node(&mut self, event: Event<'a>, span: Span, path: &str, depth: usize) -> Result<Node, Fatal> {
+        let position = position(span.start);
         self.nodes += 1;
         if depth > MAX_DEPTH {
-            return Err(stop(place, path, "nested too deeply (no key lies deeper than five levels)"));
+            return Err(fatal(position, path, "nested too deeply (no key lies deeper than five levels)"));
         }
         if self.nodes > MAX_NODES {
-            return Err(stop(
-                place,
+            return Err(fatal(
+                position,
                 path,
                 "the file holds more than 100000 values (a configuration has a few)",
             ));
@@ -127,7 +128,7 @@ impl<'a> Builder<'a> {
             Event::Scalar(_, _, _, Some(_))
             | Event::SequenceStart(_, Some(_))
             | Event::MappingStart(_, Some(_)) => {
-                self.findings.add(place, path, "YAML tags are not supported (write the plain value)");
+                self.diagnostics.add(position, path, "YAML tags are not supported (write the plain value)");
                 self.skip(&event)?;
                 Value::Refused
             }
@@ -136,15 +137,15 @@ impl<'a> Builder<'a> {
             Event::SequenceStart(..) => Value::List(self.list(path, depth)?),
             Event::MappingStart(..) => Value::Map(self.map(path, depth)?),
             Event::Alias(_) => {
-                self.findings.add(place, path, "YAML aliases are not supported (write the value out)");
+                self.diagnostics.add(position, path, "YAML aliases are not supported (write the value out)");
                 Value::Refused
             }
             _ => Value::Null,
         };
-        Ok(Node { place, value })
+        Ok(Node { position, value })
     }
 
-    fn list(&mut self, path: &str, depth: usize) -> Result<Vec<Node>, Stop> {
+    fn list(&mut self, path: &str, depth: usize) -> Result<Vec<Node>, Fatal> {
         let mut items = Vec::new();
         loop {
             match self.next()? {
@@ -156,7 +157,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn map(&mut self, path: &str, depth: usize) -> Result<Vec<Entry>, Stop> {
+    fn map(&mut self, path: &str, depth: usize) -> Result<Vec<Entry>, Fatal> {
         let mut entries: Vec<Entry> = Vec::new();
         let mut lines: HashMap<String, usize> = HashMap::new();
         loop {
@@ -164,37 +165,37 @@ impl<'a> Builder<'a> {
             if matches!(event, Event::MappingEnd | Event::StreamEnd) {
                 return Ok(entries);
             }
-            let key_place = place(span.start);
+            let key_place = position(span.start);
             let key = self.key(event, key_place, path)?;
             let key_path = key.as_ref().map_or_else(|| path.to_owned(), |key| child_path(path, key));
             let (event, span) = self.next()?;
             let mut value = self.node(event, span, &key_path, depth + 1)?;
             if matches!(value.value, Value::Null) {
-                value.place = key_place; // Nothing has no place of its own.
+                value.position = key_place; // Nothing has no position of its own.
             }
             let Some(key) = key else { continue };
             if let Some(line) = lines.get(&key) {
                 let message = format!("the key is given twice, first on line {line} (keep one of the two)");
-                self.findings.add(key_place, &key_path, message);
+                self.diagnostics.add(key_place, &key_path, message);
                 continue;
             }
             lines.insert(key.clone(), key_place.line);
-            entries.push(Entry { key, place: key_place, value });
+            entries.push(Entry { key, position: key_place, value });
         }
     }
 
     /// The text of a key; `None` if it is no text, which is reported.
-    fn key(&mut self, event: Event<'a>, place: Position, path: &str) -> Result<Option<String>, Stop> {
+    fn key(&mut self, event: Event<'a>, position: Position, path: &str) -> Result<Option<String>, Fatal> {
         if let Event::Scalar(text, ..) = event {
             return Ok(Some(text.into_owned()));
         }
-        self.findings.add(place, path, "a key must be text (not a list, a mapping or an alias)");
+        self.diagnostics.add(position, path, "a key must be text (not a list, a mapping or an alias)");
         self.skip(&event)?;
         Ok(None)
     }
 
     /// Passes over what belongs to a node that was opened by `event`.
-    fn skip(&mut self, event: &Event<'a>) -> Result<(), Stop> {
+    fn skip(&mut self, event: &Event<'a>) -> Result<(), Fatal> {
         let mut open = usize::from(matches!(event, Event::SequenceStart(..) | Event::MappingStart(..)));
         while open > 0 {
             match self.next()?.0 {
@@ -212,14 +213,14 @@ fn is_null(text: &str) -> bool {
     matches!(text, "" | "~" | "null" | "Null" | "NULL")
 }
 
-fn place(mark: Marker) -> Position {
+fn position(mark: Marker) -> Position {
     Position { line: mark.line().max(1), column: mark.col() + 1 }
 }
 
-fn stop(place: Position, path: &str, message: &str) -> Stop {
-    Stop { place, path: path.to_owned(), message: message.to_owned() }
+fn fatal(position: Position, path: &str, message: &str) -> Fatal {
+    Fatal { position, path: path.to_owned(), message: message.to_owned() }
 }
 
-fn syntax(error: &ScanError) -> Stop {
-    stop(place(*error.marker()), "", &format!("this is not valid YAML: {}", error.info()))
+fn syntax(error: &ScanError) -> Fatal {
+    fatal(position(*error.marker()), "", &format!("this is not valid YAML: {}", error.info()))
 }

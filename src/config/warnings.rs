@@ -1,10 +1,12 @@
 //! Remarks about a configuration that is valid but perhaps not meant.
 //!
-//! They are computed from the checked configuration, not from the file, and nothing is refused because of them.
+//! They are computed from the checked configuration, not from the file, and nothing is refused because of
+//! them.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::loopback::is_certainly_loopback;
 use super::{Config, Endpoint, values};
 
 /// One remark: `key: message`.
@@ -56,7 +58,7 @@ fn backends(config: &Config, warnings: &mut Vec<Warning>) {
     for (name, backend) in &config.backends {
         let key = format!("backends.{name}.endpoint");
         if let Endpoint::Tcp { host, tls: false, .. } = &backend.endpoint
-            && !values::is_loopback(host)
+            && !is_certainly_loopback(host)
         {
             warn(warnings, &key, "calls to it are not encrypted, image pull credentials included");
         }

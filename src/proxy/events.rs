@@ -87,7 +87,7 @@ impl Call {
                 }
             };
             tokio::select! {
-                () = client.over() => {}
+                () = client.closed() => {}
                 () = rounds => {}
             }
         });
@@ -126,7 +126,7 @@ impl Reader {
             let (node, backend, feed) = (Arc::clone(&self.node), Arc::clone(backend), Arc::clone(&feed));
             tokio::spawn(async move {
                 tokio::select! {
-                    () = feed.unwanted() => {}
+                    () = feed.idle() => {}
                     () = keep_feeding(&node, &backend, &feed) => {}
                 }
             });
@@ -170,7 +170,7 @@ async fn keep_feeding(node: &Arc<ProxyState>, backend: &Arc<Backend>, feed: &Arc
             (lost, pause) = (None, FIRST_PAUSE);
         }
         let known = backend.last.streams_events();
-        let asked_first = feed.phase() == Phase::Asking;
+        let asked_first = feed.phase() == Phase::Probing;
         let cause = match ended {
             Ended::Refused(cause) if asked_first => {
                 backend.last.set_streams_events(false);
@@ -179,7 +179,7 @@ async fn keep_feeding(node: &Arc<ProxyState>, backend: &Arc<Backend>, feed: &Arc
             Ended::Lost(cause) if asked_first && !known => break cause,
             Ended::Refused(cause) | Ended::Lost(cause) => cause,
         };
-        feed.set(Phase::Again);
+        feed.set(Phase::Reconnecting);
         let since = *lost.get_or_insert_with(Instant::now);
         let grace = node.config().events.grace;
         if since.elapsed() + pause > grace {
@@ -229,8 +229,7 @@ impl Probing<'_> {
                 self.passed_trial();
                 learn::event(self.node, backend, &event[PREFIX..])?;
                 self.events.notify_one();
-                let dropped = self.feed.publish(&event);
-                self.node.metrics.events_dropped_clients.inc_by(dropped as u64);
+                self.node.metrics.count_dropped_event_clients(self.feed.publish(&event));
             }
         }
         let trailers = std::future::poll_fn(|cx| body.poll_trailers(cx)).await?;

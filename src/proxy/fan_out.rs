@@ -30,8 +30,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long anything may take that kubelet judges the whole node by.
 pub(super) const PROMPT: Duration = Duration::from_millis(80);
-/// Where kubelet's limit of 16 MiB for one message is near.
-const LARGE: usize = 14 << 20;
 
 /// What one backend contributes to a list.
 #[derive(Debug)]
@@ -163,13 +161,7 @@ impl Call {
             _ => merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>()),
         };
         let size = encoded.iter().map(Bytes::len).sum::<usize>();
-        self.node
-            .metrics
-            .merged_list_bytes
-            .with_label_values(&[method.name])
-            .set(size.try_into().unwrap_or(i64::MAX));
-        if size > LARGE {
-            self.node.metrics.merged_lists_large.with_label_values(&[method.name]).inc();
+        if self.node.metrics.record_merged_list(method.name, size) {
             tracing::warn!(method = method.name, size, "a merged list nears kubelet's limit of 16 MiB");
         }
         let prefix = Bytes::copy_from_slice(&crate::codec::prefix(size));
@@ -335,7 +327,7 @@ impl Ask {
             let why = refusal.map_or(Lack::Unknown, Lack::Refused);
             return Err(NoContribution { backend: Arc::clone(&backend.name), why });
         };
-        node.metrics.lists_stale.with_label_values(&[&*backend.name, method.name]).inc();
+        node.metrics.count_stale_list(&backend.name, method.name);
         let has_items = !items.is_empty();
         Ok(Contribution { backend: Arc::clone(backend), items, has_items, live: false, refusal })
     }

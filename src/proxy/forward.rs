@@ -52,7 +52,7 @@ impl Call {
                 message.encoded(),
                 reply.message.encoded(),
             )?;
-            self.node.metrics.sandboxes_routed.with_label_values(&[&handler, &*backend.name]).inc();
+            self.node.metrics.count_routed_sandbox(&handler, &backend.name);
             tracing::info!(method = method.name, %handler, backend = %backend.name, sandbox = %id, "placed");
         }
         Ok(reply.into())

@@ -294,7 +294,7 @@ fn requested_pod(request: &[u8], config: u32, handler: u32) -> Result<Pod, WireE
 
 fn note_conflict(node: &ProxyState, id: &str, other: Option<Arc<str>>) {
     if let Some(other) = other {
-        node.metrics.id_conflicts.inc();
+        node.metrics.count_id_conflict();
         tracing::error!(id, owner = %other, "a second backend lists this ID; it stays with its first owner");
     }
 }

@@ -6,20 +6,19 @@
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
-use prost::Message as _;
 use tonic::Code;
 
 use crate::backend::{Backend, Collected, State};
 use crate::codec::Message;
 use crate::config::{Config, StatsPolicy};
-use crate::cri::{STREAM_URL, VersionResponse};
+use crate::cri::STREAM_URL;
 use crate::error::Error;
 use crate::events::Subscriptions;
-use crate::method::{List, Rpc};
-use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND, STATES};
+use crate::history::RecentEvents;
+use crate::method::List;
+use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND};
 use crate::proxy::left_out::LeftOut;
-use crate::recent::Recent;
-use crate::relay::{Decision, Relay};
+use crate::relay::{Relay, StreamRoute};
 use crate::router::{Choice, Router};
 use crate::snapshot::Snapshot;
 use crate::wire;
@@ -34,7 +33,7 @@ pub struct ProxyState {
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// What happened lately, for the status page.
-    pub recent: Recent,
+    pub history: RecentEvents,
     /// What answers lacked lately.
     pub left_out: LeftOut,
     /// Counters of calls to all backends.
@@ -66,7 +65,7 @@ impl ProxyState {
             own_calls: metrics.calls(NO_BACKEND),
             metrics,
             feeds: Subscriptions::default(),
-            recent: Recent::default(),
+            history: RecentEvents::default(),
             left_out: LeftOut::default(),
             relay,
             config: ArcSwap::from_pointee(config),
@@ -151,10 +150,10 @@ impl ProxyState {
         let url = wire::peek_str(reply.message.encoded(), &[STREAM_URL])
             .map_err(|error| refused(error.to_string()))?;
         let connector = backend.connector().map_err(|error| refused(error.to_string()))?;
-        let decided = self.relay.decide(&backend.name, &backend.config(), &connector, url);
+        let decided = self.relay.route(&backend.name, &backend.config(), &connector, url);
         match decided.map_err(|error| refused(error.to_string()))? {
-            Decision::Pass => Ok(reply),
-            Decision::Relay(ours) => {
+            StreamRoute::Direct => Ok(reply),
+            StreamRoute::Relay(ours) => {
                 let message = Message::new(&wire::append_str(reply.message.encoded(), &[STREAM_URL], &ours));
                 Ok(Collected { message, ..reply })
             }
@@ -165,7 +164,7 @@ impl ProxyState {
     pub(super) fn placed(&self, handler: &str, backend: Option<&Arc<str>>, code: Code) {
         let handlers = self.router.handlers();
         let known = handler.is_empty() || handlers.targets_of(handler).is_ok();
-        self.recent.placed(known.then_some(handler), backend, code);
+        self.history.record_placement(known.then_some(handler), backend, code);
     }
 
     /// Returns the state that operators see.
@@ -182,42 +181,4 @@ impl ProxyState {
             State::Ready
         }
     }
-
-    /// Brings the gauges up to date; called when Prometheus scrapes.
-    pub fn refresh_gauges(&self) {
-        let metrics = &self.metrics;
-        // A runtime that was upgraded must not keep the series of its old version.
-        metrics.backend_info.reset();
-        for backend in self.backends.load().iter() {
-            let name = &*backend.name;
-            let state = self.state(backend);
-            for word in STATES {
-                let gauge = metrics.backend_state.with_label_values(&[name, word]);
-                gauge.set(i64::from(word == state.word()));
-            }
-            let flag =
-                |gauges: &prometheus::IntGaugeVec, value: i64| gauges.with_label_values(&[name]).set(value);
-            flag(&metrics.backend_up, i64::from(backend.is_up()));
-            flag(&metrics.backend_draining, i64::from(backend.last.drained()));
-            flag(&metrics.in_flight, backend.in_flight().try_into().unwrap_or(i64::MAX));
-            refresh_info(metrics, backend);
-            if let Some(age) = backend.last.age() {
-                metrics.list_age.with_label_values(&[name]).set(age.as_secs_f64());
-            }
-            let (sandboxes, containers) = self.router.owners.count(name);
-            for (kind, count) in [("sandbox", sandboxes), ("container", containers)] {
-                metrics.owned_ids.with_label_values(&[name, kind]).set(count.try_into().unwrap_or(i64::MAX));
-            }
-        }
-        let unseen = self.snapshot.write_failures().saturating_sub(metrics.state_write_errors.get());
-        metrics.state_write_errors.inc_by(unseen);
-    }
-}
-
-/// Says what a backend's `Version` said last.
-fn refresh_info(metrics: &Metrics, backend: &Backend) {
-    let reply = backend.last.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
-    let Some(VersionResponse { runtime_name, runtime_version, .. }) = reply else { return };
-    let labels = [&*backend.name, &runtime_name, &runtime_version];
-    metrics.backend_info.with_label_values(&labels).set(1);
 }

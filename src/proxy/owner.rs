@@ -83,7 +83,7 @@ impl Call {
 
     /// Asks every backend for an ID that nobody is known to own.
     async fn locate(&self, kind: Option<Kind>, id: &str) -> Result<OwnedId, Error> {
-        self.node.metrics.unknown_ids.inc();
+        self.node.metrics.count_unknown_id();
         let kinds = kind.map_or(vec![Kind::Sandbox, Kind::Container], |kind| vec![kind]);
         let backends = self.backends();
         let asked = join_all(backends.iter().map(|backend| ask(&self.node, backend, &kinds, id))).await;

@@ -1,9 +1,10 @@
 //! Copies a stream both ways until both sides are done, with half-close and back-pressure.
 //!
-//! tokio's `copy_bidirectional` gives up both directions at the first error, but a process that exits while its stdin is
-//! still being sent ends in exactly that: the last output is on its way back while the writes forward fail. So each
-//! direction ends on its own, and only a failed read, which means a dead connection with nothing left in it, ends both.
-//! Nothing is interpreted and nothing times out; a direction holds 8 KiB at most.
+//! tokio's `copy_bidirectional` gives up both directions at the first error, but a process that exits while
+//! its stdin is still being sent ends in exactly that: the last output is on its way back while the writes
+//! forward fail. So each direction ends on its own, and only a failed read, which means a dead connection
+//! with nothing left in it, ends both. Nothing is interpreted and nothing times out; a direction holds 8 KiB
+//! at most.
 
 use std::io;
 use std::pin::{Pin, pin};

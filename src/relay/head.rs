@@ -1,7 +1,7 @@
 //! The head of a streaming request: finds the path, and puts another path and host in its place.
 //!
-//! Everything else stays byte for byte, header order and case included, because SPDY and WebSocket negotiate in
-//! headers that this relay must not understand. Parsing is httparse's; nothing here does I/O.
+//! Everything else stays byte for byte, header order and case included, because SPDY and WebSocket negotiate
+//! in headers that this relay must not understand. Parsing is httparse's; nothing here does I/O.
 
 use std::ops::Range;
 
@@ -87,8 +87,8 @@ impl Head {
 
 /// Puts `new_path` and `new_host` into the request head that `received` begins with.
 ///
-/// Returns the new head and how many bytes the old one took, or `None` if it is not complete yet. The query stays; a
-/// head without `Host` gets none.
+/// Returns the new head and how many bytes the old one took, or `None` if it is not complete yet. The query
+/// stays; a head without `Host` gets none.
 ///
 /// # Errors
 ///

@@ -1,6 +1,7 @@
 //! What the relay counts.
 //!
-//! Handed in, never global; labels are backend names and directions, both closed sets. Tokens are only ever counted.
+//! Handed in, never global; labels are backend names and directions, both closed sets. Tokens are only ever
+//! counted.
 
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 
@@ -9,7 +10,8 @@ use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 pub struct RelayMetrics {
     /// `crimux_relay_streams{backend}`: open streams.
     pub(super) streams: IntGaugeVec,
-    /// `crimux_relay_bytes_total{backend,direction}`: bytes read from one side for the other, request head included.
+    /// `crimux_relay_bytes_total{backend,direction}`: bytes read from one side for the other, request head
+    /// included.
     pub(super) bytes: IntCounterVec,
     /// `crimux_relay_refused_tokens_total`: requests whose token was used, expired, guessed or not ours.
     pub(super) refused_tokens: IntCounter,

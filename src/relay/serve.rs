@@ -1,8 +1,8 @@
 //! Serves one connection of the relay: head, token, dial, copy.
 //!
-//! A client is trusted with nothing before its token is redeemed: its head is bounded in bytes and in time. After that
-//! its bytes are only copied. Answers of our own are short, name at most the backend, and are never given once the
-//! backend was reached; what the backend answers, 101 or not, passes as it is.
+//! A client is trusted with nothing before its token is redeemed: its head is bounded in bytes and in time.
+//! After that its bytes are only copied. Answers of our own are short, name at most the backend, and are
+//! never given once the backend was reached; what the backend answers, 101 or not, passes as it is.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use super::copy::{Counters, both_ways};
 use super::head::{Head, HeadError, MAX_HEAD};
 use super::tokens::Grant;
-use super::url::Kind;
+use super::url::StreamKind;
 use super::{Relay, RelayMetrics};
 use crate::backend::connect::{Stream, host_and_port};
 
@@ -145,9 +145,9 @@ fn counters(metrics: &RelayMetrics, backend: &str) -> Counters {
 }
 
 /// Takes `/exec/TOKEN` apart.
-fn kind_and_token(path: &[u8]) -> Option<(Kind, &str)> {
+fn kind_and_token(path: &[u8]) -> Option<(StreamKind, &str)> {
     let (kind, token) = std::str::from_utf8(path).ok()?.strip_prefix('/')?.split_once('/')?;
-    Some((Kind::parse(kind)?, token))
+    Some((StreamKind::parse(kind)?, token))
 }
 
 fn answer(status: &str, text: &str) -> String {
@@ -158,8 +158,8 @@ fn answer(status: &str, text: &str) -> String {
     )
 }
 
-/// Says that nothing more comes and reads until the client says the same: closing a socket with unread bytes in it
-/// would take back what was written last.
+/// Says that nothing more comes and reads until the client says the same: closing a socket with unread bytes
+/// in it would take back what was written last.
 async fn linger(client: &mut TcpStream) -> std::io::Result<()> {
     client.shutdown().await?;
     tokio::io::copy(client, &mut tokio::io::sink()).await.map(drop)

@@ -1,8 +1,8 @@
 //! The tokens that open a stream: what each stands for, once and for one minute.
 //!
-//! The relay's port has no other authentication, so a token is 128 random bits, is removed by its first use, and is
-//! never written anywhere. containerd's own streaming server sets the pattern (one minute, one use, 1000 outstanding).
-//! Time is passed in, so that nothing here waits.
+//! The relay's port has no other authentication, so a token is 128 random bits, is removed by its first use,
+//! and is never written anywhere. containerd's own streaming server sets the pattern (one minute, one use,
+//! 1000 outstanding). Time is passed in, so that nothing here waits.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::url::{Kind, Stream};
+use super::url::{RelayedStream, StreamKind};
 use crate::backend::connect::Connector;
 
 /// How long a token may wait for its use.
@@ -26,7 +26,7 @@ pub(super) const OUTSTANDING: usize = 1000;
 pub(super) struct Grant {
     pub(super) backend: String,
     pub(super) connector: Arc<Connector>,
-    pub(super) stream: Stream,
+    pub(super) stream: RelayedStream,
 }
 
 /// All unused tokens.
@@ -66,7 +66,7 @@ impl Tokens {
     }
 
     /// Takes what `token` stands for, if it is a `kind` of stream and its time is not over.
-    pub(super) fn redeem(&mut self, kind: Kind, token: &str, now: Instant) -> Option<Grant> {
+    pub(super) fn redeem(&mut self, kind: StreamKind, token: &str, now: Instant) -> Option<Grant> {
         self.purge(now);
         if self.entries.get(token)?.grant.stream.kind != kind {
             return None;
@@ -109,7 +109,7 @@ pub(super) fn mint() -> Result<String, getrandom::Error> {
 mod tests {
     use super::*;
     use crate::config::{BackendConfig, Endpoint, ImageHandler, RelayMode, Streaming, Timeouts};
-    use crate::relay::url::Target;
+    use crate::relay::url::StreamServer;
 
     fn grant(backend: &str) -> Grant {
         let config = BackendConfig {
@@ -123,12 +123,12 @@ mod tests {
             max_in_flight: 1000,
             image_handler: ImageHandler::Auto,
         };
-        let target = Target { host: "127.0.0.1".to_owned(), port: 1, tls: false };
+        let target = StreamServer { host: "127.0.0.1".to_owned(), port: 1, tls: false };
         let (path, query) = ("/exec/abc".to_owned(), String::new());
         Grant {
             backend: backend.to_owned(),
             connector: Arc::new(Connector::new(&config).unwrap()),
-            stream: Stream { kind: Kind::Exec, target, path, query },
+            stream: RelayedStream { kind: StreamKind::Exec, target, path, query },
         }
     }
 
@@ -136,10 +136,10 @@ mod tests {
     fn a_token_is_good_for_one_use_of_its_kind() {
         let (mut tokens, now) = (Tokens::default(), Instant::now());
         tokens.insert("one".to_owned(), grant("a"), now);
-        assert!(tokens.redeem(Kind::Attach, "one", now).is_none());
-        assert!(tokens.redeem(Kind::Exec, "two", now).is_none());
-        assert_eq!(tokens.redeem(Kind::Exec, "one", now).unwrap().backend, "a");
-        assert!(tokens.redeem(Kind::Exec, "one", now).is_none());
+        assert!(tokens.redeem(StreamKind::Attach, "one", now).is_none());
+        assert!(tokens.redeem(StreamKind::Exec, "two", now).is_none());
+        assert_eq!(tokens.redeem(StreamKind::Exec, "one", now).unwrap().backend, "a");
+        assert!(tokens.redeem(StreamKind::Exec, "one", now).is_none());
         assert!(tokens.entries.is_empty() && tokens.ages.is_empty());
     }
 
@@ -151,7 +151,7 @@ mod tests {
         let last_moment = now + LIFETIME - Duration::from_millis(1);
         tokens.purge(last_moment);
         assert_eq!(tokens.entries.len(), 2);
-        assert!(tokens.redeem(Kind::Exec, "first", now + LIFETIME).is_none());
+        assert!(tokens.redeem(StreamKind::Exec, "first", now + LIFETIME).is_none());
         assert_eq!(tokens.entries.len(), 1);
         tokens.purge(now + LIFETIME + Duration::from_secs(30));
         assert!(tokens.entries.is_empty() && tokens.ages.is_empty());
@@ -163,15 +163,15 @@ mod tests {
         tokens.insert("other".to_owned(), grant("b"), now);
         for number in 0..=OUTSTANDING {
             tokens.insert(format!("used {number}"), grant("a"), now);
-            assert!(tokens.redeem(Kind::Exec, &format!("used {number}"), now).is_some());
+            assert!(tokens.redeem(StreamKind::Exec, &format!("used {number}"), now).is_some());
         }
         for number in 0..=OUTSTANDING {
             tokens.insert(number.to_string(), grant("a"), now);
         }
         assert_eq!(tokens.entries.len(), OUTSTANDING + 1);
-        assert!(tokens.redeem(Kind::Exec, "0", now).is_none());
-        assert!(tokens.redeem(Kind::Exec, "1", now).is_some());
-        assert!(tokens.redeem(Kind::Exec, "other", now).is_some());
+        assert!(tokens.redeem(StreamKind::Exec, "0", now).is_none());
+        assert!(tokens.redeem(StreamKind::Exec, "1", now).is_some());
+        assert!(tokens.redeem(StreamKind::Exec, "other", now).is_some());
     }
 
     #[test]

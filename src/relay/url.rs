@@ -1,18 +1,19 @@
-//! Decides what becomes of a streaming URL: it passes, it is relayed to one address, or it is refused.
+//! Decides whether a streaming URL passes, is relayed to one address, or is refused.
 //!
-//! kubelet dials whatever URL a backend returns, so a backend elsewhere could aim `kubectl exec` at this node. The rule
-//! that prevents it is here and pure: for a `local: false` backend only the endpoint's own host or the configured
-//! `streaming.address` is dialled; a loopback, empty or other host is refused. No error holds the URL's path, which is
-//! a secret.
+//! kubelet dials whatever URL a backend returns, so a backend elsewhere could aim `kubectl exec` at this
+//! node. The rule that prevents it is here and pure: for a `local: false` backend only the endpoint's own
+//! host or the configured `streaming.address` is dialled; a loopback, empty or other host is refused. No
+//! error text holds the URL's path, because it contains a token.
 
 use std::net::IpAddr;
 use std::str::FromStr;
 
 use http::uri::{Authority, PathAndQuery};
 
+use crate::config::loopback::may_be_loopback;
 use crate::config::{BackendConfig, Endpoint, RelayMode, Streaming};
 
-/// Why a backend's streaming URL is not handed on.
+/// Why a backend's streaming URL is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
     /// It is not an `http` or `https` URL of a host and a path.
@@ -21,32 +22,32 @@ pub enum UrlError {
     /// Its path does not end in `exec`, `attach` or `portforward` and a token.
     #[error("the backend returned a streaming URL that is not one of exec, attach or port-forward")]
     NotAStream,
-    /// A backend that is not on this node names this node, or nothing.
+    /// The URL of a remote backend names this node, or no host.
     #[error(
         "the backend is not on this node but its streaming URL names {host}, which would be this node: set containerd's \
          stream_server_address (and stream_server_port) to the endpoint's host, or set streaming.address"
     )]
     ThisNode {
-        /// The host as named; `no host` if none is.
+        /// The host of the URL, or `no host`.
         host: String,
     },
-    /// A backend that is not on this node names a host that is not its endpoint's.
+    /// The URL of a remote backend names another host than its endpoint's.
     #[error(
         "the backend's streaming URL names {host}, which is not its endpoint's host {endpoint}: set containerd's \
          stream_server_address (and stream_server_port) to that host, or set streaming.address"
     )]
     OtherHost {
-        /// The host as named.
+        /// The host of the URL.
         host: String,
         /// The only host that may be dialled.
         endpoint: String,
     },
-    /// The endpoint has no host that a streaming server could be dialled at.
+    /// The endpoint is a Unix or vsock address, so it has no host to dial.
     #[error(
         "the backend's endpoint has no host at which its streams could be dialled: set streaming.address"
     )]
     AddressNeeded,
-    /// The streaming server speaks TLS and there is nothing to verify it with.
+    /// The streaming server speaks TLS and no authority is configured to verify it.
     #[error("the backend's streaming server speaks TLS but the backend has no tls section to verify it with")]
     NoTls,
     /// The kernel gave no random bytes for a token.
@@ -54,27 +55,20 @@ pub enum UrlError {
     NoRandom(getrandom::Error),
 }
 
-/// What becomes of a URL.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Plan {
-    Pass,
-    Relay(Stream),
-}
-
 /// One stream to relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Stream {
-    pub(super) kind: Kind,
-    pub(super) target: Target,
-    /// The path to ask the backend for.
+pub(super) struct RelayedStream {
+    pub(super) kind: StreamKind,
+    pub(super) target: StreamServer,
+    /// The path at the backend.
     pub(super) path: String,
-    /// With its `?`; empty if there is none.
+    /// The query with its `?`, or empty.
     pub(super) query: String,
 }
 
 /// A streaming server to dial.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Target {
+pub(super) struct StreamServer {
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) tls: bool,
@@ -82,13 +76,13 @@ pub(super) struct Target {
 
 /// The three kinds of streams, by the word in the path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum StreamKind {
     Exec,
     Attach,
     PortForward,
 }
 
-/// A URL taken apart. The `url` crate is no help here: it repairs `http:///exec/x` into the host `exec`.
+/// The parts of a URL. The `url` crate does not serve: it repairs `http:///exec/x` into the host `exec`.
 struct StreamUrl {
     tls: bool,
     /// Without brackets; `None` if empty or the unspecified address.
@@ -98,7 +92,7 @@ struct StreamUrl {
     query: String,
 }
 
-impl Kind {
+impl StreamKind {
     pub(super) fn as_str(self) -> &'static str {
         match self {
             Self::Exec => "exec",
@@ -132,47 +126,56 @@ impl StreamUrl {
         })
     }
 
-    fn kind(&self) -> Result<Kind, UrlError> {
+    fn kind(&self) -> Result<StreamKind, UrlError> {
         let mut last_first = self.path.rsplit('/');
         let token = last_first.next().unwrap_or_default();
-        let kind = last_first.next().and_then(Kind::parse);
+        let kind = last_first.next().and_then(StreamKind::parse);
         kind.filter(|_| !token.is_empty()).ok_or(UrlError::NotAStream)
     }
 
     fn names_this_node(&self) -> bool {
-        self.host.as_deref().is_none_or(is_loopback)
+        self.host.as_deref().is_none_or(may_be_loopback)
     }
 
     fn this_node(&self) -> UrlError {
         UrlError::ThisNode { host: self.host.clone().unwrap_or_else(|| "no host".to_owned()) }
     }
 
-    fn relay_to(self, (host, port): (String, u16), streaming: &Streaming) -> Result<Plan, UrlError> {
-        let target = Target { host, port, tls: self.tls || streaming.tls };
-        Ok(Plan::Relay(Stream { kind: self.kind()?, target, path: self.path, query: self.query }))
+    fn relay_to(
+        self,
+        (host, port): (String, u16),
+        streaming: &Streaming,
+    ) -> Result<Option<RelayedStream>, UrlError> {
+        let target = StreamServer { host, port, tls: self.tls || streaming.tls };
+        Ok(Some(RelayedStream { kind: self.kind()?, target, path: self.path, query: self.query }))
     }
 }
 
-/// Decides what becomes of `url`, which a backend with `config` returned.
-pub(super) fn plan(config: &BackendConfig, url: &str) -> Result<Plan, UrlError> {
+/// Returns the stream to relay for `url`, which a backend with `config` returned; `None` if the URL passes as
+/// it is.
+pub(super) fn stream_to_relay(config: &BackendConfig, url: &str) -> Result<Option<RelayedStream>, UrlError> {
     let parsed = StreamUrl::parse(url);
     match (config.local, config.streaming.relay) {
-        (true, RelayMode::Never) => Ok(Plan::Pass),
-        (true, mode) => parsed.map_or(Ok(Plan::Pass), |url| plan_local(config, mode, url)),
+        (true, RelayMode::Never) => Ok(None),
+        (true, mode) => parsed.map_or(Ok(None), |url| plan_local(config, mode, url)),
         (false, RelayMode::Never) => match parsed? {
             url if url.names_this_node() => Err(url.this_node()),
-            _ => Ok(Plan::Pass),
+            _ => Ok(None),
         },
         (false, _) => plan_remote(config, parsed?),
     }
 }
 
-/// A backend on this node may name any address; what cannot be verified here is left for kubelet to verify.
-fn plan_local(config: &BackendConfig, mode: RelayMode, url: StreamUrl) -> Result<Plan, UrlError> {
+/// A backend on this node may name any address. A TLS server that crimux cannot verify is left to kubelet.
+fn plan_local(
+    config: &BackendConfig,
+    mode: RelayMode,
+    url: StreamUrl,
+) -> Result<Option<RelayedStream>, UrlError> {
     let dialable = url.host.is_some() && !url.tls;
     let unverifiable = (url.tls || config.streaming.tls) && config.tls.is_none();
     if unverifiable || (dialable && mode == RelayMode::Auto) {
-        return Ok(Plan::Pass);
+        return Ok(None);
     }
     let address = match (&config.streaming.address, url.port) {
         (Some(address), _) => address.clone(),
@@ -182,8 +185,8 @@ fn plan_local(config: &BackendConfig, mode: RelayMode, url: StreamUrl) -> Result
     url.relay_to(address, &config.streaming)
 }
 
-/// A backend elsewhere never chooses the host that is dialled.
-fn plan_remote(config: &BackendConfig, url: StreamUrl) -> Result<Plan, UrlError> {
+/// A remote backend never chooses the host that is dialled.
+fn plan_remote(config: &BackendConfig, url: StreamUrl) -> Result<Option<RelayedStream>, UrlError> {
     if (url.tls || config.streaming.tls) && config.tls.is_none() {
         return Err(UrlError::NoTls);
     }
@@ -191,7 +194,7 @@ fn plan_remote(config: &BackendConfig, url: StreamUrl) -> Result<Plan, UrlError>
         return url.relay_to(address.clone(), &config.streaming);
     }
     let (Some(host), Some(port)) = (&url.host, url.port) else { return Err(url.this_node()) };
-    if is_loopback(host) {
+    if may_be_loopback(host) {
         return Err(url.this_node());
     }
     match &config.endpoint {
@@ -214,7 +217,7 @@ fn parse_authority(authority: &str) -> Result<(Option<String>, Option<u16>), Url
         return Ok((None, Some(number(port)?)));
     }
     let parsed = Authority::from_str(authority).map_err(|_| UrlError::Malformed)?;
-    // What is left is nothing or a port; user information would come first and is refused with everything else.
+    // Only a port may follow the host. User information would precede it, so it fails here too.
     let port = match authority.strip_prefix(parsed.host()).ok_or(UrlError::Malformed)? {
         "" => None,
         rest => Some(number(rest.strip_prefix(':').ok_or(UrlError::Malformed)?)?),
@@ -222,14 +225,6 @@ fn parse_authority(authority: &str) -> Result<(Option<String>, Option<u16>), Url
     let host = parsed.host().trim_start_matches('[').trim_end_matches(']');
     let unspecified = host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_unspecified());
     Ok(((!unspecified).then(|| host.to_owned()), port))
-}
-
-fn is_loopback(host: &str) -> bool {
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return ip.to_canonical().is_loopback();
-    }
-    let name = host.trim_end_matches('.').to_ascii_lowercase();
-    name == "localhost" || name.ends_with(".localhost")
 }
 
 fn is_same_host(own: &str, named: &str) -> bool {

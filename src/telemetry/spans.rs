@@ -1,9 +1,9 @@
 //! Spans: one of crimux's own for each call and one for each call to a backend, sent over OTLP/gRPC.
 //!
-//! Without `tracing.otlp` nothing of this exists: no thread, no connection, and a client's `traceparent` passes
-//! byte for byte. With it, crimux stands between kubelet and the runtime in one trace, because what a backend is
-//! sent is the context of the span that waits for it (W3C Trace Context). `tracestate` and `baggage` pass
-//! untouched either way. A span names method, backend and code, never anything of a message.
+//! Without `tracing.otlp` nothing of this exists: no thread, no connection, and a client's `traceparent`
+//! passes byte for byte. With it, crimux stands between kubelet and the runtime in one trace, because what a
+//! backend is sent is the context of the span that waits for it (W3C Trace Context). `tracestate` and
+//! `baggage` pass untouched either way. A span names method, backend and code, never anything of a message.
 //!
 //! There is one exporter for the process, as there is one log, and spans are handed to its own thread: a
 //! collector that is slow or gone costs spans, never calls.

@@ -6,12 +6,12 @@ use std::time::Duration;
 use crate::pki::{Authority, Files, backend, server};
 use crimux::backend::connect::Connector;
 use crimux::config::{BackendConfig, Endpoint, RelayMode};
-use crimux::relay::{Decision, Relay, RelayMetrics, UrlError};
+use crimux::drain::{Drain, run_with_deadline};
+use crimux::relay::{Relay, RelayMetrics, StreamRoute, UrlError};
 use prometheus::Registry;
 use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Longer than any test takes on a busy machine.
@@ -21,7 +21,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 struct Node {
     relay: Arc<Relay>,
     registry: Registry,
-    shutdown: oneshot::Sender<()>,
+    drain: Drain,
     running: JoinHandle<()>,
 }
 
@@ -29,19 +29,21 @@ impl Node {
     async fn start() -> Self {
         let registry = Registry::new();
         let relay = Relay::bind(RelayMetrics::new(&registry).unwrap()).await.unwrap();
-        let (shutdown, stop) = oneshot::channel::<()>();
-        let stopped = async { stop.await.unwrap_or(()) };
-        let running = tokio::spawn(Arc::clone(&relay).run(stopped, Duration::from_secs(5)));
-        Self { relay, registry, shutdown, running }
+        let drain = Drain::default();
+        let (serving, begun) = (Arc::clone(&relay).run(drain.clone()), drain.clone());
+        let running = tokio::spawn(async move {
+            run_with_deadline("relay", &begun, Duration::from_secs(5), serving).await;
+        });
+        Self { relay, registry, drain, running }
     }
 
-    fn decide(&self, config: &BackendConfig, url: &str) -> Result<Decision, UrlError> {
-        self.relay.decide("edge", config, &Arc::new(Connector::new(config).unwrap()), url)
+    fn route(&self, config: &BackendConfig, url: &str) -> Result<StreamRoute, UrlError> {
+        self.relay.route("edge", config, &Arc::new(Connector::new(config).unwrap()), url)
     }
 
     /// The path of a relayed `url`.
     fn path(&self, config: &BackendConfig, url: &str) -> String {
-        let Ok(Decision::Relay(ours)) = self.decide(config, url) else { panic!("{url} is not relayed") };
+        let Ok(StreamRoute::Relay(ours)) = self.route(config, url) else { panic!("{url} is not relayed") };
         ours.strip_prefix(&format!("http://{}", self.relay.address())).unwrap().to_owned()
     }
 
@@ -304,11 +306,11 @@ async fn a_hostile_remote_backend_gets_no_token_for_this_node() {
     let node = Node::start().await;
     let remote = backend(Endpoint::Tcp { host: "node-7".to_owned(), port: 10010, tls: false }, false);
     for url in ["http://127.0.0.1:10250/exec/abc", "http://:10250/exec/abc", "/exec/abc"] {
-        assert!(matches!(node.decide(&remote, url), Err(UrlError::ThisNode { .. })), "{url}");
+        assert!(matches!(node.route(&remote, url), Err(UrlError::ThisNode { .. })), "{url}");
     }
-    assert!(matches!(node.decide(&remote, "http://10.0.0.8:1/exec/abc"), Err(UrlError::OtherHost { .. })));
-    let allowed = node.decide(&remote, "http://node-7:1/exec/abc").unwrap();
-    assert!(matches!(allowed, Decision::Relay(ours) if ours.starts_with("http://127.0.0.1:")));
+    assert!(matches!(node.route(&remote, "http://10.0.0.8:1/exec/abc"), Err(UrlError::OtherHost { .. })));
+    let allowed = node.route(&remote, "http://node-7:1/exec/abc").unwrap();
+    assert!(matches!(allowed, StreamRoute::Relay(ours) if ours.starts_with("http://127.0.0.1:")));
 }
 
 #[tokio::test]
@@ -357,7 +359,7 @@ async fn a_drain_refuses_connections_and_gives_open_streams_its_time() {
     read_head(&mut served).await;
     let address = node.relay.address();
     let started = tokio::time::Instant::now();
-    node.shutdown.send(()).unwrap();
+    node.drain.begin();
 
     while TcpStream::connect(address).await.is_ok() {
         assert!(started.elapsed() < Duration::from_secs(1), "connections are still accepted");

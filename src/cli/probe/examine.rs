@@ -1,7 +1,7 @@
 //! What the doctor learns from one backend, asked by itself.
 //!
-//! The order is that in which things fail: files, connection, API, health. What later steps need is kept; what an
-//! operator should know is a finding.
+//! The order is that in which things fail: files, connection, API, health. What later steps need is kept;
+//! what an operator should know is a finding.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,7 +10,7 @@ use tonic::Code;
 
 use crate::backend::connect::Connector;
 use crate::backend::tls::{CertificateInfo, CertificateRole};
-use crate::cli::check::{Finding, Grade};
+use crate::cli::finding::{Finding, Grade};
 use crate::cli::probe::ask::{Answer, Conversation};
 use crate::config::{BackendConfig, Config, RelayMode};
 use crate::cri::{CgroupDriver, RuntimeConfigResponse, StatusResponse, VersionResponse};

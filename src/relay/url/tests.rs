@@ -40,11 +40,11 @@ fn with_address(mut config: BackendConfig, host: &str, port: u16) -> BackendConf
 
 /// Where `url` is relayed to, as `host:port`, with `+tls`.
 fn relayed(config: &BackendConfig, url: &str) -> String {
-    match plan(config, url).unwrap() {
-        Plan::Relay(Stream { target: Target { host, port, tls }, .. }) => {
+    match stream_to_relay(config, url).unwrap() {
+        Some(RelayedStream { target: StreamServer { host, port, tls }, .. }) => {
             format!("{host}:{port}{}", if tls { "+tls" } else { "" })
         }
-        Plan::Pass => panic!("{url} passed"),
+        None => panic!("{url} passed"),
     }
 }
 
@@ -58,7 +58,7 @@ fn urls_that_kubelet_can_dial_on_this_node_pass() {
         "http://10.0.0.1:3000/exec/abc",
         "whatever a runtime may invent",
     ] {
-        assert_eq!(plan(&local, url), Ok(Plan::Pass), "{url}");
+        assert_eq!(stream_to_relay(&local, url), Ok(None), "{url}");
     }
 }
 
@@ -69,7 +69,7 @@ fn a_url_of_this_node_without_a_host_is_relayed_to_loopback() {
         assert_eq!(relayed(&local, url), "127.0.0.1:3000", "{url}");
     }
     for url in ["/exec/abc", "http:///exec/abc"] {
-        assert_eq!(plan(&local, url), Err(UrlError::AddressNeeded), "{url}");
+        assert_eq!(stream_to_relay(&local, url), Err(UrlError::AddressNeeded), "{url}");
         assert_eq!(relayed(&with_address(local.clone(), "127.0.0.1", 9), url), "127.0.0.1:9");
     }
 }
@@ -78,8 +78,8 @@ fn a_url_of_this_node_without_a_host_is_relayed_to_loopback() {
 fn an_https_url_of_this_node_is_relayed_only_if_it_can_be_verified() {
     let local = backend("/run/cri.sock", true);
     let url = "https://127.0.0.1:3000/exec/abc";
-    assert_eq!(plan(&local, url), Ok(Plan::Pass));
-    assert_eq!(plan(&with_mode(local.clone(), RelayMode::Always), url), Ok(Plan::Pass));
+    assert_eq!(stream_to_relay(&local, url), Ok(None));
+    assert_eq!(stream_to_relay(&with_mode(local.clone(), RelayMode::Always), url), Ok(None));
     assert_eq!(relayed(&with_tls(local), url), "127.0.0.1:3000+tls");
 }
 
@@ -88,10 +88,10 @@ fn the_modes_always_and_never_are_obeyed() {
     let local = backend("/run/cri.sock", true);
     let url = "http://127.0.0.1:3000/exec/abc";
     assert_eq!(relayed(&with_mode(local.clone(), RelayMode::Always), url), "127.0.0.1:3000");
-    assert_eq!(plan(&with_mode(local, RelayMode::Never), "http://:3000/exec/abc"), Ok(Plan::Pass));
+    assert_eq!(stream_to_relay(&with_mode(local, RelayMode::Never), "http://:3000/exec/abc"), Ok(None));
     let remote = with_mode(backend("node-7:10010", false), RelayMode::Never);
-    assert_eq!(plan(&remote, "http://node-8:3000/exec/abc"), Ok(Plan::Pass));
-    assert!(matches!(plan(&remote, url), Err(UrlError::ThisNode { .. })));
+    assert_eq!(stream_to_relay(&remote, "http://node-8:3000/exec/abc"), Ok(None));
+    assert!(matches!(stream_to_relay(&remote, url), Err(UrlError::ThisNode { .. })));
 }
 
 #[test]
@@ -129,12 +129,12 @@ fn a_remote_backend_never_aims_a_stream_at_this_node_or_another() {
             "",
         ] {
             let url = format!("http://{host}/exec/abc");
-            assert!(matches!(plan(&remote, &url), Err(UrlError::ThisNode { .. })), "{url}");
+            assert!(matches!(stream_to_relay(&remote, &url), Err(UrlError::ThisNode { .. })), "{url}");
         }
-        assert!(plan(&remote, "http://10.96.0.1:443/exec/abc").is_err());
-        assert!(plan(&remote, "http://node-7@127.0.0.1:1/exec/abc").is_err());
-        assert!(plan(&remote, "http://node-7.evil:1/exec/abc").is_err());
-        assert!(matches!(plan(&remote, "/exec/abc"), Err(UrlError::ThisNode { .. })));
+        assert!(stream_to_relay(&remote, "http://10.96.0.1:443/exec/abc").is_err());
+        assert!(stream_to_relay(&remote, "http://node-7@127.0.0.1:1/exec/abc").is_err());
+        assert!(stream_to_relay(&remote, "http://node-7.evil:1/exec/abc").is_err());
+        assert!(matches!(stream_to_relay(&remote, "/exec/abc"), Err(UrlError::ThisNode { .. })));
     }
 }
 
@@ -149,7 +149,7 @@ fn a_configured_address_is_dialled_whatever_the_url_names() {
 #[test]
 fn a_remote_tls_server_that_cannot_be_verified_is_refused() {
     let remote = backend("node-7:10010", false);
-    assert_eq!(plan(&remote, "https://node-7:1/exec/abc"), Err(UrlError::NoTls));
+    assert_eq!(stream_to_relay(&remote, "https://node-7:1/exec/abc"), Err(UrlError::NoTls));
 }
 
 #[test]
@@ -165,7 +165,7 @@ fn urls_that_could_smuggle_or_are_no_streams_are_refused() {
         ("http://node-7:1/metrics", UrlError::NotAStream),
         ("http://node-7:1/exec/", UrlError::NotAStream),
     ] {
-        assert_eq!(plan(&remote, url), Err(error), "{url}");
+        assert_eq!(stream_to_relay(&remote, url), Err(error), "{url}");
     }
 }
 
@@ -173,7 +173,7 @@ fn urls_that_could_smuggle_or_are_no_streams_are_refused() {
 fn refusals_say_what_to_set_and_keep_the_token_to_themselves() {
     let remote = backend("node-7:10010", false);
     for url in ["http://127.0.0.1:1/exec/sEcReT", "http://node-8:1/exec/sEcReT"] {
-        let text = plan(&remote, url).unwrap_err().to_string();
+        let text = stream_to_relay(&remote, url).unwrap_err().to_string();
         assert!(text.contains("stream_server_address") && text.contains("stream_server_port"), "{text}");
         assert!(!text.contains("sEcReT"), "{text}");
     }
@@ -182,11 +182,11 @@ fn refusals_say_what_to_set_and_keep_the_token_to_themselves() {
 #[test]
 fn path_prefix_and_query_are_kept() {
     let remote = backend("node-7:10010", false);
-    let Ok(Plan::Relay(stream)) = plan(&remote, "http://node-7:1/cri/exec/abc?x=1&y") else {
+    let Ok(Some(stream)) = stream_to_relay(&remote, "http://node-7:1/cri/exec/abc?x=1&y") else {
         panic!("passed")
     };
     assert_eq!(
         (stream.kind, stream.path.as_str(), stream.query.as_str()),
-        (Kind::Exec, "/cri/exec/abc", "?x=1&y")
+        (StreamKind::Exec, "/cri/exec/abc", "?x=1&y")
     );
 }

@@ -1,12 +1,12 @@
-//! Ages as kubectl writes them: short, two units at most, for tables that people read.
+//! Durations as kubectl prints ages: at most two units, for tables that people read.
 //!
-//! Source: `k8s.io/apimachinery/pkg/util/duration`, `HumanDuration`. It must not be used where a machine reads.
+//! Source: `k8s.io/apimachinery/pkg/util/duration`, `HumanDuration`. Not for output that a machine parses.
 
 use std::time::Duration;
 
-/// Writes `5s`, `2m10s`, `15m`, `3h12m`, `12h`, `2d4h`, `40d` or `3y20d`.
-pub fn short(age: Duration) -> String {
-    let seconds = age.as_secs();
+/// Formats a duration as `5s`, `2m10s`, `15m`, `3h12m`, `12h`, `2d4h`, `40d` or `3y20d`.
+pub fn human(duration: Duration) -> String {
+    let seconds = duration.as_secs();
     let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86400);
     match seconds {
         0..120 => format!("{seconds}s"),
@@ -32,7 +32,7 @@ mod tests {
     #[test]
     fn ages_read_as_kubectl_writes_them() {
         let ages = [0, 119, 120, 130, 900, 11_520, 43_200, 187_200, 3_456_000, 96_336_000];
-        let shown = ages.map(|seconds| short(Duration::from_secs(seconds)));
+        let shown = ages.map(|seconds| human(Duration::from_secs(seconds)));
         let expected = ["0s", "119s", "2m", "2m10s", "15m", "3h12m", "12h", "2d4h", "40d", "3y20d"];
         assert_eq!(shown, expected);
     }

@@ -1,7 +1,7 @@
 //! What reading a file has found so far: its problems, and the sockets it names.
 //!
-//! Readers of sections run side by side and none stops at a mistake, so they share this one notebook. It judges
-//! only what no single section can see: that two keys want the same socket.
+//! Readers of sections run side by side and none stops at a mistake, so they share this one notebook. It
+//! judges only what no single section can see: that two keys want the same socket.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ impl Position {
 
 /// Whether crimux listens on a socket or dials it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Use {
+pub(super) enum SocketUse {
     Listen,
     Dial,
 }
@@ -31,8 +31,8 @@ pub(super) enum Use {
 #[derive(Debug)]
 struct Socket {
     path: PathBuf,
-    usage: Use,
-    place: Position,
+    usage: SocketUse,
+    position: Position,
     key: String,
 }
 
@@ -48,8 +48,8 @@ const MAX_PROBLEMS: usize = 1000;
 
 impl Diagnostics {
     /// Notes a problem.
-    pub(super) fn add(&self, place: Position, key: &str, message: impl Into<String>) {
-        let Position { line, column } = place;
+    pub(super) fn add(&self, position: Position, key: &str, message: impl Into<String>) {
+        let Position { line, column } = position;
         self.problems.borrow_mut().push(Diagnostic {
             line,
             column,
@@ -64,26 +64,26 @@ impl Diagnostics {
     }
 
     /// Notes a socket, to be compared with all others by [`Diagnostics::check_sockets`].
-    pub(super) fn add_socket(&self, path: &Path, usage: Use, place: Position, key: String) {
-        self.sockets.borrow_mut().push(Socket { path: plain(path), usage, place, key });
+    pub(super) fn add_socket(&self, path: &Path, usage: SocketUse, position: Position, key: String) {
+        self.sockets.borrow_mut().push(Socket { path: plain(path), usage, position, key });
     }
 
     /// Reports sockets that two keys would bind, and backends whose endpoint is crimux itself.
     pub(super) fn check_sockets(&self) {
         let sockets = self.sockets.take();
         let mut bound: BTreeMap<&Path, &str> = BTreeMap::new();
-        for socket in sockets.iter().filter(|socket| socket.usage == Use::Listen) {
+        for socket in sockets.iter().filter(|socket| socket.usage == SocketUse::Listen) {
             if let Some(other) = bound.get(socket.path.as_path()) {
                 let message = format!("{other} has the same path (give each socket its own)");
-                self.add(socket.place, &socket.key, message);
+                self.add(socket.position, &socket.key, message);
             } else {
                 bound.insert(&socket.path, &socket.key);
             }
         }
-        for socket in sockets.iter().filter(|socket| socket.usage == Use::Dial) {
+        for socket in sockets.iter().filter(|socket| socket.usage == SocketUse::Dial) {
             if let Some(own) = bound.get(socket.path.as_path()) {
                 let message = format!("this is crimux's own socket, {own} (name the runtime's socket)");
-                self.add(socket.place, &socket.key, message);
+                self.add(socket.position, &socket.key, message);
             }
         }
     }

@@ -1,33 +1,33 @@
-//! The JSON documents of the admin socket, version 1.
+//! The JSON api of the admin socket, version 1.
 //!
-//! They are what `--output json` prints and what scripts read, so within `/v1` keys may be added but not renamed
-//! or given another type. Times are RFC 3339 in UTC. The server writes them and the command line reads them; no
-//! field may hold what a container's configuration holds (no env, no annotations, no credentials).
+//! `--output json` prints them and scripts read them, so within `/v1` keys may be added but not renamed or
+//! given another type. Times are RFC 3339 in UTC. The server writes them and the command line reads them. No
+//! field may hold a part of a container's configuration (no env, no annotations, no credentials).
 
 use serde::{Deserialize, Serialize};
 
 /// `GET /v1/status`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Status {
+pub struct StatusView {
     /// The version of crimux.
     pub version: String,
-    /// When it was started.
+    /// Start of the process.
     pub started_at: String,
     /// The backend of pods without a `RuntimeClass`.
     pub default_backend: String,
     /// Every backend, by name.
-    pub backends: Vec<Backend>,
+    pub backends: Vec<BackendView>,
     /// Whether the last-known state can be saved.
-    pub state: SavedState,
-    /// How often the configuration was read again.
-    pub reloads: Reloads,
+    pub state: StateView,
+    /// Reloads of the configuration since the start.
+    pub reloads: ReloadsView,
 }
 
 /// One backend.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a key of the document")]
-pub struct Backend {
-    /// Its name in the configuration.
+pub struct BackendView {
+    /// Name in the configuration.
     pub name: String,
     /// Its address.
     pub endpoint: String,
@@ -37,27 +37,27 @@ pub struct Backend {
     pub required: bool,
     /// Whether its files are on this node.
     pub local: bool,
-    /// False for one that was removed from the configuration and is kept for what it owns.
+    /// False if it was removed from the configuration and runs only for the objects it owns.
     pub configured: bool,
     /// `joining`, `ready`, `late`, `down` or `draining`.
     pub state: String,
-    /// Since when it is up, late or down; absent before the first attempt to connect is over.
+    /// Since when it is up, late or down; absent until the first attempt to connect has ended.
     pub since: Option<String>,
-    /// Whether it takes no new sandboxes; also told while it is down.
+    /// Whether it takes no new sandboxes; independent of `state`.
     pub draining: bool,
-    /// Age of the last complete list of its sandboxes and containers; absent if it was never listed.
+    /// Age of its last complete pair of sandbox and container lists; absent if it was never listed.
     pub list_age_seconds: Option<f64>,
-    /// The last thing that went wrong with it.
-    pub last_error: Option<LastError>,
+    /// Its last error.
+    pub last_error: Option<ErrorView>,
     /// Calls that wait for it now.
     pub in_flight: usize,
-    /// Sandboxes that it holds, or was last known to hold.
+    /// Sandboxes it owns.
     pub sandboxes: usize,
-    /// Containers that it holds, or was last known to hold.
+    /// Containers it owns.
     pub containers: usize,
-    /// What its `Version` said last.
+    /// `runtime_name` of its last `Version` reply; absent before the first.
     pub runtime_name: Option<String>,
-    /// What its `Version` said last.
+    /// `runtime_version` of its last `Version` reply; absent before the first.
     pub runtime_version: Option<String>,
     /// `v1` or `v1alpha2`; absent while it is not connected.
     pub api: Option<String>,
@@ -66,41 +66,41 @@ pub struct Backend {
     pub left_out: Vec<String>,
 }
 
-/// Something that went wrong.
+/// An error of a backend.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct LastError {
-    /// When.
+pub struct ErrorView {
+    /// When it occurred.
     pub at: String,
-    /// What.
+    /// The error text.
     pub text: String,
 }
 
 /// Whether the last-known state can be saved.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct SavedState {
+pub struct StateView {
     /// `state_dir`.
     pub dir: String,
-    /// How many writes failed since the start.
+    /// Failed writes since the start.
     pub write_errors: u64,
-    /// Why the last write failed; absent if all since succeeded.
+    /// Why the last write failed; absent if it succeeded.
     pub problem: Option<String>,
 }
 
-/// How often the configuration was read again since the start.
+/// Reloads of the configuration since the start.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Reloads {
-    /// Taken.
+pub struct ReloadsView {
+    /// Reloads that applied a changed configuration.
     pub ok: u64,
-    /// Refused; the old configuration stayed in force.
+    /// Reloads that failed, so that the old configuration stays current.
     pub failed: u64,
     /// The last one.
-    pub last: Option<Reload>,
+    pub last: Option<ReloadView>,
 }
 
 /// One reload.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Reload {
-    /// When.
+pub struct ReloadView {
+    /// When it ended.
     pub at: String,
     /// `ok` or `failed`.
     pub result: String,
@@ -108,7 +108,7 @@ pub struct Reload {
 
 /// One item of `GET /v1/pods`: a sandbox.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Pod {
+pub struct PodView {
     /// Namespace of the pod.
     pub namespace: String,
     /// Name of the pod.
@@ -121,34 +121,34 @@ pub struct Pod {
     pub handler: String,
     /// The handler as the backend knows it.
     pub backend_handler: String,
-    /// The backend that holds it.
+    /// Its owner.
     pub backend: String,
     /// `ready` or `notready`.
     pub state: String,
-    /// Whether the backend cannot be asked, so that this is what was last known.
+    /// Whether the backend does not answer, so that this is its last-known state.
     pub stale: bool,
     /// When it was created.
     pub created_at: String,
     /// Full ID of the sandbox.
     pub sandbox_id: String,
-    /// How many containers it has, exited ones included.
+    /// Its containers, exited ones included.
     pub containers: usize,
 }
 
 /// `GET /v1/routes/HANDLER`, and one item of `GET /v1/routes`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Route {
+pub struct RouteView {
     /// The `RuntimeClass` handler; empty for pods without one.
     pub handler: String,
     /// Where new sandboxes go.
-    pub targets: Vec<Target>,
-    /// Why new sandboxes, or which share of them, would be refused now; absent if all would be taken.
+    pub targets: Vec<TargetView>,
+    /// Why new sandboxes, or which share of them, would be refused now; absent if none would be.
     pub refused: Option<String>,
 }
 
-/// One place where sandboxes of a handler go.
+/// One backend that sandboxes of a handler go to.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Target {
+pub struct TargetView {
     /// The backend.
     pub backend: String,
     /// The handler as that backend knows it; empty for its default.
@@ -163,23 +163,23 @@ pub struct Target {
 
 /// `GET /v1/images`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Images {
+pub struct ImagesView {
     /// Every image, by its first name.
-    pub images: Vec<Image>,
+    pub images: Vec<ImageView>,
     /// Backends whose images have never been listed.
     pub unknown: Vec<String>,
-    /// Backends that cannot be asked now; what was last known stands for them.
+    /// Backends that do not answer now, so that their images are as last known.
     pub stale: Vec<String>,
 }
 
 /// One image, wherever it is.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Image {
+pub struct ImageView {
     /// Its ID.
     pub id: String,
-    /// Tags; all that the backends know.
+    /// Tags at all backends.
     pub tags: Vec<String>,
-    /// Digests; all that the backends know.
+    /// Digests at all backends.
     pub digests: Vec<String>,
     /// The size of the largest copy in bytes.
     pub size: u64,
@@ -187,18 +187,18 @@ pub struct Image {
     pub backends: Vec<String>,
 }
 
-/// What a change was answered with.
+/// The answer to a change.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Changed {
-    /// What was done.
+pub struct ChangeResult {
+    /// The change, as one sentence.
     pub message: String,
-    /// What follows from it that may not be meant.
+    /// Consequences that may not be intended.
     pub warnings: Vec<String>,
 }
 
-/// The answer to what could not be done; its HTTP status is not 200.
+/// The answer to a refused request; its HTTP status is not 200.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Refused {
-    /// Why.
+pub struct ErrorBody {
+    /// The reason.
     pub error: String,
 }

@@ -1,7 +1,7 @@
-//! Asks a running crimux over its admin socket: HTTP/1 over a Unix socket, JSON both ways.
+//! The client of the admin socket: HTTP/1 over a Unix socket, JSON answers.
 //!
-//! The socket's path is in the configuration. While that is broken, which is when an operator needs `status`
-//! most, the default path is tried. An error must say what to do next.
+//! The socket's path is in the configuration. If that is broken, which is when an operator needs `status`
+//! most, the default path is tried. Every error text says what to do next.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,50 +16,61 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::admin::documents::Refused;
-use crate::cli::DEFAULT_CONFIG;
-use crate::config::Config;
+use crate::admin::api::ErrorBody;
+use crate::cli::output::Format;
+use crate::config::{self, Config};
 
-/// Where the admin socket is, unless the configuration says otherwise.
+/// The path of the admin socket if the configuration cannot be read.
 const DEFAULT_SOCKET: &str = "/run/crimux/admin.sock";
-/// A backend that hangs may hold an answer up for its `timeouts.list`, which an operator may have raised.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait for an answer. A hung backend delays it by its `timeouts.list`, which an operator may
+/// have raised.
+const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Which crimux is asked.
+/// The crimux to ask.
 #[derive(Debug, clap::Args)]
-pub(super) struct Target {
+pub(super) struct AdminClient {
     /// The configuration file, in which `admin.socket` is looked up.
-    #[arg(long, short, default_value = DEFAULT_CONFIG)]
+    #[arg(long, short, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
     /// The admin socket, instead of looking it up.
     #[arg(long)]
     socket: Option<PathBuf>,
 }
 
-impl Target {
-    /// Asks for a document.
+/// The arguments of every verb that reads.
+#[derive(Debug, clap::Args)]
+pub(super) struct ReadArgs {
+    /// A table for people, or the whole answer for scripts.
+    #[arg(long, short, value_enum, default_value = "table")]
+    pub(super) output: Format,
+    #[command(flatten)]
+    pub(super) client: AdminClient,
+}
+
+impl AdminClient {
+    /// Sends a GET.
     ///
     /// # Errors
-    /// If crimux cannot be reached, or refuses.
+    /// If crimux cannot be reached, does not answer in time, or refuses the request.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        self.ask(Method::GET, path).await
+        self.send(Method::GET, path).await
     }
 
-    /// Asks for a change.
+    /// Sends a POST.
     ///
     /// # Errors
-    /// If crimux cannot be reached, or refuses.
+    /// If crimux cannot be reached, does not answer in time, or refuses the request.
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        self.ask(Method::POST, path).await
+        self.send(Method::POST, path).await
     }
 
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<T> {
+    async fn send<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<T> {
         let socket = self.socket();
-        let asked = tokio::time::timeout(PATIENCE, exchange(&socket, method, path));
-        let lost = || format!("crimux did not answer on {}", socket.display());
-        let (status, body) = asked.await.with_context(lost)??;
+        let answered = tokio::time::timeout(TIMEOUT, exchange(&socket, method, path));
+        let no_answer = || format!("crimux did not answer on {}", socket.display());
+        let (status, body) = answered.await.with_context(no_answer)??;
         if status != StatusCode::OK {
-            let refused = serde_json::from_slice::<Refused>(&body);
+            let refused = serde_json::from_slice::<ErrorBody>(&body);
             bail!("{}", refused.map_or_else(|_| format!("crimux answered with {status}"), |r| r.error));
         }
         let other = || "crimux answered in an unknown form; is it of another version than this command?";
@@ -82,7 +93,7 @@ impl Target {
     }
 }
 
-/// Writes a name as a segment of a path.
+/// Percent-encodes a name as one segment of a path.
 pub(super) fn segment(name: &str) -> impl std::fmt::Display + '_ {
     utf8_percent_encode(name, NON_ALPHANUMERIC)
 }

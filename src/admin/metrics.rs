@@ -1,0 +1,46 @@
+//! `/metrics`: refreshes the gauges of the backends and encodes the registry.
+
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use prometheus::TextEncoder;
+use prost::Message;
+
+use crate::admin::AdminState;
+use crate::backend::Backend;
+use crate::cri::VersionResponse;
+use crate::method::Rpc;
+use crate::metrics::BackendSample;
+use crate::proxy::ProxyState;
+
+pub(super) async fn scrape(State(state): State<Arc<AdminState>>) -> Response {
+    refresh(&state.node);
+    match TextEncoder::new().encode_to_string(&state.node.metrics.registry().gather()) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+fn refresh(node: &ProxyState) {
+    let backends = node.backends();
+    let samples: Vec<_> = backends.iter().map(|backend| sample(node, backend)).collect();
+    node.metrics.refresh(&samples, node.snapshot.write_failures());
+}
+
+fn sample<'a>(node: &ProxyState, backend: &'a Backend) -> BackendSample<'a> {
+    let version = backend.last.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
+    let (sandboxes, containers) = node.router.owners.count(&backend.name);
+    BackendSample {
+        name: &backend.name,
+        state: node.state(backend).word(),
+        up: backend.is_up(),
+        draining: backend.last.drained(),
+        in_flight: backend.in_flight(),
+        runtime: version.map(|version| (version.runtime_name, version.runtime_version)),
+        list_age: backend.last.age(),
+        sandboxes,
+        containers,
+    }
+}

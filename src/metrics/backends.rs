@@ -1,0 +1,111 @@
+//! The gauges of each backend, set when Prometheus scrapes.
+
+use std::time::Duration;
+
+use prometheus::{GaugeVec, IntGaugeVec, Result};
+
+use super::registration::Registrar;
+
+/// The values of the `state` label.
+pub const STATES: [&str; 5] = ["joining", "ready", "late", "down", "draining"];
+
+/// What one backend's gauges show.
+#[derive(Debug, Clone)]
+pub struct BackendSample<'a> {
+    /// The value of the `backend` label.
+    pub name: &'a str,
+    /// One of [`STATES`].
+    pub state: &'static str,
+    /// Whether it is connected.
+    pub up: bool,
+    /// Whether it takes no new sandboxes.
+    pub draining: bool,
+    /// Calls that wait for it now.
+    pub in_flight: usize,
+    /// Name and version from its last `Version` reply; `None` before the first.
+    pub runtime: Option<(String, String)>,
+    /// Age of its last complete pair of lists; `None` before the first.
+    pub list_age: Option<Duration>,
+    /// Sandboxes it owns.
+    pub sandboxes: usize,
+    /// Containers it owns.
+    pub containers: usize,
+}
+
+#[derive(Debug)]
+pub(super) struct BackendGauges {
+    in_flight: IntGaugeVec,
+    up: IntGaugeVec,
+    state: IntGaugeVec,
+    draining: IntGaugeVec,
+    info: IntGaugeVec,
+    list_age: GaugeVec,
+    owned_ids: IntGaugeVec,
+}
+
+impl BackendGauges {
+    pub(super) fn new(make: &Registrar<'_>) -> Result<Self> {
+        let info = ["backend", "runtime_name", "runtime_version"];
+        Ok(Self {
+            in_flight: make.gauges("requests_in_flight", "Calls in flight.", &["backend"])?,
+            up: make.gauges("backend_up", "Whether the backend can be reached.", &["backend"])?,
+            state: make.gauges("backend_state", "1 for the backend's state.", &["backend", "state"])?,
+            draining: make.gauges(
+                "backend_draining",
+                "Whether the backend takes no new sandboxes.",
+                &["backend"],
+            )?,
+            info: make.gauges("backend_info", "Name and version of the backend's runtime.", &info)?,
+            list_age: make.float_gauges("list_age_seconds", "Age of the last live list.", &["backend"])?,
+            owned_ids: make.gauges("owned_ids", "IDs by owner.", &["backend", "kind"])?,
+        })
+    }
+
+    /// Replaces the series of every backend. A runtime that was upgraded does not keep the series of its old
+    /// version.
+    pub(super) fn set_all(&self, samples: &[BackendSample<'_>]) {
+        self.info.reset();
+        for sample in samples {
+            self.set(sample);
+        }
+    }
+
+    fn set(&self, sample: &BackendSample<'_>) {
+        let name = sample.name;
+        let set = |gauges: &IntGaugeVec, value: i64| gauges.with_label_values(&[name]).set(value);
+        set(&self.in_flight, count(sample.in_flight));
+        set(&self.up, i64::from(sample.up));
+        set(&self.draining, i64::from(sample.draining));
+        for state in STATES {
+            self.state.with_label_values(&[name, state]).set(i64::from(state == sample.state));
+        }
+        if let Some((runtime, version)) = &sample.runtime {
+            self.info.with_label_values(&[name, runtime, version]).set(1);
+        }
+        if let Some(age) = sample.list_age {
+            self.list_age.with_label_values(&[name]).set(age.as_secs_f64());
+        }
+        for (kind, owned) in [("sandbox", sample.sandboxes), ("container", sample.containers)] {
+            self.owned_ids.with_label_values(&[name, kind]).set(count(owned));
+        }
+    }
+
+    /// Removes every series of a backend. A series that was never made is not an error.
+    pub(super) fn remove(&self, backend: &str) {
+        for state in STATES {
+            self.state.remove_label_values(&[backend, state]).ok();
+        }
+        for kind in ["sandbox", "container"] {
+            self.owned_ids.remove_label_values(&[backend, kind]).ok();
+        }
+        for gauges in [&self.in_flight, &self.up, &self.draining] {
+            gauges.remove_label_values(&[backend]).ok();
+        }
+        self.list_age.remove_label_values(&[backend]).ok();
+    }
+}
+
+/// Gauges are signed; a count that does not fit is shown as the largest value.
+fn count(count: usize) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
+}

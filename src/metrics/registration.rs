@@ -1,0 +1,44 @@
+//! Makes metrics and registers them, under the prefix `crimux_`.
+
+use prometheus::core::Collector;
+use prometheus::{
+    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, Result,
+};
+
+/// Makes metrics in one registry. Every method fails if the registry already has a metric of that name.
+pub(super) struct Registrar<'a> {
+    pub(super) registry: &'a Registry,
+}
+
+impl Registrar<'_> {
+    pub(super) fn counter(&self, name: &str, help: &str) -> Result<IntCounter> {
+        self.register(IntCounter::with_opts(opts(name, help))?)
+    }
+
+    pub(super) fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec> {
+        self.register(IntCounterVec::new(opts(name, help), labels)?)
+    }
+
+    pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec> {
+        self.register(IntGaugeVec::new(opts(name, help), labels)?)
+    }
+
+    pub(super) fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<GaugeVec> {
+        self.register(GaugeVec::new(opts(name, help), labels)?)
+    }
+
+    /// A histogram in seconds, by method and backend.
+    pub(super) fn histograms(&self, name: &str, help: &str, buckets: &[f64]) -> Result<HistogramVec> {
+        let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
+        self.register(HistogramVec::new(opts, &["method", "backend"])?)
+    }
+
+    fn register<C: Collector + Clone + 'static>(&self, metric: C) -> Result<C> {
+        self.registry.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+}
+
+fn opts(name: &str, help: &str) -> Opts {
+    Opts::new(name, help).namespace("crimux")
+}

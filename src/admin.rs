@@ -28,7 +28,7 @@ mod metrics;
 mod page;
 mod read;
 
-/// Permission bits of the admin socket: whoever may connect may command crimux.
+/// Permission bits of the admin socket: a process that may connect may command crimux.
 const SOCKET_MODE: u32 = 0o600;
 
 /// What the handlers of the admin listeners share.

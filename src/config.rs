@@ -1,4 +1,4 @@
-//! What the operator wrote, checked: the configuration that every other part reads.
+//! The checked configuration.
 //!
 //! The file as written is read by `config/file.rs`, which reports every problem at once with line and column;
 //! only a file without problems becomes a [`Config`]. Keys, defaults and limits are data in `config/keys.rs`.
@@ -89,7 +89,7 @@ pub enum Identity {
 pub struct BackendConfig {
     /// Its address.
     pub endpoint: Endpoint,
-    /// A socket of ours that shows this backend alone.
+    /// A socket of crimux that serves this backend alone.
     pub socket: Option<PathBuf>,
     /// Whether its outage makes the node `NotReady`. Default false; the default backend always counts.
     pub required: bool,
@@ -268,7 +268,7 @@ impl Config {
     }
 }
 
-/// The bytes of the file, at most one more than is accepted, and its directory as an absolute path.
+/// Returns the bytes of the file, at most one more than the limit, and its directory as an absolute path.
 fn read_bounded(path: &Path) -> io::Result<(Vec<u8>, PathBuf)> {
     let directory = std::path::absolute(path)?.parent().map(Path::to_owned).unwrap_or_default();
     let mut text = Vec::new();

@@ -1,4 +1,4 @@
-//! Container events: every backend's stream once, to every client that wants it.
+//! Container events: one stream from each backend, shared by all clients.
 //!
 //! A [`Subscription`] is one backend's stream, shared by its clients: runtimes of old hand each event to one
 //! of their subscribers only (containerd 1.7, `container_events.go`), so crimux must not subscribe twice. It
@@ -16,16 +16,16 @@ use tokio::sync::{Notify, mpsc, watch};
 use crate::codec::{End, Frames};
 use crate::error::Error;
 
-/// What is known of a backend's stream.
+/// The state of a backend's stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
-    /// Nothing yet.
+    /// crimux does not know yet whether the backend streams.
     Probing,
-    /// It streams.
+    /// The stream is open.
     Streaming,
-    /// It streamed, was lost, and is asked again.
+    /// The stream was open and was lost; crimux opens it again.
     Reconnecting,
-    /// It does not stream.
+    /// The backend does not stream events.
     Refused,
 }
 
@@ -38,7 +38,7 @@ pub struct Client {
     buffer: usize,
 }
 
-/// One backend's stream and who reads it.
+/// One backend's stream and the clients that read it.
 #[derive(Debug)]
 pub struct Subscription {
     phase: watch::Sender<Phase>,
@@ -46,7 +46,7 @@ pub struct Subscription {
     idle: Notify,
 }
 
-/// All streams of backends that are wanted at the moment.
+/// The streams that have clients, by backend.
 #[derive(Debug, Default)]
 pub struct Subscriptions {
     by_backend: Mutex<BTreeMap<Arc<str>, Arc<Subscription>>>,
@@ -62,13 +62,13 @@ impl Client {
 
     /// Ends the stream with `error`, after what is queued.
     pub fn end(&self, error: Error) {
-        // The first reason is the one that counts.
+        // The first error is the one the client gets.
         self.end.set(error).ok();
         self.queue().take();
         self.ended.notify_one();
     }
 
-    /// Waits until the client has left or its stream was ended. One may wait at a time.
+    /// Waits until the client has disconnected or its stream was ended. Only one task may wait.
     pub async fn closed(&self) {
         let queue = self.queue().clone();
         let Some(queue) = queue else { return };
@@ -78,7 +78,7 @@ impl Client {
         }
     }
 
-    /// Queues an event; false if the client was too slow, and lost its stream by that.
+    /// Queues an event. Returns false, and ends the stream, if the queue is full.
     fn offer(&self, event: Bytes) -> bool {
         let offered = self.queue().as_ref().map(|queue| queue.try_send(event));
         let slow = matches!(offered, Some(Err(TrySendError::Full(_))));
@@ -102,7 +102,8 @@ impl Subscription {
         })
     }
 
-    /// Hands an event, as framed, to every client. Returns how many were too slow and lost their stream.
+    /// Queues an event, as framed, for every client. Returns how many streams ended because their queue was
+    /// full.
     pub fn publish(&self, event: &Bytes) -> usize {
         let mut clients = self.clients();
         let before = clients.len();
@@ -110,12 +111,12 @@ impl Subscription {
         before - clients.len()
     }
 
-    /// Records what is known of the stream now.
+    /// Sets the state of the stream.
     pub fn set(&self, phase: Phase) {
         self.phase.send_replace(phase);
     }
 
-    /// Returns what is known of the stream.
+    /// Returns the state of the stream.
     pub fn phase(&self) -> Phase {
         *self.phase.borrow()
     }

@@ -1,6 +1,24 @@
 //! crimux: one CRI socket for kubelet, many container runtimes behind it.
 //!
-//! Read [`proxy`] first: it is the life of a call. ARCHITECTURE.md has the plan of the house.
+//! The modules in the order of a call:
+//!
+//! | module | what it does with a call |
+//! |---|---|
+//! | [`server`] | accepts the client's connection and reads the request |
+//! | [`method`] | finds the row of the RPC: its route, its effect, its deadline |
+//! | [`proxy`] | runs the call along its route; read this one first |
+//! | [`router`] | chooses the backend: by handler, by owner, by image |
+//! | [`backend`] | sends the call to one runtime, and knows the health of its connection |
+//! | [`merge`] | makes one reply of the replies of several backends |
+//! | [`snapshot`] | remembers what a backend said last, in memory and on disk |
+//!
+//! Streams have two modules: [`events`] shares one stream of container events, [`relay`] carries exec, attach
+//! and port-forward. [`app`] starts and stops everything; [`admin`] and [`cli`] are the operator's side.
+//! Encodings are in [`wire`], [`codec`], [`cri`] and [`utf8`], what every layer may use in [`config`],
+//! [`error`], [`drain`], [`accept`], [`history`], [`metrics`] and [`telemetry`].
+//!
+//! ARCHITECTURE.md draws this, defines the words, and gives the reasons. `tests/layering.rs` checks that
+//! imports point only down.
 
 pub mod accept;
 pub mod admin;

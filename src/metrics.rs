@@ -125,7 +125,7 @@ impl Metrics {
         Ok(Arc::new(metrics))
     }
 
-    /// Returns the registry, for parts that register metrics of their own and for whoever encodes them.
+    /// Returns the registry, to register further metrics and to encode all of them.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }

@@ -1,7 +1,7 @@
-//! Logs: one line an event, for people or as JSON, on standard error. Spans are in [`spans`].
+//! Logging: one line for each event, as text or JSON, on standard error. Spans are in [`spans`].
 //!
-//! The filter is the configuration's `log.level`, unless the environment's `CRIMUX_LOG` says otherwise. No
-//! event of crimux carries a message's contents, credentials, env or exec data.
+//! The filter is `log.level`; the environment variable `CRIMUX_LOG` overrides it. No event carries the
+//! contents of a message, credentials, env or exec data.
 
 use tracing_subscriber::EnvFilter;
 
@@ -13,13 +13,13 @@ pub mod spans;
 #[path = "telemetry/no_spans.rs"]
 pub mod spans;
 
-/// The environment variable that goes before `log.level`.
+/// The environment variable that overrides `log.level`.
 pub const FILTER_VARIABLE: &str = "CRIMUX_LOG";
 
 /// Starts logging for the whole process.
 ///
 /// # Errors
-/// If the filter is not one, or logging was started before.
+/// If the filter is invalid, or logging was started before.
 pub fn start(log: &Log) -> anyhow::Result<()> {
     let filter = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| log.level.clone());
     let builder = tracing_subscriber::fmt()

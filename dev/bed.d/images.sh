@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The test images, built from Debian's static busybox into one OCI layout, without any network.
 #
-#   pause    sleeps for ever           (what every sandbox runs)
+#   pause    sleeps forever           (what every sandbox runs)
 #   busybox  a shell and its tools
 #   web      an HTTP server on port 80
 #

@@ -1,4 +1,4 @@
-//! How answers are shown: aligned tables for people, JSON or YAML for scripts.
+//! Output: aligned tables for people, JSON or YAML for scripts.
 //!
 //! Tables look like kubectl's and crictl's, without lines, so that `awk` works on them too. Colour marks a
 //! state and nothing else; it is only for a terminal, and `NO_COLOR` switches it off (the anstream crate sees
@@ -12,7 +12,7 @@ use serde::Serialize;
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style as Lines};
 
-/// What an answer is shown as.
+/// The format of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Format {
     /// Columns for people.
@@ -41,7 +41,7 @@ pub(super) fn show<T: Serialize>(
     Ok(())
 }
 
-/// Writes to standard output; colours are left out where they do not belong.
+/// Writes to standard output, without colours unless it is a terminal.
 ///
 /// # Errors
 /// If standard output cannot be written.
@@ -75,17 +75,17 @@ pub(super) fn state(word: &str) -> String {
     painted(colour, word)
 }
 
-/// Marks what is wrong.
+/// Colours an error.
 pub(super) fn bad(text: &str) -> String {
     painted(AnsiColor::Red, text)
 }
 
-/// Marks what deserves a look.
+/// Colours a warning.
 pub(super) fn warn(text: &str) -> String {
     painted(AnsiColor::Yellow, text)
 }
 
-/// Marks what is well.
+/// Colours a success.
 pub(super) fn good(text: &str) -> String {
     painted(AnsiColor::Green, text)
 }

@@ -1,7 +1,7 @@
-//! `crimux check --probe`: the doctor.
+//! `crimux check --probe`: examines the backends.
 //!
-//! It examines every backend by itself, at once, then what they must have in common. It knows the traps that
-//! operators fall into and says what to do; it changes nothing and needs no running crimux.
+//! All backends are examined concurrently, each by itself, then what they must have in common. Findings name
+//! known traps and what to do. Nothing is changed, and no crimux needs to run.
 
 use std::path::Path;
 

@@ -1,8 +1,7 @@
 //! The `backends` section: endpoints, and what secures and bounds them.
 //!
-//! What a backend's keys mean together is judged here: which endpoints need TLS, which must not have it, and
-//! where an unprotected connection has to be asked for by name. Certificates are not opened; connecting does
-//! that.
+//! Checks keys that depend on each other: which endpoints need TLS, which must not have it, and which
+//! unencrypted connections need `insecure`. Certificates are read when crimux connects, not here.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,12 +13,12 @@ use super::section::{Named, Section};
 use super::values::{self, Parsed, quoted};
 use super::{BackendConfig, Endpoint, ImageHandler, RelayMode, Streaming, Timeouts, Tls};
 
-/// The names under `backends`, rightly or wrongly configured.
+/// The names under `backends`, including those with problems.
 #[derive(Debug)]
 pub(super) struct Names(Vec<String>);
 
 impl Names {
-    /// Gives `name` if there is such a backend.
+    /// Returns `name` if a backend has it.
     pub(super) fn check(&self, name: &str) -> Parsed<String> {
         // Without any backend the missing section is the problem, not everything that refers to it.
         if self.0.is_empty() || self.0.binary_search_by(|known| known.as_str().cmp(name)).is_ok() {

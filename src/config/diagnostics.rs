@@ -1,7 +1,7 @@
-//! What reading a file has found so far: its problems, and the sockets it names.
+//! The problems of a file and the sockets it names, collected while it is read.
 //!
-//! Readers of sections run side by side and none stops at a mistake, so they share this one notebook. It
-//! judges only what no single section can see: that two keys want the same socket.
+//! Readers of sections do not stop at a problem, so they share one collection. It checks only what no single
+//! section can see: that two keys name the same socket.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -47,7 +47,7 @@ pub(super) struct Diagnostics {
 const MAX_PROBLEMS: usize = 1000;
 
 impl Diagnostics {
-    /// Notes a problem.
+    /// Adds a problem.
     pub(super) fn add(&self, position: Position, key: &str, message: impl Into<String>) {
         let Position { line, column } = position;
         self.problems.borrow_mut().push(Diagnostic {
@@ -58,12 +58,12 @@ impl Diagnostics {
         });
     }
 
-    /// Whether there are so many problems that the words of a further one will not be shown.
+    /// Tells whether a further problem would only be counted.
     pub(super) fn is_full(&self) -> bool {
         self.problems.borrow().len() >= MAX_PROBLEMS
     }
 
-    /// Notes a socket, to be compared with all others by [`Diagnostics::check_sockets`].
+    /// Adds a socket, to be compared with all others by [`Diagnostics::check_sockets`].
     pub(super) fn add_socket(&self, path: &Path, usage: SocketUse, position: Position, key: String) {
         self.sockets.borrow_mut().push(Socket { path: plain(path), usage, position, key });
     }
@@ -88,7 +88,7 @@ impl Diagnostics {
         }
     }
 
-    /// `value` if nothing was wrong, else every problem in the order of the file.
+    /// Returns `value` if there is no problem, else all problems in the order of the file.
     pub(super) fn conclude<T>(self, value: Option<T>) -> Result<T, Problems> {
         let mut problems = self.problems.into_inner();
         if problems.is_empty() {

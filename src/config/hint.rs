@@ -1,4 +1,4 @@
-//! The near name that a mistyped one was probably meant to be.
+//! Suggestions for mistyped names.
 //!
 //! Bounded on purpose: a name longer than any real one, or the thousandth candidate, is not compared.
 

@@ -172,7 +172,7 @@ pub const KEYS: &[Key] = &[
         "listen_mode",
         Mode,
         Is("0660"),
-        "Permission bits of `listen` and of every `backends.*.socket`. Whoever may write to them is root on the node.",
+        "Permission bits of `listen` and of every `backends.*.socket`. A process that may write to them is root on the node.",
     ),
     key(
         "listen_owner",

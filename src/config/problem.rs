@@ -1,4 +1,4 @@
-//! What is wrong with a configuration, said so that an editor can jump to it.
+//! The problems of a configuration, in the form `FILE:LINE:COLUMN` that editors parse.
 //!
 //! An operator fixes a file once, not once per mistake, so problems are collected and shown together, each
 //! with line, column and key. Values are quoted shortened, and never when they may hold credentials.

@@ -2,8 +2,8 @@
 //!
 //! It is built from the parser's events instead of a ready-made document, because a document has already lost
 //! what an operator needs to hear: that a key is given twice, and where. It also keeps hostile files
-//! harmless: size, depth and count are limited, and an alias is refused instead of expanded. It knows nothing
-//! of crimux's keys.
+//! harmless: size, depth and count are limited, and an alias is refused instead of expanded. It does not know
+//! crimux's keys.
 
 use std::collections::HashMap;
 
@@ -27,7 +27,7 @@ pub(super) enum Value {
     Text(String),
     List(Vec<Node>),
     Map(Vec<Entry>),
-    /// Not usable, and already reported.
+    /// Invalid, and already reported.
     Refused,
 }
 
@@ -73,7 +73,7 @@ pub(super) fn read(text: &str, diagnostics: &Diagnostics) -> Option<Node> {
     }
 }
 
-/// A problem behind which reading makes no sense.
+/// A problem that ends the reading.
 struct Fatal {
     position: Position,
     path: String,

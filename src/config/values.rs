@@ -1,4 +1,4 @@
-//! What single values mean: durations, endpoints, sockets, owners and the like.
+//! Parsers of single values: durations, endpoints, sockets, owners and so on.
 //!
 //! Each function takes the text of one value and gives the checked value or a sentence that says what is
 //! wrong and, in parentheses, what would be right. None knows which key it reads for. Only [`owner`] asks the

@@ -1,7 +1,6 @@
-//! Remarks about a configuration that is valid but perhaps not meant.
+//! Warnings about a configuration that is valid but perhaps not intended.
 //!
-//! They are computed from the checked configuration, not from the file, and nothing is refused because of
-//! them.
+//! They are computed from the checked configuration, not from the file. A warning refuses nothing.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +8,7 @@ use std::fmt;
 use super::loopback::is_certainly_loopback;
 use super::{Config, Endpoint, values};
 
-/// One remark: `key: message`.
+/// One warning: `key: message`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
     /// The key it is about.
@@ -25,7 +24,7 @@ impl fmt::Display for Warning {
 }
 
 impl Config {
-    /// What an operator should know about this configuration although it is valid.
+    /// Returns the warnings about this configuration.
     pub fn warnings(&self) -> Vec<Warning> {
         let mut warnings = Vec::new();
         listener(self, &mut warnings);

@@ -1,4 +1,4 @@
-//! Copies a stream both ways until both sides are done, with half-close and back-pressure.
+//! Copies a stream in both directions until both are closed, with half-close and back-pressure.
 //!
 //! tokio's `copy_bidirectional` gives up both directions at the first error, but a process that exits while
 //! its stdin is still being sent ends in exactly that: the last output is on its way back while the writes
@@ -26,15 +26,15 @@ pub(super) struct Counters {
 /// How one direction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
-    /// Its reader was done, and its writer was told.
+    /// The reader reached its end, and the writer was closed.
     Closed,
-    /// Its reader's connection is dead.
+    /// Reading failed.
     ReadFailed,
-    /// Its writer takes no more.
+    /// Writing failed.
     WriteFailed,
 }
 
-/// A reader that counts, and remembers whether a failed copy was its fault.
+/// Counts the bytes read, and records whether a read failed.
 struct Counted<R> {
     reader: R,
     counter: IntCounter,

@@ -1,4 +1,4 @@
-//! The head of a streaming request: finds the path, and puts another path and host in its place.
+//! The head of a streaming request: finds the path and the host, and replaces them.
 //!
 //! Everything else stays byte for byte, header order and case included, because SPDY and WebSocket negotiate
 //! in headers that this relay must not understand. Parsing is httparse's; nothing here does I/O.
@@ -92,7 +92,7 @@ impl Head {
 ///
 /// # Errors
 ///
-/// A [`HeadError`] if the head will never be one.
+/// A [`HeadError`] if no further bytes can make it a valid head.
 pub fn rewrite_head(
     received: &[u8],
     new_path: &str,

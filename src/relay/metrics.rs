@@ -1,7 +1,7 @@
-//! What the relay counts.
+//! The relay's metrics.
 //!
-//! Handed in, never global; labels are backend names and directions, both closed sets. Tokens are only ever
-//! counted.
+//! Registered in the registry that the caller passes. Labels are backend names and directions, both closed
+//! sets. No token becomes a label.
 
 use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
 

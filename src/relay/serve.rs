@@ -1,8 +1,8 @@
 //! Serves one connection of the relay: head, token, dial, copy.
 //!
-//! A client is trusted with nothing before its token is redeemed: its head is bounded in bytes and in time.
-//! After that its bytes are only copied. Answers of our own are short, name at most the backend, and are
-//! never given once the backend was reached; what the backend answers, 101 or not, passes as it is.
+//! A client without a redeemed token is not trusted: its head is limited in bytes and in time. After that its
+//! bytes are copied. crimux's own answers are short, name at most the backend, and are sent only if the
+//! backend was not reached; the backend's answer, 101 or not, passes as it is.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::backend::connect::{Stream, host_and_port};
 /// How long a request head may take to arrive, and to be taken by the backend.
 const HEAD_TIME: Duration = Duration::from_secs(10);
 
-/// How long a client may take to notice our end of the stream before its connection is cut.
+/// How long a client may take to close its side after ours, before its connection is dropped.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// An open stream in `crimux_relay_streams`.
@@ -43,7 +43,7 @@ impl Drop for OpenStreamGuard<'_> {
     }
 }
 
-/// Serves `client` to its end. `permit` is held until the head is there.
+/// Serves one connection until it closes. `permit` is held until the head is complete.
 pub(super) async fn serve(relay: &Relay, mut client: TcpStream, permit: OwnedSemaphorePermit) {
     let head = timeout(HEAD_TIME, read_head(&mut client)).await;
     drop(permit);
@@ -64,7 +64,7 @@ pub(super) async fn serve(relay: &Relay, mut client: TcpStream, permit: OwnedSem
     .await;
 }
 
-/// Reads until the head is complete; `None` if the client went before that.
+/// Reads until the head is complete; `None` if the client disconnects first.
 async fn read_head(client: &mut TcpStream) -> Result<Option<(Head, Vec<u8>)>, HeadError> {
     let mut received = Vec::with_capacity(2048);
     loop {
@@ -72,7 +72,7 @@ async fn read_head(client: &mut TcpStream) -> Result<Option<(Head, Vec<u8>)>, He
         let room = (MAX_HEAD - before) as u64;
         match (&mut *client).take(room).read_buf(&mut received).await {
             Ok(0) | Err(_) => return Ok(None),
-            // Only the end of a line can complete a head or spoil it.
+            // Only the end of a line can complete a head or make it invalid.
             Ok(_) if received.len() < MAX_HEAD && !received[before..].contains(&b'\n') => {}
             Ok(_) => {
                 if let Some(head) = Head::parse(&received)? {
@@ -104,7 +104,7 @@ async fn relay_request(
     Ok(())
 }
 
-/// Connects to the streaming server and sends it the rewritten head with whatever came after it.
+/// Connects to the streaming server and sends the rewritten head and the bytes received after it.
 async fn dial(
     grant: &Grant,
     head: &Head,
@@ -131,7 +131,7 @@ async fn dial(
     match timeout(HEAD_TIME, sent).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => return Err(unreachable(&error)),
-        Err(_) => return Err(unreachable(&"it does not take the request")),
+        Err(_) => return Err(unreachable(&"the streaming server does not read the request")),
     }
     counters(metrics, &grant.backend).to_backend.inc_by(request.len() as u64);
     Ok(backend)
@@ -144,7 +144,7 @@ fn counters(metrics: &RelayMetrics, backend: &str) -> Counters {
     }
 }
 
-/// Takes `/exec/TOKEN` apart.
+/// Parses `/exec/TOKEN`; `None` if the path has another form.
 fn kind_and_token(path: &[u8]) -> Option<(StreamKind, &str)> {
     let (kind, token) = std::str::from_utf8(path).ok()?.strip_prefix('/')?.split_once('/')?;
     Some((StreamKind::parse(kind)?, token))
@@ -158,8 +158,8 @@ fn answer(status: &str, text: &str) -> String {
     )
 }
 
-/// Says that nothing more comes and reads until the client says the same: closing a socket with unread bytes
-/// in it would take back what was written last.
+/// Closes our side and reads until the client closes its own: closing a socket with unread bytes sends RST,
+/// which would discard the bytes written last.
 async fn linger(client: &mut TcpStream) -> std::io::Result<()> {
     client.shutdown().await?;
     tokio::io::copy(client, &mut tokio::io::sink()).await.map(drop)

@@ -1,4 +1,4 @@
-//! The tokens that open a stream: what each stands for, once and for one minute.
+//! The tokens that open a stream: each is valid for one use within one minute.
 //!
 //! The relay's port has no other authentication, so a token is 128 random bits, is removed by its first use,
 //! and is never written anywhere. containerd's own streaming server sets the pattern (one minute, one use,
@@ -18,10 +18,10 @@ use crate::backend::connect::Connector;
 /// How long a token may wait for its use.
 pub(super) const LIFETIME: Duration = Duration::from_secs(60);
 
-/// How many unused tokens one backend may have; the oldest goes first.
+/// How many unused tokens one backend may have; a further one drops the oldest.
 pub(super) const OUTSTANDING: usize = 1000;
 
-/// What a token stands for.
+/// The stream that a token opens.
 #[derive(Debug)]
 pub(super) struct Grant {
     pub(super) backend: String,
@@ -51,7 +51,7 @@ impl fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// Remembers what `token` stands for, making room if its backend has too many.
+    /// Adds a token. If its backend has [`OUTSTANDING`] already, the oldest of them is dropped.
     pub(super) fn insert(&mut self, token: String, grant: Grant, now: Instant) {
         self.purge(now);
         let ages = self.ages.entry(grant.backend.clone()).or_default();
@@ -65,7 +65,7 @@ impl Tokens {
         self.entries.insert(token, Entry { grant, number: self.minted, expires: now + LIFETIME });
     }
 
-    /// Takes what `token` stands for, if it is a `kind` of stream and its time is not over.
+    /// Removes `token` and returns its grant, if it is for this kind of stream and not expired.
     pub(super) fn redeem(&mut self, kind: StreamKind, token: &str, now: Instant) -> Option<Grant> {
         self.purge(now);
         if self.entries.get(token)?.grant.stream.kind != kind {
@@ -78,7 +78,7 @@ impl Tokens {
         Some(entry.grant)
     }
 
-    /// Forgets every token whose time is over.
+    /// Drops every expired token.
     pub(super) fn purge(&mut self, now: Instant) {
         let entries = &mut self.entries;
         self.ages.retain(|_, ages| {

@@ -1,4 +1,4 @@
-//! Spans: one of crimux's own for each call and one for each call to a backend, sent over OTLP/gRPC.
+//! Spans over OTLP/gRPC: one for each client's call and one for each call to a backend.
 //!
 //! Without `tracing.otlp` nothing of this exists: no thread, no connection, and a client's `traceparent`
 //! passes byte for byte. With it, crimux stands between kubelet and the runtime in one trace, because what a
@@ -23,7 +23,7 @@ use tonic::Code;
 
 use crate::config::Tracing;
 
-/// How long spans that were not sent yet hold up the end of the process.
+/// How long the end of the process waits for the last spans.
 const LAST_SPANS: Duration = Duration::from_secs(1);
 /// The header of W3C Trace Context.
 const TRACEPARENT: &str = "traceparent";
@@ -58,7 +58,7 @@ pub fn start(tracing: &Tracing) -> anyhow::Result<()> {
     SPANS.set((provider, tracer)).map_err(|_| anyhow::anyhow!("spans were started before"))
 }
 
-/// Sends what was not sent yet. It blocks, for a second at the most.
+/// Sends the remaining spans. Blocks for at most a second.
 pub fn stop() {
     if let Some((provider, _)) = SPANS.get()
         && let Err(error) = provider.shutdown_with_timeout(LAST_SPANS)
@@ -86,12 +86,12 @@ pub fn client(path: &str, backend: &str, headers: &mut HeaderMap) -> Option<Call
 }
 
 impl CallSpan {
-    /// Says which backend the call went to.
+    /// Sets the backend that the call went to.
     pub fn backend(&mut self, backend: &str) {
         self.span.set_attribute(KeyValue::new("crimux.backend", backend.to_owned()));
     }
 
-    /// Says how the call ended. Without it, it was cancelled.
+    /// Sets the code that the call ended with. A span without one was cancelled.
     pub fn ended(&mut self, code: Code) {
         self.code = code;
     }

@@ -1,7 +1,7 @@
 //! One short conversation with a backend, outside of any running crimux.
 //!
-//! The forward lane's connection belongs to a backend with state, metrics and health; a doctor needs none of
-//! them. Every question has a deadline, and an answer is either a message or a code.
+//! The connection of a running backend has state, metrics and health; a probe needs only the connection.
+//! Every call has a deadline, and an answer is either a message or a code.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What the doctor learns from one backend, asked by itself.
+//! Examines one backend.
 //!
 //! The order is that in which things fail: files, connection, API, health. What later steps need is kept;
 //! what an operator should know is a finding.
@@ -119,7 +119,8 @@ impl<'a> Patient<'a> {
                 Err("this is a crimux, perhaps itself: a backend is a container runtime".to_owned())
             }
             (Some(Api::V1Alpha2), _) => {
-                let text = "it speaks only v1alpha2: crimux translates, but what came with v1 is missing; upgrade it";
+                let text =
+                    "it speaks only v1alpha2: crimux translates, but features of v1 are missing; upgrade it";
                 self.find(Grade::Warning, text);
                 Ok(())
             }

@@ -5,9 +5,13 @@
 #   busybox  a shell and its tools
 #   web      an HTTP server on port 80
 #
+# and, by the names that the field's suites pull (`suite-images`), what stands in for theirs: the same shell with
+# the users, groups and servers that they look for.
+#
 # Built once and shared by all beds; a new recipe below means a new directory.
 
 IMAGES=$BED_CACHE/images-1
+SUITE_IMAGES=$BED_CACHE/suite-images-3
 IMAGE_NAMES=(pause:3.9 busybox:latest web:latest)
 
 images_build() {
@@ -55,4 +59,91 @@ images_layout() {
   umoci tag --image "$layout:busybox" web
   umoci config --image "$layout:web" --clear=config.cmd \
     --config.cmd httpd --config.cmd -f --config.cmd -p --config.cmd 80 --config.cmd -h --config.cmd /www
+}
+
+# ── for the field's suites ──────────────────────────────────────────────
+
+# The tag of an image in the layout, and the names under which the suites pull it.
+suite_names() {
+  local e2e=registry.k8s.io/e2e-test-images staging=gcr.io/k8s-staging-cri-tools number
+  cat <<NAMES
+shell $e2e/busybox:1.29-2
+shell $e2e/busybox:1.37.0-2
+server $e2e/nginx:1.14-2
+server $e2e/nginx:1.27.0-2
+server $e2e/nginx:1.28.0-2
+server $e2e/httpd:2.4.39-4
+hostnet $staging/hostnet-nginx-amd64:latest
+nonewprivs $e2e/nonewprivs:1.3
+nonewprivs $e2e/nonewprivs:1.4
+pause k8s.gcr.io/pause:3.9
+pause registry.k8s.io/pause:3.10.2
+uid $staging/test-image-user-uid:latest
+username $staging/test-image-user-username:latest
+uid-group $staging/test-image-user-uid-group:latest
+username-group $staging/test-image-user-username-group:latest
+predefined-group $staging/test-image-predefined-group:latest
+one $staging/test-image-latest:latest
+one $staging/test-image-tag:test
+one $staging/test-image-tag:all
+one $staging/test-image-1:latest
+two $staging/test-image-2:latest
+three $staging/test-image-3:latest
+tags $staging/test-image-tags:1
+tags $staging/test-image-tags:2
+tags $staging/test-image-tags:3
+NAMES
+}
+
+suite_images_build() {
+  images_build
+  [ ! -d "$SUITE_IMAGES" ] || return 0
+  (
+    flock 9
+    [ ! -d "$SUITE_IMAGES" ] || exit 0
+    say "building the images of the field's suites"
+    work=$(mktemp -d "$BED_CACHE/suite.XXXXXX")
+    cp -a "$IMAGES" "$work/oci"
+    suite_images_make "$work/oci" "$work" >/dev/null
+    mv "$work/oci" "$SUITE_IMAGES"
+    rm -rf "$work"
+  ) 9>"$BED_CACHE/lock"
+  [ -d "$SUITE_IMAGES" ] || die "the images of the field's suites could not be built"
+}
+
+suite_images_make() { # LAYOUT WORK
+  local layout=$1 work=$2 name
+  suite_image() { umoci tag --image "$layout:$1" "$2" && umoci config --image "$layout:$2" "${@:3}"; }
+  suite_image busybox shell
+  suite_layer "$layout:shell" "$work/shell" sh -c "mkdir bin && cp $PARTS/suite/* bin/"
+  suite_image shell server --clear=config.cmd --config.cmd nginx --config.cmd "master process" --config.cmd 80
+  suite_image shell hostnet --clear=config.cmd --config.cmd nginx --config.cmd "master process" --config.cmd 12003
+  suite_image shell uid --config.user 1002
+  suite_image shell username --config.user www-data
+  suite_image shell uid-group --config.user 1003:1004
+  suite_image shell username-group --config.user www-data:1004
+  for name in one two three tags; do
+    suite_image shell "$name"
+    suite_layer "$layout:$name" "$work/$name" sh -c "echo $name >$name"
+  done
+  # The user is in a group that the image alone knows.
+  suite_image shell predefined-group --config.user 1000
+  suite_layer "$layout:predefined-group" "$work/group" sh -c "mkdir etc
+    printf '%s\n' root:x:0:0:root:/root:/bin/sh default-user:x:1000:1000::/home:/bin/sh >etc/passwd
+    printf '%s\n' root:x:0: default-user:x:1000: group-defined-in-image:x:50000:default-user >etc/group"
+  # A program with the bit that no_new_privs takes away.
+  suite_image shell nonewprivs --config.user 1000 --clear=config.cmd --config.entrypoint /nnp
+  suite_layer "$layout:nonewprivs" "$work/nnp" sh -c "echo '
+    #include <stdio.h>
+    #include <unistd.h>
+    int main(void) { printf(\"Effective uid: %d%c\", geteuid(), 10); return 0; }' |
+    cc -static -Os -s -x c -o nnp - && chmod 4755 nnp"
+}
+
+# suite_layer IMAGE DIRECTORY COMMAND...: adds what the command makes in an empty directory.
+suite_layer() {
+  mkdir "$2"
+  (cd "$2" && "${@:3}")
+  tar -C "$2" --owner=0 --group=0 --numeric-owner --mtime=@0 -cf "$2.tar" .
+  umoci raw add-layer --image "$1" "$2.tar"
 }

@@ -20,6 +20,17 @@ registry_auth_up() {
   say "registry-auth: private.bed/{alice,bob}/{busybox,web}:latest, users alice:wonderland bob:builder"
 }
 
+# What the field's suites pull, under the names they pull it by; a mirror knows a name without its host.
+registry_suites_up() {
+  namespace_alive || die "not up: $BED"
+  suite_images_build
+  local tag name
+  while read -r tag name; do
+    inside skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$SUITE_IMAGES:$tag" \
+      "docker://127.0.0.1:5000/${name#*/}" </dev/null
+  done < <(suite_names)
+}
+
 # One htpasswd line; the registry only takes bcrypt, which perl's crypt (libxcrypt) can do.
 registry_user() {
   perl -e 'printf "%s:%s\n", $ARGV[0], crypt($ARGV[1], q($2y$05$bedbedbedbedbedbedbedu))' "$1" "$2"

@@ -53,6 +53,13 @@ tests() {
   printf -- '── %s: %d passed, %d failed in %d s\n' "$what" "$passed" "$failed" $((SECONDS - start))
 }
 
+# cargo_tool NAME: puts a subcommand of cargo into PATH; one that is not installed comes from dev/tools' cache.
+cargo_tool() {
+  ! command -v "$1" >/dev/null || return 0
+  dev/tools/build "$1" || { cargo install --locked --quiet "$1" && return 0; return 1; }
+  PATH=$PATH:$(dev/tools/build --where)/$1
+}
+
 # count_tests passed|failed LOG: from nextest's summary, or from cargo test's results, one per binary.
 count_tests() {
   sed 's/\x1b\[[0-9;]*m//g' "$2" | awk -v kind="$1" '

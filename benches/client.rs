@@ -116,7 +116,7 @@ pub(crate) async fn next_chunk(body: &mut RecvStream) -> Result<Option<Bytes>> {
     Ok(Some(chunk))
 }
 
-fn check(trailers: Option<&HeaderMap>) -> Result<()> {
+pub(crate) fn check(trailers: Option<&HeaderMap>) -> Result<()> {
     let trailers = trailers.context("the reply has no trailers")?;
     let text = |name| trailers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()).unwrap_or("");
     let code = text("grpc-status");

@@ -14,12 +14,16 @@ use h2::RecvStream;
 use prost::Message as _;
 use testkit::client::sandbox_config;
 use testkit::cri;
+use tokio::sync::Notify;
 
 use crate::case::Sample;
-use crate::client::{Client, PATIENCE, Target, framed, next_chunk};
+use crate::client::{Client, PATIENCE, Target, check, framed, next_chunk};
 
 /// Pods under way at once while events are made.
 const PODS_AT_ONCE: usize = 4;
+/// Events that may be on their way while more pods are made. A client that leaves `events.buffer` (1000) events unread
+/// loses its stream, and a proxy that gets no processor for a moment finds all of them at once.
+const LEAD: usize = 500;
 /// Events of one sandbox from its creation to its removal.
 const EVENTS_OF_A_POD: usize = 4;
 
@@ -136,7 +140,7 @@ async fn one_event(backend: &Client, stream: &mut RecvStream, frames: &mut Frame
     let (target, request) = (Target::runtime("RunPodSandbox"), new_pod());
     let asked = Instant::now();
     let coming = async {
-        let chunk = next_chunk(stream).await?.context("the event stream ended")?;
+        let chunk = more_events(stream).await?;
         anyhow::Ok((asked.elapsed(), chunk, stream))
     };
     let (reply, came) = tokio::join!(backend.fetch(&target, request), coming);
@@ -144,7 +148,7 @@ async fn one_event(backend: &Client, stream: &mut RecvStream, frames: &mut Frame
     let mut seen = frames.count(&first);
     remove(backend, reply?).await?;
     while seen < EVENTS_OF_A_POD {
-        seen += frames.count(&next_chunk(stream).await?.context("the event stream ended")?);
+        seen += frames.count(&more_events(stream).await?);
     }
     Ok(time)
 }
@@ -156,10 +160,13 @@ async fn many_events(
     frames: &mut Frames,
     slice: Duration,
 ) -> Result<usize> {
-    let pods = Cell::new(0);
+    let (pods, seen, read) = (Cell::new(0), Cell::new(0), Notify::new());
     let started = Instant::now();
     let maker = async || {
         while started.elapsed() < slice {
+            while pods.get() * EVENTS_OF_A_POD > seen.get() + LEAD {
+                read.notified().await;
+            }
             let id = backend.fetch(&Target::runtime("RunPodSandbox"), new_pod()).await?;
             remove(backend, id).await?;
             pods.set(pods.get() + 1);
@@ -167,19 +174,29 @@ async fn many_events(
         anyhow::Ok(())
     };
     let mut making = pin!(try_join_all((0..PODS_AT_ONCE).map(|_| maker())));
-    let (mut seen, mut wanted) = (0, None);
-    while wanted.is_none_or(|wanted| seen < wanted) {
+    let mut wanted = None;
+    while wanted.is_none_or(|wanted| seen.get() < wanted) {
         tokio::select! {
             made = &mut making, if wanted.is_none() => {
                 made?;
                 wanted = Some(pods.get() * EVENTS_OF_A_POD);
             }
-            chunk = next_chunk(stream) => {
-                seen += frames.count(&chunk?.context("the event stream ended")?);
+            chunk = more_events(stream) => {
+                seen.set(seen.get() + frames.count(&chunk?));
+                read.notify_waiters();
             }
         }
     }
-    Ok(seen)
+    Ok(seen.get())
+}
+
+/// Waits for more of an event stream; its end is an error that says why it ended.
+async fn more_events(stream: &mut RecvStream) -> Result<Bytes> {
+    if let Some(chunk) = next_chunk(stream).await? {
+        return Ok(chunk);
+    }
+    check(stream.trailers().await?.as_ref())?;
+    anyhow::bail!("the event stream ended")
 }
 
 /// Makes pods until an event of one arrives, and waits until no more come: a proxy may still be on its way to the
@@ -190,8 +207,8 @@ async fn settle(backend: &Client, stream: &mut RecvStream) -> Result<()> {
         let id = backend.fetch(&Target::runtime("RunPodSandbox"), new_pod()).await?;
         remove(backend, id).await?;
         let mut came = false;
-        while let Ok(chunk) = tokio::time::timeout(quiet, next_chunk(stream)).await {
-            chunk?.context("the event stream ended")?;
+        while let Ok(chunk) = tokio::time::timeout(quiet, more_events(stream)).await {
+            chunk?;
             came = true;
         }
         if came {

@@ -20,6 +20,7 @@ mod lifecycle;
 mod lists;
 mod memory;
 mod migration;
+mod node;
 mod outage;
 mod refusals;
 mod reload;

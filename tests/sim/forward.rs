@@ -371,7 +371,9 @@ async fn no_call_is_sent_before_the_api_of_a_backend_is_known() {
     let yaml = crate::support::config(&dir, &[("old", &old)], "");
     let crimux = Crimux::start_in(dir, &yaml);
     let id = old.state().containers().next().unwrap().id.clone();
-    testkit::eventually(crate::support::SOON, async || crimux.socket().exists()).await;
+    // The file of a socket is there a moment before it listens.
+    let listens = async || tokio::net::UnixStream::connect(crimux.socket()).await.is_ok();
+    testkit::eventually(crate::support::SOON, listens).await;
     let reply = crimux.client().raw(READ, &[], from_tomorrow(&id)).await.unwrap();
     assert_eq!((reply.code(), reply.message()), (Code::Ok, String::new()));
     let wrong = old.calls("*").into_iter().filter(|c| c.path.starts_with("/runtime.v1."));

@@ -177,9 +177,20 @@ impl World {
 
     async fn all_up(&self) {
         for name in BACKENDS {
-            let series = format!("crimux_backend_up{{backend=\"{name}\"}}");
-            testkit::eventually(SOON, async || self.crimux.metric(&series).await == Some(1.0)).await;
+            self.is(name, 1.0).await;
         }
+    }
+
+    async fn is(&self, name: &str, up: f64) {
+        let series = format!("crimux_backend_up{{backend=\"{name}\"}}");
+        testkit::eventually(SOON, async || self.crimux.metric(&series).await == Some(up)).await;
+    }
+
+    /// Starts a backend again once crimux has seen it go: else what follows may meet the end of a connection that
+    /// crimux still takes for a good one.
+    async fn back(&self, backend: usize) {
+        self.is(BACKENDS[backend], 0.0).await;
+        self.runtimes[backend].start_again().await;
     }
 
     /// Plays a case, and returns how many containers it created.
@@ -202,9 +213,7 @@ impl World {
                 Step::Both(one, _) => self.next(one % pods.len(), &mut pods).await?,
                 Step::KubeletRestarts => pods.iter_mut().for_each(restart),
                 Step::Collect(reference) => self.collect(&image(reference)).await,
-                Step::Toggle(backend) if down.remove(&backend) => {
-                    self.runtimes[backend].start_again().await;
-                }
+                Step::Toggle(backend) if down.remove(&backend) => self.back(backend).await,
                 Step::Toggle(backend) => {
                     down.insert(backend);
                     self.runtimes[backend].refuse_connections().await;
@@ -212,7 +221,7 @@ impl World {
             }
         }
         for &backend in &down {
-            self.runtimes[backend].start_again().await;
+            self.back(backend).await;
         }
         self.all_up().await;
         self.finish(case, &mut pods).await?;

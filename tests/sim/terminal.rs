@@ -71,8 +71,14 @@ async fn ended(child: &mut Child) -> ExitStatus {
 }
 
 fn verb(running: &Crimux, arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_crimux"));
-    command.args(arguments).arg("--socket").arg(running.dir.path().join("admin.sock")).stdin(Stdio::null());
+    // A test run in the background of a script ignores interrupts, and so would what it starts.
+    let mut command = Command::new("env");
+    command
+        .args(["--default-signal=INT", env!("CARGO_BIN_EXE_crimux")])
+        .args(arguments)
+        .arg("--socket")
+        .arg(running.dir.path().join("admin.sock"))
+        .stdin(Stdio::null());
     command.kill_on_drop(true);
     command
 }

@@ -1,8 +1,8 @@
 //! What crimux last knew of one backend: the handle through which calls read and write it.
 //!
-//! Every method takes the lock for a moment and does no I/O, but for the one `write(2)` by which a change
-//! enters the journal before it is applied. Holding the lock for that write is what makes the journal's order
-//! the order of the changes. It must not ask the backend anything, nor know whether it is up.
+//! Every method takes the lock for a moment and does no I/O: a change is queued for the journal's thread before it is
+//! applied, and [`LastKnown::saved`] waits for the disk. Queueing under the lock makes the journal's order the order of
+//! the changes. It must not ask the backend anything, nor know whether it is up.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -288,6 +288,12 @@ impl LastKnown {
         if self.lock().remember_fact(fact.key(), value) {
             self.shared.touch();
         }
+    }
+
+    /// Completes when every change recorded so far is in the journal, or after 100 ms. A call that changed something
+    /// waits for it before it is answered.
+    pub async fn saved(&self) {
+        self.shared.saved().await;
     }
 
     /// Writes `ops` to the journal as one record, and applies them.

@@ -22,6 +22,8 @@ use super::{LastKnown, Snapshot};
 pub(super) const INTERVAL: Duration = Duration::from_secs(3);
 /// How long stats and replies alone wait for a snapshot.
 const MINOR_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the end of the process waits for the last snapshot.
+const LAST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A journal of this many bytes is reason enough for a snapshot.
 const MAX_JOURNAL: u64 = 1 << 20;
 
@@ -68,7 +70,9 @@ impl Snapshot {
                 () = tokio::time::sleep(INTERVAL) => {}
             }
         }
-        self.write_aside(true).await;
+        if tokio::time::timeout(LAST_TIMEOUT, self.write_aside(true)).await.is_err() {
+            tracing::warn!("the disk did not take the last snapshot; the journal has what it took before");
+        }
     }
 
     async fn write_aside(self: &Arc<Self>, all: bool) {

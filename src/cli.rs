@@ -133,7 +133,11 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    // A look-up of a name or a write that hangs must not keep the process from its end.
+    runtime.shutdown_background();
+    result
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

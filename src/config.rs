@@ -70,7 +70,7 @@ pub struct Config {
 pub struct Admin {
     /// The socket of `crimux status` and the other verbs. Default `/run/crimux/admin.sock`.
     pub socket: PathBuf,
-    /// `/metrics`, `/healthz`, `/readyz` and the status page. Default `127.0.0.1:9440`; `None` (`http: off`)
+    /// `/metrics`, `/healthz`, `/readyz` and the status page. Default `127.0.0.1:19440`; `None` (`http: off`)
     /// opens none.
     pub http: Option<SocketAddr>,
 }
@@ -141,6 +141,10 @@ pub struct Timeouts {
     pub read: Duration,
     /// The stats lists and `ImageFsInfo`. Default 5 s.
     pub stats: Duration,
+    /// `UpdateRuntimeConfig`. Default 5 s.
+    pub runtime_config: Duration,
+    /// `RemoveImage`. Default 1 min.
+    pub remove_image: Duration,
 }
 
 /// Mutual TLS towards a backend. The files are read again when they change.
@@ -291,6 +295,8 @@ impl Default for Timeouts {
             list: Duration::from_secs(1),
             read: Duration::from_secs(2),
             stats: Duration::from_secs(5),
+            runtime_config: Duration::from_secs(5),
+            remove_image: Duration::from_secs(60),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry};
+use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry};
 use tonic::Code;
 
 use crate::history::ReloadResult;
@@ -54,6 +54,8 @@ pub struct Metrics {
     config_reloads: IntCounterVec,
     state_write_errors: IntCounter,
     events_dropped_clients: IntCounter,
+    stall: Histogram,
+    longest_stall: Gauge,
 }
 
 /// The handles of every method under one value of the `backend` label.
@@ -119,6 +121,13 @@ impl Metrics {
                 "events_dropped_clients_total",
                 "Event streams ended because the client was slow.",
             )?,
+            stall: make.histogram(
+                "thread_stall_seconds",
+                "How late the thread of the calls woke up, measured twice a second.",
+                &BUCKETS,
+            )?,
+            longest_stall: make
+                .float_gauge("thread_longest_stall_seconds", "The longest of these since the start.")?,
             registry: registry.clone(),
         };
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -179,6 +188,16 @@ impl Metrics {
     /// Counts event streams that ended because their client was slow.
     pub fn count_dropped_event_clients(&self, clients: usize) {
         self.events_dropped_clients.inc_by(clients as u64);
+    }
+
+    /// Records how long the thread of the calls did not get to its timers.
+    pub fn record_stall(&self, stall: Duration) {
+        let seconds = stall.as_secs_f64();
+        self.stall.observe(seconds);
+        // Only the thread of the calls sets it.
+        if seconds > self.longest_stall.get() {
+            self.longest_stall.set(seconds);
+        }
     }
 
     /// Counts a reload.

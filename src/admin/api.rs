@@ -19,8 +19,20 @@ pub struct StatusView {
     pub backends: Vec<BackendView>,
     /// Whether the last-known state can be saved.
     pub state: StateView,
+    /// The port of the metrics and the status page.
+    #[serde(default)]
+    pub admin_http: HttpView,
     /// Reloads of the configuration since the start.
     pub reloads: ReloadsView,
+}
+
+/// The port of the metrics and the status page.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub struct HttpView {
+    /// The address it listens on, or tries to; absent with `admin.http: off`.
+    pub address: Option<String>,
+    /// Why it does not listen; absent while it does.
+    pub problem: Option<String>,
 }
 
 /// One backend.

@@ -15,8 +15,8 @@ use prost::Message;
 
 use crate::admin::AdminState;
 use crate::admin::api::{
-    BackendView, ErrorBody, ErrorView, ImageView, ImagesView, PodView, ReloadView, ReloadsView, RouteView,
-    StateView, StatusView, TargetView,
+    BackendView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView, PodView, ReloadView, ReloadsView,
+    RouteView, StateView, StatusView, TargetView,
 };
 use crate::backend::{Backend, Link, State as BackendState};
 use crate::config::Endpoint;
@@ -39,8 +39,8 @@ pub(super) async fn status(State(state): State<Arc<AdminState>>) -> Json<StatusV
 }
 
 pub(super) async fn pods(State(state): State<Arc<AdminState>>) -> Json<Vec<PodView>> {
-    state.node.look(List::Sandboxes).await;
-    state.node.look(List::Containers).await;
+    state.look(List::Sandboxes).await;
+    state.look(List::Containers).await;
     let mut pods: Vec<_> =
         state.node.backends().iter().flat_map(|backend| pods_of(&state.node, backend)).collect();
     pods.sort_by(|a, b| {
@@ -65,7 +65,7 @@ pub(super) async fn route(
 }
 
 pub(super) async fn images(State(admin): State<Arc<AdminState>>) -> Json<ImagesView> {
-    admin.node.look(List::Images).await;
+    admin.look(List::Images).await;
     let (mut unknown, mut stale) = (Vec::new(), Vec::new());
     let mut images: BTreeMap<String, ImageView> = BTreeMap::new();
     for backend in admin.node.backends().iter() {
@@ -89,6 +89,7 @@ pub(super) async fn images(State(admin): State<Arc<AdminState>>) -> Json<ImagesV
 pub(super) fn compose_status(state: &AdminState) -> StatusView {
     let node = &state.node;
     let last = node.history.reloads().into_iter().next();
+    let port = state.port.state();
     StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: rfc3339(state.started),
@@ -98,6 +99,10 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
             dir: node.config().state_dir.display().to_string(),
             write_errors: node.snapshot.write_failures(),
             problem: node.snapshot.write_error(),
+        },
+        admin_http: HttpView {
+            address: port.address.map(|address| address.to_string()),
+            problem: port.problem,
         },
         reloads: ReloadsView {
             ok: node.metrics.reloads(ReloadResult::Ok),

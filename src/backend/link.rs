@@ -111,7 +111,14 @@ impl Backend {
 
     async fn connect(&self) -> Result<(SendRequest, Connection<Stream>), String> {
         let connector = self.connector().map_err(|error| error.to_string())?;
-        let stream = connector.connect().await.map_err(|error| error.to_string())?;
+        let stream = if connector.has_tls() {
+            // A handshake computes for milliseconds, which calls to other backends would wait for.
+            let handshake = self.side.run(async move { connector.connect().await }).await;
+            let stream = handshake.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+            stream.move_here().map_err(|error| error.to_string())?
+        } else {
+            connector.connect().await.map_err(|error| error.to_string())?
+        };
         Ok(client::handshake(stream, ClientConfig::default()))
     }
 

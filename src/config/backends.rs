@@ -93,7 +93,16 @@ fn timeouts(section: &Section<'_>) -> Option<Timeouts> {
     let list = section.duration("list");
     let read = section.duration("read");
     let stats = section.duration("stats");
-    Some(Timeouts { connect: connect?, list: list?, read: read?, stats: stats? })
+    let runtime_config = section.duration("runtime_config");
+    let remove_image = section.duration("remove_image");
+    Some(Timeouts {
+        connect: connect?,
+        list: list?,
+        read: read?,
+        stats: stats?,
+        runtime_config: runtime_config?,
+        remove_image: remove_image?,
+    })
 }
 
 /// `Some(None)` where there is no `tls`.

@@ -198,7 +198,7 @@ pub const KEYS: &[Key] = &[
     key(
         "admin.http",
         Address,
-        Is("127.0.0.1:9440"),
+        Is("127.0.0.1:19440"),
         "Address of `/metrics`, `/healthz`, `/readyz` and the status page. It has no authentication: open it beyond \
          loopback only on a trusted network. `off` opens none.",
     ),
@@ -261,7 +261,9 @@ pub const KEYS: &[Key] = &[
         "backends.*.max_in_flight",
         Integer { min: 1, max: 1_000_000 },
         Is("1000"),
-        "How many calls may be under way to it at once. Lower it for a runtime that suffers under load.",
+        "How many calls may be under way to it at once, of each kind: reads (lists, statuses, stats), writes (whatever \
+         lasts as long as its caller waits, such as a pull or a stop) and streams. Lower it for a runtime that suffers \
+         under load.",
     ),
     key(
         "backends.*.image_handler",
@@ -294,6 +296,18 @@ pub const KEYS: &[Key] = &[
         Duration { max: "1h" },
         Is("5s"),
         "For the stats lists and ImageFsInfo.",
+    ),
+    key(
+        "backends.*.timeouts.runtime_config",
+        Duration { max: "1h" },
+        Is("5s"),
+        "For UpdateRuntimeConfig, which goes to every backend: one that hangs fails the call, and kubelet comes again.",
+    ),
+    key(
+        "backends.*.timeouts.remove_image",
+        Duration { max: "1h" },
+        Is("1m"),
+        "For RemoveImage, which goes to every backend that has the image.",
     ),
     key("backends.*.tls", Section, NOTHING, "TLS towards an `https://` endpoint, and only there."),
     key(

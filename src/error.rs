@@ -76,6 +76,16 @@ pub enum Error {
         /// How long the caller has waited.
         waited: std::time::Duration,
     },
+    /// A call whose backend has a deadline of its own for it, and did not keep it.
+    #[error("backend {backend} did not answer {method} within {limit:?}")]
+    NotInTime {
+        /// The backend.
+        backend: Arc<str>,
+        /// The RPC.
+        method: &'static str,
+        /// The deadline, as configured under `timeouts`.
+        limit: std::time::Duration,
+    },
     /// A read of a late backend that has no last-known answer to give.
     #[error(
         "backend {backend} did not answer within {waited:?} and no last-known answer agrees with its last list"
@@ -214,6 +224,7 @@ impl Error {
             | Self::Lost { .. }
             | Self::Overdue { .. }
             | Self::Late { .. }
+            | Self::NotInTime { .. }
             | Self::Busy { .. }
             | Self::NeverListed(_)
             | Self::Unasked { .. }

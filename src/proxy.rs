@@ -24,6 +24,7 @@ pub use node::ProxyState;
 use reply::{CallRecorder, Outcome};
 
 mod answer;
+mod asking;
 mod events;
 mod fan_out;
 mod forward;

@@ -17,7 +17,7 @@ use tonic::Code;
 use super::{Backend, Link};
 use crate::codec::{self, Message};
 use crate::error::Error;
-use crate::method::{Api, Deadline, ImageCall, Method, Route};
+use crate::method::{Api, Deadline, ImageCall, Method, Place, Route};
 use crate::telemetry::spans::{self, CallSpan};
 
 /// The most that a backend's unary reply may have: what CRI-O sends, and room for an `ExecSync` of 2 × 16 MiB.
@@ -60,6 +60,7 @@ pub struct Collected {
 struct InFlightGuard {
     backend: Arc<Backend>,
     method: usize,
+    place: Place,
     started: Instant,
     span: Option<CallSpan>,
 }
@@ -159,6 +160,23 @@ impl Backend {
         self.call(Some(method), "", headers, message).await?.collect().await
     }
 
+    /// Sends a request and collects the whole reply within `limit`.
+    ///
+    /// # Errors
+    /// As [`Backend::fetch`]; [`Error::NotInTime`] after `limit`.
+    pub async fn fetch_within(
+        self: &Arc<Self>,
+        limit: Duration,
+        method: &'static Method,
+        headers: HeaderMap,
+        message: Bytes,
+    ) -> Result<Collected, Error> {
+        let reply = tokio::time::timeout(limit, self.fetch(method, headers, message)).await;
+        reply.unwrap_or_else(|_| {
+            Err(Error::NotInTime { backend: Arc::clone(&self.name), method: method.name, limit })
+        })
+    }
+
     pub(super) async fn sender(&self) -> Result<(SendRequest, Api), Error> {
         if let Link::Up { sender, api, .. } = &*self.link.borrow() {
             return Ok((sender.clone(), *api));
@@ -192,9 +210,11 @@ impl Backend {
 
     fn take_off(self: &Arc<Self>, method: Option<&'static Method>) -> Result<InFlightGuard, Error> {
         let limit = self.config.load().max_in_flight;
-        let flying = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let place = method.map_or(Place::Write, Method::place);
+        let flying = self.in_flight[place as usize].fetch_add(1, Ordering::Relaxed);
         let method = method.map_or(crate::method::COUNT, |method| method.index);
-        let flight = InFlightGuard { backend: Arc::clone(self), method, started: Instant::now(), span: None };
+        let flight =
+            InFlightGuard { backend: Arc::clone(self), method, place, started: Instant::now(), span: None };
         if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
     }
 
@@ -278,7 +298,7 @@ impl InFlightGuard {
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        self.backend.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.backend.in_flight[self.place as usize].fetch_sub(1, Ordering::Relaxed);
         self.backend.calls.backend_took(self.method, self.started.elapsed());
     }
 }

@@ -12,22 +12,23 @@ use futures_util::future::join_all;
 use http::HeaderMap;
 use tonic::{Code, Status};
 
-use crate::backend::{Backend, Class, Collected, own_headers};
+use crate::backend::{Backend, Class, Collected, Refresh, own_headers};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::merge;
 use crate::method::{Deadline, Kind, List, Method};
+use crate::proxy::asking::until_answered;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, answer, learn, pod_metrics};
 use crate::router::Lookup;
 use crate::snapshot::Filter;
 
-/// How long the one refresh of a late backend may take before the next list starts another.
-const REFRESH: Duration = Duration::from_secs(60);
-/// The first pause before a refresh that failed is tried again; it doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest such pause.
+/// How long one attempt of a refresh may take. Others start beside it long before that (`asking.rs`).
+pub(super) const REFRESH: Duration = Duration::from_secs(60);
+/// The longest pause before what the node is judged by is asked again after an error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest such pause of what is asked once for each connection.
+const LONGEST_PAUSE_ONCE: Duration = Duration::from_secs(10);
 /// How long anything may take that kubelet judges the whole node by.
 pub(super) const PROMPT: Duration = Duration::from_millis(80);
 
@@ -161,7 +162,7 @@ impl Call {
             _ => merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>()),
         };
         let size = encoded.iter().map(Bytes::len).sum::<usize>();
-        if self.node.metrics.record_merged_list(method.name, size) {
+        if self.node.metrics.record_merged_list(method.name, size) && self.node.is_time_to_log_large_list() {
             tracing::warn!(method = method.name, size, "a merged list nears kubelet's limit of 16 MiB");
         }
         let prefix = Bytes::copy_from_slice(&crate::codec::prefix(size));
@@ -208,7 +209,10 @@ impl Call {
         self.watch.at_all(&self.node);
         let backends = self.backends();
         let headers = std::mem::take(&mut self.headers);
-        let sent = backends.iter().map(|backend| backend.fetch(method, headers.clone(), message.framed()));
+        let sent = backends.iter().map(|backend| {
+            let limit = backend.config().timeouts.runtime_config;
+            backend.fetch_within(limit, method, headers.clone(), message.framed())
+        });
         let mut outcome = Outcome::message(&[]);
         for reply in join_all(sent).await {
             let reply = reply?;
@@ -359,31 +363,34 @@ pub(super) fn refresh(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Cla
     let Some(place) = backend.begin_refresh(class) else { return };
     let (node, backend) = (Arc::clone(node), Arc::clone(backend));
     tokio::spawn(async move {
-        let _place = place;
         tokio::select! {
             () = backend.disconnected() => {}
-            () = renew(&node, &backend, class) => {}
+            () = renew(&node, &backend, class, &place) => {}
         }
     });
 }
 
-/// Asks until there is an answer. What the node is judged by must be a good one; of the rest any will do.
-async fn renew(node: &ProxyState, backend: &Arc<Backend>, class: Class) {
-    let mut pause = FIRST_PAUSE;
-    while let Err(error) = renew_once(node, backend, class).await {
-        let judged = matches!(class, Class::Lists | Class::Status);
+/// Asks until there is an answer. What the node is judged by, and what is asked once for each connection, must be a
+/// good one; of the rest any will do.
+async fn renew(node: &ProxyState, backend: &Arc<Backend>, class: Class, place: &Refresh) {
+    let judged = matches!(class, Class::Lists | Class::Status);
+    let once = matches!(class, Class::Images | Class::Filesystems | Class::Metrics | Class::RuntimeConfig);
+    let failed = |error: &Error| {
+        if place.is_outdated() {
+            return false;
+        }
         let silent = matches!(error, Error::Late { .. } | Error::Overdue { .. } | Error::Busy { .. });
-        if !matches!(error, Error::Unimplemented(_)) {
-            backend.health.note_error(error.to_string());
+        backend.health.note_error(error.to_string());
+        if judged || (silent && class != Class::RuntimeConfig) {
+            backend.health.mark_late(class);
+        } else {
+            backend.health.mark_answered(class);
         }
-        if !judged && !silent {
-            break;
-        }
-        backend.health.mark_late(class);
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-    if backend.health.mark_answered(class) {
+        judged || once || silent
+    };
+    let longest_pause = if judged { LONGEST_PAUSE } else { LONGEST_PAUSE_ONCE };
+    until_answered(longest_pause, || renew_once(node, backend, class), failed).await;
+    if !place.is_outdated() && backend.health.mark_answered(class) {
         tracing::debug!(backend = %backend.name, ?class, "is in time again");
     }
 }
@@ -397,7 +404,7 @@ async fn renew_once(node: &ProxyState, backend: &Arc<Backend>, class: Class) -> 
         Class::Metrics => &[List::MetricDescriptors],
         Class::Filesystems => &[List::Filesystems],
         Class::Reads => return backend.ask_version(REFRESH).await,
-        Class::Status => return answer::renew(backend, REFRESH).await,
+        Class::Status | Class::RuntimeConfig => return answer::renew(node, backend, class).await,
     };
     for list in lists {
         match list_all(node, backend, *list).await {

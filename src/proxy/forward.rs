@@ -52,6 +52,7 @@ impl Call {
                 message.encoded(),
                 reply.message.encoded(),
             )?;
+            backend.last.saved().await;
             self.node.metrics.count_routed_sandbox(&handler, &backend.name);
             tracing::info!(method = method.name, %handler, backend = %backend.name, sandbox = %id, "placed");
         }
@@ -108,6 +109,7 @@ impl Call {
                 if reply.code == Code::Ok {
                     let (request, reply) = (message.encoded(), reply.message.encoded());
                     learn::wrote(&self.node, backend, method, id, request, reply)?;
+                    backend.last.saved().await;
                 }
                 Ok(reply.into())
             }

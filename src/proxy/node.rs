@@ -3,7 +3,8 @@
 //! The backends, the router, the last-known state and the metrics, each of which knows nothing of the others.
 //! A reload replaces the list of backends and the handlers, never the objects that calls in flight hold.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tonic::Code;
@@ -22,6 +23,9 @@ use crate::relay::{Relay, StreamRoute};
 use crate::router::{Choice, Router};
 use crate::snapshot::Snapshot;
 use crate::wire;
+
+/// How often a merged list that nears kubelet's limit is logged.
+const LARGE_LIST_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
 /// The node.
 #[derive(Debug)]
@@ -42,6 +46,8 @@ pub struct ProxyState {
     pub(super) own_calls: Arc<CallMetrics>,
     /// The backends' event streams that are wanted at the moment.
     pub(super) feeds: Subscriptions,
+    /// When a large merged list was last logged.
+    large_list_logged: Mutex<Option<Instant>>,
     relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
@@ -67,6 +73,7 @@ impl ProxyState {
             feeds: Subscriptions::default(),
             history: RecentEvents::default(),
             left_out: LeftOut::default(),
+            large_list_logged: Mutex::default(),
             relay,
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
@@ -165,6 +172,16 @@ impl ProxyState {
         let handlers = self.router.handlers();
         let known = handler.is_empty() || handlers.targets_of(handler).is_ok();
         self.history.record_placement(known.then_some(handler), backend, code);
+    }
+
+    /// Tells whether a large merged list is to be logged, which is once a minute: kubelet lists every second.
+    pub(super) fn is_time_to_log_large_list(&self) -> bool {
+        let mut logged = self.large_list_logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = logged.is_none_or(|at| at.elapsed() >= LARGE_LIST_LOGGED_EVERY);
+        if due {
+            *logged = Some(Instant::now());
+        }
+        due
     }
 
     /// Returns the state that operators see.

@@ -49,10 +49,15 @@ impl Call {
     }
 }
 
-/// Brings the labels of a backend's metrics into the wanted order. Metrics of a backend whose own order is not
+/// Brings the labels of a backend's metrics into the wanted order. The order must have been told over the present
+/// connection. Metrics of a backend whose own order is not
 /// known, or that cannot be read, are left out.
 pub(super) fn ordered(backend: &Backend, wanted: Option<&Bytes>, metrics: &Bytes) -> Bytes {
     let Some(wanted) = wanted else { return metrics.clone() };
+    // A runtime that was restarted may order its labels in another way than the one that is remembered.
+    if !backend.health.has_answered(List::MetricDescriptors.unary()) {
+        return Bytes::new();
+    }
     let Some(own) = own(backend) else { return Bytes::new() };
     let ordered = Labels::new(&own, wanted).and_then(|labels| labels.reorder(metrics));
     ordered.unwrap_or_else(|error| {
@@ -70,21 +75,16 @@ fn announced(node: &ProxyState) -> Option<Bytes> {
     node.backends().iter().filter_map(|backend| backend.last.announced_descriptors()).max_by_key(Bytes::len)
 }
 
-/// Asks a backend for its descriptors, unless they are known or it has none.
+/// Waits until a backend has told its descriptors over the present connection, or that it has none.
 async fn know_descriptors(node: &Arc<ProxyState>, backend: &Arc<Backend>) {
     let method = List::MetricDescriptors.unary();
-    let settled = own(backend).is_some() || backend.health.lacks(method);
-    if settled || !backend.is_up() || backend.health.is_late(Class::Metrics) {
+    let known = backend.health.has_answered(method) || backend.health.lacks(method);
+    if known || !backend.is_up() || backend.health.is_late(Class::Metrics) {
         return;
     }
+    fan_out::refresh(node, backend, Class::Metrics);
     let limit = backend.config().timeouts.stats;
-    match tokio::time::timeout(limit, fan_out::list_all(node, backend, List::MetricDescriptors)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(Error::Unimplemented(_))) => backend.health.note_lack(method),
-        Ok(Err(error)) => backend.health.note_error(error.to_string()),
-        Err(_) => {
-            backend.health.mark_late(Class::Metrics);
-            fan_out::refresh(node, backend, Class::Metrics);
-        }
+    if tokio::time::timeout(limit, backend.health.answered(method)).await.is_err() {
+        backend.health.mark_late(Class::Metrics);
     }
 }

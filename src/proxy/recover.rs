@@ -24,15 +24,20 @@ impl ProxyState {
     /// Learns all that a backend holds; runs beside every new connection.
     pub async fn greet(self: &Arc<Self>, backend: &Arc<Backend>) {
         // kubelet asks for metric descriptors once in its life, perhaps while this backend is down.
-        for class in [Class::Lists, Class::Images, Class::Filesystems, Class::Metrics] {
+        for class in [
+            Class::Lists,
+            Class::Images,
+            Class::Filesystems,
+            Class::Metrics,
+            Class::Status,
+            Class::RuntimeConfig,
+        ] {
             fan_out::refresh(self, backend, class);
         }
         let limit = backend.config().timeouts.list;
         if tokio::time::timeout(limit, backend.health.settled()).await.is_err() {
             backend.health.mark_late(Class::Lists);
         }
-        answer::keep_known(backend).await;
-        self.compare_cgroup_drivers();
         let (sandboxes, containers) = self.router.owners.count(&backend.name);
         tracing::info!(backend = %backend.name, sandboxes, containers, "is up");
     }
@@ -66,7 +71,8 @@ impl ProxyState {
         }
     }
 
-    fn compare_cgroup_drivers(&self) {
+    /// Warns if local backends have different cgroup drivers: kubelet is told one.
+    pub(super) fn compare_cgroup_drivers(&self) {
         let told = answer::cgroup_drivers(self);
         if let Some((first, driver)) = told.first() {
             for (other, _) in told.iter().filter(|(_, theirs)| theirs != driver) {

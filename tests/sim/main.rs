@@ -11,6 +11,7 @@ mod support;
 mod admin;
 mod answer;
 mod api;
+mod bounds;
 mod browser;
 mod cli;
 mod doctor;

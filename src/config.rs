@@ -57,6 +57,8 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// `ListPodSandboxStats` when only some backends implement it. Default [`StatsPolicy::Unimplemented`].
     pub pod_sandbox_stats: StatsPolicy,
+    /// What `RuntimeConfig` answers for a default backend that has none; `None` leaves it `Unimplemented`.
+    pub cgroup_driver: Option<CgroupDriver>,
     /// Container events.
     pub events: Events,
     /// Logging.
@@ -211,12 +213,32 @@ pub enum StatsPolicy {
     Union,
 }
 
+/// Who makes cgroups on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// systemd, by its D-Bus API.
+    Systemd,
+    /// kubelet and the runtime, in the file system.
+    Cgroupfs,
+}
+
+impl CgroupDriver {
+    /// Returns the word for it in configurations, kubelet's included.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Systemd => "systemd",
+            Self::Cgroupfs => "cgroupfs",
+        }
+    }
+}
+
 /// Limits of the event streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Events {
     /// Events buffered for a slow client before its stream ends. Default 1000.
     pub buffer: usize,
-    /// How long a backend's ended stream is tried again before clients' streams end. Default 30 s.
+    /// How long a backend's lost stream is asked for again at least once a second; after that with each new
+    /// connection. Its lists are compared meanwhile. Default 30 s.
     pub grace: Duration,
 }
 

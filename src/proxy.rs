@@ -34,6 +34,7 @@ mod left_out;
 mod node;
 mod owner;
 mod pod_metrics;
+mod pod_stats;
 mod read;
 mod recover;
 mod reply;

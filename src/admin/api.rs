@@ -22,6 +22,12 @@ pub struct StatusView {
     /// The port of the metrics and the status page.
     #[serde(default)]
     pub admin_http: HttpView,
+    /// What kubelet was told when it asked whether there are pod stats; absent if none has asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_sandbox_stats: Option<bool>,
+    /// Metrics that kubelet shows once it is restarted: it asked for the descriptors before they were known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unannounced_metrics: Vec<String>,
     /// Reloads of the configuration since the start.
     pub reloads: ReloadsView,
 }

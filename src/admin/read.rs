@@ -104,6 +104,8 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
             address: port.address.map(|address| address.to_string()),
             problem: port.problem,
         },
+        pod_sandbox_stats: node.promised_pod_stats(),
+        unannounced_metrics: node.unannounced.names(),
         reloads: ReloadsView {
             ok: node.metrics.reloads(ReloadResult::Ok),
             failed: node.metrics.reloads(ReloadResult::Failed),

@@ -21,7 +21,7 @@ use crate::config::BackendConfig;
 use crate::cri::VersionResponse;
 use crate::drain::Drain;
 use crate::error::Error;
-use crate::method::{self, Api, Rpc};
+use crate::method::{self, Api, Method, Rpc};
 use crate::utf8;
 
 /// The first pause before reconnecting; it doubles up to [`LONGEST_PAUSE`].
@@ -166,7 +166,12 @@ impl Backend {
     async fn keep_probing(self: &Arc<Self>) {
         loop {
             let local = self.config.load().local;
-            tokio::time::sleep(if local { PROBE_LOCAL } else { PROBE_REMOTE }).await;
+            // Until the API is known every call may be sent in one that the backend does not speak.
+            if self.is_api_known() {
+                tokio::time::sleep(if local { PROBE_LOCAL } else { PROBE_REMOTE }).await;
+            } else {
+                tokio::time::sleep(FIRST_PAUSE).await;
+            }
             let sender = match &*self.link.borrow() {
                 Link::Up { sender, .. } => sender.clone(),
                 Link::Connecting | Link::Down { .. } => continue,
@@ -236,8 +241,26 @@ impl Backend {
         Ok(())
     }
 
+    /// Remembers whether the backend lacks an RPC, unless it may have been asked in an API that it does not speak.
+    pub fn note_lack(&self, method: &Method, lacks: bool) {
+        if !lacks || self.is_api_known() {
+            self.last.set_lacks(method.rpc, lacks);
+        }
+    }
+
+    /// Completes once there is a connection.
+    pub async fn connected(&self) {
+        let mut link = self.link.subscribe();
+        // The sender lives as long as this.
+        link.wait_for(|link| matches!(link, Link::Up { .. })).await.ok();
+    }
+
     fn api(&self) -> Api {
         self.api.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(Api::V1)
+    }
+
+    fn is_api_known(&self) -> bool {
+        self.api.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     fn set_api(&self, found: Api) {

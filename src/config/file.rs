@@ -9,7 +9,8 @@ use super::diagnostics::Diagnostics;
 use super::problem::Problems;
 use super::section::Section;
 use super::{
-    Admin, Config, Events, Identity, Log, LogFormat, StatsPolicy, Tracing, backends, handlers, tree, values,
+    Admin, CgroupDriver, Config, Events, Identity, Log, LogFormat, StatsPolicy, Tracing, backends, handlers,
+    tree, values,
 };
 
 /// Reads `text`; relative paths start at `base_dir`.
@@ -37,6 +38,7 @@ fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
         "pod_sandbox_stats",
         &[("unimplemented", StatsPolicy::Unimplemented), ("union", StatsPolicy::Union)],
     );
+    let cgroup_driver = top.optional("cgroup_driver", cgroup_driver);
     let events = top.section("events").and_then(|section| events(&section));
     let log = top.section("log").and_then(|section| log(&section));
     let tracing = top.section("tracing").and_then(|section| tracing(&section));
@@ -52,10 +54,17 @@ fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
         handlers: handlers?,
         drain_timeout: drain_timeout?,
         pod_sandbox_stats: pod_sandbox_stats?,
+        cgroup_driver: cgroup_driver?,
         events: events?,
         log: log?,
         tracing: tracing?,
     })
+}
+
+fn cgroup_driver(text: &str) -> Result<CgroupDriver, String> {
+    let drivers = [CgroupDriver::Systemd, CgroupDriver::Cgroupfs];
+    let driver = drivers.into_iter().find(|driver| driver.word() == text);
+    driver.ok_or_else(|| format!("{text:?} is not known here (expected systemd or cgroupfs)"))
 }
 
 fn admin(section: &Section<'_>) -> Option<Admin> {

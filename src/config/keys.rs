@@ -399,8 +399,16 @@ pub const KEYS: &[Key] = &[
         "pod_sandbox_stats",
         OneOf(&["unimplemented", "union"]),
         Is("unimplemented"),
-        "The answer to `ListPodSandboxStats` if only some backends implement it: `unimplemented` makes kubelet use cAdvisor \
-         for all pods, `union` answers the pods of those that do.",
+        "The answer to `PodSandboxStats` and `ListPodSandboxStats` if only some backends implement them: `unimplemented` \
+         makes kubelet use cAdvisor for all pods, `union` answers the pods of those that do. What a kubelet was told at \
+         its start stands until it starts again.",
+    ),
+    key(
+        "cgroup_driver",
+        OneOf(&["systemd", "cgroupfs"]),
+        NOTHING,
+        "The answer to `RuntimeConfig` if the default backend has none (containerd before 2.0, CRI-O before 1.28). kubelet \
+         needs one from 1.38 on. It must be the driver that all local backends use.",
     ),
     key("events", Section, Derived("its keys' defaults"), "The stream of container events to kubelet."),
     key(
@@ -413,7 +421,8 @@ pub const KEYS: &[Key] = &[
         "events.grace",
         Duration { max: "1h" },
         Is("30s"),
-        "How long a backend's lost event stream is tried again before the clients' streams are ended.",
+        "How long a backend's lost event stream is asked for again at least once a second; after that with each new \
+         connection. Its lists are compared meanwhile.",
     ),
     key("log", Section, Derived("its keys' defaults"), "crimux's own log."),
     key(

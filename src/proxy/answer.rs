@@ -15,8 +15,10 @@ use tonic::Code;
 
 use crate::backend::{Backend, Class, Link, own_headers};
 use crate::codec::Message;
-use crate::config::Identity;
-use crate::cri::{RuntimeConfigResponse, StatusRequest, VersionResponse, field};
+use crate::config::{CgroupDriver, Identity};
+use crate::cri::{
+    self, LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusRequest, VersionResponse, field,
+};
 use crate::error::Error;
 use crate::merge::status::{self, BackendStatus, Served};
 use crate::method::{self, Answer, Rpc};
@@ -104,8 +106,15 @@ impl Call {
         if let Some(known) = fresh.or_else(|| backend.last.reply(Rpc::RuntimeConfig).filter(|_| !lacking)) {
             return Ok(Outcome::message(&known));
         }
-        if lacking || backend.last.lacks_runtime_config() {
-            let text = format!("backend {} does not tell its cgroup driver", backend.name);
+        if let Some(driver) = self.node.config().cgroup_driver.filter(|_| self.scope.is_none()) {
+            let linux = LinuxRuntimeConfiguration { cgroup_driver: number(driver) };
+            return Ok(Outcome::message(&RuntimeConfigResponse { linux: Some(linux) }.encode_to_vec()));
+        }
+        if lacking || backend.last.lacks(Rpc::RuntimeConfig) {
+            let text = format!(
+                "backend {} does not tell its cgroup driver (cgroup_driver is not set)",
+                backend.name
+            );
             return Err(Error::Unimplemented(text));
         }
         Err(Error::NotKnown { what: "the cgroup driver", backend: Arc::clone(&backend.name) })
@@ -163,13 +172,14 @@ async fn ask(
                 backend.health.mark_heard();
             }
             if request.is_empty() {
+                backend.note_lack(method::of(rpc), false);
                 backend.last.remember_reply(rpc, &reply);
             }
             Ok(Some(reply))
         }
         Code::Ok => Err(garbage(format!("{} cannot be read", rpc.name()))),
         Code::Unimplemented if rpc == Rpc::RuntimeConfig => {
-            backend.last.set_lacks_runtime_config();
+            backend.note_lack(method::of(rpc), true);
             backend.health.note_lack(method::of(rpc));
             Ok(None)
         }
@@ -191,12 +201,20 @@ pub(super) async fn renew(node: &ProxyState, backend: &Arc<Backend>, class: Clas
     let late = Error::Late { backend: Arc::clone(&backend.name), waited: REFRESH };
     tokio::time::timeout(REFRESH, ask(backend, rpc, &[], REFRESH)).await.map_err(|_| late)??;
     if rpc == Rpc::RuntimeConfig {
-        node.compare_cgroup_drivers();
+        node.compare_cgroup_drivers(backend);
     }
     Ok(())
 }
 
-/// Compares the cgroup drivers of local backends; kubelet is told one, so they must agree.
+/// Returns a driver as `RuntimeConfig` gives it.
+fn number(driver: CgroupDriver) -> i32 {
+    match driver {
+        CgroupDriver::Systemd => cri::CgroupDriver::Systemd.into(),
+        CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs.into(),
+    }
+}
+
+/// Returns the cgroup drivers that local backends tell, and the configured one; kubelet is told one, so they must agree.
 pub(super) fn cgroup_drivers(node: &ProxyState) -> Vec<(Arc<str>, i32)> {
     let backends = node.backends();
     let local = backends.iter().filter(|backend| backend.config().local);
@@ -204,7 +222,8 @@ pub(super) fn cgroup_drivers(node: &ProxyState) -> Vec<(Arc<str>, i32)> {
         let config = RuntimeConfigResponse::decode(backend.last.reply(Rpc::RuntimeConfig)?).ok()?;
         Some((Arc::clone(&backend.name), config.linux?.cgroup_driver))
     });
-    told.collect()
+    let configured = node.config().cgroup_driver.map(|driver| ("cgroup_driver".into(), number(driver)));
+    configured.into_iter().chain(told).collect()
 }
 
 fn said<'a>(

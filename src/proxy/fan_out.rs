@@ -14,6 +14,7 @@ use tonic::{Code, Status};
 
 use crate::backend::{Backend, Class, Collected, Refresh, own_headers};
 use crate::codec::Message;
+use crate::cri::Rpc;
 use crate::error::Error;
 use crate::merge;
 use crate::method::{Deadline, Kind, List, Method};
@@ -29,6 +30,8 @@ pub(super) const REFRESH: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest such pause of what is asked once for each connection.
 const LONGEST_PAUSE_ONCE: Duration = Duration::from_secs(10);
+/// How long a backend is waited for whose metric descriptors were never heard.
+const DESCRIPTORS: Duration = Duration::from_secs(3);
 /// How long anything may take that kubelet judges the whole node by.
 pub(super) const PROMPT: Duration = Duration::from_millis(80);
 
@@ -104,7 +107,8 @@ impl Completeness {
 
     /// Returns why it makes none, and notes who has no part in one that it makes. An empty list of measured values
     /// would say that no pod uses anything; if that is because a backend answered with an error, the error goes out.
-    pub(super) fn of(self, node: &ProxyState, list: List) -> Result<(), Error> {
+    /// `scoped` says that the list is that of one backend's own socket.
+    pub(super) fn of(self, node: &ProxyState, list: List, scoped: bool) -> Result<(), Error> {
         let unimplemented = self.lacking.iter().find_map(|lacking| match &lacking.why {
             Lack::Unimplemented(error) => Some(error.clone()),
             _ => None,
@@ -112,10 +116,13 @@ impl Completeness {
         if let Some(error) = unimplemented.clone().filter(|_| node.all_must_implement(list)) {
             return Err(error);
         }
-        if let Some(refusal) = self.refusal.filter(|_| is_measured(list) && !self.live_items) {
+        // kubelet asks for descriptors once, so those that are remembered are better than an error.
+        let has_values = if list == List::MetricDescriptors { self.any } else { self.live_items };
+        if let Some(refusal) = self.refusal.filter(|_| is_measured(list) && !has_values) {
             return Err(refusal);
         }
-        if let Some(error) = unimplemented.filter(|_| !self.any) {
+        let promised = list == List::SandboxStats && !scoped && node.promised_pod_stats() == Some(true);
+        if let Some(error) = unimplemented.filter(|_| !self.any && !promised) {
             return Err(error);
         }
         let unheard = self.lacking.iter().filter(|lacking| !matches!(lacking.why, Lack::Unimplemented(_)));
@@ -176,9 +183,13 @@ impl Call {
         list: List,
         message: Message,
     ) -> Result<Vec<Contribution>, Error> {
+        self.refuse_pod_stats(list)?;
         let filter = Arc::new(learn::filter(list, &message)?);
         let backends = self.backends_with(list, &filter);
         let caller = self.caller_waits();
+        if list == List::MetricDescriptors {
+            await_descriptors(&backends, caller).await;
+        }
         let headers = std::mem::take(&mut self.headers);
         let asked = backends.iter().map(|backend| {
             let limit = deadline(backend, method);
@@ -197,7 +208,7 @@ impl Call {
                 Err(lacking) => verdict.add(Err(lacking)),
             }
         }
-        verdict.of(&self.node, list).map(|()| parts)
+        verdict.of(&self.node, list, self.scope.is_some()).map(|()| parts)
     }
 
     /// Sends a call to every backend; an error of any is an error, so that kubelet tries again.
@@ -293,6 +304,7 @@ impl Ask {
                 let items = reply.message.encoded_bytes();
                 match learn::listed(node, backend, self.list, epoch, self.filter.is_empty(), &items) {
                     Ok(items) => {
+                        backend.note_lack(method, false);
                         let (backend, has_items) = (Arc::clone(backend), !items.is_empty());
                         return Ok(Contribution { backend, items, has_items, live: true, refusal });
                     }
@@ -300,6 +312,7 @@ impl Ask {
                 }
             }
             Ok(Some((_, Ok(reply)))) if reply.code == Code::Unimplemented && is_optional(self.list) => {
+                backend.note_lack(method, true);
                 let why = Lack::Unimplemented(lacking(backend, method));
                 return Err(NoContribution { backend: Arc::clone(&backend.name), why });
             }
@@ -323,13 +336,16 @@ impl Ask {
         method: &Method,
         refusal: Option<Error>,
     ) -> Result<Contribution, NoContribution> {
+        let nothing = |why| Err(NoContribution { backend: Arc::clone(&backend.name), why });
+        if is_optional(self.list) && backend.last.lacks(method.rpc) {
+            return nothing(Lack::Unimplemented(lacking(backend, method)));
+        }
         let items = match learn::kept(self.list) {
             Some(kind) => backend.last.list(kind, &self.filter),
             None => backend.last.reply(method.rpc),
         };
         let Some(items) = items else {
-            let why = refusal.map_or(Lack::Unknown, Lack::Refused);
-            return Err(NoContribution { backend: Arc::clone(&backend.name), why });
+            return nothing(refusal.map_or(Lack::Unknown, Lack::Refused));
         };
         node.metrics.count_stale_list(&backend.name, method.name);
         let has_items = !items.is_empty();
@@ -423,13 +439,34 @@ pub(super) async fn list_all(node: &ProxyState, backend: &Arc<Backend>, list: Li
     let late = || Error::Late { backend: Arc::clone(&backend.name), waited: REFRESH };
     let reply = tokio::time::timeout(REFRESH, listed).await.map_err(|_| late())??;
     match reply.code {
-        Code::Ok => learn::listed(node, backend, list, epoch, true, &reply.message.encoded_bytes()).map(drop),
-        Code::Unimplemented if is_optional(list) => Err(lacking(backend, method)),
+        Code::Ok => {
+            backend.note_lack(method, false);
+            learn::listed(node, backend, list, epoch, true, &reply.message.encoded_bytes())?;
+            if list == List::MetricDescriptors {
+                pod_metrics::note_unannounced(node, backend);
+            }
+            Ok(())
+        }
+        Code::Unimplemented if is_optional(list) => {
+            backend.note_lack(method, true);
+            Err(lacking(backend, method))
+        }
         code => {
             let cause = format!("{} was answered with {code:?}", method.name);
             Err(Error::Lost { backend: Arc::clone(&backend.name), cause })
         }
     }
+}
+
+/// Waits a little for backends whose descriptors were never heard: kubelet asks once, at its start, which may be that
+/// of the machine.
+async fn await_descriptors(backends: &[Arc<Backend>], caller: Option<Duration>) {
+    let wait = caller.map_or(DESCRIPTORS, |caller| caller.min(DESCRIPTORS));
+    let unheard = backends.iter().filter(|backend| {
+        let last = &backend.last;
+        last.reply(Rpc::ListMetricDescriptors).is_none() && !last.lacks(Rpc::ListMetricDescriptors)
+    });
+    join_all(unheard.map(|backend| tokio::time::timeout(wait, backend.connected()))).await;
 }
 
 fn lacking(backend: &Backend, method: &Method) -> Error {

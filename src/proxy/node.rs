@@ -19,6 +19,7 @@ use crate::history::RecentEvents;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND};
 use crate::proxy::left_out::LeftOut;
+use crate::proxy::pod_metrics::Unannounced;
 use crate::relay::{Relay, StreamRoute};
 use crate::router::{Choice, Router};
 use crate::snapshot::Snapshot;
@@ -40,6 +41,8 @@ pub struct ProxyState {
     pub history: RecentEvents,
     /// What answers lacked lately.
     pub left_out: LeftOut,
+    /// Metrics that no client was told of; kubelet shows them once it is restarted.
+    pub unannounced: Unannounced,
     /// Counters of calls to all backends.
     pub(super) all_calls: Arc<CallMetrics>,
     /// Counters of calls to none.
@@ -74,6 +77,7 @@ impl ProxyState {
             history: RecentEvents::default(),
             left_out: LeftOut::default(),
             large_list_logged: Mutex::default(),
+            unannounced: Unannounced::default(),
             relay,
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
@@ -143,9 +147,12 @@ impl ProxyState {
         !backend.last.known() && !self.awaited.get().is_some_and(|awaited| awaited.contains(&backend.name))
     }
 
-    /// Whether one backend without this list makes it `Unimplemented` for all.
+    /// Whether one backend without this list makes it `Unimplemented` for all. Only pod stats have another source
+    /// that kubelet then takes, and only as long as no client was told that they exist.
     pub(super) fn all_must_implement(&self, list: List) -> bool {
-        list == List::SandboxStats && self.config.load().pod_sandbox_stats == StatsPolicy::Unimplemented
+        list == List::SandboxStats
+            && self.promised_pod_stats().is_none()
+            && self.config.load().pod_sandbox_stats == StatsPolicy::Unimplemented
     }
 
     /// Puts our own URL in the place of a stream URL that kubelet could not dial.

@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::backend::{Backend, Class};
+use crate::cri::Rpc;
 use crate::method::List;
 use crate::proxy::{ProxyState, answer, fan_out, learn};
 
@@ -72,12 +73,19 @@ impl ProxyState {
     }
 
     /// Warns if local backends have different cgroup drivers: kubelet is told one.
-    pub(super) fn compare_cgroup_drivers(&self) {
+    pub(super) fn compare_cgroup_drivers(&self, backend: &Backend) {
         let told = answer::cgroup_drivers(self);
         if let Some((first, driver)) = told.first() {
             for (other, _) in told.iter().filter(|(_, theirs)| theirs != driver) {
                 tracing::warn!(backends = ?[first, other], "local backends have different cgroup drivers");
             }
+        }
+        let is_default = self.config().default_backend == *backend.name;
+        if is_default && self.config().cgroup_driver.is_none() && backend.last.lacks(Rpc::RuntimeConfig) {
+            tracing::warn!(
+                backend = %backend.name,
+                "does not tell its cgroup driver: kubelet uses its own cgroupDriver, and from 1.38 on it needs cgroup_driver here"
+            );
         }
     }
 }

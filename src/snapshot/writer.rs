@@ -199,6 +199,10 @@ fn facts(backends: &[(SavedBackend, u64)]) -> u64 {
         for list in [&backend.sandboxes, &backend.containers, &backend.images] {
             list.as_ref().map(|list| fingerprint(list)).hash(&mut hasher);
         }
+        // Facts have a slash in their keys; replies, which may wait, have none.
+        for fact in backend.replies.iter().filter(|reply| reply.method.contains('/')) {
+            (&fact.method, &fact.reply[..]).hash(&mut hasher);
+        }
         for change in &backend.changes {
             prost::Message::encode_to_vec(change).hash(&mut hasher);
         }

@@ -31,6 +31,7 @@ mod remote;
 mod restart;
 mod routing;
 mod server;
+mod stats;
 mod stream_lists;
 mod systemd;
 mod terminal;

@@ -108,7 +108,7 @@ impl Call {
             Route::Broadcast => Box::pin(self.broadcast(method, message)).await,
             Route::Local(answer) => Box::pin(self.compose(answer, &message)).await,
             Route::StreamList(list) => Box::pin(self.stream_list(method, list, message)).await,
-            Route::Events => Box::pin(self.events()).await,
+            Route::Events => Ok(self.events()),
         }
     }
 

@@ -79,6 +79,9 @@ pub struct BackendView {
     pub runtime_version: Option<String>,
     /// `v1` or `v1alpha2`; absent while it is not connected.
     pub api: Option<String>,
+    /// Where its events come from, `stream` or `lists`; absent while no client listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_source: Option<String>,
     /// What was left out of answers for it in the last five minutes, as `METHOD: WHAT (CAUSE)`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,

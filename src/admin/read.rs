@@ -206,6 +206,7 @@ fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
         runtime_name: version.as_ref().map(|version| version.runtime_name.clone()),
         runtime_version: version.map(|version| version.runtime_version),
         api,
+        event_source: node.event_source(&backend.name).map(str::to_owned),
         left_out: node.left_out.of(&backend.name),
     }
 }
@@ -259,7 +260,17 @@ fn public_handler(handlers: &Handlers, backend: &str, known_as: &str) -> String 
         targets.iter().any(|(name, target)| **name == *backend && target.handler == known_as)
     };
     let mut public = handlers.iter().filter(|(_, targets)| leads(targets)).map(|(handler, _)| handler);
-    public.next().unwrap_or(known_as).to_owned()
+    if let Some(handler) = public.next() {
+        return handler.to_owned();
+    }
+    // cri-dockerd lists no handlers: the only one that leads there is the one that was asked for.
+    let here =
+        |targets: &[(Arc<str>, crate::config::Target)]| targets.iter().any(|(name, _)| **name == *backend);
+    let mut to_backend = handlers.iter().filter(|(_, targets)| here(targets)).map(|(handler, _)| handler);
+    match (to_backend.next(), to_backend.next()) {
+        (Some(only), None) if known_as.is_empty() => only.to_owned(),
+        _ => known_as.to_owned(),
+    }
 }
 
 /// Tells whether the backend's lists are live, not last known.

@@ -46,10 +46,10 @@ impl Message {
     /// Takes a whole body for the one message that it must be; `None` if it is empty.
     ///
     /// # Errors
-    /// [`Error::Compressed`]; [`Error::Framing`] for more or less than one message.
+    /// [`Error::Framing`] for a compressed message, which nobody asked for, and for more or less than one.
     pub fn whole(framed: Bytes) -> Result<Option<Self>, Error> {
         if framed.first().is_some_and(|&flag| flag != 0) {
-            return Err(Error::Compressed);
+            return Err(Error::Framing("it is compressed, which was not asked for"));
         }
         match message_len(&framed).map(|len| len + PREFIX) {
             None if framed.is_empty() => Ok(None),

@@ -167,14 +167,14 @@ pub enum Error {
     /// The request is no readable protobuf message.
     #[error("malformed request: {0}")]
     Malformed(#[from] WireError),
-    /// The request is no readable gRPC message.
-    #[error("malformed gRPC request: {0}")]
+    /// A request, or a backend's reply, is no readable gRPC message.
+    #[error("malformed gRPC message: {0}")]
     Framing(&'static str),
     /// The request is beyond the 16 MiB that CRI runtimes take.
     #[error("request of {0} bytes is larger than 16 MiB")]
     TooLarge(usize),
     /// The request is compressed; CRI clients do not compress.
-    #[error("compressed requests are not supported")]
+    #[error("the request is compressed; crimux understands grpc-encoding identity alone")]
     Compressed,
     /// An answer that nobody has been able to give yet.
     #[error("{what} is not known yet: backend {backend} has not answered since crimux was started")]

@@ -155,7 +155,7 @@ fn pods_table(pods: &[PodView]) -> String {
             or_dash(&pod.handler),
             pod.backend.clone(),
             output::state(&pod.state) + stale,
-            since(&pod.created_at),
+            if pod.created_at == NEVER { "-".to_owned() } else { since(&pod.created_at) },
             pod.sandbox_id.chars().take(SHORT_ID).collect(),
         ]
     });
@@ -216,6 +216,9 @@ fn never_listed<'a>(backends: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// Formats how long ago an RFC 3339 time was.
+/// How a creation time of 0 is written: the runtime tells none.
+const NEVER: &str = "1970-01-01T00:00:00Z";
+
 fn since(moment: &str) -> String {
     let moment = humantime::parse_rfc3339(moment).ok();
     let passed = moment.and_then(|moment| SystemTime::now().duration_since(moment).ok());

@@ -30,6 +30,8 @@ pub(super) const REFRESH: Duration = Duration::from_secs(60);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest such pause of what is asked once for each connection.
 const LONGEST_PAUSE_ONCE: Duration = Duration::from_secs(10);
+/// The label by which kubelet lists one pod after each sync (`types/labels.go`, `KubernetesPodUIDLabel`).
+const POD_UID: &str = "io.kubernetes.pod.uid";
 /// How long a backend is waited for whose metric descriptors were never heard.
 const DESCRIPTORS: Duration = Duration::from_secs(3);
 /// How long anything may take that kubelet judges the whole node by.
@@ -235,7 +237,8 @@ impl Call {
         Ok(outcome)
     }
 
-    /// Returns the one backend that a filter can mean, else all.
+    /// Returns the one backend that a filter can mean, else all. Of one pod, sandbox or container nobody but the known and only owner
+    /// is asked: kubelet lists a pod after each of its syncs.
     pub(super) fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
         let kind = if matches!(list, List::Sandboxes | List::SandboxStats) {
             Kind::Sandbox
@@ -254,6 +257,13 @@ impl Call {
         let mut backends = self.backends();
         if self.scope.is_none() {
             backends.retain(|backend| !self.node.is_joining(backend));
+        }
+        // A backend that was never listed may hold any pod.
+        if backends.iter().all(|backend| backend.last.known())
+            && let Some(owner) = filter.label(POD_UID).and_then(|uid| self.node.router.owners.of_pod(uid))
+            && let Some(backend) = backends.iter().find(|backend| backend.name == owner)
+        {
+            return vec![Arc::clone(backend)];
         }
         backends
     }

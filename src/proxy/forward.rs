@@ -39,6 +39,7 @@ impl Call {
             Message::new(&wire::append_str(request, &[field], &choice.handler))
         };
         self.watch.at(&backend);
+        self.node.router.owners.note_sent(&uid, &backend.name);
         let reply = self.fetch(&backend, method, &message).await;
         let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
         self.node.placed(&handler, Some(&backend.name), code);

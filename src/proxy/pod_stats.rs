@@ -8,7 +8,7 @@
 //! restarted under a running kubelet.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::future::join_all;
 use tonic::Code;
@@ -21,6 +21,9 @@ use crate::error::Error;
 use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState};
+
+/// How long the answer waits to be on the disk.
+const DISK: Duration = Duration::from_secs(1);
 
 impl Call {
     /// Answers the question whether pod stats exist, and remembers the answer.
@@ -55,7 +58,7 @@ impl Call {
             StatsPolicy::Unimplemented => !lacking.is_empty(),
             StatsPolicy::Union => lacking.len() == backends.len(),
         };
-        self.node.promise_pod_stats(!denied);
+        self.node.promise_pod_stats(!denied).await;
         if denied {
             return Err(without(&lacking));
         }
@@ -98,12 +101,16 @@ impl ProxyState {
     }
 
     /// Remembers what a client was told about pod stats. Every backend keeps it, because any may be removed.
-    fn promise_pod_stats(&self, exist: bool) {
+    async fn promise_pod_stats(&self, exist: bool) {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
         for backend in self.backends().iter() {
             backend.last.set_pod_stats_answer(at, exist);
         }
+        let snapshot = Arc::clone(&self.snapshot);
+        let written = tokio::task::spawn_blocking(move || snapshot.flush());
+        // A disk that hangs must not keep kubelet from starting; the snapshot says itself if it could not be written.
+        tokio::time::timeout(DISK, written).await.ok();
         tracing::info!(exist, "a client asked whether there are pod stats");
     }
 }

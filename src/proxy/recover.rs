@@ -58,6 +58,7 @@ impl ProxyState {
 
     /// Forgets the owners of what a backend no longer lists, so that the map does not grow for ever.
     pub fn sweep(&self) {
+        self.router.owners.forget_sent();
         for backend in self.backends().iter().filter(|backend| backend.last.listed()) {
             // Owned before, not listed after: what is created meanwhile is in neither.
             let owned = self.router.owners.of(&backend.name);

@@ -84,6 +84,7 @@ fn backend(section: &Section<'_>, base_dir: &Path) -> Option<BackendConfig> {
         tls: tls?,
         streaming: streaming?,
         max_in_flight: max_in_flight? as usize,
+        max_list: 0,
         image_handler: image_handler?,
     })
 }
@@ -93,16 +94,7 @@ fn timeouts(section: &Section<'_>) -> Option<Timeouts> {
     let list = section.duration("list");
     let read = section.duration("read");
     let stats = section.duration("stats");
-    let runtime_config = section.duration("runtime_config");
-    let remove_image = section.duration("remove_image");
-    Some(Timeouts {
-        connect: connect?,
-        list: list?,
-        read: read?,
-        stats: stats?,
-        runtime_config: runtime_config?,
-        remove_image: remove_image?,
-    })
+    Some(Timeouts { connect: connect?, list: list?, read: read?, stats: stats? })
 }
 
 /// `Some(None)` where there is no `tls`.

@@ -8,22 +8,30 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use anyhow::Context;
 use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
+use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
+use tokio::net::UnixListener;
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use crate::config;
 use crate::drain::{self, Drain, DrainResult};
+use crate::method::List;
 use crate::proxy::ProxyState;
 use crate::server::{Listener, SocketFile};
+use crate::side::Side;
+use cache::Cache;
+use http::Port;
 
 pub mod api;
+mod cache;
 mod change;
 pub mod duration;
+mod http;
 mod metrics;
 mod page;
 mod read;
@@ -35,48 +43,56 @@ const SOCKET_MODE: u32 = 0o600;
 #[derive(Debug)]
 pub(crate) struct AdminState {
     node: Arc<ProxyState>,
+    /// The runtime of the calls, where backends are asked; the listeners are on another thread.
+    calls: Handle,
+    port: Port,
     started: SystemTime,
 }
 
-/// Starts the admin listeners in `servers`. After the drain has begun, each has `deadline` to answer its last
+/// Starts the admin listeners in `servers`, on the thread of `side`. After the drain has begun, each has `deadline` to answer its last
 /// requests.
 ///
 /// # Errors
-/// If one of them cannot be bound.
+/// If the socket cannot be bound. A port that is taken is no error: it is tried again.
 pub async fn spawn(
     servers: &mut JoinSet<DrainResult>,
     config: &config::Admin,
     node: &Arc<ProxyState>,
     drain: &Drain,
     deadline: Duration,
+    side: &Side,
 ) -> anyhow::Result<()> {
-    let state = Arc::new(AdminState { node: Arc::clone(node), started: SystemTime::now() });
-    let (listener, file) = Listener::bind(&config.socket, SOCKET_MODE, None).await?.split();
+    let (calls, port) = (Handle::current(), Port::default());
+    let state = Arc::new(AdminState { node: Arc::clone(node), calls, port, started: SystemTime::now() });
+    let socket = config.socket.clone();
+    let bound = side.run(async move { Listener::bind(&socket, SOCKET_MODE, None).await }).await??;
+    let (listener, file) = bound.split();
     let routes = public_routes().merge(root_routes()).with_state(Arc::clone(&state));
-    servers.spawn(serve(listener, routes, drain.clone(), deadline, Some(file)));
+    servers.spawn_on(serve(listener, routes, drain.clone(), deadline, file), side.handle());
     if let Some(address) = config.http {
-        let listener = tokio::net::TcpListener::bind(address)
-            .await
-            .with_context(|| format!("cannot listen on {address} (admin.http)"))?;
-        tracing::info!(address = %listener.local_addr()?, "admin.http serves metrics and the status page");
-        servers.spawn(serve(listener, public_routes().with_state(state), drain.clone(), deadline, None));
+        let first = Arc::clone(&state);
+        let listener = side.run(async move { first.port.listen(address).await.ok() }).await?;
+        let routes = cached_routes().with_state(Arc::clone(&state));
+        let drain = drain.clone();
+        let serving = async move {
+            let listen = || state.port.listen(address);
+            let serving = http::serve(listener, listen, routes, drain.clone());
+            drain::run_with_deadline("admin.http", &drain, deadline, serving).await
+        };
+        servers.spawn_on(serving, side.handle());
     }
     Ok(())
 }
 
 /// Serves until the drain begins and the last request is answered, at most `deadline` longer. `_file` is
 /// removed then.
-async fn serve<L>(
-    listener: L,
+async fn serve(
+    listener: UnixListener,
     routes: Router,
     drain: Drain,
     deadline: Duration,
-    _file: Option<SocketFile>,
-) -> DrainResult
-where
-    L: axum::serve::Listener,
-    L::Addr: std::fmt::Debug,
-{
+    _file: SocketFile,
+) -> DrainResult {
     let begun = drain.clone().into_begun();
     let serving = async {
         if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(begun).await {
@@ -95,6 +111,16 @@ fn public_routes() -> Router<Arc<AdminState>> {
         .route("/readyz", get(ready))
 }
 
+/// Those routes, with answers that cost something made at most once a second.
+fn cached_routes() -> Router<Arc<AdminState>> {
+    let cached = || middleware::from_fn_with_state(Arc::new(Cache::default()), cache::cached);
+    Router::new()
+        .route("/", get(page::page).layer(cached()))
+        .route("/metrics", get(metrics::scrape).layer(cached()))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+}
+
 /// Routes of the admin socket alone.
 fn root_routes() -> Router<Arc<AdminState>> {
     Router::new()
@@ -107,6 +133,15 @@ fn root_routes() -> Router<Arc<AdminState>> {
         .route("/v1/backends/{name}/drain", post(change::drain))
         .route("/v1/backends/{name}/undrain", post(change::undrain))
         .route("/v1/backends/{name}/forget", post(change::forget))
+}
+
+impl AdminState {
+    /// Lists this at every backend, on the thread of the calls.
+    async fn look(&self, list: List) {
+        let node = Arc::clone(&self.node);
+        // What was last known is shown where this fails.
+        self.calls.spawn(async move { node.look(list).await }).await.ok();
+    }
 }
 
 /// Answers 200 once lists can be complete: every backend was listed, or has saved state to answer from.

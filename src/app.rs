@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::drain::{self, Drain, DrainResult};
@@ -19,6 +21,7 @@ use crate::proxy::{Proxy, ProxyState};
 use crate::relay::{Relay, RelayMetrics};
 use crate::router::{Handlers, Names, Router};
 use crate::server::Listener;
+use crate::side::Side;
 use crate::snapshot::Snapshot;
 use crate::{admin, telemetry};
 use backends::Backends;
@@ -65,23 +68,36 @@ impl App {
         for warning in warnings {
             tracing::warn!(%warning, "saved state");
         }
+        if let Err(error) = snapshot.start_journal_thread() {
+            tracing::warn!(%error, "the journal has no thread of its own: calls wait for the disk");
+        }
         let router = Router::new(Handlers::new(&config, &Names::new()));
-        let relay = Relay::bind(RelayMetrics::new(metrics.registry())?)
-            .await
+        let side = Side::start().context("no thread beside that of the calls")?;
+        let relay_metrics = RelayMetrics::new(metrics.registry())?;
+        let relay = side
+            .run(Relay::bind(relay_metrics))
+            .await?
             .context("the relay cannot listen on a port of 127.0.0.1")?;
         let node =
             ProxyState::new(config.clone(), router, Arc::clone(&snapshot), metrics, Arc::clone(&relay));
-        let mut backends = Backends::new(Arc::clone(&node), drain.clone());
+        let mut backends = Backends::new(Arc::clone(&node), drain.clone(), side.clone());
         backends.apply(&config).await?;
-        tokio::spawn(timer_keepalive());
+        tokio::spawn(timer_keepalive(Arc::clone(&node.metrics)));
         let writer = tokio::spawn(snapshot.run(drain.clone().into_begun()));
-        let mut servers = JoinSet::new();
+        let (mut servers, calls) = (JoinSet::new(), Handle::current());
         tracing::info!(listen = %listener.path().display(), backends = config.backends.len(), "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
         let limit = config.drain_timeout;
-        spawn_with_deadline(&mut servers, "listen", &drain, limit, listener.serve(proxy, drain.clone()));
-        spawn_with_deadline(&mut servers, "relay", &drain, limit, relay.run(drain.clone()));
-        admin::spawn(&mut servers, &config.admin, &node, &drain, limit).await?;
+        spawn_with_deadline(
+            &mut servers,
+            &calls,
+            "listen",
+            &drain,
+            limit,
+            listener.serve(proxy, drain.clone()),
+        );
+        spawn_with_deadline(&mut servers, side.handle(), "relay", &drain, limit, relay.run(drain.clone()));
+        admin::spawn(&mut servers, &config.admin, &node, &drain, limit, &side).await?;
         Ok(Self { path: path.to_owned(), node, backends, drain, servers, writer })
     }
 
@@ -112,7 +128,10 @@ impl App {
 
     async fn reload(&mut self) {
         systemd::reloading();
-        let result = match Config::load(&self.path) {
+        let path = self.path.clone();
+        // It reads files and looks up names, which calls must not wait for.
+        let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
+        let result = match loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
             Ok(config) if config == *self.node.config() => ReloadResult::Unchanged,
             Ok(config) => match self.backends.apply(&config).await {
                 Ok(()) => {
@@ -161,19 +180,22 @@ impl App {
         if self.writer.await.is_err() {
             tracing::error!("the last-known state was not written at the end");
         }
+        self.node.snapshot.close().await;
     }
 }
 
-/// Runs a server as a task of `servers`, at most `deadline` beyond the beginning of the drain.
+/// Runs a server on `runtime`, as a task of `servers`, at most `deadline` beyond the beginning of the drain.
 fn spawn_with_deadline(
     servers: &mut JoinSet<DrainResult>,
+    runtime: &Handle,
     component: &'static str,
     drain: &Drain,
     deadline: Duration,
     serving: impl Future<Output = ()> + Send + 'static,
 ) {
     let drain = drain.clone();
-    servers.spawn(async move { drain::run_with_deadline(component, &drain, deadline, serving).await });
+    let serving = async move { drain::run_with_deadline(component, &drain, deadline, serving).await };
+    servers.spawn_on(serving, runtime);
 }
 
 /// SIGTERM or SIGINT.
@@ -202,12 +224,12 @@ fn boot_id() -> String {
     read.map_or_else(|_| String::new(), |id| id.trim().to_owned())
 }
 
-/// Keeps one earlier timer armed at all times. Arming a timer that becomes the earliest one costs tokio an
-/// extra wake-up, and per-call deadlines would otherwise pay it.
-async fn timer_keepalive() {
-    let mut timer = tokio::time::interval(TIMER_PERIOD);
-    timer.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+/// Keeps one earlier timer armed at all times, and measures by it how long the thread of the calls was held up. Arming a
+/// timer that becomes the earliest one costs tokio an extra wake-up, and per-call deadlines would otherwise pay it.
+async fn timer_keepalive(metrics: Arc<Metrics>) {
     loop {
-        timer.tick().await;
+        let due = Instant::now() + TIMER_PERIOD;
+        tokio::time::sleep_until(due).await;
+        metrics.record_stall(due.elapsed());
     }
 }

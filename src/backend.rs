@@ -12,8 +12,9 @@ use tokio::sync::{Notify, watch};
 use crate::backend::connect::Connector;
 use crate::config::BackendConfig;
 use crate::error::Error;
-use crate::method::Api;
+use crate::method::{Api, PLACES};
 use crate::metrics::{CallMetrics, Metrics};
+use crate::side::Side;
 use crate::snapshot::LastKnown;
 
 pub use call::{Collected, Reply, ReplyBody, own_headers};
@@ -42,7 +43,9 @@ pub struct Backend {
     redial: Notify,
     api: Mutex<Option<Api>>,
     connector: Mutex<Option<Arc<Connector>>>,
-    in_flight: AtomicUsize,
+    /// Calls in flight by the kind of place they take.
+    in_flight: [AtomicUsize; PLACES],
+    side: Side,
 }
 
 impl Backend {
@@ -52,6 +55,7 @@ impl Backend {
         config: BackendConfig,
         last: Arc<LastKnown>,
         metrics: &Arc<Metrics>,
+        side: Side,
     ) -> Arc<Self> {
         Arc::new(Self {
             calls: metrics.calls(&name),
@@ -63,7 +67,8 @@ impl Backend {
             redial: Notify::new(),
             api: Mutex::new(None),
             connector: Mutex::new(None),
-            in_flight: AtomicUsize::new(0),
+            in_flight: Default::default(),
+            side,
         })
     }
 
@@ -108,7 +113,7 @@ impl Backend {
 
     /// Returns how many calls are in flight to it.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Relaxed)
+        self.in_flight.iter().map(|places| places.load(Ordering::Relaxed)).sum()
     }
 }
 
@@ -117,17 +122,26 @@ impl Backend {
 pub struct Refresh {
     backend: Arc<Backend>,
     class: Class,
+    connection: u64,
+}
+
+impl Refresh {
+    /// Tells whether the backend was connected anew since: what is learnt now may be of another runtime.
+    pub fn is_outdated(&self) -> bool {
+        self.backend.health.connection() != self.connection
+    }
 }
 
 impl Backend {
-    /// Takes the place of the one refresh in flight; `None` if it is taken.
+    /// Takes the place of the one refresh in flight over the present connection; `None` if it is taken.
     pub fn begin_refresh(self: &Arc<Self>, class: Class) -> Option<Refresh> {
-        self.health.begin_refresh(class).then(|| Refresh { backend: Arc::clone(self), class })
+        let connection = self.health.begin_refresh(class)?;
+        Some(Refresh { backend: Arc::clone(self), class, connection })
     }
 }
 
 impl Drop for Refresh {
     fn drop(&mut self) {
-        self.backend.health.end_refresh(self.class);
+        self.backend.health.end_refresh(self.class, self.connection);
     }
 }

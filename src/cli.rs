@@ -14,7 +14,6 @@ use crate::app::App;
 use crate::config::{self, ConfigError};
 use client::ReadArgs;
 
-mod allocator;
 mod backend;
 mod check;
 mod client;
@@ -118,7 +117,6 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         // One thread serves all calls: a call then never waits for another thread to wake up (see
         // ARCHITECTURE.md).
         Command::Serve(ConfigFile { config }) => {
-            allocator::fix_thresholds();
             block_on(async { App::start(&config).await?.run().await })?;
             ExitCode::SUCCESS
         }
@@ -135,7 +133,11 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
 }
 
 fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let result = runtime.block_on(work);
+    // A look-up of a name or a write that hangs must not keep the process from its end.
+    runtime.shutdown_background();
+    result
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

@@ -13,8 +13,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use grpc_http2::grpc::{MAX_RESERVE, message_len};
 pub use grpc_http2::grpc::{PREFIX_LEN as PREFIX, message_prefix as prefix};
 use http::{HeaderMap, HeaderName};
-use http_body::{Body, Frame, SizeHint};
-use tokio::sync::OwnedSemaphorePermit;
+use http_body::{Body, Frame};
 use tonic::{Code, Status};
 
 use crate::error::Error;
@@ -47,10 +46,10 @@ impl Message {
     /// Takes a whole body for the one message that it must be; `None` if it is empty.
     ///
     /// # Errors
-    /// [`Error::Compressed`]; [`Error::Framing`] for more or less than one message.
+    /// [`Error::Framing`] for a compressed message, which nobody asked for, and for more or less than one.
     pub fn whole(framed: Bytes) -> Result<Option<Self>, Error> {
         if framed.first().is_some_and(|&flag| flag != 0) {
-            return Err(Error::Compressed);
+            return Err(Error::Framing("it is compressed, which was not asked for"));
         }
         match message_len(&framed).map(|len| len + PREFIX) {
             None if framed.is_empty() => Ok(None),
@@ -193,20 +192,12 @@ pub fn reply_headers() -> HeaderMap {
 pub struct Whole {
     chunks: std::vec::IntoIter<Bytes>,
     trailers: Option<HeaderMap>,
-    /// Given back when the reply was sent.
-    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Whole {
     /// Returns a body of these chunks, as framed, and these trailers.
     pub fn new(chunks: Vec<Bytes>, trailers: HeaderMap) -> Self {
-        Self { chunks: chunks.into_iter(), trailers: Some(trailers), _place: None }
-    }
-
-    /// Keeps a place until the reply is sent or given up.
-    #[must_use]
-    pub fn holding(self, place: Option<OwnedSemaphorePermit>) -> Self {
-        Self { _place: place, ..self }
+        Self { chunks: chunks.into_iter(), trailers: Some(trailers) }
     }
 }
 
@@ -223,10 +214,6 @@ impl Body for Whole {
             None => self.trailers.take().map(Frame::trailers),
         };
         Poll::Ready(frame.map(Ok))
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.chunks.as_slice().iter().map(|chunk| chunk.len() as u64).sum())
     }
 }
 

@@ -57,10 +57,10 @@ pub struct Config {
     pub drain_timeout: Duration,
     /// `ListPodSandboxStats` when only some backends implement it. Default [`StatsPolicy::Unimplemented`].
     pub pod_sandbox_stats: StatsPolicy,
+    /// What `RuntimeConfig` answers for a default backend that has none; `None` leaves it `Unimplemented`.
+    pub cgroup_driver: Option<CgroupDriver>,
     /// Container events.
     pub events: Events,
-    /// What clients and backends may make crimux hold.
-    pub limits: Limits,
     /// Logging.
     pub log: Log,
     /// Tracing export; none by default.
@@ -72,26 +72,9 @@ pub struct Config {
 pub struct Admin {
     /// The socket of `crimux status` and the other verbs. Default `/run/crimux/admin.sock`.
     pub socket: PathBuf,
-    /// `/metrics`, `/healthz`, `/readyz` and the status page. Default `127.0.0.1:9440`; `None` (`http: off`)
+    /// `/metrics`, `/healthz`, `/readyz` and the status page. Default `127.0.0.1:19440`; `None` (`http: off`)
     /// opens none.
     pub http: Option<SocketAddr>,
-}
-
-/// What clients and backends may make crimux hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections of clients. Default 256.
-    pub connections: usize,
-    /// Open streams of one connection. Default 1000.
-    pub streams: u32,
-    /// Metadata of one request, in bytes. Default 64 KiB.
-    pub metadata_bytes: u32,
-    /// Requests in flight of all clients, in bytes. Default 32 MiB.
-    pub request_bytes: usize,
-    /// Replies that clients have not read, in bytes. Default 48 MiB.
-    pub unread_bytes: usize,
-    /// A backend's answer to one list, in bytes. Default 32 MiB.
-    pub list_bytes: usize,
 }
 
 /// Whose runtime name prefixes every container ID of the node.
@@ -122,8 +105,6 @@ pub struct BackendConfig {
     pub streaming: Streaming,
     /// How many calls may be in flight to it at once. Default 1000.
     pub max_in_flight: usize,
-    /// The largest answer to a list, in bytes: [`Limits::list_bytes`].
-    pub max_list: usize,
     /// Whether `PullImage` gets `image.runtime_handler` filled in. Default [`ImageHandler::Auto`].
     pub image_handler: ImageHandler,
 }
@@ -162,6 +143,10 @@ pub struct Timeouts {
     pub read: Duration,
     /// The stats lists and `ImageFsInfo`. Default 5 s.
     pub stats: Duration,
+    /// `UpdateRuntimeConfig`. Default 5 s.
+    pub runtime_config: Duration,
+    /// `RemoveImage`. Default 1 min.
+    pub remove_image: Duration,
 }
 
 /// Mutual TLS towards a backend. The files are read again when they change.
@@ -228,12 +213,32 @@ pub enum StatsPolicy {
     Union,
 }
 
+/// Who makes cgroups on the node.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CgroupDriver {
+    /// systemd, by its D-Bus API.
+    Systemd,
+    /// kubelet and the runtime, in the file system.
+    Cgroupfs,
+}
+
+impl CgroupDriver {
+    /// Returns the word for it in configurations, kubelet's included.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Systemd => "systemd",
+            Self::Cgroupfs => "cgroupfs",
+        }
+    }
+}
+
 /// Limits of the event streams.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Events {
     /// Events buffered for a slow client before its stream ends. Default 1000.
     pub buffer: usize,
-    /// How long a backend's ended stream is tried again before clients' streams end. Default 30 s.
+    /// How long a backend's lost stream is asked for again at least once a second; after that with each new
+    /// connection. Its lists are compared meanwhile. Default 30 s.
     pub grace: Duration,
 }
 
@@ -312,6 +317,8 @@ impl Default for Timeouts {
             list: Duration::from_secs(1),
             read: Duration::from_secs(2),
             stats: Duration::from_secs(5),
+            runtime_config: Duration::from_secs(5),
+            remove_image: Duration::from_secs(60),
         }
     }
 }

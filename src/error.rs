@@ -59,17 +59,6 @@ pub enum Error {
         /// What the transport said.
         cause: String,
     },
-    /// The backend ended the call without a gRPC status: by a reset, by an HTTP status, or because it accepts no
-    /// request like this one. The code is that of gRPC's tables for these.
-    #[error("backend {backend} answered without a gRPC status: {cause}")]
-    Transport {
-        /// The backend.
-        backend: Arc<str>,
-        /// The code that gRPC assigns.
-        code: Code,
-        /// What HTTP/2 said.
-        cause: String,
-    },
     /// The caller's deadline is about to pass without an answer. Left to itself the caller would take it for
     /// `DeadlineExceeded`, which kubelet counts as a failed exec probe.
     #[error("backend {backend} did not answer while the caller waited ({waited:?})")]
@@ -86,6 +75,16 @@ pub enum Error {
         backend: Arc<str>,
         /// How long the caller has waited.
         waited: std::time::Duration,
+    },
+    /// A call whose backend has a deadline of its own for it, and did not keep it.
+    #[error("backend {backend} did not answer {method} within {limit:?}")]
+    NotInTime {
+        /// The backend.
+        backend: Arc<str>,
+        /// The RPC.
+        method: &'static str,
+        /// The deadline, as configured under `timeouts`.
+        limit: std::time::Duration,
     },
     /// A read of a late backend that has no last-known answer to give.
     #[error(
@@ -168,14 +167,14 @@ pub enum Error {
     /// The request is no readable protobuf message.
     #[error("malformed request: {0}")]
     Malformed(#[from] WireError),
-    /// The request is no readable gRPC message.
-    #[error("malformed gRPC request: {0}")]
+    /// A request, or a backend's reply, is no readable gRPC message.
+    #[error("malformed gRPC message: {0}")]
     Framing(&'static str),
     /// The request is beyond the 16 MiB that CRI runtimes take.
     #[error("request of {0} bytes is larger than 16 MiB")]
     TooLarge(usize),
     /// The request is compressed; CRI clients do not compress.
-    #[error("compressed requests are not supported")]
+    #[error("the request is compressed; crimux understands grpc-encoding identity alone")]
     Compressed,
     /// An answer that nobody has been able to give yet.
     #[error("{what} is not known yet: backend {backend} has not answered since crimux was started")]
@@ -218,13 +217,14 @@ impl Error {
             Self::TooLarge(_) | Self::SlowClient(_) => Code::ResourceExhausted,
             Self::Compressed | Self::Unimplemented(_) => Code::Unimplemented,
             Self::Garbage { .. } | Self::Stream { .. } => Code::Internal,
-            Self::Transport { code, .. } | Self::Refused { code, .. } => *code,
+            Self::Refused { code, .. } => *code,
             Self::Draining { .. }
             | Self::Joining { .. }
             | Self::Down { .. }
             | Self::Lost { .. }
             | Self::Overdue { .. }
             | Self::Late { .. }
+            | Self::NotInTime { .. }
             | Self::Busy { .. }
             | Self::NeverListed(_)
             | Self::Unasked { .. }

@@ -7,27 +7,15 @@
 //! what is in them.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc};
 
 use crate::codec::{End, Frames};
 use crate::error::Error;
-
-/// The state of a backend's stream.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Phase {
-    /// crimux does not know yet whether the backend streams.
-    Probing,
-    /// The stream is open.
-    Streaming,
-    /// The stream was open and was lost; crimux opens it again.
-    Reconnecting,
-    /// The backend does not stream events.
-    Refused,
-}
 
 /// One client's stream.
 #[derive(Debug)]
@@ -41,7 +29,7 @@ pub struct Client {
 /// One backend's stream and the clients that read it.
 #[derive(Debug)]
 pub struct Subscription {
-    phase: watch::Sender<Phase>,
+    streaming: AtomicBool,
     clients: Mutex<Vec<Arc<Client>>>,
     idle: Notify,
 }
@@ -95,11 +83,7 @@ impl Client {
 
 impl Subscription {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
-            phase: watch::Sender::new(Phase::Probing),
-            clients: Mutex::default(),
-            idle: Notify::new(),
-        })
+        Arc::new(Self { streaming: AtomicBool::new(false), clients: Mutex::default(), idle: Notify::new() })
     }
 
     /// Queues an event, as framed, for every client. Returns how many streams ended because their queue was
@@ -111,21 +95,14 @@ impl Subscription {
         before - clients.len()
     }
 
-    /// Sets the state of the stream.
-    pub fn set(&self, phase: Phase) {
-        self.phase.send_replace(phase);
+    /// Records whether the backend streams now; returns whether it did.
+    pub fn set_streaming(&self, streaming: bool) -> bool {
+        self.streaming.swap(streaming, Ordering::Relaxed)
     }
 
-    /// Returns the state of the stream.
-    pub fn phase(&self) -> Phase {
-        *self.phase.borrow()
-    }
-
-    /// Waits until it is known whether the backend streams; tells whether it does.
-    pub async fn streams(&self) -> bool {
-        let mut phase = self.phase.subscribe();
-        let decided = phase.wait_for(|phase| *phase != Phase::Probing).await;
-        decided.is_ok_and(|phase| *phase != Phase::Refused)
+    /// Tells whether the backend streams now.
+    pub fn is_streaming(&self) -> bool {
+        self.streaming.load(Ordering::Relaxed)
     }
 
     /// Waits until the last client has left.
@@ -163,17 +140,9 @@ impl Subscriptions {
         }
     }
 
-    /// Ends a backend's stream: all its clients' streams end with `error`.
-    pub fn end(&self, backend: &str, subscription: &Arc<Subscription>, error: &Error) {
-        let mut subscriptions = self.subscriptions();
-        if subscriptions.get(backend).is_some_and(|current| Arc::ptr_eq(current, subscription)) {
-            subscriptions.remove(backend);
-        }
-        drop(subscriptions);
-        subscription.set(Phase::Refused);
-        for client in subscription.clients().drain(..) {
-            client.end(error.clone());
-        }
+    /// Tells whether a backend streams now; `None` while nobody wants its events.
+    pub fn is_streaming(&self, backend: &str) -> Option<bool> {
+        self.subscriptions().get(backend).map(|subscription| subscription.is_streaming())
     }
 
     /// Ends all clients' streams with `error`.
@@ -241,18 +210,5 @@ mod tests {
         subscriptions.detach("a", &other);
         subscription.idle().await;
         assert!(subscriptions.attach(&name(), &one).1, "a new one is needed");
-    }
-
-    #[tokio::test]
-    async fn a_stream_that_ends_ends_those_of_its_clients_with_the_reason() {
-        let subscriptions = Subscriptions::default();
-        let (client, mut frames) = Client::new(1);
-        let (subscription, _) = subscriptions.attach(&name(), &client);
-        subscription.publish(&Bytes::from_static(b"last"));
-        subscriptions.end("a", &subscription, &Error::Lost { backend: name(), cause: "ended".to_owned() });
-        assert!(!subscription.streams().await);
-        assert_eq!(read(&mut frames).await, Ok(Bytes::from_static(b"last")));
-        client.closed().await;
-        assert_eq!(read(&mut frames).await, Err(Some(Code::Unavailable)));
     }
 }

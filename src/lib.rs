@@ -22,6 +22,7 @@
 
 pub mod accept;
 pub mod admin;
+pub mod admission;
 pub mod app;
 pub mod backend;
 pub mod cli;
@@ -32,7 +33,6 @@ pub mod drain;
 pub mod error;
 pub mod events;
 pub mod history;
-pub mod limits;
 pub mod merge;
 pub mod method;
 pub mod metrics;
@@ -40,6 +40,7 @@ pub mod proxy;
 pub mod relay;
 pub mod router;
 pub mod server;
+pub mod side;
 pub mod snapshot;
 pub mod telemetry;
 pub mod utf8;

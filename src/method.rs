@@ -161,6 +161,22 @@ pub enum Deadline {
     Fast,
 }
 
+/// Which places of `max_in_flight` a call takes: each kind has as many, so that calls that may rightly last, such as a
+/// stop or a pull, leave those of lists and reads alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Place {
+    /// Lists, statuses, stats: what has a deadline of its own.
+    Read,
+    /// What acts, for as long as its caller waits.
+    Write,
+    /// Streams, which may be open for as long as the connection.
+    Stream,
+}
+
+/// How many kinds of places there are.
+pub const PLACES: usize = Place::Stream as usize + 1;
+
 /// One RPC.
 #[derive(Debug)]
 pub struct Method {
@@ -227,6 +243,17 @@ pub fn path(method: Option<&'static Method>, path: &str, api: Api) -> Cow<'stati
     }
     let rest = path.split_once('.').and_then(|(_, rest)| rest.split_once('.')).map_or(path, |(_, rest)| rest);
     Cow::Owned(format!("/{}.{rest}", api.package()))
+}
+
+impl Method {
+    /// Returns the kind of place that its calls take.
+    pub fn place(&self) -> Place {
+        match (self.route, self.deadline) {
+            (Route::Events | Route::StreamList(_), _) => Place::Stream,
+            (_, Deadline::Caller) => Place::Write,
+            _ => Place::Read,
+        }
+    }
 }
 
 impl Api {
@@ -328,6 +355,20 @@ mod tests {
         let rows: Vec<_> = all().iter().map(|m| (m.service.name().to_owned(), m.name.to_owned())).collect();
         assert_eq!(rows, described());
         assert!(all().iter().all(|method| of(method.rpc).index == method.index));
+    }
+
+    #[test]
+    fn what_may_last_takes_no_place_of_lists_and_reads() {
+        let place = |rpc| of(rpc).place();
+        for rpc in [Rpc::PullImage, Rpc::StopContainer, Rpc::ExecSync, Rpc::RunPodSandbox] {
+            assert_eq!(place(rpc), Place::Write, "{rpc:?}");
+        }
+        for rpc in [Rpc::ListContainers, Rpc::Status, Rpc::Version, Rpc::ContainerStatus, Rpc::ImageFsInfo] {
+            assert_eq!(place(rpc), Place::Read, "{rpc:?}");
+        }
+        for rpc in [Rpc::GetContainerEvents, Rpc::StreamContainers] {
+            assert_eq!(place(rpc), Place::Stream, "{rpc:?}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry};
+use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry};
 use tonic::Code;
 
 use crate::history::ReloadResult;
@@ -54,7 +54,8 @@ pub struct Metrics {
     config_reloads: IntCounterVec,
     state_write_errors: IntCounter,
     events_dropped_clients: IntCounter,
-    limits_reached: IntCounterVec,
+    stall: Histogram,
+    longest_stall: Gauge,
 }
 
 /// The handles of every method under one value of the `backend` label.
@@ -120,11 +121,13 @@ impl Metrics {
                 "events_dropped_clients_total",
                 "Event streams ended because the client was slow.",
             )?,
-            limits_reached: make.counters(
-                "limits_reached_total",
-                "Times that a client has reached a limit.",
-                &["limit"],
+            stall: make.histogram(
+                "thread_stall_seconds",
+                "How late the thread of the calls woke up, measured twice a second.",
+                &BUCKETS,
             )?,
+            longest_stall: make
+                .float_gauge("thread_longest_stall_seconds", "The longest of these since the start.")?,
             registry: registry.clone(),
         };
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
@@ -187,6 +190,16 @@ impl Metrics {
         self.events_dropped_clients.inc_by(clients as u64);
     }
 
+    /// Records how long the thread of the calls did not get to its timers.
+    pub fn record_stall(&self, stall: Duration) {
+        let seconds = stall.as_secs_f64();
+        self.stall.observe(seconds);
+        // Only the thread of the calls sets it.
+        if seconds > self.longest_stall.get() {
+            self.longest_stall.set(seconds);
+        }
+    }
+
     /// Counts a reload.
     pub fn count_reload(&self, result: ReloadResult) {
         self.config_reloads.with_label_values(&[result.word()]).inc();
@@ -195,11 +208,6 @@ impl Metrics {
     /// Returns how many reloads had this result since the start.
     pub fn reloads(&self, result: ReloadResult) -> u64 {
         self.config_reloads.with_label_values(&[result.word()]).get()
-    }
-
-    /// Returns the counter of a limit that clients can reach; its series exists from now on.
-    pub fn limit_reached(&self, limit: &str) -> IntCounter {
-        self.limits_reached.with_label_values(&[limit])
     }
 
     /// Sets the gauges of all backends, and the total of failed writes of the last-known state.

@@ -13,12 +13,12 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::accept::accept_loop;
+use crate::admission::Admission;
 use crate::backend::connect::Connector;
 use crate::config::BackendConfig;
 use crate::drain::Drain;
@@ -36,9 +36,9 @@ pub use url::UrlError;
 use tokens::{Grant, Tokens};
 use url::StreamKind;
 
-/// How many connections may be without a complete request head at once; more wait in the kernel's backlog.
-/// They need no token yet, so without this limit any process of the node could exhaust crimux's file
-/// descriptors.
+/// How many connections may be without a complete request head at once; the oldest gives way to a new one.
+/// They need no token yet: without this limit any process of the node could exhaust crimux's file descriptors,
+/// and if new ones had to wait, it could keep kubelet out.
 const UNREAD_HEADS: usize = 512;
 
 /// What kubelet gets instead of a backend's streaming URL.
@@ -57,7 +57,7 @@ pub struct Relay {
     listener: Mutex<Option<TcpListener>>,
     address: SocketAddr,
     tokens: Mutex<Tokens>,
-    unread_heads: Arc<Semaphore>,
+    unread_heads: Admission,
     metrics: RelayMetrics,
 }
 
@@ -73,7 +73,7 @@ impl Relay {
             address: listener.local_addr()?,
             listener: Mutex::new(Some(listener)),
             tokens: Mutex::default(),
-            unread_heads: Arc::new(Semaphore::new(UNREAD_HEADS)),
+            unread_heads: Admission::new(UNREAD_HEADS),
             metrics,
         }))
     }
@@ -114,11 +114,11 @@ impl Relay {
             return;
         };
         let mut streams = JoinSet::new();
-        let accept = || self.accept(&listener);
-        let serve = |(client, permit)| {
+        let accept = || async { listener.accept().await.map(|(client, _)| client) };
+        let serve = |client| {
             while streams.try_join_next().is_some() {}
-            let relay = Arc::clone(&self);
-            streams.spawn(async move { serve::serve(&relay, client, permit).await });
+            let (relay, admitted) = (Arc::clone(&self), self.unread_heads.admit());
+            streams.spawn(async move { serve::serve(&relay, client, admitted).await });
         };
         tokio::select! {
             () = drain.begun() => {}
@@ -127,12 +127,6 @@ impl Relay {
         }
         drop(listener);
         while streams.join_next().await.is_some() {}
-    }
-
-    async fn accept(&self, listener: &TcpListener) -> io::Result<(TcpStream, OwnedSemaphorePermit)> {
-        let permit = Arc::clone(&self.unread_heads).acquire_owned().await.map_err(io::Error::other)?;
-        let (client, _) = listener.accept().await?;
-        Ok((client, permit))
     }
 
     /// Drops expired tokens even while none is minted or redeemed. Never completes.

@@ -26,6 +26,7 @@ mod last_known;
 mod lists;
 mod load;
 mod pair;
+mod queue;
 mod shared;
 mod state;
 mod statuses;
@@ -204,6 +205,27 @@ impl Snapshot {
         let backends = self.backends();
         let known = backends.iter().filter(|(_, last_known)| !last_known.lock().forgotten);
         known.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Gives the journal a thread of its own, so that a disk that takes no writes stops no call. Call it once, before
+    /// calls are served.
+    ///
+    /// # Errors
+    /// If the system has no thread to give; records are then written by the thread that makes them.
+    pub fn start_journal_thread(&self) -> io::Result<()> {
+        self.shared.start_thread()
+    }
+
+    /// Completes when every change recorded so far is in the journal. It waits at most 100 ms: then the changes count
+    /// as not saved, and [`Snapshot::write_error`] says so.
+    pub async fn saved(&self) {
+        self.shared.saved().await;
+    }
+
+    /// Ends the journal's thread once it has written what is queued; a disk that takes no writes is waited for 2 s.
+    /// Changes that are recorded later live in memory alone.
+    pub async fn close(&self) {
+        self.shared.close_queue().await;
     }
 
     /// Returns why the last write failed; `None` if all writes since succeeded.

@@ -109,6 +109,10 @@ impl Schema {
         for field in wire::fields(encoded) {
             let field = field?;
             let Value::Bytes(bytes) = field.value else { continue };
+            // Labels, annotations and metadata nearly always are; what is ASCII holds no bad string.
+            if bytes.is_ascii() {
+                continue;
+            }
             match self.holds(message, field.number) {
                 Some(Holds::Text) => bad += usize::from(std::str::from_utf8(bytes).is_err()),
                 Some(Holds::Message(inner)) => bad += self.count_bad(inner, bytes)?,

@@ -59,7 +59,7 @@ fn a_minimal_file_has_all_defaults() {
     assert_eq!((config.listen_mode, config.listen_owner), (0o660, Some((0, 0))));
     assert_eq!(config.state_dir, Path::new("/var/lib/crimux"));
     assert_eq!(config.admin.socket, Path::new("/run/crimux/admin.sock"));
-    assert_eq!(config.admin.http, Some("127.0.0.1:9440".parse().unwrap()));
+    assert_eq!(config.admin.http, Some("127.0.0.1:19440".parse().unwrap()));
     assert_eq!(config.identity, Identity::DefaultBackend);
     assert_eq!(config.drain_timeout, Duration::from_secs(5));
     assert_eq!(config.pod_sandbox_stats, StatsPolicy::Unimplemented);
@@ -618,7 +618,7 @@ fn the_admin_address_is_one_or_off() {
     assert_eq!(valid(&with("admin: { http: off }")).admin.http, None);
     assert_eq!(valid(&with("admin: { http: false }")).admin.http, None, "what YAML 1.1 tools make of off");
     assert_eq!(valid(&with("admin: { http: '[::1]:0' }")).admin.http, Some("[::1]:0".parse().unwrap()));
-    for text in ["localhost:9440", "9440", "127.0.0.1", "on", "http://127.0.0.1:1"] {
+    for text in ["localhost:19440", "19440", "127.0.0.1", "on", "http://127.0.0.1:1"] {
         refused(&with(&format!("admin: {{ http: '{text}' }}")), &[("5:16: admin.http", "is not an address")]);
     }
 }
@@ -648,7 +648,7 @@ fn what_is_valid_but_perhaps_not_meant_is_remarked() {
         "\
 listen: /var/run/crio/crio.sock
 listen_mode: '0666'
-admin: { http: 0.0.0.0:9440 }
+admin: { http: 0.0.0.0:19440 }
 default_backend: a
 backends:
   a: { endpoint: unix:///run/x.sock }

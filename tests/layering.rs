@@ -16,11 +16,24 @@ const ROWS: [&[&str]; 11] = [
     &["server"],
     &["proxy"],
     &["router", "backend", "merge", "events", "relay"],
-    &["snapshot", "limits"],
+    &["snapshot"],
     // Labels of metrics are rows of the method table.
     &["metrics"],
     &["method"],
-    &["wire", "codec", "error", "drain", "accept", "history", "config", "telemetry", "utf8", "cri"],
+    &[
+        "wire",
+        "codec",
+        "error",
+        "drain",
+        "accept",
+        "admission",
+        "side",
+        "history",
+        "config",
+        "telemetry",
+        "utf8",
+        "cri",
+    ],
 ];
 
 /// Imports that the order does not allow, each with its reason.

@@ -19,8 +19,26 @@ pub struct StatusView {
     pub backends: Vec<BackendView>,
     /// Whether the last-known state can be saved.
     pub state: StateView,
+    /// The port of the metrics and the status page.
+    #[serde(default)]
+    pub admin_http: HttpView,
+    /// What kubelet was told when it asked whether there are pod stats; absent if none has asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_sandbox_stats: Option<bool>,
+    /// Metrics that kubelet shows once it is restarted: it asked for the descriptors before they were known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unannounced_metrics: Vec<String>,
     /// Reloads of the configuration since the start.
     pub reloads: ReloadsView,
+}
+
+/// The port of the metrics and the status page.
+#[derive(Debug, Default, Clone, Serialize, Deserialize)]
+pub struct HttpView {
+    /// The address it listens on, or tries to; absent with `admin.http: off`.
+    pub address: Option<String>,
+    /// Why it does not listen; absent while it does.
+    pub problem: Option<String>,
 }
 
 /// One backend.
@@ -61,6 +79,9 @@ pub struct BackendView {
     pub runtime_version: Option<String>,
     /// `v1` or `v1alpha2`; absent while it is not connected.
     pub api: Option<String>,
+    /// Where its events come from, `stream` or `lists`; absent while no client listens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub event_source: Option<String>,
     /// What was left out of answers for it in the last five minutes, as `METHOD: WHAT (CAUSE)`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,

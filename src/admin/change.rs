@@ -6,6 +6,7 @@
 //! state; `forget` is on the disk before it is answered.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -18,6 +19,9 @@ use crate::admin::read::{self, ApiError, refusal};
 use crate::backend::Backend;
 use crate::error::whose;
 use crate::proxy::ProxyState;
+
+/// How long an operator waits for the disk.
+const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Deserialize)]
 pub(super) struct ForceQuery {
@@ -47,6 +51,7 @@ pub(super) async fn drain(
     }
     backend.last.set_drained(true);
     tracing::info!(backend = name, "drained by the operator: it takes no new sandboxes");
+    backend.last.saved().await;
     warnings.extend(unsaved(&state.node));
     let (sandboxes, _) = state.node.router.owners.count(&name);
     Ok(changed(format!("backend {name} takes no new sandboxes; {sandboxes} are still on it"), warnings))
@@ -62,6 +67,7 @@ pub(super) async fn undrain(
         return Ok(changed(format!("backend {name} was not draining"), Vec::new()));
     }
     backend.last.set_drained(false);
+    backend.last.saved().await;
     tracing::info!(backend = name, "undrained by the operator: it takes new sandboxes");
     Ok(changed(format!("backend {name} takes new sandboxes"), unsaved(&state.node)))
 }
@@ -125,10 +131,11 @@ fn handlers_served_only_by(node: &ProxyState, backend: &str) -> Vec<String> {
     routes.map(|route| whose(&route.handler)).collect()
 }
 
-/// Writes the last-known state to the disk. A failure is reported by [`unsaved`].
+/// Writes the last-known state to the disk, at most for [`DISK_TIMEOUT`]. A failure is reported by [`unsaved`].
 async fn save(node: &ProxyState) {
     let snapshot = Arc::clone(&node.snapshot);
-    tokio::task::spawn_blocking(move || snapshot.flush()).await.ok();
+    node.snapshot.saved().await;
+    tokio::time::timeout(DISK_TIMEOUT, tokio::task::spawn_blocking(move || snapshot.flush())).await.ok();
 }
 
 /// Returns a warning if the last write failed, so that the change would not survive a restart.

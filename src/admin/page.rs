@@ -224,6 +224,7 @@ mod tests {
             runtime_name: Some("<script>alert(1)</script>".to_owned()),
             runtime_version: None,
             api: None,
+            left_out: Vec::new(),
         };
         let row = backend_row(&backend, 0).into_string();
         assert!(row.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{row}");

@@ -15,8 +15,8 @@ use prost::Message;
 
 use crate::admin::AdminState;
 use crate::admin::api::{
-    BackendView, ErrorBody, ErrorView, ImageView, ImagesView, PodView, ReloadView, ReloadsView, RouteView,
-    StateView, StatusView, TargetView,
+    BackendView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView, PodView, ReloadView, ReloadsView,
+    RouteView, StateView, StatusView, TargetView,
 };
 use crate::backend::{Backend, Link, State as BackendState};
 use crate::config::Endpoint;
@@ -39,8 +39,8 @@ pub(super) async fn status(State(state): State<Arc<AdminState>>) -> Json<StatusV
 }
 
 pub(super) async fn pods(State(state): State<Arc<AdminState>>) -> Json<Vec<PodView>> {
-    state.node.look(List::Sandboxes).await;
-    state.node.look(List::Containers).await;
+    state.look(List::Sandboxes).await;
+    state.look(List::Containers).await;
     let mut pods: Vec<_> =
         state.node.backends().iter().flat_map(|backend| pods_of(&state.node, backend)).collect();
     pods.sort_by(|a, b| {
@@ -65,7 +65,7 @@ pub(super) async fn route(
 }
 
 pub(super) async fn images(State(admin): State<Arc<AdminState>>) -> Json<ImagesView> {
-    admin.node.look(List::Images).await;
+    admin.look(List::Images).await;
     let (mut unknown, mut stale) = (Vec::new(), Vec::new());
     let mut images: BTreeMap<String, ImageView> = BTreeMap::new();
     for backend in admin.node.backends().iter() {
@@ -89,6 +89,7 @@ pub(super) async fn images(State(admin): State<Arc<AdminState>>) -> Json<ImagesV
 pub(super) fn compose_status(state: &AdminState) -> StatusView {
     let node = &state.node;
     let last = node.history.reloads().into_iter().next();
+    let port = state.port.state();
     StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: rfc3339(state.started),
@@ -99,6 +100,12 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
             write_errors: node.snapshot.write_failures(),
             problem: node.snapshot.write_error(),
         },
+        admin_http: HttpView {
+            address: port.address.map(|address| address.to_string()),
+            problem: port.problem,
+        },
+        pod_sandbox_stats: node.promised_pod_stats(),
+        unannounced_metrics: node.unannounced.names(),
         reloads: ReloadsView {
             ok: node.metrics.reloads(ReloadResult::Ok),
             failed: node.metrics.reloads(ReloadResult::Failed),
@@ -199,6 +206,7 @@ fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
         runtime_name: version.as_ref().map(|version| version.runtime_name.clone()),
         runtime_version: version.map(|version| version.runtime_version),
         api,
+        event_source: node.event_source(&backend.name).map(str::to_owned),
         left_out: node.left_out.of(&backend.name),
     }
 }
@@ -252,7 +260,17 @@ fn public_handler(handlers: &Handlers, backend: &str, known_as: &str) -> String 
         targets.iter().any(|(name, target)| **name == *backend && target.handler == known_as)
     };
     let mut public = handlers.iter().filter(|(_, targets)| leads(targets)).map(|(handler, _)| handler);
-    public.next().unwrap_or(known_as).to_owned()
+    if let Some(handler) = public.next() {
+        return handler.to_owned();
+    }
+    // cri-dockerd lists no handlers: the only one that leads there is the one that was asked for.
+    let here =
+        |targets: &[(Arc<str>, crate::config::Target)]| targets.iter().any(|(name, _)| **name == *backend);
+    let mut to_backend = handlers.iter().filter(|(_, targets)| here(targets)).map(|(handler, _)| handler);
+    match (to_backend.next(), to_backend.next()) {
+        (Some(only), None) if known_as.is_empty() => only.to_owned(),
+        _ => known_as.to_owned(),
+    }
 }
 
 /// Tells whether the backend's lists are live, not last known.

@@ -16,12 +16,14 @@ use crate::drain::{self, Drain, DrainResult};
 use crate::proxy::{Proxy, ProxyState};
 use crate::router::{Handlers, Names};
 use crate::server::Listener;
+use crate::side::Side;
 
 /// The running backends, by name.
 #[derive(Debug)]
 pub(super) struct Backends {
     node: Arc<ProxyState>,
     drain: Drain,
+    side: Side,
     running: BTreeMap<String, RunningBackend>,
 }
 
@@ -46,8 +48,8 @@ struct Socket {
 }
 
 impl Backends {
-    pub(super) fn new(node: Arc<ProxyState>, drain: Drain) -> Self {
-        Self { node, drain, running: BTreeMap::new() }
+    pub(super) fn new(node: Arc<ProxyState>, drain: Drain, side: Side) -> Self {
+        Self { node, drain, side, running: BTreeMap::new() }
     }
 
     /// Starts, changes and removes backends until they are those of `config`.
@@ -134,7 +136,7 @@ impl Backends {
 
     fn add(&mut self, name: &str, config: crate::config::BackendConfig) {
         let last = self.node.snapshot.backend(name, config.local);
-        let backend = Backend::new(name.into(), config, last, &self.node.metrics);
+        let backend = Backend::new(name.into(), config, last, &self.node.metrics, self.side.clone());
         self.node.restore(&backend);
         // Not a child of the process's drain: calls in flight need the connection until they have ended.
         let drain = Drain::default();

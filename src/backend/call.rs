@@ -11,20 +11,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use grpc_http2::Error as Http2Error;
 use grpc_http2::client::{ClientStream, SendRequest};
-use grpc_http2::grpc::GrpcCode;
 use http::{HeaderMap, HeaderName, StatusCode};
 use tonic::Code;
 
 use super::{Backend, Link};
 use crate::codec::{self, Message};
 use crate::error::Error;
-use crate::method::{self, Api, Deadline, ImageCall, Method, Route};
+use crate::method::{Api, Deadline, ImageCall, Method, Place, Route};
 use crate::telemetry::spans::{self, CallSpan};
 
-/// The largest reply in bytes: what gRPC clients of the CRI read.
-const MAX_REPLY: usize = codec::PREFIX + (16 << 20);
-/// The largest reply to `ExecSync`: both streams of 16 MiB, which is what containerd and CRI-O keep of one.
-const MAX_EXEC_SYNC: usize = codec::PREFIX + (33 << 20);
+/// The most that a backend's unary reply may have: what CRI-O sends, and room for an `ExecSync` of 2 × 16 MiB.
+const MAX_REPLY: usize = 256 << 20;
 
 /// How long before the caller's deadline a call without an answer ends, at the most.
 const MARGIN: Duration = Duration::from_millis(250);
@@ -63,6 +60,7 @@ pub struct Collected {
 struct InFlightGuard {
     backend: Arc<Backend>,
     method: usize,
+    place: Place,
     started: Instant,
     span: Option<CallSpan>,
 }
@@ -143,14 +141,8 @@ impl Backend {
             }
         };
         let ((status, headers), stream) = answer?;
-        // What has a status of gRPC is gRPC's answer, whatever HTTP says.
-        if status != StatusCode::OK && codec::status_code(&headers).is_none() {
-            let code = Code::from_i32(GrpcCode::from_http_status(status) as i32);
-            return Err(Error::Transport {
-                backend: Arc::clone(&self.name),
-                code,
-                cause: format!("HTTP status {status}"),
-            });
+        if status != StatusCode::OK {
+            return Err(self.garbage(format!("HTTP status {status}")));
         }
         Ok((headers, stream))
     }
@@ -166,6 +158,23 @@ impl Backend {
         message: Bytes,
     ) -> Result<Collected, Error> {
         self.call(Some(method), "", headers, message).await?.collect().await
+    }
+
+    /// Sends a request and collects the whole reply within `limit`.
+    ///
+    /// # Errors
+    /// As [`Backend::fetch`]; [`Error::NotInTime`] after `limit`.
+    pub async fn fetch_within(
+        self: &Arc<Self>,
+        limit: Duration,
+        method: &'static Method,
+        headers: HeaderMap,
+        message: Bytes,
+    ) -> Result<Collected, Error> {
+        let reply = tokio::time::timeout(limit, self.fetch(method, headers, message)).await;
+        reply.unwrap_or_else(|_| {
+            Err(Error::NotInTime { backend: Arc::clone(&self.name), method: method.name, limit })
+        })
     }
 
     pub(super) async fn sender(&self) -> Result<(SendRequest, Api), Error> {
@@ -201,29 +210,17 @@ impl Backend {
 
     fn take_off(self: &Arc<Self>, method: Option<&'static Method>) -> Result<InFlightGuard, Error> {
         let limit = self.config.load().max_in_flight;
-        let flying = self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let place = method.map_or(Place::Write, Method::place);
+        let flying = self.in_flight[place as usize].fetch_add(1, Ordering::Relaxed);
         let method = method.map_or(crate::method::COUNT, |method| method.index);
-        let flight = InFlightGuard { backend: Arc::clone(self), method, started: Instant::now(), span: None };
+        let flight =
+            InFlightGuard { backend: Arc::clone(self), method, place, started: Instant::now(), span: None };
         if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
     }
 
-    /// Returns the largest reply to a method, in bytes.
-    fn max_reply(&self, method: usize) -> usize {
-        match method::all().get(method) {
-            Some(Method { name: "ExecSync", .. }) => MAX_EXEC_SYNC,
-            Some(Method { route: Route::FanOut(_), .. }) => codec::PREFIX + self.config.load().max_list,
-            _ => MAX_REPLY,
-        }
-    }
-
     fn transport_error(&self, error: &Http2Error) -> Error {
-        let with_code =
-            |code| Error::Transport { backend: Arc::clone(&self.name), code, cause: error.to_string() };
         match error {
             Http2Error::TooLarge(_) => self.garbage(error.to_string()),
-            Http2Error::Reset(reason) => with_code(Code::from_i32(GrpcCode::from_reason(*reason) as i32)),
-            // As grpc-go's client answers it.
-            Http2Error::HeadersTooLarge { .. } => with_code(Code::Internal),
             _ => Error::Lost { backend: Arc::clone(&self.name), cause: error.to_string() },
         }
     }
@@ -237,8 +234,7 @@ impl Reply {
     pub async fn collect(self) -> Result<Collected, Error> {
         let Self { headers, mut body } = self;
         let backend = Arc::clone(&body.flight.backend);
-        let limit = backend.max_reply(body.flight.method);
-        let whole = body.stream.collect(limit).await.map_err(|error| backend.transport_error(&error))?;
+        let whole = body.stream.collect(MAX_REPLY).await.map_err(|error| backend.transport_error(&error))?;
         let message = Message::whole(whole).map_err(|error| backend.garbage(error.to_string()))?;
         let trailers = match codec::status_code(&headers) {
             Some(_) => headers.clone(),
@@ -302,7 +298,7 @@ impl InFlightGuard {
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        self.backend.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.backend.in_flight[self.place as usize].fetch_sub(1, Ordering::Relaxed);
         self.backend.calls.backend_took(self.method, self.started.elapsed());
     }
 }

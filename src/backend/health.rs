@@ -6,13 +6,13 @@
 //! way, so that both of the pair are of one moment: live again only once both were listed. Learnt from real
 //! calls only.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::watch;
 
-use crate::method::{self, List, Method, Route};
+use crate::method::{self, Answer, List, Method, Route};
 
 /// The state that operators see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,9 +62,13 @@ pub enum Class {
     Reads,
     /// `Status`, by which kubelet judges the node.
     Status,
+    /// `RuntimeConfig`.
+    RuntimeConfig,
 }
 
-const CLASSES: usize = 8;
+const CLASSES: usize = Class::RuntimeConfig as usize + 1;
+/// How many objects are known to hang, at most; reads of others wait until their deadline each time.
+const MAX_LATE_OBJECTS: usize = 64;
 
 impl Class {
     /// Returns the class of a list.
@@ -83,6 +87,7 @@ impl Class {
     pub fn of(method: &Method) -> Self {
         match method.route {
             Route::FanOut(list) | Route::StreamList(list) => Self::of_list(list),
+            Route::Local(Answer::RuntimeConfig) => Self::RuntimeConfig,
             Route::Local(_) => Self::Status,
             _ => Self::Reads,
         }
@@ -101,9 +106,27 @@ pub struct LastError {
 #[derive(Debug, Default)]
 struct Inner {
     late: [Option<SystemTime>; CLASSES],
-    refreshing: [bool; CLASSES],
-    silent: Option<SystemTime>,
+    /// The connection over which each class is being refreshed.
+    refreshing: [Option<u64>; CLASSES],
+    /// How many connections there have been.
+    connection: u64,
+    /// IDs whose reads outlasted their deadline while the backend answered others.
+    late_objects: HashSet<Box<str>>,
+    silent: Option<Instant>,
     last_error: Option<LastError>,
+}
+
+/// What the backend said over the present connection, one bit for each row of the method table.
+#[derive(Debug, Default, Clone, Copy)]
+struct Said {
+    /// Methods that it answered.
+    answered: u64,
+    /// Methods that it does not have.
+    lacking: u64,
+}
+
+fn bit(method: &Method) -> u64 {
+    1 << method.index
 }
 
 /// The health of one backend.
@@ -112,8 +135,7 @@ pub struct Health {
     inner: Mutex<Inner>,
     /// Whether the pair was listed over the present connection, or was found late.
     settled: watch::Sender<bool>,
-    /// The methods that the backend said it does not have, one bit for each row of the table.
-    lacking: AtomicU64,
+    said: watch::Sender<Said>,
 }
 
 const _: () = assert!(method::COUNT <= u64::BITS as usize, "one bit for each row");
@@ -159,7 +181,7 @@ impl Health {
 
     /// Records that `Status` was not answered, or that there is nobody to answer it.
     pub fn mark_silent(&self) {
-        self.inner().silent.get_or_insert_with(SystemTime::now);
+        self.inner().silent.get_or_insert_with(Instant::now);
     }
 
     /// Records that `Status` was answered.
@@ -167,8 +189,9 @@ impl Health {
         self.inner().silent = None;
     }
 
-    /// Returns since when the backend could not say how it is; connections that came to nothing do not count.
-    pub fn silent_since(&self) -> Option<SystemTime> {
+    /// Returns since when the backend could not say how it is; connections that came to nothing do not count. A step of
+    /// the wall clock does not change it.
+    pub fn silent_since(&self) -> Option<Instant> {
         self.inner().silent
     }
 
@@ -186,29 +209,80 @@ impl Health {
 
     /// Tells whether the backend said on this connection that it does not have this method.
     pub fn lacks(&self, method: &Method) -> bool {
-        self.lacking.load(Ordering::Relaxed) & (1 << method.index) != 0
+        self.said.borrow().lacking & bit(method) != 0
     }
 
     /// Records that the backend does not have this method.
     pub fn note_lack(&self, method: &Method) {
-        self.lacking.fetch_or(1 << method.index, Ordering::Relaxed);
+        self.said.send_modify(|said| said.lacking |= bit(method));
     }
 
-    /// Forgets all lateness and what was lacking: the connection is new, and so may be the runtime.
+    /// Records that the backend answered this method, which is asked once for each connection.
+    pub fn note_answer(&self, method: &Method) {
+        self.said.send_if_modified(|said| {
+            let before = said.answered;
+            said.answered |= bit(method);
+            said.answered != before
+        });
+    }
+
+    /// Tells whether the backend answered this method on this connection.
+    pub fn has_answered(&self, method: &Method) -> bool {
+        self.said.borrow().answered & bit(method) != 0
+    }
+
+    /// Completes once the backend answered this method on this connection, or said that it does not have it.
+    pub async fn answered(&self, method: &Method) {
+        let bit = bit(method);
+        // The sender lives as long as this.
+        self.said.subscribe().wait_for(|said| (said.answered | said.lacking) & bit != 0).await.ok();
+    }
+
+    /// Forgets all lateness, what was answered and what was lacking: the connection is new, and so may be the runtime.
     pub fn reset(&self) {
         self.settled.send_replace(false);
-        self.lacking.store(0, Ordering::Relaxed);
-        self.inner().late = Default::default();
+        self.said.send_replace(Said::default());
+        let mut inner = self.inner();
+        inner.late = Default::default();
+        inner.late_objects.clear();
+        inner.connection += 1;
     }
 
-    /// Takes the place of the one refresh in flight; false if it is taken.
-    pub(super) fn begin_refresh(&self, class: Class) -> bool {
-        !std::mem::replace(&mut self.inner().refreshing[class as usize], true)
+    /// Returns the number of the present connection.
+    pub fn connection(&self) -> u64 {
+        self.inner().connection
     }
 
-    /// Gives that place back.
-    pub(super) fn end_refresh(&self, class: Class) {
-        self.inner().refreshing[class as usize] = false;
+    /// Takes the place of the one refresh in flight over the present connection, and returns that; `None` if the
+    /// place is taken. A refresh over an earlier connection does not hold it.
+    pub(super) fn begin_refresh(&self, class: Class) -> Option<u64> {
+        let mut inner = self.inner();
+        let connection = inner.connection;
+        let before = inner.refreshing[class as usize].replace(connection);
+        (before != Some(connection)).then_some(connection)
+    }
+
+    /// Gives the place of that connection back.
+    pub(super) fn end_refresh(&self, class: Class, connection: u64) {
+        self.inner().refreshing[class as usize].take_if(|of| *of == connection);
+    }
+
+    /// Tells whether reads of this object are not answered in time, while those of others are.
+    pub fn is_object_late(&self, id: &str) -> bool {
+        let inner = self.inner();
+        !inner.late_objects.is_empty() && inner.late_objects.contains(id)
+    }
+
+    /// Records that a read of this object outlasted its deadline. Returns whether that is news; false too if so many
+    /// hang already that no more are kept.
+    pub fn mark_object_late(&self, id: &str) -> bool {
+        let mut inner = self.inner();
+        inner.late_objects.len() < MAX_LATE_OBJECTS && inner.late_objects.insert(id.into())
+    }
+
+    /// Records that a read of this object was answered.
+    pub fn mark_object_answered(&self, id: &str) {
+        self.inner().late_objects.remove(id);
     }
 
     /// Records an error.

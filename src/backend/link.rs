@@ -8,10 +8,9 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use grpc_http2::client::{self, SendRequest};
-use grpc_http2::{Connection, Error as Http2Error, Reason};
+use grpc_http2::Connection;
+use grpc_http2::client::{self, ClientConfig, SendRequest};
 use prost::Message as _;
-use tokio::task::AbortHandle;
 use tonic::Code;
 
 use crate::backend::connect::{ConnectError, Connector, Stream};
@@ -22,7 +21,7 @@ use crate::config::BackendConfig;
 use crate::cri::VersionResponse;
 use crate::drain::Drain;
 use crate::error::Error;
-use crate::method::{self, Api, Rpc};
+use crate::method::{self, Api, Method, Rpc};
 use crate::utf8;
 
 /// The first pause before reconnecting; it doubles up to [`LONGEST_PAUSE`].
@@ -33,9 +32,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const PROBE_LOCAL: Duration = Duration::from_secs(5);
 /// How often a remote one is: what is not acknowledged makes a black hole known.
 const PROBE_REMOTE: Duration = Duration::from_secs(1);
-
-/// How long calls may go on over a connection that the backend closed with an error.
-const AFTER_ERROR: Duration = Duration::from_secs(10);
 
 /// The state of the connection.
 #[derive(Debug, Clone)]
@@ -115,8 +111,15 @@ impl Backend {
 
     async fn connect(&self) -> Result<(SendRequest, Connection<Stream>), String> {
         let connector = self.connector().map_err(|error| error.to_string())?;
-        let stream = connector.connect().await.map_err(|error| error.to_string())?;
-        Ok(client::handshake(stream, connector.http2()))
+        let stream = if connector.has_tls() {
+            // A handshake computes for milliseconds, which calls to other backends would wait for.
+            let handshake = self.side.run(async move { connector.connect().await }).await;
+            let stream = handshake.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+            stream.move_here().map_err(|error| error.to_string())?
+        } else {
+            connector.connect().await.map_err(|error| error.to_string())?
+        };
+        Ok(client::handshake(stream, ClientConfig::default()))
     }
 
     /// Drives one connection to its end and returns why it ended; `None` if another is to take its place, in
@@ -148,8 +151,7 @@ impl Backend {
             () = beside => "probing ended".to_owned(),
             () = self.redial.notified() => return None,
             // It said goodbye and finishes what it has. One that does so at once is not to be hammered.
-            why = retiring.closed_to_new() => {
-                self.note_goaway(&why, ending.clone());
+            _ = retiring.closed_to_new() => {
                 if connected.elapsed() > LONGEST_PAUSE {
                     return None;
                 }
@@ -161,25 +163,15 @@ impl Backend {
         Some(cause)
     }
 
-    /// Logs a GOAWAY that is an error, and bounds how long the calls of its connection may go on: what an upgrade of the
-    /// backend says with `NO_ERROR` lets a pull of an hour end.
-    fn note_goaway(&self, why: &Http2Error, connection: AbortHandle) {
-        let Http2Error::GoAway(goaway) = why else { return };
-        if goaway.reason == Reason::NO_ERROR {
-            return tracing::info!(backend = %self.name, %goaway, "is closing the connection");
-        }
-        tracing::warn!(backend = %self.name, %goaway, "closed the connection with an error");
-        self.health.note_error(format!("GOAWAY {goaway}"));
-        tokio::spawn(async move {
-            tokio::time::sleep(AFTER_ERROR).await;
-            connection.abort();
-        });
-    }
-
     async fn keep_probing(self: &Arc<Self>) {
         loop {
             let local = self.config.load().local;
-            tokio::time::sleep(if local { PROBE_LOCAL } else { PROBE_REMOTE }).await;
+            // Until the API is known every call may be sent in one that the backend does not speak.
+            if self.is_api_known() {
+                tokio::time::sleep(if local { PROBE_LOCAL } else { PROBE_REMOTE }).await;
+            } else {
+                tokio::time::sleep(FIRST_PAUSE).await;
+            }
             let sender = match &*self.link.borrow() {
                 Link::Up { sender, .. } => sender.clone(),
                 Link::Connecting | Link::Down { .. } => continue,
@@ -249,8 +241,26 @@ impl Backend {
         Ok(())
     }
 
+    /// Remembers whether the backend lacks an RPC, unless it may have been asked in an API that it does not speak.
+    pub fn note_lack(&self, method: &Method, lacks: bool) {
+        if !lacks || self.is_api_known() {
+            self.last.set_lacks(method.rpc, lacks);
+        }
+    }
+
+    /// Completes once there is a connection.
+    pub async fn connected(&self) {
+        let mut link = self.link.subscribe();
+        // The sender lives as long as this.
+        link.wait_for(|link| matches!(link, Link::Up { .. })).await.ok();
+    }
+
     fn api(&self) -> Api {
         self.api.lock().unwrap_or_else(PoisonError::into_inner).unwrap_or(Api::V1)
+    }
+
+    fn is_api_known(&self) -> bool {
+        self.api.lock().unwrap_or_else(PoisonError::into_inner).is_some()
     }
 
     fn set_api(&self, found: Api) {

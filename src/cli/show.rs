@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use crate::admin::api::{BackendView, ImagesView, PodView, RouteView, StatusView};
+use crate::admin::api::{BackendView, HttpView, ImagesView, PodView, RouteView, StatusView};
 use crate::admin::duration;
 use crate::cli::client::{ReadArgs, segment};
 use crate::cli::output::{self, Format, bad, table};
@@ -91,7 +91,7 @@ fn status_table(status: &StatusView) -> String {
         "LAST ERROR",
     ];
     let mut text = table(header, status.backends.iter().map(status_row));
-    let StatusView { version, started_at, default_backend, state, reloads, .. } = status;
+    let StatusView { version, started_at, default_backend, state, reloads, admin_http, .. } = status;
     _ = writeln!(text, "\ncrimux {version}, up {}, default backend {default_backend}", since(started_at));
     match &state.problem {
         Some(problem) => text += &(bad(&format!("state is not saved in {}: {problem}", state.dir)) + "\n"),
@@ -99,6 +99,9 @@ fn status_table(status: &StatusView) -> String {
             _ = writeln!(text, "state is saved again; {} writes failed since the start", state.write_errors);
         }
         None => {}
+    }
+    if let HttpView { address: Some(address), problem: Some(problem) } = admin_http {
+        text += &(bad(&format!("admin.http does not listen on {address}: {problem}")) + "\n");
     }
     if let Some(last) = &reloads.last {
         let result = if last.result == "failed" { bad("failed") } else { last.result.clone() };
@@ -152,7 +155,7 @@ fn pods_table(pods: &[PodView]) -> String {
             or_dash(&pod.handler),
             pod.backend.clone(),
             output::state(&pod.state) + stale,
-            since(&pod.created_at),
+            if pod.created_at == NEVER { "-".to_owned() } else { since(&pod.created_at) },
             pod.sandbox_id.chars().take(SHORT_ID).collect(),
         ]
     });
@@ -213,6 +216,9 @@ fn never_listed<'a>(backends: impl Iterator<Item = &'a str>) -> String {
 }
 
 /// Formats how long ago an RFC 3339 time was.
+/// How a creation time of 0 is written: the runtime tells none.
+const NEVER: &str = "1970-01-01T00:00:00Z";
+
 fn since(moment: &str) -> String {
     let moment = humantime::parse_rfc3339(moment).ok();
     let passed = moment.and_then(|moment| SystemTime::now().duration_since(moment).ok());

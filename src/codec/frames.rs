@@ -31,10 +31,11 @@ impl Deframer {
     /// Returns the next whole message, as framed; `None` if it is not all there yet.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] for a message that claims more than `limit`; [`Error::Compressed`].
+    /// [`Error::TooLarge`] for a message that claims more than `limit`; [`Error::Framing`] for a compressed one, which
+    /// nobody asked for.
     pub fn next(&mut self, limit: usize) -> Result<Option<Bytes>, Error> {
         if self.buffer.first().is_some_and(|&flag| flag != 0) {
-            return Err(Error::Compressed);
+            return Err(Error::Framing("it is compressed, which was not asked for"));
         }
         match message_len(&self.buffer) {
             Some(len) if len > limit => Err(Error::TooLarge(len)),

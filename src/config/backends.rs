@@ -84,7 +84,6 @@ fn backend(section: &Section<'_>, base_dir: &Path) -> Option<BackendConfig> {
         tls: tls?,
         streaming: streaming?,
         max_in_flight: max_in_flight? as usize,
-        max_list: 0,
         image_handler: image_handler?,
     })
 }
@@ -94,7 +93,16 @@ fn timeouts(section: &Section<'_>) -> Option<Timeouts> {
     let list = section.duration("list");
     let read = section.duration("read");
     let stats = section.duration("stats");
-    Some(Timeouts { connect: connect?, list: list?, read: read?, stats: stats? })
+    let runtime_config = section.duration("runtime_config");
+    let remove_image = section.duration("remove_image");
+    Some(Timeouts {
+        connect: connect?,
+        list: list?,
+        read: read?,
+        stats: stats?,
+        runtime_config: runtime_config?,
+        remove_image: remove_image?,
+    })
 }
 
 /// `Some(None)` where there is no `tls`.

@@ -198,7 +198,7 @@ pub const KEYS: &[Key] = &[
     key(
         "admin.http",
         Address,
-        Is("127.0.0.1:9440"),
+        Is("127.0.0.1:19440"),
         "Address of `/metrics`, `/healthz`, `/readyz` and the status page. It has no authentication: open it beyond \
          loopback only on a trusted network. `off` opens none.",
     ),
@@ -261,7 +261,9 @@ pub const KEYS: &[Key] = &[
         "backends.*.max_in_flight",
         Integer { min: 1, max: 1_000_000 },
         Is("1000"),
-        "How many calls may be under way to it at once. Lower it for a runtime that suffers under load.",
+        "How many calls may be under way to it at once, of each kind: reads (lists, statuses, stats), writes (whatever \
+         lasts as long as its caller waits, such as a pull or a stop) and streams. Lower it for a runtime that suffers \
+         under load.",
     ),
     key(
         "backends.*.image_handler",
@@ -294,6 +296,18 @@ pub const KEYS: &[Key] = &[
         Duration { max: "1h" },
         Is("5s"),
         "For the stats lists and ImageFsInfo.",
+    ),
+    key(
+        "backends.*.timeouts.runtime_config",
+        Duration { max: "1h" },
+        Is("5s"),
+        "For UpdateRuntimeConfig, which goes to every backend: one that hangs fails the call, and kubelet comes again.",
+    ),
+    key(
+        "backends.*.timeouts.remove_image",
+        Duration { max: "1h" },
+        Is("1m"),
+        "For RemoveImage, which goes to every backend that has the image.",
     ),
     key("backends.*.tls", Section, NOTHING, "TLS towards an `https://` endpoint, and only there."),
     key(
@@ -385,8 +399,16 @@ pub const KEYS: &[Key] = &[
         "pod_sandbox_stats",
         OneOf(&["unimplemented", "union"]),
         Is("unimplemented"),
-        "The answer to `ListPodSandboxStats` if only some backends implement it: `unimplemented` makes kubelet use cAdvisor \
-         for all pods, `union` answers the pods of those that do.",
+        "The answer to `PodSandboxStats` and `ListPodSandboxStats` if only some backends implement them: `unimplemented` \
+         makes kubelet use cAdvisor for all pods, `union` answers the pods of those that do. What a kubelet was told at \
+         its start stands until it starts again.",
+    ),
+    key(
+        "cgroup_driver",
+        OneOf(&["systemd", "cgroupfs"]),
+        NOTHING,
+        "The answer to `RuntimeConfig` if the default backend has none (containerd before 2.0, CRI-O before 1.28). kubelet \
+         needs one from 1.38 on. It must be the driver that all local backends use.",
     ),
     key("events", Section, Derived("its keys' defaults"), "The stream of container events to kubelet."),
     key(
@@ -399,54 +421,8 @@ pub const KEYS: &[Key] = &[
         "events.grace",
         Duration { max: "1h" },
         Is("30s"),
-        "How long a backend's lost event stream is tried again before the clients' streams are ended.",
-    ),
-    key(
-        "limits",
-        Section,
-        Derived("its keys' defaults"),
-        "What clients and backends may make crimux hold. A limit that is reached is counted in \
-         `crimux_limits_reached_total` and logged at most once a minute.",
-    ),
-    key(
-        "limits.connections",
-        Integer { min: 8, max: 100_000 },
-        Is("256"),
-        "Connections of clients to all sockets together. One more is closed at once.",
-    ),
-    key(
-        "limits.streams",
-        Integer { min: 100, max: 100_000 },
-        Is("1000"),
-        "Calls that one connection may have open; kubelet has all of its calls on one. It is announced to clients, which \
-         then wait. Raise it where more probes and pulls run at once than that.",
-    ),
-    key(
-        "limits.metadata_kib",
-        Integer { min: 8, max: 1024 },
-        Is("64"),
-        "Metadata of one request, in KiB. A call with more fails with `ResourceExhausted`.",
-    ),
-    key(
-        "limits.requests_mib",
-        Integer { min: 24, max: 16_384 },
-        Is("32"),
-        "Requests in flight of all clients, in MiB, metadata included. One connection may hold three quarters of it, and \
-         always 256 KiB; a call beyond it fails with `ResourceExhausted`.",
-    ),
-    key(
-        "limits.unread_mib",
-        Integer { min: 24, max: 16_384 },
-        Is("48"),
-        "Replies that clients have not read yet, in MiB. One connection may hold three quarters of it, and always one \
-         reply; a reply beyond it is replaced by `ResourceExhausted`.",
-    ),
-    key(
-        "limits.list_mib",
-        Integer { min: 16, max: 256 },
-        Is("32"),
-        "A backend's answer to one list, in MiB. kubelet and crictl read lists of at most 16 MiB. Every other answer may \
-         have 16 MiB, that to `ExecSync` 33.",
+        "How long a backend's lost event stream is asked for again at least once a second; after that with each new \
+         connection. Its lists are compared meanwhile.",
     ),
     key("log", Section, Derived("its keys' defaults"), "crimux's own log."),
     key(

@@ -253,7 +253,7 @@ pub(super) fn address(text: &str) -> Parsed<Option<SocketAddr>> {
         return Ok(None);
     }
     let fault =
-        || format!("{} is not an address (expected IP:PORT such as 127.0.0.1:9440, or off)", quoted(text));
+        || format!("{} is not an address (expected IP:PORT such as 127.0.0.1:19440, or off)", quoted(text));
     text.parse().map(Some).map_err(|_| fault())
 }
 

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use super::loopback::is_certainly_loopback;
 use super::{Config, Endpoint, values};
@@ -43,6 +44,15 @@ fn listener(config: &Config, warnings: &mut Vec<Warning>) {
     if config.listen.to_string_lossy().ends_with("run/crio/crio.sock") {
         let message = "kubelet takes a socket with this name for CRI-O and reads stats from cAdvisor instead of the CRI";
         warn(warnings, "listen", message);
+        if ["/run/crio/crio.sock", "/var/run/crio/crio.sock"]
+            .iter()
+            .any(|path| config.listen == Path::new(path))
+        {
+            // cAdvisor's container/crio/client.go: GET /info and /containers/ID at this very path.
+            let message = "cAdvisor speaks HTTP/1.1 to CRI-O at this path: leave it to CRI-O and choose another with the same \
+                           ending, such as /run/crimux/run/crio/crio.sock";
+            warn(warnings, "listen", message);
+        }
     }
     if config.listen_mode & 0o002 != 0 {
         warn(warnings, "listen_mode", "every user of the node may connect, and thereby become root");

@@ -13,6 +13,8 @@ use bytes::{Bytes, BytesMut};
 use crate::cri::{LIST_ITEMS, field};
 use crate::wire::{self, WireError};
 
+/// Field of a descriptor: its name.
+const DESCRIPTOR_NAME: u32 = field!(MetricDescriptor.name);
 /// Field of a descriptor: its label keys.
 const LABEL_KEYS: u32 = field!(MetricDescriptor.label_keys);
 /// Field of a metric: its label values.
@@ -61,6 +63,51 @@ pub fn unite<'a>(announced: &'a [u8], lists: impl IntoIterator<Item = &'a [u8]>)
         wire::put_bytes(&mut united, LIST_ITEMS, &descriptor);
     }
     Ok(united.freeze())
+}
+
+/// Returns the descriptors to announce now: those that backends have, united by name. A name that was announced
+/// before with the same labels keeps their order, because a client that heard it then still reads metrics by it.
+///
+/// # Errors
+/// Whatever makes one of them unreadable.
+pub fn announce<'a>(before: &'a [u8], lists: impl IntoIterator<Item = &'a [u8]>) -> Result<Bytes, WireError> {
+    let united = unite(&[], lists)?;
+    let mut known = HashMap::new();
+    for descriptor in wire::items(before, LIST_ITEMS) {
+        let descriptor = descriptor?;
+        known.insert(wire::peek_str(descriptor, &[DESCRIPTOR_NAME])?, keys(descriptor)?);
+    }
+    let mut out = BytesMut::with_capacity(united.len());
+    for descriptor in wire::items(&united, LIST_ITEMS) {
+        let descriptor = descriptor?;
+        let now = keys(descriptor)?;
+        let same = |before: &&Vec<&str>| {
+            before.len() == now.len() && before.iter().collect::<HashSet<_>>() == now.iter().collect()
+        };
+        match known.get(wire::peek_str(descriptor, &[DESCRIPTOR_NAME])?).filter(same) {
+            None => wire::put_bytes(&mut out, LIST_ITEMS, descriptor),
+            Some(order) => {
+                let mut ordered = BytesMut::with_capacity(descriptor.len());
+                for field in wire::fields(descriptor) {
+                    let field = field?;
+                    if field.number != LABEL_KEYS {
+                        ordered.extend_from_slice(field.raw);
+                    }
+                }
+                for key in order {
+                    wire::put_bytes(&mut ordered, LABEL_KEYS, key.as_bytes());
+                }
+                wire::put_bytes(&mut out, LIST_ITEMS, &ordered);
+            }
+        }
+    }
+    Ok(out.freeze())
+}
+
+/// Iterates over the names of descriptors, up to the first that cannot be read.
+pub fn names(descriptors: &[u8]) -> impl Iterator<Item = &str> {
+    wire::items(descriptors, LIST_ITEMS)
+        .map_while(|descriptor| wire::peek_str(descriptor.ok()?, &[DESCRIPTOR_NAME]).ok())
 }
 
 /// How the labels of one backend's metrics become those that were announced.
@@ -233,6 +280,19 @@ mod tests {
         let united = unite(&announced, [&crio[..], &other[..]]).expect("descriptors");
         assert_eq!(united, descriptors(&[("cpu", &CONTAINERD), ("oom", &["id", "pod"])]));
         assert_eq!(unite(&united, [&crio[..]]), Ok(united.clone()));
+    }
+
+    #[test]
+    fn a_descriptor_is_announced_as_it_is_now_and_keeps_the_order_of_labels_that_are_the_same() {
+        let before = descriptors(&[("cpu", &CONTAINERD), ("mem", &["id"]), ("gone", &["id"])]);
+        let now = descriptors(&[("cpu", &CRIO), ("mem", &["id", "node"])]);
+        let announced = announce(&before, [&now[..]]).expect("descriptors");
+        let expected = descriptors(&[("cpu", &CONTAINERD), ("mem", &["id", "node"])]);
+        assert_eq!(
+            ListMetricDescriptorsResponse::decode(announced).expect("a list"),
+            ListMetricDescriptorsResponse::decode(expected).expect("a list")
+        );
+        assert_eq!(names(&before).collect::<Vec<_>>(), ["cpu", "mem", "gone"]);
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub enum Remedy {
 pub struct Rule {
     /// The reply.
     pub reply: Reply,
-    /// The path of field numbers to the message; empty for the reply itself.
+    /// The path of field numbers to the message.
     pub message: &'static [u32],
     /// The path from there to the field.
     pub field: &'static [u32],
@@ -181,8 +181,8 @@ pub const RULES: [Rule; 19] = [
     ),
     rule(
         Event,
-        &[],
-        &field_path!(ContainerEventResponse.pod_sandbox_status.metadata),
+        &field_path!(ContainerEventResponse.pod_sandbox_status),
+        &field_path!(PodSandboxStatus.metadata),
         Present,
         "pleg/evented.go up to 1.36, PodSandboxStatus.Metadata.Uid",
     ),
@@ -206,7 +206,7 @@ pub const RULES: [Rule; 19] = [
 ];
 
 /// Returns `encoded` without what would crash a client, and how many messages that concerns. Without any the bytes
-/// are shared, not copied. An event whose own rule is broken comes back empty.
+/// are shared, not copied.
 ///
 /// # Errors
 /// Whatever makes it unreadable.
@@ -222,9 +222,6 @@ pub fn checked(reply: Reply, encoded: &Bytes) -> Result<(Bytes, usize), WireErro
         // The last occurrence of a scalar wins.
         wire::put_varint(&mut cleared, field!(PodSandboxStatusResponse.timestamp), 0);
         return Ok((cleared.freeze(), broken));
-    }
-    if breaks(&rules, 0, encoded)? {
-        return Ok((Bytes::new(), broken));
     }
     Ok((prune(&rules, 0, encoded)?.freeze(), broken))
 }
@@ -267,14 +264,28 @@ fn below<'a>(rules: &[&'a Rule], depth: usize, number: u32) -> Vec<&'a Rule> {
 /// Tells whether a message breaks a rule about messages at its own depth.
 fn breaks(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<bool, WireError> {
     for rule in rules.iter().filter(|rule| rule.message.len() == depth) {
-        let met = match rule.need {
-            Need::Present => wire::has_path(message, rule.field)?,
-            Need::Text => {
-                let text = wire::peek_bytes(message, rule.field)?.unwrap_or_default();
-                !text.is_empty() && std::str::from_utf8(text).is_ok()
-            }
+        if !meets(message, rule.field, rule.need)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// Tells whether a message has the field at `path`; it ends at the first occurrence that will do.
+fn meets(message: &[u8], path: &[u32], need: Need) -> Result<bool, WireError> {
+    let Some((&number, inner)) = path.split_first() else { return Ok(true) };
+    for field in wire::fields(message) {
+        let field = field?;
+        if field.number != number {
+            continue;
+        }
+        let bytes = field.bytes()?;
+        let met = match (inner, need) {
+            ([], Need::Present) => true,
+            ([], Need::Text) => !bytes.is_empty() && std::str::from_utf8(bytes).is_ok(),
+            _ => meets(bytes, inner, need)?,
         };
-        if !met {
+        if met {
             return Ok(true);
         }
     }

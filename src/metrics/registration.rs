@@ -2,7 +2,8 @@
 
 use prometheus::core::Collector;
 use prometheus::{
-    GaugeVec, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, Result,
+    Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts,
+    Registry, Result,
 };
 
 /// Makes metrics in one registry. Every method fails if the registry already has a metric of that name.
@@ -31,6 +32,15 @@ impl Registrar<'_> {
     pub(super) fn histograms(&self, name: &str, help: &str, buckets: &[f64]) -> Result<HistogramVec> {
         let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
         self.register(HistogramVec::new(opts, &["method", "backend"])?)
+    }
+
+    pub(super) fn float_gauge(&self, name: &str, help: &str) -> Result<Gauge> {
+        self.register(Gauge::with_opts(opts(name, help))?)
+    }
+
+    pub(super) fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram> {
+        let opts = HistogramOpts::from(opts(name, help)).buckets(buckets.to_vec());
+        self.register(Histogram::with_opts(opts)?)
     }
 
     fn register<C: Collector + Clone + 'static>(&self, metric: C) -> Result<C> {

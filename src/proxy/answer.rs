@@ -6,7 +6,7 @@
 //! for that long and a false one not for a second (`kubelet.go updateRuntimeUp`).
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -15,12 +15,14 @@ use tonic::Code;
 
 use crate::backend::{Backend, Class, Link, own_headers};
 use crate::codec::Message;
-use crate::config::Identity;
-use crate::cri::{RuntimeConfigResponse, StatusRequest, VersionResponse, field};
+use crate::config::{CgroupDriver, Identity};
+use crate::cri::{
+    self, LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusRequest, VersionResponse, field,
+};
 use crate::error::Error;
 use crate::merge::status::{self, BackendStatus, Served};
 use crate::method::{self, Answer, Rpc};
-use crate::proxy::fan_out::{self, PROMPT};
+use crate::proxy::fan_out::{self, PROMPT, REFRESH};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState};
 use crate::utf8;
@@ -95,17 +97,24 @@ impl Call {
         Ok(Outcome::message(&status::compose(&said, &served).encode_to_vec()))
     }
 
-    /// Answers with the default backend's cgroup driver, or with its having none to tell.
+    /// Answers with the default backend's cgroup driver, or with its having none to tell. It is asked afresh: kubelet
+    /// asks once in its life, and a runtime that was restarted may have another driver.
     async fn runtime_config(&self) -> Result<Outcome, Error> {
         let backend = self.node.backend(&self.node.default_in(self.scope.as_ref()))?;
-        if backend.last.reply(Rpc::RuntimeConfig).is_none() {
-            prompt(&self.node, &backend, Rpc::RuntimeConfig, &[]).await;
-        }
-        if let Some(known) = backend.last.reply(Rpc::RuntimeConfig) {
+        let fresh = prompt(&self.node, &backend, Rpc::RuntimeConfig, &[]).await;
+        let lacking = backend.health.lacks(method::of(Rpc::RuntimeConfig));
+        if let Some(known) = fresh.or_else(|| backend.last.reply(Rpc::RuntimeConfig).filter(|_| !lacking)) {
             return Ok(Outcome::message(&known));
         }
-        if backend.last.lacks_runtime_config() {
-            let text = format!("backend {} does not tell its cgroup driver", backend.name);
+        if let Some(driver) = self.node.config().cgroup_driver.filter(|_| self.scope.is_none()) {
+            let linux = LinuxRuntimeConfiguration { cgroup_driver: number(driver) };
+            return Ok(Outcome::message(&RuntimeConfigResponse { linux: Some(linux) }.encode_to_vec()));
+        }
+        if lacking || backend.last.lacks(Rpc::RuntimeConfig) {
+            let text = format!(
+                "backend {} does not tell its cgroup driver (cgroup_driver is not set)",
+                backend.name
+            );
             return Err(Error::Unimplemented(text));
         }
         Err(Error::NotKnown { what: "the cgroup driver", backend: Arc::clone(&backend.name) })
@@ -118,18 +127,25 @@ async fn prompt(node: &Arc<ProxyState>, backend: &Arc<Backend>, rpc: Rpc, reques
     if !backend.is_up() {
         return None;
     }
-    if !backend.health.is_late(Class::Status) {
+    let class = if rpc == Rpc::RuntimeConfig { Class::RuntimeConfig } else { Class::Status };
+    if !backend.health.is_late(class) {
         // With nothing to fall back on, kubelet would be told that the node is not ready, or not start at all.
-        let known = backend.last.reply(rpc).is_some();
+        let known = match rpc {
+            // What an earlier connection told may be of another runtime.
+            Rpc::RuntimeConfig => backend.health.has_answered(method::of(rpc)),
+            _ => backend.last.reply(rpc).is_some(),
+        };
         let wait = if known { PROMPT } else { backend.config().timeouts.connect };
         match tokio::time::timeout(wait, ask(backend, rpc, request, wait)).await {
             Ok(Ok(reply)) => return reply,
             Ok(Err(error)) => backend.health.note_error(error.to_string()),
             Err(_) => {}
         }
-        backend.health.mark_late(Class::Status);
+        if class == Class::Status {
+            backend.health.mark_late(class);
+        }
     }
-    fan_out::refresh(node, backend, Class::Status);
+    fan_out::refresh(node, backend, class);
     None
 }
 
@@ -151,17 +167,20 @@ async fn ask(
     match reply.code {
         Code::Ok if is_whole(rpc, &encoded) => {
             let reply = encoded;
+            backend.health.note_answer(method::of(rpc));
             if rpc == Rpc::Status {
                 backend.health.mark_heard();
             }
             if request.is_empty() {
+                backend.note_lack(method::of(rpc), false);
                 backend.last.remember_reply(rpc, &reply);
             }
             Ok(Some(reply))
         }
         Code::Ok => Err(garbage(format!("{} cannot be read", rpc.name()))),
         Code::Unimplemented if rpc == Rpc::RuntimeConfig => {
-            backend.last.set_lacks_runtime_config();
+            backend.note_lack(method::of(rpc), true);
+            backend.health.note_lack(method::of(rpc));
             Ok(None)
         }
         code => Err(garbage(format!("{} was answered with {code:?}", rpc.name()))),
@@ -176,23 +195,26 @@ fn is_whole(rpc: Rpc, reply: &[u8]) -> bool {
     }
 }
 
-/// Asks a late backend for its status once more, and waits for it.
-pub(super) async fn renew(backend: &Arc<Backend>, wait: Duration) -> Result<(), Error> {
-    let late = Error::Late { backend: Arc::clone(&backend.name), waited: wait };
-    tokio::time::timeout(wait, ask(backend, Rpc::Status, &[], wait)).await.map_err(|_| late)?.map(drop)
+/// Asks a backend once for what it is judged by, or for its cgroup driver, beside the calls.
+pub(super) async fn renew(node: &ProxyState, backend: &Arc<Backend>, class: Class) -> Result<(), Error> {
+    let rpc = if class == Class::RuntimeConfig { Rpc::RuntimeConfig } else { Rpc::Status };
+    let late = Error::Late { backend: Arc::clone(&backend.name), waited: REFRESH };
+    tokio::time::timeout(REFRESH, ask(backend, rpc, &[], REFRESH)).await.map_err(|_| late)??;
+    if rpc == Rpc::RuntimeConfig {
+        node.compare_cgroup_drivers(backend);
+    }
+    Ok(())
 }
 
-/// Keeps what the answer lane needs of a backend known before anyone asks.
-pub(super) async fn keep_known(backend: &Arc<Backend>) {
-    let wait = backend.config().timeouts.read;
-    for rpc in [Rpc::Status, Rpc::RuntimeConfig] {
-        if !matches!(tokio::time::timeout(wait, ask(backend, rpc, &[], wait)).await, Ok(Ok(_))) {
-            tracing::warn!(backend = %backend.name, method = rpc.name(), "was not answered");
-        }
+/// Returns a driver as `RuntimeConfig` gives it.
+fn number(driver: CgroupDriver) -> i32 {
+    match driver {
+        CgroupDriver::Systemd => cri::CgroupDriver::Systemd.into(),
+        CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs.into(),
     }
 }
 
-/// Compares the cgroup drivers of local backends; kubelet is told one, so they must agree.
+/// Returns the cgroup drivers that local backends tell, and the configured one; kubelet is told one, so they must agree.
 pub(super) fn cgroup_drivers(node: &ProxyState) -> Vec<(Arc<str>, i32)> {
     let backends = node.backends();
     let local = backends.iter().filter(|backend| backend.config().local);
@@ -200,7 +222,8 @@ pub(super) fn cgroup_drivers(node: &ProxyState) -> Vec<(Arc<str>, i32)> {
         let config = RuntimeConfigResponse::decode(backend.last.reply(Rpc::RuntimeConfig)?).ok()?;
         Some((Arc::clone(&backend.name), config.linux?.cgroup_driver))
     });
-    told.collect()
+    let configured = node.config().cgroup_driver.map(|driver| ("cgroup_driver".into(), number(driver)));
+    configured.into_iter().chain(told).collect()
 }
 
 fn said<'a>(
@@ -216,7 +239,7 @@ fn said<'a>(
         _ => silent.map(|_| "not answering Status".to_owned()),
     };
     let is_default = &*backend.name == default;
-    let expired = silent.is_some_and(|since| !still_stand(since, SystemTime::now()));
+    let expired = silent.is_some_and(|since| !still_stand(since.elapsed()));
     BackendStatus {
         name: &backend.name,
         reply: reply.and_then(|reply| status::decode(reply)),
@@ -232,10 +255,9 @@ fn said<'a>(
     }
 }
 
-/// Tells whether the conditions of a backend that was lost at that moment stand.
-fn still_stand(since: SystemTime, now: SystemTime) -> bool {
-    // A clock that was set back makes them stand longer, never shorter.
-    now.duration_since(since).is_ok_and(|lost| lost <= CONDITIONS_STAND) || now < since
+/// Tells whether the conditions of a backend stand that was lost so long ago, on the monotonic clock.
+fn still_stand(lost: Duration) -> bool {
+    lost <= CONDITIONS_STAND
 }
 
 #[cfg(test)]
@@ -244,12 +266,9 @@ mod tests {
 
     #[test]
     fn conditions_of_a_lost_backend_stand_for_thirty_seconds() {
-        let lost = SystemTime::now();
-        for (later, stand) in
-            [(0, true), (29_999, true), (30_000, true), (30_001, false), (86_400_000, false)]
+        for (lost, stand) in [(0, true), (29_999, true), (30_000, true), (30_001, false), (86_400_000, false)]
         {
-            assert_eq!(still_stand(lost, lost + Duration::from_millis(later)), stand, "after {later} ms");
+            assert_eq!(still_stand(Duration::from_millis(lost)), stand, "after {lost} ms");
         }
-        assert!(still_stand(lost, lost - Duration::from_secs(1)), "the clock was set back");
     }
 }

@@ -1,83 +1,53 @@
-//! Container events: the backends' streams as one, stable while backends come and go.
+//! Container events: what happens at every backend as one stream, which crimux never ends while it runs.
 //!
-//! kubelet falls back to listing when the RPC is `Unimplemented`, and gives a stream up for good after five
-//! ends (`pleg/evented.go`). So events are offered only while every backend streams, and a backend whose stream
-//! ends is asked again for `events.grace` before any client's stream ends. A quiet stream is a stream: grpc-go
-//! sends not even headers before the first event, so one that has not ended within [`TRIAL`] counts; CRI-O with
-//! events switched off ends at once with OK and does not. Nothing is made up for what a gap may have hidden.
+//! Every end of the stream costs kubelet one of five attempts, for as long as it lives (`pleg/evented.go`, 1.37). So the
+//! stream is always offered, and each backend is an event source of its own: its stream (`events/stream.rs`), or, while
+//! there is none because it was lost, never offered or is of CRI 0.25, its lists, compared once a second
+//! (`events/told.rs`). The same comparison makes the events of what changed while the stream or the backend was away.
+//! Nothing is asked while nobody listens.
 //!
-//! Owners are learnt from each event. States are not taken from it, because an event may be older than a call
-//! that passed since; an event makes crimux list that backend instead, at most once a second.
+//! Owners are learnt from each event. States are not taken from it, because an event may be older than a call that passed
+//! since; an event makes crimux list that backend instead, at most once a second.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use futures_util::future::join_all;
-use http::HeaderMap;
+use tokio::sync::Notify;
 use tokio::time::Instant;
-use tonic::Code;
 
-use crate::backend::{Backend, own_headers};
-use crate::codec::{self, Deframer, Message, PREFIX};
+use crate::backend::Backend;
 use crate::error::Error;
-use crate::events::{Client, Phase, Subscription};
-use crate::method::{self, List, Method, Rpc};
+use crate::events::{Client, Subscription};
+use crate::method::List;
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState, fan_out, learn};
+use crate::proxy::{Call, ProxyState, fan_out};
+use crate::snapshot::{Filter, ListKind};
+use stream::Ended;
+use told::Told;
 
-/// How long a stream must last to be one.
-const TRIAL: Duration = Duration::from_millis(300);
+mod body;
+mod stream;
+mod told;
+
 /// The first pause before a lost stream is asked for again; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause before a lost stream is asked for again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How often a client's streams are compared with the backends, and a backend with events is listed.
+/// How long a list waits for the events of a stream that has just been opened.
+const STREAM_FIRST: Duration = Duration::from_millis(300);
+/// How often a client's sources are compared with the backends, lists with what was told, and a backend with events is
+/// listed.
 const ROUND: Duration = Duration::from_secs(1);
-/// The most that one event may have: what grpc-go clients take of it.
-const MAX_EVENT: usize = 16 << 20;
-
-/// Why a backend's stream has ended.
-enum Ended {
-    /// It says that it does not stream.
-    Refused(String),
-    /// It was lost.
-    Lost(String),
-}
-
-/// One backend's stream, being read.
-struct Probing<'a> {
-    node: &'a Arc<ProxyState>,
-    backend: &'a Arc<Backend>,
-    feed: &'a Subscription,
-    /// When a stream that has not ended has passed its trial.
-    trial: Option<Instant>,
-    /// Wakes whoever lists the backend.
-    events: &'a tokio::sync::Notify,
-}
 
 impl Call {
-    /// Offers the events of all backends, if all of them stream.
-    pub(super) async fn events(&mut self) -> Result<Outcome, Error> {
+    /// Opens the stream of the events of all backends.
+    pub(super) fn events(&mut self) -> Outcome {
         self.watch.at_all(&self.node);
         let (client, frames) = Client::new(self.node.config().events.buffer);
         let mut reader = Reader { node: Arc::clone(&self.node), client, attached: Vec::new() };
-        let feeds: Vec<_> = self.readable().iter().map(|backend| reader.attach(backend)).collect();
-        let streams = join_all(feeds.iter().map(|feed| feed.streams())).await;
-        let lacking: Vec<_> = reader
-            .attached
-            .iter()
-            .zip(streams)
-            .filter(|(_, streams)| !streams)
-            .map(|(name, _)| &**name)
-            .collect();
-        if !lacking.is_empty() {
-            let text = format!(
-                "events are offered while every backend streams them; not so: {}",
-                lacking.join(", ")
-            );
-            return Err(Error::Unimplemented(text));
-        }
         let (node, scope) = (Arc::clone(&self.node), self.scope.clone());
+        reader.follow(&readable(&node, scope.as_deref()));
         tokio::spawn(async move {
             let client = Arc::clone(&reader.client);
             let rounds = async {
@@ -91,11 +61,7 @@ impl Call {
                 () = rounds => {}
             }
         });
-        Ok(Outcome::Frames(frames))
-    }
-
-    fn readable(&self) -> Vec<Arc<Backend>> {
-        readable(&self.node, self.scope.as_deref())
+        Outcome::Frames(frames)
     }
 }
 
@@ -104,6 +70,12 @@ impl ProxyState {
     pub fn end_events(&self) {
         self.feeds.end_all(&Error::ShuttingDown);
     }
+
+    /// Returns where the events of a backend come from, `stream` or `lists`; `None` while nobody listens.
+    pub fn event_source(&self, backend: &str) -> Option<&'static str> {
+        let streaming = self.feeds.is_streaming(backend)?;
+        Some(if streaming { "stream" } else { "lists" })
+    }
 }
 
 /// Returns the backends whose events a client of this socket gets.
@@ -111,7 +83,7 @@ fn readable(node: &ProxyState, scope: Option<&str>) -> Vec<Arc<Backend>> {
     node.backends_in(scope).into_iter().filter(|backend| !node.is_joining(backend)).collect()
 }
 
-/// A client and the streams it reads; it leaves them when dropped.
+/// A client and the sources it reads; it leaves them when dropped.
 struct Reader {
     node: Arc<ProxyState>,
     client: Arc<Client>,
@@ -119,22 +91,21 @@ struct Reader {
 }
 
 impl Reader {
-    fn attach(&mut self, backend: &Arc<Backend>) -> Arc<Subscription> {
+    fn attach(&mut self, backend: &Arc<Backend>) {
         let (feed, new) = self.node.feeds.attach(&backend.name, &self.client);
         self.attached.push(Arc::clone(&backend.name));
         if new {
-            let (node, backend, feed) = (Arc::clone(&self.node), Arc::clone(backend), Arc::clone(&feed));
+            let source = Source::new(Arc::clone(&self.node), Arc::clone(backend), Arc::clone(&feed));
             tokio::spawn(async move {
                 tokio::select! {
                     () = feed.idle() => {}
-                    () = keep_feeding(&node, &backend, &feed) => {}
+                    () = source.run() => {}
                 }
             });
         }
-        feed
     }
 
-    /// Reads the streams of new backends too, and leaves those of backends that are gone.
+    /// Reads the sources of new backends too, and leaves those of backends that are gone.
     fn follow(&mut self, backends: &[Arc<Backend>]) {
         let (node, client) = (Arc::clone(&self.node), Arc::clone(&self.client));
         self.attached.retain(|name| {
@@ -160,119 +131,169 @@ impl Drop for Reader {
     }
 }
 
-/// Feeds the events of a backend until they cannot be had any more.
-async fn keep_feeding(node: &Arc<ProxyState>, backend: &Arc<Backend>, feed: &Arc<Subscription>) {
-    let mut lost = None;
-    let mut pause = FIRST_PAUSE;
-    let error = loop {
-        let ended = read(node, backend, feed).await;
-        if feed.phase() == Phase::Streaming {
-            (lost, pause) = (None, FIRST_PAUSE);
-        }
-        let known = backend.last.streams_events();
-        let asked_first = feed.phase() == Phase::Probing;
-        let cause = match ended {
-            Ended::Refused(cause) if asked_first => {
-                backend.last.set_streams_events(false);
-                break cause;
-            }
-            Ended::Lost(cause) if asked_first && !known => break cause,
-            Ended::Refused(cause) | Ended::Lost(cause) => cause,
+/// The events of one backend, shared by all clients.
+struct Source {
+    node: Arc<ProxyState>,
+    backend: Arc<Backend>,
+    feed: Arc<Subscription>,
+    /// What clients were told; `None` until there is a list to begin with.
+    told: Mutex<Option<Told>>,
+    /// Whether something may have happened that no event told.
+    behind: AtomicBool,
+    /// How many events of the runtime had come at the last comparison.
+    compared: AtomicU64,
+    /// Wakes the comparison when a stream was opened.
+    opened: Notify,
+    /// Wakes the listing after events.
+    events: Notify,
+}
+
+impl Source {
+    fn new(node: Arc<ProxyState>, backend: Arc<Backend>, feed: Arc<Subscription>) -> Self {
+        let source = Self {
+            node,
+            backend,
+            feed,
+            told: Mutex::default(),
+            behind: AtomicBool::new(true),
+            compared: AtomicU64::new(0),
+            opened: Notify::new(),
+            events: Notify::new(),
         };
-        feed.set(Phase::Reconnecting);
-        let since = *lost.get_or_insert_with(Instant::now);
-        let grace = node.config().events.grace;
-        if since.elapsed() + pause > grace {
-            tracing::warn!(backend = %backend.name, %cause, ?grace, "its events are lost, clients must list");
-            break cause;
-        }
-        tracing::debug!(backend = %backend.name, %cause, "its event stream ended and is asked for again");
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    };
-    node.feeds.end(&backend.name, feed, &Error::Lost { backend: Arc::clone(&backend.name), cause: error });
-}
-
-/// Reads a backend's stream to its end, and lists the backend after events meanwhile.
-async fn read(node: &Arc<ProxyState>, backend: &Arc<Backend>, feed: &Subscription) -> Ended {
-    let events = tokio::sync::Notify::new();
-    let mut reading = Probing { node, backend, feed, trial: Some(Instant::now() + TRIAL), events: &events };
-    tokio::select! {
-        ended = reading.until_it_ends() => ended,
-        () = list_after(node, backend, &events) => Ended::Lost("listing ended".to_owned()),
-    }
-}
-
-impl Probing<'_> {
-    async fn until_it_ends(&mut self) -> Ended {
-        let method = method::of(Rpc::GetContainerEvents);
-        match self.follow(method).await {
-            Ok(Code::Ok) if self.trial.is_some() => Ended::Refused("its stream ends at once".to_owned()),
-            Ok(Code::Unimplemented) => Ended::Refused(format!("it has no {}", method.name)),
-            Ok(code) => Ended::Lost(format!("{} ended with {code:?}", method.name)),
-            Err(error) => Ended::Lost(error.to_string()),
-        }
+        // What changed since that list is told, so that nothing is lost between it and the first comparison.
+        source.begin();
+        source
     }
 
-    async fn follow(&mut self, method: &'static Method) -> Result<Code, Error> {
-        let backend = self.backend;
-        let calling = backend.call(Some(method), "", without_deadline(), Message::new(&[]).framed());
-        let reply = self.on_trial(calling).await?;
-        if let Some(code) = codec::status_code(&reply.headers) {
-            return Ok(code);
-        }
-        let mut body = reply.body;
-        let mut deframer = Deframer::default();
-        while let Some(chunk) = self.on_trial(body.chunk()).await {
-            deframer.push(&chunk?);
-            while let Some(event) = deframer.next(MAX_EVENT)? {
-                self.passed_trial();
-                learn::event(self.node, backend, &event[PREFIX..])?;
-                self.events.notify_one();
-                self.node.metrics.count_dropped_event_clients(self.feed.publish(&event));
+    /// Runs as long as somebody listens.
+    async fn run(&self) {
+        tokio::join!(self.read_streams(), self.compare_lists(), self.list_after_events());
+    }
+
+    /// Reads the backend's stream while there is one, and asks for it again.
+    async fn read_streams(&self) {
+        let (mut lost, mut pause) = (None, FIRST_PAUSE);
+        loop {
+            let known = self.backend.last.streams_events();
+            let ended = self.read_stream().await;
+            let streamed = self.feed.set_streaming(false);
+            if streamed {
+                (lost, pause) = (None, FIRST_PAUSE);
+            }
+            self.behind.store(true, Ordering::Relaxed);
+            let since = *lost.get_or_insert_with(Instant::now);
+            let in_time = since.elapsed() < self.node.config().events.grace;
+            let (cause, again) = match ended {
+                Ended::Refused(cause) => (cause, (streamed || known) && in_time),
+                Ended::Lost(cause) => (cause, in_time),
+            };
+            let backend = &self.backend;
+            tracing::debug!(backend = %backend.name, %cause, again, "no event stream, its lists are compared");
+            if again && backend.is_up() {
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            } else {
+                // What comes up may be another version.
+                backend.disconnected().await;
+                backend.connected().await;
+                (lost, pause) = (None, FIRST_PAUSE);
             }
         }
-        let trailers = std::future::poll_fn(|cx| body.poll_trailers(cx)).await?;
-        trailers.as_ref().and_then(codec::status_code).ok_or_else(|| body.without_status())
     }
 
-    /// Waits for the backend; what takes longer than the trial shows that it streams.
-    async fn on_trial<T>(&mut self, future: impl Future<Output = T>) -> T {
-        tokio::pin!(future);
-        if let Some(until) = self.trial {
-            if let Ok(answer) = tokio::time::timeout_at(until, &mut future).await {
-                return answer;
+    /// Compares the backend's lists with what clients were told while it does not stream, and once when it does again.
+    async fn compare_lists(&self) {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(ROUND) => {}
+                () = self.opened.notified() => {}
             }
-            if self.backend.is_up() {
-                self.passed_trial();
+            let streaming = self.feed.is_streaming();
+            if !self.backend.is_up() || (streaming && !self.behind.load(Ordering::Relaxed)) {
+                continue;
+            }
+            match self.compare().await {
+                // A stream that was lost meanwhile leaves it behind.
+                Ok(()) if streaming && self.feed.is_streaming() => {
+                    self.behind.store(false, Ordering::Relaxed);
+                }
+                Ok(()) => {}
+                Err(error) => self.backend.health.note_error(error.to_string()),
             }
         }
-        future.await
     }
 
-    fn passed_trial(&mut self) {
-        if self.trial.take().is_some() {
-            self.backend.last.set_streams_events(true);
-            self.feed.set(Phase::Streaming);
+    async fn compare(&self) -> Result<(), Error> {
+        let since = self.told().as_ref().map_or(0, Told::events);
+        self.list(since).await?;
+        if self.feed.is_streaming() {
+            // What the stream tells of the same objects comes first.
+            tokio::time::sleep(STREAM_FIRST).await;
         }
+        self.compared.store(since, Ordering::Relaxed);
+        if self.told().is_none() {
+            self.begin();
+            return Ok(());
+        }
+        let Some((sandboxes, containers)) = self.lists() else { return Ok(()) };
+        let changes = {
+            let mut told = self.told();
+            let Some(told) = &mut *told else { return Ok(()) };
+            told.compare(&sandboxes, &containers, since)
+        };
+        let changes = changes.map_err(|error| self.backend.garbage(error.to_string()))?;
+        for event in self.events_of(&changes, &containers).await {
+            self.publish(&event);
+        }
+        Ok(())
     }
-}
 
-/// Lists a backend after each burst of events, so that what is remembered of it is never older than its events.
-async fn list_after(node: &Arc<ProxyState>, backend: &Arc<Backend>, events: &tokio::sync::Notify) {
-    loop {
-        events.notified().await;
+    /// Lists the backend, unless a client has just done so and no event came since the last comparison.
+    async fn list(&self, events: u64) -> Result<(), Error> {
+        let quiet = self.compared.load(Ordering::Relaxed) == events;
+        if quiet && self.backend.last.age().is_some_and(|age| age < ROUND) {
+            return Ok(());
+        }
+        let limit = self.backend.config().timeouts.list;
         for list in [List::Sandboxes, List::Containers] {
-            if let Err(error) = fan_out::list_all(node, backend, list).await {
-                backend.health.note_error(error.to_string());
-            }
+            let listed = fan_out::list_all(&self.node, &self.backend, list);
+            let late = || Error::Late { backend: Arc::clone(&self.backend.name), waited: limit };
+            tokio::time::timeout(limit, listed).await.map_err(|_| late())??;
         }
-        tokio::time::sleep(ROUND).await;
+        Ok(())
     }
-}
 
-fn without_deadline() -> HeaderMap {
-    let mut headers = own_headers(Duration::ZERO);
-    headers.remove("grpc-timeout");
-    headers
+    /// Takes what the backend has, or was last known to have, for known to clients.
+    fn begin(&self) {
+        if let Some((sandboxes, containers)) = self.lists() {
+            *self.told() = Told::begin(&sandboxes, &containers).ok();
+        }
+    }
+
+    fn lists(&self) -> Option<(bytes::Bytes, bytes::Bytes)> {
+        let list = |kind| self.backend.last.list(kind, &Filter::default());
+        Some((list(ListKind::Sandboxes)?, list(ListKind::Containers)?))
+    }
+
+    /// Lists the backend after each burst of events, so that what is remembered of it is never older than its events.
+    async fn list_after_events(&self) {
+        loop {
+            self.events.notified().await;
+            for list in [List::Sandboxes, List::Containers] {
+                if let Err(error) = fan_out::list_all(&self.node, &self.backend, list).await {
+                    self.backend.health.note_error(error.to_string());
+                }
+            }
+            tokio::time::sleep(ROUND).await;
+        }
+    }
+
+    /// Hands a framed event to every client.
+    fn publish(&self, event: &bytes::Bytes) {
+        self.node.metrics.count_dropped_event_clients(self.feed.publish(event));
+    }
+
+    fn told(&self) -> MutexGuard<'_, Option<Told>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

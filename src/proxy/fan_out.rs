@@ -12,22 +12,28 @@ use futures_util::future::join_all;
 use http::HeaderMap;
 use tonic::{Code, Status};
 
-use crate::backend::{Backend, Class, Collected, own_headers};
+use crate::backend::{Backend, Class, Collected, Refresh, own_headers};
 use crate::codec::Message;
+use crate::cri::Rpc;
 use crate::error::Error;
 use crate::merge;
 use crate::method::{Deadline, Kind, List, Method};
+use crate::proxy::asking::until_answered;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, answer, learn, pod_metrics};
 use crate::router::Lookup;
 use crate::snapshot::Filter;
 
-/// How long the one refresh of a late backend may take before the next list starts another.
-const REFRESH: Duration = Duration::from_secs(60);
-/// The first pause before a refresh that failed is tried again; it doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// The longest such pause.
+/// How long one attempt of a refresh may take. Others start beside it long before that (`asking.rs`).
+pub(super) const REFRESH: Duration = Duration::from_secs(60);
+/// The longest pause before what the node is judged by is asked again after an error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest such pause of what is asked once for each connection.
+const LONGEST_PAUSE_ONCE: Duration = Duration::from_secs(10);
+/// The label by which kubelet lists one pod after each sync (`types/labels.go`, `KubernetesPodUIDLabel`).
+const POD_UID: &str = "io.kubernetes.pod.uid";
+/// How long a backend is waited for whose metric descriptors were never heard.
+const DESCRIPTORS: Duration = Duration::from_secs(3);
 /// How long anything may take that kubelet judges the whole node by.
 pub(super) const PROMPT: Duration = Duration::from_millis(80);
 
@@ -103,7 +109,8 @@ impl Completeness {
 
     /// Returns why it makes none, and notes who has no part in one that it makes. An empty list of measured values
     /// would say that no pod uses anything; if that is because a backend answered with an error, the error goes out.
-    pub(super) fn of(self, node: &ProxyState, list: List) -> Result<(), Error> {
+    /// `scoped` says that the list is that of one backend's own socket.
+    pub(super) fn of(self, node: &ProxyState, list: List, scoped: bool) -> Result<(), Error> {
         let unimplemented = self.lacking.iter().find_map(|lacking| match &lacking.why {
             Lack::Unimplemented(error) => Some(error.clone()),
             _ => None,
@@ -111,10 +118,13 @@ impl Completeness {
         if let Some(error) = unimplemented.clone().filter(|_| node.all_must_implement(list)) {
             return Err(error);
         }
-        if let Some(refusal) = self.refusal.filter(|_| is_measured(list) && !self.live_items) {
+        // kubelet asks for descriptors once, so those that are remembered are better than an error.
+        let has_values = if list == List::MetricDescriptors { self.any } else { self.live_items };
+        if let Some(refusal) = self.refusal.filter(|_| is_measured(list) && !has_values) {
             return Err(refusal);
         }
-        if let Some(error) = unimplemented.filter(|_| !self.any) {
+        let promised = list == List::SandboxStats && !scoped && node.promised_pod_stats() == Some(true);
+        if let Some(error) = unimplemented.filter(|_| !self.any && !promised) {
             return Err(error);
         }
         let unheard = self.lacking.iter().filter(|lacking| !matches!(lacking.why, Lack::Unimplemented(_)));
@@ -148,8 +158,6 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         self.watch.at_all(&self.node);
-        // The semaphore is never closed.
-        self.list = Arc::clone(&self.lists).acquire_owned().await.ok();
         let mut parts = self.parts(method, list, message).await?;
         if list == List::SandboxMetrics {
             let wanted = self.wanted_descriptors().await;
@@ -163,7 +171,7 @@ impl Call {
             _ => merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>()),
         };
         let size = encoded.iter().map(Bytes::len).sum::<usize>();
-        if self.node.metrics.record_merged_list(method.name, size) {
+        if self.node.metrics.record_merged_list(method.name, size) && self.node.is_time_to_log_large_list() {
             tracing::warn!(method = method.name, size, "a merged list nears kubelet's limit of 16 MiB");
         }
         let prefix = Bytes::copy_from_slice(&crate::codec::prefix(size));
@@ -177,9 +185,13 @@ impl Call {
         list: List,
         message: Message,
     ) -> Result<Vec<Contribution>, Error> {
+        self.refuse_pod_stats(list)?;
         let filter = Arc::new(learn::filter(list, &message)?);
         let backends = self.backends_with(list, &filter);
         let caller = self.caller_waits();
+        if list == List::MetricDescriptors {
+            await_descriptors(&backends, caller).await;
+        }
         let headers = std::mem::take(&mut self.headers);
         let asked = backends.iter().map(|backend| {
             let limit = deadline(backend, method);
@@ -198,7 +210,7 @@ impl Call {
                 Err(lacking) => verdict.add(Err(lacking)),
             }
         }
-        verdict.of(&self.node, list).map(|()| parts)
+        verdict.of(&self.node, list, self.scope.is_some()).map(|()| parts)
     }
 
     /// Sends a call to every backend; an error of any is an error, so that kubelet tries again.
@@ -210,7 +222,10 @@ impl Call {
         self.watch.at_all(&self.node);
         let backends = self.backends();
         let headers = std::mem::take(&mut self.headers);
-        let sent = backends.iter().map(|backend| backend.fetch(method, headers.clone(), message.framed()));
+        let sent = backends.iter().map(|backend| {
+            let limit = backend.config().timeouts.runtime_config;
+            backend.fetch_within(limit, method, headers.clone(), message.framed())
+        });
         let mut outcome = Outcome::message(&[]);
         for reply in join_all(sent).await {
             let reply = reply?;
@@ -222,7 +237,8 @@ impl Call {
         Ok(outcome)
     }
 
-    /// Returns the one backend that a filter can mean, else all.
+    /// Returns the one backend that a filter can mean, else all. Of one pod, sandbox or container nobody but the known and only owner
+    /// is asked: kubelet lists a pod after each of its syncs.
     pub(super) fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
         let kind = if matches!(list, List::Sandboxes | List::SandboxStats) {
             Kind::Sandbox
@@ -241,6 +257,13 @@ impl Call {
         let mut backends = self.backends();
         if self.scope.is_none() {
             backends.retain(|backend| !self.node.is_joining(backend));
+        }
+        // A backend that was never listed may hold any pod.
+        if backends.iter().all(|backend| backend.last.known())
+            && let Some(owner) = filter.label(POD_UID).and_then(|uid| self.node.router.owners.of_pod(uid))
+            && let Some(backend) = backends.iter().find(|backend| backend.name == owner)
+        {
+            return vec![Arc::clone(backend)];
         }
         backends
     }
@@ -291,6 +314,7 @@ impl Ask {
                 let items = reply.message.encoded_bytes();
                 match learn::listed(node, backend, self.list, epoch, self.filter.is_empty(), &items) {
                     Ok(items) => {
+                        backend.note_lack(method, false);
                         let (backend, has_items) = (Arc::clone(backend), !items.is_empty());
                         return Ok(Contribution { backend, items, has_items, live: true, refusal });
                     }
@@ -298,6 +322,7 @@ impl Ask {
                 }
             }
             Ok(Some((_, Ok(reply)))) if reply.code == Code::Unimplemented && is_optional(self.list) => {
+                backend.note_lack(method, true);
                 let why = Lack::Unimplemented(lacking(backend, method));
                 return Err(NoContribution { backend: Arc::clone(&backend.name), why });
             }
@@ -321,13 +346,16 @@ impl Ask {
         method: &Method,
         refusal: Option<Error>,
     ) -> Result<Contribution, NoContribution> {
+        let nothing = |why| Err(NoContribution { backend: Arc::clone(&backend.name), why });
+        if is_optional(self.list) && backend.last.lacks(method.rpc) {
+            return nothing(Lack::Unimplemented(lacking(backend, method)));
+        }
         let items = match learn::kept(self.list) {
             Some(kind) => backend.last.list(kind, &self.filter),
             None => backend.last.reply(method.rpc),
         };
         let Some(items) = items else {
-            let why = refusal.map_or(Lack::Unknown, Lack::Refused);
-            return Err(NoContribution { backend: Arc::clone(&backend.name), why });
+            return nothing(refusal.map_or(Lack::Unknown, Lack::Refused));
         };
         node.metrics.count_stale_list(&backend.name, method.name);
         let has_items = !items.is_empty();
@@ -361,31 +389,34 @@ pub(super) fn refresh(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Cla
     let Some(place) = backend.begin_refresh(class) else { return };
     let (node, backend) = (Arc::clone(node), Arc::clone(backend));
     tokio::spawn(async move {
-        let _place = place;
         tokio::select! {
             () = backend.disconnected() => {}
-            () = renew(&node, &backend, class) => {}
+            () = renew(&node, &backend, class, &place) => {}
         }
     });
 }
 
-/// Asks until there is an answer. What the node is judged by must be a good one; of the rest any will do.
-async fn renew(node: &ProxyState, backend: &Arc<Backend>, class: Class) {
-    let mut pause = FIRST_PAUSE;
-    while let Err(error) = renew_once(node, backend, class).await {
-        let judged = matches!(class, Class::Lists | Class::Status);
+/// Asks until there is an answer. What the node is judged by, and what is asked once for each connection, must be a
+/// good one; of the rest any will do.
+async fn renew(node: &ProxyState, backend: &Arc<Backend>, class: Class, place: &Refresh) {
+    let judged = matches!(class, Class::Lists | Class::Status);
+    let once = matches!(class, Class::Images | Class::Filesystems | Class::Metrics | Class::RuntimeConfig);
+    let failed = |error: &Error| {
+        if place.is_outdated() {
+            return false;
+        }
         let silent = matches!(error, Error::Late { .. } | Error::Overdue { .. } | Error::Busy { .. });
-        if !matches!(error, Error::Unimplemented(_)) {
-            backend.health.note_error(error.to_string());
+        backend.health.note_error(error.to_string());
+        if judged || (silent && class != Class::RuntimeConfig) {
+            backend.health.mark_late(class);
+        } else {
+            backend.health.mark_answered(class);
         }
-        if !judged && !silent {
-            break;
-        }
-        backend.health.mark_late(class);
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST_PAUSE);
-    }
-    if backend.health.mark_answered(class) {
+        judged || once || silent
+    };
+    let longest_pause = if judged { LONGEST_PAUSE } else { LONGEST_PAUSE_ONCE };
+    until_answered(longest_pause, || renew_once(node, backend, class), failed).await;
+    if !place.is_outdated() && backend.health.mark_answered(class) {
         tracing::debug!(backend = %backend.name, ?class, "is in time again");
     }
 }
@@ -399,7 +430,7 @@ async fn renew_once(node: &ProxyState, backend: &Arc<Backend>, class: Class) -> 
         Class::Metrics => &[List::MetricDescriptors],
         Class::Filesystems => &[List::Filesystems],
         Class::Reads => return backend.ask_version(REFRESH).await,
-        Class::Status => return answer::renew(backend, REFRESH).await,
+        Class::Status | Class::RuntimeConfig => return answer::renew(node, backend, class).await,
     };
     for list in lists {
         match list_all(node, backend, *list).await {
@@ -418,13 +449,34 @@ pub(super) async fn list_all(node: &ProxyState, backend: &Arc<Backend>, list: Li
     let late = || Error::Late { backend: Arc::clone(&backend.name), waited: REFRESH };
     let reply = tokio::time::timeout(REFRESH, listed).await.map_err(|_| late())??;
     match reply.code {
-        Code::Ok => learn::listed(node, backend, list, epoch, true, &reply.message.encoded_bytes()).map(drop),
-        Code::Unimplemented if is_optional(list) => Err(lacking(backend, method)),
+        Code::Ok => {
+            backend.note_lack(method, false);
+            learn::listed(node, backend, list, epoch, true, &reply.message.encoded_bytes())?;
+            if list == List::MetricDescriptors {
+                pod_metrics::note_unannounced(node, backend);
+            }
+            Ok(())
+        }
+        Code::Unimplemented if is_optional(list) => {
+            backend.note_lack(method, true);
+            Err(lacking(backend, method))
+        }
         code => {
             let cause = format!("{} was answered with {code:?}", method.name);
             Err(Error::Lost { backend: Arc::clone(&backend.name), cause })
         }
     }
+}
+
+/// Waits a little for backends whose descriptors were never heard: kubelet asks once, at its start, which may be that
+/// of the machine.
+async fn await_descriptors(backends: &[Arc<Backend>], caller: Option<Duration>) {
+    let wait = caller.map_or(DESCRIPTORS, |caller| caller.min(DESCRIPTORS));
+    let unheard = backends.iter().filter(|backend| {
+        let last = &backend.last;
+        last.reply(Rpc::ListMetricDescriptors).is_none() && !last.lacks(Rpc::ListMetricDescriptors)
+    });
+    join_all(unheard.map(|backend| tokio::time::timeout(wait, backend.connected()))).await;
 }
 
 fn lacking(backend: &Backend, method: &Method) -> Error {

@@ -39,6 +39,7 @@ impl Call {
             Message::new(&wire::append_str(request, &[field], &choice.handler))
         };
         self.watch.at(&backend);
+        self.node.router.owners.note_sent(&uid, &backend.name);
         let reply = self.fetch(&backend, method, &message).await;
         let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
         self.node.placed(&handler, Some(&backend.name), code);
@@ -52,6 +53,7 @@ impl Call {
                 message.encoded(),
                 reply.message.encoded(),
             )?;
+            backend.last.saved().await;
             self.node.metrics.count_routed_sandbox(&handler, &backend.name);
             tracing::info!(method = method.name, %handler, backend = %backend.name, sandbox = %id, "placed");
         }
@@ -108,6 +110,7 @@ impl Call {
                 if reply.code == Code::Ok {
                     let (request, reply) = (message.encoded(), reply.message.encoded());
                     learn::wrote(&self.node, backend, method, id, request, reply)?;
+                    backend.last.saved().await;
                 }
                 Ok(reply.into())
             }

@@ -142,7 +142,10 @@ pub(super) fn listed(
         Some(kind) => backend.last.update_items(kind, epoch, &reply).map_err(owned)?,
         // Values of metrics are of the moment, and many; those of a backend that does not answer are left out.
         None if list == List::SandboxMetrics => {}
-        None => backend.last.remember_reply(list.unary().rpc, &reply),
+        None => {
+            backend.last.remember_reply(list.unary().rpc, &reply);
+            backend.health.note_answer(list.unary());
+        }
     }
     Ok(reply)
 }

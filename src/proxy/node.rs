@@ -3,7 +3,8 @@
 //! The backends, the router, the last-known state and the metrics, each of which knows nothing of the others.
 //! A reload replaces the list of backends and the handlers, never the objects that calls in flight hold.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tonic::Code;
@@ -15,14 +16,17 @@ use crate::cri::STREAM_URL;
 use crate::error::Error;
 use crate::events::Subscriptions;
 use crate::history::RecentEvents;
-use crate::limits::ClientLimits;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND};
 use crate::proxy::left_out::LeftOut;
+use crate::proxy::pod_metrics::Unannounced;
 use crate::relay::{Relay, StreamRoute};
 use crate::router::{Choice, Router};
 use crate::snapshot::Snapshot;
 use crate::wire;
+
+/// How often a merged list that nears kubelet's limit is logged.
+const LARGE_LIST_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
 /// The node.
 #[derive(Debug)]
@@ -37,14 +41,16 @@ pub struct ProxyState {
     pub history: RecentEvents,
     /// What answers lacked lately.
     pub left_out: LeftOut,
+    /// Metrics that no client was told of; kubelet shows them once it is restarted.
+    pub unannounced: Unannounced,
     /// Counters of calls to all backends.
     pub(super) all_calls: Arc<CallMetrics>,
     /// Counters of calls to none.
     pub(super) own_calls: Arc<CallMetrics>,
     /// The backends' event streams that are wanted at the moment.
     pub(super) feeds: Subscriptions,
-    /// What clients may make crimux hold.
-    pub limits: Arc<ClientLimits>,
+    /// When a large merged list was last logged.
+    large_list_logged: Mutex<Option<Instant>>,
     relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
@@ -66,11 +72,12 @@ impl ProxyState {
             snapshot,
             all_calls: metrics.calls(ALL_BACKENDS),
             own_calls: metrics.calls(NO_BACKEND),
-            limits: ClientLimits::new(&config.limits, &metrics),
             metrics,
             feeds: Subscriptions::default(),
             history: RecentEvents::default(),
             left_out: LeftOut::default(),
+            large_list_logged: Mutex::default(),
+            unannounced: Unannounced::default(),
             relay,
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
@@ -85,7 +92,6 @@ impl ProxyState {
 
     /// Puts another configuration in force, for calls that start from now on.
     pub fn replace_config(&self, config: Config) {
-        self.limits.replace(&config.limits);
         self.config.store(Arc::new(config));
     }
 
@@ -141,9 +147,12 @@ impl ProxyState {
         !backend.last.known() && !self.awaited.get().is_some_and(|awaited| awaited.contains(&backend.name))
     }
 
-    /// Whether one backend without this list makes it `Unimplemented` for all.
+    /// Whether one backend without this list makes it `Unimplemented` for all. Only pod stats have another source
+    /// that kubelet then takes, and only as long as no client was told that they exist.
     pub(super) fn all_must_implement(&self, list: List) -> bool {
-        list == List::SandboxStats && self.config.load().pod_sandbox_stats == StatsPolicy::Unimplemented
+        list == List::SandboxStats
+            && self.promised_pod_stats().is_none()
+            && self.config.load().pod_sandbox_stats == StatsPolicy::Unimplemented
     }
 
     /// Puts our own URL in the place of a stream URL that kubelet could not dial.
@@ -170,6 +179,16 @@ impl ProxyState {
         let handlers = self.router.handlers();
         let known = handler.is_empty() || handlers.targets_of(handler).is_ok();
         self.history.record_placement(known.then_some(handler), backend, code);
+    }
+
+    /// Tells whether a large merged list is to be logged, which is once a minute: kubelet lists every second.
+    pub(super) fn is_time_to_log_large_list(&self) -> bool {
+        let mut logged = self.large_list_logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = logged.is_none_or(|at| at.elapsed() >= LARGE_LIST_LOGGED_EVERY);
+        if due {
+            *logged = Some(Instant::now());
+        }
+        due
     }
 
     /// Returns the state that operators see.

@@ -12,7 +12,7 @@ use tonic::Code;
 
 use crate::backend::{Backend, Class, own_headers};
 use crate::codec::Message;
-use crate::cri::{FILTER_ID, ITEM_ID, LIST_FILTER, LIST_ITEMS, OBJECT_ID};
+use crate::cri::{FILTER_ID, ITEM_ID, LIST_FILTER, LIST_ITEMS, OBJECT_ID, Rpc};
 use crate::error::Error;
 use crate::method::{Kind, List, Method, OnUnknownId};
 use crate::proxy::reply::Outcome;
@@ -42,7 +42,10 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let id = wire::peek_str(message.encoded(), &[OBJECT_ID])?.to_owned();
         if id.is_empty() {
-            return Err(Error::EmptyId(kind.word()));
+            return match method.rpc {
+                Rpc::PodSandboxStats => Box::pin(self.pod_stats_exist(method, message)).await,
+                _ => Err(Error::EmptyId(kind.word())),
+            };
         }
         let found = match self.find(kind, &id).await {
             Err(Error::NotFound { .. }) if absent == OnUnknownId::Ok => return Ok(Outcome::message(&[])),

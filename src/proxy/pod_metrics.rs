@@ -4,7 +4,9 @@
 //! announced is remembered, on disk too, and a backend whose own descriptors are not known is asked for them
 //! before a metric of it is passed on.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
@@ -16,6 +18,34 @@ use crate::method::{List, Rpc};
 use crate::proxy::fan_out::{self, Contribution};
 use crate::proxy::{Call, ProxyState};
 
+/// The names of metrics that some backend has and no client was told of.
+#[derive(Debug, Default)]
+pub struct Unannounced(Mutex<BTreeSet<String>>);
+
+impl Unannounced {
+    /// Returns them in order.
+    pub fn names(&self) -> Vec<String> {
+        self.names_mut().iter().cloned().collect()
+    }
+
+    fn names_mut(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes note, once, of metrics that a backend has and that were not in the descriptors that clients were told.
+pub(super) fn note_unannounced(node: &ProxyState, backend: &Backend) {
+    let (Some(announced), Some(own)) = (announced(node), own(backend)) else { return };
+    let told: BTreeSet<_> = metrics::names(&announced).map(str::to_owned).collect();
+    let mut known = node.unannounced.names_mut();
+    let new: Vec<_> = metrics::names(&own)
+        .filter(|name| !told.contains(*name) && known.insert((*name).to_owned()))
+        .collect();
+    if !new.is_empty() {
+        tracing::warn!(backend = %backend.name, metrics = ?new, "kubelet shows these metrics once it is restarted");
+    }
+}
+
 impl Call {
     /// Unites the descriptors that backends sent, and remembers what is announced by that.
     pub(super) fn announce(&self, parts: &[Contribution]) -> Result<Bytes, Error> {
@@ -25,10 +55,15 @@ impl Call {
         let default = self.node.default_in(None);
         let (first, others): (Vec<_>, _) = parts.iter().partition(|part| part.backend.name == default);
         let before = announced(&self.node).unwrap_or_default();
-        let united = metrics::unite(&before, first.into_iter().chain(others).map(|part| &part.items[..]))?;
+        let lists = first.into_iter().chain(others).map(|part| &part.items[..]);
+        let united = metrics::announce(&before, lists)?;
         if let Ok(backend) = self.node.backend(&default) {
-            backend.last.set_announced_descriptors(&united);
+            let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            backend
+                .last
+                .set_announced_descriptors(u64::try_from(at.as_millis()).unwrap_or(u64::MAX), &united);
         }
+        self.node.unannounced.names_mut().clear();
         Ok(united)
     }
 
@@ -49,10 +84,15 @@ impl Call {
     }
 }
 
-/// Brings the labels of a backend's metrics into the wanted order. Metrics of a backend whose own order is not
+/// Brings the labels of a backend's metrics into the wanted order. The order must have been told over the present
+/// connection. Metrics of a backend whose own order is not
 /// known, or that cannot be read, are left out.
 pub(super) fn ordered(backend: &Backend, wanted: Option<&Bytes>, metrics: &Bytes) -> Bytes {
     let Some(wanted) = wanted else { return metrics.clone() };
+    // A runtime that was restarted may order its labels in another way than the one that is remembered.
+    if !backend.health.has_answered(List::MetricDescriptors.unary()) {
+        return Bytes::new();
+    }
     let Some(own) = own(backend) else { return Bytes::new() };
     let ordered = Labels::new(&own, wanted).and_then(|labels| labels.reorder(metrics));
     ordered.unwrap_or_else(|error| {
@@ -65,26 +105,23 @@ fn own(backend: &Backend) -> Option<Bytes> {
     backend.last.reply(Rpc::ListMetricDescriptors)
 }
 
-/// Returns what was announced. What was announced later has all of it in it, so the longest is the latest.
+/// Returns what was announced last.
 fn announced(node: &ProxyState) -> Option<Bytes> {
-    node.backends().iter().filter_map(|backend| backend.last.announced_descriptors()).max_by_key(Bytes::len)
+    let backends = node.backends();
+    let announced = backends.iter().filter_map(|backend| backend.last.announced_descriptors());
+    announced.max_by_key(|(at, _)| *at).map(|(_, descriptors)| descriptors)
 }
 
-/// Asks a backend for its descriptors, unless they are known or it has none.
+/// Waits until a backend has told its descriptors over the present connection, or that it has none.
 async fn know_descriptors(node: &Arc<ProxyState>, backend: &Arc<Backend>) {
     let method = List::MetricDescriptors.unary();
-    let settled = own(backend).is_some() || backend.health.lacks(method);
-    if settled || !backend.is_up() || backend.health.is_late(Class::Metrics) {
+    let known = backend.health.has_answered(method) || backend.health.lacks(method);
+    if known || !backend.is_up() || backend.health.is_late(Class::Metrics) {
         return;
     }
+    fan_out::refresh(node, backend, Class::Metrics);
     let limit = backend.config().timeouts.stats;
-    match tokio::time::timeout(limit, fan_out::list_all(node, backend, List::MetricDescriptors)).await {
-        Ok(Ok(())) => {}
-        Ok(Err(Error::Unimplemented(_))) => backend.health.note_lack(method),
-        Ok(Err(error)) => backend.health.note_error(error.to_string()),
-        Err(_) => {
-            backend.health.mark_late(Class::Metrics);
-            fan_out::refresh(node, backend, Class::Metrics);
-        }
+    if tokio::time::timeout(limit, backend.health.answered(method)).await.is_err() {
+        backend.health.mark_late(Class::Metrics);
     }
 }

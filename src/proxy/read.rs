@@ -2,19 +2,25 @@
 //!
 //! kubelet inspects changed pods one after another and takes what it is told for final, so a read of a backend
 //! that does not answer must neither take long nor say anything that the last-known lists contradict. A late
-//! backend is asked once more beside the calls, which do not wait for it. Nothing verbose is ever remembered.
+//! backend is asked once more beside the calls, which do not wait for it; so is a late object of a backend that answers
+//! otherwise. Nothing verbose is ever remembered.
 
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use tokio::time::error::Elapsed;
 use tonic::Code;
 
-use crate::backend::{Backend, Class, Collected};
+use crate::backend::{Backend, Class, Collected, own_headers};
 use crate::codec::Message;
 use crate::cri::{FILTER_ID, LIST_FILTER, LIST_ITEMS, field, field_path};
 use crate::error::Error;
 use crate::merge::{required, stats};
 use crate::method::{List, Method};
+use crate::proxy::asking::until_answered;
+use crate::proxy::fan_out::REFRESH;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, fan_out, learn};
 use crate::snapshot::{Filter, StatusKind};
@@ -23,6 +29,9 @@ use crate::wire;
 /// Whether details are asked for, in both status requests.
 const VERBOSE: [u32; 1] = field_path!(PodSandboxStatusRequest.verbose);
 const _: () = assert!(VERBOSE[0] == field!(ContainerStatusRequest.verbose), "one number for both");
+
+/// The longest pause before an object that could not be asked for is asked for again.
+const OBJECT_PAUSE: Duration = Duration::from_secs(1);
 
 impl Call {
     /// Reads a status; remembers it unless it is verbose.
@@ -37,7 +46,7 @@ impl Call {
         let verbose = wire::peek_varint(message.encoded(), &VERBOSE)? != 0;
         let epoch = backend.last.epoch();
         let remembered = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
-        let reply = match self.read(backend, method, &message).await {
+        let reply = match self.read(backend, method, id, &message).await {
             Ok(reply) => reply,
             Err(error) => return remembered().map(|status| Outcome::message(&status)).ok_or(error),
         };
@@ -72,7 +81,7 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         let local = backend.config().local;
-        match self.read(backend, method, &message).await {
+        match self.read(backend, method, id, &message).await {
             Ok(reply) if local || reply.code != Code::Ok => Ok(reply.into()),
             Ok(reply) => {
                 let message = Message::new(&on_this_node(backend, list, &reply.message.encoded_bytes())?);
@@ -86,11 +95,13 @@ impl Call {
         }
     }
 
-    /// Asks the backend, if it is not late, and waits as long as a read may take.
+    /// Asks the backend, if neither it nor the object is late, and waits as long as a read may take. Halfway through
+    /// the backend is asked for its version: if it answers that, only this object hangs.
     async fn read(
         &mut self,
         backend: &Arc<Backend>,
         method: &'static Method,
+        id: &str,
         message: &Message,
     ) -> Result<Collected, Error> {
         let limit = backend.config().timeouts.read;
@@ -100,14 +111,68 @@ impl Call {
             fan_out::refresh(&self.node, backend, Class::Reads);
             return Err(late);
         }
-        if let Ok(reply) = tokio::time::timeout(wait, self.fetch(backend, method, message)).await {
-            return reply;
+        if backend.health.is_object_late(id) {
+            return Err(late);
         }
+        let half = wait / 2;
+        let is_alive = {
+            let mut asked = pin!(self.fetch(backend, method, message));
+            if let Ok(reply) = tokio::time::timeout(half, &mut asked).await {
+                return reply;
+            }
+            let probe = backend.ask_version(half);
+            match answered_while_probed(tokio::time::timeout(half, asked), probe).await {
+                Ok(reply) => return reply,
+                Err(is_alive) => is_alive,
+            }
+        };
         if wait == limit {
-            fan_out::fell_behind(&self.node, backend, Class::Reads, method);
+            if is_alive {
+                object_fell_behind(backend, method, id, message);
+            } else {
+                fan_out::fell_behind(&self.node, backend, Class::Reads, method);
+            }
         }
         Err(late)
     }
+}
+
+/// Waits for the reply to a read, at most until its deadline, while a probe is under way. Without a reply it returns
+/// whether the probe was answered.
+async fn answered_while_probed<R, E>(
+    asked: impl Future<Output = Result<R, Elapsed>>,
+    probe: impl Future<Output = Result<(), E>>,
+) -> Result<R, bool> {
+    let (mut asked, mut probe) = (pin!(asked), pin!(probe));
+    let mut probed = None;
+    loop {
+        tokio::select! {
+            biased;
+            reply = &mut asked => return reply.map_err(|_| probed.unwrap_or(false)),
+            answer = &mut probe, if probed.is_none() => probed = Some(answer.is_ok()),
+        }
+    }
+}
+
+/// Records that reads of one object are not answered, and asks on until one is; others are asked as before.
+fn object_fell_behind(backend: &Arc<Backend>, method: &'static Method, id: &str, message: &Message) {
+    if !backend.health.mark_object_late(id) {
+        return;
+    }
+    tracing::warn!(backend = %backend.name, method = method.name, id, "is late for this object alone");
+    let (backend, id, message) = (Arc::clone(backend), id.to_owned(), message.framed());
+    let connection = backend.health.connection();
+    tokio::spawn(async move {
+        let ask = || backend.fetch_within(REFRESH, method, own_headers(REFRESH), message.clone());
+        let failed = |error: &Error| matches!(error, Error::NotInTime { .. } | Error::Busy { .. });
+        tokio::select! {
+            () = backend.disconnected() => return,
+            _ = until_answered(OBJECT_PAUSE, ask, failed) => {}
+        }
+        if backend.health.connection() == connection {
+            backend.health.mark_object_answered(&id);
+        }
+    });
 }
 
 /// Returns stats of another node without the paths that are not on this one.

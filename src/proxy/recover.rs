@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::backend::{Backend, Class};
+use crate::cri::Rpc;
 use crate::method::List;
 use crate::proxy::{ProxyState, answer, fan_out, learn};
 
@@ -24,15 +25,20 @@ impl ProxyState {
     /// Learns all that a backend holds; runs beside every new connection.
     pub async fn greet(self: &Arc<Self>, backend: &Arc<Backend>) {
         // kubelet asks for metric descriptors once in its life, perhaps while this backend is down.
-        for class in [Class::Lists, Class::Images, Class::Filesystems, Class::Metrics] {
+        for class in [
+            Class::Lists,
+            Class::Images,
+            Class::Filesystems,
+            Class::Metrics,
+            Class::Status,
+            Class::RuntimeConfig,
+        ] {
             fan_out::refresh(self, backend, class);
         }
         let limit = backend.config().timeouts.list;
         if tokio::time::timeout(limit, backend.health.settled()).await.is_err() {
             backend.health.mark_late(Class::Lists);
         }
-        answer::keep_known(backend).await;
-        self.compare_cgroup_drivers();
         let (sandboxes, containers) = self.router.owners.count(&backend.name);
         tracing::info!(backend = %backend.name, sandboxes, containers, "is up");
     }
@@ -52,6 +58,7 @@ impl ProxyState {
 
     /// Forgets the owners of what a backend no longer lists, so that the map does not grow for ever.
     pub fn sweep(&self) {
+        self.router.owners.forget_sent();
         for backend in self.backends().iter().filter(|backend| backend.last.listed()) {
             // Owned before, not listed after: what is created meanwhile is in neither.
             let owned = self.router.owners.of(&backend.name);
@@ -66,12 +73,20 @@ impl ProxyState {
         }
     }
 
-    fn compare_cgroup_drivers(&self) {
+    /// Warns if local backends have different cgroup drivers: kubelet is told one.
+    pub(super) fn compare_cgroup_drivers(&self, backend: &Backend) {
         let told = answer::cgroup_drivers(self);
         if let Some((first, driver)) = told.first() {
             for (other, _) in told.iter().filter(|(_, theirs)| theirs != driver) {
                 tracing::warn!(backends = ?[first, other], "local backends have different cgroup drivers");
             }
+        }
+        let is_default = self.config().default_backend == *backend.name;
+        if is_default && self.config().cgroup_driver.is_none() && backend.last.lacks(Rpc::RuntimeConfig) {
+            tracing::warn!(
+                backend = %backend.name,
+                "does not tell its cgroup driver: kubelet uses its own cgroupDriver, and from 1.38 on it needs cgroup_driver here"
+            );
         }
     }
 }

@@ -86,6 +86,7 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         self.watch.at_all(&self.node);
+        self.refuse_pod_stats(list)?;
         let filter = Arc::new(learn::filter(list, &message)?);
         let wanted = match list {
             List::SandboxMetrics => self.wanted_descriptors().await,
@@ -118,7 +119,7 @@ impl Call {
         let (sender, end, frames) = Frames::channel(AHEAD);
         let shares: Vec<_> =
             shares.map(|backend| share(backend, Out::Client(sender.clone(), false))).collect();
-        let node = Arc::clone(&self.node);
+        let (node, scoped) = (Arc::clone(&self.node), self.scope.is_some());
         tokio::spawn(async move {
             let sent = async { join_all(shares.into_iter().map(Share::send)).await };
             let sent = tokio::select! {
@@ -132,7 +133,7 @@ impl Call {
                     Err(lacking) => verdict.add(Err(lacking)),
                 }
             }
-            if let Err(error) = verdict.of(&node, list) {
+            if let Err(error) = verdict.of(&node, list, scoped) {
                 end.set(error).ok();
             }
         });
@@ -152,7 +153,7 @@ impl Call {
                 Err(lacking) => verdict.add(Err(lacking)),
             }
         }
-        verdict.of(&self.node, list)?;
+        verdict.of(&self.node, list, self.scope.is_some())?;
         let default = self.node.default_in(self.scope.as_ref());
         let parts: Vec<_> = parts.iter().map(|part| part.to_merge(&default)).collect();
         let merged = joined(&merge::merge(list, &parts));

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::copy::{Counters, both_ways};
@@ -16,6 +15,7 @@ use super::head::{Head, HeadError, MAX_HEAD};
 use super::tokens::Grant;
 use super::url::StreamKind;
 use super::{Relay, RelayMetrics};
+use crate::admission::Admitted;
 use crate::backend::connect::{Stream, host_and_port};
 
 /// How long a request head may take to arrive, and to be taken by the backend.
@@ -43,10 +43,13 @@ impl Drop for OpenStreamGuard<'_> {
     }
 }
 
-/// Serves one connection until it closes. `permit` is held until the head is complete.
-pub(super) async fn serve(relay: &Relay, mut client: TcpStream, permit: OwnedSemaphorePermit) {
-    let head = timeout(HEAD_TIME, read_head(&mut client)).await;
-    drop(permit);
+/// Serves one connection until it closes. Until its head is complete, it gives way to newer clients.
+pub(super) async fn serve(relay: &Relay, mut client: TcpStream, admitted: Admitted) {
+    let head = tokio::select! {
+        head = timeout(HEAD_TIME, read_head(&mut client)) => head,
+        () = admitted.gives_way() => return,
+    };
+    drop(admitted);
     let outcome = match head {
         Ok(Ok(Some((head, received)))) => relay_request(relay, &mut client, &head, received).await,
         Ok(Ok(None)) => return,

@@ -13,6 +13,9 @@ use http::uri::{Authority, PathAndQuery};
 use crate::config::loopback::may_be_loopback;
 use crate::config::{BackendConfig, Endpoint, RelayMode, Streaming};
 
+/// Where crictl and critest look for a stream whose URL names no host: kubelet's own server.
+const KUBELET_PORT: u16 = 10250;
+
 /// Why a backend's streaming URL is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UrlError {
@@ -108,7 +111,9 @@ impl StreamKind {
 
 impl StreamUrl {
     fn parse(url: &str) -> Result<Self, UrlError> {
-        let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+        // cri-dockerd names no scheme, and older runtimes neither scheme nor host; clients add both (crictl `exec.go`).
+        let without_scheme = || ("http", url.strip_prefix("//").unwrap_or(url));
+        let (scheme, rest) = url.split_once("://").unwrap_or_else(without_scheme);
         let tls = match scheme {
             "http" => false,
             "https" => true,
@@ -180,7 +185,7 @@ fn plan_local(
     let address = match (&config.streaming.address, url.port) {
         (Some(address), _) => address.clone(),
         (None, Some(port)) => (url.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()), port),
-        (None, None) => return Err(UrlError::AddressNeeded),
+        (None, None) => ("127.0.0.1".to_owned(), KUBELET_PORT),
     };
     url.relay_to(address, &config.streaming)
 }

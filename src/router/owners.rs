@@ -9,11 +9,15 @@
 use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use crate::method::Kind;
+
+/// How long a sandbox that was sent to be made may be there without any list that shows it.
+const SENT: Duration = Duration::from_secs(600);
 
 /// What is remembered of a sandbox beside its owner.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -102,10 +106,20 @@ pub enum Lookup {
     Unknown,
 }
 
+/// Where the sandboxes of one pod are, or may be.
+#[derive(Debug, Default)]
+struct PodOwners {
+    /// How many of its sandboxes each backend holds.
+    held: Vec<(Arc<str>, usize)>,
+    /// Where a sandbox of it was sent to be made: a reply may be lost, and the sandbox is known from the next list only.
+    sent: Vec<(Arc<str>, Instant)>,
+}
+
 /// The map.
 #[derive(Debug, Default)]
 pub struct Owners {
     map: DashMap<Box<str>, Owner, foldhash::fast::RandomState>,
+    pods: DashMap<Box<str>, PodOwners, foldhash::fast::RandomState>,
 }
 
 impl Owners {
@@ -120,13 +134,21 @@ impl Owners {
     }
 
     fn learn(&self, id: &str, owner: Owner) -> Option<Arc<str>> {
+        let pod = owner.pod.as_ref().map(|pod| (pod.uid.clone(), Arc::clone(&owner.backend)));
         match self.map.entry(id.into()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(owner);
+                if let Some((uid, backend)) = pod {
+                    self.hold(&uid, &backend);
+                }
                 None
             }
             Entry::Occupied(mut known) if known.get().backend == owner.backend => {
-                known.insert(owner);
+                let before = known.insert(owner);
+                if let Some((uid, backend)) = pod {
+                    self.hold(&uid, &backend);
+                    self.release(&before);
+                }
                 None
             }
             Entry::Occupied(known) => Some(Arc::clone(&known.get().backend)),
@@ -190,7 +212,55 @@ impl Owners {
 
     /// Forgets an ID.
     pub fn forget(&self, id: &str) {
-        self.map.remove(id);
+        if let Some((_, owner)) = self.map.remove(id) {
+            self.release(&owner);
+        }
+    }
+
+    /// Notes that a sandbox of the pod `uid` is about to be made at `backend`.
+    pub fn note_sent(&self, uid: &str, backend: &Arc<str>) {
+        if !uid.is_empty() {
+            let mut pod = self.pods.entry(uid.into()).or_default();
+            pod.sent.retain(|(other, at)| other != backend && at.elapsed() < SENT);
+            pod.sent.push((Arc::clone(backend), Instant::now()));
+        }
+    }
+
+    /// Returns the only backend that holds, or may hold, sandboxes of the pod `uid`; `None` if there are several or none.
+    pub fn of_pod(&self, uid: &str) -> Option<Arc<str>> {
+        let pod = self.pods.get(uid)?;
+        let (first, _) = pod.held.first()?;
+        let sent = pod.sent.iter().filter(|(_, at)| at.elapsed() < SENT).map(|(backend, _)| backend);
+        let mut all = pod.held.iter().map(|(backend, _)| backend).chain(sent);
+        all.all(|backend| backend == first).then(|| Arc::clone(first))
+    }
+
+    /// Forgets pods without sandboxes that were sent nowhere lately.
+    pub fn forget_sent(&self) {
+        self.pods.retain(|_, pod| {
+            pod.sent.retain(|(_, at)| at.elapsed() < SENT);
+            !pod.held.is_empty() || !pod.sent.is_empty()
+        });
+    }
+
+    fn hold(&self, uid: &str, backend: &Arc<str>) {
+        let mut pod = self.pods.entry(uid.into()).or_default();
+        match pod.held.iter_mut().find(|(holder, _)| holder == backend) {
+            Some((_, count)) => *count += 1,
+            None => pod.held.push((Arc::clone(backend), 1)),
+        }
+    }
+
+    fn release(&self, owner: &Owner) {
+        let Some(uid) = owner.pod.as_ref().map(|pod| &pod.uid) else { return };
+        if let Some(mut pod) = self.pods.get_mut(uid) {
+            pod.held
+                .iter_mut()
+                .filter(|(holder, _)| *holder == owner.backend)
+                .for_each(|(_, count)| *count -= 1);
+            pod.held.retain(|(_, count)| *count > 0);
+        }
+        self.pods.remove_if(uid, |_, pod| pod.held.is_empty() && pod.sent.is_empty());
     }
 
     /// Returns the IDs of `backend`.
@@ -266,6 +336,28 @@ mod tests {
         assert_eq!(&*newest(), "a");
         owners.note_ready("s1", false);
         assert_eq!(&*newest(), "b");
+    }
+
+    #[test]
+    fn a_pod_has_one_owner_while_all_its_sandboxes_are_or_may_be_at_one_backend() {
+        let owners = Owners::default();
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        assert_eq!(owners.of_pod("u"), None);
+        owners.note_sent("u", &a);
+        assert_eq!(owners.of_pod("u"), None, "nothing is known to be there");
+        owners.learn_sandbox("s1", &a, pod("u", "t", 1, true));
+        owners.learn_sandbox("s1", &a, pod("u", "t", 1, false));
+        assert_eq!(owners.of_pod("u"), Some(Arc::clone(&a)));
+        owners.note_sent("u", &b);
+        assert_eq!(owners.of_pod("u"), None, "the reply may have been lost");
+        owners.learn_sandbox("s2", &b, pod("u", "t", 2, true));
+        owners.forget("s1");
+        assert_eq!(owners.of_pod("u"), None, "it was sent to a, too");
+        owners.learn_sandbox("s3", &b, pod("v", "t", 2, true));
+        assert_eq!(owners.of_pod("v"), Some(b));
+        owners.forget("s3");
+        owners.forget_sent();
+        assert_eq!((owners.of_pod("v"), owners.pods.contains_key("v")), (None, false));
     }
 
     #[test]

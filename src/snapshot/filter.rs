@@ -76,6 +76,11 @@ impl Filter {
         Some(self.id.as_str()).filter(|id| !id.is_empty())
     }
 
+    /// Returns the value that items must carry under the label `key`.
+    pub fn label(&self, key: &str) -> Option<&str> {
+        self.labels.get(key).map(String::as_str)
+    }
+
     /// Returns the sandbox, or prefix of its ID, whose items the filter asks for.
     pub fn sandbox(&self) -> Option<&str> {
         Some(self.sandbox.as_str()).filter(|id| !id.is_empty())

@@ -87,16 +87,15 @@ impl Journal {
         Ok(generation)
     }
 
-    /// Appends `record` with one `write(2)`. A failed or short write leaves no trace of itself.
-    pub(super) fn append(&mut self, record: &Record) -> io::Result<()> {
+    /// Appends a record, as [`frame`] made it, with one `write(2)`. A failed or short write leaves no trace of itself.
+    pub(super) fn append(&mut self, record: &[u8]) -> io::Result<()> {
         if self.open.is_none() {
             self.rotate()?;
         }
         let open = self.open.as_mut().ok_or(io::ErrorKind::NotFound)?;
-        let bytes = frame(record);
-        let problem = match open.file.write(&bytes) {
-            Ok(written) if written == bytes.len() => {
-                open.len += bytes.len() as u64;
+        let problem = match open.file.write(record) {
+            Ok(written) if written == record.len() => {
+                open.len += record.len() as u64;
                 return Ok(());
             }
             Ok(_) => io::Error::new(io::ErrorKind::StorageFull, "no room for a whole record"),
@@ -197,7 +196,8 @@ fn next_payload(rest: &mut Bytes, damage: &mut Option<&'static str>) -> Option<R
     Some(Ok(payload))
 }
 
-fn frame(message: &impl Message) -> Vec<u8> {
+/// Returns `message` as it stands in a journal: length, checksum, payload.
+pub(super) fn frame(message: &impl Message) -> Vec<u8> {
     let payload = message.encode_to_vec();
     let len =
         u32::try_from(payload.len()).expect("a record is a request's size, which gRPC bounds below 4 GiB");
@@ -222,7 +222,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let mut journal = Journal::new(dir.path(), "boot", 0);
         for seq in 1..=records {
-            journal.append(&record(seq)).unwrap();
+            journal.append(&frame(&record(seq))).unwrap();
         }
         fs::read(path(dir.path(), 1)).unwrap()
     }

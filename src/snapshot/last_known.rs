@@ -1,8 +1,8 @@
 //! What crimux last knew of one backend: the handle through which calls read and write it.
 //!
-//! Every method takes the lock for a moment and does no I/O, but for the one `write(2)` by which a change
-//! enters the journal before it is applied. Holding the lock for that write is what makes the journal's order
-//! the order of the changes. It must not ask the backend anything, nor know whether it is up.
+//! Every method takes the lock for a moment and does no I/O: a change is queued for the journal's thread before it is
+//! applied, and [`LastKnown::saved`] waits for the disk. Queueing under the lock makes the journal's order the order of
+//! the changes. It must not ask the backend anything, nor know whether it is up.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -23,6 +23,10 @@ use super::statuses::ForgottenStatus;
 use super::{ListKind, Revision, StatusKind};
 use crate::cri::{CREATED_ID, Rpc, field, field_path};
 use crate::wire::{self, WireError};
+
+/// Fields of a fact that is kept together with its time.
+const TIMED_AT: u32 = 1;
+const TIMED_VALUE: u32 = 2;
 
 /// What crimux last knew of one backend.
 #[derive(Debug)]
@@ -254,16 +258,6 @@ impl LastKnown {
         self.lock().fact(Fact::Reply(rpc))
     }
 
-    /// Remembers that the backend answered `RuntimeConfig` with `Unimplemented`.
-    pub fn set_lacks_runtime_config(&self) {
-        self.remember_fact(Fact::LacksRuntimeConfig, &[]);
-    }
-
-    /// Returns whether the backend ever answered `RuntimeConfig` with `Unimplemented`.
-    pub fn lacks_runtime_config(&self) -> bool {
-        self.lock().fact(Fact::LacksRuntimeConfig).is_some()
-    }
-
     /// Remembers whether the backend streams container events.
     pub fn set_streams_events(&self, streams: bool) {
         self.remember_fact(Fact::StreamsEvents, if streams { &[1] } else { &[] });
@@ -274,20 +268,61 @@ impl LastKnown {
         self.lock().fact(Fact::StreamsEvents).is_some_and(|streams| !streams.is_empty())
     }
 
-    /// Remembers the metric descriptors that clients were told while this was the default backend.
-    pub fn set_announced_descriptors(&self, descriptors: &[u8]) {
-        self.remember_fact(Fact::AnnouncedDescriptors, descriptors);
+    /// Remembers whether the backend lacks an RPC that not every runtime has; of any other nothing is remembered.
+    pub fn set_lacks(&self, rpc: Rpc, lacks: bool) {
+        let Some(fact) = Fact::lack_of(rpc) else { return };
+        if self.lacks(rpc) != lacks {
+            self.remember_fact(fact, if lacks { &[1] } else { &[] });
+        }
     }
 
-    /// Returns the metric descriptors that clients were told while this was the default backend.
-    pub fn announced_descriptors(&self) -> Option<Bytes> {
-        self.lock().fact(Fact::AnnouncedDescriptors)
+    /// Returns whether the backend lacked this RPC when it was asked last, before a restart of crimux too.
+    pub fn lacks(&self, rpc: Rpc) -> bool {
+        let fact = Fact::lack_of(rpc).and_then(|fact| self.lock().fact(fact));
+        fact.is_some_and(|lacks| !lacks.is_empty())
+    }
+
+    /// Remembers what clients were told of pod stats, `at` in milliseconds since 1970.
+    pub fn set_pod_stats_answer(&self, at: u64, exist: bool) {
+        self.remember_fact(Fact::PodStatsAnswer, &timed(at, &[u8::from(exist)]));
+    }
+
+    /// Returns when clients were told of pod stats, and what.
+    pub fn pod_stats_answer(&self) -> Option<(u64, bool)> {
+        let fact = self.lock().fact(Fact::PodStatsAnswer)?;
+        let (at, exist) = untimed(&fact)?;
+        Some((at, exist.as_ref() == [1]))
+    }
+
+    /// Remembers the metric descriptors that clients were told, `at` in milliseconds since 1970.
+    pub fn set_announced_descriptors(&self, at: u64, descriptors: &[u8]) {
+        if self.announced_descriptors().is_none_or(|(_, before)| before != descriptors) {
+            self.remember_fact(Fact::AnnouncedDescriptors, &timed(at, descriptors));
+        }
+    }
+
+    /// Returns when clients were told metric descriptors, and which.
+    pub fn announced_descriptors(&self) -> Option<(u64, Bytes)> {
+        let (new, old) = {
+            let state = self.lock();
+            (state.fact(Fact::AnnouncedDescriptors), state.fact(Fact::OldDescriptors))
+        };
+        new.and_then(|fact| untimed(&fact)).or_else(|| old.map(|old| (0, old)))
     }
 
     fn remember_fact(&self, fact: Fact, value: &[u8]) {
         if self.lock().remember_fact(fact.key(), value) {
             self.shared.touch();
+            if fact.is_urgent() {
+                self.shared.hurry();
+            }
         }
+    }
+
+    /// Completes when every change recorded so far is in the journal, or after 100 ms. A call that changed something
+    /// waits for it before it is answered.
+    pub async fn saved(&self) {
+        self.shared.saved().await;
     }
 
     /// Writes `ops` to the journal as one record, and applies them.
@@ -321,6 +356,20 @@ impl LastKnown {
         // A panic while the lock was held has left a state that at worst misses that one change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes a fact together with when it became one.
+fn timed(at: u64, value: &[u8]) -> Vec<u8> {
+    let mut fact = Vec::with_capacity(value.len() + 16);
+    wire::put_varint(&mut fact, TIMED_AT, at);
+    wire::put_bytes(&mut fact, TIMED_VALUE, value);
+    fact
+}
+
+/// Reads what [`timed`] has written.
+fn untimed(fact: &Bytes) -> Option<(u64, Bytes)> {
+    let value = wire::peek_bytes(fact, &[TIMED_VALUE]).ok()??;
+    Some((wire::peek_varint(fact, &[TIMED_AT]).ok()?, fact.slice_ref(value)))
 }
 
 fn restored_container(sandbox_id: &str, request: &[u8], restored: &[u8]) -> Result<Op, WireError> {

@@ -4,17 +4,26 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::journal::{Journal, Record};
+use super::journal::{self, Journal, Record};
+use super::queue::Queue;
+
+/// How long a call waits until its record is in the journal.
+const DISK_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long the end of the process waits for records that are still queued.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What all backends' states share.
 #[derive(Debug)]
 pub(super) struct Shared {
     seq: AtomicU64,
     journal: Mutex<Journal>,
+    /// Set once the journal has a thread of its own; until then a record is written where it is made.
+    queue: OnceLock<Queue>,
     touched: Notify,
     urgent: Notify,
     problem: Mutex<Option<String>>,
@@ -27,6 +36,7 @@ impl Shared {
         Self {
             seq: AtomicU64::new(seq),
             journal: Mutex::new(journal),
+            queue: OnceLock::new(),
             touched: Notify::new(),
             urgent: Notify::new(),
             problem: Mutex::new(None),
@@ -44,12 +54,60 @@ impl Shared {
         self.seq.load(Ordering::SeqCst)
     }
 
-    /// Appends `record` to the journal; a failure is noted, and the change lives in memory alone until a
-    /// snapshot can be written.
+    /// Appends `record` to the journal, or queues it for the journal's thread. A failure is noted, and the change
+    /// lives in memory alone until a snapshot can be written.
     pub(super) fn append(&self, record: &Record) {
+        let record = journal::frame(record);
+        let Some(queue) = self.queue.get() else { return self.write(&record) };
+        if queue.push(record).is_err() {
+            self.failed(
+                "the journal",
+                &io::Error::new(io::ErrorKind::StorageFull, "too many records wait for the disk"),
+            );
+        }
+    }
+
+    fn write(&self, record: &[u8]) {
         let result = self.journal().append(record);
         if let Err(error) = result {
             self.failed("the journal", &error);
+        }
+    }
+
+    /// Gives the journal a thread of its own, which ends with [`Shared::close_queue`].
+    ///
+    /// # Errors
+    /// If the system has no thread to give; records are then written where they are made.
+    pub(super) fn start_thread(self: &Arc<Self>) -> io::Result<()> {
+        let shared = Arc::clone(self);
+        std::thread::Builder::new().name("journal".to_owned()).spawn(move || {
+            let queue = shared.queue.get_or_init(Queue::default);
+            while let Some(record) = queue.next() {
+                shared.write(&record);
+                queue.finish();
+            }
+        })?;
+        self.queue.get_or_init(Queue::default);
+        Ok(())
+    }
+
+    /// Completes when every change recorded so far is in the journal, or after 100 ms: then the changes count as not
+    /// saved.
+    pub(super) async fn saved(&self) {
+        let Some(queue) = self.queue.get() else { return };
+        if tokio::time::timeout(DISK_TIMEOUT, queue.finished()).await.is_err() {
+            let error =
+                io::Error::new(io::ErrorKind::TimedOut, "the disk did not take a record within 100 ms");
+            self.failed("the journal", &error);
+        }
+    }
+
+    /// Lets the journal's thread write what is queued, and end. A disk that takes no writes is not waited for.
+    pub(super) async fn close_queue(&self) {
+        let Some(queue) = self.queue.get() else { return };
+        queue.close();
+        if tokio::time::timeout(CLOSE_TIMEOUT, queue.finished()).await.is_err() {
+            self.failed("the journal", &io::ErrorKind::TimedOut.into());
         }
     }
 

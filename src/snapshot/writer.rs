@@ -22,6 +22,8 @@ use super::{LastKnown, Snapshot};
 pub(super) const INTERVAL: Duration = Duration::from_secs(3);
 /// How long stats and replies alone wait for a snapshot.
 const MINOR_INTERVAL: Duration = Duration::from_secs(60);
+/// How long the end of the process waits for the last snapshot.
+const LAST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A journal of this many bytes is reason enough for a snapshot.
 const MAX_JOURNAL: u64 = 1 << 20;
 
@@ -68,7 +70,9 @@ impl Snapshot {
                 () = tokio::time::sleep(INTERVAL) => {}
             }
         }
-        self.write_aside(true).await;
+        if tokio::time::timeout(LAST_TIMEOUT, self.write_aside(true)).await.is_err() {
+            tracing::warn!("the disk did not take the last snapshot; the journal has what it took before");
+        }
     }
 
     async fn write_aside(self: &Arc<Self>, all: bool) {
@@ -194,6 +198,10 @@ fn facts(backends: &[(SavedBackend, u64)]) -> u64 {
         (name, boot_id, drained, forgotten, statuses).hash(&mut hasher);
         for list in [&backend.sandboxes, &backend.containers, &backend.images] {
             list.as_ref().map(|list| fingerprint(list)).hash(&mut hasher);
+        }
+        // Facts have a slash in their keys; replies, which may wait, have none.
+        for fact in backend.replies.iter().filter(|reply| reply.method.contains('/')) {
+            (&fact.method, &fact.reply[..]).hash(&mut hasher);
         }
         for change in &backend.changes {
             prost::Message::encode_to_vec(change).hash(&mut hasher);

@@ -21,6 +21,15 @@ default backend; its reply is streamed through.
 deadline\" is `timeouts.list`, `.read` or `.stats` of the backend; a backend that outlasts it is late until it answers
 again. A client's own deadline that is shorter counts instead.
 
+*What only some backends have*: an RPC is answered `Unimplemented` while kubelet then has another source for the pods of all
+backends, and otherwise by the backends that have it. Pod stats have such a source (cAdvisor), so all must have them, unless
+`pod_sandbox_stats` is `union`; descriptors, metrics and events have none, so those that have them answer. A backend that is
+left out of an answer is counted (`crimux_backends_left_out_total`) and named in the log and by `crimux status`.
+
+*What would crash a client*: kubelet reads some fields without a check. A message of a list or an event without such a field
+is left out and counted (`crimux_items_left_out_total`; the table is `src/merge/required.rs`), text that is not UTF-8 is
+repaired (`crimux_texts_repaired_total`).
+
 | RPC | route | rule | when a backend cannot be asked |
 |---|---|---|---|
 ";
@@ -43,7 +52,7 @@ fn row(method: &Method) -> String {
         }
         Route::Events => ("events", events().to_owned(), events_failure().to_owned()),
     };
-    let rule = [rule.as_str(), effect(method.effect)].join("");
+    let rule = [rule.as_str(), effect(method.effect), question(method)].join("");
     format!("| {} | {route} | {rule} | {failure} |", method.name)
 }
 
@@ -66,6 +75,7 @@ fn owner_failure(method: &Method) -> String {
         Effect::Status(_) => {
             "the last-known status while it agrees with the last-known list, else `Unavailable`".to_owned()
         }
+        Effect::Stats(_) => "its last-known stats from the list; `Unavailable` if there are none".to_owned(),
         _ => "`Unavailable`".to_owned(),
     }
 }
@@ -87,6 +97,14 @@ fn effect(effect: Effect) -> &'static str {
         Effect::Stats(_) => "; of a backend with `local: false` without `writable_layer.fs_id`",
         Effect::StreamUrl => "; a URL that kubelet could not dial becomes one of the relay",
     }
+}
+
+/// What an empty ID means to the one method whose existence kubelet asks for by it.
+fn question(method: &Method) -> &'static str {
+    if method.name == "PodSandboxStats" {
+        return "; the empty ID asks whether pod stats exist, and the answer (`pod_sandbox_stats`) stands until it is asked again";
+    }
+    ""
 }
 
 fn image(call: ImageCall) -> &'static str {
@@ -118,7 +136,7 @@ fn merged(list: List) -> &'static str {
             "the default backend's first, each mountpoint once, none of a backend with `local: false`"
         }
         List::MetricDescriptors => {
-            "united by name, in the default backend's label order; what was announced once stands"
+            "united by name, in the default backend's label order; labels that are the same keep the order announced before"
         }
         List::SandboxMetrics => "one after the other, the labels in the order that was announced",
     }
@@ -129,13 +147,18 @@ fn standing_in(list: List) -> &'static str {
         List::Sandboxes | List::Containers | List::Images => {
             "its last-known items, filtered as asked; `Unavailable` if it was never listed"
         }
-        List::ContainerStats => "its last-known stats; left out if there are none",
+        List::ContainerStats => {
+            "its last-known stats; left out if there are none. Its own error, if no backend has values to give"
+        }
         List::SandboxStats => {
-            "its last-known stats; left out if there are none. A backend without the RPC: `pod_sandbox_stats`"
+            "its last-known stats; left out if there are none. Its own error, if no backend has values to give. A backend \
+             without the RPC: as the empty ID was answered, before that by `pod_sandbox_stats`"
         }
         List::Filesystems => "its last-known filesystems; left out if there are none",
-        List::MetricDescriptors => "its last-known descriptors; left out if there are none",
-        List::SandboxMetrics => "left out",
+        List::MetricDescriptors => {
+            "its last-known descriptors; waited for 3 s if it was never heard, then left out"
+        }
+        List::SandboxMetrics => "left out. Its own error, if no backend has values to give",
     }
 }
 
@@ -182,19 +205,20 @@ fn answered(answer: Answer) -> (&'static str, &'static str) {
             "conditions of the default and `required` backends, one more for each backend; handlers by their public names",
             "its conditions stand for 30 s, then they are false",
         ),
-        Answer::RuntimeConfig => {
-            ("the default backend's cgroup driver", "what it said last; `Unavailable` if it never did")
-        }
+        Answer::RuntimeConfig => (
+            "the default backend's cgroup driver; `cgroup_driver` if it has no RuntimeConfig, else `Unimplemented`",
+            "what it said last, or `cgroup_driver`; `Unavailable` if there is neither",
+        ),
     }
 }
 
 fn events() -> &'static str {
-    "the events of all backends as they came, while every backend streams, else `Unimplemented`; a client that does not \
-     read `events.buffer` events in time: `ResourceExhausted`"
+    "the events of all backends as they came; of one that does not stream, the changes of its lists, compared once a \
+     second; a client that does not read `events.buffer` events in time: `ResourceExhausted`"
 }
 
 fn events_failure() -> &'static str {
-    "asked again for `events.grace`, then the stream ends with `Unavailable`; `Unimplemented` if it is not known to stream"
+    "what changed meanwhile is told once it is back; the stream goes on"
 }
 
 #[test]

@@ -196,7 +196,7 @@ async fn credentials_reach_the_registry_by_the_pods_own_backend_and_nothing_else
             assert_eq!(asked, other == backend, "pulls of {image} in the log of {other}");
         }
     }
-    let metrics = bed.run(&["curl", "-s", "http://127.0.0.1:9440/metrics"]).unwrap().stdout;
+    let metrics = bed.run(&["curl", "-s", "http://127.0.0.1:19440/metrics"]).unwrap().stdout;
     let metrics = String::from_utf8(metrics).unwrap();
     assert!(metrics.contains("PullImage"), "{metrics}");
     crimux.process.signal("TERM").unwrap();

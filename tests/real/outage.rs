@@ -97,7 +97,7 @@ async fn one_list_waits_for_a_stopped_containerd_and_the_next_does_not() {
         tokio::task::block_in_place(|| bed.cont(victim).unwrap());
         let ready = format!("crimux_backend_state{{backend=\"{victim}\",state=\"ready\"}} 1");
         eventually("it is in time again", async || {
-            let metrics = bed.run(&["curl", "-s", "http://127.0.0.1:9440/metrics"]).ok()?;
+            let metrics = bed.run(&["curl", "-s", "http://127.0.0.1:19440/metrics"]).ok()?;
             String::from_utf8_lossy(&metrics.stdout).contains(&ready).then_some(())
         })
         .await;

@@ -87,7 +87,7 @@ pub(crate) fn with_default(bed: &Bed, default: &str, keys: &str) -> String {
     format!(
         "listen: unix://{directory}/crimux.sock\n\
          state_dir: {directory}/state\n\
-         admin: {{ socket: {directory}/admin.sock, http: 127.0.0.1:9440 }}\n\
+         admin: {{ socket: {directory}/admin.sock, http: 127.0.0.1:19440 }}\n\
          default_backend: {default}\n{keys}"
     )
 }

@@ -206,3 +206,26 @@ async fn update_runtime_config_reaches_all_and_fails_if_one_fails() {
     assert_eq!(reply.code(), Code::Unavailable);
     assert_eq!(a.calls(UPDATE).len(), 2);
 }
+
+#[tokio::test]
+async fn a_configured_cgroup_driver_answers_for_a_default_backend_that_tells_none() {
+    let a = SimRuntime::builder("a").abilities(|abilities| abilities.cgroup_driver = None).start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = crate::support::config(&dir, &[("a", &a)], "cgroup_driver: cgroupfs\n");
+    let crimux = Crimux::start_in(dir, &yaml);
+    crimux.wait_ready().await;
+    let answer = async || crimux.client().raw(RUNTIME_CONFIG, &[], bytes::Bytes::new()).await.unwrap();
+    let linux =
+        |driver: cri::CgroupDriver| Some(cri::LinuxRuntimeConfiguration { cgroup_driver: driver.into() });
+    let told = answer().await.decode::<cri::RuntimeConfigResponse>().linux;
+    assert_eq!(told, linux(cri::CgroupDriver::Cgroupfs));
+    // A newer runtime tells its own.
+    a.state().abilities.cgroup_driver = Some(cri::CgroupDriver::Systemd);
+    a.drop_connections();
+    testkit::eventually(crate::support::SOON, async || {
+        answer().await.decode::<cri::RuntimeConfigResponse>().linux == linux(cri::CgroupDriver::Systemd)
+    })
+    .await;
+    let differs = async || crimux.log().contains("different cgroup drivers");
+    testkit::eventually(crate::support::SOON, differs).await;
+}

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use bytes::Bytes;
 use prost::Message;
 use testkit::client::{container_config, sandbox_config};
-use testkit::runtime::{ApiVersions, Call, MetricLabels, Reply, SimRuntime};
+use testkit::runtime::{ApiVersions, Call, Fault, MetricLabels, Reply, SimRuntime};
 use testkit::{Client, cri, eventually};
 use tonic::{Code, Status};
 
@@ -285,6 +285,56 @@ async fn a_restored_pod_goes_by_its_handler_and_is_known_with_its_containers() {
     assert_eq!(reply.code(), Code::InvalidArgument, "{:?}", reply.status());
 }
 
+#[tokio::test]
+async fn a_restored_pod_is_owned_whole_over_a_lost_reply_and_a_restart() {
+    let a = SimRuntime::builder("a").start().await;
+    let b = SimRuntime::builder("b").start().await;
+    let mut crimux = start(&[("a", &a), ("b", &b)], |yaml| yaml).await;
+    let restore = |name: &str| cri::RestorePodRequest {
+        checkpoint_path: "/checkpoints/pod".into(),
+        config: Some(sandbox_config(name).build()),
+        runtime_handler: "b".into(),
+        container_configs: ["one", "two"].map(|name| container_config(name, "img:1").build()).into(),
+        ..Default::default()
+    };
+    let path = runtime("RestorePod");
+    let minutes = [("grpc-timeout", "600S")];
+    let reply = crimux.client().raw(&path, &minutes, restore("whole").encode_to_vec()).await.unwrap();
+    assert_eq!(reply.code(), Code::Ok, "{:?}", reply.status());
+    assert_eq!(b.calls("RestorePod")[0].header("grpc-timeout"), Some("600S"), "it may take its minutes");
+    let whole: cri::RestorePodResponse = reply.decode();
+    // Killed between the reply and the next list, and the backend is away.
+    b.stop().await;
+    crimux.kill_and_start().await;
+    crimux.wait_ready().await;
+    down(&crimux, "b", &b).await;
+    let listed = crimux.client().raw(&runtime("ListContainers"), &[], Bytes::new()).await.unwrap();
+    for container in &listed.decode::<cri::ListContainersResponse>().containers {
+        assert_eq!(
+            container.pod_sandbox_id, whole.pod_sandbox_id,
+            "kubelet looks at the containers of its sandbox"
+        );
+    }
+    for id in whole.restored_containers.iter().map(|container| container.container_id.clone()) {
+        let request = cri::StopContainerRequest { container_id: id, timeout: 0 };
+        let reply = crimux.client().raw_message(&runtime("StopContainer"), &request).await.unwrap();
+        assert_eq!(reply.code(), Code::Unavailable, "owned, not denied");
+    }
+    b.start_again().await;
+    eventually(SOON, async || crimux.metric("crimux_backend_up{backend=\"b\"}").await == Some(1.0)).await;
+    b.fault_next("RestorePod", 1, Fault::LoseReply);
+    let lost = crimux.client().raw_message(&path, &restore("lost")).await.unwrap();
+    assert_eq!(lost.code(), Code::Unavailable);
+    let ids: Vec<_> = b.state().containers().map(|container| container.id.clone()).collect();
+    assert_eq!(ids.len(), 4);
+    eventually(SOON, async || crimux.metric("crimux_backend_up{backend=\"b\"}").await == Some(1.0)).await;
+    for container_id in ids {
+        let request = cri::ContainerStatusRequest { container_id, verbose: false };
+        let reply = crimux.client().raw_message(&runtime("ContainerStatus"), &request).await.unwrap();
+        assert_eq!(reply.code(), Code::Ok, "{:?}", reply.status());
+    }
+}
+
 // Old and future versions.
 
 async fn speaking(name: &str, api: ApiVersions) -> SimRuntime {
@@ -458,6 +508,6 @@ async fn four_runtimes_that_differ_are_one_with_5000_containers_each() {
     let stats = reply.decode::<cri::ListContainerStatsResponse>().stats;
     let measured: BTreeSet<_> = stats.into_iter().map(|stats| stats.attributes.unwrap().id).collect();
     assert_eq!(measured, union(&runtimes, running));
-    let events = client.raw(&runtime("GetContainerEvents"), &[], Bytes::new()).await.unwrap();
-    assert_eq!(events.code(), Code::Unimplemented, "not every backend streams");
+    let mut events = client.raw_stream(&runtime("GetContainerEvents"), &[], Bytes::new()).await.unwrap();
+    assert!(events.headers().await.is_ok(), "events are offered whoever streams");
 }

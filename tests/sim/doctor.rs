@@ -230,3 +230,53 @@ async fn runtime_classes_in_a_file_are_compared_both_ways() {
     contains(&found, &["ok       RuntimeClasses: 2 RuntimeClasses, every one is served"]);
     assert_eq!(code, 0, "{found}");
 }
+
+#[tokio::test]
+async fn a_default_backend_without_a_cgroup_driver_wants_the_key_and_the_key_must_be_everyones() {
+    let old = SimRuntime::builder("containerd").handlers(["old"]).abilities(|old| old.cgroup_driver = None);
+    let (old, new) = (old.start().await, SimRuntime::builder("containerd").handlers(["new"]).start().await);
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = config(&dir, &[("old", &old), ("new", &new)], "");
+    let (code, found) = probed(dir.path(), &yaml).await;
+    contains(&found, &["warning  old: the default backend has no RuntimeConfig", "set cgroup_driver"]);
+    assert_eq!(code, 0, "{found}");
+    let (code, found) = probed(dir.path(), &(yaml.clone() + "cgroup_driver: systemd\n")).await;
+    assert!(!found.contains("has no RuntimeConfig"), "{found}");
+    assert_eq!(code, 0, "{found}");
+    let (code, found) = probed(dir.path(), &(yaml + "cgroup_driver: cgroupfs\n")).await;
+    contains(
+        &found,
+        &[
+            "ERROR    cgroup driver: local backends differ: the key cgroup_driver uses cgroupfs, new uses systemd",
+        ],
+    );
+    assert_eq!(code, 1, "{found}");
+}
+
+#[tokio::test]
+async fn a_handler_that_is_not_announced_is_an_error_only_of_a_runtime_that_announces_all() {
+    let docker = SimRuntime::builder("docker").handlers(["other"]).start().await;
+    let containerd = SimRuntime::builder("containerd").handlers(["other"]).start().await;
+    let dir = tempfile::tempdir().unwrap();
+    for (runtime, wanted, expected) in [
+        (&docker, "warning  handlers.x: backend a does not announce the handler \"x\"", 0),
+        (&containerd, "ERROR    handlers.x: backend a does not know the handler \"x\"", 1),
+    ] {
+        let yaml = config(&dir, &[("a", runtime)], "  x: { backend: a, handler: x }\n");
+        let (code, found) = probed(dir.path(), &yaml).await;
+        contains(&found, &[wanted]);
+        assert_eq!(code, expected, "{found}");
+    }
+}
+
+#[tokio::test]
+async fn backends_without_pod_stats_are_named_as_what_keeps_them_from_being_offered() {
+    let a = SimRuntime::builder("a").start().await;
+    let b = SimRuntime::builder("b").abilities(|old| old.pod_sandbox_stats = false).start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = config(&dir, &[("a", &a), ("b", &b)], "");
+    let (_, found) = probed(dir.path(), &yaml).await;
+    contains(&found, &["note     b: it has no PodSandboxStats and keeps them from being offered"]);
+    let (_, found) = probed(dir.path(), &(yaml + "pod_sandbox_stats: union\n")).await;
+    contains(&found, &["note     b: it has no PodSandboxStats: under kubelet's gate"]);
+}

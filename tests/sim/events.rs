@@ -54,10 +54,6 @@ async fn end(stream: RawStream) -> Status {
     tokio::time::timeout(SOON, stream.finish()).await.expect("the stream ends").unwrap().status()
 }
 
-async fn refusal(client: &Client) -> Status {
-    end(client.raw_stream(EVENTS, &[], Bytes::new()).await.unwrap()).await
-}
-
 /// Makes something happen: a new sandbox, which has an event.
 fn happen(runtime: &SimRuntime, name: &str) -> String {
     runtime.state().run_sandbox(testkit::client::sandbox_config(name).build(), "").unwrap()
@@ -73,6 +69,7 @@ async fn events_of_all_backends_pass_as_the_bytes_they_came_in() {
     let crimux = start(&[("a", &a), ("b", &b)], "").await;
     let client = crimux.client();
     let mut stream = subscribe(&client).await;
+    sources(&crimux, &["stream", "stream"]).await;
     for runtime in [&a, &b, &a] {
         let direct_client = Client::unix(runtime.socket());
         let before = runtime.state().event_streams();
@@ -105,33 +102,119 @@ async fn clients_share_one_stream_of_each_backend_and_it_ends_with_the_last_of_t
 }
 
 #[tokio::test]
-async fn events_are_offered_only_while_every_backend_streams() {
+async fn a_backend_without_a_stream_has_its_lists_compared() {
     let a = with_events("a").await;
     for events in [Events::Unimplemented, Events::EndAtOnce] {
-        let b = SimRuntime::builder("b").abilities(|abilities: &mut Abilities| abilities.events = events);
-        let b = b.start().await;
+        let b = SimRuntime::builder("b").containers(2, 1);
+        let b = b.abilities(|abilities: &mut Abilities| abilities.events = events).start().await;
         let crimux = start(&[("a", &a), ("b", &b)], "").await;
-        let status = refusal(&crimux.client()).await;
-        assert_eq!(status.code(), Code::Unimplemented, "{events:?}: {status:?}");
-        assert!(status.message().contains("not so: b"), "{status:?}");
-        a.wait_for_cancel("GetContainerEvents").await;
-        a.clear_calls();
-        // The runtime was configured anew and restarted.
-        b.state().abilities.events = Events::Stream;
         let client = crimux.client();
         let mut stream = subscribe(&client).await;
-        let id = happen(&b, "pod");
+        sources(&crimux, &["stream", "lists"]).await;
+        let container = b.state().containers().next().unwrap().id.clone();
+        b.state().exit_container(&container, 3);
+        let stopped = decoded(&next_about(&mut stream, &container).await);
+        assert_eq!(
+            stopped.container_event_type(),
+            cri::ContainerEventType::ContainerStoppedEvent,
+            "{events:?}"
+        );
+        let pod = stopped.pod_sandbox_status.unwrap().metadata.unwrap();
+        assert!(!pod.uid.is_empty(), "kubelet finds the pod by it");
+        assert_eq!(stopped.containers_statuses[0].exit_code, 3);
+        let id = happen(&a, &format!("{events:?}").to_lowercase());
         next_about(&mut stream, &id).await;
     }
 }
 
+fn decoded(event: &Bytes) -> cri::ContainerEventResponse {
+    cri::ContainerEventResponse::decode(event.clone()).unwrap()
+}
+
+/// Waits until the events of the backends, in the order of their names, come from these sources.
+async fn sources(crimux: &Crimux, wanted: &[&str]) {
+    eventually(SOON, async || {
+        let status: serde_json::Value =
+            serde_json::from_str(&crimux.get("/v1/status").await.unwrap().1).unwrap();
+        let backends = status["backends"].as_array().unwrap();
+        backends
+            .iter()
+            .map(|backend| backend["event_source"].as_str().unwrap_or("none"))
+            .eq(wanted.iter().copied())
+    })
+    .await;
+}
+
 #[tokio::test]
-async fn a_backend_that_is_down_and_never_streamed_makes_events_unimplemented() {
+async fn events_are_offered_while_a_backend_is_down_and_tell_what_happened_once_it_is_back() {
     let (a, b) = (with_events("a").await, with_events("b").await);
-    let crimux = start(&[("a", &a), ("b", &b)], "").await;
+    let crimux = start(&[("a", &a), ("b", &b)], "events: { grace: 100ms }\n").await;
     b.stop().await;
     eventually(SOON, async || crimux.metric("crimux_backend_up{backend=\"b\"}").await == Some(0.0)).await;
-    assert_eq!(refusal(&crimux.client()).await.code(), Code::Unimplemented);
+    let client = crimux.client();
+    let mut stream = subscribe(&client).await;
+    let id = happen(&a, "meanwhile");
+    next_about(&mut stream, &id).await;
+    let container = b.state().containers().next().unwrap().id.clone();
+    b.state().exit_container(&container, 9);
+    b.start_again().await;
+    let stopped = decoded(&next_about(&mut stream, &container).await);
+    assert_eq!(stopped.container_event_type(), cri::ContainerEventType::ContainerStoppedEvent);
+}
+
+#[tokio::test]
+async fn what_happened_while_a_stream_was_away_is_told_once() {
+    let a = with_events("a").await;
+    let crimux = start(&[("a", &a)], "").await;
+    let client = crimux.client();
+    let mut stream = subscribe(&client).await;
+    sources(&crimux, &["stream"]).await;
+    let ids: Vec<_> = a.state().containers().map(|container| container.id.clone()).collect();
+    a.state().exit_container(&ids[0], 1);
+    next_about(&mut stream, &ids[0]).await;
+    a.fault("GetContainerEvents", Fault::error(Code::Unavailable, "not yet"));
+    a.state().end_event_streams(&Status::unavailable("restarting"));
+    sources(&crimux, &["lists"]).await;
+    a.state().exit_container(&ids[1], 1);
+    assert_eq!(about(&next(&mut stream).await), ids[1], "the first is not told again");
+    a.clear_faults();
+    sources(&crimux, &["stream"]).await;
+    let id = happen(&a, "after");
+    assert_eq!(about(&next(&mut stream).await), id, "neither is the second");
+}
+
+#[tokio::test]
+async fn events_of_cri_0_25_make_its_lists_the_source() {
+    let a = SimRuntime::builder("a").containers(1, 1).start().await;
+    // Field 4 was the metadata of the sandbox.
+    let metadata =
+        cri::PodSandboxMetadata { name: "pod".into(), uid: "u".into(), namespace: "n".into(), attempt: 0 };
+    let mut event = bytes::BytesMut::new();
+    crimux::wire::put_bytes(&mut event, 1, b"c");
+    crimux::wire::put_bytes(&mut event, 4, &metadata.encode_to_vec());
+    let event = event.freeze();
+    a.unknown_method("GetContainerEvents", move |_| {
+        let (messages, reply) = Reply::stream();
+        messages.send(Ok(event.clone())).unwrap();
+        reply
+    });
+    let crimux = start(&[("a", &a)], "").await;
+    let client = crimux.client();
+    let mut stream = subscribe(&client).await;
+    let id = happen(&a, "pod");
+    next_about(&mut stream, &id).await;
+    sources(&crimux, &["lists"]).await;
+}
+
+#[tokio::test]
+async fn nothing_is_asked_of_a_backend_once_nobody_listens() {
+    let a = SimRuntime::builder("a").containers(1, 1).start().await;
+    let crimux = start(&[("a", &a)], "").await;
+    let client = crimux.client();
+    let stream = subscribe(&client).await;
+    sources(&crimux, &["lists"]).await;
+    drop(stream);
+    sources(&crimux, &["none"]).await;
 }
 
 #[tokio::test]
@@ -176,25 +259,12 @@ async fn a_restarted_crimux_remembers_who_streams() {
 }
 
 #[tokio::test]
-async fn a_backend_that_stays_away_ends_the_stream_with_unavailable_after_the_grace_time() {
-    let (a, b) = (with_events("a").await, with_events("b").await);
-    let crimux = start(&[("a", &a), ("b", &b)], "events: { grace: 600ms }\n").await;
-    let client = crimux.client();
-    let stream = subscribe(&client).await;
-    b.stop().await;
-    let started = std::time::Instant::now();
-    let status = end(stream).await;
-    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
-    assert!(started.elapsed() >= Duration::from_millis(200), "it waited for the backend");
-    a.wait_for_cancel("GetContainerEvents").await;
-}
-
-#[tokio::test]
 async fn a_stream_that_a_backend_ends_is_asked_for_again() {
     let a = with_events("a").await;
     let crimux = start(&[("a", &a)], "").await;
     let client = crimux.client();
     let mut stream = subscribe(&client).await;
+    sources(&crimux, &["stream"]).await;
     for status in [Status::ok(""), Status::unavailable("restarting"), Status::unimplemented("not yet")] {
         let calls = a.calls("GetContainerEvents").len();
         eventually(SOON, async || a.state().event_streams() == 1).await;
@@ -207,16 +277,17 @@ async fn a_stream_that_a_backend_ends_is_asked_for_again() {
 }
 
 #[tokio::test]
-async fn a_backend_that_switched_events_off_is_refused_after_the_grace_time() {
+async fn a_backend_that_switched_events_off_has_its_lists_compared() {
     let a = with_events("a").await;
     let crimux = start(&[("a", &a)], "events: { grace: 500ms }\n").await;
     let client = crimux.client();
-    let stream = subscribe(&client).await;
+    let mut stream = subscribe(&client).await;
     eventually(SOON, async || a.state().event_streams() == 1).await;
     a.state().abilities.events = Events::EndAtOnce;
     a.state().end_event_streams(&Status::ok(""));
-    assert_eq!(end(stream).await.code(), Code::Unavailable);
-    assert_eq!(refusal(&client).await.code(), Code::Unimplemented);
+    sources(&crimux, &["lists"]).await;
+    let id = happen(&a, "pod");
+    next_about(&mut stream, &id).await;
 }
 
 #[tokio::test]
@@ -247,10 +318,7 @@ async fn slow_client(crimux: &Crimux) -> SlowClient {
     let socket = UnixStream::connect(crimux.socket()).await.unwrap();
     let (requests, connection) = h2::client::handshake(socket).await.unwrap();
     tokio::spawn(async move { connection.await.unwrap_or_default() });
-    let request = http::Request::post(format!("http://localhost{EVENTS}"))
-        .header("content-type", "application/grpc")
-        .body(())
-        .unwrap();
+    let request = http::Request::post(format!("http://localhost{EVENTS}")).body(()).unwrap();
     let (response, mut outgoing) = requests.ready().await.unwrap().send_request(request, false).unwrap();
     outgoing.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
     SlowClient { body: response.await.unwrap().into_body() }

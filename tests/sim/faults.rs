@@ -180,9 +180,9 @@ fn allowed(method: &Method, fault: &Fault) -> Vec<Code> {
         Fault::GarbageMessage(_) | Fault::GarbageFrame(_) | Fault::Truncate(_) => {
             vec![Code::Ok, Code::Internal]
         }
-        // It resets with INTERNAL_ERROR.
-        Fault::Reset => vec![Code::Internal],
-        Fault::Hang | Fault::HangReply | Fault::DropConnection | Fault::LoseReply => vec![Code::Unavailable],
+        Fault::Hang | Fault::HangReply | Fault::Reset | Fault::DropConnection | Fault::LoseReply => {
+            vec![Code::Unavailable]
+        }
     };
     if from_memory {
         codes.extend([Code::Ok, Code::Unavailable]);
@@ -258,7 +258,7 @@ faults! {
     bytes_that_are_no_frame_reach_no_list: Fault::GarbageFrame(b"this is no gRPC message".as_slice().into());
     a_reply_that_ends_early_reaches_no_list: Fault::Truncate(7);
     a_reply_without_anything_is_no_empty_list: Fault::Truncate(0);
-    a_stream_that_is_reset_ends_with_the_code_of_grpcs_table: Fault::Reset;
+    a_stream_that_is_reset_ends_as_unavailable: Fault::Reset;
     a_connection_that_breaks_is_made_again: Fault::DropConnection;
     a_reply_that_is_lost_is_found_out: Fault::LoseReply;
 }

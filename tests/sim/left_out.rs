@@ -54,9 +54,9 @@ async fn items_that_would_crash_kubelet_are_left_out_alone_and_counted() {
         assert!(crimux.metric(&series).await >= Some(1.0), "{series}");
     }
     let log = crimux.log();
-    let said =
+    let lines =
         log.lines().filter(|line| line.contains("left out of answers") && line.contains("ListContainers"));
-    assert_eq!(said.count(), 1, "once a minute: {log}");
+    assert_eq!(lines.count(), 1, "once a minute: {log}");
     let (_, status) = crimux.get("/v1/status").await.unwrap();
     assert!(status.contains("ListPodSandbox: items"), "{status}");
 }

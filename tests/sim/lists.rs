@@ -61,7 +61,9 @@ async fn unknown_fields_of_list_items_and_of_the_list_itself_survive() {
     let (runtimes, crimux) = three().await;
     let mut expected = Vec::new();
     for (number, runtime) in runtimes.iter().enumerate() {
-        let mut item = cri::Container { id: format!("id-{number}"), ..Default::default() }.encode_to_vec();
+        let metadata = Some(cri::ContainerMetadata::default());
+        let container = cri::Container { id: format!("id-{number}"), metadata, ..Default::default() };
+        let mut item = container.encode_to_vec();
         prost::encoding::bytes::encode(1000, &b"tomorrow".to_vec(), &mut item);
         let mut list = Vec::new();
         prost::encoding::bytes::encode(1, &item, &mut list);
@@ -205,4 +207,47 @@ async fn the_filesystem_of_the_default_backend_comes_first() {
         list.iter().map(|usage| usage.fs_id.clone().unwrap().mountpoint).collect::<Vec<_>>()
     };
     assert_eq!(mountpoints(&info.image_filesystems), ["/var/lib/z", "/var/lib/a"]);
+}
+
+/// How often a backend was asked for sandboxes and containers.
+fn asked(runtime: &SimRuntime) -> usize {
+    runtime.calls("ListPodSandbox").len() + runtime.calls("ListContainers").len()
+}
+
+#[tokio::test]
+async fn a_list_of_one_pod_is_put_to_its_owner_alone_while_it_is_the_only_one() {
+    const UID: &str = "io.kubernetes.pod.uid";
+    let (a, b) = (SimRuntime::builder("a").start().await, SimRuntime::builder("b").start().await);
+    let pod = |name: &str, uid: &str| testkit::client::sandbox_config(name).uid(uid).label(UID, uid).build();
+    let one = a.state().run_sandbox(pod("one", "u1"), "").unwrap();
+    let both = [
+        a.state().run_sandbox(pod("old", "u2"), "").unwrap(),
+        b.state().run_sandbox(pod("new", "u2"), "").unwrap(),
+    ];
+    let crimux = Crimux::start(&[("a", &a), ("b", &b)]).await;
+    let list = async |uid: &str| {
+        let filter = cri::PodSandboxFilter {
+            label_selector: [(UID.to_owned(), uid.to_owned())].into(),
+            ..Default::default()
+        };
+        let request = cri::ListPodSandboxRequest { filter: Some(filter) };
+        let reply = crimux.client().raw_message(SANDBOXES, &request).await.unwrap();
+        let items = reply.decode::<cri::ListPodSandboxResponse>().items;
+        items.into_iter().map(|item| item.id).collect::<BTreeSet<_>>()
+    };
+    b.clear_calls();
+    assert_eq!(list("u1").await, [one].into());
+    assert_eq!(asked(&b), 0, "b does not have it");
+    assert_eq!(list("u2").await, both.clone().into());
+    assert_eq!(asked(&b), 1, "it has sandboxes at both");
+    assert_eq!(list("u3").await, BTreeSet::new());
+    assert_eq!(asked(&b), 2, "nobody is known to have it");
+    // A sandbox whose reply nobody got is known from the next list only.
+    b.fault_next("RunPodSandbox", 1, Fault::LoseReply);
+    let config = Some(pod("one", "u1"));
+    let request = cri::RunPodSandboxRequest { config, runtime_handler: "b".into() };
+    let handlers =
+        crimux.client().raw_message("/runtime.v1.RuntimeService/RunPodSandbox", &request).await.unwrap();
+    assert_eq!(handlers.code(), Code::Unavailable);
+    testkit::eventually(crate::support::SOON, async || list("u1").await.len() == 2).await;
 }

@@ -287,3 +287,31 @@ async fn a_connection_of_garbage_ends_and_others_live() {
         assert_eq!(crimux.client().raw(STATUS, &[], about(&id)).await.unwrap().code(), Code::Ok);
     }
 }
+
+#[tokio::test]
+async fn what_is_compressed_is_refused_in_words_that_name_the_request_or_the_reply() {
+    let (a, crimux, id) = one().await;
+    let socket = UnixStream::connect(crimux.socket()).await.unwrap();
+    let (requests, connection) = h2::client::handshake(socket).await.unwrap();
+    tokio::spawn(async move { connection.await.unwrap_or_default() });
+    let request = http::Request::post(format!("http://localhost{STATUS}")).header("grpc-encoding", "gzip");
+    let request = request.header("content-type", "application/grpc").header("te", "trailers");
+    let (response, mut outgoing) =
+        requests.ready().await.unwrap().send_request(request.body(()).unwrap(), false).unwrap();
+    outgoing.send_data(Bytes::from_static(&[1, 0, 0, 0, 1, 0]), true).unwrap();
+    let response = tokio::time::timeout(SOON, response).await.expect("an answer").unwrap();
+    let status = tonic::Status::from_header_map(response.headers()).unwrap();
+    assert_eq!(
+        (status.code(), status.message().contains("the request is compressed")),
+        (Code::Unimplemented, true)
+    );
+    assert_eq!(response.headers()["grpc-accept-encoding"], "identity");
+    a.fault_next("ContainerStatus", 1, Fault::GarbageFrame(Bytes::from_static(&[1, 0, 0, 0, 1, 0])));
+    let reply = crimux.client().raw(STATUS, &[], about(&id)).await.unwrap();
+    assert!(reply.message().contains("backend a sent an unreadable reply"), "{}", reply.message());
+    assert!(
+        reply.message().contains("it is compressed") && !reply.message().contains("request"),
+        "{}",
+        reply.message()
+    );
+}

@@ -129,6 +129,7 @@ async fn a_large_unary_list_becomes_frames_below_4_mib() {
     let b = plain("b", 2).await;
     let item = |number: usize| cri::Container {
         id: format!("{number:064x}"),
+        metadata: Some(cri::ContainerMetadata::default()),
         labels: [("large".to_owned(), "x".repeat(1000))].into(),
         ..Default::default()
     };

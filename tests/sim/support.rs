@@ -102,7 +102,12 @@ impl Crimux {
 
     /// Waits until crimux has ended, and returns its exit code; `None` if a signal ended it.
     pub(crate) async fn ended(&mut self) -> Option<i32> {
-        tokio::time::timeout(SOON, self.child.wait()).await.expect("crimux ends").unwrap().code()
+        self.ended_within(SOON).await
+    }
+
+    /// The same, for an end that may take longer.
+    pub(crate) async fn ended_within(&mut self, limit: Duration) -> Option<i32> {
+        tokio::time::timeout(limit, self.child.wait()).await.expect("crimux ends").unwrap().code()
     }
 
     /// Lets crimux end as systemd does, and starts it again with the same directory.

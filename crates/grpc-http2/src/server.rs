@@ -11,12 +11,12 @@ use http_body::{Body, Frame};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
-pub(crate) use accepting::{Accepting, Refusal, shorten};
+pub(crate) use accepting::{Accepting, Refusal};
 
 use crate::connection::Connection;
 use crate::frame::{self, Setting, StreamId};
 use crate::hpack::{self, Block, Pseudo};
-use crate::limits::{Budget, Held, Limit, LimitHook};
+use crate::limits::{Budget, Limit, LimitHook};
 use crate::state::{Side, State};
 use crate::stream::EndStream;
 use crate::{Error, GoAway, Reason, Shared};
@@ -170,8 +170,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
                 continue;
             }
             let head = stream.head.take().expect("a stream is accepted once");
-            let too_large = stream.too_large;
-            let body = RequestBody { data: Some(state.take_received(id)), too_large };
+            let body = RequestBody { data: Some(stream.take_received()), too_large: stream.too_large };
             let respond = SendResponse { shared: Arc::clone(&self.shared), stream: id };
             return Some(IncomingRequest { request: request(head, body), respond });
         }
@@ -189,11 +188,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
         state.queue_goaway(StreamId::MAX, Reason::NO_ERROR, b"");
         frame::encode_ping(&mut state.out.tail, 0, &SHUTDOWN_PING);
         state.wake_task();
-    }
-
-    /// Returns what the connection holds.
-    pub fn held(&self) -> Held {
-        self.connection.held()
     }
 
     /// Returns what the client's GOAWAY says, if it has sent one.
@@ -313,10 +307,9 @@ impl State {
             self.refuse_response(id);
             return false;
         }
-        let short = ends.then(|| self.within_peer_limit(headers.clone()));
         self.queue_headers(id, ends, |out| {
             hpack::encode_status(out, status);
-            hpack::encode_headers(out, short.as_ref().unwrap_or(headers));
+            hpack::encode_headers(out, headers);
         });
         self.wake_task();
         true

@@ -6,6 +6,7 @@
 
 use std::fmt;
 use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -49,6 +50,22 @@ impl Stream {
         let Self::Tls(connection) = self else { return None };
         let chain = connection.stream.get_ref().1.peer_certificates()?;
         describe(chain.first()?, CertificateRole::Backend, Path::new(&connection.target))
+    }
+
+    /// Moves the connection to the runtime that this is called on: it was made on another thread.
+    ///
+    /// # Errors
+    /// If the system has no file descriptor for it.
+    pub fn move_here(mut self) -> io::Result<Self> {
+        let tcp = match &mut self {
+            Self::Tls(connection) => connection.stream.get_mut().0,
+            Self::Tcp(tcp) => tcp,
+            Self::Unix(_) | Self::Vsock(_) => return Ok(self),
+        };
+        // The same connection under a descriptor of its own, which the runtime it came from has never seen.
+        let copy = std::net::TcpStream::from(tcp.as_fd().try_clone_to_owned()?);
+        *tcp = TcpStream::from_std(copy)?;
+        Ok(self)
     }
 
     fn transport(self: Pin<&mut Self>) -> Pin<&mut dyn Transport> {

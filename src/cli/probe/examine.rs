@@ -28,6 +28,8 @@ pub(super) struct Patient<'a> {
     pub(super) api: Option<Api>,
     pub(super) runtime_name: Option<String>,
     pub(super) cgroup_driver: Option<CgroupDriver>,
+    /// Whether it has `PodSandboxStats`.
+    pub(super) pod_stats: Option<bool>,
     /// The handlers that it announces; an old runtime announces none.
     pub(super) handlers: Option<Vec<String>>,
     /// Whether the node is NotReady without it.
@@ -43,6 +45,7 @@ impl<'a> Patient<'a> {
             api: None,
             runtime_name: None,
             cgroup_driver: None,
+            pod_stats: None,
             handlers: None,
             decides: config.required || node.default_backend == name,
         };
@@ -71,6 +74,7 @@ impl<'a> Patient<'a> {
         }
         self.version(&mut conversation, connector.target()).await?;
         self.cgroup_driver(&mut conversation).await?;
+        self.pod_stats(&mut conversation).await?;
         self.status(&mut conversation).await
     }
 
@@ -134,6 +138,14 @@ impl<'a> Patient<'a> {
             let config = RuntimeConfigResponse::decode(reply).map_err(|error| error.to_string())?;
             self.cgroup_driver = config.linux.map(|linux| linux.cgroup_driver());
         }
+        Ok(())
+    }
+
+    /// Asks as kubelet does: for the sandbox with the empty ID.
+    async fn pod_stats(&mut self, conversation: &mut Conversation) -> Result<(), String> {
+        let Some(api) = self.api else { return Ok(()) };
+        let answer = conversation.ask(Rpc::PodSandboxStats, api, &[]).await?;
+        self.pod_stats = Some(!matches!(answer, Answer::Code(Code::Unimplemented)));
         Ok(())
     }
 

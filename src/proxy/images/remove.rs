@@ -39,9 +39,17 @@ impl Call {
         let reference = wire::peek_str(message.encoded(), &REFERENCE)?.to_owned();
         if let [only] = &self.backends()[..] {
             self.watch.at(only);
-            let reply = only.fetch(method, self.headers.clone(), message.framed()).await?;
+            let reply = only
+                .fetch_within(
+                    only.config().timeouts.remove_image,
+                    method,
+                    self.headers.clone(),
+                    message.framed(),
+                )
+                .await?;
             if is_gone(&reply) {
                 forget(&self.node, only, &reference, &listed(only, &reference));
+                only.last.saved().await;
             }
             return Ok(reply.into());
         }
@@ -74,9 +82,18 @@ impl Call {
     /// Asks a store for all its images; they become what is last known of it.
     async fn look(&self, backend: &Arc<Backend>) -> Store {
         let wait = self.at_most(backend.config().timeouts.list);
-        let asked = tokio::time::timeout(wait, fan_out::list_all(&self.node, backend, List::Images)).await;
+        // One that is late is not waited for again for each image; its refresh is under way.
+        let asked = if backend.health.is_late(Class::Images) {
+            None
+        } else {
+            tokio::time::timeout(wait, fan_out::list_all(&self.node, backend, List::Images)).await.ok()
+        };
+        if asked.is_none() && backend.is_up() {
+            backend.health.mark_late(Class::Images);
+            fan_out::refresh(&self.node, backend, Class::Images);
+        }
         let known = backend.last.list(ListKind::Images, &Filter::default()).is_some();
-        Store { backend: Arc::clone(backend), live: matches!(asked, Ok(Ok(()))), known }
+        Store { backend: Arc::clone(backend), live: matches!(asked, Some(Ok(()))), known }
     }
 }
 
@@ -113,12 +130,14 @@ async fn remove(
         } else {
             Message::new(&wire::append_str(message.encoded(), &REFERENCE, words)).framed()
         };
-        let reply = backend.fetch(method, headers.clone(), framed).await?;
+        let limit = backend.config().timeouts.remove_image;
+        let reply = backend.fetch_within(limit, method, headers.clone(), framed).await?;
         if !is_gone(&reply) {
             return Ok(Some(reply));
         }
     }
     forget(node, backend, reference, images);
+    backend.last.saved().await;
     Ok(None)
 }
 

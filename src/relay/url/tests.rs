@@ -19,7 +19,6 @@ fn backend(endpoint: &str, local: bool) -> BackendConfig {
         tls: None,
         streaming: Streaming { relay: RelayMode::Auto, address: None, tls: false },
         max_in_flight: 1000,
-        max_list: 32 << 20,
         image_handler: ImageHandler::Auto,
     }
 }
@@ -70,9 +69,23 @@ fn a_url_of_this_node_without_a_host_is_relayed_to_loopback() {
         assert_eq!(relayed(&local, url), "127.0.0.1:3000", "{url}");
     }
     for url in ["/exec/abc", "http:///exec/abc"] {
-        assert_eq!(stream_to_relay(&local, url), Err(UrlError::AddressNeeded), "{url}");
+        // As crictl and critest do.
+        assert_eq!(relayed(&local, url), "127.0.0.1:10250", "{url}");
         assert_eq!(relayed(&with_address(local.clone(), "127.0.0.1", 9), url), "127.0.0.1:9");
     }
+}
+
+#[test]
+fn a_url_without_a_scheme_is_one_of_http() {
+    let url = "//127.0.0.1:10350/cri/exec/abc";
+    assert_eq!(stream_to_relay(&backend("/run/cri.sock", true), url), Ok(None));
+    let remote = backend("node-7:1", false);
+    assert!(matches!(stream_to_relay(&remote, url), Err(UrlError::ThisNode { .. })));
+    let Ok(Some(stream)) = stream_to_relay(&remote, "//node-7:10350/cri/exec/abc") else {
+        panic!("it is relayed");
+    };
+    assert_eq!((stream.target.port, stream.path.as_str()), (10350, "/cri/exec/abc"));
+    assert_eq!(relayed(&with_address(remote, "node-7", 9), url), "node-7:9");
 }
 
 #[test]

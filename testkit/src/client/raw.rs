@@ -211,7 +211,7 @@ where
     let (requests, connection) = h2::client::Builder::new()
         .initial_window_size(WINDOW)
         .initial_connection_window_size(WINDOW * 4)
-        .max_header_list_size(8 << 20)
+        .max_header_list_size(1 << 20)
         .handshake(stream)
         .await?;
     // Its failure shows in the calls that it carries.

@@ -25,7 +25,7 @@ fn rendered(arguments: &[&str]) -> Option<Vec<Value>> {
     Some(documents(&String::from_utf8(output.stdout).unwrap()))
 }
 
-/// The names of everything rendered, as `Kind/name`, without the part that follows a ConfigMap's contents.
+/// The names of everything rendered, as `Kind/name`, without the part that follows a `ConfigMap`'s contents.
 fn names(rendered: &[Value]) -> BTreeSet<String> {
     let name = |document: &Value| {
         let (kind, name) =

@@ -1,0 +1,116 @@
+//! Whether the node has pod stats: asked once by each kubelet, and then held to.
+//!
+//! kubelet asks `PodSandboxStats` for the sandbox with the empty ID when it starts (`cmd/kubelet/app/server.go`, gate
+//! `PodAndContainerStatsFromCRI`, 1.37). `Unimplemented` makes it take the stats of all pods from cAdvisor; anything else
+//! makes it trust the lists, where one error fails the summary of the node and with it eviction. So the lists agree with
+//! the last answer until the question is asked again: a backend without the RPC that joins, or comes back older, is left
+//! out instead of failing the lists, and lists that were denied stay denied. The answer is saved, because crimux is
+//! restarted under a running kubelet.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use futures_util::future::join_all;
+use tonic::Code;
+
+use crate::backend::{Backend, Collected, own_headers};
+use crate::codec::Message;
+use crate::config::StatsPolicy;
+use crate::cri::Rpc;
+use crate::error::Error;
+use crate::method::{List, Method};
+use crate::proxy::reply::Outcome;
+use crate::proxy::{Call, ProxyState};
+
+/// How long the answer waits to be on the disk.
+const DISK: Duration = Duration::from_secs(1);
+
+impl Call {
+    /// Answers the question whether pod stats exist, and remembers the answer.
+    pub(super) async fn pod_stats_exist(
+        &mut self,
+        method: &'static Method,
+        message: Message,
+    ) -> Result<Outcome, Error> {
+        let absent = Error::EmptyId("sandbox");
+        if let Some(scope) = &self.scope {
+            let backend = self.node.backend(scope)?;
+            let reply = self.fetch(&backend, method, &message).await?;
+            return if reply.code == Code::Ok { Err(absent) } else { Ok(reply.into()) };
+        }
+        self.watch.at_all(&self.node);
+        let mut backends = self.backends();
+        backends.retain(|backend| !self.node.is_joining(backend));
+        let wait = |backend: &Backend| self.at_most(backend.config().timeouts.read);
+        let asked = backends.iter().map(|backend| async {
+            let (wait, message) = (wait(backend), message.framed());
+            let asked = backend.fetch(method, own_headers(wait), message);
+            tokio::time::timeout(wait, asked).await.ok().and_then(Result::ok)
+        });
+        let replies = join_all(asked).await;
+        for (backend, reply) in backends.iter().zip(&replies) {
+            if let Some(reply) = reply {
+                backend.note_lack(List::SandboxStats.unary(), reply.code == Code::Unimplemented);
+            }
+        }
+        let lacking: Vec<_> = backends.iter().filter(|b| b.last.lacks(Rpc::ListPodSandboxStats)).collect();
+        let denied = match self.node.config().pod_sandbox_stats {
+            StatsPolicy::Unimplemented => !lacking.is_empty(),
+            StatsPolicy::Union => lacking.len() == backends.len(),
+        };
+        self.node.promise_pod_stats(!denied).await;
+        if denied {
+            return Err(without(&lacking));
+        }
+        let default = self.node.default_in(None);
+        let own = backends.iter().zip(replies).find(|(backend, _)| backend.name == default);
+        let refusal = own.and_then(|(_, reply)| reply).filter(is_refusal);
+        refusal.map(Outcome::from).ok_or(absent)
+    }
+
+    /// Refuses a list of pod stats where the client was told that there are none.
+    pub(super) fn refuse_pod_stats(&self, list: List) -> Result<(), Error> {
+        if list == List::SandboxStats && self.scope.is_none() && self.node.promised_pod_stats() == Some(false)
+        {
+            return Err(Error::Unimplemented(
+                "pod stats were not offered when PodSandboxStats was last asked for; a restarted kubelet asks again"
+                    .to_owned(),
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Tells whether a runtime's answer to the empty ID says that the RPC exists and nothing else.
+fn is_refusal(reply: &Collected) -> bool {
+    !matches!(reply.code, Code::Ok | Code::Unimplemented)
+}
+
+fn without(lacking: &[&Arc<Backend>]) -> Error {
+    let names: Vec<_> = lacking.iter().map(|backend| &*backend.name).collect();
+    Error::Unimplemented(format!("without PodSandboxStats: {} (pod_sandbox_stats)", names.join(", ")))
+}
+
+impl ProxyState {
+    /// Returns what the last client to ask was told about pod stats, before a restart of crimux too; `None` if
+    /// none has asked.
+    pub fn promised_pod_stats(&self) -> Option<bool> {
+        let answers = self.backends();
+        let answers = answers.iter().filter_map(|backend| backend.last.pod_stats_answer());
+        answers.max_by_key(|(at, _)| *at).map(|(_, exist)| exist)
+    }
+
+    /// Remembers what a client was told about pod stats. Every backend keeps it, because any may be removed.
+    async fn promise_pod_stats(&self, exist: bool) {
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
+        for backend in self.backends().iter() {
+            backend.last.set_pod_stats_answer(at, exist);
+        }
+        let snapshot = Arc::clone(&self.snapshot);
+        let written = tokio::task::spawn_blocking(move || snapshot.flush());
+        // A disk that hangs must not keep kubelet from starting; the snapshot says itself if it could not be written.
+        tokio::time::timeout(DISK, written).await.ok();
+        tracing::info!(exist, "a client asked whether there are pod stats");
+    }
+}

@@ -6,7 +6,7 @@
 //! only what a metric label would say, and changes nothing. No CRI call waits for anything here.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use axum::Router;
 use axum::extract::State;
@@ -30,11 +30,13 @@ use http::Port;
 pub mod api;
 mod cache;
 mod change;
+mod debug;
 pub mod duration;
 mod http;
 mod metrics;
 mod page;
 mod read;
+mod verdict;
 
 /// Permission bits of the admin socket: a process that may connect may command crimux.
 const SOCKET_MODE: u32 = 0o600;
@@ -49,8 +51,7 @@ pub(crate) struct AdminState {
     started: SystemTime,
 }
 
-/// Starts the admin listeners in `servers`, on the thread of `side`. After the drain has begun, each has `deadline` to answer its last
-/// requests.
+/// Starts the admin listeners in `servers`, on the thread of `side`.
 ///
 /// # Errors
 /// If the socket cannot be bound. A port that is taken is no error: it is tried again.
@@ -59,7 +60,6 @@ pub async fn spawn(
     config: &config::Admin,
     node: &Arc<ProxyState>,
     drain: &Drain,
-    deadline: Duration,
     side: &Side,
 ) -> anyhow::Result<()> {
     let (calls, port) = (Handle::current(), Port::default());
@@ -68,7 +68,7 @@ pub async fn spawn(
     let bound = side.run(async move { Listener::bind(&socket, SOCKET_MODE, None).await }).await??;
     let (listener, file) = bound.split();
     let routes = public_routes().merge(root_routes()).with_state(Arc::clone(&state));
-    servers.spawn_on(serve(listener, routes, drain.clone(), deadline, file), side.handle());
+    servers.spawn_on(serve(listener, routes, Arc::clone(node), drain.clone(), file), side.handle());
     if let Some(address) = config.http {
         let first = Arc::clone(&state);
         let listener = side.run(async move { first.port.listen(address).await.ok() }).await?;
@@ -77,6 +77,7 @@ pub async fn spawn(
         let serving = async move {
             let listen = || state.port.listen(address);
             let serving = http::serve(listener, listen, routes, drain.clone());
+            let deadline = || state.node.config().drain_timeout;
             drain::run_with_deadline("admin.http", &drain, deadline, serving).await
         };
         servers.spawn_on(serving, side.handle());
@@ -84,13 +85,13 @@ pub async fn spawn(
     Ok(())
 }
 
-/// Serves until the drain begins and the last request is answered, at most `deadline` longer. `_file` is
+/// Serves until the drain begins and the last request is answered, at most `drain_timeout` longer. `_file` is
 /// removed then.
 async fn serve(
     listener: UnixListener,
     routes: Router,
+    node: Arc<ProxyState>,
     drain: Drain,
-    deadline: Duration,
     _file: SocketFile,
 ) -> DrainResult {
     let begun = drain.clone().into_begun();
@@ -99,13 +100,14 @@ async fn serve(
             tracing::error!(%error, "an admin listener failed and no longer serves");
         }
     };
-    drain::run_with_deadline("admin", &drain, deadline, serving).await
+    drain::run_with_deadline("admin", &drain, || node.config().drain_timeout, serving).await
 }
 
 /// Routes without authentication.
 fn public_routes() -> Router<Arc<AdminState>> {
     Router::new()
         .route("/", get(page::page))
+        .route("/paused", get(page::paused))
         .route("/metrics", get(metrics::scrape))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -116,6 +118,7 @@ fn cached_routes() -> Router<Arc<AdminState>> {
     let cached = || middleware::from_fn_with_state(Arc::new(Cache::default()), cache::cached);
     Router::new()
         .route("/", get(page::page).layer(cached()))
+        .route("/paused", get(page::paused).layer(cached()))
         .route("/metrics", get(metrics::scrape).layer(cached()))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -127,6 +130,9 @@ fn root_routes() -> Router<Arc<AdminState>> {
         .route("/v1/status", get(read::status))
         .route("/v1/pods", get(read::pods))
         .route("/v1/images", get(read::images))
+        .route("/v1/config", get(debug::config))
+        .route("/v1/debug", get(debug::dump))
+        .route("/v1/log-level", get(debug::log_level).post(debug::set_log_level))
         .route("/v1/routes", get(read::routes))
         .route("/v1/routes/", get(read::default_route))
         .route("/v1/routes/{handler}", get(read::route))

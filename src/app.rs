@@ -15,7 +15,6 @@ use tokio::time::Instant;
 
 use crate::config::Config;
 use crate::drain::{self, Drain, DrainResult};
-use crate::history::ReloadResult;
 use crate::metrics::Metrics;
 use crate::proxy::{Proxy, ProxyState};
 use crate::relay::{Relay, RelayMetrics};
@@ -25,8 +24,10 @@ use crate::side::Side;
 use crate::snapshot::Snapshot;
 use crate::{admin, telemetry};
 use backends::Backends;
+use reload::Reloads;
 
 mod backends;
+mod reload;
 mod systemd;
 mod watch;
 
@@ -41,6 +42,7 @@ pub struct App {
     path: PathBuf,
     node: Arc<ProxyState>,
     backends: Backends,
+    reloads: Reloads,
     drain: Drain,
     servers: JoinSet<DrainResult>,
     writer: tokio::task::JoinHandle<()>,
@@ -58,7 +60,9 @@ impl App {
             telemetry::spans::start(tracing).context("spans cannot be exported")?;
         }
         // Before anything else, so that a second crimux is refused before it touches the state of the first.
-        let listener = match systemd::listener(&config.listen)? {
+        let inherited = systemd::listener(&config.listen)?;
+        let is_inherited = inherited.is_some();
+        let listener = match inherited {
             Some(inherited) => inherited,
             None => Listener::bind(&config.listen, config.listen_mode, config.listen_owner).await?,
         };
@@ -87,18 +91,18 @@ impl App {
         let (mut servers, calls) = (JoinSet::new(), Handle::current());
         tracing::info!(listen = %listener.path().display(), backends = config.backends.len(), "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
-        let limit = config.drain_timeout;
         spawn_with_deadline(
             &mut servers,
             &calls,
             "listen",
+            &node,
             &drain,
-            limit,
             listener.serve(proxy, drain.clone()),
         );
-        spawn_with_deadline(&mut servers, side.handle(), "relay", &drain, limit, relay.run(drain.clone()));
-        admin::spawn(&mut servers, &config.admin, &node, &drain, limit, &side).await?;
-        Ok(Self { path: path.to_owned(), node, backends, drain, servers, writer })
+        spawn_with_deadline(&mut servers, side.handle(), "relay", &node, &drain, relay.run(drain.clone()));
+        admin::spawn(&mut servers, &config.admin, &node, &drain, &side).await?;
+        let reloads = Reloads::new(config, is_inherited);
+        Ok(Self { path: path.to_owned(), node, backends, reloads, drain, servers, writer })
     }
 
     /// Runs until SIGTERM or SIGINT, then drains.
@@ -128,31 +132,7 @@ impl App {
 
     async fn reload(&mut self) {
         systemd::reloading();
-        let path = self.path.clone();
-        // It reads files and looks up names, which calls must not wait for.
-        let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
-        let result = match loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
-            Ok(config) if config == *self.node.config() => ReloadResult::Unchanged,
-            Ok(config) => match self.backends.apply(&config).await {
-                Ok(()) => {
-                    tracing::info!("configuration reloaded");
-                    ReloadResult::Ok
-                }
-                Err(error) => {
-                    tracing::error!(error = format!("{error:#}"), "configuration partly applied");
-                    ReloadResult::Failed
-                }
-            },
-            Err(error) => {
-                tracing::error!("configuration not reloaded, the old one stays current:\n{error}");
-                ReloadResult::Failed
-            }
-        };
-        self.node.metrics.count_reload(result);
-        // The watcher fires for any change in the file's directory; only a changed configuration is an event.
-        if result != ReloadResult::Unchanged {
-            self.node.history.record_reload(result);
-        }
+        self.reloads.run(&self.path, &self.node, &mut self.backends).await;
         systemd::ready();
     }
 
@@ -184,17 +164,20 @@ impl App {
     }
 }
 
-/// Runs a server on `runtime`, as a task of `servers`, at most `deadline` beyond the beginning of the drain.
+/// Runs a server on `runtime`, as a task of `servers`, at most `drain_timeout` beyond the beginning of the drain.
 fn spawn_with_deadline(
     servers: &mut JoinSet<DrainResult>,
     runtime: &Handle,
     component: &'static str,
+    node: &Arc<ProxyState>,
     drain: &Drain,
-    deadline: Duration,
     serving: impl Future<Output = ()> + Send + 'static,
 ) {
-    let drain = drain.clone();
-    let serving = async move { drain::run_with_deadline(component, &drain, deadline, serving).await };
+    let (node, drain) = (Arc::clone(node), drain.clone());
+    let serving = async move {
+        let deadline = || node.config().drain_timeout;
+        drain::run_with_deadline(component, &drain, deadline, serving).await
+    };
     servers.spawn_on(serving, runtime);
 }
 

@@ -12,6 +12,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::app::App;
 use crate::config::{self, ConfigError};
+use crate::telemetry;
 use client::ReadArgs;
 
 mod backend;
@@ -19,10 +20,13 @@ mod check;
 mod client;
 mod finding;
 mod generate;
+mod inspect;
 mod output;
 mod probe;
+mod running;
 mod runtime_classes;
 mod show;
+mod status_table;
 
 /// The exit code for a wrong configuration (`EX_USAGE` of sysexits).
 const BAD_CONFIG: u8 = 64;
@@ -51,6 +55,9 @@ enum Command {
         /// Show it again every two seconds, until interrupted.
         #[arg(long, short)]
         watch: bool,
+        /// Print only the verdict, and exit with 1 unless every backend is ready or drained.
+        #[arg(long, conflicts_with = "watch")]
+        check: bool,
         #[command(flatten)]
         reading: ReadArgs,
     },
@@ -58,7 +65,12 @@ enum Command {
     ///
     /// HANDLER is the RuntimeClass handler that leads to where the pod is. The pods of a backend that cannot
     /// be asked are those last known, and marked so.
-    Ps(ReadArgs),
+    Ps {
+        #[command(flatten)]
+        filter: show::PodFilter,
+        #[command(flatten)]
+        reading: ReadArgs,
+    },
     /// Show where new sandboxes of a handler go; without one, of every handler.
     Route {
         /// The RuntimeClass handler; "" is for pods without a RuntimeClass.
@@ -71,6 +83,14 @@ enum Command {
     /// Drain a backend, undo that, or declare one lost.
     #[command(subcommand)]
     Backend(backend::Change),
+    /// Show the configuration of a running crimux.
+    #[command(subcommand)]
+    Config(inspect::ConfigVerb),
+    /// Show or set the log filter of a running crimux, until its next start.
+    LogLevel(inspect::LogLevel),
+    /// Inspect a running crimux.
+    #[command(subcommand)]
+    Debug(inspect::DebugVerb),
     /// Write the completions of a shell to standard output.
     ///
     /// For bash, in ~/.bashrc: source <(crimux completions bash)
@@ -100,15 +120,26 @@ pub fn run(cli: Cli) -> ExitCode {
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(error) if error.downcast_ref::<ConfigError>().is_some() => {
-            eprintln!("{error}");
+            report(&error);
             ExitCode::from(BAD_CONFIG)
         }
         // The reader of our output has closed the pipe, as `head` does.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("crimux: {error:#}");
+            report(&error);
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Reports a fatal error: as an event once logging has started, in the format of the log, else as text.
+fn report(error: &anyhow::Error) {
+    if telemetry::is_started() {
+        tracing::error!(error = format!("{error:#}"), "crimux ends");
+    } else if error.downcast_ref::<ConfigError>().is_some() {
+        eprintln!("{error}");
+    } else {
+        eprintln!("crimux: {error:#}");
     }
 }
 
@@ -121,11 +152,14 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             ExitCode::SUCCESS
         }
         Command::Check(check) => block_on(check.run())?,
-        Command::Status { watch, reading } => block_on(show::status(&reading, watch))?,
-        Command::Ps(reading) => block_on(show::pods(&reading))?,
+        Command::Status { watch, check, reading } => block_on(show::status(&reading, watch, check))?,
+        Command::Ps { filter, reading } => block_on(show::pods(&reading, &filter))?,
         Command::Route { handler, reading } => block_on(show::routes(&reading, handler.as_deref()))?,
         Command::Images(reading) => block_on(show::images(&reading))?,
         Command::Backend(change) => block_on(change.run())?,
+        Command::Config(verb) => block_on(verb.run())?,
+        Command::LogLevel(verb) => block_on(verb.run())?,
+        Command::Debug(verb) => block_on(verb.run())?,
         Command::Completions { shell } => generate::completions(shell, Cli::command()),
         Command::Generate { what, directory } => generate::all(what, &directory, Cli::command())?,
     };

@@ -13,9 +13,11 @@ pub mod keys;
 pub mod loopback;
 mod problem;
 pub mod reference;
+mod restart;
 mod section;
 mod tree;
 mod values;
+mod view;
 mod warnings;
 
 use std::collections::BTreeMap;
@@ -26,6 +28,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use problem::{ConfigError, Diagnostic, Problems};
+pub use restart::{RESTART_KEYS, restart_keys};
 pub use warnings::Warning;
 
 /// The path of the configuration unless the command line names another one.
@@ -292,6 +295,28 @@ impl Config {
     pub fn parse(text: &str, base_dir: &Path) -> Result<Self, Problems> {
         file::read(text, base_dir)
     }
+}
+
+/// Returns `admin.socket` of a file that may have problems elsewhere; `None` if it cannot be read.
+pub fn admin_socket_of(path: &Path) -> Option<PathBuf> {
+    let (text, _) = read_bounded(path).ok()?;
+    let text = String::from_utf8_lossy(&text);
+    let value = tree::find_text(&text, &["admin", "socket"]);
+    // Behind a YAML syntax error there is no tree; then the line of the key is enough.
+    let value = value.or_else(|| {
+        let admin = text.split("\nadmin:").nth(1)?;
+        let rest = admin.split_once("socket:")?.1.lines().next()?;
+        Some(rest.trim().trim_matches(['"', '\'', '}', ' ']).split([',', ' ']).next()?.to_owned())
+    })?;
+    values::socket(&value).ok()
+}
+
+/// Checks a log filter as the key `log.level` is checked.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_filter(level: &str) -> Result<(), String> {
+    values::filter(level).map(drop)
 }
 
 /// Returns the bytes of the file, at most one more than the limit, and its directory as an absolute path.

@@ -49,24 +49,27 @@ pub enum DrainResult {
     Cut,
 }
 
-/// Runs `serving` until it ends by itself, or until `deadline` has passed since `drain` began.
+/// Runs `serving` until it ends by itself, or until `deadline` has passed since `drain` began. `deadline` is
+/// asked for at that moment, so that a reload can change it.
 ///
 /// `serving` must watch `drain`: it stops accepting when the drain begins and completes with its last call.
 /// At the deadline it is dropped, so whatever it must cut off has to end with it.
 pub async fn run_with_deadline(
     component: &'static str,
     drain: &Drain,
-    deadline: Duration,
+    deadline: impl FnOnce() -> Duration,
     serving: impl Future<Output = ()>,
 ) -> DrainResult {
     let overdue = async {
         drain.begun().await;
+        let deadline = deadline();
         tokio::time::sleep(deadline).await;
+        deadline
     };
     tokio::select! {
         biased;
         () = serving => DrainResult::Finished,
-        () = overdue => {
+        deadline = overdue => {
             tracing::warn!(component, ?deadline, "the component did not finish within drain_timeout: calls still in flight are cut");
             DrainResult::Cut
         }
@@ -82,7 +85,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn the_deadline_counts_from_the_beginning_of_the_drain() {
         let drain = Drain::default();
-        let hung = run_with_deadline("test", &drain, DEADLINE, std::future::pending());
+        let hung = run_with_deadline("test", &drain, || DEADLINE, std::future::pending());
         let mut hung = std::pin::pin!(hung);
         assert!(tokio::time::timeout(DEADLINE * 10, &mut hung).await.is_err(), "no drain, no deadline");
         drain.begin();
@@ -96,6 +99,6 @@ mod tests {
         let drain = Drain::default();
         drain.begin();
         let last_call = tokio::time::sleep(DEADLINE / 2);
-        assert_eq!(run_with_deadline("test", &drain, DEADLINE, last_call).await, DrainResult::Finished);
+        assert_eq!(run_with_deadline("test", &drain, || DEADLINE, last_call).await, DrainResult::Finished);
     }
 }

@@ -3,7 +3,7 @@
 //! An operator who looks at a node asks first where new pods went and when the configuration last changed. A
 //! short list in memory answers that; logs and metrics have the rest. Nothing here is saved.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
@@ -43,13 +43,20 @@ pub struct Reload {
     pub at: SystemTime,
     /// How it ended.
     pub result: ReloadResult,
+    /// The first problem, and how many more there are; `None` if it did not fail.
+    pub problem: Option<String>,
 }
+
+/// How many requested handlers are kept. Far more than a node has sandboxes: the rest are of removed ones.
+const HANDLERS: usize = 10_000;
 
 /// The last [`CAPACITY`] placements and reloads, newest first.
 #[derive(Debug, Default)]
 pub struct RecentEvents {
     placements: Mutex<VecDeque<Placement>>,
     reloads: Mutex<VecDeque<Reload>>,
+    restart_keys: Mutex<Vec<&'static str>>,
+    requested_handlers: Mutex<HashMap<Box<str>, Box<str>>>,
 }
 
 impl ReloadResult {
@@ -72,8 +79,42 @@ impl RecentEvents {
     }
 
     /// Records a reload.
-    pub fn record_reload(&self, result: ReloadResult) {
-        push(&self.reloads, Reload { at: SystemTime::now(), result });
+    pub fn record_reload(&self, result: ReloadResult, problem: Option<String>) {
+        push(&self.reloads, Reload { at: SystemTime::now(), result, problem });
+    }
+
+    /// Sets the keys of the file that differ from the running process and need a restart.
+    pub fn set_restart_keys(&self, keys: Vec<&'static str>) {
+        *lock(&self.restart_keys) = keys;
+    }
+
+    /// Returns the keys of the file that take effect only at the next start.
+    pub fn restart_keys(&self) -> Vec<&'static str> {
+        lock(&self.restart_keys).clone()
+    }
+
+    /// Records the handler that a sandbox was requested with. Several handlers may lead to one handler of a backend.
+    pub fn record_requested_handler(&self, sandbox: &str, handler: &str) {
+        let mut handlers = lock(&self.requested_handlers);
+        if handlers.len() >= HANDLERS {
+            handlers.clear();
+        }
+        handlers.insert(sandbox.into(), handler.into());
+    }
+
+    /// Drops the handler of a sandbox that was removed.
+    pub fn forget_requested_handler(&self, sandbox: &str) {
+        lock(&self.requested_handlers).remove(sandbox);
+    }
+
+    /// Returns the handler that a sandbox was requested with; `None` if it was created before the start.
+    pub fn requested_handler(&self, sandbox: &str) -> Option<Box<str>> {
+        lock(&self.requested_handlers).get(sandbox).cloned()
+    }
+
+    /// Tells whether the last reload failed, so that the file is not what is current.
+    pub fn is_reload_failed(&self) -> bool {
+        lock(&self.reloads).front().is_some_and(|reload| reload.result == ReloadResult::Failed)
     }
 
     /// Returns the last placements, newest first.

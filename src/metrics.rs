@@ -8,7 +8,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::core::Collector;
-use prometheus::{Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Registry};
+use prometheus::{
+    Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
+};
 use tonic::Code;
 
 use crate::history::ReloadResult;
@@ -52,6 +54,8 @@ pub struct Metrics {
     unknown_ids: IntCounter,
     id_conflicts: IntCounter,
     config_reloads: IntCounterVec,
+    config_last_reload_successful: IntGauge,
+    config_restart_needed: IntGaugeVec,
     state_write_errors: IntCounter,
     events_dropped_clients: IntCounter,
     stall: Histogram,
@@ -69,8 +73,8 @@ pub struct CallMetrics {
 #[derive(Debug)]
 struct RowMetrics {
     requests: [OnceLock<IntCounter>; CODES],
-    request_duration: Histogram,
-    backend_duration: Histogram,
+    request_duration: OnceLock<Histogram>,
+    backend_duration: OnceLock<Histogram>,
 }
 
 impl Metrics {
@@ -115,6 +119,13 @@ impl Metrics {
             unknown_ids: make.counter("unknown_ids_total", "Calls with an ID that had to be looked up.")?,
             id_conflicts: make.counter("id_conflicts_total", "IDs listed by two backends.")?,
             config_reloads: make.counters("config_reloads_total", "Reloads by result.", &["result"])?,
+            config_last_reload_successful: make
+                .gauge("config_last_reload_successful", "1 unless the last reload failed.")?,
+            config_restart_needed: make.gauges(
+                "config_restart_needed",
+                "1 for a key whose changed value takes effect at the next start.",
+                &["key"],
+            )?,
             state_write_errors: make
                 .counter("state_write_errors_total", "Failed writes of the last-known state.")?,
             events_dropped_clients: make.counter(
@@ -130,6 +141,11 @@ impl Metrics {
                 .float_gauge("thread_longest_stall_seconds", "The longest of these since the start.")?,
             registry: registry.clone(),
         };
+        metrics.config_last_reload_successful.set(1);
+        let labels = ["version", "revision"];
+        let build_info = make.gauges("build_info", "Version and revision of crimux; always 1.", &labels)?;
+        let revision = option_env!("CRIMUX_REVISION").unwrap_or("unknown");
+        build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Arc::new(metrics))
     }
@@ -200,9 +216,18 @@ impl Metrics {
         }
     }
 
-    /// Counts a reload.
+    /// Counts a reload, and sets the gauge of the last one.
     pub fn count_reload(&self, result: ReloadResult) {
+        self.config_last_reload_successful.set(i64::from(result != ReloadResult::Failed));
         self.config_reloads.with_label_values(&[result.word()]).inc();
+    }
+
+    /// Sets the keys whose changed values take effect at the next start.
+    pub fn set_restart_keys(&self, keys: &[&'static str]) {
+        self.config_restart_needed.reset();
+        for key in keys {
+            self.config_restart_needed.with_label_values(&[key]).set(1);
+        }
     }
 
     /// Returns how many reloads had this result since the start.
@@ -237,22 +262,23 @@ impl CallMetrics {
             self.metrics.requests.with_label_values(&labels)
         });
         counter.inc();
-        row.request_duration.observe(waited.as_secs_f64());
+        let labels = [name(method), &*self.backend];
+        let histogram = || self.metrics.request_duration.with_label_values(&labels);
+        row.request_duration.get_or_init(histogram).observe(waited.as_secs_f64());
     }
 
     /// Records how long the backend took for a call.
     pub fn backend_took(&self, method: usize, took: Duration) {
-        self.row(method).backend_duration.observe(took.as_secs_f64());
+        let labels = [name(method), &*self.backend];
+        let histogram = || self.metrics.backend_duration.with_label_values(&labels);
+        self.row(method).backend_duration.get_or_init(histogram).observe(took.as_secs_f64());
     }
 
     fn row(&self, method: usize) -> &RowMetrics {
-        self.rows[method].get_or_init(|| {
-            let labels = [name(method), &*self.backend];
-            RowMetrics {
-                requests: [const { OnceLock::new() }; CODES],
-                request_duration: self.metrics.request_duration.with_label_values(&labels),
-                backend_duration: self.metrics.backend_duration.with_label_values(&labels),
-            }
+        self.rows[method].get_or_init(|| RowMetrics {
+            requests: [const { OnceLock::new() }; CODES],
+            request_duration: OnceLock::new(),
+            backend_duration: OnceLock::new(),
         })
     }
 }

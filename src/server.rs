@@ -47,22 +47,23 @@ impl Listener {
         let listener =
             UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
         let file = SocketFile { path: path.to_owned(), made: device_and_inode(path).ok() };
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-            .with_context(|| format!("cannot set the mode of {}", path.display()))?;
-        if let Some((uid, gid)) = owner {
-            std::os::unix::fs::chown(path, Some(uid), Some(gid))
-                .with_context(|| format!("cannot set the owner of {}", path.display()))?;
-        }
+        set_permissions(path, mode, owner)?;
         Ok(Self { listener, file })
     }
 
-    /// Wraps a socket that listens already, such as systemd's.
+    /// Wraps a socket that listens already, such as systemd's. `path` is the configured one; the socket's own counts.
     ///
     /// # Errors
     /// If it cannot be set to non-blocking.
     pub fn inherited(listener: std::os::unix::net::UnixListener, path: &Path) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        let file = SocketFile { path: path.to_owned(), made: None };
+        let address = listener.local_addr()?;
+        let bound = address.as_pathname().unwrap_or(path);
+        if bound != path {
+            let (configured, inherited) = (path.display(), bound.display());
+            tracing::warn!(%configured, %inherited, "listen is ignored: systemd passed another socket");
+        }
+        let file = SocketFile { path: bound.to_owned(), made: None };
         Ok(Self { listener: UnixListener::from_std(listener)?, file })
     }
 
@@ -155,6 +156,22 @@ impl Drop for SocketFile {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove the socket file");
         }
     }
+}
+
+/// Sets the permission bits and the owner of a socket file; no owner leaves it as it is.
+///
+/// # Errors
+/// If a system call fails, as chown(2) does without root.
+pub fn set_permissions(path: &Path, mode: u32, owner: Option<(u32, u32)>) -> anyhow::Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .with_context(|| format!("cannot set the mode of {}", path.display()))?;
+    if let Some((uid, gid)) = owner {
+        std::os::unix::fs::chown(path, Some(uid), Some(gid)).with_context(|| {
+            let advice = "set `listen_owner: self` if crimux does not run as root";
+            format!("cannot set the owner of {} ({advice})", path.display())
+        })?;
+    }
+    Ok(())
 }
 
 /// Removes a socket file without a listener.

@@ -1,7 +1,9 @@
 //! Logging: one line for each event, as text or JSON, on standard error. Spans are in [`spans`].
 //!
-//! The filter is `log.level`; the environment variable `CRIMUX_LOG` overrides it. No event carries the
-//! contents of a message, credentials, env or exec data.
+//! The filter is `log.level`; the environment variable `CRIMUX_LOG` overrides it, and `crimux log-level` overrides
+//! both until the next start. No event carries the contents of a message, credentials, env or exec data.
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tracing_subscriber::EnvFilter;
 
@@ -16,19 +18,71 @@ pub mod spans;
 /// The environment variable that overrides `log.level`.
 pub const FILTER_VARIABLE: &str = "CRIMUX_LOG";
 
+/// Replaces the filter of the running subscriber.
+type Replace = Box<dyn Fn(EnvFilter) -> anyhow::Result<()> + Send + Sync>;
+
+static REPLACE: OnceLock<Replace> = OnceLock::new();
+static LEVEL: Mutex<String> = Mutex::new(String::new());
+
 /// Starts logging for the whole process.
 ///
 /// # Errors
 /// If the filter is invalid, or logging was started before.
 pub fn start(log: &Log) -> anyhow::Result<()> {
-    let filter = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| log.level.clone());
+    let level = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| log.level.clone());
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(filter)?)
+        .with_env_filter(EnvFilter::try_new(&level)?)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    let started = match log.format {
-        LogFormat::Text => builder.try_init(),
-        LogFormat::Json => builder.json().try_init(),
+    let (replace, started): (Replace, _) = match log.format {
+        LogFormat::Text => {
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            (Box::new(move |filter| Ok(handle.reload(filter)?)), builder.try_init())
+        }
+        LogFormat::Json => {
+            let builder = builder.fmt_fields(tracing_subscriber::fmt::format::JsonFields::new());
+            let builder =
+                builder.event_format(tracing_subscriber::fmt::format().json()).with_filter_reloading();
+            let handle = builder.reload_handle();
+            (Box::new(move |filter| Ok(handle.reload(filter)?)), builder.try_init())
+        }
     };
-    started.map_err(|error| anyhow::anyhow!(error))
+    started.map_err(|error| anyhow::anyhow!(error))?;
+    REPLACE.set(replace).map_err(|_| anyhow::anyhow!("logging was started before"))?;
+    *current() = level;
+    Ok(())
+}
+
+/// Tells whether [`start`] has run, so that events reach standard error.
+pub fn is_started() -> bool {
+    REPLACE.get().is_some()
+}
+
+/// Returns the current filter.
+pub fn level() -> String {
+    current().clone()
+}
+
+/// Replaces the filter until the next call, reload or start.
+///
+/// # Errors
+/// If the filter is invalid, or logging was not started.
+pub fn set_level(level: &str) -> anyhow::Result<()> {
+    let replace = REPLACE.get().ok_or_else(|| anyhow::anyhow!("logging was not started"))?;
+    replace(EnvFilter::try_new(level)?)?;
+    level.clone_into(&mut current());
+    Ok(())
+}
+
+/// Applies a changed `log.level`, unless `CRIMUX_LOG` overrides it.
+///
+/// # Errors
+/// If the filter is invalid.
+pub fn reload(log: &Log) -> anyhow::Result<()> {
+    if std::env::var_os(FILTER_VARIABLE).is_some() { Ok(()) } else { set_level(&log.level) }
+}
+
+fn current() -> MutexGuard<'static, String> {
+    LEVEL.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -833,3 +833,11 @@ fn the_reference_is_current() {
 fn the_schema_is_current() {
     is_current("docs/config.schema.json", &format!("{:#}\n", reference::schema()));
 }
+
+#[test]
+fn values_of_the_backend_label_are_refused_as_names() {
+    for name in ["all", "none"] {
+        let text = format!("default_backend: {name}\nbackends:\n  {name}: {{ endpoint: unix:///a.sock }}\n");
+        refused(&text, &[(&format!("3:3: backends.{name}"), "values of the backend label of metrics")]);
+    }
+}

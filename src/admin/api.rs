@@ -30,6 +30,53 @@ pub struct StatusView {
     pub unannounced_metrics: Vec<String>,
     /// Reloads of the configuration since the start.
     pub reloads: ReloadsView,
+    /// The judgement of the node.
+    #[serde(default)]
+    pub verdict: VerdictView,
+}
+
+/// How well the node is served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Level {
+    /// Every backend is ready, or drained by the operator.
+    #[default]
+    Ok,
+    /// Something is wrong, and the node stays Ready.
+    Degraded,
+    /// A backend is out by which kubelet judges the node.
+    NotReady,
+}
+
+/// The judgement of the node.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct VerdictView {
+    /// How well the node is served.
+    pub level: Level,
+    /// How many backends are ready.
+    pub summary: String,
+    /// What is wrong and what it means; the summary if nothing is.
+    pub text: String,
+    /// The section of the runbook with the next step.
+    pub next: Option<String>,
+}
+
+impl Level {
+    /// Returns the word that `crimux status` begins with.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "OK",
+            Self::Degraded => "DEGRADED",
+            Self::NotReady => "NOT READY",
+        }
+    }
+}
+
+/// `GET /v1/log-level`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LogLevelView {
+    /// The current filter.
+    pub level: String,
 }
 
 /// The port of the metrics and the status page.
@@ -116,6 +163,9 @@ pub struct ReloadsView {
     pub failed: u64,
     /// The last one.
     pub last: Option<ReloadView>,
+    /// Keys of the file that take effect only at the next start.
+    #[serde(default)]
+    pub restart_keys: Vec<String>,
 }
 
 /// One reload.
@@ -123,8 +173,11 @@ pub struct ReloadsView {
 pub struct ReloadView {
     /// When it ended.
     pub at: String,
-    /// `ok` or `failed`.
+    /// `ok`, `failed`, or `unchanged` for the first valid file after a failure.
     pub result: String,
+    /// Why it failed.
+    #[serde(default)]
+    pub problem: Option<String>,
 }
 
 /// One item of `GET /v1/pods`: a sandbox.
@@ -156,6 +209,20 @@ pub struct PodView {
     pub containers: usize,
 }
 
+/// `GET /v1/pods`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct PodsView {
+    /// Every sandbox, by namespace and name.
+    pub pods: Vec<PodView>,
+}
+
+/// `GET /v1/routes`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RoutesView {
+    /// The handler `""` first, then every configured one.
+    pub routes: Vec<RouteView>,
+}
+
 /// `GET /v1/routes/HANDLER`, and one item of `GET /v1/routes`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct RouteView {
@@ -180,6 +247,9 @@ pub struct TargetView {
     pub share: f64,
     /// The backend's state.
     pub state: String,
+    /// Whether it takes new sandboxes now.
+    #[serde(default)]
+    pub takes_new: bool,
 }
 
 /// `GET /v1/images`.

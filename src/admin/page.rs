@@ -12,7 +12,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::admin::api::{BackendView, RouteView, StatusView};
+use crate::admin::api::{BackendView, Level, RouteView, StatusView};
 use crate::admin::{AdminState, duration, read};
 use crate::history::{Placement, Reload, ReloadResult};
 use crate::metrics::code_name;
@@ -25,56 +25,84 @@ const STYLE: &str = include_str!("page.css");
 /// Forbids loading, scripts, framing and forms, as a second line of defence behind the escaping.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'";
 
+/// The page that reloads itself.
 pub(super) async fn page(State(state): State<Arc<AdminState>>) -> impl IntoResponse {
+    answer(&state, true)
+}
+
+/// The page as it is now, for a reader who must not lose the place.
+pub(super) async fn paused(State(state): State<Arc<AdminState>>) -> impl IntoResponse {
+    answer(&state, false)
+}
+
+fn answer(state: &AdminState, refreshes: bool) -> impl IntoResponse + use<> {
     let headers = [
         (header::CACHE_CONTROL, "no-store"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    (headers, axum::response::Html(render(&state).into_string()))
+    (headers, axum::response::Html(render(state, refreshes).into_string()))
 }
 
-fn render(state: &AdminState) -> Markup {
+fn render(state: &AdminState, refreshes: bool) -> Markup {
     let status = read::compose_status(state);
     let calls = |backend: &str| state.node.metrics.calls_answered_by(backend);
+    let node = node_name();
     html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 meta charset="utf-8";
-                meta http-equiv="refresh" content=(REFRESH);
+                @if refreshes { meta http-equiv="refresh" content=(REFRESH); }
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
-                title { "crimux: " (summary(&status)) }
+                title { (node) ": " (status.verdict.level.word()) ", " (status.verdict.summary) " - crimux" }
                 style { (PreEscaped(STYLE)) }
             }
             body {
                 header {
-                    h1 { "crimux" }
-                    p {
-                        (status.version) ", up " (age(Some(state.started))) ", "
-                        strong { (summary(&status)) }
-                        @if let Some(problem) = &status.state.problem { " · " strong.bad { "state is not saved: " (problem) } }
+                    h1 { (node) " " small { "crimux " (status.version) ", up " (age(Some(state.started))) } }
+                    (verdict(&status))
+                }
+                main {
+                    (backends(&status, calls))
+                    (routes(&read::all_routes(&state.node)))
+                    div.columns {
+                        (placements(&state.node.history.placements()))
+                        (reloads(&state.node.history.reloads(), &status))
                     }
                 }
-                (backends(&status, calls))
-                (routes(&read::all_routes(&state.node)))
-                div.columns {
-                    (placements(&state.node.history.placements()))
-                    (reloads(&state.node.history.reloads()))
-                }
                 footer {
-                    p { "As of " (read::rfc3339(SystemTime::now())) ". Calls: answered by each backend since crimux started. "
-                        a href="/metrics" { "Metrics" } }
+                    p { "As of " (read::rfc3339(SystemTime::now())) ". "
+                        @if refreshes { "Reloads every " (REFRESH) " s. " a href="/paused" { "Stop" } }
+                        @else { "Does not reload itself. " a href="/" { "Start" } }
+                        " · " a href="/metrics" { "Metrics" } }
+                    p { "Calls: answered by each backend since crimux started." }
                 }
             }
         }
     }
 }
 
-fn summary(status: &StatusView) -> String {
-    let well = status.backends.iter().filter(|backend| backend.state == "ready").count();
-    format!("{well} of {} backends ready", status.backends.len())
+/// The judgement in colour and words, with its next step.
+fn verdict(status: &StatusView) -> Markup {
+    let class = match status.verdict.level {
+        Level::Ok => "good",
+        Level::Degraded => "warn",
+        Level::NotReady => "bad",
+    };
+    html! {
+        p.verdict.(class) {
+            strong { (status.verdict.level.word()) } ": " (status.verdict.text)
+            @if let Some(next) = &status.verdict.next { " " small { "See " (next) } }
+        }
+    }
+}
+
+/// The name by which the kernel knows the node; kubelet's default node name is the same.
+fn node_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "node".to_owned() } else { name.trim().to_owned() }
 }
 
 fn backends(status: &StatusView, calls: impl Fn(&str) -> u64) -> Markup {
@@ -82,12 +110,14 @@ fn backends(status: &StatusView, calls: impl Fn(&str) -> u64) -> Markup {
         section {
             h2 { "Backends" }
             div.scroll { table {
+                caption { "State of each backend; its last error stands below its name." }
                 thead { tr {
-                    th { "Backend" } th { "State" } th { "Since" } th { "Runtime" }
-                    th.n { "Sandboxes" } th.n { "Containers" } th.n { "In flight" }
-                    th.n { "Calls" } th.n { "List age" } th { "Last error" }
+                    th scope="col" { "Backend" } th scope="col" { "State" } th scope="col" { "Since" }
+                    th scope="col" { "Runtime" }
+                    th.n scope="col" { "Sandboxes" } th.n scope="col" { "Containers" } th.n scope="col" { "In flight" }
+                    th.n scope="col" { "Calls" } th.n scope="col" { "List age" }
                 } }
-                tbody { @for backend in &status.backends { (backend_row(backend, calls(&backend.name))) } }
+                @for backend in &status.backends { (backend_row(backend, calls(&backend.name))) }
             } }
         }
     }
@@ -96,7 +126,7 @@ fn backends(status: &StatusView, calls: impl Fn(&str) -> u64) -> Markup {
 fn backend_row(backend: &BackendView, calls: u64) -> Markup {
     let runtime = [&backend.runtime_name, &backend.runtime_version].map(|word| word.as_deref().unwrap_or(""));
     html! {
-        tr.(backend.state) {
+        tbody { tr.(backend.state) {
             th scope="row" {
                 (backend.name)
                 @if backend.default { " " small { "default" } }
@@ -111,8 +141,13 @@ fn backend_row(backend: &BackendView, calls: u64) -> Markup {
             td.n { (backend.containers) }
             td.n { (backend.in_flight) }
             td.n { (calls) }
-            td.n { (backend.list_age_seconds.map_or_else(|| "never".to_owned(), seconds)) }
-            td.error { @if let Some(error) = &backend.last_error { (error.text) " " small { (since(&error.at)) } } }
+            td.n.warn[is_stale(backend)] { (backend.list_age_seconds.map_or_else(|| "never".to_owned(), seconds))
+                @if is_stale(backend) { " stale" } }
+        }
+        @if let Some(error) = &backend.last_error {
+            tr { td.error colspan="9" { "Last error " (since(&error.at)) ": " (error.text) } }
+        }
+        @for case in &backend.left_out { tr { td.error colspan="9" { "Left out: " (case) } } }
         }
     }
 }
@@ -122,7 +157,8 @@ fn routes(routes: &[RouteView]) -> Markup {
         section {
             h2 { "Handlers" }
             div.scroll { table {
-                thead { tr { th { "Handler" } th { "Leads to" } th { "New sandboxes" } } }
+                caption { "Where new sandboxes of each handler go." }
+                thead { tr { th scope="col" { "Handler" } th scope="col" { "Leads to" } th scope="col" { "New sandboxes" } } }
                 tbody { @for route in routes { tr {
                     th scope="row" { @if route.handler.is_empty() { em { "none" } } @else { (route.handler) } }
                     td { @for (index, target) in route.targets.iter().enumerate() {
@@ -146,8 +182,9 @@ fn placements(placements: &[Placement]) -> Markup {
         section {
             h2 { "Last placements" }
             @if placements.is_empty() { p { "No sandbox was asked for since the start." } } @else {
-                table {
-                    thead { tr { th { "When" } th { "Handler" } th { "Backend" } th { "Answer" } } }
+                div.scroll { table {
+                    caption { "Newest first." }
+                    thead { tr { th scope="col" { "When" } th scope="col" { "Handler" } th scope="col" { "Backend" } th scope="col" { "Answer" } } }
                     tbody { @for placement in placements { tr {
                         td { (age(Some(placement.at))) " ago" }
                         td { @match placement.handler.as_deref() {
@@ -158,27 +195,37 @@ fn placements(placements: &[Placement]) -> Markup {
                         td { (placement.backend.as_deref().unwrap_or("–")) }
                         td.bad[placement.code != tonic::Code::Ok] { (code_name(placement.code)) }
                     } } }
-                }
+                } }
             }
         }
     }
 }
 
-fn reloads(reloads: &[Reload]) -> Markup {
+fn reloads(reloads: &[Reload], status: &StatusView) -> Markup {
     html! {
         section {
             h2 { "Last reloads" }
+            @if !status.reloads.restart_keys.is_empty() {
+                p.warn { "At the next start: " (status.reloads.restart_keys.join(", ")) }
+            }
             @if reloads.is_empty() { p { "The configuration was not reloaded since the start." } } @else {
-                table {
-                    thead { tr { th { "When" } th { "Result" } } }
+                div.scroll { table {
+                    caption { "Newest first." }
+                    thead { tr { th scope="col" { "When" } th scope="col" { "Result" } } }
                     tbody { @for reload in reloads { tr {
                         td { (age(Some(reload.at))) " ago" }
-                        td.bad[reload.result == ReloadResult::Failed] { (reload.result.word()) }
+                        td.error.bad[reload.result == ReloadResult::Failed] { (reload.result.word())
+                            @if let Some(problem) = &reload.problem { " " small { (problem) } } }
                     } } }
-                }
+                } }
             }
         }
     }
+}
+
+/// kubelet lists every second; a list older than a minute means that it sees the past.
+fn is_stale(backend: &BackendView) -> bool {
+    backend.list_age_seconds.is_some_and(|age| age > 60.0)
 }
 
 /// Formats how long ago an RFC 3339 time was.

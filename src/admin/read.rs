@@ -13,19 +13,21 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use prost::Message;
 
-use crate::admin::AdminState;
 use crate::admin::api::{
-    BackendView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView, PodView, ReloadView, ReloadsView,
-    RouteView, StateView, StatusView, TargetView,
+    BackendView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView, PodView, PodsView, ReloadView,
+    ReloadsView, RouteView, RoutesView, StateView, StatusView, TargetView, VerdictView,
 };
+use crate::admin::{AdminState, verdict};
 use crate::backend::{Backend, Link, State as BackendState};
-use crate::config::Endpoint;
 use crate::cri::{ListImagesResponse, VersionResponse};
 use crate::history::ReloadResult;
 use crate::method::{List, Rpc};
 use crate::proxy::ProxyState;
 use crate::router::Handlers;
 use crate::snapshot::{Filter, ListKind, SANDBOX_READY};
+
+/// The states of a backend in which a new sandbox fails.
+const UNABLE: [&str; 3] = ["down", "joining", "gone"];
 
 /// The HTTP status and reason of a refused request.
 pub(super) type ApiError = (StatusCode, Json<ErrorBody>);
@@ -38,7 +40,7 @@ pub(super) async fn status(State(state): State<Arc<AdminState>>) -> Json<StatusV
     Json(compose_status(&state))
 }
 
-pub(super) async fn pods(State(state): State<Arc<AdminState>>) -> Json<Vec<PodView>> {
+pub(super) async fn pods(State(state): State<Arc<AdminState>>) -> Json<PodsView> {
     state.look(List::Sandboxes).await;
     state.look(List::Containers).await;
     let mut pods: Vec<_> =
@@ -46,11 +48,11 @@ pub(super) async fn pods(State(state): State<Arc<AdminState>>) -> Json<Vec<PodVi
     pods.sort_by(|a, b| {
         (&a.namespace, &a.name, a.attempt, &a.backend).cmp(&(&b.namespace, &b.name, b.attempt, &b.backend))
     });
-    Json(pods)
+    Json(PodsView { pods })
 }
 
-pub(super) async fn routes(State(state): State<Arc<AdminState>>) -> Json<Vec<RouteView>> {
-    Json(all_routes(&state.node))
+pub(super) async fn routes(State(state): State<Arc<AdminState>>) -> Json<RoutesView> {
+    Json(RoutesView { routes: all_routes(&state.node) })
 }
 
 pub(super) async fn default_route(State(state): State<Arc<AdminState>>) -> Result<Json<RouteView>, ApiError> {
@@ -90,7 +92,7 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
     let node = &state.node;
     let last = node.history.reloads().into_iter().next();
     let port = state.port.state();
-    StatusView {
+    let mut status = StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_at: rfc3339(state.started),
         default_backend: node.config().default_backend.clone(),
@@ -109,9 +111,17 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
         reloads: ReloadsView {
             ok: node.metrics.reloads(ReloadResult::Ok),
             failed: node.metrics.reloads(ReloadResult::Failed),
-            last: last.map(|last| ReloadView { at: rfc3339(last.at), result: last.result.word().to_owned() }),
+            last: last.map(|last| ReloadView {
+                at: rfc3339(last.at),
+                result: last.result.word().to_owned(),
+                problem: last.problem,
+            }),
+            restart_keys: node.history.restart_keys().into_iter().map(str::to_owned).collect(),
         },
-    }
+        verdict: VerdictView::default(),
+    };
+    status.verdict = verdict::judge(&status, &all_routes(node));
+    status
 }
 
 /// Returns where the handler `""` and every configured one lead.
@@ -146,12 +156,17 @@ fn compose_route(node: &ProxyState, handlers: &Handlers, handler: &str) -> Route
     let open = |(name, _, weight): &(Arc<str>, String, u32)| if drained(name) { 0 } else { *weight };
     let total: u32 = targets.iter().map(open).sum();
     let share = |weight: u32| if total == 0 { 0.0 } else { f64::from(weight) / f64::from(total) };
-    let target_views = targets.iter().map(|target| TargetView {
-        backend: target.0.to_string(),
-        backend_handler: target.1.clone(),
-        weight: target.2,
-        share: share(open(target)),
-        state: node.backend(&target.0).map_or("gone", |backend| node.state(&backend).word()).to_owned(),
+    let target_views = targets.iter().map(|target| {
+        let share = share(open(target));
+        let state = node.backend(&target.0).map_or("gone", |backend| node.state(&backend).word());
+        TargetView {
+            backend: target.0.to_string(),
+            backend_handler: target.1.clone(),
+            weight: target.2,
+            share,
+            state: state.to_owned(),
+            takes_new: share > 0.0 && !UNABLE.contains(&state),
+        }
     });
     let target_views: Vec<_> = target_views.collect();
     RouteView { handler: handler.to_owned(), refused: refusal_reason(&target_views), targets: target_views }
@@ -164,7 +179,7 @@ fn refusal_reason(targets: &[TargetView]) -> Option<String> {
         let names: Vec<_> = targets.iter().map(|target| target.backend.as_str()).collect();
         return Some(format!("draining: {}", names.join(", ")));
     }
-    let unable = open.iter().filter(|target| ["down", "joining", "gone"].contains(&target.state.as_str()));
+    let unable = open.iter().filter(|target| UNABLE.contains(&target.state.as_str()));
     let reasons: Vec<_> = unable
         .map(|target| {
             let part = if open.len() > 1 { format!("{:.0}%: ", target.share * 100.0) } else { String::new() };
@@ -187,7 +202,7 @@ fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
     let since = if state == BackendState::Late { backend.health.late_since().or(since) } else { since };
     BackendView {
         name: backend.name.to_string(),
-        endpoint: endpoint(&config.endpoint),
+        endpoint: config.endpoint.to_string(),
         default: node.config().default_backend == *backend.name,
         required: config.required,
         local: config.local,
@@ -211,17 +226,6 @@ fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
     }
 }
 
-fn endpoint(endpoint: &Endpoint) -> String {
-    match endpoint {
-        Endpoint::Unix(path) => format!("unix://{}", path.display()),
-        Endpoint::Tcp { host, port, tls } => {
-            let scheme = if *tls { "https" } else { "http" };
-            format!("{scheme}://{}", crate::backend::connect::host_and_port(host, *port))
-        }
-        Endpoint::Vsock { cid, port } => format!("vsock://{cid}:{port}"),
-    }
-}
-
 /// Returns the pods of one backend.
 fn pods_of(node: &ProxyState, backend: &Backend) -> Vec<PodView> {
     let mut containers: HashMap<String, usize> = HashMap::new();
@@ -238,7 +242,10 @@ fn pods_of(node: &ProxyState, backend: &Backend) -> Vec<PodView> {
             name: facts.name.to_owned(),
             uid: facts.uid.to_owned(),
             attempt: facts.attempt,
-            handler: public_handler(&handlers, &backend.name, facts.runtime_handler),
+            handler: node.history.requested_handler(facts.id).map_or_else(
+                || public_handler(&handlers, &backend.name, facts.runtime_handler),
+                String::from,
+            ),
             backend_handler: facts.runtime_handler.to_owned(),
             backend: backend.name.to_string(),
             state: if facts.state == SANDBOX_READY { "ready" } else { "notready" }.to_owned(),
@@ -259,9 +266,15 @@ fn public_handler(handlers: &Handlers, backend: &str, known_as: &str) -> String 
     let leads = |targets: &[(Arc<str>, crate::config::Target)]| {
         targets.iter().any(|(name, target)| **name == *backend && target.handler == known_as)
     };
-    let mut public = handlers.iter().filter(|(_, targets)| leads(targets)).map(|(handler, _)| handler);
-    if let Some(handler) = public.next() {
-        return handler.to_owned();
+    let mut public: Vec<_> = handlers
+        .iter()
+        .filter(|(_, targets)| leads(targets))
+        .map(|(handler, targets)| (targets.len(), handler))
+        .collect();
+    // A handler that leads nowhere else, and one of the same name, is the likelier one.
+    public.sort_by_key(|(targets, handler)| (*targets, *handler != known_as));
+    if let Some((_, handler)) = public.first() {
+        return (*handler).to_owned();
     }
     // cri-dockerd lists no handlers: the only one that leads there is the one that was asked for.
     let here =

@@ -57,7 +57,6 @@ impl Backends {
     /// # Errors
     /// If a backend's own socket cannot be bound; everything else has been applied then.
     pub(super) async fn apply(&mut self, config: &Config) -> anyhow::Result<()> {
-        warn_of_restart(&self.node.config(), config);
         if !self.running.is_empty() {
             self.node.snapshot.settle();
         }
@@ -73,7 +72,12 @@ impl Backends {
         for (name, entry) in &mut self.running {
             if !config.backends.contains_key(name) && !std::mem::replace(&mut entry.removed, true) {
                 let (sandboxes, containers) = self.node.router.owners.count(name);
-                tracing::warn!(backend = name, sandboxes, containers, "removed; kept until it owns nothing");
+                tracing::warn!(
+                    backend = name,
+                    sandboxes,
+                    containers,
+                    "backend removed; kept until it owns nothing"
+                );
             }
         }
         // Before the handlers: a handler must not name a backend that is not running yet.
@@ -122,7 +126,7 @@ impl Backends {
                 }
             }
         };
-        drain::run_with_deadline("backend sockets", &self.drain, deadline, ended).await
+        drain::run_with_deadline("backend sockets", &self.drain, || deadline, ended).await
     }
 
     /// Closes the backends' own sockets and removes their files.
@@ -188,19 +192,5 @@ impl Socket {
             tracing::error!(path = %self.path.display(), %error, "the task of a backend's socket failed");
         }
         closed.ok()
-    }
-}
-
-/// Logs the changes that a reload cannot make.
-fn warn_of_restart(old: &Config, new: &Config) {
-    let fixed = [
-        ("listen", old.listen != new.listen),
-        ("state_dir", old.state_dir != new.state_dir),
-        ("admin", old.admin != new.admin),
-        ("log", old.log != new.log),
-        ("tracing", old.tracing != new.tracing),
-    ];
-    for (key, _) in fixed.iter().filter(|(_, changed)| *changed) {
-        tracing::warn!(key, "this change takes effect at the next start");
     }
 }

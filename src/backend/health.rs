@@ -69,6 +69,18 @@ pub enum Class {
 const CLASSES: usize = Class::RuntimeConfig as usize + 1;
 /// How many objects are known to hang, at most; reads of others wait until their deadline each time.
 const MAX_LATE_OBJECTS: usize = 64;
+/// Every class, in the order of its values.
+const ALL_CLASSES: [Class; CLASSES] = [
+    Class::Lists,
+    Class::Images,
+    Class::ContainerStats,
+    Class::SandboxStats,
+    Class::Metrics,
+    Class::Filesystems,
+    Class::Reads,
+    Class::Status,
+    Class::RuntimeConfig,
+];
 
 impl Class {
     /// Returns the class of a list.
@@ -153,6 +165,24 @@ impl Health {
     /// Returns since when this class is late.
     pub fn late(&self, class: Class) -> Option<SystemTime> {
         self.inner().late[class as usize]
+    }
+
+    /// Returns the classes that are late, each with the time since when.
+    pub fn late_classes(&self) -> Vec<(Class, SystemTime)> {
+        let inner = self.inner();
+        let late = ALL_CLASSES.into_iter().zip(inner.late);
+        late.filter_map(|(class, since)| Some((class, since?))).collect()
+    }
+
+    /// Returns the classes of which a refresh is in flight.
+    pub fn refreshing(&self) -> Vec<Class> {
+        let inner = self.inner();
+        ALL_CLASSES
+            .into_iter()
+            .zip(inner.refreshing)
+            .filter(|(_, connection)| connection.is_some())
+            .map(|(class, _)| class)
+            .collect()
     }
 
     /// Returns since when anything is late.

@@ -69,6 +69,9 @@ impl Backend {
                         self.link.send_replace(Link::Connecting);
                         continue;
                     };
+                    if drain.is_begun() {
+                        return tracing::info!(backend = %self.name, "connection to the backend closed by crimux");
+                    }
                     self.set_down(&cause);
                     // One that breaks every connection at once is not to be hammered.
                     if connected.elapsed() > LONGEST_PAUSE {
@@ -92,6 +95,9 @@ impl Backend {
         if old.endpoint != config.endpoint || old.tls != config.tls {
             *self.connector.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.redial.notify_one();
+        } else if old.timeouts.connect != config.timeouts.connect {
+            // The next connection is made with it; the current one stays.
+            *self.connector.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
 
@@ -185,12 +191,12 @@ impl Backend {
         match tokio::time::timeout(wait, self.version(sender, wait)).await {
             Ok(Ok(())) => {
                 if self.health.mark_answered(Class::Reads) {
-                    tracing::info!(backend = %self.name, "answers in time again");
+                    tracing::info!(backend = %self.name, "backend answers in time again");
                 }
             }
             Err(_) | Ok(Err(Error::Overdue { .. })) => {
                 if self.health.mark_late(Class::Reads) {
-                    tracing::warn!(backend = %self.name, "does not answer Version within {wait:?}");
+                    tracing::warn!(backend = %self.name, "backend does not answer Version within {wait:?}");
                 }
                 self.health.note_error(format!("Version was not answered within {wait:?}"));
             }
@@ -277,11 +283,11 @@ impl Backend {
         self.link.send_modify(|link| {
             if let Link::Down { cause: known, .. } = link {
                 if **known != *cause {
-                    tracing::warn!(backend = %self.name, cause, "is still down, now for another reason");
+                    tracing::warn!(backend = %self.name, cause, "backend is still down, now for another reason");
                 }
                 *known = cause.into();
             } else {
-                tracing::warn!(backend = %self.name, cause, "is down");
+                tracing::warn!(backend = %self.name, cause, "backend is down");
                 *link = Link::Down { since: SystemTime::now(), cause: cause.into() };
             }
         });

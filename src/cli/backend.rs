@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::admin::api::{ChangeResult, PodView, StatusView};
+use crate::admin::api::{ChangeResult, PodsView, StatusView};
 use crate::cli::client::{AdminClient, segment};
 use crate::cli::output;
 
@@ -69,6 +69,9 @@ impl Change {
             Self::Drain { name, force, client } => post(&client, &name, "drain", force).await?,
             Self::Undrain { name, client } => post(&client, &name, "undrain", false).await?,
             Self::Forget { name, yes, force, client } => {
+                if !force {
+                    refuse_connected(&client, &name).await?;
+                }
                 if !yes && !confirm(&client, &name).await? {
                     anyhow::bail!("not confirmed; nothing was forgotten");
                 }
@@ -87,12 +90,24 @@ async fn post(client: &AdminClient, name: &str, verb: &str, force: bool) -> anyh
     client.post(&format!("/v1/backends/{}/{verb}?force={force}", segment(name))).await
 }
 
+/// Refuses, before the operator confirms anything, what the server would refuse without --force.
+async fn refuse_connected(client: &AdminClient, name: &str) -> anyhow::Result<()> {
+    let status: StatusView = client.get("/v1/status").await?;
+    let connected = status.backends.iter().any(|backend| backend.name == name && backend.api.is_some());
+    let advice = "use --force to forget it anyway";
+    anyhow::ensure!(
+        !connected,
+        "backend {name} is up: its next list would bring back everything that is forgotten; {advice}"
+    );
+    Ok(())
+}
+
 /// Lists the pods that will be forgotten and asks for the backend's name. Returns whether the answer is that
 /// name.
 async fn confirm(client: &AdminClient, name: &str) -> anyhow::Result<bool> {
     let status: StatusView = client.get("/v1/status").await?;
-    let pods: Vec<PodView> = client.get("/v1/pods").await?;
-    let pods: Vec<_> = pods.into_iter().filter(|pod| pod.backend == name).collect();
+    let pods: PodsView = client.get("/v1/pods").await?;
+    let pods: Vec<_> = pods.pods.into_iter().filter(|pod| pod.backend == name).collect();
     let mut question = match status.backends.iter().find(|backend| backend.name == name) {
         Some(backend) if (backend.sandboxes, backend.containers) == (0, 0) => {
             format!(

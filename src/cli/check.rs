@@ -7,17 +7,24 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
+use serde_json::json;
 
 use crate::cli::finding::{Finding, Grade};
-use crate::cli::output::print;
-use crate::cli::{probe, runtime_classes};
-use crate::config::{self, Config};
+use crate::cli::output::{self, Format};
+use crate::cli::{BAD_CONFIG, probe, running, runtime_classes};
+use crate::config::{self, Config, ConfigError, Problems};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Check {
+    /// The configuration file; "-" is standard input, whose relative paths start at the current directory.
+    #[arg(value_name = "FILE", conflicts_with = "config")]
+    file: Option<PathBuf>,
     /// The configuration file.
     #[arg(long, short, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
+    /// Lines for people, or one document for scripts.
+    #[arg(long, short, value_enum, default_value = "table")]
+    output: Format,
     /// Connect to every backend and examine it: reachable, certificate dates, API version, cgroup driver,
     /// handlers, and the paths that kubelet and cAdvisor fall over.
     #[arg(long)]
@@ -34,19 +41,26 @@ impl Check {
     /// # Errors
     /// If the configuration is wrong, or the file of RuntimeClasses cannot be read.
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
-        let config = Config::load(&self.config)?;
+        let file = self.file.as_ref().unwrap_or(&self.config);
+        let config = match load(file) {
+            Ok(config) => config,
+            Err(ConfigError::Invalid { problems, .. }) if self.output.is_document() => {
+                return show_problems(self.output, file, &problems);
+            }
+            Err(error) => return Err(error.into()),
+        };
         let mut findings: Vec<_> = config
             .warnings()
             .into_iter()
             .map(|warning| Finding::new(Grade::Warning, warning.key, warning.message))
             .collect();
+        findings.extend(running::compare(&config).await);
         if self.probe {
             findings.extend(probe::all(&config).await);
         }
         if let Some(file) = &self.runtime_classes {
             findings.extend(runtime_classes::compare(&config, &read(file)?)?);
         }
-        print(&findings.iter().map(Finding::line).collect::<String>())?;
         let count = |grade| findings.iter().filter(|finding| finding.grade == grade).count();
         let (errors, warnings) = (count(Grade::Error), count(Grade::Warning));
         let verdict = match (errors, warnings) {
@@ -54,9 +68,41 @@ impl Check {
             (0, _) => format!("ok, {}", counted(warnings, "warning")),
             _ => format!("{}, {}", counted(errors, "error"), counted(warnings, "warning")),
         };
-        print(&format!("{}: {verdict}\n", self.config.display()))?;
+        let document = json!({ "file": file.display().to_string(), "verdict": verdict, "problems": [],
+                               "findings": findings });
+        output::show(self.output, &document, |_| {
+            findings.iter().map(Finding::line).collect::<String>()
+                + &format!("{}: {verdict}\n", file.display())
+        })?;
         Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }
+}
+
+/// Loads a file, or standard input if it is "-".
+fn load(file: &Path) -> Result<Config, ConfigError> {
+    if file != Path::new("-") {
+        return Config::load(file);
+    }
+    let path = PathBuf::from("(standard input)");
+    let read =
+        std::io::read_to_string(std::io::stdin()).and_then(|text| Ok((text, std::env::current_dir()?)));
+    match read {
+        Err(source) => Err(ConfigError::Read { path, source }),
+        Ok((text, base)) => {
+            Config::parse(&text, &base).map_err(|problems| ConfigError::Invalid { path, problems })
+        }
+    }
+}
+
+/// Prints the problems of a file as one document.
+fn show_problems(format: Format, file: &Path, problems: &Problems) -> anyhow::Result<ExitCode> {
+    let problems: Vec<_> = problems.0.iter().map(|problem| {
+        json!({ "line": problem.line, "column": problem.column, "key": problem.key, "message": problem.message })
+    }).collect();
+    let verdict = counted(problems.len(), "problem");
+    let document = json!({ "file": file.display().to_string(), "verdict": verdict, "problems": problems, "findings": [] });
+    output::show(format, &document, |_| String::new())?;
+    Ok(ExitCode::from(BAD_CONFIG))
 }
 
 fn counted(number: usize, what: &str) -> String {

@@ -22,9 +22,6 @@ use crate::config::{self, Config};
 
 /// The path of the admin socket if the configuration cannot be read.
 const DEFAULT_SOCKET: &str = "/run/crimux/admin.sock";
-/// How long to wait for an answer. A hung backend delays it by its `timeouts.list`, which an operator may
-/// have raised.
-const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The crimux to ask.
 #[derive(Debug, clap::Args)]
@@ -32,9 +29,12 @@ pub(super) struct AdminClient {
     /// The configuration file, in which `admin.socket` is looked up.
     #[arg(long, short, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
-    /// The admin socket, instead of looking it up.
+    /// The admin socket, as a path, with or without unix://, instead of looking it up.
     #[arg(long)]
-    socket: Option<PathBuf>,
+    socket: Option<String>,
+    /// How long to wait for an answer.
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
 }
 
 /// The arguments of every verb that reads.
@@ -48,6 +48,12 @@ pub(super) struct ReadArgs {
 }
 
 impl AdminClient {
+    /// Returns a client of the admin socket at `path`.
+    pub(super) fn at(path: &Path, timeout: Duration) -> Self {
+        let socket = Some(path.display().to_string());
+        Self { config: PathBuf::from(config::DEFAULT_PATH), socket, timeout }
+    }
+
     /// Sends a GET.
     ///
     /// # Errors
@@ -66,8 +72,11 @@ impl AdminClient {
 
     async fn send<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<T> {
         let socket = self.socket();
-        let answered = tokio::time::timeout(TIMEOUT, exchange(&socket, method, path));
-        let no_answer = || format!("crimux did not answer on {}", socket.display());
+        let answered = tokio::time::timeout(self.timeout, exchange(&socket, method, path));
+        let no_answer = || {
+            let (socket, timeout) = (socket.display(), humantime::format_duration(self.timeout));
+            format!("crimux did not answer on {socket} within {timeout} (--timeout waits longer)")
+        };
         let (status, body) = answered.await.with_context(no_answer)??;
         if status != StatusCode::OK {
             let refused = serde_json::from_slice::<ErrorBody>(&body);
@@ -79,15 +88,17 @@ impl AdminClient {
 
     fn socket(&self) -> PathBuf {
         if let Some(socket) = &self.socket {
-            return socket.clone();
+            return PathBuf::from(socket.strip_prefix("unix://").unwrap_or(socket));
         }
         match Config::load(&self.config) {
             Ok(config) => config.admin.socket,
             Err(error) => {
                 let first = error.to_string();
                 let first = first.lines().next().unwrap_or_default();
-                eprintln!("crimux: {first}\ncrimux: trying {DEFAULT_SOCKET}; --socket names another one");
-                PathBuf::from(DEFAULT_SOCKET)
+                let named = config::admin_socket_of(&self.config);
+                let socket = named.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+                eprintln!("crimux: {first}\ncrimux: trying {}; --socket names another one", socket.display());
+                socket
             }
         }
     }
@@ -105,10 +116,17 @@ async fn exchange(socket: &Path, method: Method, path: &str) -> anyhow::Result<(
     let connection = tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path).header("host", "crimux");
     let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await;
-    let (head, body) = response.context("crimux ended the connection")?.into_parts();
+    let (head, body) = response.with_context(|| not_an_admin_socket(socket))?.into_parts();
     let body = body.collect().await.context("crimux ended the connection")?.to_bytes();
     connection.abort();
     Ok((head.status, body))
+}
+
+fn not_an_admin_socket(socket: &Path) -> String {
+    let socket = socket.display();
+    format!(
+        "{socket} does not answer as an admin socket: is it a CRI socket? (--socket takes the key admin.socket)"
+    )
 }
 
 fn unreachable(socket: &Path, error: &io::Error) -> String {
@@ -116,7 +134,7 @@ fn unreachable(socket: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => format!(
             "there is no admin socket at {socket}: is crimux running? (systemctl status crimux; --socket or \
-             --config names another one)"
+             --config names another one; after a change of admin.socket, crimux listens on the old one until its restart)"
         ),
         io::ErrorKind::ConnectionRefused => {
             format!("nobody listens on {socket}: crimux has ended (systemctl status crimux)")

@@ -1,9 +1,11 @@
 //! Findings of `crimux check`: one graded line each.
 
+use serde::Serialize;
+
 use crate::cli::output::{bad, good, warn};
 
 /// One result of a check.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Finding {
     pub(super) grade: Grade,
     /// The subject: a backend, a handler or a key.
@@ -12,7 +14,8 @@ pub(super) struct Finding {
 }
 
 /// The severity of a finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum Grade {
     /// As it should be.
     Ok,

@@ -17,10 +17,19 @@ use tabled::settings::{Padding, Style as Lines};
 pub(super) enum Format {
     /// Columns for people.
     Table,
+    /// More columns.
+    Wide,
     /// One JSON document.
     Json,
     /// One YAML document.
     Yaml,
+}
+
+impl Format {
+    /// Tells whether scripts read it.
+    pub(super) fn is_document(self) -> bool {
+        matches!(self, Self::Json | Self::Yaml)
+    }
 }
 
 /// Shows `document` in this format; `table` writes the table.
@@ -33,7 +42,7 @@ pub(super) fn show<T: Serialize>(
     table: impl FnOnce(&T) -> String,
 ) -> anyhow::Result<()> {
     let text = match format {
-        Format::Table => table(document),
+        Format::Table | Format::Wide => table(document),
         Format::Json => serde_json::to_string_pretty(document)? + "\n",
         Format::Yaml => serde_yaml::to_string(document)?,
     };

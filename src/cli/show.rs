@@ -1,58 +1,105 @@
 //! The verbs that read a running crimux: `status`, `ps`, `route` and `images`.
 //!
-//! Each requests one document of the admin socket and prints it. `--output json` has the columns that a table
-//! omits.
+//! Each requests one document of the admin socket and prints it. `--output wide` has more columns than the table,
+//! `--output json` everything.
 
-use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use crate::admin::api::{BackendView, HttpView, ImagesView, PodView, RouteView, StatusView};
+use crate::admin::api::{ImagesView, Level, PodView, PodsView, RouteView, RoutesView, StatusView};
 use crate::admin::duration;
 use crate::cli::client::{ReadArgs, segment};
 use crate::cli::output::{self, Format, bad, table};
+use crate::cli::status_table::status_table;
 
 /// How often `status --watch` asks.
 const WATCH: Duration = Duration::from_secs(2);
-/// Clears a terminal and moves the cursor to its top.
-const CLEAR: &str = "\x1b[H\x1b[2J\x1b[3J";
-
+/// Moves the cursor to the top of a terminal and clears what is below; the scrollback stays.
+const CLEAR: &str = "\x1b[H\x1b[J";
 /// How many characters of an ID a table shows, as crictl and docker do.
 const SHORT_ID: usize = 13;
 
-pub(super) async fn status(reading: &ReadArgs, watch: bool) -> anyhow::Result<ExitCode> {
-    if !watch {
-        let status: StatusView = reading.client.get("/v1/status").await?;
-        output::show(reading.output, &status, status_table)?;
+/// Which pods `ps` shows.
+#[derive(Debug, clap::Args)]
+pub(super) struct PodFilter {
+    /// Only pods on this backend.
+    #[arg(long, short, value_name = "NAME")]
+    backend: Option<String>,
+    /// Only pods of this RuntimeClass handler; "" is for pods without a RuntimeClass.
+    #[arg(long)]
+    handler: Option<String>,
+    /// Only pods of this namespace.
+    #[arg(long, short)]
+    namespace: Option<String>,
+    /// Only pods in this state: ready or notready.
+    #[arg(long, value_parser = ["ready", "notready"])]
+    state: Option<String>,
+    /// Print only the IDs of the sandboxes, one on each line.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+impl PodFilter {
+    fn matches(&self, pod: &PodView) -> bool {
+        let is =
+            |wanted: &Option<String>, value: &str| wanted.as_deref().is_none_or(|wanted| wanted == value);
+        is(&self.backend, &pod.backend)
+            && is(&self.handler, &pod.handler)
+            && is(&self.namespace, &pod.namespace)
+            && is(&self.state, &pod.state)
+    }
+}
+
+/// Prints the status. With `check`, prints the verdict alone, and exits with 1 unless the node is served well.
+pub(super) async fn status(reading: &ReadArgs, watch: bool, check: bool) -> anyhow::Result<ExitCode> {
+    if watch {
+        return watch_status(reading).await;
+    }
+    let status: StatusView = reading.client.get("/v1/status").await?;
+    if !check {
+        output::show(reading.output, &status, |status| status_table(status, reading.output))?;
         return Ok(ExitCode::SUCCESS);
     }
-    let on_screen = reading.output == Format::Table && std::io::IsTerminal::is_terminal(&std::io::stdout());
+    output::show(reading.output, &status.verdict, |_| crate::cli::status_table::verdict_line(&status))?;
+    Ok(if status.verdict.level == Level::Ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn watch_status(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
+    let is_table = matches!(reading.output, Format::Table | Format::Wide);
+    let on_screen = is_table && std::io::IsTerminal::is_terminal(&std::io::stdout());
     loop {
         let status: anyhow::Result<StatusView> = reading.client.get("/v1/status").await;
         if on_screen {
-            // Not through anstream, which removes every other escape sequence if it is not sure of the
-            // terminal.
+            // Not through anstream, which removes every other escape sequence if it is not sure of the terminal.
             std::io::Write::write_all(&mut std::io::stdout(), CLEAR.as_bytes())?;
         }
         match status {
-            Ok(status) => output::show(reading.output, &status, status_table)?,
+            Ok(status) => {
+                output::show(reading.output, &status, |status| status_table(status, reading.output))?;
+            }
             // crimux may be restarting: keep watching.
             Err(error) => eprintln!("crimux: {error:#}"),
         }
         tokio::time::sleep(WATCH).await;
-        if !on_screen && reading.output == Format::Table {
+        if !on_screen && is_table {
             output::print("\n")?;
         }
     }
 }
 
-pub(super) async fn pods(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
-    let pods: Vec<PodView> = reading.client.get("/v1/pods").await?;
-    output::show(reading.output, &pods, |pods| pods_table(pods))?;
-    if reading.output == Format::Table {
+pub(super) async fn pods(reading: &ReadArgs, filter: &PodFilter) -> anyhow::Result<ExitCode> {
+    let mut pods: PodsView = reading.client.get("/v1/pods").await?;
+    pods.pods.retain(|pod| filter.matches(pod));
+    if filter.quiet {
+        output::print(&pods.pods.iter().map(|pod| pod.sandbox_id.clone() + "\n").collect::<String>())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    output::show(reading.output, &pods, |pods| pods_table(&pods.pods, reading.output))?;
+    if matches!(reading.output, Format::Table | Format::Wide) {
         let status: StatusView = reading.client.get("/v1/status").await?;
         let unlisted = status.backends.iter().filter(|backend| backend.list_age_seconds.is_none());
-        output::print(&never_listed(unlisted.map(|backend| backend.name.as_str())))?;
+        let shown = unlisted.filter(|b| filter.backend.as_ref().is_none_or(|name| *name == b.name));
+        output::print(&never_listed(shown.map(|backend| backend.name.as_str())))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -60,8 +107,8 @@ pub(super) async fn pods(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
 pub(super) async fn routes(reading: &ReadArgs, handler: Option<&str>) -> anyhow::Result<ExitCode> {
     match handler {
         None => {
-            let routes: Vec<RouteView> = reading.client.get("/v1/routes").await?;
-            output::show(reading.output, &routes, |routes| routes_table(routes))?;
+            let routes: RoutesView = reading.client.get("/v1/routes").await?;
+            output::show(reading.output, &routes, |routes| routes_table(&routes.routes))?;
         }
         Some(handler) => {
             let path = format!("/v1/routes/{}", segment(handler));
@@ -78,76 +125,11 @@ pub(super) async fn images(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn status_table(status: &StatusView) -> String {
-    let header = [
-        "BACKEND",
-        "STATE",
-        "SINCE",
-        "LISTED",
-        "SANDBOXES",
-        "CONTAINERS",
-        "IN FLIGHT",
-        "RUNTIME",
-        "LAST ERROR",
-    ];
-    let mut text = table(header, status.backends.iter().map(status_row));
-    let StatusView { version, started_at, default_backend, state, reloads, admin_http, .. } = status;
-    _ = writeln!(text, "\ncrimux {version}, up {}, default backend {default_backend}", since(started_at));
-    match &state.problem {
-        Some(problem) => text += &(bad(&format!("state is not saved in {}: {problem}", state.dir)) + "\n"),
-        None if state.write_errors > 0 => {
-            _ = writeln!(text, "state is saved again; {} writes failed since the start", state.write_errors);
-        }
-        None => {}
+fn pods_table(pods: &[PodView], format: Format) -> String {
+    if pods.is_empty() {
+        return "no pods\n".to_owned();
     }
-    if let HttpView { address: Some(address), problem: Some(problem) } = admin_http {
-        text += &(bad(&format!("admin.http does not listen on {address}: {problem}")) + "\n");
-    }
-    if let Some(last) = &reloads.last {
-        let result = if last.result == "failed" { bad("failed") } else { last.result.clone() };
-        _ = writeln!(
-            text,
-            "reloads: {} taken, {} failed; the last one, {} ago: {result}",
-            reloads.ok,
-            reloads.failed,
-            since(&last.at)
-        );
-    }
-    text
-}
-
-fn status_row(backend: &BackendView) -> [String; 9] {
-    let mut state = output::state(&backend.state);
-    if backend.draining && backend.state != "draining" {
-        state += &("+".to_owned() + &output::state("draining"));
-    }
-    if !backend.configured {
-        state += "+removed";
-    }
-    let runtime = [&backend.runtime_name, &backend.runtime_version].map(|word| word.as_deref());
-    let runtime: Vec<_> = runtime.into_iter().flatten().collect();
-    [
-        backend.name.clone(),
-        state,
-        backend.since.as_deref().map_or_else(|| "-".to_owned(), since),
-        backend.list_age_seconds.map_or_else(
-            || "never".to_owned(),
-            |seconds| duration::human(Duration::from_secs_f64(seconds.max(0.0))) + " ago",
-        ),
-        backend.sandboxes.to_string(),
-        backend.containers.to_string(),
-        backend.in_flight.to_string(),
-        or_dash(&runtime.join(" ")),
-        backend.last_error.as_ref().map_or_else(
-            || or_dash(&backend.left_out.join("; ")),
-            |error| format!("{} ago: {}", since(&error.at), one_line(&error.text)),
-        ),
-    ]
-}
-
-fn pods_table(pods: &[PodView]) -> String {
-    let header = ["NAMESPACE", "NAME", "HANDLER", "BACKEND", "STATE", "AGE", "SANDBOX ID"];
-    let rows = pods.iter().map(|pod| {
+    let columns = |pod: &PodView| {
         let stale = if pod.stale { " (last known)" } else { "" };
         [
             pod.namespace.clone(),
@@ -155,17 +137,47 @@ fn pods_table(pods: &[PodView]) -> String {
             or_dash(&pod.handler),
             pod.backend.clone(),
             output::state(&pod.state) + stale,
-            if pod.created_at == NEVER { "-".to_owned() } else { since(&pod.created_at) },
+            since(&pod.created_at),
             pod.sandbox_id.chars().take(SHORT_ID).collect(),
         ]
+    };
+    let header = ["NAMESPACE", "NAME", "HANDLER", "BACKEND", "STATE", "AGE", "SANDBOX ID"];
+    if format != Format::Wide {
+        return table(header, pods.iter().map(columns));
+    }
+    let [namespace, name, handler, backend, state, age, _] = header;
+    let header = [
+        namespace,
+        name,
+        handler,
+        backend,
+        "BACKEND'S HANDLER",
+        state,
+        age,
+        "ATTEMPT",
+        "CONTAINERS",
+        "UID",
+        "SANDBOX ID",
+    ];
+    let rows = pods.iter().map(|pod| {
+        let [namespace, name, handler, backend, state, age, _] = columns(pod);
+        let (attempt, containers) = (pod.attempt.to_string(), pod.containers.to_string());
+        let known_as = or_dash(&pod.backend_handler);
+        let (uid, id) = (pod.uid.clone(), pod.sandbox_id.clone());
+        [namespace, name, handler, backend, known_as, state, age, attempt, containers, uid, id]
     });
-    if pods.is_empty() { "no pods\n".to_owned() } else { table(header, rows) }
+    table(header, rows)
 }
 
 fn routes_table(routes: &[RouteView]) -> String {
     let header = ["HANDLER", "BACKEND", "BACKEND'S HANDLER", "WEIGHT", "SHARE", "STATE", "NEW SANDBOXES"];
     let rows = routes.iter().flat_map(|route| {
         route.targets.iter().map(|target| {
+            let new = match (target.takes_new, &route.refused) {
+                (true, _) => "taken".to_owned(),
+                (false, Some(why)) => bad(&format!("refused: {why}")),
+                (false, None) => "none".to_owned(),
+            };
             [
                 or_dash(&route.handler),
                 target.backend.clone(),
@@ -173,10 +185,7 @@ fn routes_table(routes: &[RouteView]) -> String {
                 target.weight.to_string(),
                 format!("{:.0}%", target.share * 100.0),
                 output::state(&target.state),
-                route
-                    .refused
-                    .as_ref()
-                    .map_or_else(|| "taken".to_owned(), |why| bad(&format!("refused: {why}"))),
+                new,
             ]
         })
     });
@@ -215,22 +224,17 @@ fn never_listed<'a>(backends: impl Iterator<Item = &'a str>) -> String {
     output::warn(&format!("never listed: {}", names.join(", "))) + "\n"
 }
 
-/// Formats how long ago an RFC 3339 time was.
-/// How a creation time of 0 is written: the runtime tells none.
-const NEVER: &str = "1970-01-01T00:00:00Z";
-
-fn since(moment: &str) -> String {
-    let moment = humantime::parse_rfc3339(moment).ok();
-    let passed = moment.and_then(|moment| SystemTime::now().duration_since(moment).ok());
-    duration::human(passed.unwrap_or_default())
+/// Formats how long ago an RFC 3339 time was; `-` for the Unix epoch, which stands for an unknown time.
+pub(super) fn since(moment: &str) -> String {
+    let Ok(moment) = humantime::parse_rfc3339(moment) else { return "-".to_owned() };
+    if moment == SystemTime::UNIX_EPOCH {
+        return "-".to_owned();
+    }
+    duration::human(SystemTime::now().duration_since(moment).unwrap_or_default())
 }
 
-fn or_dash(text: &str) -> String {
+pub(super) fn or_dash(text: &str) -> String {
     if text.is_empty() { "-".to_owned() } else { text.to_owned() }
-}
-
-fn one_line(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Formats a size in bytes as `docker images` does: three digits, powers of a thousand.
@@ -259,5 +263,11 @@ mod tests {
     fn sizes_have_three_digits() {
         let shown = [0, 999, 1000, 12_345, 999_600, 4_560_000_000].map(size);
         assert_eq!(shown, ["0B", "999B", "1.00kB", "12.3kB", "1.00MB", "4.56GB"]);
+    }
+
+    #[test]
+    fn an_unknown_time_has_no_age() {
+        assert_eq!(since("1970-01-01T00:00:00Z"), "-");
+        assert_eq!(since("nonsense"), "-");
     }
 }

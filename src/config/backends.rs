@@ -51,6 +51,10 @@ pub(super) fn read(top: &Section<'_>, base_dir: &Path) -> (Names, Option<BTreeMa
 }
 
 fn one(top: &Section<'_>, named: &Named<'_>, base_dir: &Path) -> Option<BackendConfig> {
+    if matches!(named.name, "all" | "none") {
+        let message = "all and none are values of the backend label of metrics (choose another name)";
+        top.problem_of_name("backends", named, message);
+    }
     if !values::is_label(named.name) {
         let message = "not a name for a backend (use a-z, 0-9 and -, at most 63, not - at either end)";
         top.problem_of_name("backends", named, message);

@@ -220,8 +220,8 @@ pub const KEYS: &[Key] = &[
         "backends",
         Named,
         Required,
-        "The container runtimes behind crimux, by name. A name is made of a-z, 0-9 and `-`, 63 characters at most: it is \
-         a metric label, and remembered in `state_dir`.",
+        "The container runtimes behind crimux, by name. A name is made of a-z, 0-9 and `-`, 63 characters at most, and is \
+         not `all` or `none`: it is a metric label, and remembered in `state_dir`.",
     ),
     key("backends.*", Section, Required, "One container runtime."),
     key(

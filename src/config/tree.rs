@@ -73,6 +73,19 @@ pub(super) fn read(text: &str, diagnostics: &Diagnostics) -> Option<Node> {
     }
 }
 
+/// Returns the text at `path` of a file that may have problems; `None` if it is not there, or not text.
+pub(super) fn find_text(text: &str, path: &[&str]) -> Option<String> {
+    let mut node = read(text, &Diagnostics::default())?;
+    for key in path {
+        let Value::Map(entries) = node.value else { return None };
+        node = entries.into_iter().find(|entry| entry.key == *key)?.value;
+    }
+    match node.value {
+        Value::Text(text) => Some(text),
+        _ => None,
+    }
+}
+
 /// A problem that ends the reading.
 struct Fatal {
     position: Position,

@@ -366,7 +366,7 @@ impl Ask {
 /// Records that a call outlasted the backend's deadline for it.
 pub(super) fn fell_behind(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Class, method: &Method) {
     if backend.health.mark_late(class) && method.deadline != Deadline::Fast {
-        tracing::warn!(backend = %backend.name, method = method.name, "is late");
+        tracing::warn!(backend = %backend.name, method = method.name, "backend is late");
     }
     refresh(node, backend, class);
 }
@@ -417,7 +417,7 @@ async fn renew(node: &ProxyState, backend: &Arc<Backend>, class: Class, place: &
     let longest_pause = if judged { LONGEST_PAUSE } else { LONGEST_PAUSE_ONCE };
     until_answered(longest_pause, || renew_once(node, backend, class), failed).await;
     if !place.is_outdated() && backend.health.mark_answered(class) {
-        tracing::debug!(backend = %backend.name, ?class, "is in time again");
+        tracing::info!(backend = %backend.name, ?class, "backend answers in time again");
     }
 }
 

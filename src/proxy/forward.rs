@@ -27,14 +27,14 @@ impl Call {
         let uid = wire::peek_str(request, &learn::uid_path(method))?.to_owned();
         let choice = match &self.scope {
             Some(backend) => router::Choice { backend: Arc::clone(backend), handler: handler.clone() },
-            None => self
-                .node
-                .choose(&handler, &uid)
-                .inspect_err(|error| self.node.placed(&handler, None, error.code()))?,
+            None => self.node.choose(&handler, &uid).inspect_err(|error| {
+                self.node.placed(&handler, None, error.code());
+                log_refusal(method, &handler, request, &error.to_string());
+            })?,
         };
         let backend = self.node.backend(&choice.backend)?;
         let message = if choice.handler == handler {
-            message
+            message.clone()
         } else {
             Message::new(&wire::append_str(request, &[field], &choice.handler))
         };
@@ -43,7 +43,11 @@ impl Call {
         let reply = self.fetch(&backend, method, &message).await;
         let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
         self.node.placed(&handler, Some(&backend.name), code);
-        let reply = reply?;
+        let reply = reply.inspect_err(|error| log_refusal(method, &handler, request, &error.to_string()))?;
+        if reply.code != Code::Ok {
+            let answer = format!("backend {} answered {:?}", backend.name, reply.code);
+            log_refusal(method, &handler, request, &answer);
+        }
         if reply.code == Code::Ok {
             let id = learn::created(
                 &self.node,
@@ -55,7 +59,10 @@ impl Call {
             )?;
             backend.last.saved().await;
             self.node.metrics.count_routed_sandbox(&handler, &backend.name);
-            tracing::info!(method = method.name, %handler, backend = %backend.name, sandbox = %id, "placed");
+            self.node.history.record_requested_handler(&id, &handler);
+            let [namespace, name, uid] = learn::requested_name(method, request);
+            let backend = &backend.name;
+            tracing::info!(method = method.name, namespace, name, uid, handler, %backend, sandbox = id, "sandbox placed");
         }
         Ok(reply.into())
     }
@@ -108,6 +115,7 @@ impl Call {
                     self.note_created(backend, message.encoded(), &reply)?;
                 }
                 if reply.code == Code::Ok {
+                    log_change(backend, method, id);
                     let (request, reply) = (message.encoded(), reply.message.encoded());
                     learn::wrote(&self.node, backend, method, id, request, reply)?;
                     backend.last.saved().await;
@@ -167,4 +175,34 @@ impl Drop for StatusInvalidation<'_> {
             self.backend.last.drop_status(self.id);
         }
     }
+}
+
+/// Logs why a new sandbox was not created. kubelet retries with backoff, so each attempt is one line.
+fn log_refusal(method: &Method, handler: &str, request: &[u8], reason: &str) {
+    let [namespace, name, uid] = learn::requested_name(method, request);
+    tracing::warn!(method = method.name, namespace, name, uid, handler, reason, "sandbox refused");
+}
+
+/// Logs a successful Stop or Remove with the pod it belongs to, as far as last-known state has it.
+fn log_change(backend: &Backend, method: &Method, id: &str) {
+    let is_sandbox = matches!(method.effect, Effect::SandboxStopped | Effect::SandboxRemoved);
+    if !is_sandbox && !matches!(method.effect, Effect::ContainerStopped | Effect::ContainerRemoved) {
+        return;
+    }
+    let mut sandbox = is_sandbox.then(|| id.to_owned());
+    if !is_sandbox {
+        backend.last.for_each_container(|container| {
+            if container.id == id {
+                sandbox = Some(container.sandbox_id.to_owned());
+            }
+        });
+    }
+    let mut pod = [String::new(), String::new(), String::new()];
+    backend.last.for_each_sandbox(|known| {
+        if Some(known.id) == sandbox.as_deref() {
+            pod = [known.namespace, known.name, known.uid].map(str::to_owned);
+        }
+    });
+    let [namespace, name, uid] = pod;
+    tracing::info!(method = method.name, namespace, name, uid, id, backend = %backend.name, "stopped or removed");
 }

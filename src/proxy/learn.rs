@@ -28,6 +28,23 @@ pub(super) fn uid_path(method: &Method) -> [u32; 3] {
     }
 }
 
+/// Returns namespace, name and uid of the pod in a request for a sandbox; empty where they are not set.
+pub(super) fn requested_name<'a>(method: &Method, request: &'a [u8]) -> [&'a str; 3] {
+    let paths = match method.effect {
+        Effect::PodRestored => [
+            field_path!(RestorePodRequest.config.metadata.namespace),
+            field_path!(RestorePodRequest.config.metadata.name),
+            field_path!(RestorePodRequest.config.metadata.uid),
+        ],
+        _ => [
+            field_path!(RunPodSandboxRequest.config.metadata.namespace),
+            field_path!(RunPodSandboxRequest.config.metadata.name),
+            field_path!(RunPodSandboxRequest.config.metadata.uid),
+        ],
+    };
+    paths.map(|path| wire::peek_str(request, &path).unwrap_or_default())
+}
+
 /// Tells whether a call changes the object that it names.
 pub(super) fn is_write(effect: Effect) -> bool {
     !matches!(
@@ -113,6 +130,7 @@ pub(super) fn wrote(
         }
         Effect::SandboxRemoved => {
             last.sandbox_removed(id);
+            node.history.forget_requested_handler(id);
             owners.forget(id);
         }
         _ => {}
@@ -298,6 +316,6 @@ fn requested_pod(request: &[u8], config: u32, handler: u32) -> Result<Pod, WireE
 fn note_conflict(node: &ProxyState, id: &str, other: Option<Arc<str>>) {
     if let Some(other) = other {
         node.metrics.count_id_conflict();
-        tracing::error!(id, owner = %other, "a second backend lists this ID; it stays with its first owner");
+        tracing::error!(id, owner = %other, "a second backend lists this ID; the first one stays its owner");
     }
 }

@@ -39,8 +39,11 @@ impl ProxyState {
         if tokio::time::timeout(limit, backend.health.settled()).await.is_err() {
             backend.health.mark_late(Class::Lists);
         }
-        let (sandboxes, containers) = self.router.owners.count(&backend.name);
-        tracing::info!(backend = %backend.name, sandboxes, containers, "is up");
+        // What it lists, not what is owned: owners of vanished objects are forgotten later.
+        let (mut sandboxes, mut containers) = (0, 0);
+        backend.last.for_each_sandbox(|_| sandboxes += 1);
+        backend.last.for_each_container(|_| containers += 1);
+        tracing::info!(backend = %backend.name, sandboxes, containers, "backend is up");
     }
 
     /// Lists this at every backend that is up and in time, and learns from the answers; for an operator who

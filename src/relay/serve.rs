@@ -97,6 +97,7 @@ async fn relay_request(
         kind_and_token(head.path(&received)).and_then(|(kind, token)| relay.redeem(kind, token))
     else {
         relay.metrics.refused_tokens.inc();
+        tracing::warn!("stream refused: its token was used, expired, guessed or not ours");
         return Err(answer("404 Not Found", ""));
     };
     let backend = Box::pin(dial(&grant, head, received, &relay.metrics)).await?;

@@ -32,7 +32,7 @@ impl Node {
         let drain = Drain::default();
         let (serving, begun) = (Arc::clone(&relay).run(drain.clone()), drain.clone());
         let running = tokio::spawn(async move {
-            run_with_deadline("relay", &begun, Duration::from_secs(5), serving).await;
+            run_with_deadline("relay", &begun, || Duration::from_secs(5), serving).await;
         });
         Self { relay, registry, drain, running }
     }

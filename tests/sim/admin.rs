@@ -98,7 +98,8 @@ async fn pods_are_named_by_the_handler_that_clients_use_and_by_their_backend() {
         crimux.client().runtime().run_pod_sandbox(request).await.unwrap();
     }
     let pods = document(&crimux, "/v1/pods").await;
-    let pods: Vec<_> = pods.as_array().unwrap().iter().filter(|pod| pod["namespace"] == "team").collect();
+    let pods: Vec<_> =
+        pods["pods"].as_array().unwrap().iter().filter(|pod| pod["namespace"] == "team").collect();
     let told: Vec<_> =
         pods.iter().map(|p| [&p["name"], &p["handler"], &p["backend_handler"], &p["backend"]]).collect();
     assert_eq!(told, [["one", "", "", "a"], ["two", "public", "inner", "b"]]);
@@ -113,7 +114,7 @@ async fn pods_of_a_backend_that_is_down_are_still_shown_and_marked() {
     wait_for_state(&crimux, "b", "down").await;
     let pods = document(&crimux, "/v1/pods").await;
     let stale = |backend| {
-        let pods = pods.as_array().unwrap().iter().filter(|pod| pod["backend"] == backend);
+        let pods = pods["pods"].as_array().unwrap().iter().filter(|pod| pod["backend"] == backend);
         pods.map(|pod| pod["stale"].as_bool().unwrap()).collect::<Vec<_>>()
     };
     assert_eq!((stale("a"), stale("b")), (vec![false; 2], vec![true; 2]));

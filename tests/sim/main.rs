@@ -23,6 +23,7 @@ mod images_property;
 mod left_out;
 mod lists;
 mod malformed;
+mod operator;
 mod outage;
 mod page;
 mod prometheus;

@@ -23,9 +23,7 @@ async fn drains_calls_placements_and_reloads_are_on_the_page_and_in_the_metrics(
     let crimux = Crimux::start_in(dir, &yaml);
     crimux.wait_ready().await;
     let (_, page) = crimux.http("GET", "/").await;
-    for column in
-        ["State", "Since", "Calls/s", "p50", "p99", "Sandboxes", "Containers", "List age", "Last error"]
-    {
+    for column in ["State", "Since", "Calls", "Sandboxes", "Containers", "List age", "Last error"] {
         assert!(page.contains(&format!(">{column}</th>")), "{column}: {page}");
     }
     assert!(page.contains("No sandbox was asked for") && page.contains("not reloaded since"), "{page}");
@@ -53,8 +51,7 @@ async fn drains_calls_placements_and_reloads_are_on_the_page_and_in_the_metrics(
         crimux.client().runtime().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await.unwrap();
         let (_, page) = crimux.http("GET", "/").await;
         let (_, lately) = page.split_once("Last placements").unwrap();
-        let measured = ["µs</td>", "ms</td>"].iter().any(|unit| row(&page, "b").contains(unit));
-        measured && lately.contains("<td>b</td><td>b</td>") && lately.contains(">failed</td>")
+        lately.contains("<td>b</td><td>b</td>") && lately.contains(">failed</td>")
     })
     .await;
 }

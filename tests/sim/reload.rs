@@ -170,7 +170,7 @@ async fn a_broken_file_changes_nothing_and_is_counted_once() {
     }
     assert_eq!(reloads(&crimux, "failed").await, 3, "{}", crimux.log());
     assert_eq!(reloads(&crimux, "ok").await, 0);
-    assert!(crimux.log().contains("the old one stays in force"), "{}", crimux.log());
+    assert!(crimux.log().contains("the old one stays current"), "{}", crimux.log());
 }
 
 #[tokio::test]

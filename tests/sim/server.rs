@@ -87,7 +87,7 @@ async fn a_second_crimux_on_the_same_socket_is_refused_and_harms_nothing() {
     let (code, said) = fails(&crimux.dir.path().join("crimux.yaml")).await;
     assert_eq!(code, Some(1), "{said}");
     let expected = format!(
-        "crimux: {} is in use: somebody listens on it, perhaps another crimux",
+        "crimux: {} is in use: another process listens on it, perhaps another crimux",
         crimux.socket().display()
     );
     assert_eq!(said.lines().last(), Some(expected.as_str()));

@@ -19,7 +19,7 @@ use crate::cli::on;
 use crate::support::{Crimux, SOON};
 
 /// What clears the screen before each picture of `--watch`.
-const CLEAR: &str = "\x1b[H\x1b[2J";
+const CLEAR: &str = "\x1b[H\x1b[J";
 /// A state in green.
 const GREEN_READY: &str = "\x1b[32mready\x1b[0m";
 
@@ -108,7 +108,7 @@ async fn a_terminal_shows_states_in_colour_unless_it_is_told_not_to() {
 }
 
 #[tokio::test]
-async fn a_watch_draws_the_screen_anew_and_ends_at_an_interrupt() {
+async fn a_watch_redraws_the_screen_and_ends_at_an_interrupt() {
     let (_a, b, running) = world().await;
     let mut watch = Terminal::start(&running, &["status", "--watch"], &[]);
     eventually(SOON, async || watch.shown().matches(CLEAR).count() >= 2).await;
@@ -167,8 +167,8 @@ async fn every_verb_that_reads_says_the_same_in_json_and_yaml() {
     let (_a, _b, running) = world().await;
     for (verb, key) in [
         (vec!["status"], "/backends/1/state"),
-        (vec!["ps"], "/3/sandbox_id"),
-        (vec!["route"], "/1/targets/0/backend"),
+        (vec!["ps"], "/pods/3/sandbox_id"),
+        (vec!["route"], "/routes/1/targets/0/backend"),
         (vec!["route", "b"], "/targets/0/share"),
         (vec!["images"], "/images/0/id"),
     ] {

@@ -110,7 +110,7 @@ impl<'bed> Node<'bed> {
     pub(super) fn places(&self) -> BTreeMap<String, (String, String)> {
         let word = |pod: &Value, key: &str| pod[key].as_str().unwrap().to_owned();
         let pods = self.document("ps");
-        let pods = pods.as_array().unwrap().iter();
+        let pods = pods["pods"].as_array().unwrap().iter();
         pods.map(|pod| (word(pod, "sandbox_id"), (word(pod, "backend"), word(pod, "state")))).collect()
     }
 

@@ -1,0 +1,94 @@
+//! The judgement of the node in one line: what is wrong, what it means, and what to do next.
+
+use std::time::SystemTime;
+
+use crate::admin::api::{BackendView, HttpView, Level, RouteView, StatusView, VerdictView};
+use crate::admin::duration;
+
+/// Where the package installs the runbook; its sections are named like the alerts.
+const RUNBOOK: &str = "/usr/share/doc/crimux/runbook.md";
+
+/// Judges a status and the routes of the same moment.
+pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
+    let ready = status.backends.iter().filter(|backend| backend.state == "ready").count();
+    let summary = format!("{ready} of {} backends ready", status.backends.len());
+    let mut parts: Vec<_> = status.backends.iter().filter_map(backend_problem).collect();
+    let mut section = status.backends.iter().find_map(runbook_section);
+    parts.extend(refused_handlers(routes));
+    let decisive = status.backends.iter().filter(|backend| backend.default || backend.required);
+    let decisive: Vec<_> = decisive.filter(|backend| is_out(backend)).collect();
+    let outage = !parts.is_empty();
+    for (problem, anchor) in other_problems(status) {
+        parts.push(problem);
+        section = section.or(anchor);
+    }
+    let level = match (decisive.is_empty(), parts.is_empty()) {
+        (false, _) => Level::NotReady,
+        (true, false) => Level::Degraded,
+        (true, true) => Level::Ok,
+    };
+    if let Some(backend) = decisive.first() {
+        let role = if backend.default { "the default backend" } else { "required" };
+        parts.push(format!("the node becomes NotReady: {} is {role}", backend.name));
+    } else if outage {
+        parts.push("the node stays Ready".to_owned());
+    }
+    let text = if parts.is_empty() { summary.clone() } else { parts.join("; ") };
+    VerdictView { level, summary, text, next: section.map(|section| format!("{RUNBOOK}#{section}")) }
+}
+
+fn is_out(backend: &BackendView) -> bool {
+    matches!(backend.state.as_str(), "down" | "joining")
+}
+
+/// Says what is wrong with a backend; `None` if it is ready or draining.
+fn backend_problem(backend: &BackendView) -> Option<String> {
+    if !matches!(backend.state.as_str(), "down" | "late" | "joining") {
+        return None;
+    }
+    let since = backend.since.as_deref().and_then(|since| humantime::parse_rfc3339(since).ok());
+    let since = since.and_then(|since| SystemTime::now().duration_since(since).ok());
+    let since = since.map_or_else(String::new, |since| format!(" {}", duration::human(since)));
+    let items = match (backend.state.as_str(), backend.sandboxes) {
+        ("joining", _) | (_, 0) => String::new(),
+        (_, sandboxes) => format!(", {sandboxes} sandboxes as last known"),
+    };
+    Some(format!("{} {}{since}{items}", backend.name, backend.state))
+}
+
+fn runbook_section(backend: &BackendView) -> Option<&'static str> {
+    match backend.state.as_str() {
+        "down" => Some("crimuxbackenddown"),
+        "late" => Some("crimuxbackendlate"),
+        "joining" => Some("crimuxbackendjoining"),
+        _ => None,
+    }
+}
+
+/// Names the handlers whose new sandboxes are refused because of an outage; a drain is the operator's own will.
+fn refused_handlers(routes: &[RouteView]) -> Option<String> {
+    let refused = routes.iter().filter(|route| {
+        route.refused.is_some() && route.targets.iter().any(|target| target.state != "draining")
+    });
+    let names: Vec<_> = refused.map(|route| crate::error::whose(&route.handler)).collect();
+    (!names.is_empty()).then(|| format!("new sandboxes of {} refused", names.join(", ")))
+}
+
+/// Problems of crimux itself, each with its section of the runbook.
+fn other_problems(status: &StatusView) -> Vec<(String, Option<&'static str>)> {
+    let mut problems = Vec::new();
+    if let Some(problem) = &status.state.problem {
+        problems.push((format!("state is not saved: {problem}"), Some("crimuxstatenotwritable")));
+    }
+    if let Some(problem) = status.reloads.last.as_ref().and_then(|last| last.problem.as_ref()) {
+        problems.push((format!("the last reload failed: {problem}"), Some("crimuxconfigreloadfailed")));
+    }
+    if !status.reloads.restart_keys.is_empty() {
+        let keys = status.reloads.restart_keys.join(", ");
+        problems.push((format!("{keys} changed in the file: restart crimux to apply"), None));
+    }
+    if let HttpView { address: Some(address), problem: Some(problem) } = &status.admin_http {
+        problems.push((format!("admin.http does not listen on {address}: {problem}"), None));
+    }
+    problems
+}

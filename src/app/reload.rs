@@ -1,0 +1,146 @@
+//! Reloads: reads the file again, applies what can be applied, and reports the rest.
+//!
+//! A file with a problem changes nothing. A key that takes effect only at the next start ([`RESTART_KEYS`]) is
+//! logged when it changes, and stays visible in `crimux status` and a metric until the restart.
+
+use std::path::Path;
+
+use crate::app::backends::Backends;
+use crate::config::{Config, ConfigError, Identity, RESTART_KEYS};
+use crate::history::ReloadResult;
+use crate::method::Rpc;
+use crate::proxy::ProxyState;
+use crate::{server, telemetry};
+
+/// What a reload compares the file with.
+#[derive(Debug)]
+pub(super) struct Reloads {
+    /// The configuration that the process started with.
+    started_with: Config,
+    /// Whether systemd owns the file of `listen`.
+    is_inherited: bool,
+    /// Whether the current configuration could not be applied whole, so that the next reload applies it again.
+    is_partly_applied: bool,
+}
+
+impl Reloads {
+    pub(super) fn new(started_with: Config, is_inherited: bool) -> Self {
+        Self { started_with, is_inherited, is_partly_applied: false }
+    }
+
+    /// Reads the file again and applies it. Every outcome is counted; all but an unchanged file are recorded.
+    pub(super) async fn run(&mut self, path: &Path, node: &ProxyState, backends: &mut Backends) {
+        let failed_before = node.history.is_reload_failed();
+        let path = path.to_owned();
+        // It reads files and looks up names, which calls must not wait for.
+        let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
+        let (result, problem) =
+            match loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
+                Ok(config) => self.apply(config, node, backends, failed_before).await,
+                Err(error) => (ReloadResult::Failed, Some(log_problems(&error))),
+            };
+        node.metrics.count_reload(result);
+        // The watcher fires for any change in the file's directory. Only a change is an event, or the end of a failure.
+        if result != ReloadResult::Unchanged || failed_before {
+            node.history.record_reload(result, problem);
+        }
+    }
+
+    async fn apply(
+        &mut self,
+        config: Config,
+        node: &ProxyState,
+        backends: &mut Backends,
+        failed_before: bool,
+    ) -> (ReloadResult, Option<String>) {
+        let old = node.config();
+        self.note_restart_keys(&config, node);
+        if config == *old && !self.is_partly_applied {
+            if failed_before {
+                tracing::info!("the configuration file is valid again and equals the current configuration");
+            }
+            return (ReloadResult::Unchanged, None);
+        }
+        warn_of_prefix(&old, &config, node);
+        let applied = match backends.apply(&config).await {
+            Ok(()) => self.apply_rest(&old, &config),
+            Err(error) => Err(error),
+        };
+        self.is_partly_applied = applied.is_err();
+        match applied {
+            Ok(()) => {
+                tracing::info!("configuration reloaded");
+                (ReloadResult::Ok, None)
+            }
+            Err(error) => {
+                let error = format!("{error:#}");
+                tracing::error!(error, "configuration partly applied");
+                (ReloadResult::Failed, Some(format!("partly applied: {error}")))
+            }
+        }
+    }
+
+    /// Applies the keys that no backend has: the log filter, and mode and owner of sockets that are bound already.
+    fn apply_rest(&self, old: &Config, new: &Config) -> anyhow::Result<()> {
+        if old.log.level != new.log.level {
+            telemetry::reload(&new.log)?;
+        }
+        if (old.listen_mode, old.listen_owner) == (new.listen_mode, new.listen_owner)
+            && !self.is_partly_applied
+        {
+            return Ok(());
+        }
+        let own = new.backends.values().filter_map(|backend| backend.socket.as_ref());
+        let node_socket = (!self.is_inherited).then_some(&self.started_with.listen);
+        for socket in own.chain(node_socket) {
+            server::set_permissions(socket, new.listen_mode, new.listen_owner)?;
+        }
+        Ok(())
+    }
+
+    /// Logs, once for each change, the keys of the file that need a restart.
+    fn note_restart_keys(&self, new: &Config, node: &ProxyState) {
+        let keys: Vec<_> = self.started_with.restart_keys(new).into_iter().collect();
+        if keys != node.history.restart_keys() {
+            for key in RESTART_KEYS.iter().filter(|key| keys.contains(key)) {
+                tracing::warn!(key, "this change takes effect at the next start");
+            }
+            node.metrics.set_restart_keys(&keys);
+            node.history.set_restart_keys(keys);
+        }
+    }
+}
+
+/// Logs every problem of a file as an event of its own. Returns the first, and how many more there are.
+fn log_problems(error: &ConfigError) -> String {
+    let text = error.to_string();
+    if let ConfigError::Invalid { path, problems } = error {
+        let file = path.display();
+        for problem in &problems.0 {
+            let (line, column, key) = (problem.line, problem.column, &problem.key);
+            tracing::error!(%file, line, column, key, problem = problem.message, "the configuration has a problem");
+        }
+    }
+    let first = text.lines().next().unwrap_or_default().to_owned();
+    let more = text.lines().count().saturating_sub(1);
+    let first = if more == 0 { first } else { format!("{first} (and {more} more)") };
+    tracing::error!(error = first, "configuration not reloaded, the old one stays current");
+    first
+}
+
+/// Warns, before it happens, that the prefix of every container ID changes with the default backend.
+fn warn_of_prefix(old: &Config, new: &Config, node: &ProxyState) {
+    if new.identity == Identity::Crimux || old.default_backend == new.default_backend {
+        return;
+    }
+    let prefix = |name: &str| {
+        let reply = node.backend(name).ok()?.last.reply(Rpc::Version)?;
+        let version: crate::cri::VersionResponse = prost::Message::decode(reply).ok()?;
+        Some(version.runtime_name)
+    };
+    let (from, to) = (prefix(&old.default_backend), prefix(&new.default_backend));
+    if from.is_some() && from != to {
+        let (from, to) = (from.unwrap_or_default(), to.unwrap_or_else(|| "unknown".to_owned()));
+        tracing::warn!(from, to, "the prefix of every container ID of the node changes with default_backend");
+    }
+}

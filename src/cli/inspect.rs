@@ -1,0 +1,72 @@
+//! The verbs for a closer look: `config view`, `log-level` and `debug dump`.
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+use serde_json::Value;
+
+use crate::admin::api::LogLevelView;
+use crate::cli::client::{AdminClient, segment};
+use crate::cli::output::{self, Format};
+
+#[derive(Debug, Subcommand)]
+pub(super) enum ConfigVerb {
+    /// Print the current configuration of a running crimux, defaults included, as YAML.
+    View {
+        /// The format.
+        #[arg(long, short, value_enum, default_value = "yaml")]
+        output: Format,
+        #[command(flatten)]
+        client: AdminClient,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DebugVerb {
+    /// Print the state of a running crimux as JSON: status, routes, configuration, owners, late classes, placements.
+    ///
+    /// No secrets, no names of pods, no contents of messages: fit for a bug report.
+    Dump {
+        #[command(flatten)]
+        client: AdminClient,
+    },
+}
+
+/// `crimux log-level`.
+#[derive(Debug, clap::Args)]
+pub(super) struct LogLevel {
+    /// The new filter, as the key `log.level`; without it the current one is printed.
+    level: Option<String>,
+    #[command(flatten)]
+    client: AdminClient,
+}
+
+impl ConfigVerb {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let Self::View { output, client } = self;
+        let config: Value = client.get("/v1/config").await?;
+        let format = if output == Format::Json { Format::Json } else { Format::Yaml };
+        output::show(format, &config, |_| String::new())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl DebugVerb {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let Self::Dump { client } = self;
+        let dump: Value = client.get("/v1/debug").await?;
+        output::show(Format::Json, &dump, |_| String::new())?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl LogLevel {
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        let current: LogLevelView = match &self.level {
+            Some(level) => self.client.post(&format!("/v1/log-level?level={}", segment(level))).await?,
+            None => self.client.get("/v1/log-level").await?,
+        };
+        output::print(&(current.level + "\n"))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}

@@ -1,0 +1,50 @@
+//! Compares a file with the running crimux: what a reload of it could not apply, or would change for every pod.
+//!
+//! Without a running crimux at the file's `admin.socket` there is nothing to compare, and no finding.
+
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::admin::api::StatusView;
+use crate::cli::client::AdminClient;
+use crate::cli::finding::{Finding, Grade};
+use crate::config::{Config, Identity, restart_keys};
+
+/// A check must not hang with a hung crimux.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+pub(super) async fn compare(config: &Config) -> Vec<Finding> {
+    let client = AdminClient::at(&config.admin.socket, TIMEOUT);
+    let (Ok(running), Ok(status)) =
+        (client.get::<Value>("/v1/config").await, client.get::<StatusView>("/v1/status").await)
+    else {
+        return Vec::new();
+    };
+    let keys = restart_keys(&running, &config.view()).into_iter();
+    let restart = keys.map(|key| {
+        let text = "differs from the running crimux; a reload cannot change it, a restart does";
+        Finding::new(Grade::Warning, key, text)
+    });
+    restart.chain(prefix(config, &running, &status)).collect()
+}
+
+/// Warns if a reload would change the prefix of every container ID of the node.
+fn prefix(config: &Config, running: &Value, status: &StatusView) -> Option<Finding> {
+    let from = running["default_backend"].as_str()?;
+    if config.identity == Identity::Crimux || from == config.default_backend {
+        return None;
+    }
+    let runtime = |name: &str| {
+        let backend = status.backends.iter().find(|backend| backend.name == name)?;
+        backend.runtime_name.clone()
+    };
+    let (old, new) = (runtime(from)?, runtime(&config.default_backend));
+    if new.as_ref() == Some(&old) {
+        return None;
+    }
+    let new = new.unwrap_or_else(|| "another name".to_owned());
+    let text =
+        format!("a reload changes the prefix of every container ID of the node from {old}:// to {new}://");
+    Some(Finding::new(Grade::Warning, "default_backend", text))
+}

@@ -1,0 +1,143 @@
+//! The table of `crimux status`: a verdict, the backends, their errors, and crimux itself.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use crate::admin::api::{BackendView, Level, StatusView};
+use crate::admin::duration;
+use crate::cli::output::{self, Format, bad, good, table, warn};
+use crate::cli::show::{or_dash, since};
+
+/// Formats a status. Within 80 columns for names of usual length, unless `format` is wide.
+pub(super) fn status_table(status: &StatusView, format: Format) -> String {
+    let mut text = verdict_line(status) + "\n";
+    text += &if format == Format::Wide { wide(status) } else { narrow(status) };
+    let notes: Vec<_> = status.backends.iter().flat_map(notes).collect();
+    if !notes.is_empty() {
+        _ = writeln!(text, "\n{}", notes.join("\n"));
+    }
+    text + &own_lines(status)
+}
+
+/// Formats the judgement and the next step as one line.
+pub(super) fn verdict_line(status: &StatusView) -> String {
+    let verdict = &status.verdict;
+    let paint = match verdict.level {
+        Level::Ok => good,
+        Level::Degraded => warn,
+        Level::NotReady => bad,
+    };
+    let next = verdict.next.as_ref().map_or_else(String::new, |next| format!(". See {next}"));
+    format!("{}: {}{next}\n", paint(verdict.level.word()), one_line(&verdict.text))
+}
+
+fn narrow(status: &StatusView) -> String {
+    let header = ["BACKEND", "STATE", "SINCE", "SANDBOXES", "CONTAINERS", "RUNTIME"];
+    let rows = status.backends.iter().map(|backend| {
+        [
+            name(backend),
+            state(backend),
+            backend.since.as_deref().map_or_else(|| "-".to_owned(), since),
+            backend.sandboxes.to_string(),
+            backend.containers.to_string(),
+            runtime(backend),
+        ]
+    });
+    table(header, rows)
+}
+
+fn wide(status: &StatusView) -> String {
+    let header = [
+        "BACKEND",
+        "STATE",
+        "SINCE",
+        "LISTED",
+        "SANDBOXES",
+        "CONTAINERS",
+        "IN FLIGHT",
+        "RUNTIME",
+        "API",
+        "ENDPOINT",
+    ];
+    let rows = status.backends.iter().map(|backend| {
+        let listed = |seconds: f64| duration::human(Duration::from_secs_f64(seconds.max(0.0))) + " ago";
+        [
+            name(backend),
+            state(backend),
+            backend.since.as_deref().map_or_else(|| "-".to_owned(), since),
+            backend.list_age_seconds.map_or_else(|| "never".to_owned(), listed),
+            backend.sandboxes.to_string(),
+            backend.containers.to_string(),
+            backend.in_flight.to_string(),
+            runtime(backend),
+            or_dash(backend.api.as_deref().unwrap_or_default()),
+            backend.endpoint.clone(),
+        ]
+    });
+    table(header, rows)
+}
+
+fn name(backend: &BackendView) -> String {
+    match (backend.default, backend.required) {
+        (true, _) => format!("{} (default)", backend.name),
+        (false, true) => format!("{} (required)", backend.name),
+        (false, false) => backend.name.clone(),
+    }
+}
+
+fn state(backend: &BackendView) -> String {
+    let mut state = output::state(&backend.state);
+    if backend.draining && backend.state != "draining" {
+        state += &("+".to_owned() + &output::state("draining"));
+    }
+    if !backend.configured {
+        state += "+removed";
+    }
+    state
+}
+
+fn runtime(backend: &BackendView) -> String {
+    let words = [&backend.runtime_name, &backend.runtime_version].map(|word| word.as_deref());
+    or_dash(&words.into_iter().flatten().collect::<Vec<_>>().join(" "))
+}
+
+/// The last error of a backend, and what its answers lacked.
+fn notes(backend: &BackendView) -> Vec<String> {
+    let error = backend.last_error.as_ref();
+    let error = error.map(|error| format!("last error {} ago: {}", since(&error.at), one_line(&error.text)));
+    let left_out = backend.left_out.iter().map(|case| format!("left out: {}", one_line(case)));
+    error.into_iter().chain(left_out).map(|note| format!("{}: {note}", backend.name)).collect()
+}
+
+fn own_lines(status: &StatusView) -> String {
+    let StatusView { version, started_at, default_backend, state, reloads, .. } = status;
+    let mut text =
+        format!("\ncrimux {version}, up {}, default backend {default_backend}\n", since(started_at));
+    match &state.problem {
+        Some(problem) => text += &(bad(&format!("state is not saved in {}: {problem}", state.dir)) + "\n"),
+        None if state.write_errors > 0 => {
+            _ = writeln!(text, "state is saved again; {} writes failed since the start", state.write_errors);
+        }
+        None => {}
+    }
+    if let Some(last) = &reloads.last {
+        let result = match &last.problem {
+            Some(problem) => bad(&format!("failed: {}", one_line(problem))),
+            None => last.result.clone(),
+        };
+        let ago = since(&last.at);
+        _ = writeln!(
+            text,
+            "reloads: {} ok, {} failed; the last one, {ago} ago: {result}",
+            reloads.ok, reloads.failed
+        );
+    }
+    if !reloads.restart_keys.is_empty() {
+        text += &(warn(&format!("at the next start: {}", reloads.restart_keys.join(", "))) + "\n");
+    }
+    text
+}
+
+fn one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}

@@ -271,6 +271,7 @@ mod tests {
             runtime_name: Some("<script>alert(1)</script>".to_owned()),
             runtime_version: None,
             api: None,
+            event_source: None,
             left_out: Vec::new(),
         };
         let row = backend_row(&backend, 0).into_string();

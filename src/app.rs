@@ -21,7 +21,7 @@ use crate::relay::{Relay, RelayMetrics};
 use crate::router::{Handlers, Names, Router};
 use crate::server::Listener;
 use crate::side::Side;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, StateLock};
 use crate::{admin, telemetry};
 use backends::Backends;
 use reload::Reloads;
@@ -46,6 +46,7 @@ pub struct App {
     drain: Drain,
     servers: JoinSet<DrainResult>,
     writer: tokio::task::JoinHandle<()>,
+    _lock: StateLock,
 }
 
 impl App {
@@ -68,6 +69,7 @@ impl App {
         };
         let drain = Drain::default();
         let metrics = Metrics::new()?;
+        let lock = StateLock::take(&config.state_dir).context("a second crimux is refused")?;
         let (snapshot, warnings) = Snapshot::open(&config.state_dir, &boot_id());
         for warning in warnings {
             tracing::warn!(%warning, "saved state");
@@ -102,7 +104,8 @@ impl App {
         spawn_with_deadline(&mut servers, side.handle(), "relay", &node, &drain, relay.run(drain.clone()));
         admin::spawn(&mut servers, &config.admin, &node, &drain, &side).await?;
         let reloads = Reloads::new(config, is_inherited);
-        Ok(Self { path: path.to_owned(), node, backends, reloads, drain, servers, writer })
+        let path = path.to_owned();
+        Ok(Self { path, node, backends, reloads, drain, servers, writer, _lock: lock })
     }
 
     /// Runs until SIGTERM or SIGINT, then drains.

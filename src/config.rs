@@ -5,6 +5,7 @@
 //! Nothing here does I/O beyond reading that one file and looking up the names in `listen_owner`.
 
 mod backends;
+mod canonical;
 mod diagnostics;
 mod file;
 mod handlers;

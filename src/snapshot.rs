@@ -25,6 +25,7 @@ mod journal;
 mod last_known;
 mod lists;
 mod load;
+mod lock;
 mod pair;
 mod queue;
 mod shared;
@@ -49,6 +50,7 @@ pub use items::{
     SANDBOX_NOTREADY, SANDBOX_READY, SandboxRef, container_items, sandbox_items,
 };
 pub use last_known::LastKnown;
+pub use lock::StateLock;
 pub use statuses::ForgottenStatus;
 
 use crate::method::Kind;

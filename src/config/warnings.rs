@@ -71,14 +71,14 @@ fn backends(config: &Config, warnings: &mut Vec<Warning>) {
         {
             warn(warnings, &key, "calls to it are not encrypted, image pull credentials included");
         }
-        if let Some(other) = seen.get(&format!("{:?}", backend.endpoint)) {
-            warn(
-                warnings,
-                &key,
-                format!("backends.{other} has the same endpoint, so every list shows its objects twice"),
+        let canonical = backend.endpoint.canonical();
+        if let Some(other) = seen.get(&canonical) {
+            let message = format!(
+                "backends.{other} has the same endpoint ({canonical}), so every list shows its objects twice"
             );
+            warn(warnings, &key, message);
         } else {
-            seen.insert(format!("{:?}", backend.endpoint), name);
+            seen.insert(canonical, name);
         }
     }
 }

@@ -136,7 +136,8 @@ impl Shared {
         self.touched.notified().await;
     }
 
-    /// Notes that a write failed.
+    /// Notes that a write failed. The thread of the calls notes it too, when the disk is too slow: no I/O in `state_dir`
+    /// may stand here, only in [`Shared::write`], which the journal's thread runs.
     pub(super) fn failed(&self, what: &str, error: &io::Error) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let mut problem = self.problem();

@@ -29,7 +29,7 @@ pub(super) const REFRESH: Duration = Duration::from_secs(60);
 /// The longest pause before what the node is judged by is asked again after an error.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest such pause of what is asked once for each connection.
-const LONGEST_PAUSE_ONCE: Duration = Duration::from_secs(10);
+const LONGEST_PAUSE_ONCE: Duration = Duration::from_secs(2);
 /// The label by which kubelet lists one pod after each sync (`types/labels.go`, `KubernetesPodUIDLabel`).
 const POD_UID: &str = "io.kubernetes.pod.uid";
 /// How long a backend is waited for whose metric descriptors were never heard.

@@ -132,6 +132,11 @@ impl Completeness {
         if !unheard.is_empty() && (must_be_complete(list) || !self.any) {
             return Err(Error::NeverListed(unheard));
         }
+        if !self.any && must_be_complete(list) {
+            // Every backend is joining: a list that nobody contributed to is not an empty list.
+            let joining = node.backends().iter().map(|backend| Arc::clone(&backend.name)).collect();
+            return Err(Error::NeverListed(joining));
+        }
         for NoContribution { backend, why } in &self.lacking {
             node.left_out.backend(&node.metrics, backend, list.unary().name, why.cause().as_deref());
         }

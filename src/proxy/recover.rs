@@ -3,7 +3,6 @@
 //! Owners live in memory only; they are relearnt from the saved lists at start and from live ones as soon as a
 //! backend is connected. Nothing waits for kubelet to ask.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::backend::{Backend, Class};
@@ -65,7 +64,8 @@ impl ProxyState {
         for backend in self.backends().iter().filter(|backend| backend.last.listed()) {
             // Owned before, not listed after: what is created meanwhile is in neither.
             let owned = self.router.owners.of(&backend.name);
-            let mut listed = HashSet::new();
+            // A list that still waits for its other half shows its objects all the same.
+            let mut listed = backend.last.newest_ids();
             backend.last.for_each_sandbox(|facts| {
                 listed.insert(Box::from(facts.id));
             });

@@ -4,6 +4,7 @@
 //! applied, and [`LastKnown::saved`] waits for the disk. Queueing under the lock makes the journal's order the order of
 //! the changes. It must not ask the backend anything, nor know whether it is up.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -198,6 +199,11 @@ impl LastKnown {
     pub fn for_each_container(&self, mut visit: impl FnMut(ContainerFacts<'_>)) {
         let list = self.lock().lists.visited(ListKind::Containers);
         container_items(&list).map_while(Result::ok).for_each(&mut visit);
+    }
+
+    /// Returns the IDs in the newest live lists of sandboxes and containers, whether or not they made a pair.
+    pub fn newest_ids(&self) -> HashSet<Box<str>> {
+        self.lock().lists.newest_ids()
     }
 
     /// Returns how long ago the last live pair of lists was completed, before a restart of crimux too.

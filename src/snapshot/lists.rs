@@ -104,6 +104,12 @@ impl Lists {
         matches!(kind, ListKind::Sandboxes | ListKind::Containers).then(|| self.pairing.held(kind, reply))?
     }
 
+    /// Returns the IDs in the newest lists of sandboxes and containers, whether or not they made a pair.
+    pub(super) fn newest_ids(&self) -> HashSet<Box<str>> {
+        let of = |kind| self.pairing.newest(kind).map(|list| ids(kind, list).into_iter().map(Box::from));
+        [ListKind::Sandboxes, ListKind::Containers].into_iter().filter_map(of).flatten().collect()
+    }
+
     /// Tells whether the newest list of `kind` was sent after `epoch`, so that a reply of then says nothing new.
     pub(super) fn is_past(&self, kind: ListKind, epoch: Revision) -> bool {
         match kind {

@@ -151,6 +151,12 @@ impl PodListSync {
         newest.as_ref().map(|half| &half.list.bytes).filter(|bytes| *bytes == reply).cloned()
     }
 
+    /// Returns the newest list of sandboxes or containers, whether or not it is part of the pair.
+    pub(super) fn newest(&self, kind: ListKind) -> Option<&Bytes> {
+        let newest = if kind == ListKind::Sandboxes { &self.sandboxes } else { &self.containers };
+        newest.as_ref().map(|half| &half.list.bytes)
+    }
+
     /// Tells whether the pair was sent after `epoch`, so that a reply of then says nothing new.
     pub(super) fn is_past(&self, kind: ListKind, epoch: Revision) -> bool {
         let Watermarks { sandboxes, containers } = self.floors;

@@ -32,6 +32,7 @@ mod cache;
 mod change;
 mod debug;
 pub mod duration;
+pub mod explain;
 mod http;
 mod metrics;
 mod page;
@@ -130,6 +131,7 @@ fn root_routes() -> Router<Arc<AdminState>> {
         .route("/v1/status", get(read::status))
         .route("/v1/pods", get(read::pods))
         .route("/v1/images", get(read::images))
+        .route("/v1/images/explain", get(explain::explain))
         .route("/v1/config", get(debug::config))
         .route("/v1/debug", get(debug::dump))
         .route("/v1/log-level", get(debug::log_level).post(debug::set_log_level))

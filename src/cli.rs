@@ -79,7 +79,13 @@ enum Command {
         reading: ReadArgs,
     },
     /// List the images of all backends, and which of them has each.
-    Images(ReadArgs),
+    Images {
+        /// Show instead which stores have the image REFERENCE names, and where each call for it would go now.
+        #[arg(long, value_name = "REFERENCE")]
+        explain: Option<String>,
+        #[command(flatten)]
+        reading: ReadArgs,
+    },
     /// Drain a backend, undo that, or declare one lost.
     #[command(subcommand)]
     Backend(backend::Change),
@@ -155,7 +161,10 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Status { watch, check, reading } => block_on(show::status(&reading, watch, check))?,
         Command::Ps { filter, reading } => block_on(show::pods(&reading, &filter))?,
         Command::Route { handler, reading } => block_on(show::routes(&reading, handler.as_deref()))?,
-        Command::Images(reading) => block_on(show::images(&reading))?,
+        Command::Images { explain: None, reading } => block_on(show::images(&reading))?,
+        Command::Images { explain: Some(reference), reading } => {
+            block_on(show::explain_image(&reading, &reference))?
+        }
         Command::Backend(change) => block_on(change.run())?,
         Command::Config(verb) => block_on(verb.run())?,
         Command::LogLevel(verb) => block_on(verb.run())?,

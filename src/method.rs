@@ -236,6 +236,13 @@ pub fn find(path: &str) -> Option<Path> {
     Some(Path { api, method: BY_PATH.get(method).copied() })
 }
 
+/// Returns the service that a path of the CRI API names; `None` for one that is not of the API.
+pub fn service(path: &str) -> Option<Service> {
+    let (_, rest) = path.split_once('.')?;
+    let (service, _) = rest.split_once('.')?.1.split_once('/')?;
+    [Service::Runtime, Service::Image].into_iter().find(|known| known.name() == service)
+}
+
 /// Returns the path under which a backend that speaks `api` serves the method that stands at `path`.
 pub fn path(method: Option<&'static Method>, path: &str, api: Api) -> Cow<'static, str> {
     if let Some(method) = method {

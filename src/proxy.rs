@@ -20,6 +20,7 @@ use crate::codec::{self, Message};
 use crate::error::Error;
 use crate::method::{self, Method, Route};
 use crate::telemetry::spans;
+pub use images::{CallExplanation, ImageExplanation, StoreExplanation};
 pub use node::ProxyState;
 use reply::{CallRecorder, Outcome};
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 pub use handlers::{Choice, Handlers};
-pub use owners::{Annotations, Lookup, Owners, Pod};
+pub use owners::{Annotations, Lookup, OwnedPod, Owners, Pod};
 
 mod handlers;
 pub mod images;
@@ -21,8 +21,8 @@ mod owners;
 pub struct Router {
     /// IDs and their owners.
     pub owners: Owners,
-    /// What images were last used where.
-    pub image_uses: images::RecentUses,
+    /// Container starts under way.
+    pub image_starts: images::Starts,
     handlers: ArcSwap<Handlers>,
 }
 
@@ -31,7 +31,7 @@ impl Router {
     pub fn new(handlers: Handlers) -> Self {
         Self {
             owners: Owners::default(),
-            image_uses: images::RecentUses::default(),
+            image_starts: images::Starts::default(),
             handlers: ArcSwap::from_pointee(handlers),
         }
     }

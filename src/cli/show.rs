@@ -3,11 +3,13 @@
 //! Each requests one document of the admin socket and prints it. `--output wide` has more columns than the table,
 //! `--output json` everything.
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use crate::admin::api::{ImagesView, Level, PodView, PodsView, RouteView, RoutesView, StatusView};
 use crate::admin::duration;
+use crate::admin::explain::ExplanationView;
 use crate::cli::client::{ReadArgs, segment};
 use crate::cli::output::{self, Format, bad, table};
 use crate::cli::status_table::status_table;
@@ -123,6 +125,28 @@ pub(super) async fn images(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
     let images: ImagesView = reading.client.get("/v1/images").await?;
     output::show(reading.output, &images, images_table)?;
     Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn explain_image(reading: &ReadArgs, reference: &str) -> anyhow::Result<ExitCode> {
+    let path = format!("/v1/images/explain?reference={}", segment(reference));
+    let explanation: ExplanationView = reading.client.get(&path).await?;
+    output::show(reading.output, &explanation, explanation_table)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn explanation_table(explanation: &ExplanationView) -> String {
+    let stores = explanation.stores.iter().map(|store| {
+        let ids = if store.ids.is_empty() { "-".to_owned() } else { store.ids.join(",") };
+        let starting = if store.starting { "yes" } else { "no" };
+        [store.backend.clone(), store.image.clone(), ids, store.sandboxes.to_string(), starting.to_owned()]
+    });
+    let mut text = table(["BACKEND", "IMAGE", "ID", "SANDBOXES", "STARTING"], stores);
+    for call in &explanation.calls {
+        let backends = call.backends.join(", ");
+        _ = writeln!(text, "\n{} with {}", call.call, call.carries);
+        _ = writeln!(text, "  goes to {backends} ({}): {}", call.store, call.reason);
+    }
+    text
 }
 
 fn pods_table(pods: &[PodView], format: Format) -> String {

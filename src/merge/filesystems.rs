@@ -1,4 +1,5 @@
 //! Image filesystems: the default backend's first, one entry for each mountpoint, only what is on this node.
+//! Without an image filesystem of the default backend there is none: another one must never be the first.
 //!
 //! kubelet takes the first entry for the node's image filesystem (`stats/cri_stats_provider.go ImageFsStats`)
 //! and stats every path it is given, so a path of another machine would break eviction.
@@ -7,15 +8,20 @@ use std::collections::HashSet;
 
 use bytes::{Bytes, BytesMut};
 
-use crate::cri::field_path;
+use crate::cri::{field, field_path};
 use crate::merge::Part;
 use crate::wire;
+
+/// The list of image filesystems, of which the first counts.
+const IMAGES: u32 = field!(ImageFsInfoResponse.image_filesystems);
 
 pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
     let mut out = BytesMut::new();
     let local = |default: bool| parts.iter().filter(move |part| part.local && part.default == default);
     let mut seen = HashSet::new();
-    for part in local(true).chain(local(false)) {
+    let has_one = |part: &&Part<'_>| wire::has_path(part.items, &[IMAGES]).unwrap_or(false);
+    let others = local(false).filter(|_| local(true).next().is_none_or(|default| has_one(&default)));
+    for part in local(true).chain(others) {
         for field in wire::fields(part.items).flatten() {
             let mountpoint = field
                 .bytes()
@@ -63,5 +69,8 @@ mod tests {
         assert_eq!(mountpoints(&merged.image_filesystems), ["/a", "/b"]);
         assert_eq!(mountpoints(&merged.container_filesystems), ["/c", "/b"]);
         assert_eq!(merged.image_filesystems[0], usage("/a"));
+        let empty = Bytes::new();
+        let default = Part { items: &empty, default: true, local: true, live: true };
+        assert_eq!(merge(&[part(0), default]), empty, "no other backend's filesystem comes first");
     }
 }

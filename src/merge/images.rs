@@ -1,11 +1,11 @@
 //! Image lists: one entry for each image ID, however many stores hold it.
 //!
 //! Tags and digests are united and the size is that of the largest copy (kubelet keys by ID and would take the
-//! last entry for the whole). An image is pinned if a local backend pins it, and also if any copy is on a
-//! backend that is not local or did not answer: kubelet's image collector counts what it removes as room won
-//! on this node's disk, and a removal that fails stops it (`images/image_gc_manager.go freeSpace`). All else,
-//! unknown fields and `spec.runtime_handler` included, stays as the first store gave it: what changes is
-//! appended to its bytes, and the last occurrence of a field wins.
+//! last entry for the whole). An image is pinned if a local backend pins it, or if only backends have it that are
+//! remote or did not answer: kubelet's image collector counts what it removes as freed on this node's disk, and a
+//! removal that fails is an error of the collection (`images/image_gc_manager.go freeSpace`). All else, unknown
+//! fields and `spec.runtime_handler` included, stays as the first store gave it: what changes is appended to its
+//! bytes, and the last occurrence of a field wins.
 
 use std::collections::HashMap;
 
@@ -27,7 +27,12 @@ struct Entry<'a> {
     /// Tags and digests that it has, with their field numbers.
     names: Vec<(u32, &'a [u8])>,
     size: u64,
+    /// What the first store says.
+    listed_as_pinned: bool,
+    /// Whether a local store pins it.
     pinned: bool,
+    /// Whether a local store that answered has it.
+    removable: bool,
     /// What the first store did not say.
     more: BytesMut,
 }
@@ -38,21 +43,22 @@ pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
     for part in parts {
         for item in wire::items(part.items, LIST_ITEMS).flatten() {
             let Ok((id, mut entry)) = read(item) else { continue };
-            let said = entry.pinned;
-            entry.pinned = said || !part.local || !part.live;
+            entry.pinned = entry.listed_as_pinned && part.local;
+            entry.removable = part.local && part.live;
             if let Some(&place) = places.get(id) {
                 merged[place].unite(&entry);
                 continue;
-            }
-            if entry.pinned && !said {
-                wire::put_varint(&mut entry.more, PINNED, 1);
             }
             places.insert(id, merged.len());
             merged.push(entry);
         }
     }
     let mut out = BytesMut::with_capacity(parts.iter().map(|part| part.items.len()).sum());
-    for entry in merged {
+    for mut entry in merged {
+        let pinned = entry.pinned || !entry.removable;
+        if pinned != entry.listed_as_pinned {
+            wire::put_varint(&mut entry.more, PINNED, u64::from(pinned));
+        }
         wire::put_header(&mut out, LIST_ITEMS, entry.item.len() + entry.more.len());
         out.extend_from_slice(entry.item);
         out.extend_from_slice(&entry.more);
@@ -62,14 +68,22 @@ pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
 
 fn read(item: &[u8]) -> Result<(&[u8], Entry<'_>), WireError> {
     let mut id: &[u8] = &[];
-    let mut entry = Entry { item, names: Vec::new(), size: 0, pinned: false, more: BytesMut::new() };
+    let mut entry = Entry {
+        item,
+        names: Vec::new(),
+        size: 0,
+        listed_as_pinned: false,
+        pinned: false,
+        removable: false,
+        more: BytesMut::new(),
+    };
     for field in wire::fields(item) {
         let field = field?;
         match (field.number, field.value) {
             (ID, Value::Bytes(bytes)) => id = bytes,
             (TAGS | DIGESTS, Value::Bytes(bytes)) => entry.names.push((field.number, bytes)),
             (SIZE, Value::Varint(size)) => entry.size = size,
-            (PINNED, Value::Varint(pinned)) => entry.pinned = pinned != 0,
+            (PINNED, Value::Varint(pinned)) => entry.listed_as_pinned = pinned != 0,
             _ => {}
         }
     }
@@ -88,10 +102,8 @@ impl<'a> Entry<'a> {
             self.size = other.size;
             wire::put_varint(&mut self.more, SIZE, other.size);
         }
-        if other.pinned && !self.pinned {
-            self.pinned = true;
-            wire::put_varint(&mut self.more, PINNED, 1);
-        }
+        self.pinned |= other.pinned;
+        self.removable |= other.removable;
     }
 }
 
@@ -141,14 +153,27 @@ mod tests {
     }
 
     #[test]
-    fn images_that_cannot_be_removed_to_win_room_here_are_pinned() {
-        let items = list(&[image("i1", "x:1", 5, false)]);
+    fn an_image_is_pinned_if_a_local_store_pins_it_or_if_only_remote_or_silent_ones_have_it() {
+        let (free, held) = (list(&[image("i1", "x:1", 5, false)]), list(&[image("i1", "x:1", 5, true)]));
         for (local, live, pinned) in
             [(true, true, false), (true, false, true), (false, true, true), (false, false, true)]
         {
-            assert_eq!(merged(&[part(&items, local, live)])[0].pinned, pinned, "{local} {live}");
-            let both = [part(&items, true, true), part(&items, local, live)];
-            assert_eq!(merged(&both)[0].pinned, pinned, "{local} {live}");
+            assert_eq!(merged(&[part(&free, local, live)])[0].pinned, pinned, "{local} {live}");
+            for both in [
+                [part(&free, true, true), part(&free, local, live)],
+                [part(&free, local, live), part(&free, true, true)],
+            ] {
+                assert!(
+                    !merged(&both)[0].pinned,
+                    "what this node's store has can be collected: {local} {live}"
+                );
+            }
+            for both in [
+                [part(&free, true, true), part(&held, local, live)],
+                [part(&held, local, live), part(&free, true, true)],
+            ] {
+                assert_eq!(merged(&both)[0].pinned, local, "only local pins count: {local} {live}");
+            }
         }
     }
 

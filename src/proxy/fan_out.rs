@@ -137,6 +137,11 @@ impl Completeness {
             let joining = node.backends().iter().map(|backend| Arc::clone(&backend.name)).collect();
             return Err(Error::NeverListed(joining));
         }
+        // kubelet takes the first filesystem for the node's, once for its whole life.
+        let default = node.default_in(None);
+        if list == List::Filesystems && unheard.contains(&default) {
+            return Err(Error::NeverListed(vec![default]));
+        }
         for NoContribution { backend, why } in &self.lacking {
             node.left_out.backend(&node.metrics, backend, list.unary().name, why.cause().as_deref());
         }

@@ -1,30 +1,39 @@
-//! Image calls, each to the store that it means.
+//! Image calls, each to the store that the rules of `router/images` name.
 //!
-//! Images live in each backend's own store and kubelet's calls rarely say which they mean; the router decides
-//! that from what is known of pods. A pull goes to one backend and never to two of them: it carries
-//! credentials. A status is never "absent" on behalf of a backend that could not be asked, because kubelet
-//! would pull again, refuse to start or, worst, run the container as root. No deadline of ours cuts a pull.
+//! A pull goes to one backend and never to two: it carries credentials. A status is never "absent" on behalf of a
+//! backend that could not be asked, because kubelet would pull again, refuse to start or, worst, run the container
+//! as root. No deadline of ours cuts a pull.
 
+use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tonic::Code;
 
-use crate::backend::{Backend, Class, Collected};
+use crate::backend::{Backend, Class};
 use crate::codec::Message;
 use crate::config::ImageHandler;
 use crate::cri::{field, field_path};
 use crate::error::Error;
 use crate::method::{ImageCall, Method, Rpc};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, fan_out};
-use crate::router::images::{self, HANDLER, ImageRequest, StoreTarget};
-use crate::router::{Choice, Pod};
+use crate::proxy::{Call, ProxyState, fan_out};
+use crate::router::Pod;
+use crate::router::images::{self, HANDLER, ImageRequest, ImageRoute, Known, Rule, StoreTarget};
+use crate::snapshot::image_name::{bare_id, normalise};
+use crate::snapshot::{ContainerFacts, Filter, ListKind};
 use crate::wire;
 
+pub use explain::{CallExplanation, ImageExplanation, StoreExplanation};
+pub(super) use remove::ImageLists;
+
+mod explain;
 mod remove;
 mod status;
+
+/// How long after its start crimux may not have seen the annotated call of a container start under way.
+const JUST_STARTED: Duration = Duration::from_secs(30);
 
 impl Call {
     /// Sends an image call to the store that it means.
@@ -43,80 +52,84 @@ impl Call {
 
     async fn pull(&mut self, method: &'static Method, message: Message) -> Result<Outcome, Error> {
         let asked = ImageRequest::read(message.encoded())?;
-        self.node.router.owners.note_seen(asked.uid, asked.pod.config_seen);
-        let place = self.store_of_pull(&asked)?;
-        let backend = self.node.backend(&place.backend)?;
+        let router = &self.node.router;
+        router.owners.note_seen(asked.uid, asked.pod.config_seen);
+        let ImageRoute { rule, mut stores } = match &self.scope {
+            Some(scope) => ImageRoute::to(Rule::OwnSocket, Arc::clone(scope)),
+            None => router.route_of_pull(&asked, |handler, uid| self.node.choose(handler, uid))?,
+        };
+        let mut store = stores.swap_remove(0);
+        let backend = self.node.backend(&store.backend)?;
+        if let Some(pod) = router.pod_of_pull(&asked).filter(|_| rule == Rule::PodUid)
+            && asked.handler.is_empty()
+        {
+            store.handler = handler_to_fill_in(&backend, &pod.pod);
+        }
+        tracing::debug!(image = asked.reference, backend = %backend.name, ?rule, "pull routed");
         self.watch.at(&backend);
         let headers = std::mem::take(&mut self.headers);
-        let reply = backend.fetch(method, headers, with_handler(&message, &place)).await?;
+        // On a backend's own socket nothing is unclear, and nothing is to be remembered.
+        let pod = if self.scope.is_none() { asked.pod.config_seen } else { "" };
+        let node = Arc::clone(&self.node);
+        let mut start = node.router.image_starts.pull(asked.reference, pod, Arc::clone(&backend.name));
+        let reply = backend.fetch(method, headers, with_handler(&message, &store)).await?;
         if reply.code == Code::Ok {
-            if self.scope.is_none() {
-                let (uses, pod) = (&self.node.router.image_uses, asked.pod.config_seen);
-                uses.pulled(asked.reference, &backend.name, pod, Instant::now());
-            }
+            start.succeed();
             // What was pulled just before an outage must not be missing from the last-known list.
+            self.node.image_lists.forget(&backend.name);
             fan_out::refresh(&self.node, &backend, Class::Images);
         }
         Ok(reply.into())
     }
 
-    fn store_of_pull(&self, asked: &ImageRequest<'_>) -> Result<StoreTarget, Error> {
-        if let Some(scope) = &self.scope {
-            return Ok(StoreTarget::plain(Arc::clone(scope)));
-        }
-        let sandbox = self.node.router.pod_of_pull(asked);
-        if !asked.handler.is_empty() {
-            let handlers = self.node.router.handlers();
-            // A pod that runs is pulled for where it runs, whatever a new one of its handler would get.
-            let own = sandbox.and_then(|(owner, _)| {
-                let targets = handlers.targets_of(asked.handler).ok()?;
-                let (backend, target) = targets.iter().find(|(backend, _)| *backend == owner)?;
-                Some(Choice { backend: Arc::clone(backend), handler: target.handler.clone() })
-            });
-            let Choice { backend, handler } =
-                own.map_or_else(|| self.node.choose(asked.handler, asked.uid), Ok)?;
-            return Ok(StoreTarget {
-                backend,
-                handler: Some(handler).filter(|handler| handler != asked.handler),
-            });
-        }
-        let Some((owner, pod)) = sandbox else { return Ok(StoreTarget::plain(self.node.default_in(None))) };
-        let backend = self.node.backend(&owner)?;
-        Ok(StoreTarget { backend: owner, handler: handler_to_fill_in(&backend, &pod) })
-    }
-
-    /// Notes what the creation of a container tells of its pod, before it is sent.
+    /// Learns from a `CreateContainer`, before it is sent, its pod's `config.seen`, and that the pod's image calls
+    /// are over.
     pub(super) fn note_creation(&self, request: &[u8]) -> Result<(), Error> {
         let uid = wire::peek_str(request, &images::SANDBOX_UID)?;
-        self.node.router.owners.note_seen(uid, images::created_pod(request).config_seen);
+        let seen = images::annotations_of_sandbox(request).config_seen;
+        self.node.router.owners.note_seen(uid, seen);
+        self.node.router.image_starts.end_all(seen);
         Ok(())
     }
+}
 
-    /// Notes how the creation of a container went: its image calls are over, and if its image is missing after
-    /// all, what was remembered of that image is wrong.
-    pub(super) fn note_created(
-        &self,
-        backend: &Backend,
-        request: &[u8],
-        reply: &Collected,
-    ) -> Result<(), Error> {
-        let uses = &self.node.router.image_uses;
-        uses.went_on(images::created_pod(request).config_seen);
-        if reply.code == Code::Ok {
-            return Ok(());
-        }
-        let said = reply.trailers.get("grpc-message").and_then(|text| text.to_str().ok()).unwrap_or_default();
-        let image = wire::peek_str(request, &field_path!(CreateContainerRequest.config.image.image))?;
-        let path = field_path!(CreateContainerRequest.config.image.user_specified_image);
-        let named = wire::peek_str(request, &path)?;
-        for reference in [image, named] {
-            if !reference.is_empty() && (reply.code == Code::NotFound || said.contains(reference)) {
-                uses.forget(image, &backend.name);
-                uses.forget(named, &backend.name);
-            }
-        }
-        Ok(())
+impl ProxyState {
+    /// Returns where an `ImageStatus` goes.
+    fn route_of_status(&self, asked: &ImageRequest<'_>) -> Result<ImageRoute, Error> {
+        let known = Known {
+            is_down: &|name| !self.backend(name).is_ok_and(|backend| backend.is_up()),
+            sandboxes_using: &|name, reference| {
+                self.backend(name).map(|backend| sandboxes_using(&backend, reference)).unwrap_or_default()
+            },
+            just_started: self.started.elapsed() < JUST_STARTED,
+        };
+        self.router.route_of_status(asked, &known)
     }
+}
+
+/// Returns the sandboxes that have, or had, a container of this reference, as last known.
+fn sandboxes_using(backend: &Backend, reference: &str) -> HashSet<String> {
+    let full = normalise(reference);
+    let list = backend.last.list(ListKind::Images, &Filter::default()).unwrap_or_default();
+    let ids: HashSet<String> =
+        images::stored(&list, reference).into_iter().map(|image| bare_id(&image.id).to_owned()).collect();
+    let mut sandboxes = HashSet::new();
+    backend.last.for_each_container(|facts| {
+        if uses(&facts, &full, &ids) {
+            sandboxes.insert(facts.sandbox_id.to_owned());
+        }
+    });
+    sandboxes
+}
+
+/// Returns whether a container was made of the image with this full name or of one of these IDs.
+fn uses(facts: &ContainerFacts<'_>, full: &str, ids: &HashSet<String>) -> bool {
+    let specified = wire::peek_str(facts.item, &field_path!(Container.image.user_specified_image));
+    let is_named = |name: &str| !name.is_empty() && normalise(name) == full;
+    specified.is_ok_and(is_named)
+        || [facts.image, facts.image_ref, facts.image_id]
+            .iter()
+            .any(|name| ids.contains(bare_id(name)) || is_named(name))
 }
 
 /// Returns the handler that a pull is given, so that the image is unpacked for it (containerd 2.3 and newer,
@@ -132,9 +145,9 @@ fn handler_to_fill_in(backend: &Backend, pod: &Pod) -> Option<String> {
     announced.then(|| pod.handler.to_string())
 }
 
-/// Returns the framed request, with the handler that the place knows.
-fn with_handler(message: &Message, place: &StoreTarget) -> Bytes {
-    match &place.handler {
+/// Returns the framed request with the handler that the store knows.
+fn with_handler(message: &Message, store: &StoreTarget) -> Bytes {
+    match &store.handler {
         Some(handler) => Message::new(&wire::append_str(message.encoded(), &HANDLER, handler)).framed(),
         None => message.framed(),
     }

@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::merge::required;
 use crate::method::{Effect, List, Method};
 use crate::proxy::ProxyState;
-use crate::router::Pod;
+use crate::router::{Annotations, Pod};
 use crate::snapshot::{Filter, ListKind, Revision, SANDBOX_READY, SandboxRef};
 use crate::utf8;
 use crate::wire::{self, WireError};
@@ -43,6 +43,19 @@ pub(super) fn requested_name<'a>(method: &Method, request: &'a [u8]) -> [&'a str
         ],
     };
     paths.map(|path| wire::peek_str(request, &path).unwrap_or_default())
+}
+
+/// Returns the `config.seen` of the pod in a creating request; empty if it has none.
+pub(super) fn config_seen<'a>(method: &Method, request: &'a [u8]) -> &'a str {
+    let config = match method.effect {
+        Effect::PodRestored => field!(RestorePodRequest.config),
+        _ => field!(RunPodSandboxRequest.config),
+    };
+    let entries = wire::items(request, config)
+        .flatten()
+        .flat_map(|config| wire::items(config, field!(PodSandboxConfig.annotations)).flatten())
+        .filter_map(|entry| wire::map_entry(entry).ok());
+    Annotations::read(entries).config_seen
 }
 
 /// Tells whether a call changes the object that it names.
@@ -155,6 +168,9 @@ pub(super) fn listed(
         Some(held) => held,
         None => owners(node, backend, list, reply)?,
     };
+    if list == List::Images && unfiltered {
+        node.image_lists.record(&backend.name);
+    }
     match kept(list) {
         Some(kind) if unfiltered => backend.last.replace_list(kind, epoch, reply.clone()),
         Some(kind) => backend.last.update_items(kind, epoch, &reply).map_err(owned)?,

@@ -18,6 +18,7 @@ use crate::events::Subscriptions;
 use crate::history::RecentEvents;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND};
+use crate::proxy::images::ImageLists;
 use crate::proxy::left_out::LeftOut;
 use crate::proxy::pod_metrics::Unannounced;
 use crate::relay::{Relay, StreamRoute};
@@ -51,6 +52,10 @@ pub struct ProxyState {
     pub(super) feeds: Subscriptions,
     /// When a large merged list was last logged.
     large_list_logged: Mutex<Option<Instant>>,
+    /// When each backend's images were last listed.
+    pub(super) image_lists: ImageLists,
+    /// When crimux started.
+    pub(super) started: Instant,
     relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
@@ -78,6 +83,8 @@ impl ProxyState {
             left_out: LeftOut::default(),
             large_list_logged: Mutex::default(),
             unannounced: Unannounced::default(),
+            image_lists: ImageLists::default(),
+            started: Instant::now(),
             relay,
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),

@@ -14,7 +14,7 @@ use crate::backend::{Backend, Class, own_headers};
 use crate::codec::Message;
 use crate::cri::{FILTER_ID, ITEM_ID, LIST_FILTER, LIST_ITEMS, OBJECT_ID, Rpc};
 use crate::error::Error;
-use crate::method::{Kind, List, Method, OnUnknownId};
+use crate::method::{Kind, List, Method, OnUnknownId, Service};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, learn};
 use crate::router::Lookup;
@@ -61,7 +61,10 @@ impl Call {
     pub(super) async fn forward_unknown(&mut self, message: Message) -> Result<Outcome, Error> {
         let id = wire::peek_str(message.encoded(), &[FIRST_FIELD]).unwrap_or_default().to_owned();
         let known = self.node.router.owners.find(None, &id, self.scope.as_deref());
+        // An image ID has 64 digits too, and no sandbox or container is the object of an image call.
+        let of_images = crate::method::service(&self.path) == Some(Service::Image);
         let name = match known {
+            _ if of_images => self.node.default_in(self.scope.as_ref()),
             Lookup::Exact(backend) => backend,
             _ if id.len() == FULL_ID && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
                 self.locate(None, &id).await?.backend

@@ -1,24 +1,30 @@
-//! Which image store a call means, decided from what the call says and what is known of pods.
+//! Which image store a call goes to: rules in order, each with what the call carries and the reason.
 //!
-//! kubelet's image calls name no pod, but most carry its annotations, and `kubernetes.io/config.seen` among
-//! them is practically unique (`config/config.go recordFirstSeenTime`): it ties the call to a sandbox and so to
-//! a backend. A kubelet that restarted gives every pod a new one, which is unknown until a pull or a container
-//! that also carries the pod's uid teaches it; until then the other annotations must do, and if they fit pods
-//! of several backends, all of those are meant. Nothing here asks anyone, and nothing is guessed where a wrong
-//! answer would let a container run as root.
+//! Every backend has its own image store, and most image calls do not name one. [`RULES`] is the whole policy;
+//! for each call the first rule that applies decides. kubelet's `ImageStatus` and `PullImage` carry the pod's
+//! annotations, among them `kubernetes.io/config.seen`, which is practically unique
+//! (`config/config.go recordFirstSeenTime`) and ties the call to a sandbox and so to a backend. A kubelet that
+//! restarted gives every pod a new one, which is unknown until a call carries it together with the pod's uid.
+//! Nothing here asks a backend.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::time::Instant;
 
-use crate::cri::{ITEM_ID, LIST_ITEMS, field, field_path};
+use crate::cri::{field, field_path};
 use crate::error::Error;
-use crate::router::{Annotations, Pod, Router};
-use crate::snapshot::image_name::{self, Named, bare_id};
+use crate::router::{Annotations, Choice, OwnedPod, Pod, Router};
 use crate::wire::{self, WireError};
 
-pub use uses::RecentUses;
+pub use answers::{StoreAnswer, Verdict, agree, same_image, user};
+pub use rules::{RULES, Rule, RuleRow};
+pub use starts::Starts;
+pub use stored::{StoredImage, keep_best_match, stored};
 
-mod uses;
+mod answers;
+mod rules;
+mod starts;
+mod stored;
 
 /// `ImageSpec.runtime_handler`, as a path in the requests of image calls.
 pub const HANDLER: [u32; 2] = field_path!(ImageStatusRequest.image.runtime_handler);
@@ -28,7 +34,6 @@ const _: () = assert!(
     field!(PullImageRequest.image) == REFERENCE[0] && field!(RemoveImageRequest.image) == REFERENCE[0],
     "all image calls hold their image under one number"
 );
-
 /// The uid of the pod in a `PullImageRequest` or `CreateContainerRequest`.
 pub const SANDBOX_UID: [u32; 3] = field_path!(PullImageRequest.sandbox_config.metadata.uid);
 const _: () = assert!(
@@ -36,10 +41,10 @@ const _: () = assert!(
     "both calls hold their sandbox_config under one number"
 );
 
-/// What an image call says of the store that it means.
+/// What an image call carries that decides its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ImageRequest<'a> {
-    /// The image: a tag, a digest, an ID or the beginning of one.
+    /// The image: a tag, a digest, an ID or a prefix of one.
     pub reference: &'a str,
     /// `image.runtime_handler`: kubelet's gate `RuntimeClassInImageCriApi`.
     pub handler: &'a str,
@@ -53,14 +58,11 @@ impl<'a> ImageRequest<'a> {
     /// Reads an encoded `PullImageRequest` or `ImageStatusRequest`.
     ///
     /// # Errors
-    /// Whatever makes it unreadable.
+    /// Returns an error if the deciding fields cannot be read; annotations that cannot be read are left out.
     pub fn read(request: &'a [u8]) -> Result<Self, WireError> {
-        let of_image = Annotations::read(entries(
-            request,
-            field!(ImageStatusRequest.image),
-            field!(ImageSpec.annotations),
-        ));
-        let pod = if of_image.config_seen.is_empty() { created_pod(request) } else { of_image };
+        let (image, annotations) = (field!(ImageStatusRequest.image), field!(ImageSpec.annotations));
+        let of_image = Annotations::read(entries(request, image, annotations));
+        let pod = if of_image.config_seen.is_empty() { annotations_of_sandbox(request) } else { of_image };
         Ok(Self {
             reference: wire::peek_str(request, &REFERENCE)?,
             handler: wire::peek_str(request, &HANDLER)?,
@@ -70,228 +72,226 @@ impl<'a> ImageRequest<'a> {
     }
 }
 
-/// Reads the pod's annotations out of the `sandbox_config` of a `PullImageRequest` or `CreateContainerRequest`.
-pub fn created_pod(request: &[u8]) -> Annotations<'_> {
-    Annotations::read(entries(
-        request,
-        field!(PullImageRequest.sandbox_config),
-        field!(PodSandboxConfig.annotations),
-    ))
+/// Returns the pod's annotations in the `sandbox_config` of a `PullImageRequest` or `CreateContainerRequest`.
+pub fn annotations_of_sandbox(request: &[u8]) -> Annotations<'_> {
+    let (sandbox, annotations) =
+        (field!(PullImageRequest.sandbox_config), field!(PodSandboxConfig.annotations));
+    Annotations::read(entries(request, sandbox, annotations))
 }
 
 /// Iterates over the map `number` of the message `holder`; what cannot be read is left out.
 fn entries(request: &[u8], holder: u32, number: u32) -> impl Iterator<Item = (&str, &str)> {
-    let holders = fields(request, holder);
-    holders.flat_map(move |message| fields(message, number)).filter_map(|entry| wire::map_entry(entry).ok())
+    let messages = wire::items(request, holder).map_while(Result::ok);
+    let entries = messages.flat_map(move |message| wire::items(message, number).map_while(Result::ok));
+    entries.filter_map(|entry| wire::map_entry(entry).ok())
 }
 
-/// Iterates over the payloads of `number`, and ends at what cannot be read.
-fn fields(message: &[u8], number: u32) -> impl Iterator<Item = &[u8]> {
-    wire::items(message, number).map_while(Result::ok)
-}
-
-/// A store, and the handler that it knows the asked one by.
+/// A store, and the name it knows the call's handler by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreTarget {
     /// The backend.
     pub backend: Arc<str>,
-    /// What is put in the place of `image.runtime_handler`; `None` leaves it as it is.
+    /// What replaces `image.runtime_handler`; `None` leaves it as it is.
     pub handler: Option<String>,
 }
 
 impl StoreTarget {
-    /// A store, with the call as it is.
-    pub fn plain(backend: Arc<str>) -> Self {
+    /// The store of a backend, with the call unchanged.
+    pub fn unchanged(backend: Arc<str>) -> Self {
         Self { backend, handler: None }
     }
 }
 
-/// Where an `ImageStatus` goes.
+/// Where an image call goes, and by which rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StatusRoute {
-    /// The store of the pod.
-    One(StoreTarget),
-    /// The pod is in one of these: the image is there only if all of them have it.
-    Every(Vec<StoreTarget>),
-    /// The call says nothing of a pod.
-    Unspecified,
+pub struct ImageRoute {
+    /// The rule that decided.
+    pub rule: Rule,
+    /// The stores to ask; at least one.
+    pub stores: Vec<StoreTarget>,
 }
 
-impl StatusRoute {
-    fn of(mut places: Vec<StoreTarget>) -> Self {
-        if places.len() == 1 { Self::One(places.swap_remove(0)) } else { Self::Every(places) }
+impl ImageRoute {
+    /// A route to one store, with the call unchanged.
+    pub fn to(rule: Rule, backend: Arc<str>) -> Self {
+        Self { rule, stores: vec![StoreTarget::unchanged(backend)] }
     }
+
+    fn to_all(rule: Rule, backends: Vec<Arc<str>>) -> Self {
+        Self { rule, stores: backends.into_iter().map(StoreTarget::unchanged).collect() }
+    }
+}
+
+/// What the rules need to know of the backends; asked only where a rule needs it.
+#[allow(missing_debug_implementations, reason = "closures")]
+pub struct Known<'a> {
+    /// Whether nothing can be started on this backend, because it is down.
+    pub is_down: &'a dyn Fn(&str) -> bool,
+    /// The IDs of the sandboxes of this backend that have, or had, a container of this reference.
+    pub sandboxes_using: &'a dyn Fn(&str, &str) -> HashSet<String>,
+    /// Whether crimux started so recently that it may not have seen the annotated call of a start under way.
+    pub just_started: bool,
 }
 
 impl Router {
-    /// Decides where an `ImageStatus` goes.
+    /// Returns the stores that an `ImageStatus` goes to.
     ///
     /// # Errors
-    /// [`Error::UnknownHandler`].
-    pub fn way_of_status(&self, asked: &ImageRequest<'_>) -> Result<StatusRoute, Error> {
-        let handlers = self.handlers();
+    /// [`Error::UnknownHandler`] if the call names a handler that is not configured, and no known pod.
+    pub fn route_of_status(&self, asked: &ImageRequest<'_>, known: &Known<'_>) -> Result<ImageRoute, Error> {
         let seen = asked.pod.config_seen;
-        let known = self.stores_of(|pod| !seen.is_empty() && &*pod.config_seen == seen);
-        if !asked.handler.is_empty() {
-            let targets = handlers.targets_of(asked.handler)?;
-            let places = targets.iter().map(|(backend, target)| StoreTarget {
-                backend: Arc::clone(backend),
-                handler: Some(target.handler.clone()).filter(|handler| handler != asked.handler),
-            });
-            let mut places: Vec<_> = places.collect();
-            if places.iter().any(|place| known.contains(&place.backend)) {
-                places.retain(|place| known.contains(&place.backend));
+        if seen.is_empty() && asked.handler.is_empty() {
+            return Ok(self.route_without_annotations(asked.reference, known));
+        }
+        let own = self.ready_pods(|pod| !seen.is_empty() && &*pod.config_seen == seen);
+        if !own.is_empty() {
+            return Ok(ImageRoute { rule: Rule::ConfigSeen, stores: self.targets(asked.handler, &own) });
+        }
+        let (rule, alike) = self.pods_alike(asked, known);
+        let handlers = self.handlers();
+        if asked.handler.is_empty() {
+            if alike.is_empty() {
+                return Ok(ImageRoute::to(Rule::NoPod, Arc::clone(handlers.default_backend())));
             }
-            return Ok(StatusRoute::of(places));
+            return Ok(ImageRoute { rule, stores: self.targets("", &alike) });
         }
-        if seen.is_empty() {
-            return Ok(StatusRoute::Unspecified);
+        match handlers.targets_of(asked.handler) {
+            Err(_) if !alike.is_empty() => {
+                Ok(ImageRoute { rule, stores: self.targets(asked.handler, &alike) })
+            }
+            Err(error) => Err(error),
+            Ok(targets) => {
+                let renamed = |name: &String| Some(name.clone()).filter(|name| name != asked.handler);
+                let mut stores: Vec<_> = targets
+                    .iter()
+                    .map(|(backend, target)| StoreTarget {
+                        backend: Arc::clone(backend),
+                        handler: renamed(&target.handler),
+                    })
+                    .collect();
+                let is_alike = |store: &StoreTarget| alike.iter().any(|pod| pod.backend == store.backend);
+                if stores.iter().any(is_alike) {
+                    stores.retain(is_alike);
+                }
+                Ok(ImageRoute { rule: Rule::Handler, stores })
+            }
         }
-        // A pod of kubelet has a config.seen of its own, so a sandbox without one is never meant.
-        let alike = |pod: &Pod| !pod.config_seen.is_empty() && pod.annotations == asked.pod.digest;
-        let meant = if known.is_empty() { self.stores_of(alike) } else { known };
-        if meant.is_empty() {
-            return Ok(StatusRoute::One(StoreTarget::plain(Arc::clone(handlers.default_backend()))));
-        }
-        Ok(StatusRoute::of(meant.into_iter().map(StoreTarget::plain).collect()))
     }
 
-    /// Returns the sandbox that a pull is for, with its owner.
-    pub fn pod_of_pull(&self, asked: &ImageRequest<'_>) -> Option<(Arc<str>, Arc<Pod>)> {
+    /// Returns the store that a `PullImage` goes to: one, because it carries credentials. `choose` chooses the
+    /// backend of a new sandbox of this handler and uid.
+    ///
+    /// # Errors
+    /// What `choose` returns.
+    pub fn route_of_pull(
+        &self,
+        asked: &ImageRequest<'_>,
+        choose: impl FnOnce(&str, &str) -> Result<Choice, Error>,
+    ) -> Result<ImageRoute, Error> {
+        if let Some(pod) = self.pod_of_pull(asked) {
+            let stores = self.targets(asked.handler, std::slice::from_ref(&pod));
+            return Ok(ImageRoute { rule: Rule::PodUid, stores });
+        }
+        if asked.handler.is_empty() {
+            return Ok(ImageRoute::to(Rule::PullWithoutPod, Arc::clone(self.handlers().default_backend())));
+        }
+        let Choice { backend, handler } = choose(asked.handler, asked.uid)?;
+        let handler = Some(handler).filter(|handler| handler != asked.handler);
+        Ok(ImageRoute { rule: Rule::PullHandler, stores: vec![StoreTarget { backend, handler }] })
+    }
+
+    /// Returns the sandbox that a pull is for: the newest of its uid, a ready one first.
+    pub fn pod_of_pull(&self, asked: &ImageRequest<'_>) -> Option<OwnedPod> {
         self.owners.newest(|pod| !asked.uid.is_empty() && &*pod.uid == asked.uid)
     }
 
-    /// Returns the owners of the sandboxes that `matches` picks. Image calls come while the pod's sandbox is
-    /// ready, so others count only if none is.
-    fn stores_of(&self, matches: impl Fn(&Pod) -> bool) -> BTreeSet<Arc<str>> {
-        let pods = self.owners.pods(matches);
-        let ready = pods.iter().any(|(_, pod)| pod.ready);
-        pods.into_iter().filter(|(_, pod)| pod.ready == ready).map(|(owner, _)| owner).collect()
-    }
-}
-
-/// As whom kubelet runs a container of an image whose pod does not say (`helpers.go getImageUser`).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum User {
-    /// By number; 0 also where the image says nothing.
-    Uid(u64),
-    /// By name.
-    Name(String),
-}
-
-/// Returns the user of the image in an encoded `ImageStatusResponse`; `None` if it says that there is no image.
-pub fn user(reply: &[u8]) -> Option<User> {
-    if !wire::has_path(reply, &[field!(ImageStatusResponse.image)]).unwrap_or(false) {
-        return None;
-    }
-    let name = wire::peek_str(reply, &field_path!(ImageStatusResponse.image.username)).unwrap_or_default();
-    let uid = wire::peek_varint(reply, &field_path!(ImageStatusResponse.image.uid.value)).unwrap_or_default();
-    let numbered = wire::has_path(reply, &field_path!(ImageStatusResponse.image.uid)).unwrap_or(false)
-        || name.is_empty();
-    Some(if numbered { User::Uid(uid) } else { User::Name(name.to_owned()) })
-}
-
-/// What a store says of an image.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StoreAnswer {
-    /// It has it, and that is its user.
-    Has(User),
-    /// It does not have it.
-    Lacks,
-    /// It could not be asked, or answered with an error.
-    Nothing,
-}
-
-/// What a call that says nothing of a pod is answered with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The answer at this place.
-    Answer(usize),
-    /// The image is nowhere.
-    Absent,
-    /// Any answer might be another store's.
-    Undecided(&'static str),
-}
-
-/// Decides among the answers of stores. `awaited` tells on which of them pods are between being shown the image
-/// and having a container; `latest` is where the image was used last.
-///
-/// An absent image makes kubelet run the container as root. So that is only said where every store denies it,
-/// and never to a pod that is awaited: its image may be back by the time its container is created.
-pub fn judge(answers: &[StoreAnswer], awaited: impl Fn(usize) -> bool, latest: Option<usize>) -> Verdict {
-    let has = |place: usize| matches!(answers[place], StoreAnswer::Has(_));
-    let all_equal = |places: &[usize]| places.windows(2).all(|pair| answers[pair[0]] == answers[pair[1]]);
-    let holders: Vec<_> = (0..answers.len()).filter(|place| has(*place)).collect();
-    let awaited: Vec<_> = (0..answers.len()).filter(|place| awaited(*place)).collect();
-    match (awaited.first(), holders.first()) {
-        (Some(&place), _) if awaited.iter().all(|place| has(*place)) && all_equal(&awaited) => {
-            Verdict::Answer(place)
+    /// A call without annotations: kubelet's question which user the image runs as, or another client's.
+    fn route_without_annotations(&self, reference: &str, known: &Known<'_>) -> ImageRoute {
+        let starting = self.image_starts.stores(reference, Instant::now());
+        if !starting.is_empty() {
+            return ImageRoute::to_all(Rule::StartUnderWay, without_down(starting, known));
         }
-        (Some(_), _) => Verdict::Undecided("a backend that it is being started on shows none or another one"),
-        (None, None) if answers.contains(&StoreAnswer::Nothing) => {
-            Verdict::Undecided("no backend that answered has it, and not every backend answered")
+        let default = Arc::clone(self.handlers().default_backend());
+        if known.just_started {
+            let pods = self.ready_pods(|pod| !pod.config_seen.is_empty());
+            let mut stores = vec![default];
+            for pod in pods {
+                if !stores.contains(&pod.backend) {
+                    stores.push(pod.backend);
+                }
+            }
+            if stores.len() > 1 {
+                return ImageRoute::to_all(Rule::JustStarted, stores);
+            }
+            return ImageRoute::to_all(Rule::OtherClient, stores);
         }
-        (None, None) => Verdict::Absent,
-        (None, Some(&place)) if all_equal(&holders) => Verdict::Answer(place),
-        (None, Some(_)) => match latest.filter(|place| has(*place)) {
-            Some(place) => Verdict::Answer(place),
-            None => Verdict::Undecided("backends have different images by that name, with different users"),
-        },
+        ImageRoute::to(Rule::OtherClient, default)
+    }
+
+    /// Returns the pods that a call with an unknown `config.seen` may be for: those with equal annotations, and of
+    /// these, if there are any, those with a container of the reference. Pods of backends that are down count only
+    /// if there are no others.
+    fn pods_alike(&self, asked: &ImageRequest<'_>, known: &Known<'_>) -> (Rule, Vec<OwnedPod>) {
+        if asked.pod.config_seen.is_empty() {
+            return (Rule::Alike, Vec::new());
+        }
+        // kubelet's sandboxes have a config.seen, so a sandbox without one is never meant.
+        let is_alike = |pod: &Pod| !pod.config_seen.is_empty() && pod.annotations == asked.pod.digest;
+        let mut alike = self.ready_pods(is_alike);
+        if alike.iter().any(|pod| !(known.is_down)(&pod.backend)) {
+            alike.retain(|pod| !(known.is_down)(&pod.backend));
+        }
+        if alike.iter().all(|pod| pod.backend == alike[0].backend) {
+            return (Rule::Alike, alike);
+        }
+        let mut backends: Vec<_> = alike.iter().map(|pod| Arc::clone(&pod.backend)).collect();
+        backends.sort();
+        backends.dedup();
+        let using: HashSet<String> =
+            backends.iter().flat_map(|backend| (known.sandboxes_using)(backend, asked.reference)).collect();
+        if alike.iter().any(|pod| using.contains(&*pod.id)) {
+            alike.retain(|pod| using.contains(&*pod.id));
+            return (Rule::UsedBy, alike);
+        }
+        (Rule::Alike, alike)
+    }
+
+    /// Returns the ready pods that `matches` picks, or, if none of them is ready, all of them: image calls come
+    /// while the pod's sandbox is ready.
+    fn ready_pods(&self, matches: impl Fn(&Pod) -> bool) -> Vec<OwnedPod> {
+        let mut pods = self.owners.pods(matches);
+        if pods.iter().any(|owned| owned.pod.ready) {
+            pods.retain(|owned| owned.pod.ready);
+        }
+        pods
+    }
+
+    /// Returns the stores of these pods, each once, with the handler by the name that its backend knows: that of
+    /// the configuration, or, for a handler that no longer leads there, the sandbox's own.
+    fn targets(&self, handler: &str, pods: &[OwnedPod]) -> Vec<StoreTarget> {
+        let handlers = self.handlers();
+        let configured = handlers.targets_of(handler).unwrap_or_default();
+        let mut stores: Vec<StoreTarget> = Vec::new();
+        for OwnedPod { backend, pod, .. } in pods {
+            if stores.iter().any(|store| store.backend == *backend) {
+                continue;
+            }
+            let target = configured.iter().find(|(target, _)| target == backend);
+            let own = target.map_or_else(|| pod.handler.to_string(), |(_, target)| target.handler.clone());
+            let own = Some(own).filter(|own| !handler.is_empty() && own != handler);
+            stores.push(StoreTarget { backend: Arc::clone(backend), handler: own });
+        }
+        stores.sort_by(|a, b| a.backend.cmp(&b.backend));
+        stores
     }
 }
 
-/// Tells whether encoded `ImageStatusResponse`s all show one image, and returns the place of the one whose form
-/// of the ID every runtime understands: containerd takes plain digits, CRI-O takes `sha256:` for a name.
-pub fn same_image(replies: &[&[u8]]) -> Option<usize> {
-    let id = |reply| wire::peek_str(reply, &field_path!(ImageStatusResponse.image.id)).unwrap_or_default();
-    let first = bare_id(id(replies.first()?));
-    if !replies.iter().all(|reply| bare_id(id(reply)) == first) {
-        return None;
+/// Returns the backends that are up, or all if none is: nothing starts on a backend that is down.
+fn without_down(mut backends: Vec<Arc<str>>, known: &Known<'_>) -> Vec<Arc<str>> {
+    if backends.iter().any(|backend| !(known.is_down)(backend)) {
+        backends.retain(|backend| !(known.is_down)(backend));
     }
-    Some(replies.iter().position(|reply| id(reply) == first).unwrap_or(0))
-}
-
-/// An image that a reference names, in one store.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct StoredImage {
-    /// Its ID, as that store lists it.
-    pub id: String,
-    /// Its tags and digests.
-    pub names: Vec<String>,
-    /// How the reference names it.
-    pub named: Named,
-}
-
-/// Returns the images of an encoded `ListImagesResponse` that `reference` names, the surest way only.
-pub fn held(list: &[u8], reference: &str) -> Vec<StoredImage> {
-    let images = fields(list, LIST_ITEMS).filter_map(|image| {
-        Some(StoredImage {
-            named: image_name::named(image, reference)?,
-            id: wire::peek_str(image, &[ITEM_ID]).ok()?.to_owned(),
-            names: image_name::names(image).map(str::to_owned).collect(),
-        })
-    });
-    let mut images: Vec<_> = images.collect();
-    if let Some(surest) = images.iter().map(|image| image.named).min() {
-        images.retain(|image| image.named == surest);
-    }
-    images
-}
-
-/// Keeps of what several stores hold the surest way only.
-///
-/// # Errors
-/// [`Error::Ambiguous`] if the beginning of an ID fits several.
-pub fn settle(stores: &mut [Vec<StoredImage>], reference: &str) -> Result<(), Error> {
-    let Some(surest) = stores.iter().flatten().map(|image| image.named).min() else { return Ok(()) };
-    for images in &mut *stores {
-        images.retain(|image| image.named == surest);
-    }
-    let ids: BTreeSet<_> = stores.iter().flatten().map(|image| bare_id(&image.id)).collect();
-    if surest == Named::IdPrefix && ids.len() > 1 {
-        return Err(Error::Ambiguous { kind: "image", prefix: reference.to_owned() });
-    }
-    Ok(())
+    backends
 }
 
 #[cfg(test)]

@@ -115,6 +115,17 @@ struct PodOwners {
     sent: Vec<(Arc<str>, Instant)>,
 }
 
+/// A sandbox and its owner.
+#[derive(Debug, Clone)]
+pub struct OwnedPod {
+    /// The sandbox's ID.
+    pub id: Box<str>,
+    /// The backend that holds it.
+    pub backend: Arc<str>,
+    /// What is remembered of it.
+    pub pod: Arc<Pod>,
+}
+
 /// The map.
 #[derive(Debug, Default)]
 pub struct Owners {
@@ -279,18 +290,18 @@ impl Owners {
         })
     }
 
-    /// Returns the sandboxes that `matches` picks, with their owners.
-    pub fn pods(&self, matches: impl Fn(&Pod) -> bool) -> Vec<(Arc<str>, Arc<Pod>)> {
+    /// Returns the sandboxes that `matches` picks.
+    pub fn pods(&self, matches: impl Fn(&Pod) -> bool) -> Vec<OwnedPod> {
         let pods = self.map.iter().filter_map(|entry| {
-            let pod = entry.pod.as_ref().filter(|pod| matches(pod))?;
-            Some((Arc::clone(&entry.backend), Arc::clone(pod)))
+            let pod = Arc::clone(entry.pod.as_ref().filter(|pod| matches(pod))?);
+            Some(OwnedPod { id: entry.key().clone(), backend: Arc::clone(&entry.backend), pod })
         });
         pods.collect()
     }
 
-    /// Returns the newest sandbox that `matches` picks, a ready one if there is any, with its owner.
-    pub fn newest(&self, matches: impl Fn(&Pod) -> bool) -> Option<(Arc<str>, Arc<Pod>)> {
-        self.pods(matches).into_iter().max_by_key(|(_, pod)| (pod.ready, pod.created_at))
+    /// Returns the newest sandbox that `matches` picks, a ready one if there is any.
+    pub fn newest(&self, matches: impl Fn(&Pod) -> bool) -> Option<OwnedPod> {
+        self.pods(matches).into_iter().max_by_key(|owned| (owned.pod.ready, owned.pod.created_at))
     }
 }
 
@@ -330,7 +341,7 @@ mod tests {
         let owners = Owners::default();
         owners.learn_sandbox("s1", &"a".into(), pod("u", "t1", 1, true));
         owners.learn_sandbox("s2", &"b".into(), pod("u", "t1", 2, true));
-        let newest = || owners.newest(|pod| &*pod.uid == "u").expect("two match").0;
+        let newest = || owners.newest(|pod| &*pod.uid == "u").expect("two match").backend;
         assert_eq!(&*newest(), "b");
         owners.note_ready("s2", false);
         assert_eq!(&*newest(), "a");
@@ -368,7 +379,7 @@ mod tests {
         owners.note_seen("u", "t3");
         owners.note_seen("", "t4");
         owners.note_seen("v", "");
-        let seen = |seen: &str| owners.newest(|pod| &*pod.config_seen == seen).map(|(owner, _)| owner);
+        let seen = |seen: &str| owners.newest(|pod| &*pod.config_seen == seen).map(|owned| owned.backend);
         assert_eq!((seen("t3").as_deref(), seen("t2").as_deref()), (Some("a"), Some("b")));
         assert_eq!((seen("t1"), seen("t4")), (None, None));
     }

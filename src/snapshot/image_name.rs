@@ -13,11 +13,13 @@ use crate::wire;
 /// Hex digits of an image ID.
 const ID_DIGITS: usize = 64;
 
-/// How a reference names an image, the surest way first.
+/// How a reference names an image, the most certain way first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Named {
-    /// By its whole ID, with or without `sha256:`.
+    /// By its whole ID, as it is listed.
     Id,
+    /// By its whole ID, but with `sha256:` where the list has none, or without.
+    OtherSpelling,
     /// By a tag or digest, short or in full.
     Name,
     /// By the beginning of its ID.
@@ -33,7 +35,7 @@ pub(super) fn is_named(image: &[u8], reference: &str) -> bool {
 pub fn named(image: &[u8], reference: &str) -> Option<Named> {
     let id = wire::peek_str(image, &[ITEM_ID]).unwrap_or_default();
     if !reference.is_empty() && bare_id(id) == bare_id(reference) {
-        return Some(Named::Id);
+        return Some(if id == reference { Named::Id } else { Named::OtherSpelling });
     }
     let full = normalise(reference);
     let mut names = names(image);
@@ -54,6 +56,12 @@ pub fn bare_id(id: &str) -> &str {
     id.strip_prefix("sha256:").unwrap_or(id)
 }
 
+/// Returns whether `reference` is a whole image ID, with or without `sha256:`.
+pub fn is_whole_id(reference: &str) -> bool {
+    let digits = bare_id(reference);
+    digits.len() == ID_DIGITS && digits.bytes().all(|byte| byte.is_ascii_hexdigit())
+}
+
 fn is_id_prefix(id: &str, reference: &str) -> bool {
     let prefix = bare_id(reference);
     !prefix.is_empty()
@@ -63,9 +71,8 @@ fn is_id_prefix(id: &str, reference: &str) -> bool {
 
 /// Returns the full name of `reference`: `domain/path:tag` or `domain/path@digest`; of a whole ID its digits.
 pub fn normalise(reference: &str) -> String {
-    let id = bare_id(reference);
-    if id.len() == ID_DIGITS && id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return id.to_owned();
+    if is_whole_id(reference) {
+        return bare_id(reference).to_owned();
     }
     let (name, suffix) = match reference.split_once('@') {
         Some((name, digest)) => (without_tag(name).0, format!("@{digest}")),
@@ -133,7 +140,8 @@ mod tests {
         };
         assert_eq!(named(&image("sha256:00", "docker.io/library/cafe:latest"), "cafe"), Some(Named::Name));
         assert_eq!(named(&image("cafe00", "a:1"), "cafe"), Some(Named::IdPrefix));
-        assert_eq!(named(&image("cafe", "a:1"), "sha256:cafe"), Some(Named::Id));
+        assert_eq!(named(&image("cafe", "a:1"), "sha256:cafe"), Some(Named::OtherSpelling));
+        assert_eq!(named(&image("cafe", "a:1"), "cafe"), Some(Named::Id));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 mod connect;
 mod deploy;
+mod image_rules;
 #[path = "../support/pki.rs"]
 mod pki;
 mod proto;

@@ -14,8 +14,8 @@ const HEAD: &str = "\
 <!-- Generated from the method table (src/method.rs): UPDATE=1 cargo test --test integration rpc -->
 
 All of CRI 0.37, in the order of the API. The same rows serve `runtime.v1` and `runtime.v1alpha2`, towards clients and
-towards backends. A method that is not in the table goes, unread, to the owner of the ID in its field 1, else to the
-default backend; its reply is streamed through.
+towards backends. A method of `RuntimeService` that is not in the table goes, unread, to the owner of the ID in its
+field 1, else to the default backend; one of `ImageService` goes to the default backend. Its reply is streamed through.
 
 *Unreachable is never absent*: where a backend cannot be asked, the last column says what stands in for it. \"Its
 deadline\" is `timeouts.list`, `.read` or `.stats` of the backend; a backend that outlasts it is late until it answers
@@ -110,18 +110,26 @@ fn question(method: &Method) -> &'static str {
 fn image(call: ImageCall) -> &'static str {
     match call {
         ImageCall::Pull => {
-            "to the store of `image.runtime_handler`, else of the pod in `sandbox_config`, else of the default backend; never to two"
+            "to the store of the pod in `sandbox_config`, else of `image.runtime_handler`, else of the default backend; never to two ([images.md](images.md))"
         }
-        ImageCall::Status => "to the store of the handler or of the pod it is for, else to all",
-        ImageCall::Remove => "to every store that lists the image",
+        ImageCall::Status => {
+            "to the store of the pod it is for; of several, present only if all have the same; without annotations, and no start under way: to the default backend ([images.md](images.md))"
+        }
+        ImageCall::Remove => {
+            "to every store that lists this very ID; else the ID in the other spelling; else this tag or digest, as the client wrote it, and the runtime decides whether other tags go too; else a prefix of one ID"
+        }
     }
 }
 
 fn image_failure(call: ImageCall) -> &'static str {
     match call {
         ImageCall::Pull => "`Unavailable`",
-        ImageCall::Status => "what its last-known list has, else `Unavailable`; never absent",
-        ImageCall::Remove => "`Unavailable` if it was last known to list the image",
+        ImageCall::Status => {
+            "`Unavailable`, never absent; of several stores that may be meant, the others answer"
+        }
+        ImageCall::Remove => {
+            "removed from the others; `Unavailable` if it was last known to list the image, or if no store lists it"
+        }
     }
 }
 
@@ -131,7 +139,9 @@ fn merged(list: List) -> &'static str {
         List::ContainerStats | List::SandboxStats => {
             "the encoded lists one after the other; of a backend with `local: false` without `writable_layer.fs_id`"
         }
-        List::Images => "one entry for each image ID, tags and digests united",
+        List::Images => {
+            "one entry for each image ID, tags and digests united; pinned if a local backend pins it or if only remote or down ones have it"
+        }
         List::Filesystems => {
             "the default backend's first, each mountpoint once, none of a backend with `local: false`"
         }
@@ -154,7 +164,9 @@ fn standing_in(list: List) -> &'static str {
             "its last-known stats; left out if there are none. Its own error, if no backend has values to give. A backend \
              without the RPC: as the empty ID was answered, before that by `pod_sandbox_stats`"
         }
-        List::Filesystems => "its last-known filesystems; left out if there are none",
+        List::Filesystems => {
+            "its last-known filesystems; left out if there are none; `Unavailable` while the default backend has none"
+        }
         List::MetricDescriptors => {
             "its last-known descriptors; waited for 3 s if it was never heard, then left out"
         }

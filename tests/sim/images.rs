@@ -62,6 +62,11 @@ impl Node {
         }
     }
 
+    async fn wait_down(&self, name: &str) {
+        let series = format!("crimux_backend_up{{backend=\"{name}\"}}");
+        testkit::eventually(SOON, async || self.crimux.metric(&series).await == Some(0.0)).await;
+    }
+
     fn runtime(&self, name: &str) -> &SimRuntime {
         match name {
             "a" => &self.a,
@@ -89,7 +94,10 @@ impl Node {
     }
 
     async fn start(&self, pod: &Pod, image: &str, policy: Policy) -> Result<Created, Failure> {
-        let container = container_config("main", "").build();
+        // A name is reserved while its container exists.
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let container = container_config(&format!("main-{number}"), "").build();
         self.kubelet().start(&pod.sandbox, &pod.config, container, image, policy).await
     }
 
@@ -303,11 +311,62 @@ async fn pods_of_several_backends_with_equal_annotations_have_an_image_only_toge
     node.b.state().images.clear();
     node.preload("b", IMAGE, 7);
     assert!(node.kubelet().image(spec.clone()).await.unwrap().is_none());
-    // One that cannot be asked might have it; one that is known to have it does.
+    // Nothing starts on a backend that is down.
     node.b.stop().await;
+    node.wait_down("b").await;
+    assert_eq!(node.kubelet().image(spec.clone()).await.unwrap().unwrap().id, plain);
+    node.o.stop().await;
+    node.wait_down("o").await;
     assert_eq!(node.kubelet().image(spec).await.unwrap_err().code(), Code::Unavailable);
 }
 
+/// A container that starts again after kubelet did finds its image where it ran, whatever else there is.
+#[tokio::test]
+async fn a_container_that_starts_again_after_kubelet_did_finds_its_image_where_it_ran() {
+    let node = node().await;
+    let mut pods = [node.pod("pa", "a", &[]).await, node.pod("pb", "b", &[]).await];
+    node.preload("a", "registry.example/other:1", 0);
+    node.b.state().add_image(IMAGE);
+    node.start(&pods[0], "registry.example/other:1", Policy::Never).await.unwrap();
+    node.start(&pods[1], IMAGE, Policy::Never).await.unwrap();
+    for pod in &mut pods {
+        see_again(&mut pod.config);
+    }
+    node.a.clear_calls();
+    assert!(!node.start(&pods[1], IMAGE, Policy::Never).await.unwrap().pulled);
+    assert_eq!(node.a.calls("ImageStatus").len(), 0, "a has no container of it");
+
+    see_again(&mut pods[1].config);
+    node.a.fault("ImageStatus", Fault::Hang);
+    assert!(!node.start(&pods[1], IMAGE, Policy::IfNotPresent).await.unwrap().pulled, "a hangs");
+    see_again(&mut pods[1].config);
+    node.a.stop().await;
+    node.wait_down("a").await;
+    assert!(!node.start(&pods[1], IMAGE, Policy::Never).await.unwrap().pulled, "a is down");
+}
+
+#[tokio::test]
+async fn a_handler_that_was_taken_out_of_the_file_does_not_block_its_running_pods() {
+    let node = node().await;
+    let pod = node.pod("pb", "b", &[]).await;
+    node.b.state().add_image(IMAGE);
+    let yaml = std::fs::read_to_string(node.crimux.dir.path().join("crimux.yaml")).unwrap();
+    let without = yaml.replace("  b: { backend: b }\n", "");
+    assert_ne!(without, yaml);
+    node.crimux.rewrite(&without);
+    node.crimux.signal(nix::sys::signal::Signal::SIGHUP);
+    let reloads = "crimux_config_reloads_total{result=\"ok\"}";
+    testkit::eventually(SOON, async || node.crimux.metric(reloads).await == Some(1.0)).await;
+    let spec = ImageSpec { runtime_handler: "b".into(), ..annotated(IMAGE, &pod.config) };
+    assert!(node.kubelet().image(spec.clone()).await.unwrap().is_some());
+    let request = cri::PullImageRequest {
+        image: Some(spec),
+        sandbox_config: Some(pod.config.clone()),
+        ..Default::default()
+    };
+    node.kubelet().images.pull_image(request).await.unwrap();
+    assert_eq!(node.pulls(), [0, 1, 0]);
+}
 #[tokio::test]
 async fn a_backend_that_is_down_with_the_image_does_not_stop_the_pods_of_others() {
     let node = node().await;
@@ -361,37 +420,47 @@ async fn annotations_that_fit_no_pod_mean_the_default_backend() {
 // Statuses that name nothing.
 
 #[tokio::test]
-async fn an_answer_on_which_all_who_have_the_image_agree_is_given() {
+async fn a_client_that_is_not_kubelet_is_answered_by_the_default_backend() {
     let node = node().await;
-    assert!(node.kubelet().image(bare(IMAGE)).await.unwrap().is_none());
     node.preload("b", IMAGE, 7);
-    assert_eq!(node.kubelet().uid(IMAGE).await.unwrap(), 7);
-    node.preload("o", IMAGE, 7);
-    assert_eq!(node.kubelet().uid(IMAGE).await.unwrap(), 7);
+    assert!(node.kubelet().image(bare(IMAGE)).await.unwrap().is_none(), "its pull would go to a");
     node.preload("a", IMAGE, 0);
-    let error = node.kubelet().uid(IMAGE).await.unwrap_err();
-    assert_eq!(error.code(), Code::Unavailable);
-    assert!(error.message().contains(IMAGE), "{error:?}");
+    assert_eq!(node.kubelet().uid(IMAGE).await.unwrap(), 0);
+    node.b.stop().await;
+    assert_eq!(node.kubelet().uid(IMAGE).await.unwrap(), 0);
+    assert_eq!(node.b.calls("ImageStatus").len() + node.o.calls("ImageStatus").len(), 0);
 }
 
 #[tokio::test]
-async fn absent_is_not_said_for_a_backend_that_is_down() {
+async fn soon_after_a_start_stores_that_disagree_make_the_user_unavailable_and_never_root() {
     let node = node().await;
-    node.o.stop().await;
-    let series = "crimux_backend_up{backend=\"o\"}";
-    testkit::eventually(SOON, async || node.crimux.metric(series).await == Some(0.0)).await;
-    assert_eq!(node.kubelet().uid(IMAGE).await.unwrap_err().code(), Code::Unavailable);
+    assert!(node.kubelet().image(bare(IMAGE)).await.unwrap().is_none(), "there is no pod of kubelet");
+    node.pod("pb", "b", &[]).await;
     node.preload("b", IMAGE, 7);
-    assert_eq!(node.kubelet().uid(IMAGE).await.unwrap(), 7, "an outage elsewhere stops nobody");
+    let error = node.kubelet().uid(IMAGE).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "a start on b may be under way");
+    assert!(error.message().contains(IMAGE), "{error:?}");
+    node.preload("a", IMAGE, 7);
+    assert_eq!(node.kubelet().uid(IMAGE).await.unwrap(), 7, "they agree");
+    node.b.stop().await;
+    node.wait_down("b").await;
+    assert_eq!(node.kubelet().uid(IMAGE).await.unwrap(), 7, "nothing starts on b");
+    assert_eq!(node.kubelet().uid("registry.example/other:1").await.unwrap_err().code(), Code::Unavailable);
 }
 
 #[tokio::test]
-async fn absent_is_not_said_for_a_backend_that_hangs() {
+async fn the_user_is_not_root_while_the_backend_of_the_start_does_not_answer() {
     let node = node().await;
+    let pod = node.pod("po", "o", &[]).await;
+    node.preload("o", IMAGE, 9);
+    let kubelet = node.kubelet();
+    kubelet.image(annotated(IMAGE, &pod.config)).await.unwrap().unwrap();
     node.o.fault("ImageStatus", Fault::Hang);
-    assert_eq!(node.kubelet().uid(IMAGE).await.unwrap_err().code(), Code::Unavailable);
+    assert_eq!(kubelet.uid(IMAGE).await.unwrap_err().code(), Code::Unavailable);
+    node.o.clear_faults();
+    node.o.state().images.clear();
+    assert_eq!(kubelet.uid(IMAGE).await.unwrap_err().code(), Code::Unavailable, "absent is no answer");
 }
-
 #[tokio::test]
 async fn the_pod_that_was_just_shown_the_image_is_told_its_own_backends_user() {
     let node = node().await;
@@ -422,17 +491,20 @@ async fn two_pods_that_start_the_same_name_with_different_users_never_get_each_o
     node.preload("b", IMAGE, 7);
     let (pa, pb) = (node.pod("pa", "a", &[]).await, node.pod("pb", "b", &[]).await);
     let kubelet = node.kubelet();
-    let shown = kubelet.image(annotated(IMAGE, &pb.config)).await.unwrap().unwrap();
-    // The other one is held back until this one has been told its user.
-    let held = kubelet.image(annotated(IMAGE, &pa.config)).await.unwrap_err();
-    assert_eq!(held.code(), Code::Unavailable);
-    assert_eq!(kubelet.uid(IMAGE).await.unwrap(), 7);
-    assert!(kubelet.image(annotated(IMAGE, &pa.config)).await.unwrap().is_some());
-    let container = container_config("main", "").build();
-    kubelet.create(&pb.sandbox, &pb.config, container, IMAGE, &shown.id).await.unwrap();
-    assert_eq!(kubelet.uid(IMAGE).await.unwrap(), 0);
+    kubelet.image(annotated(IMAGE, &pb.config)).await.unwrap().unwrap();
+    kubelet.image(annotated(IMAGE, &pa.config)).await.unwrap().unwrap();
+    for pod in [&pa, &pb] {
+        let refused = kubelet.uid(IMAGE).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{:?}", pod.config.metadata);
+    }
+    // kubelet starts both again, each at its time.
+    for (pod, uid) in [(&pa, 0), (&pb, 7)] {
+        let started = async || {
+            node.start(pod, IMAGE, Policy::IfNotPresent).await.is_ok_and(|created| created.uid == uid)
+        };
+        testkit::eventually(SOON, started).await;
+    }
 }
-
 #[tokio::test]
 async fn a_pull_amid_another_pods_start_makes_the_user_undecided_and_not_wrong() {
     let node = node().await;
@@ -444,9 +516,8 @@ async fn a_pull_amid_another_pods_start_makes_the_user_undecided_and_not_wrong()
     assert_eq!(kubelet.uid(IMAGE).await.unwrap_err().code(), Code::Unavailable);
     let container = container_config("main", "").build();
     kubelet.create(&pb.sandbox, &pb.config, container, IMAGE, &id).await.unwrap();
-    assert_eq!(kubelet.uid(IMAGE).await.unwrap(), 7);
+    assert_eq!(kubelet.uid(IMAGE).await.unwrap(), 7, "only pa's start is under way");
 }
-
 #[tokio::test]
 async fn a_pod_whose_image_vanished_is_not_told_that_it_runs_as_root() {
     let node = node().await;
@@ -454,11 +525,10 @@ async fn a_pod_whose_image_vanished_is_not_told_that_it_runs_as_root() {
     let kubelet = node.kubelet();
     kubelet.pull(IMAGE, &pod.config, None).await.unwrap();
     node.remove(IMAGE).await.unwrap();
-    assert!(kubelet.image(annotated(IMAGE, &pod.config)).await.unwrap().is_none());
     assert_eq!(kubelet.uid(IMAGE).await.unwrap_err().code(), Code::Unavailable);
+    assert!(kubelet.image(annotated(IMAGE, &pod.config)).await.unwrap().is_none());
     assert!(node.start(&pod, IMAGE, Policy::IfNotPresent).await.unwrap().pulled);
 }
-
 #[tokio::test]
 async fn a_missing_image_fails_the_container_in_its_backends_words_and_the_retry_asks_afresh() {
     let node = node().await;
@@ -472,7 +542,6 @@ async fn a_missing_image_fails_the_container_in_its_backends_words_and_the_retry
     let error = kubelet.create(&pod.sandbox, &pod.config, container, IMAGE, &id).await.unwrap_err();
     assert_eq!(error.code(), Code::NotFound);
     assert_eq!(error.message(), format!("failed to resolve image {id:?}: not found"));
-    assert_eq!(kubelet.uid(IMAGE).await.unwrap(), 0, "nobody is awaited at b any more");
     let created = node.start(&pod, IMAGE, Policy::IfNotPresent).await.unwrap();
     assert!(created.pulled);
 }
@@ -480,7 +549,7 @@ async fn a_missing_image_fails_the_container_in_its_backends_words_and_the_retry
 // Removal and lists.
 
 #[tokio::test]
-async fn an_image_is_removed_by_the_id_that_each_store_lists() {
+async fn an_image_is_removed_where_that_very_id_is_listed() {
     let node = node().await;
     for name in ["a", "b", "o"] {
         node.runtime(name).state().add_image("registry.example/other:1");
@@ -488,17 +557,53 @@ async fn an_image_is_removed_by_the_id_that_each_store_lists() {
     let id = node.b.state().add_image(IMAGE);
     let plain = node.o.state().add_image(IMAGE);
     assert_eq!(id, format!("sha256:{plain}"));
+    node.listed().await;
     node.remove(&id).await.unwrap();
     assert_eq!(node.removals("b"), std::slice::from_ref(&id));
-    assert_eq!(node.removals("o"), std::slice::from_ref(&plain));
+    assert_eq!(node.removals("o"), [""; 0], "o lists it as another image, which may be in use");
     assert_eq!(node.removals("a"), [""; 0], "it never had it");
     let left: Vec<_> = node.listed().await.into_iter().map(|image| image.id).collect();
-    assert_eq!(left.len(), 2, "{left:?}");
-    assert!(!left.contains(&id) && !left.contains(&plain), "gone at once");
-    assert_eq!(node.kubelet().image(bare(IMAGE)).await.unwrap(), None);
+    assert!(!left.contains(&id) && left.contains(&plain), "{left:?}");
+    // Nobody lists this spelling any more, so it means the other.
+    node.remove(&id).await.unwrap();
+    assert_eq!(node.removals("o"), std::slice::from_ref(&plain), "as o lists it");
+    assert_eq!(node.listed().await.len(), 2);
     assert_eq!(node.remove(&id).await, Ok(()), "removing it again is no error");
 }
 
+#[tokio::test]
+async fn one_list_of_each_store_serves_a_whole_collection() {
+    let node = node().await;
+    let ids: Vec<_> =
+        (0..30).map(|number| node.b.state().add_image(&format!("registry.example/old:{number}"))).collect();
+    node.listed().await;
+    for name in ["a", "b", "o"] {
+        node.runtime(name).clear_calls();
+    }
+    for id in &ids {
+        node.remove(id).await.unwrap();
+    }
+    assert_eq!(node.removals("b").len(), 30);
+    let lists = ["a", "b", "o"].map(|name| node.runtime(name).calls("ListImages").len());
+    assert_eq!(lists, [0, 0, 0], "kubelet listed them right before");
+    assert_eq!(node.listed().await, []);
+}
+
+#[tokio::test]
+async fn a_store_that_hangs_costs_a_collection_its_deadline_once() {
+    let node = node().await;
+    let ids: Vec<_> =
+        (0..10).map(|number| node.a.state().add_image(&format!("registry.example/old:{number}"))).collect();
+    node.o.fault("ListImages", Fault::Hang);
+    node.listed().await;
+    let started = std::time::Instant::now();
+    for id in &ids {
+        node.remove(id).await.unwrap();
+    }
+    assert_eq!(node.removals("a").len(), 10);
+    assert!(started.elapsed() < std::time::Duration::from_secs(5), "{:?}", started.elapsed());
+    assert_eq!(node.remove("registry.example/nowhere:1").await, Err(Code::Unavailable), "o may have it");
+}
 #[tokio::test]
 async fn an_image_is_removed_by_prefix_tag_and_digest_too() {
     let node = node().await;
@@ -543,8 +648,8 @@ async fn an_owner_that_is_down_makes_a_removal_unavailable_after_the_others_did_
     node.b.state().add_image("registry.example/other:1");
     node.listed().await;
     node.o.stop().await;
-    assert_eq!(node.remove(&id).await, Err(Code::Unavailable));
-    assert_eq!(node.removals("a"), std::slice::from_ref(&id));
+    assert_eq!(node.remove(IMAGE).await, Err(Code::Unavailable));
+    assert_eq!(node.removals("a"), [IMAGE.to_owned()]);
     assert_eq!(node.remove("registry.example/other:1").await, Ok(()), "o is known not to have it");
     assert_eq!(node.remove("registry.example/nobody:1").await, Err(Code::Unavailable), "o might have got it");
     node.o.start_again().await;
@@ -559,16 +664,18 @@ async fn a_store_that_denies_the_image_is_no_error_and_one_that_refuses_is() {
     let node = node().await;
     let id = node.a.state().add_image(IMAGE);
     node.b.state().add_image(IMAGE);
+    node.listed().await;
     node.a.fault_next("RemoveImage", 1, Fault::error(Code::NotFound, "gone already"));
     assert_eq!(node.remove(&id).await, Ok(()));
     assert_eq!(node.removals("b").len(), 1);
     node.b.state().add_image(IMAGE);
+    node.listed().await;
     node.b.fault_next("RemoveImage", 1, Fault::error(Code::Unknown, "image is in use"));
     assert_eq!(node.remove(&id).await, Err(Code::Unknown));
 }
 
 #[tokio::test]
-async fn images_of_a_backend_that_is_down_stay_listed_and_are_pinned() {
+async fn images_that_only_a_backend_that_is_down_has_stay_listed_and_are_pinned() {
     let node = node().await;
     let pod = node.pod("pb", "b", &[]).await;
     let shared = node.a.state().add_image("registry.example/shared:1");
@@ -584,7 +691,7 @@ async fn images_of_a_backend_that_is_down_stay_listed_and_are_pinned() {
     };
     let tags = |tags: &[&str]| tags.iter().map(|tag| format!("registry.example/{tag}")).collect::<Vec<_>>();
     let expected = |pinned| {
-        vec![(tags(&["app:1"]), pinned), (tags(&["own:1"]), false), (tags(&["shared:1", "shared:2"]), pinned)]
+        vec![(tags(&["app:1"]), pinned), (tags(&["own:1"]), false), (tags(&["shared:1", "shared:2"]), false)]
     };
     assert_eq!(tags_and_pins().await, expected(false));
     node.b.stop().await;
@@ -610,6 +717,57 @@ async fn filesystems_start_with_the_default_backends_and_name_each_mountpoint_on
     };
     assert_eq!(paths(reply.image_filesystems), ["/z", "/b"]);
     assert_eq!(paths(reply.container_filesystems), ["/z", "/b"]);
+}
+
+#[tokio::test]
+async fn no_filesystem_is_named_before_the_default_backend_was_heard() {
+    let a = SimRuntime::builder("a").abilities(|can| can.mountpoint = "/a".into()).start().await;
+    let b = SimRuntime::builder("b").abilities(|can| can.mountpoint = "/b".into()).start().await;
+    a.fault("ImageFsInfo", Fault::Hang);
+    let crimux = Crimux::start(&[("a", &a), ("b", &b)]).await;
+    b.wait_for_call("ImageFsInfo", 1).await;
+    let mut images = crimux.client().images();
+    let error = images.image_fs_info(cri::ImageFsInfoRequest {}).await.unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error:?}");
+    a.clear_faults();
+    let first = async || {
+        let reply = images.clone().image_fs_info(cri::ImageFsInfoRequest {}).await.ok()?.into_inner();
+        Some(reply.image_filesystems[0].fs_id.clone().unwrap().mountpoint)
+    };
+    testkit::eventually(SOON, async || first().await.as_deref() == Some("/a")).await;
+}
+
+#[tokio::test]
+async fn an_image_call_of_tomorrow_goes_to_the_default_backend_whatever_it_names() {
+    let node = node().await;
+    let id = node.a.state().add_image(IMAGE);
+    let plain = id.trim_start_matches("sha256:").to_owned();
+    let request = cri::StopPodSandboxRequest { pod_sandbox_id: plain }.encode_to_vec();
+    node.a.unknown_method("Tomorrow", |_| Reply::messages(vec![prost::bytes::Bytes::new()]));
+    let path = "/runtime.v1.ImageService/Tomorrow";
+    let reply = node.crimux.client().raw(path, &[], request).await.unwrap();
+    assert_eq!(reply.code(), Code::Ok, "as a answers, not NotFound: {:?}", reply.status());
+    assert_eq!(node.b.calls("Tomorrow").len() + node.o.calls("Tomorrow").len(), 0);
+}
+
+#[tokio::test]
+async fn where_calls_for_an_image_would_go_is_explained() {
+    let node = node().await;
+    let pod = node.pod("pb", "b", &[]).await;
+    node.b.state().add_image(IMAGE);
+    node.start(&pod, IMAGE, Policy::Never).await.unwrap();
+    let (status, body) = node.crimux.get(&format!("/v1/images/explain?reference={IMAGE}")).await.unwrap();
+    assert_eq!(status, 200, "{body}");
+    let explanation: serde_json::Value = serde_json::from_str(&body).unwrap();
+    let stores = explanation["stores"].as_array().unwrap();
+    let of = |name: &str| stores.iter().find(|store| store["backend"] == name).unwrap();
+    assert_eq!((of("a")["image"].as_str(), of("b")["image"].as_str()), (Some("absent"), Some("present")));
+    assert_eq!(of("b")["sandboxes"], 1);
+    let calls = explanation["calls"].as_array().unwrap();
+    let to = |call: &str, backend: &str| {
+        calls.iter().any(|row| row["call"] == call && row["backends"] == serde_json::json!([backend]))
+    };
+    assert!(to("PullImage", "a") && to("RemoveImage", "b") && to("ImageStatus", "b"), "{body}");
 }
 
 // One backend's own socket, and secrets.

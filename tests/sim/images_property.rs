@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use testkit::client::{container_config, sandbox_config};
 use testkit::cri::{self, PodSandboxConfig};
-use testkit::runtime::{ImageIds, SimRuntime};
+use testkit::runtime::{Fault, ImageIds, SimRuntime};
 
 use crate::kubelet::{Kubelet, Policy, annotated, see_again};
 use crate::support::{Crimux, SOON};
@@ -26,7 +26,7 @@ const PODS: usize = 5;
 /// The user of what the registry has.
 const REGISTRY_UID: i64 = 1000;
 /// How long all cases together may take; what is not reached by then is left for the next run.
-const BUDGET: Duration = Duration::from_secs(15);
+const BUDGET: Duration = Duration::from_secs(25);
 
 /// A pod as a case describes it.
 #[derive(Debug, Clone)]
@@ -49,8 +49,14 @@ enum Step {
     KubeletRestarts,
     /// kubelet's image collection removes an image.
     Collect(usize),
+    /// kubelet's image collection removes what is listed by an ID of this image, in either spelling.
+    CollectId(usize, bool),
+    /// A client that is not kubelet asks for an image.
+    Client(usize),
     /// A backend ends, or comes back.
     Toggle(usize),
+    /// A backend's image calls hang, or answer again.
+    Hang(usize),
 }
 
 #[derive(Debug, Clone)]
@@ -107,23 +113,27 @@ fn steps() -> impl Strategy<Value = Step> {
     prop_oneof![
         20 => (0..PODS).prop_map(Step::Next),
         8 => (0..PODS, 0..PODS).prop_map(|(one, two)| Step::Both(one, two)),
-        1 => Just(Step::KubeletRestarts),
+        2 => Just(Step::KubeletRestarts),
         1 => (0..IMAGES).prop_map(Step::Collect),
+        1 => (0..IMAGES, any::<bool>()).prop_map(|(image, plain)| Step::CollectId(image, plain)),
+        2 => (0..IMAGES).prop_map(Step::Client),
     ]
 }
 
 fn cases() -> impl Strategy<Value = Case> {
     let uid = prop_oneof![Just(0), Just(7), Just(REGISTRY_UID)];
     let preloaded = proptest::collection::vec((0..BACKENDS.len(), 0..IMAGES, uid), 0..6);
-    let toggled = proptest::option::weighted(0.2, (0..BACKENDS.len(), 0..40_usize));
+    let toggled = proptest::option::weighted(0.3, (0..BACKENDS.len(), 0..40_usize, any::<bool>()));
     let pods = proptest::collection::vec(plans(), 2..=PODS);
     (preloaded, pods, proptest::collection::vec(steps(), 10..80), toggled).prop_map(
         |(preloaded, pods, mut steps, toggled)| {
-            if let Some((backend, at)) = toggled {
+            if let Some((backend, at, hangs)) = toggled {
+                let step = if hangs { Step::Hang(backend) } else { Step::Toggle(backend) };
                 let at = at.min(steps.len());
-                steps.insert(at, Step::Toggle(backend));
-                let back = (at + 12).min(steps.len());
-                steps.insert(back, Step::Toggle(backend));
+                steps.insert(at, step.clone());
+                // What hangs costs two seconds for each call of its own pods.
+                let back = (at + if hangs { 3 } else { 12 }).min(steps.len());
+                steps.insert(back, step);
             }
             Case { preloaded, pods, steps }
         },
@@ -203,7 +213,7 @@ impl World {
         for (place, plan) in case.pods.iter().enumerate() {
             pods.push(self.sandbox(number, place, plan, image(plan.image)).await);
         }
-        let mut down = BTreeSet::new();
+        let (mut down, mut hung) = (BTreeSet::new(), BTreeSet::new());
         for step in &case.steps {
             match *step {
                 Step::Next(pod) => self.next(pod % pods.len(), &mut pods).await?,
@@ -213,6 +223,13 @@ impl World {
                 Step::Both(one, _) => self.next(one % pods.len(), &mut pods).await?,
                 Step::KubeletRestarts => pods.iter_mut().for_each(restart),
                 Step::Collect(reference) => self.collect(&image(reference)).await,
+                Step::CollectId(reference, plain) => self.collect_id(&image(reference), plain).await?,
+                Step::Client(reference) => self.ask_as_client(&image(reference), &pods).await?,
+                Step::Hang(backend) if hung.remove(&backend) => self.runtimes[backend].clear_faults(),
+                Step::Hang(backend) => {
+                    hung.insert(backend);
+                    self.runtimes[backend].fault("ImageStatus", Fault::Hang);
+                }
                 Step::Toggle(backend) if down.remove(&backend) => self.back(backend).await,
                 Step::Toggle(backend) => {
                     down.insert(backend);
@@ -222,6 +239,9 @@ impl World {
         }
         for &backend in &down {
             self.back(backend).await;
+        }
+        for &backend in &hung {
+            self.runtimes[backend].clear_faults();
         }
         self.all_up().await;
         self.finish(case, &mut pods).await?;
@@ -360,6 +380,45 @@ impl World {
         Some((image.id.clone(), image.uid.map_or(0, |uid| uid.value)))
     }
 
+    /// Removes an image by an ID: of the stores that list this very ID it is gone, and in all others as before.
+    async fn collect_id(&self, image: &str, plain: bool) -> Result<(), TestCaseError> {
+        let lists = || {
+            self.runtimes.each_ref().map(|runtime| {
+                let state = runtime.state();
+                state.images.keys().cloned().collect::<BTreeSet<_>>()
+            })
+        };
+        let before = lists();
+        let of_image = |runtime: &SimRuntime| runtime.state().image(image).map(|image| image.id.clone());
+        let Some(id) =
+            self.runtimes.iter().filter_map(of_image).find(|id| id.starts_with("sha256:") != plain)
+        else {
+            return Ok(());
+        };
+        self.collect(&id).await;
+        for (before, after) in std::iter::zip(&before, &lists()) {
+            let gone: Vec<_> = before.difference(after).collect();
+            prop_assert!(gone.is_empty() || gone == [&id], "{id} was removed, and {gone:?} is gone");
+        }
+        Ok(())
+    }
+
+    /// What a client that names no pod is told while no pod is starting this image is what the default backend has,
+    /// or nothing while that is not certain.
+    async fn ask_as_client(&self, image: &str, pods: &[Pod]) -> Result<(), TestCaseError> {
+        let is_starting = |pod: &Pod| pod.image == image && pod.next != Next::Done;
+        let own = || self.runtimes[0].state().image(image).map(|image| image.id.clone());
+        let (before, asked) = (own(), self.kubelet.image(crate::kubelet::bare(image)).await);
+        if let Ok(found) = asked
+            && !pods.iter().any(is_starting)
+            && before == own()
+        {
+            let found = found.map(|image| bare_id(&image.id).to_owned());
+            prop_assert_eq!(found, before.map(|id| bare_id(&id).to_owned()), "the default backend's");
+        }
+        Ok(())
+    }
+
     async fn collect(&self, image: &str) {
         let request = cri::RemoveImageRequest { image: Some(crate::kubelet::bare(image)) };
         // It is refused while an owner is down.
@@ -376,8 +435,11 @@ impl World {
                 }
             }
         }
-        let collected =
-            |image| case.steps.iter().any(|step| matches!(step, Step::Collect(one) if *one == image));
+        let collected = |image| {
+            case.steps
+                .iter()
+                .any(|step| matches!(step, Step::Collect(one) | Step::CollectId(one, _) if *one == image))
+        };
         let same =
             |image| case.preloaded.iter().all(|&(_, other, uid)| other != image || uid == REGISTRY_UID);
         for pod in pods.iter().filter(|pod| pod.plan.policy != Policy::Never) {

@@ -43,10 +43,12 @@ async fn pinned(crimux: &Crimux) -> (usize, usize) {
 
 #[tokio::test]
 async fn file_systems_and_images_of_another_host_are_kept_from_the_collector() {
-    let (_here, _there, crimux) = two("", "").await;
+    let (_here, there, crimux) = two("", "").await;
     let mounted = mountpoints(&crimux).await;
     assert!(!mounted.is_empty() && mounted.iter().all(|path| path == "/here"), "{mounted:?}");
-    assert_eq!(pinned(&crimux).await, (1, 1), "the same image on both hosts");
+    assert_eq!(pinned(&crimux).await, (1, 0), "the same image on both hosts: it frees room here");
+    there.state().add_image("registry.example/remote:1");
+    assert_eq!(pinned(&crimux).await, (2, 1), "an image of the other host frees none");
 
     let (_here, _there, crimux) = two(", local: true", "").await;
     assert!(mountpoints(&crimux).await.contains(&"/there".to_owned()), "said to be on this node");

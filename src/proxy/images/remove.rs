@@ -1,10 +1,13 @@
-//! `RemoveImage`: from every store that lists the image, in the words of each.
+//! `RemoveImage`: from every store that lists the image, by the name that each lists it under.
 //!
-//! kubelet's image collector names an image by the ID that the merged list shows. Each store is asked to list
-//! its images first, because CRI-O takes containerd's `sha256:…` for a name and would not find what it has. What
-//! can be reached is removed; an owner that cannot makes the call fail, and kubelet comes again.
+//! kubelet's image collector names an image by an ID of the merged list. A store is listed first, unless the call
+//! names an ID and the store was listed within the last minute, so that one list of each serves a whole collection; a
+//! store that does not answer costs its deadline once. What can be reached is removed; a store that lists the image and cannot be reached makes
+//! the call fail, and kubelet comes again.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use http::HeaderMap;
@@ -17,16 +20,46 @@ use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, fan_out};
 use crate::router::images::{self, REFERENCE, StoredImage};
-use crate::snapshot::image_name::Named;
+use crate::snapshot::image_name::{Named, is_whole_id};
 use crate::snapshot::{Filter, ListKind};
 use crate::wire;
 
-/// What a store lists of the image.
+/// How long a list of images says which stores have an ID, if no pull was made through crimux since. kubelet lists
+/// all images right before it collects some, each by an ID of that list.
+const FRESH: Duration = Duration::from_secs(60);
+
+/// When each backend's images were last listed.
+#[derive(Debug, Default)]
+pub(in crate::proxy) struct ImageLists {
+    at: Mutex<HashMap<Arc<str>, Instant>>,
+}
+
+impl ImageLists {
+    /// Records that all images of a backend were listed just now.
+    pub(in crate::proxy) fn record(&self, backend: &Arc<str>) {
+        self.lock().insert(Arc::clone(backend), Instant::now());
+    }
+
+    /// Records that a backend may have other images than it last listed.
+    pub(in crate::proxy) fn forget(&self, backend: &str) {
+        self.lock().remove(backend);
+    }
+
+    fn is_younger(&self, backend: &str, age: Duration) -> bool {
+        self.lock().get(backend).is_some_and(|at| at.elapsed() < age)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Instant>> {
+        self.at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is known of the images of one store.
 struct Store {
     backend: Arc<Backend>,
-    /// Whether it was asked just now.
+    /// Whether its list is of this moment.
     live: bool,
-    /// Whether anything is known of its images.
+    /// Whether it was ever listed.
     known: bool,
 }
 
@@ -37,7 +70,8 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         let reference = wire::peek_str(message.encoded(), &REFERENCE)?.to_owned();
-        if let [only] = &self.backends()[..] {
+        let backends = self.backends();
+        if let [only] = &backends[..] {
             self.watch.at(only);
             let reply = only
                 .fetch_within(
@@ -48,70 +82,95 @@ impl Call {
                 )
                 .await?;
             if is_gone(&reply) {
-                forget(&self.node, only, &reference, &listed(only, &reference));
+                forget(&self.node, only, &listed(only, &reference));
                 only.last.saved().await;
             }
             return Ok(reply.into());
         }
         self.watch.at_all(&self.node);
-        let backends = self.backends();
-        let stores = join_all(backends.iter().map(|backend| self.look(backend))).await;
-        let mut held: Vec<_> = stores.iter().map(|store| listed(&store.backend, &reference)).collect();
-        images::settle(&mut held, &reference)?;
-        let nobody = held.iter().all(Vec::is_empty);
-        let unasked = unasked(&stores, nobody, &reference);
-        let removed =
-            std::iter::zip(&stores, &held).filter(|(_, images)| !images.is_empty()).map(|(store, images)| {
-                let headers = self.headers.clone();
-                remove(&self.node, &store.backend, method, headers, &message, &reference, images)
-            });
-        let (mut said, mut lost) = (None, None);
+        let age = if is_whole_id(&reference) { FRESH } else { Duration::ZERO };
+        let mut stores = self.list_stores(&backends, age).await;
+        let mut found = self.find_images(&stores, &reference)?;
+        // Only that a store lists this very ID may be said from memory.
+        if !age.is_zero() && !found.iter().flatten().any(|image| image.named == Named::Id) {
+            stores = self.list_stores(&backends, Duration::ZERO).await;
+            found = self.find_images(&stores, &reference)?;
+        }
+        let nowhere = found.iter().all(Vec::is_empty);
+        let unasked = unasked(&stores, nowhere, &reference);
+        let having = std::iter::zip(&stores, &found).filter(|(_, images)| !images.is_empty());
+        let removed = having.map(|(store, images)| {
+            let headers = self.headers.clone();
+            remove(&self.node, &store.backend, method, headers, &message, &reference, images)
+        });
+        let (mut refused, mut lost) = (None, None);
         for outcome in join_all(removed).await {
             match outcome {
-                Ok(reply) => said = said.or(reply),
+                Ok(reply) => refused = refused.or(reply),
                 Err(error) => lost = lost.or(Some(error)),
             }
         }
-        match (said, lost) {
+        match (refused, lost) {
             (Some(reply), _) => Ok(reply.into()),
             (None, Some(error)) => Err(error),
             (None, None) => unasked.map_or_else(|| Ok(Outcome::message(&[])), Err),
         }
     }
 
-    /// Asks a store for all its images; they become what is last known of it.
-    async fn look(&self, backend: &Arc<Backend>) -> Store {
-        let wait = self.at_most(backend.config().timeouts.list);
-        // One that is late is not waited for again for each image; its refresh is under way.
-        let asked = if backend.health.is_late(Class::Images) {
-            None
-        } else {
-            tokio::time::timeout(wait, fan_out::list_all(&self.node, backend, List::Images)).await.ok()
-        };
-        if asked.is_none() && backend.is_up() {
-            backend.health.mark_late(Class::Images);
-            fan_out::refresh(&self.node, backend, Class::Images);
+    /// Lists the images of these backends, unless a list is younger than `age`.
+    async fn list_stores(&self, backends: &[Arc<Backend>], age: Duration) -> Vec<Store> {
+        join_all(backends.iter().map(|backend| async move {
+            let live = self.list_store(backend, age).await;
+            let known = backend.last.list(ListKind::Images, &Filter::default()).is_some();
+            Store { backend: Arc::clone(backend), live, known }
+        }))
+        .await
+    }
+
+    /// Returns whether the list of a store is younger than `age`, or was made now.
+    async fn list_store(&self, backend: &Arc<Backend>, age: Duration) -> bool {
+        if !backend.is_up() || backend.health.is_late(Class::Images) {
+            return false;
         }
-        let known = backend.last.list(ListKind::Images, &Filter::default()).is_some();
-        Store { backend: Arc::clone(backend), live: matches!(asked, Some(Ok(()))), known }
+        if self.node.image_lists.is_younger(&backend.name, age) {
+            return true;
+        }
+        let limit = backend.config().timeouts.list;
+        let wait = self.at_most(limit);
+        let listing = fan_out::list_all(&self.node, backend, List::Images);
+        if let Ok(listed) = tokio::time::timeout(wait, listing).await {
+            return listed.is_ok();
+        }
+        if wait == limit {
+            fan_out::fell_behind(&self.node, backend, Class::Images, List::Images.unary());
+        }
+        false
+    }
+
+    /// Returns the images that each store lists of the reference, the most certain matches only.
+    fn find_images(&self, stores: &[Store], reference: &str) -> Result<Vec<Vec<StoredImage>>, Error> {
+        let mut found: Vec<_> = stores.iter().map(|store| listed(&store.backend, reference)).collect();
+        let rule = images::keep_best_match(&mut found, reference)?;
+        tracing::debug!(image = reference, ?rule, scope = ?self.scope, "removal routed");
+        Ok(found)
     }
 }
 
-/// Returns what is last known of the image in one store.
+/// Returns what one store was last known to list of the image.
 fn listed(backend: &Backend, reference: &str) -> Vec<StoredImage> {
     let list = backend.last.list(ListKind::Images, &Filter::default());
-    list.map(|list| images::held(&list, reference)).unwrap_or_default()
+    list.map(|list| images::stored(&list, reference)).unwrap_or_default()
 }
 
-/// Returns why it cannot be said that the image is gone: stores of which nothing is known, and, if nobody lists
-/// it, those that could not be asked.
-fn unasked(stores: &[Store], nobody: bool, reference: &str) -> Option<Error> {
-    let unasked = stores.iter().filter(|store| !store.known || (nobody && !store.live));
+/// Returns why it cannot be said that the image is gone: stores that were never listed, and, if no store lists the
+/// image, those that could not be listed now.
+fn unasked(stores: &[Store], nowhere: bool, reference: &str) -> Option<Error> {
+    let unasked = stores.iter().filter(|store| !store.known || (nowhere && !store.live));
     let backends: Vec<_> = unasked.map(|store| Arc::clone(&store.backend.name)).collect();
     (!backends.is_empty()).then(|| Error::Unasked { kind: "image", id: reference.to_owned(), backends })
 }
 
-/// Removes images from one store; returns its answer if that is an error of its own.
+/// Removes images from one store; returns its reply if that is an error of its own.
 async fn remove(
     node: &Arc<ProxyState>,
     backend: &Arc<Backend>,
@@ -121,14 +180,17 @@ async fn remove(
     reference: &str,
     images: &[StoredImage],
 ) -> Result<Option<Collected>, Error> {
+    if let Some(waited) = backend.health.is_late(Class::Images).then(|| backend.config().timeouts.list) {
+        return Err(Error::Late { backend: Arc::clone(&backend.name), waited });
+    }
     let by_name = images.iter().any(|image| image.named == Named::Name);
-    // By its name an image is removed once, in the client's words; by ID in those of the store.
-    let words = if by_name { vec![reference] } else { images.iter().map(|image| &*image.id).collect() };
-    for words in words {
-        let framed = if words == reference {
+    // By its name an image is removed once, as the client wrote it; by ID as the store lists it.
+    let names = if by_name { vec![reference] } else { images.iter().map(|image| &*image.id).collect() };
+    for name in names {
+        let framed = if name == reference {
             message.framed()
         } else {
-            Message::new(&wire::append_str(message.encoded(), &REFERENCE, words)).framed()
+            Message::new(&wire::append_str(message.encoded(), &REFERENCE, name)).framed()
         };
         let limit = backend.config().timeouts.remove_image;
         let reply = backend.fetch_within(limit, method, headers.clone(), framed).await?;
@@ -136,7 +198,12 @@ async fn remove(
             return Ok(Some(reply));
         }
     }
-    forget(node, backend, reference, images);
+    if by_name {
+        // Whether a tag takes its image along is the runtime's to decide.
+        node.image_lists.forget(&backend.name);
+        fan_out::refresh(node, backend, Class::Images);
+    }
+    forget(node, backend, images);
     backend.last.saved().await;
     Ok(None)
 }
@@ -145,15 +212,10 @@ fn is_gone(reply: &Collected) -> bool {
     matches!(reply.code, Code::Ok | Code::NotFound)
 }
 
-/// Forgets removed images at once; the next list tells what is left of them.
-fn forget(node: &Arc<ProxyState>, backend: &Arc<Backend>, reference: &str, images: &[StoredImage]) {
-    let uses = &node.router.image_uses;
-    uses.forget(reference, &backend.name);
+/// Forgets removed images at once; the next list shows what is left.
+fn forget(node: &Arc<ProxyState>, backend: &Arc<Backend>, images: &[StoredImage]) {
     for image in images {
         backend.last.image_removed(&image.id);
-        for name in image.names.iter().chain([&image.id]) {
-            uses.forget(name, &backend.name);
-        }
     }
-    fan_out::refresh(node, backend, Class::Images);
+    tracing::debug!(backend = %backend.name, count = images.len(), joining = node.is_joining(backend), "removed");
 }

@@ -1,30 +1,27 @@
-//! `ImageStatus`: the answer of the pod's own store, or of no store at all.
+//! `ImageStatus`: the answer of the pod's own store, of several that agree, or none.
 //!
-//! A call that names its pod is answered by that pod's backend. One that fits pods of several backends is
-//! answered with "there" only if all of them have the same image. One that names nothing is the question as
-//! whom the container shall run; it is answered by the backend on which a pod has just been told that the image
-//! is there, else by all that have it if they agree, else not at all: kubelet then tries again.
+//! Where the rules name one store, its answer is the answer. Where the pod may be on several, the image is present
+//! only if all that can be asked have the same one. kubelet's question for the user, which names no pod, is answered
+//! only if all stores that may be meant agree: kubelet tries again after an error, but takes absent for root.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
-use http::HeaderMap;
 use tonic::Code;
 
 use crate::backend::{Backend, Class, Collected};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::Method;
-use crate::proxy::Call;
 use crate::proxy::fan_out::PROMPT;
 use crate::proxy::images::with_handler;
 use crate::proxy::reply::Outcome;
-use crate::router::images::{self, ImageRequest, StatusRoute, StoreAnswer, StoreTarget, Verdict};
-use crate::snapshot::{Filter, ListKind};
+use crate::proxy::{Call, fan_out};
+use crate::router::images::{self, ImageRequest, ImageRoute, Rule, StoreAnswer, StoreTarget, Verdict};
 
-/// What a backend answered, or why it did not.
-type Heard = Result<Collected, Error>;
+/// A backend's reply, or why there is none.
+type Answer = Result<Collected, Error>;
 
 impl Call {
     pub(super) async fn image_status(
@@ -33,216 +30,136 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         let asked = ImageRequest::read(message.encoded())?;
-        if let Some(scope) = &self.scope {
-            let backend = self.node.backend(scope)?;
-            self.watch.at(&backend);
-            return Ok(self
-                .ask(&backend, method, &message, &StoreTarget::plain(Arc::clone(scope)))
-                .await?
-                .into());
-        }
-        match self.node.router.way_of_status(&asked)? {
-            StatusRoute::One(place) => self.status_at(method, &asked, &message, &place).await,
-            StatusRoute::Every(places) => self.status_at_every(method, &asked, &message, &places).await,
-            StatusRoute::Unspecified => self.status_anywhere(method, &asked, &message).await,
-        }
-    }
-
-    /// Answers with what the pod's own store says.
-    async fn status_at(
-        &mut self,
-        method: &'static Method,
-        asked: &ImageRequest<'_>,
-        message: &Message,
-        place: &StoreTarget,
-    ) -> Result<Outcome, Error> {
-        let backend = self.node.backend(&place.backend)?;
-        self.watch.at(&backend);
-        let reply = self.ask(&backend, method, message, place).await?;
-        self.show(asked, &backend, &reply)?;
-        Ok(reply.into())
-    }
-
-    /// Answers with the image only if all these stores have it, and the same one.
-    async fn status_at_every(
-        &mut self,
-        method: &'static Method,
-        asked: &ImageRequest<'_>,
-        message: &Message,
-        places: &[StoreTarget],
-    ) -> Result<Outcome, Error> {
-        self.watch.at_all(&self.node);
+        let ImageRoute { rule, stores } = match &self.scope {
+            Some(scope) => ImageRoute::to(Rule::OwnSocket, Arc::clone(scope)),
+            None => self.node.route_of_status(&asked)?,
+        };
+        tracing::debug!(image = asked.reference, ?rule, ?stores, "status routed");
         let backends: Vec<_> =
-            places.iter().map(|place| self.node.backend(&place.backend)).collect::<Result<_, _>>()?;
-        let pairs = std::iter::zip(&backends, places);
-        let heard = join_all(pairs.map(|(backend, place)| self.ask(backend, method, message, place))).await;
-        let (mut having, mut lost) = (Vec::new(), None);
-        for (backend, reply) in std::iter::zip(&backends, heard) {
-            match reply {
-                Ok(reply) if is_there(&reply) => having.push((backend, reply)),
-                Ok(reply) => {
-                    self.show(asked, backend, &reply)?;
-                    return Ok(reply.into());
-                }
-                // Nothing starts on a backend that is down, so that it had the image is answer enough.
-                Err(error) if !backend.is_up() && had(backend, asked.reference) => lost = Some(error),
-                Err(error) => return Err(error),
-            }
+            stores.iter().map(|store| self.node.backend(&store.backend)).collect::<Result<_, _>>()?;
+        match &backends[..] {
+            [only] => self.watch.at(only),
+            _ => self.watch.at_all(&self.node),
         }
-        let replies: Vec<_> = having.iter().map(|(_, reply)| reply.message.encoded()).collect();
-        match (images::same_image(&replies), lost) {
-            (Some(place), _) => {
-                let (backend, reply) = having.swap_remove(place);
-                self.show(asked, backend, &reply)?;
-                Ok(reply.into())
-            }
-            (None, Some(error)) if having.is_empty() => Err(error),
-            // Another image under the same name is not the image; a pull settles which one is meant.
-            _ => {
-                self.node.router.image_uses.missed(asked.reference, asked.pod.config_seen);
-                Ok(Outcome::message(&[]))
-            }
+        let answers = self.ask_all(method, &message, &backends, &stores).await;
+        match rule {
+            Rule::StartUnderWay | Rule::JustStarted => self.user(&asked, rule, &backends, answers),
+            Rule::OwnSocket => self.only(answers),
+            _ => self.of_pods(&asked, &backends, answers),
         }
     }
 
-    /// Answers a call that says nothing of a pod.
-    async fn status_anywhere(
-        &mut self,
-        method: &'static Method,
-        asked: &ImageRequest<'_>,
-        message: &Message,
-    ) -> Result<Outcome, Error> {
-        self.watch.at_all(&self.node);
-        let default = self.node.default_in(None);
-        let mut backends = self.backends();
-        backends.retain(|backend| !self.node.is_joining(backend));
-        backends.sort_by_key(|backend| backend.name != default);
-        let awaited = self.node.router.image_uses.awaited(asked.reference, Instant::now());
-        let waiting: Vec<_> = backends.iter().filter(|b| awaited.contains(&b.name)).cloned().collect();
-        // Where a pod waits, the others do not matter, and may be slow.
-        let asking = if waiting.is_empty() { backends } else { waiting };
-        let mut heard = self.ask_all(&asking, method, message).await;
-        match self.judge(asked, &awaited, &asking, &heard) {
-            Verdict::Answer(place) => self.tell(asked, &asking[place], heard.swap_remove(place)),
-            verdict => settle(asked, verdict, heard),
-        }
+    /// Answers with the one store's answer.
+    fn only(&self, mut answers: Vec<Answer>) -> Result<Outcome, Error> {
+        debug_assert!(self.scope.is_some(), "one backend's own socket");
+        answers.swap_remove(0).map(Outcome::from)
     }
 
-    fn judge(
+    /// Answers for a pod that may be on any of these backends: present only if all that answer have the same image.
+    /// One that cannot be asked cannot start the container now either, and does not decide if another answers.
+    fn of_pods(
         &self,
         asked: &ImageRequest<'_>,
-        awaited: &[Arc<str>],
         backends: &[Arc<Backend>],
-        heard: &[Heard],
-    ) -> Verdict {
-        let said: Vec<_> = heard.iter().map(said).collect();
-        let latest = self.node.router.image_uses.latest(asked.reference, Instant::now());
-        let latest = latest.and_then(|name| backends.iter().position(|backend| backend.name == name));
-        images::judge(&said, |place| awaited.contains(&backends[place].name), latest)
+        mut answers: Vec<Answer>,
+    ) -> Result<Outcome, Error> {
+        let said: Vec<_> = answers.iter().map(store_answer).collect();
+        let (starts, pod) = (&self.node.router.image_starts, asked.pod.config_seen);
+        if let Some(index) = said.iter().position(|answer| *answer == StoreAnswer::Absent) {
+            starts.end(asked.reference, pod);
+            return answers.swap_remove(index).map(Outcome::from);
+        }
+        let present: Vec<_> =
+            (0..said.len()).filter(|index| said[*index] != StoreAnswer::Unavailable).collect();
+        if present.is_empty() {
+            return answers.swap_remove(0).map(Outcome::from);
+        }
+        let replies: Vec<_> = present
+            .iter()
+            .filter_map(|index| answers[*index].as_ref().ok())
+            .map(|reply| reply.message.encoded())
+            .collect();
+        let Some(index) = images::same_image(&replies) else {
+            // Another image by the same name is not the image; a pull, which carries the uid, tells the pod.
+            starts.end(asked.reference, pod);
+            return Ok(Outcome::message(&[]));
+        };
+        let stores = present.iter().map(|index| Arc::clone(&backends[*index].name)).collect();
+        starts.begin(asked.reference, pod, stores, Instant::now());
+        answers.swap_remove(present[index]).map(Outcome::from)
     }
 
-    fn tell(&mut self, asked: &ImageRequest<'_>, backend: &Backend, heard: Heard) -> Result<Outcome, Error> {
-        self.watch.at(backend);
-        self.node.router.image_uses.told(asked.reference, Instant::now());
-        heard.map(Outcome::from)
+    /// Answers the question for the image's user.
+    fn user(
+        &mut self,
+        asked: &ImageRequest<'_>,
+        rule: Rule,
+        backends: &[Arc<Backend>],
+        mut answers: Vec<Answer>,
+    ) -> Result<Outcome, Error> {
+        let said: Vec<_> = answers.iter().map(store_answer).collect();
+        let cause = match images::agree(&said, rule == Rule::JustStarted) {
+            Verdict::Answer(index) => {
+                self.watch.at(&backends[index]);
+                return answers.swap_remove(index).map(Outcome::from);
+            }
+            Verdict::Absent => return answers.swap_remove(0).map(Outcome::from),
+            Verdict::Undecided(cause) => cause,
+        };
+        self.node.router.image_starts.refuse(asked.reference, Instant::now());
+        let asked_at: Vec<_> = std::iter::zip(backends, &answers)
+            .map(|(backend, answer)| match answer {
+                Ok(reply) if reply.code != Code::Ok => format!("{}: {:?}", backend.name, reply.code),
+                Ok(_) => backend.name.to_string(),
+                Err(error) => error.to_string(),
+            })
+            .collect();
+        let (image, asked_at) = (asked.reference.to_owned(), asked_at.join("; "));
+        tracing::warn!(image, cause, asked_at, ?rule, "the image's user is not certain");
+        Err(Error::ImageUndecided { image, cause: format!("{cause} ({asked_at})") })
     }
 
-    /// Asks one backend within its deadline for reads, or the caller's.
-    async fn ask(
-        &self,
-        backend: &Arc<Backend>,
-        method: &'static Method,
-        message: &Message,
-        place: &StoreTarget,
-    ) -> Heard {
-        let wait = self.at_most(backend.config().timeouts.read);
-        ask_within(wait, backend, method, self.headers.clone(), with_handler(message, place)).await
-    }
-
-    /// Asks backends at once. One that is late already only gets a moment, so that it does not slow every pod.
+    /// Asks these stores at once, each within its deadline for reads or the caller's. Of several, one that is late
+    /// already only gets a moment.
     async fn ask_all(
         &self,
-        backends: &[Arc<Backend>],
         method: &'static Method,
         message: &Message,
-    ) -> Vec<Heard> {
-        let asked = backends.iter().map(|backend| {
+        backends: &[Arc<Backend>],
+        stores: &[StoreTarget],
+    ) -> Vec<Answer> {
+        let asked = std::iter::zip(backends, stores).map(|(backend, store)| async move {
             let late = backend.health.is_late(Class::Lists) || backend.health.is_late(Class::Reads);
-            let limit = if late && backends.len() > 1 { PROMPT } else { backend.config().timeouts.read };
-            ask_within(self.at_most(limit), backend, method, self.headers.clone(), message.framed())
+            let read = backend.config().timeouts.read;
+            let wait = self.at_most(if late && backends.len() > 1 { PROMPT } else { read });
+            let call = backend.fetch(method, self.headers.clone(), with_handler(message, store));
+            match tokio::time::timeout(wait, call).await {
+                Ok(answer) => answer,
+                Err(_) => Err(self.late(backend, method, wait, wait == read)),
+            }
         });
         join_all(asked).await
     }
 
-    /// Remembers whether a pod was shown an image, or holds the pod back for a moment.
-    fn show(&self, asked: &ImageRequest<'_>, backend: &Backend, reply: &Collected) -> Result<(), Error> {
-        let (remembered, pod) = (&self.node.router.image_uses, asked.pod.config_seen);
-        if pod.is_empty() || reply.code != Code::Ok {
-            return Ok(());
+    fn late(
+        &self,
+        backend: &Arc<Backend>,
+        method: &'static Method,
+        waited: Duration,
+        outlasted: bool,
+    ) -> Error {
+        if outlasted {
+            fan_out::fell_behind(&self.node, backend, Class::Reads, method);
         }
-        let Some(user) = images::user(reply.message.encoded()) else {
-            remembered.missed(asked.reference, pod);
-            return Ok(());
-        };
-        let shown = remembered.shown(asked.reference, &backend.name, pod, user, Instant::now());
-        shown.map_err(|other| Error::ImageUndecided {
-            image: asked.reference.to_owned(),
-            cause: format!(
-                "it is being started on backend {other} too, where it has another user than on {}; try again",
-                backend.name
-            ),
-        })
+        Error::Late { backend: Arc::clone(&backend.name), waited }
     }
 }
 
-async fn ask_within(
-    wait: Duration,
-    backend: &Arc<Backend>,
-    method: &'static Method,
-    headers: HeaderMap,
-    message: bytes::Bytes,
-) -> Heard {
-    let late = || Error::Late { backend: Arc::clone(&backend.name), waited: wait };
-    tokio::time::timeout(wait, backend.fetch(method, headers, message)).await.map_err(|_| late())?
-}
-
-fn is_there(reply: &Collected) -> bool {
-    reply.code == Code::Ok && images::user(reply.message.encoded()).is_some()
-}
-
-fn said(heard: &Heard) -> StoreAnswer {
-    match heard {
+fn store_answer(answer: &Answer) -> StoreAnswer {
+    match answer {
         Ok(reply) if reply.code == Code::Ok => {
-            images::user(reply.message.encoded()).map_or(StoreAnswer::Lacks, StoreAnswer::Has)
+            images::user(reply.message.encoded()).map_or(StoreAnswer::Absent, StoreAnswer::Present)
         }
-        _ => StoreAnswer::Nothing,
+        _ => StoreAnswer::Unavailable,
     }
-}
-
-/// Tells whether the last-known list of a backend has the image.
-fn had(backend: &Backend, reference: &str) -> bool {
-    let list = backend.last.list(ListKind::Images, &Filter::default());
-    list.is_some_and(|list| !images::held(&list, reference).is_empty())
-}
-
-/// Answers a call for which no answer was chosen.
-fn settle(asked: &ImageRequest<'_>, verdict: Verdict, heard: Vec<Heard>) -> Result<Outcome, Error> {
-    let Verdict::Undecided(cause) = verdict else {
-        let absent = heard.into_iter().flatten().next();
-        return Ok(absent.map_or_else(|| Outcome::message(&[]), Outcome::from));
-    };
-    let there = heard.iter().flatten().any(is_there);
-    let mut missing = Vec::new();
-    for reply in heard {
-        match reply {
-            // Where nobody has it, a backend's own error says more than we could.
-            Ok(reply) if reply.code != Code::Ok && !there => return Ok(reply.into()),
-            Ok(_) => {}
-            Err(error) => missing.push(error.to_string()),
-        }
-    }
-    let image = asked.reference.to_owned();
-    tracing::warn!(image, cause, ?missing, "no answer for this image can stand for all backends");
-    let more = if missing.is_empty() { String::new() } else { format!(" ({})", missing.join("; ")) };
-    Err(Error::ImageUndecided { image, cause: format!("{cause}{more}") })
 }

@@ -1,9 +1,10 @@
-//! Ways, verdicts and references, each rule by itself.
+//! Routes, verdicts and references, each rule by itself.
 
 use std::collections::BTreeMap;
 
 use prost::Message;
 
+use super::answers::User;
 use super::*;
 use crate::cri;
 use crate::router::Handlers;
@@ -22,7 +23,7 @@ fn router() -> Router {
 }
 
 fn learn(router: &Router, id: &str, backend: &str, uid: &str, annotations: &[(&str, &str)]) {
-    let pod = Pod::new(uid, "", annotations.iter().copied(), 1, true);
+    let pod = Pod::new(uid, backend, annotations.iter().copied(), 1, true);
     router.owners.learn_sandbox(id, &backend.into(), pod);
 }
 
@@ -37,16 +38,42 @@ fn spec(handler: &str, annotations: &[(&str, &str)]) -> Vec<u8> {
     cri::ImageStatusRequest { image: Some(image), verbose: false }.encode_to_vec()
 }
 
-fn way(router: &Router, handler: &str, annotations: &[(&str, &str)]) -> StatusRoute {
-    router.way_of_status(&ImageRequest::read(&spec(handler, annotations)).unwrap()).unwrap()
+/// A node on which `down` is down and `using` has containers of every image.
+fn route_with(
+    router: &Router,
+    handler: &str,
+    annotations: &[(&str, &str)],
+    (down, using, just_started): (&str, &[&str], bool),
+) -> Result<(Rule, String), Error> {
+    let known = Known {
+        is_down: &|name| name == down,
+        sandboxes_using: &|_, _| using.iter().map(|id| (*id).to_owned()).collect(),
+        just_started,
+    };
+    let request = spec(handler, annotations);
+    let route = router.route_of_status(&ImageRequest::read(&request).unwrap(), &known)?;
+    let stores = route.stores.iter().map(|StoreTarget { backend, handler }| match handler {
+        Some(handler) => format!("{backend}:{handler}"),
+        None => backend.to_string(),
+    });
+    Ok((route.rule, stores.collect::<Vec<_>>().join(",")))
 }
 
-fn one(backend: &str) -> StatusRoute {
-    StatusRoute::One(StoreTarget::plain(backend.into()))
+fn route(router: &Router, handler: &str, annotations: &[(&str, &str)]) -> (Rule, String) {
+    route_with(router, handler, annotations, ("", &[], false)).unwrap()
 }
 
-fn every(backends: &[&str]) -> StatusRoute {
-    StatusRoute::Every(backends.iter().map(|backend| StoreTarget::plain((*backend).into())).collect())
+fn to(rule: Rule, stores: &str) -> (Rule, String) {
+    (rule, stores.to_owned())
+}
+
+#[test]
+fn every_rule_has_one_row() {
+    for (index, row) in RULES.iter().enumerate() {
+        assert_eq!(RULES.iter().position(|other| other.rule == row.rule), Some(index), "{:?}", row.rule);
+        assert_eq!(row.rule.row().reason, row.reason);
+    }
+    assert_eq!(Rule::Unknown as usize + 1, RULES.len(), "the last rule is the last row");
 }
 
 #[test]
@@ -54,24 +81,45 @@ fn config_seen_leads_to_the_sandbox_and_its_owner() {
     let router = router();
     learn(&router, "s1", "b", "u1", &[(SEEN, "t1"), ("note", "x")]);
     learn(&router, "s2", "a", "u2", &[(SEEN, "t2"), ("note", "x")]);
-    assert_eq!(way(&router, "", &[(SEEN, "t1"), ("note", "changed since")]), one("b"));
-    assert_eq!(way(&router, "", &[(SEEN, "t2")]), one("a"));
+    assert_eq!(route(&router, "", &[(SEEN, "t1"), ("note", "changed since")]), to(Rule::ConfigSeen, "b"));
+    assert_eq!(route(&router, "", &[(SEEN, "t2")]), to(Rule::ConfigSeen, "a"));
+    let down = route_with(&router, "", &[(SEEN, "t2")], ("a", &["s1"], false)).unwrap();
+    assert_eq!(down, to(Rule::ConfigSeen, "a"), "a pod that is known is nobody else's");
 }
 
 #[test]
 fn equal_annotations_stand_in_for_an_unknown_config_seen() {
     let router = router();
     learn(&router, "s1", "b", "u1", &[(SEEN, "t1"), ("kubernetes.io/config.source", "api"), ("note", "x")]);
-    assert_eq!(way(&router, "", &[("note", "x"), (SEEN, "t9")]), one("b"));
+    let asked = [("note", "x"), (SEEN, "t9")];
+    assert_eq!(route(&router, "", &asked), to(Rule::Alike, "b"));
     learn(&router, "s2", "a", "u2", &[(SEEN, "t2"), ("note", "x")]);
-    assert_eq!(way(&router, "", &[("note", "x"), (SEEN, "t9")]), every(&["a", "b"]));
+    assert_eq!(route(&router, "", &asked), to(Rule::Alike, "a,b"));
     router.owners.note_ready("s1", false);
-    assert_eq!(
-        way(&router, "", &[("note", "x"), (SEEN, "t9")]),
-        one("a"),
-        "image calls need a ready sandbox"
-    );
-    assert_eq!(way(&router, "", &[("note", "y"), (SEEN, "t9")]), one("a"), "no pod is like it: the default");
+    assert_eq!(route(&router, "", &asked), to(Rule::Alike, "a"), "image calls need a ready sandbox");
+    assert_eq!(route(&router, "", &[("note", "y"), (SEEN, "t9")]), to(Rule::NoPod, "a"));
+}
+
+#[test]
+fn of_pods_alike_those_with_a_container_of_the_image_are_meant() {
+    let router = router();
+    learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
+    learn(&router, "s2", "a", "u2", &[(SEEN, "t2")]);
+    let with = |using: &[&str]| route_with(&router, "", &[(SEEN, "t9")], ("", using, false)).unwrap();
+    assert_eq!(with(&["s1"]), to(Rule::UsedBy, "b"));
+    assert_eq!(with(&["s1", "s2"]), to(Rule::UsedBy, "a,b"));
+    assert_eq!(with(&["gone"]), to(Rule::Alike, "a,b"));
+}
+
+#[test]
+fn a_backend_that_is_down_is_no_candidate_unless_there_is_no_other() {
+    let router = router();
+    learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
+    let down = |using: &[&str]| route_with(&router, "", &[(SEEN, "t9")], ("b", using, false)).unwrap();
+    assert_eq!(down(&[]), to(Rule::Alike, "b"), "it is Unavailable there, and absent nowhere");
+    learn(&router, "s2", "a", "u2", &[(SEEN, "t2")]);
+    assert_eq!(down(&[]), to(Rule::Alike, "a"));
+    assert_eq!(down(&["s1"]), to(Rule::Alike, "a"));
 }
 
 #[test]
@@ -79,11 +127,11 @@ fn pods_without_other_annotations_are_alike_but_sandboxes_that_are_not_of_kubele
     let router = router();
     learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
     learn(&router, "s2", "a", "u2", &[]);
-    assert_eq!(way(&router, "", &[(SEEN, "t9")]), one("b"));
-    assert_eq!(way(&router, "", &[]), StatusRoute::Unspecified);
+    assert_eq!(route(&router, "", &[(SEEN, "t9")]), to(Rule::Alike, "b"));
+    assert_eq!(route(&router, "", &[]), to(Rule::OtherClient, "a"));
     assert_eq!(
-        way(&router, "", &[("note", "x")]),
-        StatusRoute::Unspecified,
+        route(&router, "", &[("note", "x")]),
+        to(Rule::OtherClient, "a"),
         "kubelet never leaves config.seen out"
     );
 }
@@ -93,24 +141,61 @@ fn one_config_seen_of_two_pods_means_both_of_their_backends() {
     let router = router();
     learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
     learn(&router, "s2", "a", "u2", &[(SEEN, "t1")]);
-    assert_eq!(way(&router, "", &[(SEEN, "t1")]), every(&["a", "b"]));
+    assert_eq!(route(&router, "", &[(SEEN, "t1")]), to(Rule::ConfigSeen, "a,b"));
 }
 
 #[test]
-fn a_handler_goes_before_everything_and_is_renamed() {
+fn a_call_without_annotations_is_the_default_backends_unless_a_start_is_under_way() {
+    let router = router();
+    learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
+    assert_eq!(route(&router, "", &[]), to(Rule::OtherClient, "a"));
+    router.image_starts.begin("busybox", "t1", vec!["b".into()], Instant::now());
+    assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "b"));
+    router.image_starts.begin("busybox", "t2", vec!["a".into()], Instant::now());
+    assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "a,b"));
+    let down = route_with(&router, "", &[], ("b", &[], false)).unwrap();
+    assert_eq!(down, to(Rule::StartUnderWay, "a"), "nothing starts on a backend that is down");
+}
+
+#[test]
+fn soon_after_the_start_all_backends_with_pods_of_kubelet_may_be_meant() {
+    let router = router();
+    let started = |router: &Router| route_with(router, "", &[], ("", &[], true)).unwrap();
+    learn(&router, "s1", "b", "u1", &[]);
+    assert_eq!(started(&router), to(Rule::OtherClient, "a"), "no pod is kubelet's");
+    learn(&router, "s2", "b", "u2", &[(SEEN, "t1")]);
+    assert_eq!(started(&router), to(Rule::JustStarted, "a,b"));
+}
+
+#[test]
+fn a_handler_is_renamed_and_a_pod_that_is_known_goes_before_it() {
     let router = router();
     learn(&router, "s1", "a", "u1", &[(SEEN, "t1")]);
-    let renamed = |backend: &str, handler: &str| StoreTarget {
-        backend: backend.into(),
-        handler: Some(handler.to_owned()),
-    };
-    assert_eq!(way(&router, "kata", &[(SEEN, "t1")]), StatusRoute::One(renamed("b", "kata-qemu")));
-    assert_eq!(way(&router, "b", &[]), one("b"), "the same name needs no change");
-    assert_eq!(way(&router, "both", &[(SEEN, "t1")]), StatusRoute::One(renamed("a", "x")));
-    assert_eq!(way(&router, "both", &[]), StatusRoute::Every(vec![renamed("a", "x"), renamed("b", "y")]));
-    let request = spec("gone", &[]);
-    let error = router.way_of_status(&ImageRequest::read(&request).unwrap()).unwrap_err();
-    assert!(matches!(error, Error::UnknownHandler { .. }), "{error}");
+    assert_eq!(route(&router, "kata", &[]), to(Rule::Handler, "b:kata-qemu"));
+    assert_eq!(
+        route(&router, "kata", &[(SEEN, "t1")]),
+        to(Rule::ConfigSeen, "a"),
+        "the sandbox's own handler"
+    );
+    assert_eq!(route(&router, "b", &[]), to(Rule::Handler, "b"), "the same name needs no change");
+    assert_eq!(route(&router, "both", &[(SEEN, "t1")]), to(Rule::ConfigSeen, "a:x"));
+    assert_eq!(route(&router, "both", &[]), to(Rule::Handler, "a:x,b:y"));
+    assert_eq!(route(&router, "both", &[(SEEN, "t9")]), to(Rule::Handler, "a:x"), "a has the pods alike");
+    let unknown = |annotations: &[(&str, &str)]| route_with(&router, "gone", annotations, ("", &[], false));
+    assert!(matches!(unknown(&[]).unwrap_err(), Error::UnknownHandler { .. }));
+}
+
+#[test]
+fn a_handler_that_was_taken_out_does_not_block_the_pods_it_made() {
+    let router = router();
+    learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
+    assert_eq!(route(&router, "gone", &[(SEEN, "t1")]), to(Rule::ConfigSeen, "b:b"), "as b knows it");
+    assert_eq!(route(&router, "gone", &[(SEEN, "t9")]), to(Rule::Alike, "b:b"));
+    let refused = |_: &str, _: &str| -> Result<Choice, Error> { panic!("the pod decides") };
+    let asked = ImageRequest { handler: "gone", uid: "u1", ..ImageRequest::default() };
+    let pull = router.route_of_pull(&asked, refused).unwrap();
+    let store = StoreTarget { backend: "b".into(), handler: Some("b".to_owned()) };
+    assert_eq!(pull, ImageRoute { rule: Rule::PodUid, stores: vec![store] });
 }
 
 #[test]
@@ -122,12 +207,15 @@ fn a_pull_is_for_the_newest_ready_sandbox_of_its_uid() {
         let sandbox_config = Some(cri::PodSandboxConfig { metadata, ..Default::default() });
         cri::PullImageRequest { sandbox_config, ..Default::default() }.encode_to_vec()
     };
-    let owner =
-        |request: &[u8]| router.pod_of_pull(&ImageRequest::read(request).unwrap()).map(|(owner, _)| owner);
-    assert_eq!(owner(&request("u1")), Some("b".into()));
-    assert_eq!(owner(&request("u2")), None);
-    learn(&router, "s3", "a", "", &[]);
-    assert_eq!(owner(&request("")), None, "an empty uid is nobody's");
+    let rule = |request: &[u8]| {
+        let asked = ImageRequest::read(request).unwrap();
+        let route = router.route_of_pull(&asked, |_, _| panic!("no handler")).unwrap();
+        (route.rule, route.stores[0].backend.to_string())
+    };
+    assert_eq!(rule(&request("u1")), to(Rule::PodUid, "b"));
+    assert_eq!(rule(&request("u2")), to(Rule::PullWithoutPod, "a"));
+    learn(&router, "s3", "b", "", &[]);
+    assert_eq!(rule(&request("")), to(Rule::PullWithoutPod, "a"), "an empty uid is no pod's");
 }
 
 #[test]
@@ -145,32 +233,22 @@ fn the_user_is_what_kubelet_would_take() {
 }
 
 #[test]
-fn absent_is_only_said_where_every_store_denies_it() {
-    let nobody = |_| false;
-    let has = || StoreAnswer::Has(User::Uid(7));
-    assert_eq!(judge(&[StoreAnswer::Lacks, StoreAnswer::Lacks], nobody, None), Verdict::Absent);
-    let lacking = judge(&[StoreAnswer::Lacks, StoreAnswer::Lacks], |place| place == 0, None);
-    assert!(matches!(lacking, Verdict::Undecided(_)), "a pod waits to hear as whom it runs");
-    assert!(matches!(
-        judge(&[StoreAnswer::Lacks, StoreAnswer::Nothing], nobody, None),
-        Verdict::Undecided(_)
-    ));
-    assert_eq!(judge(&[StoreAnswer::Nothing, has(), StoreAnswer::Lacks], nobody, None), Verdict::Answer(1));
-}
-
-#[test]
-fn an_answer_is_that_of_the_awaited_or_of_all_or_of_the_latest_use_or_none() {
-    let (root, app) = (StoreAnswer::Has(User::Uid(0)), StoreAnswer::Has(User::Uid(7)));
-    let answers = [root.clone(), app.clone(), StoreAnswer::Lacks];
-    let at = |wanted: &'static [usize]| move |place: usize| wanted.contains(&place);
-    assert_eq!(judge(&answers, at(&[1]), Some(0)), Verdict::Answer(1));
-    assert!(matches!(judge(&answers, at(&[0, 1]), Some(0)), Verdict::Undecided(_)));
-    assert!(matches!(judge(&answers, at(&[2]), Some(0)), Verdict::Undecided(_)));
-    assert_eq!(judge(&answers, at(&[]), Some(0)), Verdict::Answer(0));
-    assert!(matches!(judge(&answers, at(&[]), Some(2)), Verdict::Undecided(_)));
-    assert!(matches!(judge(&answers, at(&[]), None), Verdict::Undecided(_)));
-    assert_eq!(judge(&[app.clone(), app], at(&[]), None), Verdict::Answer(0));
-    assert_eq!(judge(&[root, StoreAnswer::Nothing], at(&[0]), None), Verdict::Answer(0));
+fn stores_answer_for_each_other_only_if_they_agree() {
+    let (root, app) = (StoreAnswer::Present(User::Uid(0)), StoreAnswer::Present(User::Uid(7)));
+    let (absent, silent) = (StoreAnswer::Absent, StoreAnswer::Unavailable);
+    let undecided = |answers: &[StoreAnswer], absent_counts| {
+        matches!(agree(answers, absent_counts), Verdict::Undecided(_))
+    };
+    for absent_counts in [true, false] {
+        assert_eq!(agree(&[app.clone(), app.clone()], absent_counts), Verdict::Answer(0));
+        assert!(undecided(&[app.clone(), root.clone()], absent_counts));
+        assert!(undecided(&[app.clone(), absent.clone()], absent_counts));
+        assert!(undecided(&[absent.clone(), silent.clone()], absent_counts));
+    }
+    assert_eq!(agree(&[absent.clone(), absent.clone()], true), Verdict::Absent);
+    assert!(undecided(&[absent], false), "kubelet would take it for root");
+    assert_eq!(agree(&[silent.clone(), app.clone()], true), Verdict::Answer(1));
+    assert!(undecided(&[silent, app], false), "the start may be on the one that does not answer");
 }
 
 fn status(id: &str) -> Vec<u8> {
@@ -179,7 +257,7 @@ fn status(id: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_same_image_is_told_in_the_form_that_every_runtime_understands() {
+fn the_same_image_is_shown_in_the_form_that_every_runtime_understands() {
     let (long, plain, other) = (status("sha256:ab"), status("ab"), status("cd"));
     assert_eq!(same_image(&[&long, &plain]), Some(1));
     assert_eq!(same_image(&[&long, &long]), Some(0));
@@ -197,21 +275,28 @@ fn list(images: &[(&str, &str)]) -> Vec<u8> {
 }
 
 #[test]
-fn a_reference_means_the_surest_images_of_all_stores() {
+fn a_reference_means_the_most_certain_images_of_all_stores() {
     let a = list(&[("sha256:cafe01", "docker.io/library/web:1"), ("sha256:cafe02", "docker.io/library/b:1")]);
     let b = list(&[("cafe01", "docker.io/library/web:1"), ("00", "docker.io/library/cafe:latest")]);
     let ids = |reference: &str| {
-        let mut stores = [held(&a, reference), held(&b, reference)];
-        settle(&mut stores, reference).map(|()| {
-            stores.map(|images| images.into_iter().map(|image| image.id).collect::<Vec<_>>().join(","))
+        let mut stores = [stored(&a, reference), stored(&b, reference)];
+        keep_best_match(&mut stores, reference).map(|rule| {
+            (
+                rule,
+                stores.map(|images| images.into_iter().map(|image| image.id).collect::<Vec<_>>().join(",")),
+            )
         })
     };
-    let both = ["sha256:cafe01".to_owned(), "cafe01".to_owned()];
-    assert_eq!(ids("sha256:cafe01").unwrap(), both);
-    assert_eq!(ids("cafe01").unwrap(), both);
-    assert_eq!(ids("web:1").unwrap(), both);
-    assert_eq!(ids("cafe").unwrap(), ["", "00"], "a name goes before the beginning of an ID");
-    assert_eq!(ids("sha256:cafe02").unwrap(), ["sha256:cafe02", ""]);
-    assert!(matches!(ids("caf").unwrap_err(), Error::Ambiguous { .. }));
-    assert_eq!(ids("nothing").unwrap(), ["", ""]);
+    let found = |rule, a: &str, b: &str| (Some(rule), [a.to_owned(), b.to_owned()]);
+    assert_eq!(ids("sha256:cafe01").unwrap(), found(Rule::RemoveId, "sha256:cafe01", ""), "b's is another's");
+    assert_eq!(ids("cafe01").unwrap(), found(Rule::RemoveId, "", "cafe01"));
+    assert_eq!(ids("cafe02").unwrap(), found(Rule::RemoveOtherSpelling, "sha256:cafe02", ""));
+    assert_eq!(ids("sha256:00").unwrap(), found(Rule::RemoveOtherSpelling, "", "00"));
+    assert_eq!(ids("web:1").unwrap(), found(Rule::RemoveName, "sha256:cafe01", "cafe01"));
+    assert_eq!(ids("cafe").unwrap(), found(Rule::RemoveName, "", "00"), "a name goes before a prefix");
+    assert_eq!(
+        ids("cafe0").unwrap_err().to_string(),
+        Error::Ambiguous { kind: "image", prefix: "cafe0".into() }.to_string()
+    );
+    assert_eq!(ids("nothing").unwrap(), (None, [String::new(), String::new()]));
 }

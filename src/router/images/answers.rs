@@ -1,0 +1,80 @@
+//! What stores answer about an image, and whether several answers are one.
+
+use crate::cri::{field, field_path};
+use crate::snapshot::image_name::bare_id;
+use crate::wire;
+
+/// The user a container runs as when its pod does not set one (`helpers.go getImageUser`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum User {
+    /// By number; 0 also where the image sets none.
+    Uid(u64),
+    /// By name.
+    Name(String),
+}
+
+/// Returns the user of the image in an encoded `ImageStatusResponse`; `None` if the image is absent.
+pub fn user(reply: &[u8]) -> Option<User> {
+    if !wire::has_path(reply, &[field!(ImageStatusResponse.image)]).unwrap_or(false) {
+        return None;
+    }
+    let name = wire::peek_str(reply, &field_path!(ImageStatusResponse.image.username)).unwrap_or_default();
+    let uid = wire::peek_varint(reply, &field_path!(ImageStatusResponse.image.uid.value)).unwrap_or_default();
+    let has_uid = wire::has_path(reply, &field_path!(ImageStatusResponse.image.uid)).unwrap_or(false);
+    Some(if has_uid || name.is_empty() { User::Uid(uid) } else { User::Name(name.to_owned()) })
+}
+
+/// What a store answered about an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreAnswer {
+    /// It has the image, which has this user.
+    Present(User),
+    /// It does not have the image.
+    Absent,
+    /// It could not be asked, or answered with an error.
+    Unavailable,
+}
+
+/// What several answers to kubelet's question for the user mean together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The answer with this index stands for all.
+    Answer(usize),
+    /// The image is absent everywhere.
+    Absent,
+    /// No answer can stand for all, and why.
+    Undecided(&'static str),
+}
+
+/// Decides whether the answers of several stores agree. `absent_is_an_answer` is false while a start is under way:
+/// kubelet takes an absent image for one that runs as root.
+pub fn agree(answers: &[StoreAnswer], absent_is_an_answer: bool) -> Verdict {
+    let present = |index: &usize| matches!(answers[*index], StoreAnswer::Present(_));
+    let holders: Vec<_> = (0..answers.len()).filter(present).collect();
+    let absent = answers.contains(&StoreAnswer::Absent);
+    let unavailable = answers.contains(&StoreAnswer::Unavailable);
+    match holders.first() {
+        Some(_) if absent => Verdict::Undecided("one backend has it and another does not"),
+        Some(_) if holders.windows(2).any(|pair| answers[pair[0]] != answers[pair[1]]) => {
+            Verdict::Undecided("backends have different images by that name, with different users")
+        }
+        Some(_) if unavailable && !absent_is_an_answer => {
+            Verdict::Undecided("a container of it is being started on a backend that does not answer")
+        }
+        Some(&index) => Verdict::Answer(index),
+        None if unavailable => Verdict::Undecided("not every backend that may be meant answered"),
+        None if absent_is_an_answer => Verdict::Absent,
+        None => Verdict::Undecided("the backend that a container of it is being started on does not have it"),
+    }
+}
+
+/// Returns the index of one of these encoded `ImageStatusResponse`s if all are about the same image: one whose form
+/// of the ID every runtime understands, because CRI-O takes `sha256:…` for a name and containerd takes plain digits.
+pub fn same_image(replies: &[&[u8]]) -> Option<usize> {
+    let id = |reply| wire::peek_str(reply, &field_path!(ImageStatusResponse.image.id)).unwrap_or_default();
+    let first = bare_id(id(replies.first()?));
+    if !replies.iter().all(|reply| bare_id(id(reply)) == first) {
+        return None;
+    }
+    Some(replies.iter().position(|reply| id(reply) == first).unwrap_or(0))
+}

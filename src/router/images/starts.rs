@@ -1,0 +1,252 @@
+//! Container starts under way: between an annotated call for an image and `CreateContainer`.
+//!
+//! ```text
+//! ImageStatus or PullImage, annotated ── begin ──┐
+//! ImageStatus without annotations                │ stores(): this call is kubelet's, and means these stores
+//! CreateContainer of the pod ─────────── end ────┘ else after 30 s
+//! ```
+//!
+//! The call in the middle names an image and nothing else, and an absent image makes kubelet run the container as
+//! root (`helpers.go getImageUser`). While starts of one image are under way on stores that disagree about it, it
+//! fails, and kubelet starts again. Each start sends it once, so when it has failed once for each start, no start is
+//! left, and they end a second later.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::snapshot::image_name::normalise;
+
+/// How long a start lasts at most; there are milliseconds between kubelet's calls unless the node is overloaded.
+const LONGEST_START: Duration = Duration::from_secs(30);
+/// How long a pull lasts at most, after which its pod is not waited for any more.
+const LONGEST_PULL: Duration = Duration::from_secs(3600);
+/// How long starts last once the call for the user failed for each; kubelet's next attempt comes 10 s later.
+const AFTER_REFUSAL: Duration = Duration::from_secs(1);
+/// The most references, and the most starts of one, that are remembered; beyond them the oldest are forgotten.
+const MAX_REFERENCES: usize = 4096;
+const MAX_STARTS: usize = 256;
+
+/// One pod that is starting a container.
+#[derive(Debug)]
+struct Start {
+    /// The pod's `config.seen`.
+    pod: Box<str>,
+    /// The backends that it may be on.
+    backends: Vec<Arc<str>>,
+    until: Instant,
+}
+
+/// The starts of one image, the latest last.
+#[derive(Debug, Default)]
+struct OfReference {
+    starts: Vec<Start>,
+    /// How often the call without annotations has failed because the stores disagree.
+    refused: usize,
+}
+
+/// All starts, by normalised reference.
+#[derive(Debug, Default)]
+pub struct Starts {
+    map: Mutex<HashMap<String, OfReference>>,
+}
+
+/// A pull for a pod; the pod's start goes on after it if it succeeded, else it ends.
+#[derive(Debug)]
+pub struct Pull<'a> {
+    starts: &'a Starts,
+    reference: &'a str,
+    pod: &'a str,
+    backend: Arc<str>,
+    succeeded: bool,
+}
+
+impl Starts {
+    /// Records that `pod` was told by these backends that the image is present. A pod without `config.seen` is not
+    /// kubelet's and is not recorded.
+    pub fn begin(&self, reference: &str, pod: &str, backends: Vec<Arc<str>>, now: Instant) {
+        self.record(reference, pod, backends, now, LONGEST_START);
+    }
+
+    /// Records that `pod` pulls the image to `backend`.
+    pub fn pull<'a>(&'a self, reference: &'a str, pod: &'a str, backend: Arc<str>) -> Pull<'a> {
+        self.record(reference, pod, vec![Arc::clone(&backend)], Instant::now(), LONGEST_PULL);
+        Pull { starts: self, reference, pod, backend, succeeded: false }
+    }
+
+    /// Returns the backends of the starts of an image that are under way, the latest first.
+    pub fn stores(&self, reference: &str, now: Instant) -> Vec<Arc<str>> {
+        let map = self.lock();
+        let mut backends: Vec<Arc<str>> = Vec::new();
+        let starts = map.get(&normalise(reference)).map(|of| &of.starts[..]).unwrap_or_default();
+        for backend in starts.iter().rev().filter(|start| start.until > now).flat_map(|start| &start.backends)
+        {
+            if !backends.contains(backend) {
+                backends.push(Arc::clone(backend));
+            }
+        }
+        backends
+    }
+
+    /// Records that the call for the user of an image failed because the stores disagree.
+    pub fn refuse(&self, reference: &str, now: Instant) {
+        if let Some(of) = self.lock().get_mut(&normalise(reference)) {
+            of.starts.retain(|start| start.until > now);
+            of.refused += 1;
+            if of.refused >= of.starts.len() {
+                of.refused = 0;
+                for start in &mut of.starts {
+                    start.until = start.until.min(now + AFTER_REFUSAL);
+                }
+            }
+        }
+    }
+
+    /// Records that `pod` was told that the image is absent: its start of this image ended.
+    pub fn end(&self, reference: &str, pod: &str) {
+        let mut map = self.lock();
+        let key = normalise(reference);
+        if let Some(of) = map.get_mut(&key) {
+            of.starts.retain(|start| *start.pod != *pod);
+            if of.starts.is_empty() {
+                map.remove(&key);
+            }
+        }
+    }
+
+    /// Records that `pod` creates its container: its starts ended.
+    pub fn end_all(&self, pod: &str) {
+        if !pod.is_empty() {
+            self.lock().retain(|_, of| {
+                of.starts.retain(|start| *start.pod != *pod);
+                !of.starts.is_empty()
+            });
+        }
+    }
+
+    fn record(&self, reference: &str, pod: &str, backends: Vec<Arc<str>>, now: Instant, longest: Duration) {
+        if pod.is_empty() {
+            return;
+        }
+        let key = normalise(reference);
+        let mut map = self.lock();
+        if !map.contains_key(&key) && map.len() >= MAX_REFERENCES {
+            map.retain(|_, of| of.starts.iter().any(|start| start.until > now));
+            let latest = |of: &OfReference| of.starts.last().map(|start| start.until);
+            let oldest = map.iter().min_by_key(|(_, of)| latest(of)).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest.filter(|_| map.len() >= MAX_REFERENCES) {
+                map.remove(&oldest);
+            }
+        }
+        let of = map.entry(key).or_default();
+        let before = of.starts.len();
+        of.starts.retain(|start| start.until > now && *start.pod != *pod);
+        if of.starts.len() < before {
+            // A pod that starts again has had the answer to its last call for the user.
+            of.refused = of.refused.saturating_sub(1);
+        }
+        if of.starts.len() >= MAX_STARTS {
+            of.starts.remove(0);
+        }
+        of.starts.push(Start { pod: pod.into(), backends, until: now + longest });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, OfReference>> {
+        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pull<'_> {
+    /// Records that the image is there now.
+    pub fn succeed(&mut self) {
+        self.succeeded = true;
+    }
+}
+
+impl Drop for Pull<'_> {
+    fn drop(&mut self) {
+        if self.succeeded {
+            self.starts.begin(self.reference, self.pod, vec![Arc::clone(&self.backend)], Instant::now());
+        } else {
+            self.starts.end(self.reference, self.pod);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const IMAGE: &str = "app:1";
+
+    fn start() -> (Starts, Arc<str>, Arc<str>, Instant) {
+        (Starts::default(), "a".into(), "b".into(), Instant::now())
+    }
+
+    fn names(backends: &[Arc<str>]) -> Vec<&str> {
+        backends.iter().map(|backend| &**backend).collect()
+    }
+
+    #[test]
+    fn a_start_is_under_way_under_any_form_of_its_name_until_its_container_is_created() {
+        let (starts, a, b, now) = start();
+        starts.begin("app", "p1", vec![a], now);
+        starts.begin("docker.io/library/app:latest", "p2", vec![b], now);
+        assert_eq!(names(&starts.stores("app:latest", now)), ["b", "a"]);
+        starts.end_all("p2");
+        assert_eq!(names(&starts.stores("app", now)), ["a"]);
+        assert_eq!(names(&starts.stores("app", now + LONGEST_START)), [""; 0]);
+        starts.end("app", "p1");
+        assert_eq!(names(&starts.stores("app", now)), [""; 0]);
+    }
+
+    #[test]
+    fn a_call_that_names_no_pod_begins_nothing() {
+        let (starts, a, _, now) = start();
+        starts.begin(IMAGE, "", vec![a], now);
+        assert_eq!(names(&starts.stores(IMAGE, now)), [""; 0]);
+    }
+
+    #[test]
+    fn a_pull_is_a_start_that_ends_with_it_if_it_fails() {
+        let (starts, a, _, _) = start();
+        let mut pull = starts.pull(IMAGE, "p1", Arc::clone(&a));
+        assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["a"]);
+        pull.succeed();
+        drop(pull);
+        assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["a"]);
+        drop(starts.pull(IMAGE, "p1", a));
+        assert_eq!(names(&starts.stores(IMAGE, Instant::now())), [""; 0]);
+    }
+
+    #[test]
+    fn starts_that_were_refused_once_each_end_soon_and_those_that_begin_again_do_not() {
+        let (starts, a, b, now) = start();
+        starts.begin(IMAGE, "p1", vec![Arc::clone(&a)], now);
+        starts.begin(IMAGE, "p2", vec![b], now);
+        starts.refuse(IMAGE, now);
+        let soon = now + AFTER_REFUSAL;
+        assert_eq!(names(&starts.stores(IMAGE, soon)), ["b", "a"], "one call is still to come");
+        starts.begin(IMAGE, "p1", vec![Arc::clone(&a)], now);
+        starts.refuse(IMAGE, now);
+        assert_eq!(names(&starts.stores(IMAGE, soon)), ["a", "b"], "p1 begins again, p2's call is to come");
+        starts.refuse(IMAGE, now);
+        assert_eq!(names(&starts.stores(IMAGE, now)), ["a", "b"]);
+        starts.begin(IMAGE, "p1", vec![a], now);
+        assert_eq!(names(&starts.stores(IMAGE, soon)), ["a"]);
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let (starts, a, _, now) = start();
+        for number in 0..MAX_REFERENCES + 10 {
+            starts.begin(&format!("app:{number}"), "p", vec![Arc::clone(&a)], now);
+        }
+        for number in 0..MAX_STARTS + 10 {
+            starts.begin("app:100", &format!("p{number}"), vec![Arc::clone(&a)], now);
+        }
+        let map = starts.lock();
+        assert_eq!(map.len(), MAX_REFERENCES);
+        assert_eq!(map.values().map(|of| of.starts.len()).max(), Some(MAX_STARTS));
+    }
+}

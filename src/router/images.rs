@@ -209,7 +209,7 @@ impl Router {
     fn route_without_annotations(&self, reference: &str, known: &Known<'_>) -> ImageRoute {
         let starting = self.image_starts.stores(reference, Instant::now());
         if !starting.is_empty() {
-            return ImageRoute::to_all(Rule::StartUnderWay, without_down(starting, known));
+            return ImageRoute::to_all(Rule::StartUnderWay, starting);
         }
         let default = Arc::clone(self.handlers().default_backend());
         if known.just_started {
@@ -284,14 +284,6 @@ impl Router {
         stores.sort_by(|a, b| a.backend.cmp(&b.backend));
         stores
     }
-}
-
-/// Returns the backends that are up, or all if none is: nothing starts on a backend that is down.
-fn without_down(mut backends: Vec<Arc<str>>, known: &Known<'_>) -> Vec<Arc<str>> {
-    if backends.iter().any(|backend| !(known.is_down)(backend)) {
-        backends.retain(|backend| !(known.is_down)(backend));
-    }
-    backends
 }
 
 #[cfg(test)]

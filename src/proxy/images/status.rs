@@ -72,6 +72,8 @@ impl Call {
         let present: Vec<_> =
             (0..said.len()).filter(|index| said[*index] != StoreAnswer::Unavailable).collect();
         if present.is_empty() {
+            // kubelet gets an error, and starts this container again from the beginning.
+            starts.end(asked.reference, pod);
             return answers.swap_remove(0).map(Outcome::from);
         }
         let replies: Vec<_> = present

@@ -174,7 +174,7 @@ fn a_handler_is_renamed_and_a_pod_that_is_known_goes_before_it() {
     assert_eq!(route(&router, "kata", &[]), to(Rule::Handler, "b:kata-qemu"));
     assert_eq!(
         route(&router, "kata", &[(SEEN, "t1")]),
-        to(Rule::ConfigSeen, "a"),
+        to(Rule::ConfigSeen, "a:a"),
         "the sandbox's own handler"
     );
     assert_eq!(route(&router, "b", &[]), to(Rule::Handler, "b"), "the same name needs no change");

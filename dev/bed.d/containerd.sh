@@ -5,7 +5,7 @@
 # RUNTIME is runc, crun or runsc, with @VERSION where it matters: `debian` (the machine's own package), `1.7`,
 # `2.1` (Debian's newer suites) or `newest` (what dev/tools names). BED_CONTAINERD is the version without one.
 
-BED_CONTAINERD=${BED_CONTAINERD:-debian}
+BED_CONTAINERD=${BED_CONTAINERD:-newest}
 
 containerd_up() { # NAME RUNTIME NET
   namespace_alive || die "not up: $BED"

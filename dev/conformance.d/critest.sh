@@ -8,6 +8,7 @@ run_critest() { # [BACKEND...]
   bed_begin
   bed suite-images
   hold_images
+  for name in "$@"; do critest_version "$name" >"$RESULTS/critest-$name-version"; done
   for name in "$@"; do
     critest_once direct "$name" "$BED/run/$name/containerd.sock"
     hold_images
@@ -17,6 +18,16 @@ run_critest() { # [BACKEND...]
     crimux_end
   done
   return $failed
+}
+
+# One line about a backend: the runtime, its version, what runs its containers.
+critest_version() { # NAME
+  local backend
+  for backend in $BACKENDS; do
+    [ "${backend%%:*}" != "$1" ] || printf '%s\t%s\t%s\n' "$(bed run "$(tool crictl)" --config "$PARTS/crictl.yaml" \
+      --runtime-endpoint "unix://$BED/run/$1/containerd.sock" version |
+      awk '/RuntimeName/ { name = $2 } /RuntimeVersion/ { print name " " $2 }')" "$(sed 's/.*://; s/@.*//' <<<"$backend")" "$(date -u +%F)"
+  done
 }
 
 # Every backend has the images of the suite: the suite itself only pulls through its one endpoint.

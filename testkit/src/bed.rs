@@ -77,7 +77,8 @@ impl Bed {
         Self::up_with(&[("a", "runc"), ("b", "crun"), ("g", "runsc")])
     }
 
-    /// Brings up the named backends, each with its default runtime (`runc`, `crun` or `runsc`).
+    /// Brings up the named backends, each with its default runtime (`runc`, `crun` or `runsc`, with `@VERSION`
+    /// of its containerd where that matters).
     ///
     /// # Errors
     /// What `dev/bed` said when it does not come up.

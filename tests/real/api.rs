@@ -40,7 +40,7 @@ fn items(messages: &[Bytes]) -> Vec<Vec<u8>> {
 
 #[tokio::test]
 async fn streaming_lists_of_runtimes_without_them_equal_the_unary_lists() {
-    let Some(bed) = world::bed() else { return };
+    let Some(bed) = world::old_bed() else { return };
     let crimux = world::crimux(&bed, &HANDLERS).await;
     let mut pods = world::dial(&bed, &crimux.socket).await;
     let ran = one_pod_per_handler(&mut pods).await;
@@ -128,7 +128,7 @@ async fn pass_v1alpha2(containerd: &Client, request: Request<Body>) -> Response<
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_containerd_that_speaks_v1alpha2_alone_runs_pods() {
-    let Some(bed) = world::bed() else { return };
+    let Some(bed) = world::old_bed() else { return };
     let old = of_old(&bed, "a");
     let directory = bed.directory().join("crimux-old");
     std::fs::create_dir_all(&directory).unwrap();

@@ -11,8 +11,9 @@ use testkit::bed::{Bed, Inside};
 use testkit::cri::{ContainerState, ContainerStatusRequest, PodSandboxState, PodSandboxStatusRequest};
 use tonic::Code;
 
-/// The three usual backends and their default runtimes.
-pub(crate) const BACKENDS: [(&str, &str); 3] = [("a", "runc"), ("b", "crun"), ("g", "runsc")];
+/// The three usual backends and their default runtimes: the newest containerd, and the oldest that is supported.
+pub(crate) const BACKENDS: [(&str, &str); 3] =
+    [("a", "runc@newest"), ("b", "crun@2.1"), ("g", "runsc@newest")];
 
 /// The usual handlers: handler, backend, the backend's name for it.
 pub(crate) const HANDLERS: [(&str, &str, &str); 3] =
@@ -34,6 +35,11 @@ pub(crate) struct Crimux<'bed> {
 /// The usual bed, or `None` after a loud skip.
 pub(crate) fn bed() -> Option<Bed> {
     Bed::up_or_skip(&BACKENDS)
+}
+
+/// The usual bed with Debian's own containerd, which knows no streaming lists and still speaks `v1alpha2`.
+pub(crate) fn old_bed() -> Option<Bed> {
+    Bed::up_or_skip(&[("a", "runc@debian"), ("b", "crun@debian"), ("g", "runsc@debian")])
 }
 
 /// Writes the usual configuration and starts crimux; returns when it answers.

@@ -14,7 +14,7 @@ use crate::cri::{
 };
 
 /// The conditions that kubelet judges the node by.
-const JUDGED: [&str; 2] = ["RuntimeReady", "NetworkReady"];
+pub const JUDGED: [&str; 2] = ["RuntimeReady", "NetworkReady"];
 
 /// What one backend says, or last said, of itself.
 #[derive(Debug)]

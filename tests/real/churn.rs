@@ -27,7 +27,7 @@ use tonic::{Code, Request, Status};
 use super::world::{self, Crimux, IDLE, SOON};
 
 /// Three containerds; the names are those of the usual configuration.
-const RUNTIMES: [(&str, &str); 3] = [("a", "runc"), ("b", "crun"), ("g", "runc")];
+const RUNTIMES: [(&str, &str); 3] = [("a", "runc@debian"), ("b", "crun@debian"), ("g", "runc@debian")];
 const HANDLERS: [(&str, &str, &str); 3] =
     [("runc", "a", "runc"), ("crun", "b", "crun"), ("gvisor", "g", "runc")];
 

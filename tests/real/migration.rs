@@ -58,7 +58,7 @@ async fn a_node_moves_to_a_second_containerd_and_its_pods_run_on() {
     let life = node.life(&running.untouched.container).await;
 
     // "1. Put the second runtime on the node": own root, state, sockets; another subnet.
-    bed.backend(NEW, "runc@newest", "10.88.2").unwrap();
+    bed.backend(NEW, "runc@debian", "10.88.2").unwrap();
     let_crimux_know_it(&bed, &mut node).await;
     try_it_with_a_few_pods(&bed, &mut node).await;
     re_point_the_handler(&bed, &mut node).await;
@@ -72,7 +72,7 @@ async fn a_node_moves_to_a_second_containerd_and_its_pods_run_on() {
 
 #[tokio::test]
 async fn a_node_goes_back_step_by_step_and_its_pods_run_on() {
-    let Some(bed) = Bed::up_or_skip(&[(OLD, "runc@debian"), (NEW, "runc@newest")]) else { return };
+    let Some(bed) = Bed::up_or_skip(&[(OLD, "runc@debian"), (NEW, "runc@debian")]) else { return };
     let mut node = Node::start(&bed, &re_pointed(&bed)).await;
     // A pod from before: its containerd had it already.
     let mut direct = world::dial(&bed, &bed.socket(OLD)).await;

@@ -250,7 +250,8 @@ impl Source {
 
     /// Lists the backend, unless a client has just done so and no event came since the last comparison.
     async fn list(&self, events: u64) -> Result<(), Error> {
-        let quiet = self.compared.load(Ordering::Relaxed) == events;
+        // A stream that was just opened hides what happened before it, which only a list asked for now shows.
+        let quiet = !self.feed.is_streaming() && self.compared.load(Ordering::Relaxed) == events;
         if quiet && self.backend.last.age().is_some_and(|age| age < ROUND) {
             return Ok(());
         }

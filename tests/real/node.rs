@@ -52,6 +52,7 @@ type Seen = (String, String);
 impl Node {
     /// A node with these feature gates (`A=true,B=false`), or `None` after a loud skip.
     fn up_or_skip(features: &str) -> Option<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
         if std::env::var_os("CRIMUX_NODE").is_none_or(|value| value != "1") {
             skipped("a Kubernetes node was not asked for (./dev/test node, or CRIMUX_NODE=1)");
             return None;
@@ -60,7 +61,6 @@ impl Node {
             skipped(&why);
             return None;
         }
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let directory = PathBuf::from(format!("/tmp/node-{}-{number}", std::process::id()));
         std::fs::create_dir(&directory).unwrap();

@@ -57,8 +57,8 @@ async fn items_that_would_crash_kubelet_are_left_out_alone_and_counted() {
     let lines =
         log.lines().filter(|line| line.contains("left out of answers") && line.contains("ListContainers"));
     assert_eq!(lines.count(), 1, "once a minute: {log}");
-    let (_, status) = crimux.get("/v1/status").await.unwrap();
-    assert!(status.contains("ListPodSandbox: items"), "{status}");
+    let (_, page) = crimux.get("/v1/status").await.unwrap();
+    assert!(page.contains("ListPodSandbox: items"), "{page}");
 }
 
 #[tokio::test]

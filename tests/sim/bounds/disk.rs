@@ -36,7 +36,8 @@ impl Frozen {
 }
 
 async fn run(crimux: &Crimux, name: &str) -> String {
-    let reply = in_time(crimux.client().runtime().run_pod_sandbox(sandbox_config(name).run(""))).await;
+    let mut runtime = crimux.client().runtime();
+    let reply = Box::pin(in_time(runtime.run_pod_sandbox(sandbox_config(name).run("")))).await;
     reply.expect("the sandbox is created").into_inner().pod_sandbox_id
 }
 

@@ -1,7 +1,8 @@
-//! A bound on connections that have not shown yet what they are for: a new one is always taken, the oldest gives way.
+//! A bound on connections that have not shown yet what they are for: a new one is always taken, the oldest
+//! gives way.
 //!
-//! A listener that stops accepting at its bound lets idle connections keep everybody else out. Here they push out each
-//! other, while a client that sends its request at once is served before its turn to give way comes.
+//! A listener that stops accepting at its bound lets idle connections keep everybody else out. Here they push
+//! out each other, while a client that sends its request at once is served before its turn to give way comes.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

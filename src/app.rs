@@ -167,7 +167,8 @@ impl App {
     }
 }
 
-/// Runs a server on `runtime`, as a task of `servers`, at most `drain_timeout` beyond the beginning of the drain.
+/// Runs a server on `runtime`, as a task of `servers`, at most `drain_timeout` beyond the beginning of the
+/// drain.
 fn spawn_with_deadline(
     servers: &mut JoinSet<DrainResult>,
     runtime: &Handle,
@@ -210,8 +211,9 @@ fn boot_id() -> String {
     read.map_or_else(|_| String::new(), |id| id.trim().to_owned())
 }
 
-/// Keeps one earlier timer armed at all times, and measures by it how long the thread of the calls was held up. Arming a
-/// timer that becomes the earliest one costs tokio an extra wake-up, and per-call deadlines would otherwise pay it.
+/// Keeps one earlier timer armed at all times, and measures by it how long the thread of the calls was held
+/// up. Arming a timer that becomes the earliest one costs tokio an extra wake-up, and per-call deadlines
+/// would otherwise pay it.
 async fn timer_keepalive(metrics: Arc<Metrics>) {
     loop {
         let due = Instant::now() + TIMER_PERIOD;

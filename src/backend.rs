@@ -1,7 +1,7 @@
 //! One CRI runtime that calls are forwarded to: its connection, its health, its last-known state.
 //!
-//! `link.rs` keeps the connection, `health.rs` says whether it is in time, `call.rs` sends over it. Nothing here knows
-//! what a method means.
+//! `link.rs` keeps the connection, `health.rs` says whether it is in time, `call.rs` sends over it. Nothing
+//! here knows what a method means.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -72,7 +72,7 @@ impl Backend {
         })
     }
 
-    /// Returns the configuration in force.
+    /// Returns the current configuration.
     pub fn config(&self) -> Arc<BackendConfig> {
         self.config.load_full()
     }
@@ -126,7 +126,7 @@ pub struct Refresh {
 }
 
 impl Refresh {
-    /// Tells whether the backend was connected anew since: what is learnt now may be of another runtime.
+    /// Tells whether the backend was connected again since: what is learnt now may be of another runtime.
     pub fn is_outdated(&self) -> bool {
         self.backend.health.connection() != self.connection
     }

@@ -1,9 +1,9 @@
 //! gRPC framing over HTTP/2 bodies: collects messages, writes them, and carries a reply to the client.
 //!
-//! A gRPC message on the wire is one flag byte, four bytes of length and the encoded message. Messages are kept
-//! framed, so that what is forwarded is sent as the very bytes that came. Nothing here knows a method or a
-//! backend, and nothing is allocated in proportion to a length that is only claimed.
-//! Source: "gRPC over HTTP2", length-prefixed messages.
+//! A gRPC message on the wire is one flag byte, four bytes of length and the encoded message. Messages are
+//! kept framed, so that what is forwarded is sent as the very bytes that came. Nothing here knows a method or
+//! a backend, and nothing is allocated in proportion to a length that is only claimed. Source: "gRPC over
+//! HTTP2", length-prefixed messages.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -64,7 +64,7 @@ impl Message {
         self.framed.clone()
     }
 
-    /// Returns the message as it travels; for whoever keeps nothing of it.
+    /// Returns the message as it travels, for callers that keep nothing of it.
     pub fn into_framed(self) -> Bytes {
         self.framed
     }

@@ -1,8 +1,9 @@
-//! The CRI API as generated from `proto/cri.proto` by `build.rs`: message types, descriptor, field numbers, RPCs.
+//! The CRI API as generated from `proto/cri.proto` by `build.rs`: message types, descriptor, field numbers,
+//! RPCs.
 //!
 //! A field is named where it is read, never by a bare number: [`field!`] is the number of one field, and
-//! [`field_path!`] the numbers from a message down to a field inside it. Both fail to compile if the API has no
-//! such field. Field names are those of the proto.
+//! [`field_path!`] the numbers from a message down to a field inside it. Both fail to compile if the API has
+//! no such field. Field names are those of the proto.
 
 #![allow(missing_docs, clippy::pedantic, reason = "generated code")]
 
@@ -39,7 +40,8 @@ macro_rules! field_path {
 
 pub(crate) use {field, field_path};
 
-/// The field that holds the items of every list reply; [`fields::ImageFsInfoResponse`] alone has a second list.
+/// The field that holds the items of every list reply; [`fields::ImageFsInfoResponse`] alone has a second
+/// list.
 pub const LIST_ITEMS: u32 = same(&[
     field!(ListPodSandboxResponse.items),
     field!(ListContainersResponse.containers),

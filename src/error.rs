@@ -1,9 +1,10 @@
 //! What can go wrong inside crimux, and the one translation of it into a gRPC status.
 //!
-//! A backend's own status is not an error of ours and never passes through here. The codes follow what kubelet
-//! does with them: a backend that cannot be asked is `Unavailable`, never `NotFound` (kubelet would take the pod
-//! for gone), never `DeadlineExceeded` (a failed exec probe) and never `Unimplemented` (a feature switched off
-//! for good). Texts name backends, handlers, IDs and causes; they never carry a message's contents.
+//! A backend's own status is not an error of ours and never passes through here. The codes follow what
+//! kubelet does with them: a backend that cannot be asked is `Unavailable`, never `NotFound` (kubelet would
+//! take the pod for gone), never `DeadlineExceeded` (a failed exec probe) and never `Unimplemented` (a
+//! feature switched off for good). Texts name backends, handlers, IDs and causes; they never carry a
+//! message's contents.
 
 use std::fmt;
 use std::sync::Arc;

@@ -93,7 +93,8 @@ impl RecentEvents {
         lock(&self.restart_keys).clone()
     }
 
-    /// Records the handler that a sandbox was requested with. Several handlers may lead to one handler of a backend.
+    /// Records the handler that a sandbox was requested with. Several handlers may lead to one handler of a
+    /// backend.
     pub fn record_requested_handler(&self, sandbox: &str, handler: &str) {
         let mut handlers = lock(&self.requested_handlers);
         if handlers.len() >= HANDLERS {

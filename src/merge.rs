@@ -1,9 +1,9 @@
 //! Several replies become one.
 //!
-//! Every list of the CRI API is repeated field 1, and the concatenation of two encoded messages is the message
-//! with both lists: most merges copy nothing at all. Images and filesystems are decoded, because one image may
-//! be in two stores and the order of filesystems means something. Nothing here does I/O.
-//! Source: the protobuf encoding specification, "Merging".
+//! Every list of the CRI API is repeated field 1, and the concatenation of two encoded messages is the
+//! message with both lists: most merges copy nothing at all. Images and filesystems are decoded, because one
+//! image may be in two stores and the order of filesystems means something. Nothing here does I/O. Source:
+//! the protobuf encoding specification, "Merging".
 
 use bytes::Bytes;
 
@@ -44,7 +44,8 @@ pub fn merge(list: List, parts: &[Part<'_>]) -> Vec<Bytes> {
     }
 }
 
-/// Returns the stats of a backend that is not on this node. What cannot be read is left out: it may name a path.
+/// Returns the stats of a backend that is not on this node. What cannot be read is left out: it may name a
+/// path.
 fn elsewhere(list: List, part: &Part<'_>) -> Bytes {
     stats::without_filesystems(list, part.items).unwrap_or_default()
 }

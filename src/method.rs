@@ -161,8 +161,8 @@ pub enum Deadline {
     Fast,
 }
 
-/// Which places of `max_in_flight` a call takes: each kind has as many, so that calls that may rightly last, such as a
-/// stop or a pull, leave those of lists and reads alone.
+/// Which places of `max_in_flight` a call takes: each kind has as many, so that calls that may rightly last,
+/// such as a stop or a pull, leave those of lists and reads alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Place {

@@ -37,8 +37,8 @@ use tokens::{Grant, Tokens};
 use url::StreamKind;
 
 /// How many connections may be without a complete request head at once; the oldest gives way to a new one.
-/// They need no token yet: without this limit any process of the node could exhaust crimux's file descriptors,
-/// and if new ones had to wait, it could keep kubelet out.
+/// They need no token yet: without this limit any process of the node could exhaust crimux's file
+/// descriptors, and if new ones had to wait, it could keep kubelet out.
 const UNREAD_HEADS: usize = 512;
 
 /// What kubelet gets instead of a backend's streaming URL.

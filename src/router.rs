@@ -36,12 +36,12 @@ impl Router {
         }
     }
 
-    /// Returns the handlers in force.
+    /// Returns the current handlers.
     pub fn handlers(&self) -> Arc<Handlers> {
         self.handlers.load_full()
     }
 
-    /// Puts other handlers in force, for calls that start from now on.
+    /// Replaces the handlers, for calls that start from now on.
     pub fn replace_handlers(&self, handlers: Handlers) {
         self.handlers.store(Arc::new(handlers));
     }

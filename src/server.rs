@@ -51,7 +51,8 @@ impl Listener {
         Ok(Self { listener, file })
     }
 
-    /// Wraps a socket that listens already, such as systemd's. `path` is the configured one; the socket's own counts.
+    /// Wraps a socket that listens already, such as systemd's. `path` is the configured one; the socket's own
+    /// counts.
     ///
     /// # Errors
     /// If it cannot be set to non-blocking.

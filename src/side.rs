@@ -1,7 +1,8 @@
 //! The thread of everything that is no call: admin HTTP, relayed streams, TLS handshakes.
 //!
-//! Calls have the main thread to themselves. A status page, a scrape, a stream that is copied or a handshake takes
-//! milliseconds of CPU, and each of them would be waited for by every call. Nothing here knows what runs on the thread.
+//! Calls have the main thread to themselves. A status page, a scrape, a stream that is copied or a handshake
+//! takes milliseconds of CPU, and each of them would be waited for by every call. Nothing here knows what
+//! runs on the thread.
 
 use std::io;
 
@@ -34,7 +35,7 @@ impl Side {
         Self(Handle::current())
     }
 
-    /// Returns the runtime of the thread, for tasks whose end somebody else waits for.
+    /// Returns the runtime of the thread, for tasks whose end another task waits for.
     pub fn handle(&self) -> &Handle {
         &self.0
     }

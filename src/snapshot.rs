@@ -4,12 +4,12 @@
 //! backend that cannot be asked, its last-known lists and statuses answer, and because crimux itself may be
 //! killed meanwhile, they are kept in `state_dir`.
 //!
-//! Two kinds of file hold them. The *snapshot* is everything, replaced atomically by a background writer, only
-//! when something changed and at most every three seconds. The *journal* is every creation, removal and change
-//! of state since, one `write(2)` each before its call is answered. To write a snapshot, a new journal is
-//! started, then the state is captured, then the snapshot is put in place, then older journals are deleted:
-//! whatever the step at which crimux is killed, each acknowledged change is in the snapshot or in a journal that
-//! it names. Sequence numbers keep a change that is in both from being applied twice.
+//! Two kinds of file hold them. The *snapshot* is everything, replaced atomically by a background writer,
+//! only when something changed and at most every three seconds. The *journal* is every creation, removal and
+//! change of state since, one `write(2)` each before its call is answered. To write a snapshot, a new journal
+//! is started, then the state is captured, then the snapshot is put in place, then older journals are
+//! deleted: whatever the step at which crimux is killed, each acknowledged change is in the snapshot or in a
+//! journal that it names. Sequence numbers keep a change that is in both from being applied twice.
 //!
 //! Files that are torn, foreign or unreadable are set aside with a warning, never trusted, never fatal. No
 //! verbose reply, container environment or credential may enter here.
@@ -171,7 +171,7 @@ impl Snapshot {
         self.fresh
     }
 
-    /// Returns the state of a backend; makes one that knows nothing if there is none. A `local` backend's
+    /// Returns the state of a backend; makes an empty one if it has no state. A `local` backend's
     /// saved items become NOTREADY and EXITED, and its saved statuses are dropped, if the node was rebooted.
     /// Call it for every configured backend before [`Snapshot::run`].
     pub fn backend(&self, name: &str, local: bool) -> Arc<LastKnown> {
@@ -209,8 +209,8 @@ impl Snapshot {
         known.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Gives the journal a thread of its own, so that a disk that takes no writes stops no call. Call it once, before
-    /// calls are served.
+    /// Gives the journal a thread of its own, so that a disk that takes no writes stops no call. Call it
+    /// once, before calls are served.
     ///
     /// # Errors
     /// If the system has no thread to give; records are then written by the thread that makes them.
@@ -218,14 +218,14 @@ impl Snapshot {
         self.shared.start_thread()
     }
 
-    /// Completes when every change recorded so far is in the journal. It waits at most 100 ms: then the changes count
-    /// as not saved, and [`Snapshot::write_error`] says so.
+    /// Completes when every change recorded so far is in the journal. It waits at most 100 ms: then the
+    /// changes count as not saved, and [`Snapshot::write_error`] says so.
     pub async fn saved(&self) {
         self.shared.saved().await;
     }
 
-    /// Ends the journal's thread once it has written what is queued; a disk that takes no writes is waited for 2 s.
-    /// Changes that are recorded later live in memory alone.
+    /// Ends the journal's thread once it has written what is queued; a disk that takes no writes is waited
+    /// for 2 s. Changes that are recorded later live in memory alone.
     pub async fn close(&self) {
         self.shared.close_queue().await;
     }

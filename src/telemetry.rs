@@ -1,7 +1,8 @@
 //! Logging: one line for each event, as text or JSON, on standard error. Spans are in [`spans`].
 //!
-//! The filter is `log.level`; the environment variable `CRIMUX_LOG` overrides it, and `crimux log-level` overrides
-//! both until the next start. No event carries the contents of a message, credentials, env or exec data.
+//! The filter is `log.level`; the environment variable `CRIMUX_LOG` overrides it, and `crimux log-level`
+//! overrides both until the next start. No event carries the contents of a message, credentials, env or exec
+//! data.
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 

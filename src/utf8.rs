@@ -1,10 +1,10 @@
 //! Repairs text that is not UTF-8 in any message of the API, so that one byte does not cost a whole reply.
 //!
-//! Protobuf parsers refuse a message with a string that is not UTF-8, and in a merged list that message holds the
-//! items of every backend. Which fields are strings is read from the descriptor of `proto/cri.proto`, once. A bad
-//! byte becomes U+FFFD; fields that the descriptor does not know stay as they are. It must not decide whether a
-//! message is worth passing on.
-//! Source: the protobuf language guide, proto3 `string`; Unicode 15, 3.9, substitution of maximal subparts.
+//! Protobuf parsers refuse a message with a string that is not UTF-8, and in a merged list that message holds
+//! the items of every backend. Which fields are strings is read from the descriptor of `proto/cri.proto`,
+//! once. A bad byte becomes U+FFFD; fields that the descriptor does not know stay as they are. It must not
+//! decide whether a message is worth passing on. Source: the protobuf language guide, proto3 `string`;
+//! Unicode 15, 3.9, substitution of maximal subparts.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -46,8 +46,8 @@ static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     Schema::read(cri::DESCRIPTOR).expect("build.rs wrote the descriptor of proto/cri.proto")
 });
 
-/// Returns `encoded`, a message named as in `proto/cri.proto`, with U+FFFD in the place of what is not UTF-8, and how
-/// many strings were repaired. Without any the bytes are shared, not copied.
+/// Returns `encoded`, a message named as in `proto/cri.proto`, with U+FFFD in the place of what is not UTF-8,
+/// and how many strings were repaired. Without any the bytes are shared, not copied.
 ///
 /// # Errors
 /// Whatever makes the message unreadable.

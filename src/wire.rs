@@ -1,10 +1,10 @@
 //! Reads and writes the protobuf wire format, field by field, without knowing any message.
 //!
 //! What crimux forwards stays encoded; this is how the few fields that decide the way are peeked, replaced or
-//! appended. A reader borrows from the bytes it is given, allocates nothing, never trusts a length beyond them
-//! and reads as protobuf parsers do: the last occurrence of a singular field wins, and repeated occurrences of
-//! a singular message merge. It must not know a message or a method.
-//! Source: the protobuf encoding specification, "Last One Wins" and "Merging".
+//! appended. A reader borrows from the bytes it is given, allocates nothing, never trusts a length beyond
+//! them and reads as protobuf parsers do: the last occurrence of a singular field wins, and repeated
+//! occurrences of a singular message merge. It must not know a message or a method. Source: the protobuf
+//! encoding specification, "Last One Wins" and "Merging".
 
 use bytes::{BufMut, Bytes, BytesMut};
 
@@ -120,7 +120,7 @@ impl<'a> Field<'a> {
 }
 
 /// Returns the payload at `path` (field numbers, outermost first) of `message`: the last occurrence in the
-/// merged message, `None` if there is none.
+/// merged message, `None` if the field is not set.
 ///
 /// # Errors
 /// Whatever makes the message unreadable on the way there.
@@ -233,8 +233,8 @@ pub fn append_str(message: &[u8], path: &[u32], value: &str) -> Bytes {
     out.freeze()
 }
 
-/// Returns `message` without the fields at `path`, or `None` if none is there; all other bytes stay as they were
-/// but for the lengths of the messages around what is left out.
+/// Returns `message` without the fields at `path`, or `None` if none is there; all other bytes stay as they
+/// were but for the lengths of the messages around what is left out.
 ///
 /// # Errors
 /// Whatever makes the message unreadable on the way there.

@@ -1,7 +1,8 @@
-//! Answers of `admin.http` that are made at most once a second, however often they are asked for, and compressed for
-//! clients that take it.
+//! Answers of `admin.http` that are made at most once a second, however often they are asked for, and
+//! compressed for clients that take it.
 //!
-//! The page and the metrics cost milliseconds of CPU each. The admin socket, which is root's, is answered afresh.
+//! The page and the metrics cost milliseconds of CPU each. The admin socket, which is root's, is never
+//! cached.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

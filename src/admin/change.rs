@@ -131,7 +131,8 @@ fn handlers_served_only_by(node: &ProxyState, backend: &str) -> Vec<String> {
     routes.map(|route| whose(&route.handler)).collect()
 }
 
-/// Writes the last-known state to the disk, at most for [`DISK_TIMEOUT`]. A failure is reported by [`unsaved`].
+/// Writes the last-known state to the disk, at most for [`DISK_TIMEOUT`]. A failure is reported by
+/// [`unsaved`].
 async fn save(node: &ProxyState) {
     let snapshot = Arc::clone(&node.snapshot);
     node.snapshot.saved().await;

@@ -38,7 +38,8 @@ pub(super) async fn set_log_level(Query(query): Query<LevelQuery>) -> Result<Jso
     Ok(log_level().await)
 }
 
-/// Returns counts, states and ages of everything that a support case needs. No message contents, no pod names.
+/// Returns counts, states and ages of everything that a support case needs. No message contents, no pod
+/// names.
 pub(super) async fn dump(State(state): State<Arc<AdminState>>) -> Json<Value> {
     let node = &state.node;
     let backends = node.backends();

@@ -1,8 +1,8 @@
 //! `admin.http`: a port without authentication that anybody on the node, and maybe beyond it, can connect to.
 //!
-//! So what it may be made to hold is bounded: 64 connections, of which the oldest gives way to a new one, 16 KiB of a
-//! request, seconds for its head and for the whole connection. A port that is taken is tried again and again while the
-//! node is served; `crimux status` shows it meanwhile.
+//! So what it may be made to hold is bounded: 64 connections, of which the oldest gives way to a new one, 16
+//! KiB of a request, seconds for its head and for the whole connection. A port that is taken is tried again
+//! and again while the node is served; `crimux status` shows it meanwhile.
 
 use std::io;
 use std::net::SocketAddr;
@@ -79,8 +79,8 @@ impl Port {
     }
 }
 
-/// Serves `routes` until the drain begins and the last request is answered. Without a `listener` yet, `listen` is tried
-/// until there is one.
+/// Serves `routes` until the drain begins and the last request is answered. Without a `listener` yet,
+/// `listen` is tried until there is one.
 pub(super) async fn serve<L>(
     mut listener: Option<TcpListener>,
     listen: impl Fn() -> L,

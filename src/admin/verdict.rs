@@ -65,7 +65,8 @@ fn runbook_section(backend: &BackendView) -> Option<&'static str> {
     }
 }
 
-/// Names the handlers whose new sandboxes are refused because of an outage; a drain is the operator's own will.
+/// Names the handlers whose new sandboxes are refused because of an outage; a drain is the operator's own
+/// will.
 fn refused_handlers(routes: &[RouteView]) -> Option<String> {
     let refused = routes.iter().filter(|route| {
         route.refused.is_some() && route.targets.iter().any(|target| target.state != "draining")

@@ -66,7 +66,8 @@ impl Backends {
                     (entry.removed, entry.hidden) = (false, false);
                     let old = entry.backend.config().endpoint.canonical();
                     if old != backend_config.endpoint.canonical() {
-                        // What it owned may be elsewhere now: it is located, or learnt from the new endpoint's lists.
+                        // What it owned may be elsewhere now: it is located, or learnt from the new
+                        // endpoint's lists.
                         let owners = &self.node.router.owners;
                         owners.of(name).iter().for_each(|id| owners.forget(id));
                     }

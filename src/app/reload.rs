@@ -1,7 +1,7 @@
 //! Reloads: reads the file again, applies what can be applied, and reports the rest.
 //!
-//! A file with a problem changes nothing. A key that takes effect only at the next start ([`RESTART_KEYS`]) is
-//! logged when it changes, and stays visible in `crimux status` and a metric until the restart.
+//! A file with a problem changes nothing. A key that takes effect only at the next start ([`RESTART_KEYS`])
+//! is logged when it changes, and stays visible in `crimux status` and a metric until the restart.
 
 use std::path::Path;
 
@@ -19,7 +19,8 @@ pub(super) struct Reloads {
     started_with: Config,
     /// Whether systemd owns the file of `listen`.
     is_inherited: bool,
-    /// Whether the current configuration could not be applied whole, so that the next reload applies it again.
+    /// Whether the current configuration could not be applied whole, so that the next reload applies it
+    /// again.
     is_partly_applied: bool,
 }
 
@@ -40,7 +41,8 @@ impl Reloads {
                 Err(error) => (ReloadResult::Failed, Some(log_problems(&error))),
             };
         node.metrics.count_reload(result);
-        // The watcher fires for any change in the file's directory. Only a change is an event, or the end of a failure.
+        // The watcher fires for any change in the file's directory. Only a change is an event, or the end of
+        // a failure.
         if result != ReloadResult::Unchanged || failed_before {
             node.history.record_reload(result, problem);
         }
@@ -80,7 +82,8 @@ impl Reloads {
         }
     }
 
-    /// Applies the keys that no backend has: the log filter, and mode and owner of sockets that are bound already.
+    /// Applies the keys that no backend has: the log filter, and mode and owner of sockets that are bound
+    /// already.
     fn apply_rest(&self, old: &Config, new: &Config) -> anyhow::Result<()> {
         if old.log.level != new.log.level {
             telemetry::reload(&new.log)?;

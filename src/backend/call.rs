@@ -20,10 +20,11 @@ use crate::error::Error;
 use crate::method::{Api, Deadline, ImageCall, Method, Place, Route};
 use crate::telemetry::spans::{self, CallSpan};
 
-/// The most that a backend's unary reply may have: what CRI-O sends, and room for an `ExecSync` of 2 × 16 MiB.
+/// The most that a backend's unary reply may have: what CRI-O sends, and room for an `ExecSync` of 2 × 16
+/// MiB.
 const MAX_REPLY: usize = 256 << 20;
 
-/// How long before the caller's deadline a call without an answer ends, at the most.
+/// How long before the caller's deadline a call without an answer ends at most.
 const MARGIN: Duration = Duration::from_millis(250);
 
 /// The head of a reply, and a body that is still arriving.
@@ -310,9 +311,9 @@ struct HeadTimeout {
 }
 
 impl HeadTimeout {
-    /// Waits until shortly before the caller gives up, because an `ExecSync` that ends by deadline is a failed
-    /// probe to kubelet and one that ends `Unavailable` is none. A pull does end by its caller's deadline:
-    /// kubelet sets none, and critest `image.go` looks for `DeadlineExceeded`.
+    /// Waits until shortly before the caller gives up, because an `ExecSync` that ends by deadline is a
+    /// failed probe to kubelet and one that ends `Unavailable` is not. A pull does end by its caller's
+    /// deadline: kubelet sets none, and critest `image.go` looks for `DeadlineExceeded`.
     fn of(backend: &Arc<str>, method: Option<&'static Method>, headers: &HeaderMap) -> Option<Self> {
         // Lists and reads have a deadline of their own, which the proxy keeps, before the caller's.
         if method.is_some_and(|method| method.deadline != Deadline::Caller) {
@@ -352,8 +353,9 @@ pub fn own_headers(timeout: Duration) -> HeaderMap {
     headers
 }
 
-/// Tells whether a header of the client is not sent on: a reply that crimux must read has to come uncompressed, the
-/// message may be another than the one whose length was told, and a host is what a backend knows itself by.
+/// Tells whether a header of the client is not sent on: a reply that crimux must read has to come
+/// uncompressed, the message may be another than the one whose length was told, and a host is what a backend
+/// knows itself by.
 fn stays_here(name: &HeaderName) -> bool {
     matches!(name.as_str(), "grpc-accept-encoding" | "content-length" | "host")
 }

@@ -1,10 +1,11 @@
 //! Reaches a backend: resolves, connects and shakes hands, all within one deadline.
 //!
-//! The three transports differ only here; what comes out is a [`Stream`]. A failure says which step it was and, for
-//! certificates, whose and which date ([`ConnectError`]). A TCP peer that has gone silent must be noticed without
-//! HTTP/2 pings, which grpc-go answers with GOAWAY, so the kernel is asked to: keepalive probes, and
-//! `TCP_USER_TIMEOUT` of `timeouts.connect` + `timeouts.read`. `vsock://` shares everything but the socket call; no
-//! vsock has been available to test it on. Nothing here retries, except a Unix socket whose backlog is full.
+//! The three transports differ only here; what comes out is a [`Stream`]. A failure says which step it was
+//! and, for certificates, whose and which date ([`ConnectError`]). A TCP peer that has gone silent must be
+//! noticed without HTTP/2 pings, which grpc-go answers with GOAWAY, so the kernel is asked to: keepalive
+//! probes, and `TCP_USER_TIMEOUT` of `timeouts.connect` + `timeouts.read`. `vsock://` shares everything but
+//! the socket call; no vsock has been available to test it on. Nothing here retries, except a Unix socket
+//! whose backlog is full.
 
 use std::io;
 use std::net::SocketAddr;
@@ -30,8 +31,9 @@ mod stream;
 pub use error::{ConnectError, Step};
 pub use stream::{Stream, TlsConnection};
 
-/// How long a TLS 1.3 gRPC server is given to refuse our certificate, which it does after the handshake. A server that
-/// accepts it sends its SETTINGS at the same moment, so only one that waits for ours costs this time, once a connection.
+/// How long a TLS 1.3 gRPC server is given to refuse our certificate, which it does after the handshake. A
+/// server that accepts it sends its SETTINGS at the same moment, so only one that waits for ours costs this
+/// time, once a connection.
 const VERDICT: Duration = Duration::from_millis(250);
 
 /// Between two attempts at a Unix socket whose backlog is full.
@@ -54,8 +56,8 @@ pub struct Connector {
 enum Purpose {
     /// gRPC over HTTP/2; a silent peer is lost after this time.
     Calls(Duration),
-    /// An exec, attach or port-forward stream over HTTP/1.1. A person may sit at it, so a link that is down for some
-    /// seconds does not end it; keepalive probes end it after a minute.
+    /// An exec, attach or port-forward stream over HTTP/1.1. A person may sit at it, so a link that is down
+    /// for some seconds does not end it; keepalive probes end it after a minute.
     Streams,
 }
 
@@ -98,8 +100,8 @@ impl Connector {
         }
     }
 
-    /// Connects to a streaming server of the backend at `host` (no brackets) and `port`, with the same identity and
-    /// within the same time as [`Connector::connect`].
+    /// Connects to a streaming server of the backend at `host` (no brackets) and `port`, with the same
+    /// identity and within the same time as [`Connector::connect`].
     ///
     /// Over TLS its certificate must hold `tls.server_name` if configured, else `host`.
     ///
@@ -111,7 +113,8 @@ impl Connector {
         self.tcp(&self.attempt(&target), host, port, tls, Purpose::Streams).await
     }
 
-    /// Describes the certificates in our TLS files as they are now: every authority, and our own. Empty without TLS.
+    /// Describes the certificates in our TLS files as they are now: every authority, and our own. Empty
+    /// without TLS.
     ///
     /// Reads the files, blocking; meant for `crimux check --probe`.
     ///

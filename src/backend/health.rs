@@ -1,10 +1,10 @@
 //! What is known of a backend's health beside its connection: what is late, since when, and the last error.
 //!
 //! A kind of list is late once a call outlasted its own deadline; stats and images never make sandboxes late.
-//! While it is late, answers come from last-known state and one refresh stays in flight, whose answer, however
-//! late, ends the lateness. The pair of sandbox and container lists is treated the same when it fails in another
-//! way, so that both of the pair are of one moment: live again only once both were listed. Learnt from real
-//! calls only.
+//! While it is late, answers come from last-known state and one refresh stays in flight, whose answer,
+//! however late, ends the lateness. The pair of sandbox and container lists is treated the same when it fails
+//! in another way, so that both of the pair are of one moment: live again only once both were listed. Learnt
+//! from real calls only.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -219,8 +219,8 @@ impl Health {
         self.inner().silent = None;
     }
 
-    /// Returns since when the backend could not say how it is; connections that came to nothing do not count. A step of
-    /// the wall clock does not change it.
+    /// Returns since when the backend could not say how it is; connections that came to nothing do not count.
+    /// A step of the wall clock does not change it.
     pub fn silent_since(&self) -> Option<Instant> {
         self.inner().silent
     }
@@ -268,7 +268,8 @@ impl Health {
         self.said.subscribe().wait_for(|said| (said.answered | said.lacking) & bit != 0).await.ok();
     }
 
-    /// Forgets all lateness, what was answered and what was lacking: the connection is new, and so may be the runtime.
+    /// Forgets all lateness, what was answered and what was lacking: the connection is new, and so may be the
+    /// runtime.
     pub fn reset(&self) {
         self.settled.send_replace(false);
         self.said.send_replace(Said::default());
@@ -283,8 +284,8 @@ impl Health {
         self.inner().connection
     }
 
-    /// Takes the place of the one refresh in flight over the present connection, and returns that; `None` if the
-    /// place is taken. A refresh over an earlier connection does not hold it.
+    /// Takes the place of the one refresh in flight over the present connection, and returns that; `None` if
+    /// the place is taken. A refresh over an earlier connection does not hold it.
     pub(super) fn begin_refresh(&self, class: Class) -> Option<u64> {
         let mut inner = self.inner();
         let connection = inner.connection;
@@ -303,8 +304,8 @@ impl Health {
         !inner.late_objects.is_empty() && inner.late_objects.contains(id)
     }
 
-    /// Records that a read of this object outlasted its deadline. Returns whether that is news; false too if so many
-    /// hang already that no more are kept.
+    /// Records that a read of this object outlasted its deadline. Returns whether that is news; false too if
+    /// so many hang already that no more are kept.
     pub fn mark_object_late(&self, id: &str) -> bool {
         let mut inner = self.inner();
         inner.late_objects.len() < MAX_LATE_OBJECTS && inner.late_objects.insert(id.into())

@@ -1,7 +1,7 @@
 //! The connection to a backend: made, watched, made again.
 //!
 //! One HTTP/2 connection carries all calls. When it ends, or is refused, the backend is down from that moment
-//! and calls fail at once; reconnecting backs off to a second at the most, with jitter. A `Version` call
+//! and calls fail at once; reconnecting backs off to at most a second, with jitter. A `Version` call
 //! shows that the backend answers at all and which API it speaks. Never HTTP/2 pings: grpc-go answers those
 //! with GOAWAY `too_many_pings`.
 
@@ -89,7 +89,7 @@ impl Backend {
         }
     }
 
-    /// Puts another configuration in force. An endpoint that changed is connected to anew.
+    /// Applies another configuration. A changed endpoint is connected to again.
     pub fn reconfigure(&self, config: &BackendConfig) {
         let old = self.config.swap(Arc::new(config.clone()));
         if old.endpoint != config.endpoint || old.tls != config.tls {
@@ -101,7 +101,7 @@ impl Backend {
         }
     }
 
-    /// Returns what connects to the endpoint in force, with the identity in force.
+    /// Returns what connects to the current endpoint, with the current identity.
     ///
     /// # Errors
     /// If the TLS files cannot be used.
@@ -142,7 +142,8 @@ impl Backend {
         let (connected, retiring) = (Instant::now(), sender.clone());
         self.health.reset();
         let beside = async {
-            // Calls wait until it is known which API they must be sent in: `Unimplemented` switches features off.
+            // Calls wait until it is known which API they must be sent in: `Unimplemented` switches features
+            // off.
             self.probe(&sender, self.config.load().timeouts.connect).await;
             self.link.send_replace(Link::Up { sender, api: self.api(), since: SystemTime::now() });
             tokio::join!(greet(self), self.keep_probing());
@@ -204,7 +205,7 @@ impl Backend {
         }
     }
 
-    /// Asks for the version, for whoever waits for a late backend.
+    /// Asks for the version, for calls that wait for a late backend.
     ///
     /// # Errors
     /// What [`Backend::call`] fails with, or [`Error::Garbage`] for what is no version.
@@ -247,7 +248,8 @@ impl Backend {
         Ok(())
     }
 
-    /// Remembers whether the backend lacks an RPC, unless it may have been asked in an API that it does not speak.
+    /// Remembers whether the backend lacks an RPC, unless it may have been asked in an API that it does not
+    /// speak.
     pub fn note_lack(&self, method: &Method, lacks: bool) {
         if !lacks || self.is_api_known() {
             self.last.set_lacks(method.rpc, lacks);

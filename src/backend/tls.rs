@@ -1,10 +1,12 @@
-//! Our side of mutual TLS towards a backend: the authority we trust and the certificate we show, read from files.
+//! Our side of mutual TLS towards a backend: the authority we trust and the certificate we show, read from
+//! files.
 //!
-//! Certificates are rotated under running programs, so the files are looked at before every handshake and read again
-//! when one of them is another file than before (device, inode, length or modification time). Files that cannot be
-//! used leave the identity read before in force, which is said once per change: a half-finished rotation must not cut
-//! a node off from its backend. The cryptography is rustls with ring, named explicitly; nothing is installed
-//! process-wide. No error and no log line here may hold anything that was inside a key file.
+//! Certificates are rotated under running programs, so the files are looked at before every handshake and
+//! read again when one of them is another file than before (device, inode, length or modification time).
+//! Files that cannot be used leave the previous identity current, which is said once per change: a
+//! half-finished rotation must not cut a node off from its backend. The cryptography is rustls with ring,
+//! named explicitly; nothing is installed process-wide. No error and no log line here may hold anything that
+//! was inside a key file.
 
 use std::fmt;
 use std::io;
@@ -145,7 +147,7 @@ impl TlsClient {
         self.files.server_name.as_deref().unwrap_or(host)
     }
 
-    /// Returns the identity in force, reading the files again if they changed. Does blocking file I/O.
+    /// Returns the current identity, reading the files again if they changed. Does blocking file I/O.
     pub(crate) fn current(&self) -> Arc<TlsIdentity> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let stamps = stamps(&self.files);
@@ -157,14 +159,14 @@ impl TlsClient {
                     state.identity = Arc::new(identity);
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "TLS files changed but cannot be used; the ones read before stay in force");
+                    tracing::warn!(%error, "TLS files changed but cannot be used; the ones read before stay current");
                 }
             }
         }
         Arc::clone(&state.identity)
     }
 
-    /// Describes every certificate in the files as they are now, whether or not they are in force.
+    /// Describes every certificate in the files as they are now, whether or not they are used.
     pub(crate) fn describe(&self) -> Result<Vec<CertificateInfo>, TlsFileError> {
         let mut described = describe_file(&self.files.ca, CertificateRole::Authority)?;
         if let Some(cert) = &self.files.cert {
@@ -324,7 +326,7 @@ mod tests {
             }
         });
         let log = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(log.matches("stay in force").count(), 1, "{log}");
+        assert_eq!(log.matches("stay current").count(), 1, "{log}");
         assert!(log.contains("our.key") && !log.contains("sEcReT"), "{log}");
         assert!(!format!("{client:?}").contains("sEcReT"));
 

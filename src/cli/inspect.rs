@@ -23,7 +23,8 @@ pub(super) enum ConfigVerb {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DebugVerb {
-    /// Print the state of a running crimux as JSON: status, routes, configuration, owners, late classes, placements.
+    /// Print the state of a running crimux as JSON: status, routes, configuration, owners, late classes,
+    /// placements.
     ///
     /// No secrets, no names of pods, no contents of messages: fit for a bug report.
     Dump {

@@ -170,8 +170,8 @@ fn resolves_to(path: &Path, fixed: &Path) -> bool {
 
 /// Compares what handlers ask of a backend with what it announces.
 ///
-/// containerd and CRI-O announce every handler that they serve, so they refuse one that they do not announce. Others
-/// may serve it: cri-dockerd takes `docker` and announces nothing of the kind.
+/// containerd and CRI-O announce every handler that they serve, so they refuse one that they do not announce.
+/// Others may serve it: cri-dockerd takes `docker` and announces nothing of the kind.
 fn handlers(config: &Config, patient: &Patient<'_>) -> Vec<Finding> {
     let announces_all = matches!(patient.runtime_name.as_deref(), Some("containerd" | "cri-o"));
     let grade = if announces_all { Grade::Error } else { Grade::Warning };

@@ -1,4 +1,5 @@
-//! Compares a file with the running crimux: what a reload of it could not apply, or would change for every pod.
+//! Compares a file with the running crimux: what a reload of it could not apply, or would change for every
+//! pod.
 //!
 //! Without a running crimux at the file's `admin.socket` there is nothing to compare, and no finding.
 

@@ -1,7 +1,7 @@
 //! The verbs that read a running crimux: `status`, `ps`, `route` and `images`.
 //!
-//! Each requests one document of the admin socket and prints it. `--output wide` has more columns than the table,
-//! `--output json` everything.
+//! Each requests one document of the admin socket and prints it. `--output wide` has more columns than the
+//! table, `--output json` everything.
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -52,7 +52,8 @@ impl PodFilter {
     }
 }
 
-/// Prints the status. With `check`, prints the verdict alone, and exits with 1 unless the node is served well.
+/// Prints the status. With `check`, prints the verdict alone, and exits with 1 unless the node is served
+/// well.
 pub(super) async fn status(reading: &ReadArgs, watch: bool, check: bool) -> anyhow::Result<ExitCode> {
     if watch {
         return watch_status(reading).await;
@@ -72,7 +73,8 @@ async fn watch_status(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
     loop {
         let status: anyhow::Result<StatusView> = reading.client.get("/v1/status").await;
         if on_screen {
-            // Not through anstream, which removes every other escape sequence if it is not sure of the terminal.
+            // Not through anstream, which removes every other escape sequence if it is not sure of the
+            // terminal.
             std::io::Write::write_all(&mut std::io::stdout(), CLEAR.as_bytes())?;
         }
         match status {

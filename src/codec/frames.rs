@@ -1,8 +1,8 @@
 //! Streams of messages: taken apart as they come from a backend, handed to a client as they are put together.
 //!
-//! A [`Deframer`] gives out whole messages, whatever the chunks they came in. A [`Frames`] body sends what is put
-//! into its channel, so that a client that does not read stops whoever fills it, and ends with the status that
-//! was left for it.
+//! A [`Deframer`] gives out whole messages, whatever the chunks they came in. A [`Frames`] body sends what is
+//! put into its channel, so that a client that does not read stops the task that fills it, and ends with the
+//! status that was left for it.
 
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -31,8 +31,8 @@ impl Deframer {
     /// Returns the next whole message, as framed; `None` if it is not all there yet.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] for a message that claims more than `limit`; [`Error::Framing`] for a compressed one, which
-    /// nobody asked for.
+    /// [`Error::TooLarge`] for a message that claims more than `limit`; [`Error::Framing`] for a compressed
+    /// one, which nobody asked for.
     pub fn next(&mut self, limit: usize) -> Result<Option<Bytes>, Error> {
         if self.buffer.first().is_some_and(|&flag| flag != 0) {
             return Err(Error::Framing("it is compressed, which was not asked for"));
@@ -64,16 +64,16 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Returns the stream, what fills it and where the reason of its end belongs. `buffer` messages wait for the
-    /// client at the most.
+    /// Returns the stream, what fills it and where the reason of its end belongs. `buffer` messages wait for
+    /// the client at most.
     pub fn channel(buffer: usize) -> (mpsc::Sender<Bytes>, End, Self) {
         let (sender, receiver) = mpsc::channel(buffer);
         let end = End::default();
         (sender, Arc::clone(&end), Self { receiver, end, done: false })
     }
 
-    /// Polls for the next message or the trailers; `None` after them. The second value is the status, with the
-    /// trailers only.
+    /// Polls for the next message or the trailers; `None` after them. The second value is the status, with
+    /// the trailers only.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Frame<Bytes>, Option<Code>)>> {
         if self.done {
             return Poll::Ready(None);

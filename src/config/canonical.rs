@@ -11,9 +11,9 @@ const MAX_LINKS: usize = 40;
 impl Endpoint {
     /// Returns the canonical form: a path without symlinks, the host in lower case, the port given.
     ///
-    /// It looks at the file system. A socket need not be there, as while its runtime is down: the directories above it
-    /// are resolved as far as they exist, and a link that leads to what is missing is followed. `/var/run` is taken for
-    /// `/run` wherever nothing else is known.
+    /// It looks at the file system. A socket need not be there, as while its runtime is down: the directories
+    /// above it are resolved as far as they exist, and a link that leads to what is missing is followed.
+    /// `/var/run` is taken for `/run` wherever nothing else is known.
     pub fn canonical(&self) -> String {
         match self {
             Self::Unix(path) => format!("unix://{}", canonical_path(path).display()),

@@ -1,7 +1,7 @@
 //! The current configuration in the form of the file, defaults included: `crimux config view`.
 //!
-//! The view can be loaded again and means the same. It has no secrets, because a configuration holds none: keys and
-//! certificates are paths.
+//! The view can be loaded again and means the same. It has no secrets, because a configuration holds none:
+//! keys and certificates are paths.
 
 use std::collections::BTreeMap;
 use std::fmt;

@@ -1,11 +1,11 @@
 //! Image lists: one entry for each image ID, however many stores hold it.
 //!
-//! Tags and digests are united and the size is that of the largest copy (kubelet keys by ID and would take the
-//! last entry for the whole). An image is pinned if a local backend pins it, or if only backends have it that are
-//! remote or did not answer: kubelet's image collector counts what it removes as freed on this node's disk, and a
-//! removal that fails is an error of the collection (`images/image_gc_manager.go freeSpace`). All else, unknown
-//! fields and `spec.runtime_handler` included, stays as the first store gave it: what changes is appended to its
-//! bytes, and the last occurrence of a field wins.
+//! Tags and digests are united and the size is that of the largest copy (kubelet keys by ID and would take
+//! the last entry for the whole). An image is pinned if a local backend pins it, or if only backends have it
+//! that are remote or did not answer: kubelet's image collector counts what it removes as freed on this
+//! node's disk, and a removal that fails is an error of the collection (`images/image_gc_manager.go
+//! freeSpace`). All else, unknown fields and `spec.runtime_handler` included, stays as the first store gave
+//! it: what changes is appended to its bytes, and the last occurrence of a field wins.
 
 use std::collections::HashMap;
 

@@ -3,8 +3,8 @@
 //! A metric names its labels by position alone, and runtimes order them differently: containerd says pod,
 //! namespace, container, id, image; CRI-O says id, image, namespace, pod, container. kubelet asks for the
 //! descriptors once in its life (`server/server.go`, `collectors/cri_metrics.go`), so what was announced then
-//! stands, and the labels of every metric are brought into that order. A metric whose order is not known is left
-//! out: labels under wrong names are worse than none. Nothing else of a metric is looked at.
+//! stands, and the labels of every metric are brought into that order. A metric whose order is not known is
+//! left out: labels under wrong names are worse than none. Nothing else of a metric is looked at.
 
 use std::collections::{HashMap, HashSet};
 
@@ -65,8 +65,9 @@ pub fn unite<'a>(announced: &'a [u8], lists: impl IntoIterator<Item = &'a [u8]>)
     Ok(united.freeze())
 }
 
-/// Returns the descriptors to announce now: those that backends have, united by name. A name that was announced
-/// before with the same labels keeps their order, because a client that heard it then still reads metrics by it.
+/// Returns the descriptors to announce now: those that backends have, united by name. A name that was
+/// announced before with the same labels keeps their order, because a client that heard it then still reads
+/// metrics by it.
 ///
 /// # Errors
 /// Whatever makes one of them unreadable.
@@ -116,7 +117,8 @@ pub struct Labels<'a> {
     /// Whether every announced metric has exactly the labels of the backend's own.
     same: bool,
     announced: HashSet<&'a str>,
-    /// For each announced label of a metric, the place of its value, or `None` if the backend has no such label.
+    /// For each announced label of a metric, the place of its value, or `None` if the backend has no such
+    /// label.
     places: HashMap<&'a str, Vec<Option<usize>>>,
 }
 

@@ -1,11 +1,11 @@
 //! The fields that clients read without a check, and what becomes of a message that lacks one.
 //!
-//! kubelet dereferences some fields of list items and statuses although protobuf lets a runtime leave them out: one
-//! such item of one backend ends the process, and with it every pod start on the node. Directly that is the
-//! runtime's own fault; behind crimux it would be one backend that takes the others down. So the smallest message
-//! that would do it is left out, and counted. The table below is the whole list; what is not in it passes as it is.
-//! Read in kubelet, cri-client and component-base 1.37.2 and crictl 1.37.0 (which reads by getters alone); cAdvisor
-//! never asks over the CRI.
+//! kubelet dereferences some fields of list items and statuses although protobuf lets a runtime leave them
+//! out: one such item of one backend ends the process, and with it every pod start on the node. Directly that
+//! is the runtime's own fault; behind crimux it would be one backend that takes the others down. So the
+//! smallest message that would do it is left out, and counted. The table below is the whole list; what is not
+//! in it passes as it is. Read in kubelet, cri-client and component-base 1.37.2 and crictl 1.37.0 (which
+//! reads by getters alone); cAdvisor never asks over the CRI.
 
 use bytes::{Bytes, BytesMut};
 
@@ -38,7 +38,8 @@ pub enum Need {
 pub enum Remedy {
     /// The message at [`Rule::message`] is left out.
     LeaveOut,
-    /// The reply's `timestamp` is set to 0: kubelet then asks for each `ContainerStatus`, which its client checks.
+    /// The reply's `timestamp` is set to 0: kubelet then asks for each `ContainerStatus`, which its client
+    /// checks.
     ClearTimestamp,
 }
 
@@ -76,8 +77,8 @@ use List::{
 use Need::{Present, Text};
 use Reply::{Event, SandboxStatus};
 
-/// All of them. An ID is in the table because nothing can be asked about an object without one, and kubelet's PLEG
-/// keys its records by it.
+/// All of them. An ID is in the table because nothing can be asked about an object without one, and kubelet's
+/// PLEG keys its records by it.
 pub const RULES: [Rule; 19] = [
     rule(Reply::List(Sandboxes), &[LIST_ITEMS], &field_path!(PodSandbox.id), Text, "kuberuntime/helpers.go"),
     rule(
@@ -205,8 +206,8 @@ pub const RULES: [Rule; 19] = [
     },
 ];
 
-/// Returns `encoded` without what would crash a client, and how many messages that concerns. Without any the bytes
-/// are shared, not copied.
+/// Returns `encoded` without what would crash a client, and how many messages that concerns. Without any the
+/// bytes are shared, not copied.
 ///
 /// # Errors
 /// Whatever makes it unreadable.

@@ -1,4 +1,5 @@
-//! Stats of a backend whose files are not on this node: without the filesystem that kubelet would look for here.
+//! Stats of a backend whose files are not on this node: without the filesystem that kubelet would look for
+//! here.
 //!
 //! kubelet stats the mountpoint that a container's writable layer names, and one that does not exist on this
 //! node fails the whole summary, and with it eviction (`stats/cri_stats_provider.go getFsInfo`). So
@@ -18,8 +19,8 @@ const OF_SANDBOX: [[u32; 5]; 2] = [
     field_path!(ListPodSandboxStatsResponse.stats.windows.containers.writable_layer.fs_id),
 ];
 
-/// Cuts the filesystems out of an encoded list of stats, or out of the reply about one container or sandbox, which is a
-/// list of one.
+/// Cuts the filesystems out of an encoded list of stats, or out of the reply about one container or sandbox,
+/// which is a list of one.
 ///
 /// # Errors
 /// Whatever makes the stats unreadable.

@@ -1,9 +1,9 @@
 //! `Status` of the node, composed from what each backend says of itself.
 //!
-//! kubelet needs `RuntimeReady` and `NetworkReady` by these names: they are the default backend's, and-ed with
-//! those of `required` ones. Every backend adds a condition `Backend/NAME`. Handlers are the public names, with
-//! the features of what they map to; features of the node are what all backends have. The extra information of
-//! a verbose call keeps the default backend's keys and prefixes the others'.
+//! kubelet needs `RuntimeReady` and `NetworkReady` by these names: they are the default backend's, and-ed
+//! with those of `required` ones. Every backend adds a condition `Backend/NAME`. Handlers are the public
+//! names, with the features of what they map to; features of the node are what all backends have. The extra
+//! information of a verbose call keeps the default backend's keys and prefixes the others'.
 
 use std::collections::BTreeMap;
 
@@ -54,7 +54,7 @@ pub fn compose(said: &[BackendStatus<'_>], handlers: &[Served<'_>]) -> StatusRes
     }
 }
 
-/// Decodes a backend's reply; a reply that is none counts as never given.
+/// Decodes a backend's reply; an unreadable reply counts as never given.
 pub fn decode(reply: &[u8]) -> Option<StatusResponse> {
     StatusResponse::decode(reply).ok()
 }

@@ -1,9 +1,9 @@
 //! The answer lane: `Version`, `Status` and `RuntimeConfig`, composed from what the node knows.
 //!
-//! kubelet judges the whole node by these, so they answer within 100 ms whatever the backends do: each backend
-//! is asked briefly, and whoever does not answer is represented by what it said last. Conditions of a default
-//! or `required` backend that cannot be reached stand for 30 s, because kubelet forgives an outdated answer
-//! for that long and a false one not for a second (`kubelet.go updateRuntimeUp`).
+//! kubelet judges the whole node by these, so they answer within 100 ms whatever the backends do: each
+//! backend is asked briefly, and a backend that does not answer is represented by its last reply. Conditions
+//! of a default or `required` backend that cannot be reached stand for 30 s, because kubelet forgives an
+//! outdated answer for that long and a false one not for a second (`kubelet.go updateRuntimeUp`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -97,8 +97,8 @@ impl Call {
         Ok(Outcome::message(&status::compose(&said, &served).encode_to_vec()))
     }
 
-    /// Answers with the default backend's cgroup driver, or with its having none to tell. It is asked afresh: kubelet
-    /// asks once in its life, and a runtime that was restarted may have another driver.
+    /// Answers with the default backend's cgroup driver, or with its having none to tell. It is asked again:
+    /// kubelet asks once in its life, and a runtime that was restarted may have another driver.
     async fn runtime_config(&self) -> Result<Outcome, Error> {
         let backend = self.node.backend(&self.node.default_in(self.scope.as_ref()))?;
         let fresh = prompt(&self.node, &backend, Rpc::RuntimeConfig, &[]).await;
@@ -121,15 +121,16 @@ impl Call {
     }
 }
 
-/// Asks a backend briefly, or, the first time, as long as connecting to it may take. One that did not answer the
-/// last time is not waited for: it is asked beside the calls until it does.
+/// Asks a backend briefly, or, the first time, as long as connecting to it may take. One that did not answer
+/// the last time is not waited for: it is asked beside the calls until it does.
 async fn prompt(node: &Arc<ProxyState>, backend: &Arc<Backend>, rpc: Rpc, request: &[u8]) -> Option<Bytes> {
     if !backend.is_up() {
         return None;
     }
     let class = if rpc == Rpc::RuntimeConfig { Class::RuntimeConfig } else { Class::Status };
     if !backend.health.is_late(class) {
-        // With nothing to fall back on, kubelet would be told that the node is not ready, or not start at all.
+        // With nothing to fall back on, kubelet would be told that the node is not ready, or not start at
+        // all.
         let known = match rpc {
             // What an earlier connection told may be of another runtime.
             Rpc::RuntimeConfig => backend.health.has_answered(method::of(rpc)),
@@ -214,7 +215,8 @@ fn number(driver: CgroupDriver) -> i32 {
     }
 }
 
-/// Returns the cgroup drivers that local backends tell, and the configured one; kubelet is told one, so they must agree.
+/// Returns the cgroup drivers that local backends tell, and the configured one; kubelet is told one, so they
+/// must agree.
 pub(super) fn cgroup_drivers(node: &ProxyState) -> Vec<(Arc<str>, i32)> {
     let backends = node.backends();
     let local = backends.iter().filter(|backend| backend.config().local);

@@ -1,8 +1,9 @@
-//! Asks until there is an answer: what a lost reply, a slow backend and one that is still starting need alike.
+//! Asks until there is an answer: what a lost reply, a slow backend and one that is still starting need
+//! alike.
 //!
-//! An attempt that fails is repeated after a pause. Beside an attempt that stays without an answer others are started,
-//! the second after five seconds, the third ten later: a reply that was lost must not be waited for as long as a slow
-//! one may take, and conditions turn after 30 s. Whichever answers first ends the others.
+//! An attempt that fails is repeated after a pause. Beside an attempt that stays without an answer others are
+//! started, the second after five seconds, the third ten later: a reply that was lost must not be waited for
+//! as long as a slow one may take, and conditions turn after 30 s. Whichever answers first ends the others.
 
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use crate::error::Error;
 
 /// The first pause after an attempt that failed; it doubles up to the limit that the caller gives.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// How long the newest attempt stays without an answer before a second one starts; a third waits twice as long.
+/// How long the newest attempt stays without an answer before a second one starts; a third waits twice as
+/// long.
 const BESIDE: Duration = Duration::from_secs(5);
 /// The most attempts at once.
 const MOST: u32 = 3;

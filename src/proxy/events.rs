@@ -1,13 +1,13 @@
 //! Container events: what happens at every backend as one stream, which crimux never ends while it runs.
 //!
-//! Every end of the stream costs kubelet one of five attempts, for as long as it lives (`pleg/evented.go`, 1.37). So the
-//! stream is always offered, and each backend is an event source of its own: its stream (`events/stream.rs`), or, while
-//! there is none because it was lost, never offered or is of CRI 0.25, its lists, compared once a second
-//! (`events/told.rs`). The same comparison makes the events of what changed while the stream or the backend was away.
-//! Nothing is asked while nobody listens.
+//! Every end of the stream costs kubelet one of five attempts, for as long as it lives (`pleg/evented.go`,
+//! 1.37). So the stream is always offered, and each backend is an event source of its own: its stream
+//! (`events/stream.rs`), or, while the stream is missing because it was lost, never offered or is of CRI
+//! 0.25, its lists, compared once a second (`events/told.rs`). The same comparison makes the events of what
+//! changed while the stream or the backend was away. Nothing is asked while nobody listens.
 //!
-//! Owners are learnt from each event. States are not taken from it, because an event may be older than a call that passed
-//! since; an event makes crimux list that backend instead, at most once a second.
+//! Owners are learnt from each event. States are not taken from it, because an event may be older than a call
+//! that passed since; an event makes crimux list that backend instead, at most once a second.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,8 +36,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long a list waits for the events of a stream that has just been opened.
 const STREAM_FIRST: Duration = Duration::from_millis(300);
-/// How often a client's sources are compared with the backends, lists with what was told, and a backend with events is
-/// listed.
+/// How often a client's sources are compared with the backends, lists with what was told, and a backend with
+/// events is listed.
 const ROUND: Duration = Duration::from_secs(1);
 
 impl Call {
@@ -165,7 +165,7 @@ impl Source {
         source
     }
 
-    /// Runs as long as somebody listens.
+    /// Runs as long as a client listens.
     async fn run(&self) {
         tokio::join!(self.read_streams(), self.compare_lists(), self.list_after_events());
     }
@@ -201,7 +201,8 @@ impl Source {
         }
     }
 
-    /// Compares the backend's lists with what clients were told while it does not stream, and once when it does again.
+    /// Compares the backend's lists with what clients were told while it does not stream, and once when it
+    /// does again.
     async fn compare_lists(&self) {
         loop {
             tokio::select! {
@@ -276,7 +277,8 @@ impl Source {
         Some((list(ListKind::Sandboxes)?, list(ListKind::Containers)?))
     }
 
-    /// Lists the backend after each burst of events, so that what is remembered of it is never older than its events.
+    /// Lists the backend after each burst of events, so that what is remembered of it is never older than its
+    /// events.
     async fn list_after_events(&self) {
         loop {
             self.events.notified().await;

@@ -107,9 +107,9 @@ impl Completeness {
         self.lacking.extend(contribution.err());
     }
 
-    /// Returns why it makes none, and notes who has no part in one that it makes. An empty list of measured values
-    /// would say that no pod uses anything; if that is because a backend answered with an error, the error goes out.
-    /// `scoped` says that the list is that of one backend's own socket.
+    /// Returns why it makes none, and notes who has no part in one that it makes. An empty list of measured
+    /// values would say that no pod uses anything; if that is because a backend answered with an error, the
+    /// error goes out. `scoped` says that the list is that of one backend's own socket.
     pub(super) fn of(self, node: &ProxyState, list: List, scoped: bool) -> Result<(), Error> {
         let unimplemented = self.lacking.iter().find_map(|lacking| match &lacking.why {
             Lack::Unimplemented(error) => Some(error.clone()),
@@ -247,8 +247,8 @@ impl Call {
         Ok(outcome)
     }
 
-    /// Returns the one backend that a filter can mean, else all. Of one pod, sandbox or container nobody but the known and only owner
-    /// is asked: kubelet lists a pod after each of its syncs.
+    /// Returns the one backend that a filter can mean, else all. Of one pod, sandbox or container nobody but
+    /// the known and only owner is asked: kubelet lists a pod after each of its syncs.
     pub(super) fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
         let kind = if matches!(list, List::Sandboxes | List::SandboxStats) {
             Kind::Sandbox
@@ -310,7 +310,8 @@ impl Ask {
             let epoch = backend.last.epoch();
             let reply = backend.fetch(method, headers.clone(), message.framed()).await;
             match reply {
-                // One sandbox that goes away meanwhile makes containerd refuse the stats of all (sandbox_stats_list.go).
+                // One sandbox that goes away meanwhile makes containerd refuse the stats of all
+                // (sandbox_stats_list.go).
                 Ok(Collected { code: Code::NotFound | Code::Unknown, .. }) if is_measured(self.list) => {
                     Some((epoch, backend.fetch(method, headers, message.framed()).await))
                 }
@@ -348,7 +349,8 @@ impl Ask {
         self.last_known(node, backend, method, refusal)
     }
 
-    /// Returns what the backend was last known to have; `refusal` is the error that it answered with, if it did.
+    /// Returns what the backend was last known to have; `refusal` is the error that it answered with, if it
+    /// did.
     pub(super) fn last_known(
         &self,
         node: &ProxyState,
@@ -381,8 +383,8 @@ pub(super) fn fell_behind(node: &Arc<ProxyState>, backend: &Arc<Backend>, class:
     refresh(node, backend, class);
 }
 
-/// Records that a backend's part could not be had. If it is one half of the pair, the other half must not be of
-/// a later moment: it comes from last-known state too, until both were listed again.
+/// Records that a backend's part could not be had. If it is one half of the pair, the other half must not be
+/// of a later moment: it comes from last-known state too, until both were listed again.
 pub(super) fn failed(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Class, cause: String) {
     backend.health.note_error(cause);
     if class == Class::Lists {
@@ -406,8 +408,8 @@ pub(super) fn refresh(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Cla
     });
 }
 
-/// Asks until there is an answer. What the node is judged by, and what is asked once for each connection, must be a
-/// good one; of the rest any will do.
+/// Asks until there is an answer. What the node is judged by, and what is asked once for each connection,
+/// must be a good one; of the rest any will do.
 async fn renew(node: &ProxyState, backend: &Arc<Backend>, class: Class, place: &Refresh) {
     let judged = matches!(class, Class::Lists | Class::Status);
     let once = matches!(class, Class::Images | Class::Filesystems | Class::Metrics | Class::RuntimeConfig);
@@ -478,8 +480,8 @@ pub(super) async fn list_all(node: &ProxyState, backend: &Arc<Backend>, list: Li
     }
 }
 
-/// Waits a little for backends whose descriptors were never heard: kubelet asks once, at its start, which may be that
-/// of the machine.
+/// Waits a little for backends whose descriptors were never heard: kubelet asks once, at its start, which may
+/// be that of the machine.
 async fn await_descriptors(backends: &[Arc<Backend>], caller: Option<Duration>) {
     let wait = caller.map_or(DESCRIPTORS, |caller| caller.min(DESCRIPTORS));
     let unheard = backends.iter().filter(|backend| {
@@ -522,8 +524,8 @@ pub(super) fn is_measured(list: List) -> bool {
     matches!(list, List::ContainerStats | List::SandboxStats | List::SandboxMetrics | List::MetricDescriptors)
 }
 
-/// Whether a runtime may do without this list. Every other one is as old as the API, and a backend that denies
-/// having it is out of order.
+/// Whether a runtime may do without this list. Every other one is as old as the API, and a backend that
+/// denies having it is out of order.
 fn is_optional(list: List) -> bool {
     matches!(list, List::SandboxStats | List::MetricDescriptors | List::SandboxMetrics)
 }

@@ -137,15 +137,16 @@ impl Call {
         self.caller_waits().map_or(limit, |caller| limit.min(caller))
     }
 
-    /// Returns most of what the caller still waits, if it said so: crictl gives up after 2 s, and an answer from
-    /// last-known state must come before that.
+    /// Returns most of what the caller still waits, if it said so: crictl gives up after 2 s, and an answer
+    /// from last-known state must come before that.
     pub(super) fn caller_waits(&self) -> Option<Duration> {
         let caller = crate::codec::caller_timeout(&self.headers)?;
         Some(caller.mul_f64(0.8))
     }
 }
 
-/// A write on its way; the status of its object is forgotten at its beginning and at its end, whatever the end.
+/// A write on its way; the status of its object is forgotten at its beginning and at its end, whatever the
+/// end.
 struct StatusInvalidation<'a> {
     backend: &'a Backend,
     id: &'a str,
@@ -158,8 +159,8 @@ impl<'a> StatusInvalidation<'a> {
         Self { backend, id, before: Some(backend.last.drop_status(id)) }
     }
 
-    /// The write was not sent: what was remembered is as true as before. One status that is missing stops kubelet's
-    /// image collection for the whole node (`images/image_gc_manager.go handleImageVolumes`).
+    /// The write was not sent: what was remembered is as true as before. One status that is missing stops
+    /// kubelet's image collection for the whole node (`images/image_gc_manager.go handleImageVolumes`).
     fn undo(mut self) {
         if let Some(before) = self.before.take() {
             self.backend.last.put_status_back(self.id, before);

@@ -1,8 +1,8 @@
 //! Image calls, each to the store that the rules of `router/images` name.
 //!
-//! A pull goes to one backend and never to two: it carries credentials. A status is never "absent" on behalf of a
-//! backend that could not be asked, because kubelet would pull again, refuse to start or, worst, run the container
-//! as root. No deadline of ours cuts a pull.
+//! A pull goes to one backend and never to two: it carries credentials. A status is never "absent" on behalf
+//! of a backend that could not be asked, because kubelet would pull again, refuse to start or, worst, run the
+//! container as root. No deadline of ours cuts a pull.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -82,8 +82,8 @@ impl Call {
         Ok(reply.into())
     }
 
-    /// Learns from a `CreateContainer`, before it is sent, its pod's `config.seen`, and that the pod's image calls
-    /// are over.
+    /// Learns from a `CreateContainer`, before it is sent, its pod's `config.seen`, and that the pod's image
+    /// calls are over.
     pub(super) fn note_creation(&self, request: &[u8]) -> Result<(), Error> {
         let uid = wire::peek_str(request, &images::SANDBOX_UID)?;
         let seen = images::annotations_of_sandbox(request).config_seen;
@@ -133,7 +133,8 @@ fn uses(facts: &ContainerFacts<'_>, full: &str, ids: &HashSet<String>) -> bool {
 }
 
 /// Returns the handler that a pull is given, so that the image is unpacked for it (containerd 2.3 and newer,
-/// `snapshotterFromPodSandboxConfig`): the sandbox's own, if the backend announces it and the operator lets us.
+/// `snapshotterFromPodSandboxConfig`): the sandbox's own, if the backend announces it and the operator lets
+/// us.
 fn handler_to_fill_in(backend: &Backend, pod: &Pod) -> Option<String> {
     if pod.handler.is_empty() || backend.config().image_handler != ImageHandler::Auto {
         return None;

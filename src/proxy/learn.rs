@@ -68,7 +68,8 @@ pub(super) fn is_write(effect: Effect) -> bool {
 
 /// Records what a reply created and returns its ID. `sandbox` is the full ID of a new container's sandbox.
 ///
-/// An owner is learnt after the object is remembered, because [`ProxyState::sweep`] forgets owners of what is not.
+/// An owner is learnt after the object is remembered, because [`ProxyState::sweep`] forgets owners of what is
+/// not.
 pub(super) fn created(
     node: &ProxyState,
     backend: &Backend,
@@ -151,8 +152,8 @@ pub(super) fn wrote(
     Ok(())
 }
 
-/// Learns from a list that `backend` sent, and returns it without what clients cannot read. Only an unfiltered one
-/// may replace what is remembered.
+/// Learns from a list that `backend` sent, and returns it without what clients cannot read. Only an
+/// unfiltered one may replace what is remembered.
 pub(super) fn listed(
     node: &ProxyState,
     backend: &Backend,
@@ -174,7 +175,8 @@ pub(super) fn listed(
     match kept(list) {
         Some(kind) if unfiltered => backend.last.replace_list(kind, epoch, reply.clone()),
         Some(kind) => backend.last.update_items(kind, epoch, &reply).map_err(owned)?,
-        // Values of metrics are of the moment, and many; those of a backend that does not answer are left out.
+        // Values of metrics are of the moment, and many; those of a backend that does not answer are left
+        // out.
         None if list == List::SandboxMetrics => {}
         None => {
             backend.last.remember_reply(list.unary().rpc, &reply);
@@ -184,8 +186,8 @@ pub(super) fn listed(
     Ok(reply)
 }
 
-/// Learns the owners of the items in one frame of a list, and that it can be read at all. Returns it without what
-/// clients cannot read.
+/// Learns the owners of the items in one frame of a list, and that it can be read at all. Returns it without
+/// what clients cannot read.
 pub(super) fn owners(
     node: &ProxyState,
     backend: &Backend,
@@ -198,8 +200,8 @@ pub(super) fn owners(
     Ok(frame)
 }
 
-/// Returns a list without items that would crash a client, and with text that protobuf parsers take. Each such item
-/// is counted and, once a minute, named in the log.
+/// Returns a list without items that would crash a client, and with text that protobuf parsers take. Each
+/// such item is counted and, once a minute, named in the log.
 fn readable(node: &ProxyState, backend: &Backend, list: List, encoded: &Bytes) -> Result<Bytes, WireError> {
     let method = list.unary().name;
     let (whole, left_out) = required::checked(required::Reply::List(list), encoded)?;

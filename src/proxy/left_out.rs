@@ -1,8 +1,8 @@
 //! What answers lack although their code is OK: items, whole backends, bytes of text; counted, logged, shown.
 //!
-//! An answer that leaves something out looks like a complete one to its client. So each case is counted at once and
-//! named in the log once a minute for each backend and method, and the cases of the last five minutes stand in
-//! `crimux status`. It must not decide what is left out.
+//! An answer that leaves something out looks like a complete one to its client. So each case is counted at
+//! once and named in the log once a minute for each backend and method, and the cases of the last five
+//! minutes stand in `crimux status`. It must not decide what is left out.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -64,7 +64,8 @@ impl LeftOut {
         }
     }
 
-    /// Returns what was left out of answers for this backend in the last five minutes, as `METHOD: WHAT (CAUSE)`.
+    /// Returns what was left out of answers for this backend in the last five minutes, as `METHOD: WHAT
+    /// (CAUSE)`.
     pub fn of(&self, backend: &str) -> Vec<String> {
         let notes = self.notes();
         let recent =

@@ -92,12 +92,12 @@ impl ProxyState {
         })
     }
 
-    /// Returns the configuration in force.
+    /// Returns the current configuration.
     pub fn config(&self) -> Arc<Config> {
         self.config.load_full()
     }
 
-    /// Puts another configuration in force, for calls that start from now on.
+    /// Replaces the configuration, for calls that start from now on.
     pub fn replace_config(&self, config: Config) {
         self.config.store(Arc::new(config));
     }
@@ -107,7 +107,7 @@ impl ProxyState {
         self.backends.load_full()
     }
 
-    /// Puts another list of backends in force. Those of the first list are waited for if no state was saved.
+    /// Replaces the list of backends. Those of the first list are waited for if no state was saved.
     pub fn replace_backends(&self, backends: Vec<Arc<Backend>>) {
         self.awaited.get_or_init(|| {
             let fresh = backends.iter().filter(|_| self.snapshot.is_fresh());
@@ -154,8 +154,8 @@ impl ProxyState {
         !backend.last.known() && !self.awaited.get().is_some_and(|awaited| awaited.contains(&backend.name))
     }
 
-    /// Whether one backend without this list makes it `Unimplemented` for all. Only pod stats have another source
-    /// that kubelet then takes, and only as long as no client was told that they exist.
+    /// Whether one backend without this list makes it `Unimplemented` for all. Only pod stats have another
+    /// source that kubelet then takes, and only as long as no client was told that they exist.
     pub(super) fn all_must_implement(&self, list: List) -> bool {
         list == List::SandboxStats
             && self.promised_pod_stats().is_none()

@@ -33,7 +33,8 @@ impl Unannounced {
     }
 }
 
-/// Takes note, once, of metrics that a backend has and that were not in the descriptors that clients were told.
+/// Takes note, once, of metrics that a backend has and that were not in the descriptors that clients were
+/// told.
 pub(super) fn note_unannounced(node: &ProxyState, backend: &Backend) {
     let (Some(announced), Some(own)) = (announced(node), own(backend)) else { return };
     let told: BTreeSet<_> = metrics::names(&announced).map(str::to_owned).collect();
@@ -67,8 +68,8 @@ impl Call {
         Ok(united)
     }
 
-    /// Returns the descriptors that metrics must fit; `None` if they pass as they are, because this socket shows
-    /// one backend alone.
+    /// Returns the descriptors that metrics must fit; `None` if they pass as they are, because this socket
+    /// shows one backend alone.
     pub(super) async fn wanted_descriptors(&self) -> Option<Bytes> {
         if self.scope.is_some() {
             return None;
@@ -84,9 +85,9 @@ impl Call {
     }
 }
 
-/// Brings the labels of a backend's metrics into the wanted order. The order must have been told over the present
-/// connection. Metrics of a backend whose own order is not
-/// known, or that cannot be read, are left out.
+/// Brings the labels of a backend's metrics into the wanted order. The order must have been told over the
+/// present connection. Metrics of a backend whose own order is not known, or that cannot be read, are left
+/// out.
 pub(super) fn ordered(backend: &Backend, wanted: Option<&Bytes>, metrics: &Bytes) -> Bytes {
     let Some(wanted) = wanted else { return metrics.clone() };
     // A runtime that was restarted may order its labels in another way than the one that is remembered.

@@ -1,11 +1,12 @@
 //! Whether the node has pod stats: asked once by each kubelet, and then held to.
 //!
-//! kubelet asks `PodSandboxStats` for the sandbox with the empty ID when it starts (`cmd/kubelet/app/server.go`, gate
-//! `PodAndContainerStatsFromCRI`, 1.37). `Unimplemented` makes it take the stats of all pods from cAdvisor; anything else
-//! makes it trust the lists, where one error fails the summary of the node and with it eviction. So the lists agree with
-//! the last answer until the question is asked again: a backend without the RPC that joins, or comes back older, is left
-//! out instead of failing the lists, and lists that were denied stay denied. The answer is saved, because crimux is
-//! restarted under a running kubelet.
+//! kubelet asks `PodSandboxStats` for the sandbox with the empty ID when it starts
+//! (`cmd/kubelet/app/server.go`, gate `PodAndContainerStatsFromCRI`, 1.37). `Unimplemented` makes it take the
+//! stats of all pods from cAdvisor; anything else makes it trust the lists, where one error fails the summary
+//! of the node and with it eviction. So the lists agree with the last answer until the question is asked
+//! again: a backend without the RPC that joins, or comes back older, is left out instead of failing the
+//! lists, and lists that were denied stay denied. The answer is saved, because crimux is restarted under a
+//! running kubelet.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -92,8 +93,8 @@ fn without(lacking: &[&Arc<Backend>]) -> Error {
 }
 
 impl ProxyState {
-    /// Returns what the last client to ask was told about pod stats, before a restart of crimux too; `None` if
-    /// none has asked.
+    /// Returns what the last client to ask was told about pod stats, before a restart of crimux too; `None`
+    /// if none has asked.
     pub fn promised_pod_stats(&self) -> Option<bool> {
         let answers = self.backends();
         let answers = answers.iter().filter_map(|backend| backend.last.pod_stats_answer());
@@ -109,7 +110,8 @@ impl ProxyState {
         }
         let snapshot = Arc::clone(&self.snapshot);
         let written = tokio::task::spawn_blocking(move || snapshot.flush());
-        // A disk that hangs must not keep kubelet from starting; the snapshot says itself if it could not be written.
+        // A disk that hangs must not keep kubelet from starting; the snapshot says itself if it could not be
+        // written.
         tokio::time::timeout(DISK, written).await.ok();
         tracing::info!(exist, "a client asked whether there are pod stats");
     }

@@ -1,9 +1,9 @@
 //! Reads of one object: live within their deadline, else as last known.
 //!
-//! kubelet inspects changed pods one after another and takes what it is told for final, so a read of a backend
-//! that does not answer must neither take long nor say anything that the last-known lists contradict. A late
-//! backend is asked once more beside the calls, which do not wait for it; so is a late object of a backend that answers
-//! otherwise. Nothing verbose is ever remembered.
+//! kubelet inspects changed pods one after another and takes what it is told for final, so a read of a
+//! backend that does not answer must neither take long nor say anything that the last-known lists contradict.
+//! A late backend is asked once more beside the calls, which do not wait for it; so is a late object of a
+//! backend that answers otherwise. Nothing verbose is ever remembered.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -95,8 +95,8 @@ impl Call {
         }
     }
 
-    /// Asks the backend, if neither it nor the object is late, and waits as long as a read may take. Halfway through
-    /// the backend is asked for its version: if it answers that, only this object hangs.
+    /// Asks the backend, if neither it nor the object is late, and waits as long as a read may take. Halfway
+    /// through the backend is asked for its version: if it answers that, only this object hangs.
     async fn read(
         &mut self,
         backend: &Arc<Backend>,
@@ -137,8 +137,8 @@ impl Call {
     }
 }
 
-/// Waits for the reply to a read, at most until its deadline, while a probe is under way. Without a reply it returns
-/// whether the probe was answered.
+/// Waits for the reply to a read, at most until its deadline, while a probe is under way. Without a reply it
+/// returns whether the probe was answered.
 async fn answered_while_probed<R, E>(
     asked: impl Future<Output = Result<R, Elapsed>>,
     probe: impl Future<Output = Result<(), E>>,
@@ -180,8 +180,8 @@ fn on_this_node(backend: &Backend, list: List, stats: &Bytes) -> Result<Bytes, E
     stats::without_filesystems(list, stats).map_err(|error| backend.garbage(error.to_string()))
 }
 
-/// Returns the one entry of the last-known stats list that is about `id`: a list of one is, byte for byte, the
-/// reply to the read of that one.
+/// Returns the one entry of the last-known stats list that is about `id`: a list of one is, byte for byte,
+/// the reply to the read of that one.
 fn listed_stats(backend: &Backend, list: List, id: &str) -> Option<Bytes> {
     let kind = learn::kept(list)?;
     let mut filter = BytesMut::new();

@@ -1,7 +1,7 @@
-//! Knowing the node again: after a start from saved state, after a backend came back, and now and then.
+//! Knowing the node again: after a start from saved state, after a backend came back, and at intervals.
 //!
-//! Owners live in memory only; they are relearnt from the saved lists at start and from live ones as soon as a
-//! backend is connected. Nothing waits for kubelet to ask.
+//! Owners live in memory only; they are relearnt from the saved lists at start and from live ones as soon as
+//! a backend is connected. Nothing waits for kubelet to ask.
 
 use std::sync::Arc;
 
@@ -54,11 +54,11 @@ impl ProxyState {
             let limit = backend.config().timeouts.list;
             tokio::time::timeout(limit, fan_out::list_all(self, backend, list))
         });
-        // Whoever does not answer is represented by what it said last.
+        // A backend that does not answer is represented by its last reply.
         futures_util::future::join_all(asked).await;
     }
 
-    /// Forgets the owners of what a backend no longer lists, so that the map does not grow for ever.
+    /// Forgets the owners of what a backend no longer lists, so that the map does not grow forever.
     pub fn sweep(&self) {
         self.router.owners.forget_sent();
         for backend in self.backends().iter().filter(|backend| backend.last.listed()) {

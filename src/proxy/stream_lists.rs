@@ -1,14 +1,14 @@
 //! The relay lane: the six `Stream*` lists, frame by frame, from all backends at once.
 //!
-//! A backend's frames pass as the bytes they came in, as soon as each is whole. One that has no streams is asked
-//! with the unary method, once for each connection, and its bytes become frames: a unary list *is* a frame
-//! (KEP-5825). One that cannot be asked contributes its last-known items. If a backend fails after some of its
-//! frames went out, the last-known items that were not among them follow: the client would discard everything
-//! for an error, and would be told nothing of the other backends. Images are merged first, because one image may
-//! be in two stores.
+//! A backend's frames pass as the bytes they came in, as soon as each is whole. One that has no streams is
+//! asked with the unary method, once for each connection, and its bytes become frames: a unary list *is* a
+//! frame (KEP-5825). One that cannot be asked contributes its last-known items. If a backend fails after some
+//! of its frames went out, the last-known items that were not among them follow: the client would discard
+//! everything for an error, and would be told nothing of the other backends. Images are merged first, because
+//! one image may be in two stores.
 //!
-//! A client that does not read stops its backends' streams, never other clients. What it is waited for does not
-//! make a backend late.
+//! A client that does not read stops its backends' streams, never other clients. What it is waited for does
+//! not make a backend late.
 
 use std::collections::HashSet;
 use std::sync::Arc;

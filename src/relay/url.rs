@@ -111,7 +111,8 @@ impl StreamKind {
 
 impl StreamUrl {
     fn parse(url: &str) -> Result<Self, UrlError> {
-        // cri-dockerd names no scheme, and older runtimes neither scheme nor host; clients add both (crictl `exec.go`).
+        // cri-dockerd names no scheme, and older runtimes neither scheme nor host; clients add both (crictl
+        // `exec.go`).
         let without_scheme = || ("http", url.strip_prefix("//").unwrap_or(url));
         let (scheme, rest) = url.split_once("://").unwrap_or_else(without_scheme);
         let tls = match scheme {

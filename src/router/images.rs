@@ -1,11 +1,11 @@
 //! Which image store a call goes to: rules in order, each with what the call carries and the reason.
 //!
-//! Every backend has its own image store, and most image calls do not name one. [`RULES`] is the whole policy;
-//! for each call the first rule that applies decides. kubelet's `ImageStatus` and `PullImage` carry the pod's
-//! annotations, among them `kubernetes.io/config.seen`, which is practically unique
-//! (`config/config.go recordFirstSeenTime`) and ties the call to a sandbox and so to a backend. A kubelet that
-//! restarted gives every pod a new one, which is unknown until a call carries it together with the pod's uid.
-//! Nothing here asks a backend.
+//! Every backend has its own image store, and most image calls do not name one. [`RULES`] is the whole
+//! policy; for each call the first rule that applies decides. kubelet's `ImageStatus` and `PullImage` carry
+//! the pod's annotations, among them `kubernetes.io/config.seen`, which is practically unique
+//! (`config/config.go recordFirstSeenTime`) and ties the call to a sandbox and so to a backend. A kubelet
+//! that restarted gives every pod a new one, which is unknown until a call carries it together with the pod's
+//! uid. Nothing here asks a backend.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -178,8 +178,8 @@ impl Router {
         }
     }
 
-    /// Returns the store that a `PullImage` goes to: one, because it carries credentials. `choose` chooses the
-    /// backend of a new sandbox of this handler and uid.
+    /// Returns the store that a `PullImage` goes to: one, because it carries credentials. `choose` chooses
+    /// the backend of a new sandbox of this handler and uid.
     ///
     /// # Errors
     /// What `choose` returns.
@@ -228,9 +228,9 @@ impl Router {
         ImageRoute::to(Rule::OtherClient, default)
     }
 
-    /// Returns the pods that a call with an unknown `config.seen` may be for: those with equal annotations, and of
-    /// these, if there are any, those with a container of the reference. Pods of backends that are down count only
-    /// if there are no others.
+    /// Returns the pods that a call with an unknown `config.seen` may be for: those with equal annotations,
+    /// and of these, if there are any, those with a container of the reference. Pods of backends that are
+    /// down count only if there are no others.
     fn pods_alike(&self, asked: &ImageRequest<'_>, known: &Known<'_>) -> (Rule, Vec<OwnedPod>) {
         if asked.pod.config_seen.is_empty() {
             return (Rule::Alike, Vec::new());
@@ -256,8 +256,8 @@ impl Router {
         (Rule::Alike, alike)
     }
 
-    /// Returns the ready pods that `matches` picks, or, if none of them is ready, all of them: image calls come
-    /// while the pod's sandbox is ready.
+    /// Returns the ready pods that `matches` picks, or, if none of them is ready, all of them: image calls
+    /// come while the pod's sandbox is ready.
     fn ready_pods(&self, matches: impl Fn(&Pod) -> bool) -> Vec<OwnedPod> {
         let mut pods = self.owners.pods(matches);
         if pods.iter().any(|owned| owned.pod.ready) {
@@ -266,8 +266,8 @@ impl Router {
         pods
     }
 
-    /// Returns the stores of these pods, each once, with the handler by the name that its backend knows: that of
-    /// the configuration, or, for a handler that no longer leads there, the sandbox's own.
+    /// Returns the stores of these pods, each once, with the handler by the name that its backend knows: that
+    /// of the configuration, or, for a handler that no longer leads there, the sandbox's own.
     fn targets(&self, handler: &str, pods: &[OwnedPod]) -> Vec<StoreTarget> {
         let handlers = self.handlers();
         let configured = handlers.targets_of(handler).unwrap_or_default();

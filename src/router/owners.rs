@@ -111,7 +111,8 @@ pub enum Lookup {
 struct PodOwners {
     /// How many of its sandboxes each backend holds.
     held: Vec<(Arc<str>, usize)>,
-    /// Where a sandbox of it was sent to be made: a reply may be lost, and the sandbox is known from the next list only.
+    /// Where a sandbox of it was sent to be made: a reply may be lost, and the sandbox is known from the next
+    /// list only.
     sent: Vec<(Arc<str>, Instant)>,
 }
 
@@ -179,8 +180,8 @@ impl Owners {
         }
     }
 
-    /// Notes that the sandboxes of the pod `uid` are now meant by another `config.seen`: kubelet sets a new one
-    /// when it restarts, while a sandbox keeps the one it was made with.
+    /// Notes that the sandboxes of the pod `uid` are now meant by another `config.seen`: kubelet sets a new
+    /// one when it restarts, while a sandbox keeps the one it was made with.
     pub fn note_seen(&self, uid: &str, config_seen: &str) {
         if uid.is_empty() || config_seen.is_empty() {
             return;
@@ -237,7 +238,8 @@ impl Owners {
         }
     }
 
-    /// Returns the only backend that holds, or may hold, sandboxes of the pod `uid`; `None` if there are several or none.
+    /// Returns the only backend that holds, or may hold, sandboxes of the pod `uid`; `None` if there are
+    /// several or none.
     pub fn of_pod(&self, uid: &str) -> Option<Arc<str>> {
         let pod = self.pods.get(uid)?;
         let (first, _) = pod.held.first()?;

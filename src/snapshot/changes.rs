@@ -317,7 +317,8 @@ impl<'a> Composer<'a> {
     }
 }
 
-// States only move forward, so a change that is still applied to a list which knows better does not turn it back.
+// States only move forward, so a change that is still applied to a list which knows better does not turn it
+// back.
 
 fn sandbox_state(listed: i32, steps: Steps) -> i32 {
     if steps.stopped && listed == SANDBOX_READY { SANDBOX_NOTREADY } else { listed }

@@ -37,8 +37,8 @@ impl Fact {
         }
     }
 
-    /// Tells whether the fact is one that clients were told, or that decides what they are told: it is on the disk at
-    /// once.
+    /// Tells whether the fact is one that clients were told, or that decides what they are told: it is on the
+    /// disk at once.
     pub(super) fn is_urgent(self) -> bool {
         !matches!(self, Self::Reply(_))
     }

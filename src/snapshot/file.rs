@@ -1,8 +1,9 @@
-//! The files of `state_dir`: the snapshot's format, its atomic replacement, and setting aside what is not ours.
+//! The files of `state_dir`: the snapshot's format, its atomic replacement, and setting aside what is not
+//! ours.
 //!
-//! The snapshot is one file, `magic and version, length, CRC-32C, body`, valid as a whole or not at all: half a
-//! state would let things vanish. It is replaced by write, fsync, rename, fsync of the directory. A file that is
-//! not what its name says is renamed to `NAME.bad-N` for a human to look at; the newest few are kept.
+//! The snapshot is one file, `magic and version, length, CRC-32C, body`, valid as a whole or not at all: half
+//! a state would let things vanish. It is replaced by write, fsync, rename, fsync of the directory. A file
+//! that is not what its name says is renamed to `NAME.bad-N` for a human to look at; the newest few are kept.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};

@@ -38,7 +38,8 @@ struct FilterFields {
     image: u32,
 }
 
-/// Where the facts stand in the items of a kind. Zero, which is no field number, is for what it does not have.
+/// Where the facts stand in the items of a kind. Zero, which is no field number, is for what it does not
+/// have.
 struct ItemFields {
     /// The message that holds the ID and labels; zero if it is the item itself.
     holder: u32,

@@ -1,8 +1,8 @@
 //! Tells cheaply whether two encoded messages say the same.
 //!
-//! Runtimes written in Go list from maps and encode maps in random order, so the same facts come as other bytes
-//! each time. A fingerprint that is blind to the order of fields keeps the disk from being written every
-//! second for nothing. It must never decide what is served: there, bytes are bytes.
+//! Runtimes written in Go list from maps and encode maps in random order, so the same facts come as other
+//! bytes each time. A fingerprint that is blind to the order of fields keeps the disk from being written
+//! every second for nothing. It must never decide what is served: there, bytes are bytes.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 

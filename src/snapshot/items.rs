@@ -1,9 +1,9 @@
 //! Reads the items of encoded sandbox and container lists, and authors the item of what was just created.
 //!
-//! What passes through crimux is written into last-known lists before any backend has listed it, so an item is
-//! composed from the request that created it, by copying encoded fields. Reading borrows from the list and
-//! allocates nothing, because owners are learnt from every list that passes.
-//! It must not decide what is listed.
+//! What passes through crimux is written into last-known lists before any backend has listed it, so an item
+//! is composed from the request that created it, by copying encoded fields. Reading borrows from the list and
+//! allocates nothing, because owners are learnt from every list that passes. It must not decide what is
+//! listed.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -201,8 +201,8 @@ pub fn container_items(list: &[u8]) -> impl Iterator<Item = Result<ContainerFact
     wire::items(list, LIST_ITEMS).map(|item| ContainerFacts::parse(item?))
 }
 
-/// Authors the `PodSandbox` of a sandbox that was just created: `config` and `handler` are the numbers of those
-/// fields in `request`, a `RunPodSandboxRequest` or `RestorePodRequest`.
+/// Authors the `PodSandbox` of a sandbox that was just created: `config` and `handler` are the numbers of
+/// those fields in `request`, a `RunPodSandboxRequest` or `RestorePodRequest`.
 pub(super) fn sandbox_item(id: &str, request: &[u8], config: u32, handler: u32) -> Bytes {
     let mut item = BytesMut::with_capacity(512);
     wire::put_bytes(&mut item, field!(PodSandbox.id), id.as_bytes());

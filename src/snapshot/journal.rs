@@ -1,9 +1,10 @@
-//! The journal: every change since the snapshot was captured, one `write(2)` each, before its call is answered.
+//! The journal: every change since the snapshot was captured, one `write(2)` each, before its call is
+//! answered.
 //!
-//! A process that is killed loses nothing that the kernel has, so there is no fsync on the way of a call. Each
-//! start and each snapshot begins a new generation, a file of its own; older ones are deleted only once the
-//! snapshot that holds their changes is in place. A record is `length, CRC-32C, payload`; what does not check
-//! is not believed. This file must not know what a change means.
+//! A process that is killed loses nothing that the kernel has, so there is no fsync on the way of a call.
+//! Each start and each snapshot begins a new generation, a file of its own; older ones are deleted only once
+//! the snapshot that holds their changes is in place. A record is `length, CRC-32C, payload`; what does not
+//! check is not believed. This file must not know what a change means.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -87,7 +88,8 @@ impl Journal {
         Ok(generation)
     }
 
-    /// Appends a record, as [`frame`] made it, with one `write(2)`. A failed or short write leaves no trace of itself.
+    /// Appends a record, as [`frame`] made it, with one `write(2)`. A failed or short write leaves no trace
+    /// of itself.
     pub(super) fn append(&mut self, record: &[u8]) -> io::Result<()> {
         if self.open.is_none() {
             self.rotate()?;

@@ -1,8 +1,8 @@
 //! What crimux last knew of one backend: the handle through which calls read and write it.
 //!
-//! Every method takes the lock for a moment and does no I/O: a change is queued for the journal's thread before it is
-//! applied, and [`LastKnown::saved`] waits for the disk. Queueing under the lock makes the journal's order the order of
-//! the changes. It must not ask the backend anything, nor know whether it is up.
+//! Every method takes the lock for a moment and does no I/O: a change is queued for the journal's thread
+//! before it is applied, and [`LastKnown::saved`] waits for the disk. Queueing under the lock makes the
+//! journal's order the order of the changes. It must not ask the backend anything, nor know whether it is up.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,8 +53,8 @@ impl LastKnown {
         Revision { seq: self.shared.next_seq(), at: Instant::now() }
     }
 
-    /// Returns the newest live list of sandboxes or containers if it is, byte for byte, this one: then it teaches
-    /// nothing, and the bytes that are held already do for both.
+    /// Returns the newest live list of sandboxes or containers if it is, byte for byte, this one: then it
+    /// teaches nothing, and the bytes that are held already do for both.
     pub fn held(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
         self.lock().lists.held(kind, reply)
     }
@@ -230,8 +230,8 @@ impl LastKnown {
     }
 
     /// Forgets the statuses of `id`. Call it when a write to `id` is sent and again when it ends: a read that
-    /// was sent in between may have seen either side of it. Returns what was remembered, for a write that then
-    /// was not sent at all.
+    /// was sent in between may have seen either side of it. Returns what was remembered, for a write that
+    /// then was not sent at all.
     pub fn drop_status(&self, id: &str) -> ForgottenStatus {
         let mut state = self.lock();
         let seq = self.shared.next_seq();
@@ -274,7 +274,8 @@ impl LastKnown {
         self.lock().fact(Fact::StreamsEvents).is_some_and(|streams| !streams.is_empty())
     }
 
-    /// Remembers whether the backend lacks an RPC that not every runtime has; of any other nothing is remembered.
+    /// Remembers whether the backend lacks an RPC that not every runtime has; of any other nothing is
+    /// remembered.
     pub fn set_lacks(&self, rpc: Rpc, lacks: bool) {
         let Some(fact) = Fact::lack_of(rpc) else { return };
         if self.lacks(rpc) != lacks {
@@ -325,8 +326,8 @@ impl LastKnown {
         }
     }
 
-    /// Completes when every change recorded so far is in the journal, or after 100 ms. A call that changed something
-    /// waits for it before it is answered.
+    /// Completes when every change recorded so far is in the journal, or after 100 ms. A call that changed
+    /// something waits for it before it is answered.
     pub async fn saved(&self) {
         self.shared.saved().await;
     }

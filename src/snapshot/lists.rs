@@ -1,10 +1,10 @@
 //! The last-known lists of one backend, and the rules by which replies replace them.
 //!
-//! A list replaces the one before it unless it was sent earlier. What was recorded after a list was sent stays
-//! applied on top of it, so a container created while it was under way is shown, and one removed is not. What the
-//! backend listed itself is never hidden; a container is never *added* without its sandbox. No reply is looked
-//! into when it replaces another: its bytes are kept as they came. Which sandbox list is served with which
-//! container list is decided in `pair.rs`.
+//! A list replaces the one before it unless it was sent earlier. What was recorded after a list was sent
+//! stays applied on top of it, so a container created while it was under way is shown, and one removed is
+//! not. What the backend listed itself is never hidden; a container is never *added* without its sandbox. No
+//! reply is looked into when it replaces another: its bytes are kept as they came. Which sandbox list is
+//! served with which container list is decided in `pair.rs`.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -110,7 +110,8 @@ impl Lists {
         [ListKind::Sandboxes, ListKind::Containers].into_iter().filter_map(of).flatten().collect()
     }
 
-    /// Tells whether the newest list of `kind` was sent after `epoch`, so that a reply of then says nothing new.
+    /// Tells whether the newest list of `kind` was sent after `epoch`, so that a reply of then says nothing
+    /// new.
     pub(super) fn is_past(&self, kind: ListKind, epoch: Revision) -> bool {
         match kind {
             ListKind::Sandboxes | ListKind::Containers => self.pairing.is_past(kind, epoch),

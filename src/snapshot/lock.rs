@@ -1,7 +1,7 @@
 //! One crimux at a time on one `state_dir`.
 //!
-//! Two would delete each other's journals, and each would forget what the other has acknowledged. The directory
-//! itself is locked, not a file in it: that works on a full disk and on one that takes no writes.
+//! Two would delete each other's journals, and each would forget what the other has acknowledged. The
+//! directory itself is locked, not a file in it: that works on a full disk and on one that takes no writes.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -17,8 +17,8 @@ pub struct StateLock {
 }
 
 impl StateLock {
-    /// Locks `state_dir`, which is made if need be. A directory that cannot be opened at all is not locked: nothing
-    /// is read from it or written to it then.
+    /// Locks `state_dir`, which is made if need be. A directory that cannot be opened at all is not locked:
+    /// nothing is read from it or written to it then.
     ///
     /// # Errors
     /// If another process holds the lock; the text names it.

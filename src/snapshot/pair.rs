@@ -1,14 +1,15 @@
-//! Makes pairs of the sandbox and the container list of a backend, so that what is served of both belongs together.
+//! Makes pairs of the sandbox and the container list of a backend, so that what is served of both belongs
+//! together.
 //!
-//! **The rule**: a pair is the newest sandbox list and a container list that was *sent* no earlier than it, and at
-//! most [`PAIR_WINDOW`] after it arrived; that is the order in which kubelet's PLEG asks
-//! (`kuberuntime_manager.go`, `GetPods`). A sandbox list waits until such a container list is there. Only while
-//! nothing is known does the other order make a pair too.
+//! **The rule**: a pair is the newest sandbox list and a container list that was *sent* no earlier than it,
+//! and at most [`PAIR_WINDOW`] after it arrived; that is the order in which kubelet's PLEG asks
+//! (`kuberuntime_manager.go`, `GetPods`). A sandbox list waits until such a container list is there. Only
+//! while nothing is known does the other order make a pair too.
 //!
-//! A container list that was sent after a sandbox list arrived, the first to be, is taken as it is: a container in it
-//! whose sandbox is missing is the backend's own word. Any other pair is looked through, and refused if a
-//! container in it has no sandbox; if lists that were both sent after the refusal say no other thing, it is
-//! the backend's word again.
+//! A container list that was sent after a sandbox list arrived, the first to be, is taken as it is: a
+//! container in it whose sandbox is missing is the backend's own word. Any other pair is looked through, and
+//! refused if a container in it has no sandbox; if lists that were both sent after the refusal say no other
+//! thing, it is the backend's word again.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -70,8 +71,8 @@ struct Refused {
 }
 
 impl PodListSync {
-    /// Takes the full list `reply` of sandboxes or containers, sent at `epoch`, with the `changes` that stay on
-    /// top. Returns whether a pair was completed and, if so, whether it is another than before.
+    /// Takes the full list `reply` of sandboxes or containers, sent at `epoch`, with the `changes` that stay
+    /// on top. Returns whether a pair was completed and, if so, whether it is another than before.
     pub(super) fn take(
         &mut self,
         kind: ListKind,
@@ -136,7 +137,8 @@ impl PodListSync {
             return true;
         }
         match &self.refused {
-            // The first refusal of these stays the one that counts, or lists that keep coming never get past it.
+            // The first refusal of these stays the one that counts, or lists that keep coming never get past
+            // it.
             Some(refused) if lost.is_subset(&refused.containers) => sent > refused.at,
             _ => {
                 self.refused = Some(Refused { at: now, containers: lost });

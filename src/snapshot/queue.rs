@@ -1,8 +1,8 @@
 //! The records that wait for the journal's thread, so that a disk that takes no writes stops no call.
 //!
-//! A record is queued under the lock of its state, and the thread writes records in the order of the queue: the order
-//! of the journal is the order of the changes. A call then waits a limited time until its record is written. Nothing
-//! here knows what a record means.
+//! A record is queued under the lock of its state, and the thread writes records in the order of the queue:
+//! the order of the journal is the order of the changes. A call then waits a limited time until its record is
+//! written. Nothing here knows what a record means.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};

@@ -54,8 +54,8 @@ impl Shared {
         self.seq.load(Ordering::SeqCst)
     }
 
-    /// Appends `record` to the journal, or queues it for the journal's thread. A failure is noted, and the change
-    /// lives in memory alone until a snapshot can be written.
+    /// Appends `record` to the journal, or queues it for the journal's thread. A failure is noted, and the
+    /// change lives in memory alone until a snapshot can be written.
     pub(super) fn append(&self, record: &Record) {
         let record = journal::frame(record);
         let Some(queue) = self.queue.get() else { return self.write(&record) };
@@ -91,8 +91,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Completes when every change recorded so far is in the journal, or after 100 ms: then the changes count as not
-    /// saved.
+    /// Completes when every change recorded so far is in the journal, or after 100 ms: then the changes count
+    /// as not saved.
     pub(super) async fn saved(&self) {
         let Some(queue) = self.queue.get() else { return };
         if tokio::time::timeout(DISK_TIMEOUT, queue.finished()).await.is_err() {
@@ -102,7 +102,8 @@ impl Shared {
         }
     }
 
-    /// Lets the journal's thread write what is queued, and end. A disk that takes no writes is not waited for.
+    /// Lets the journal's thread write what is queued, and end. A disk that takes no writes is not waited
+    /// for.
     pub(super) async fn close_queue(&self) {
         let Some(queue) = self.queue.get() else { return };
         queue.close();
@@ -136,8 +137,8 @@ impl Shared {
         self.touched.notified().await;
     }
 
-    /// Notes that a write failed. The thread of the calls notes it too, when the disk is too slow: no I/O in `state_dir`
-    /// may stand here, only in [`Shared::write`], which the journal's thread runs.
+    /// Notes that a write failed. The thread of the calls notes it too, when the disk is too slow: no I/O in
+    /// `state_dir` may stand here, only in [`Shared::write`], which the journal's thread runs.
     pub(super) fn failed(&self, what: &str, error: &io::Error) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let mut problem = self.problem();

@@ -1,7 +1,7 @@
 //! What is remembered of one backend, and how a change is applied to it, live and on replay alike.
 //!
-//! It is plain data without locks, files or clocks, so that the same code answers calls and rebuilds the state
-//! after a restart. It must not decide when anything is written.
+//! It is plain data without locks, files or clocks, so that the same code answers calls and rebuilds the
+//! state after a restart. It must not decide when anything is written.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

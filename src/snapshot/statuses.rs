@@ -1,9 +1,9 @@
 //! The last statuses that passed, by sandbox and container.
 //!
 //! kubelet's image garbage collection asks for the status of every container and gives up on the first error
-//! (`image_gc_manager.go`), so the last status that passed answers for a backend that cannot. Whether one may be
-//! served is decided against the lists, elsewhere. A read that was sent before a write to the same ID is never
-//! remembered, and neither is a verbose reply, which may hold anything.
+//! (`image_gc_manager.go`), so the last status that passed answers for a backend that cannot. Whether one may
+//! be served is decided against the lists, elsewhere. A read that was sent before a write to the same ID is
+//! never remembered, and neither is a verbose reply, which may hold anything.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};

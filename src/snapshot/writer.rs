@@ -1,7 +1,7 @@
 //! Writes snapshots in the background.
 //!
-//! The order of its steps is the whole of crash safety: new journal, capture, write, rename, delete. It skips what
-//! would write the same facts again, since runtimes list and encode in random order, and lets stats and
+//! The order of its steps is the whole of crash safety: new journal, capture, write, rename, delete. It skips
+//! what would write the same facts again, since runtimes list and encode in random order, and lets stats and
 //! periodic replies wait for a minute, since they never say the same twice. The first lists of a backend are
 //! written at once.
 
@@ -84,7 +84,8 @@ impl Snapshot {
         }
     }
 
-    /// Writes a snapshot if there is reason to; `all` makes minor changes a reason. `step` is told of each step.
+    /// Writes a snapshot if there is reason to; `all` makes minor changes a reason. `step` is told of each
+    /// step.
     pub(super) fn write(&self, all: bool, step: &mut dyn FnMut(Step)) -> io::Result<()> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         for last_known in self.all() {
@@ -125,8 +126,8 @@ impl Snapshot {
             || (due && written.minor_changes != self.minor_changes())
     }
 
-    /// Writes all files. Without a `new_journal` the present one stays in use: a disk that is full for hours would
-    /// else be filled by journals of one change each.
+    /// Writes all files. Without a `new_journal` the present one stays in use: a disk that is full for hours
+    /// would else be filled by journals of one change each.
     fn write_files(&self, new_journal: bool, step: &mut dyn FnMut(Step)) -> io::Result<(u64, u64)> {
         file::make_dir(&self.dir)?;
         let generation = {
@@ -152,8 +153,9 @@ impl Snapshot {
         Ok((facts, minor_changes))
     }
 
-    /// Returns whether backends are still awaited, and what is to be saved of each with the fingerprint of its
-    /// statuses. One that was forgotten is saved as such only while others are awaited: else it joins anew.
+    /// Returns whether backends are still awaited, and what is to be saved of each with the fingerprint of
+    /// its statuses. One that was forgotten is saved as such only while others are awaited: else it joins
+    /// again.
     fn capture(&self) -> (bool, Vec<(SavedBackend, u64)>) {
         let fresh = self.awaits_backends();
         let capture = |last_known: &Arc<LastKnown>| {

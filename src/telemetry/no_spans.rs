@@ -1,4 +1,5 @@
-//! What stands for [`spans`](self) in a crimux that was built without the feature `otlp`: no span is ever begun.
+//! What stands for [`spans`](self) in a crimux that was built without the feature `otlp`: no span is ever
+//! begun.
 
 use std::convert::Infallible;
 
@@ -7,7 +8,7 @@ use tonic::Code;
 
 use crate::config::Tracing;
 
-/// The span of a call, of which there is none.
+/// The span of a call; without the feature `otlp` no value exists.
 #[derive(Debug)]
 pub struct CallSpan(Infallible);
 

@@ -22,8 +22,8 @@ pub struct ClientConfig {
     pub is_https: bool,
     /// The `:authority` of requests: the host that is called, with its port unless that is the scheme's.
     pub authority: Box<str>,
-    /// The largest header list or trailers of a response, in bytes as RFC 9113, section 6.5.2 counts them. A larger
-    /// one fails its call.
+    /// The largest header list or trailers of a response, in bytes as RFC 9113, section 6.5.2 counts them. A
+    /// larger one fails its call.
     pub max_header_list: u32,
 }
 
@@ -34,8 +34,8 @@ impl Default for ClientConfig {
     }
 }
 
-/// Opens streams on a connection. Clones open theirs on the same; when the last is dropped the connection ends with
-/// its calls.
+/// Opens streams on a connection. Clones open theirs on the same; when the last is dropped the connection
+/// ends with its calls.
 #[derive(Debug, Clone)]
 pub struct SendRequest(Arc<RequestSender>);
 
@@ -73,8 +73,8 @@ impl SendRequest {
     /// Headers for which `leave_out` is true are not sent.
     ///
     /// # Errors
-    /// [`Error::Closed`] or [`Error::GoAway`] if the connection opens no more streams, [`Error::HeadersTooLarge`] if
-    /// the server does not accept so many headers.
+    /// [`Error::Closed`] or [`Error::GoAway`] if the connection opens no more streams,
+    /// [`Error::HeadersTooLarge`] if the server does not accept so many headers.
     pub async fn send_request(
         &self,
         path: &str,
@@ -102,8 +102,8 @@ impl SendRequest {
         self.0.shared.lock().closing.is_some()
     }
 
-    /// Completes with the reason once the connection opens no more streams, whether those that are open go on or not.
-    /// One task may wait.
+    /// Completes with the reason once the connection opens no more streams, whether those that are open go on
+    /// or not. One task may wait.
     pub async fn closed_to_new(&self) -> Error {
         std::future::poll_fn(|cx| self.0.shared.lock().poll_closed_to_new(cx)).await
     }
@@ -127,8 +127,8 @@ impl ClientStream {
         std::future::poll_fn(|cx| self.shared.lock().stream(self.stream).poll_collect(limit, cx)).await
     }
 
-    /// Polls for the received part of the body; `None` at its end. The server sends at most a window ahead of what
-    /// was read.
+    /// Polls for the received part of the body; `None` at its end. The server sends at most a window ahead of
+    /// what was read.
     pub fn poll_data(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         self.shared.lock().poll_data(self.stream, cx)
     }
@@ -154,8 +154,8 @@ impl Drop for RequestSender {
 }
 
 impl State {
-    /// Opens a stream once the peer allows it (section 5.1.2): encodes `block`, whose header list has `size` bytes,
-    /// and sends what it can of `body`.
+    /// Opens a stream once the peer allows it (section 5.1.2): encodes `block`, whose header list has `size`
+    /// bytes, and sends what it can of `body`.
     fn poll_open(
         &mut self,
         cx: &Context<'_>,

@@ -16,11 +16,11 @@ use crate::{Error, Shared};
 const READ: usize = 256 << 10;
 /// An incomplete frame up to this length is copied in front of the next read, a longer one is appended to.
 const SHORT_REST: usize = 4 << 10;
-/// How often the socket is read before other tasks have their turn. A server goes on once it has handed out the
-/// requests that arrived, until the runtime's own budget ends its turn.
+/// How often the socket is read before other tasks have their turn. A server goes on once it has handed out
+/// the requests that arrived, until the runtime's own budget ends its turn.
 const READS_PER_POLL: usize = 32;
-/// How often to yield instead of sleeping while a message is half received: the peer is writing the rest at this
-/// moment, and sleeping and waking costs more than the wait.
+/// How often to yield instead of sleeping while a message is half received: the peer is writing the rest at
+/// this moment, and sleeping and waking costs more than the wait.
 const SPIN_LIMIT: u32 = 16;
 
 thread_local! {
@@ -165,8 +165,8 @@ impl<S> Connection<S> {
         Self { io, shared, rest: Vec::new(), receiver, spins: 0 }
     }
 
-    /// Returns how many frames arrived before the one of which a part has arrived, or whose header block is incomplete;
-    /// `None` between frames. The connection preface counts as a part of the first.
+    /// Returns how many frames arrived before the one of which a part has arrived, or whose header block is
+    /// incomplete; `None` between frames. The connection preface counts as a part of the first.
     pub(crate) fn incomplete_frame(&self) -> Option<u64> {
         (!self.rest.is_empty() || self.receiver.is_within_frame()).then_some(self.receiver.frames)
     }

@@ -72,7 +72,8 @@ pub enum Error {
     /// The peer reset the stream.
     #[error("the peer reset the call: {0}")]
     Reset(Reason),
-    /// The connection accepts no new streams, and this one was not processed: it may be sent again on another.
+    /// The connection accepts no new streams, and this one was not processed: it may be sent again on
+    /// another.
     #[error("the peer is closing the connection: {0}")]
     GoAway(GoAway),
     /// The peer violated the protocol.
@@ -86,7 +87,8 @@ pub enum Error {
     /// The body exceeds the limit of its receiver: its length in bytes, or as much of it as is known.
     #[error("the body has {0} bytes")]
     TooLarge(usize),
-    /// A header list exceeds the limit of its receiver, who may be the peer: sizes as section 6.5.2 counts them.
+    /// A header list exceeds the limit of its receiver, who may be the peer: sizes as section 6.5.2 counts
+    /// them.
     #[error("the header list has {len} bytes, more than the {limit} that its receiver accepts")]
     HeadersTooLarge {
         /// The size of the list, or as much of it as is known.

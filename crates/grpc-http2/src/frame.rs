@@ -231,8 +231,8 @@ pub(crate) fn decode_u32(payload: &[u8]) -> Option<u32> {
     payload.first_chunk().map(|bytes| u32::from_be_bytes(*bytes))
 }
 
-/// Returns the payload without padding (section 6.1) and, of HEADERS, without priority (section 6.2); `None` if they
-/// exceed the payload.
+/// Returns the payload without padding (section 6.1) and, of HEADERS, without priority (section 6.2); `None`
+/// if they exceed the payload.
 pub(crate) fn unpadded(head: FrameHeader, mut payload: &[u8]) -> Option<&[u8]> {
     if head.has(PADDED) {
         let (&padding, rest) = payload.split_first()?;

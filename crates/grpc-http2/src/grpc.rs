@@ -1,4 +1,5 @@
-//! What HTTP/2 must know of gRPC: the prefix of a message, and the codes for an HTTP answer without a gRPC status.
+//! What HTTP/2 must know of gRPC: the prefix of a message, and the codes for an HTTP answer without a gRPC
+//! status.
 //!
 //! Source: "gRPC over HTTP2" and "HTTP to gRPC Status Code Mapping" of the gRPC project.
 
@@ -17,8 +18,8 @@ pub fn message_prefix(len: usize) -> [u8; PREFIX_LEN] {
     [0, len[0], len[1], len[2], len[3]]
 }
 
-/// Returns the length that the prefix at the start of `framed` announces, in bytes and without the prefix; `None` if
-/// the prefix is incomplete.
+/// Returns the length that the prefix at the start of `framed` announces, in bytes and without the prefix;
+/// `None` if the prefix is incomplete.
 pub fn message_len(framed: &[u8]) -> Option<usize> {
     let len: [u8; 4] = framed.get(1..PREFIX_LEN)?.try_into().ok()?;
     usize::try_from(u32::from_be_bytes(len)).ok()

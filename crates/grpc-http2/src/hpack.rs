@@ -1,8 +1,8 @@
-//! Header blocks (RFC 7541): ours are encoded without a dynamic table, a peer's are decoded with everything the format
-//! has.
+//! Header blocks (RFC 7541): ours are encoded without a dynamic table, a peer's are decoded with everything
+//! the format has.
 //!
-//! What we encode is literals and names of the static table; it needs no state that could differ from the peer's. A
-//! peer's dynamic table is kept, because most fields of most responses are one byte then.
+//! What we encode is literals and names of the static table; it needs no state that could differ from the
+//! peer's. A peer's dynamic table is kept, because most fields of most responses are one byte then.
 
 use std::collections::VecDeque;
 use std::sync::LazyLock;
@@ -44,7 +44,8 @@ pub(crate) enum ListKind {
 pub(crate) struct Block {
     pseudo: [Option<Bytes>; Pseudo::NAMES.len()],
     pub(crate) headers: HeaderMap,
-    /// Set if any field is invalid or misplaced. The block is still decoded fully, to keep the dynamic table in sync.
+    /// Set if any field is invalid or misplaced. The block is still decoded fully, to keep the dynamic table
+    /// in sync.
     malformed: bool,
     /// The size of the list if it exceeds the limit; the fields beyond it are left out.
     pub(crate) too_large: Option<usize>,
@@ -111,7 +112,8 @@ impl Block {
         self.content_length
     }
 
-    /// Returns how many bytes of memory it takes, about: a field of a [`HeaderMap`] takes more than its overhead counts.
+    /// Returns how many bytes of memory it takes, about: a field of a [`HeaderMap`] takes more than its
+    /// overhead counts.
     pub(crate) fn memory(&self) -> usize {
         self.size + self.fields.min(MAX_FIELDS) * 3 * FIELD_OVERHEAD
     }
@@ -167,7 +169,8 @@ impl Decoder {
         Self { table: VecDeque::new(), size: 0, limit: MAX_TABLE_SIZE, max_list }
     }
 
-    /// Returns how long an encoded block may be: what is longer ends the connection, a list that is too large does not.
+    /// Returns how long an encoded block may be: what is longer ends the connection, a list that is too large
+    /// does not.
     pub(crate) fn max_block(&self) -> usize {
         2 * self.max_list + MAX_TABLE_SIZE
     }
@@ -331,8 +334,8 @@ pub(crate) fn list_size<'a>(fields: impl IntoIterator<Item = (&'a HeaderName, &'
     fields.into_iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD_OVERHEAD).sum()
 }
 
-/// Encodes a table size of 0, before the first of our blocks: a peer that wants a table smaller than the default need
-/// not be acknowledged (RFC 7541, section 4.2).
+/// Encodes a table size of 0, before the first of our blocks: a peer that wants a table smaller than the
+/// default need not be acknowledged (RFC 7541, section 4.2).
 pub(crate) fn encode_table_size_zero(out: &mut BytesMut) {
     out.put_u8(0x20);
 }

@@ -1,13 +1,13 @@
 //! HTTP/2 as a proxy of gRPC calls needs it: a client and a server.
 //!
-//! [`client::handshake`] carries calls to a server, [`server::handshake`] accepts those of clients. A request is one
-//! body, buffered whole before it is handed out; a response is buffered whole or read part by part. A frame is
-//! encoded into the buffer of its connection by the task that makes it, without a queue or a hop, and what all tasks
-//! of one turn encoded goes out in one write. Received bytes are copied once, from the read buffer into a buffer of
-//! their own size; large parts of a body that is sent are not copied at all.
+//! [`client::handshake`] carries calls to a server, [`server::handshake`] accepts those of clients. A request
+//! is one body, buffered whole before it is handed out; a response is buffered whole or read part by part. A
+//! frame is encoded into the buffer of its connection by the task that makes it, without a queue or a hop,
+//! and what all tasks of one turn encoded goes out in one write. Received bytes are copied once, from the
+//! read buffer into a buffer of their own size; large parts of a body that is sent are not copied at all.
 //!
-//! The rules are those of RFC 9113 (HTTP/2) and RFC 7541 (HPACK); a comment names the section where one is applied.
-//! README.md says what is left out, the limits and their defaults, and how it is tested.
+//! The rules are those of RFC 9113 (HTTP/2) and RFC 7541 (HPACK); a comment names the section where one is
+//! applied. README.md says what is left out, the limits and their defaults, and how it is tested.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -13,7 +13,8 @@ pub enum Limit {
     Metadata,
     /// A request for which the budget of request bytes has no room: answered with `RESOURCE_EXHAUSTED`.
     RequestBytes,
-    /// A request, or a frame, that was not complete within `receive_timeout`: reset, or the connection closed.
+    /// A request, or a frame, that was not complete within `receive_timeout`: reset, or the connection
+    /// closed.
     ReceiveTime,
     /// A response for which the budget of unread bytes has no room: replaced by `RESOURCE_EXHAUSTED`.
     UnreadBytes,
@@ -46,8 +47,8 @@ impl fmt::Debug for LimitHook {
     }
 }
 
-/// How many bytes all connections of a server may hold together. One of them may hold three quarters of it, so that it
-/// cannot keep the others from being served.
+/// How many bytes all connections of a server may hold together. One of them may hold three quarters of it,
+/// so that it cannot keep the others from being served.
 #[derive(Debug)]
 pub struct Budget {
     limit: AtomicUsize,

@@ -55,7 +55,8 @@ impl Receiver {
         !self.settings_received || self.data.is_some() || self.block.is_some()
     }
 
-    /// Dispatches the frames in `input`; returns how many bytes that were, and the connection error if there is one.
+    /// Dispatches the frames in `input`; returns how many bytes that were, and the connection error if there
+    /// is one.
     pub(crate) fn recv_all(&mut self, state: &mut State, input: &[u8]) -> (usize, Result<(), Error>) {
         let mut at = match self.recv_preface(input) {
             Ok(len) => len,
@@ -81,7 +82,8 @@ impl Receiver {
         Ok(len)
     }
 
-    /// Dispatches one frame, or the part of a DATA frame that is there, and returns its length; 0 if it is incomplete.
+    /// Dispatches one frame, or the part of a DATA frame that is there, and returns its length; 0 if it is
+    /// incomplete.
     fn recv_frame(&mut self, state: &mut State, input: &[u8]) -> Result<usize, Error> {
         if let Some(head) = self.data {
             return self.recv_data(state, head, input);

@@ -11,8 +11,8 @@ use crate::{PREFACE, Reason, hpack};
 const MAX_DATA: usize = 1 << 18;
 
 impl State {
-    /// Queues our connection preface (section 3.4): settings, of which `own` are those of one side, and the window of
-    /// the connection.
+    /// Queues our connection preface (section 3.4): settings, of which `own` are those of one side, and the
+    /// window of the connection.
     pub(crate) fn send_preface(&mut self, own: &[(Setting, u32)]) {
         if self.side == Side::Client {
             self.out.tail.put_slice(PREFACE);

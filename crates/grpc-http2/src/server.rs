@@ -32,18 +32,20 @@ pub(crate) const SHUTDOWN_PING: [u8; 8] = *b"shutdown";
 pub struct ServerConfig {
     /// How many streams of one connection may be open at once; a stream beyond it is refused.
     pub max_concurrent_streams: u32,
-    /// The largest header list of a request, in bytes as RFC 9113, section 6.5.2 counts them. A larger one is answered
-    /// with `RESOURCE_EXHAUSTED`.
+    /// The largest header list of a request, in bytes as RFC 9113, section 6.5.2 counts them. A larger one is
+    /// answered with `RESOURCE_EXHAUSTED`.
     pub max_header_list: u32,
     /// The longest request body in bytes. A longer one is handed out cut off, with [`Error::TooLarge`].
     pub max_request: usize,
-    /// Within how long a request, or a frame, must be complete once a part of it has arrived; at most twice as long.
+    /// Within how long a request, or a frame, must be complete once a part of it has arrived; at most twice
+    /// as long.
     pub receive_timeout: Duration,
-    /// How many bytes of requests all connections may hold, headers included, from their arrival to the end of their
-    /// calls. A request beyond it is answered with `RESOURCE_EXHAUSTED`; a connection may always hold 256 KiB.
+    /// How many bytes of requests all connections may hold, headers included, from their arrival to the end
+    /// of their calls. A request beyond it is answered with `RESOURCE_EXHAUSTED`; a connection may always
+    /// hold 256 KiB.
     pub request_budget: Arc<Budget>,
-    /// How many bytes of buffered responses may wait for clients to read them. A response beyond it is replaced by
-    /// `RESOURCE_EXHAUSTED`, unless nothing else waits on its connection.
+    /// How many bytes of buffered responses may wait for clients to read them. A response beyond it is
+    /// replaced by `RESOURCE_EXHAUSTED`, unless nothing else waits on its connection.
     pub unread_budget: Arc<Budget>,
     /// Is told of every limit that a client reaches.
     pub on_limit: LimitHook,
@@ -112,8 +114,8 @@ pub fn handshake<S: AsyncRead + AsyncWrite + Unpin>(io: S, config: ServerConfig)
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
-    /// Waits for the next call whose request is complete; `None` once the connection has ended and no call with it. A
-    /// path that no URI can have is handed out as `/`.
+    /// Waits for the next call whose request is complete; `None` once the connection has ended and no call
+    /// with it. A path that no URI can have is handed out as `/`.
     ///
     /// # Errors
     /// If the connection ended before its calls, or the client violated the protocol.
@@ -233,8 +235,8 @@ impl SendResponse {
         std::future::poll_fn(either).await
     }
 
-    /// Sends a response, its body as the client reads it, until everything is in the output or the client cancels. A
-    /// body that fails resets the stream.
+    /// Sends a response, its body as the client reads it, until everything is in the output or the client
+    /// cancels. A body that fails resets the stream.
     pub async fn send_response<B: Body<Data = Bytes>>(mut self, response: Response<B>) {
         let (head, body) = response.into_parts();
         let mut body = pin!(body);
@@ -287,8 +289,8 @@ impl State {
         if stream.is_broken() { Poll::Ready(()) } else { stream.wait(cx) }
     }
 
-    /// Sends status and headers of a response; `size` is the length of its body if that is buffered. `false` if no body
-    /// is to follow: the client has cancelled, or may hold no more.
+    /// Sends status and headers of a response; `size` is the length of its body if that is buffered. `false`
+    /// if no body is to follow: the client has cancelled, or may hold no more.
     fn begin_response(
         &mut self,
         id: StreamId,

@@ -121,8 +121,8 @@ impl State {
         }
     }
 
-    /// Returns the largest payload of a frame that we accept (section 4.2). Responses are large; of a request nothing is
-    /// gained by it, and a frame that is not dispatched in parts is kept until it is complete.
+    /// Returns the largest payload of a frame that we accept (section 4.2). Responses are large; of a request
+    /// nothing is gained by it, and a frame that is not dispatched in parts is kept until it is complete.
     pub(crate) fn max_frame_size(&self) -> usize {
         match self.side {
             Side::Client => 1 << 18,
@@ -146,7 +146,8 @@ impl State {
         }
     }
 
-    /// Tells whether a stream was never opened (section 5.1). A server opens none, so its identifiers are all idle.
+    /// Tells whether a stream was never opened (section 5.1). A server opens none, so its identifiers are all
+    /// idle.
     pub(crate) fn is_idle(&self, id: StreamId) -> bool {
         !id.is_client_initiated() || id >= self.next
     }
@@ -233,7 +234,8 @@ impl State {
         self.close_recv(id, Ok(()));
     }
 
-    /// Answers a frame on a stream that is closed (section 5.1): a peer whose stream we reset may not know of it.
+    /// Answers a frame on a stream that is closed (section 5.1): a peer whose stream we reset may not know of
+    /// it.
     pub(crate) fn recv_on_closed(&mut self, id: StreamId) {
         let is_refused = self.server.last_stream().is_some_and(|last| id > last);
         if !is_refused && !self.recent_resets.contains(&id) {
@@ -241,7 +243,8 @@ impl State {
         }
     }
 
-    /// Answers a frame after the `END_STREAM` of its sender, on a stream whose other side is open (section 5.1).
+    /// Answers a frame after the `END_STREAM` of its sender, on a stream whose other side is open (section
+    /// 5.1).
     pub(crate) fn recv_after_end(&mut self, id: StreamId) {
         match self.side {
             Side::Client => frame::encode_rst_stream(&mut self.out.tail, id, Reason::STREAM_CLOSED),

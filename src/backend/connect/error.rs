@@ -1,7 +1,7 @@
 //! Why a backend could not be reached: which step failed, with what, in a sentence that names its address.
 //!
-//! An operator who reads one of these must know what to repair, so the steps are kept apart and certificates are
-//! told by owner and date. No variant may hold key material.
+//! An operator who reads one of these must know what to repair, so the steps are kept apart and certificates
+//! are told by owner and date. No variant may hold key material.
 
 use std::error::Error;
 use std::fmt;
@@ -92,8 +92,8 @@ impl ConnectError {
 
     /// Finds a `ConnectError` anywhere in the causes of `error`.
     ///
-    /// A peer that speaks TLS 1.3 may refuse our certificate only after the connection is in use; the refusal is then
-    /// an I/O error of the stream, wrapped by whatever reads from it.
+    /// A peer that speaks TLS 1.3 may refuse our certificate only after the connection is in use; the refusal
+    /// is then an I/O error of the stream, wrapped by whatever reads from it.
     pub fn find<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a Self> {
         let mut cause = Some(error);
         while let Some(error) = cause {

@@ -1,8 +1,8 @@
 //! A connection to a backend, whatever it runs over.
 //!
-//! gRPC and the streaming relay need bytes in and out and nothing else, so every transport is one type. Bytes are never
-//! looked at; only a TLS alert that refuses our certificate is put into words, because a TLS 1.3 peer may send it when
-//! the handshake is long over.
+//! gRPC and the streaming relay need bytes in and out and nothing else, so every transport is one type. Bytes
+//! are never looked at; only a TLS alert that refuses our certificate is put into words, because a TLS 1.3
+//! peer may send it when the handshake is long over.
 
 use std::fmt;
 use std::io::{self, IoSlice};

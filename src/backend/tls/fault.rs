@@ -1,7 +1,8 @@
 //! What a failed TLS handshake says, in words for the operator: whose certificate, which date, which names.
 //!
-//! rustls reports precisely but in its own types, and a peer's refusal of our certificate arrives as a bare alert,
-//! under TLS 1.3 only after the handshake. Here both become a [`CertificateFault`]. Nothing here does I/O.
+//! rustls reports precisely but in its own types, and a peer's refusal of our certificate arrives as a bare
+//! alert, under TLS 1.3 only after the handshake. Here both become a [`CertificateFault`]. Nothing here does
+//! I/O.
 
 use std::fmt;
 use std::io;

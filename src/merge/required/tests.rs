@@ -1,4 +1,5 @@
-//! One test over the whole table: an item without the field goes, or its timestamp does, and nothing else changes.
+//! One test over the whole table: an item without the field goes, or its timestamp does, and nothing else
+//! changes.
 
 use prost::Message;
 

@@ -1,7 +1,7 @@
 //! The bodies of events that are made here: the statuses of the pod, asked of its backend.
 //!
-//! kubelet finds the pod of an event by the metadata in its sandbox's status and drops events without it. Of a sandbox
-//! that is gone its last list item says as much.
+//! kubelet finds the pod of an event by the metadata in its sandbox's status and drops events without it. Of
+//! a sandbox that is gone its last list item says as much.
 
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};

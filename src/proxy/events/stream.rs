@@ -1,8 +1,9 @@
 //! One backend's event stream, read to its end.
 //!
-//! A quiet stream is a stream: grpc-go sends not even headers before the first event, so one that has not ended within
-//! [`TRIAL`] counts; CRI-O with events switched off ends at once with OK and does not. Events pass as the bytes they came
-//! in. One that would crash a client, or that clients were told of already, is left out.
+//! A quiet stream is a stream: grpc-go sends not even headers before the first event, so one that has not
+//! ended within [`TRIAL`] counts; CRI-O with events switched off ends at once with OK and does not. Events
+//! pass as the bytes they came in. One that would crash a client, or that clients were told of already, is
+//! left out.
 
 use std::time::Duration;
 
@@ -128,8 +129,8 @@ impl Source {
     }
 }
 
-/// Tells whether an event has the metadata of a sandbox where its status stands since CRI 0.26: there field 3 is a
-/// namespace, here a state.
+/// Tells whether an event has the metadata of a sandbox where its status stands since CRI 0.26: there field 3
+/// is a namespace, here a state.
 fn is_of_cri_0_25(event: &[u8]) -> Result<bool, WireError> {
     let Some(status) = wire::peek_bytes(event, &[field!(ContainerEventResponse.pod_sandbox_status)])? else {
         return Ok(false);

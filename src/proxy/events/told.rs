@@ -1,10 +1,10 @@
 //! What clients were told of one backend, and the changes by which newer lists differ from it.
 //!
-//! While a backend streams, each of its events says what clients now know. Where there is no stream, its lists are
-//! compared with that, and each difference is one event that somebody still has to be told of. An event that was
-//! made here may come from the runtime too, late, over a stream that was opened meanwhile: it is not told twice.
-//! Only what a list shows becomes a change, because kubelet looks for the object in a list next.
-//! Pure: it asks nothing and sends nothing.
+//! While a backend streams, each of its events says what clients now know. Where there is no stream, its
+//! lists are compared with that, and each difference is one event that a client still has to be told of. An
+//! event that was made here may come from the runtime too, late, over a stream that was opened meanwhile: it
+//! is not told twice. Only what a list shows becomes a change, because kubelet looks for the object in a list
+//! next. Pure: it asks nothing and sends nothing.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -30,8 +30,8 @@ pub(super) struct Told {
     containers: HashMap<Box<str>, Container>,
     /// Events that were made here, by ID and type.
     made: HashMap<(Box<str>, u64), Instant>,
-    /// What the runtime's own events were about, and which of them was the last: a list that was asked for before it is
-    /// older.
+    /// What the runtime's own events were about, and which of them was the last: a list that was asked for
+    /// before it is older.
     touched: HashMap<Box<str>, (u64, Instant)>,
     events: u64,
     /// The lists that were compared last: the same bytes have nothing new.
@@ -124,8 +124,8 @@ impl Told {
         self.touched.insert(id.into(), (self.events, Instant::now()));
     }
 
-    /// Compares lists, asked for when `since` events had come, with what clients were told, and takes the changes for
-    /// told.
+    /// Compares lists, asked for when `since` events had come, with what clients were told, and takes the
+    /// changes for told.
     ///
     /// # Errors
     /// Whatever makes one of them unreadable; nothing is taken for told then.

@@ -1,9 +1,9 @@
 //! `RemoveImage`: from every store that lists the image, by the name that each lists it under.
 //!
-//! kubelet's image collector names an image by an ID of the merged list. A store is listed first, unless the call
-//! names an ID and the store was listed within the last minute, so that one list of each serves a whole collection; a
-//! store that does not answer costs its deadline once. What can be reached is removed; a store that lists the image and cannot be reached makes
-//! the call fail, and kubelet comes again.
+//! kubelet's image collector names an image by an ID of the merged list. A store is listed first, unless the
+//! call names an ID and the store was listed within the last minute, so that one list of each serves a whole
+//! collection; a store that does not answer costs its deadline once. What can be reached is removed; a store
+//! that lists the image and cannot be reached makes the call fail, and kubelet comes again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,8 +24,8 @@ use crate::snapshot::image_name::{Named, is_whole_id};
 use crate::snapshot::{Filter, ListKind};
 use crate::wire;
 
-/// How long a list of images says which stores have an ID, if no pull was made through crimux since. kubelet lists
-/// all images right before it collects some, each by an ID of that list.
+/// How long a list of images says which stores have an ID, if no pull was made through crimux since. kubelet
+/// lists all images right before it collects some, each by an ID of that list.
 const FRESH: Duration = Duration::from_secs(60);
 
 /// When each backend's images were last listed.
@@ -162,8 +162,8 @@ fn listed(backend: &Backend, reference: &str) -> Vec<StoredImage> {
     list.map(|list| images::stored(&list, reference)).unwrap_or_default()
 }
 
-/// Returns why it cannot be said that the image is gone: stores that were never listed, and, if no store lists the
-/// image, those that could not be listed now.
+/// Returns why it cannot be said that the image is gone: stores that were never listed, and, if no store
+/// lists the image, those that could not be listed now.
 fn unasked(stores: &[Store], nowhere: bool, reference: &str) -> Option<Error> {
     let unasked = stores.iter().filter(|store| !store.known || (nowhere && !store.live));
     let backends: Vec<_> = unasked.map(|store| Arc::clone(&store.backend.name)).collect();

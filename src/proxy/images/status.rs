@@ -1,8 +1,9 @@
 //! `ImageStatus`: the answer of the pod's own store, of several that agree, or none.
 //!
-//! Where the rules name one store, its answer is the answer. Where the pod may be on several, the image is present
-//! only if all that can be asked have the same one. kubelet's question for the user, which names no pod, is answered
-//! only if all stores that may be meant agree: kubelet tries again after an error, but takes absent for root.
+//! Where the rules name one store, its answer is the answer. Where the pod may be on several, the image is
+//! present only if all that can be asked have the same one. kubelet's question for the user, which names no
+//! pod, is answered only if all stores that may be meant agree: kubelet tries again after an error, but takes
+//! absent for root.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -55,8 +56,9 @@ impl Call {
         answers.swap_remove(0).map(Outcome::from)
     }
 
-    /// Answers for a pod that may be on any of these backends: present only if all that answer have the same image.
-    /// One that cannot be asked cannot start the container now either, and does not decide if another answers.
+    /// Answers for a pod that may be on any of these backends: present only if all that answer have the same
+    /// image. One that cannot be asked cannot start the container now either, and does not decide if another
+    /// answers.
     fn of_pods(
         &self,
         asked: &ImageRequest<'_>,
@@ -121,8 +123,8 @@ impl Call {
         Err(Error::ImageUndecided { image, cause: format!("{cause} ({asked_at})") })
     }
 
-    /// Asks these stores at once, each within its deadline for reads or the caller's. Of several, one that is late
-    /// already only gets a moment.
+    /// Asks these stores at once, each within its deadline for reads or the caller's. Of several, one that is
+    /// late already only gets a moment.
     async fn ask_all(
         &self,
         method: &'static Method,

@@ -46,8 +46,8 @@ pub enum Verdict {
     Undecided(&'static str),
 }
 
-/// Decides whether the answers of several stores agree. `absent_is_an_answer` is false while a start is under way:
-/// kubelet takes an absent image for one that runs as root.
+/// Decides whether the answers of several stores agree. `absent_is_an_answer` is false while a start is under
+/// way: kubelet takes an absent image for one that runs as root.
 pub fn agree(answers: &[StoreAnswer], absent_is_an_answer: bool) -> Verdict {
     let present = |index: &usize| matches!(answers[*index], StoreAnswer::Present(_));
     let holders: Vec<_> = (0..answers.len()).filter(present).collect();
@@ -68,8 +68,9 @@ pub fn agree(answers: &[StoreAnswer], absent_is_an_answer: bool) -> Verdict {
     }
 }
 
-/// Returns the index of one of these encoded `ImageStatusResponse`s if all are about the same image: one whose form
-/// of the ID every runtime understands, because CRI-O takes `sha256:…` for a name and containerd takes plain digits.
+/// Returns the index of one of these encoded `ImageStatusResponse`s if all are about the same image: one
+/// whose form of the ID every runtime understands, because CRI-O takes `sha256:…` for a name and containerd
+/// takes plain digits.
 pub fn same_image(replies: &[&[u8]]) -> Option<usize> {
     let id = |reply| wire::peek_str(reply, &field_path!(ImageStatusResponse.image.id)).unwrap_or_default();
     let first = bare_id(id(replies.first()?));

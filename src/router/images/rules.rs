@@ -1,4 +1,5 @@
-//! The rules by which image calls go to stores, as a table: what a call carries, whose store it means, and why.
+//! The rules by which image calls go to stores, as a table: what a call carries, whose store it means, and
+//! why.
 //!
 //! `docs/images.md` shows this table (a test compares them) and `crimux images --explain` names its rows.
 

@@ -6,10 +6,10 @@
 //! CreateContainer of the pod ─────────── end ────┘ else after 30 s
 //! ```
 //!
-//! The call in the middle names an image and nothing else, and an absent image makes kubelet run the container as
-//! root (`helpers.go getImageUser`). While starts of one image are under way on stores that disagree about it, it
-//! fails, and kubelet starts again. Each start sends it once, so when it has failed once for each start, no start is
-//! left, and they end a second later.
+//! The call in the middle names an image and nothing else, and an absent image makes kubelet run the
+//! container as root (`helpers.go getImageUser`). While starts of one image are under way on stores that
+//! disagree about it, it fails, and kubelet starts again. Each start sends it once, so when it has failed
+//! once for each start, no start is left, and they end a second later.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,13 +17,15 @@ use std::time::{Duration, Instant};
 
 use crate::snapshot::image_name::normalise;
 
-/// How long a start lasts at most; there are milliseconds between kubelet's calls unless the node is overloaded.
+/// How long a start lasts at most; there are milliseconds between kubelet's calls unless the node is
+/// overloaded.
 const LONGEST_START: Duration = Duration::from_secs(30);
 /// How long a pull lasts at most, after which its pod is not waited for any more.
 const LONGEST_PULL: Duration = Duration::from_secs(3600);
 /// How long starts last once the call for the user failed for each; kubelet's next attempt comes 10 s later.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
-/// The most references, and the most starts of one, that are remembered; beyond them the oldest are forgotten.
+/// The most references, and the most starts of one, that are remembered; beyond them the oldest are
+/// forgotten.
 const MAX_REFERENCES: usize = 4096;
 const MAX_STARTS: usize = 256;
 
@@ -62,8 +64,8 @@ pub struct Pull<'a> {
 }
 
 impl Starts {
-    /// Records that `pod` was told by these backends that the image is present. A pod without `config.seen` is not
-    /// kubelet's and is not recorded.
+    /// Records that `pod` was told by these backends that the image is present. A pod without `config.seen`
+    /// is not kubelet's and is not recorded.
     pub fn begin(&self, reference: &str, pod: &str, backends: Vec<Arc<str>>, now: Instant) {
         self.record(reference, pod, backends, now, LONGEST_START);
     }

@@ -17,7 +17,8 @@ pub struct StoredImage {
     pub named: Named,
 }
 
-/// Returns the images of an encoded `ListImagesResponse` that `reference` names, the most certain matches only.
+/// Returns the images of an encoded `ListImagesResponse` that `reference` names, the most certain matches
+/// only.
 pub fn stored(list: &[u8], reference: &str) -> Vec<StoredImage> {
     let images = wire::items(list, LIST_ITEMS).map_while(Result::ok).filter_map(|image| {
         Some(StoredImage {
@@ -32,8 +33,8 @@ pub fn stored(list: &[u8], reference: &str) -> Vec<StoredImage> {
     images
 }
 
-/// Keeps, over all stores, only the most certain matches of a reference, and returns the rule that they fall under;
-/// `None` if there are none.
+/// Keeps, over all stores, only the most certain matches of a reference, and returns the rule that they fall
+/// under; `None` if there are none.
 ///
 /// # Errors
 /// [`Error::Ambiguous`] if the reference is a prefix of several IDs.

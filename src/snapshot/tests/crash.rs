@@ -258,7 +258,7 @@ fn what_was_forgotten_is_not_awaited_again_by_a_start_that_still_awaits_others()
         take_pair(&slow, &[], &[]);
         snapshot.flush().unwrap();
         let (snapshot, [lost, _]) = reopened(survivor.path());
-        assert!(!snapshot.is_fresh() && !lost.known(), "flushed: {flushed}: now it would join anew");
+        assert!(!snapshot.is_fresh() && !lost.known(), "flushed: {flushed}: now it would join again");
     }
 }
 

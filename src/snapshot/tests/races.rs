@@ -1,5 +1,5 @@
-//! Lists race with creations, changes of state and removals, snapshots fail and crimux is killed in between: whatever
-//! the order, what was acknowledged is shown, once and in its state.
+//! Lists race with creations, changes of state and removals, snapshots fail and crimux is killed in between:
+//! whatever the order, what was acknowledged is shown, once and in its state.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -1,4 +1,5 @@
-//! Each side against a peer that sends anything: the connection ends, nothing panics, bodies stay within their limits.
+//! Each side against a peer that sends anything: the connection ends, nothing panics, bodies stay within
+//! their limits.
 #![no_main]
 
 use std::pin::pin;

@@ -1,7 +1,7 @@
 //! The Huffman code of HPACK.
 //!
-//! The code is canonical: codes of one length are consecutive and in the order of their symbols, so the lengths say
-//! everything. Source: RFC 7541, appendix B.
+//! The code is canonical: codes of one length are consecutive and in the order of their symbols, so the
+//! lengths say everything. Source: RFC 7541, appendix B.
 
 use std::sync::LazyLock;
 

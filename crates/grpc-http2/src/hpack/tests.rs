@@ -77,8 +77,8 @@ fn the_requests_of_the_rfc_are_decoded() {
 #[test]
 fn an_invalid_field_makes_its_list_malformed_and_the_decoder_goes_on() {
     let mut decoder = Decoder::new(MAX_LIST);
-    // Text that is none, a capital, a status twice, a path after a header or beside a status, a path alone,
-    // `connection`.
+    // Text that is invalid, a capital, a status twice, a path after a header or beside a status, a path
+    // alone, `connection`.
     let connection = format!("40 0a {} 00", b"connection".map(|byte| format!("{byte:02x}")).concat());
     let long = ["40 03 616263 02 0a0d", "40 03 616263 00 84", &connection];
     for wrong in long.into_iter().chain(["40 03 412d42 00", "88 88", "88 84", "84"]) {

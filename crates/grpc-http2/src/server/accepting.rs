@@ -15,7 +15,8 @@ use crate::state::State;
 use crate::stream::Stream;
 use crate::{Error, GoAway, Reason};
 
-/// How many bytes of requests a connection may hold whatever the others hold: small requests are always accepted.
+/// How many bytes of requests a connection may hold whatever the others hold: small requests are always
+/// accepted.
 const FREE_REQUEST_BYTES: usize = 256 << 10;
 /// How many ranges of skipped identifiers are remembered.
 const MAX_SKIPPED: usize = 16;
@@ -244,7 +245,8 @@ impl State {
         });
     }
 
-    /// Begins another period of the receive timeout: resets requests that were incomplete through the whole last one.
+    /// Begins another period of the receive timeout: resets requests that were incomplete through the whole
+    /// last one.
     pub(super) fn reset_incomplete(&mut self) {
         let period = self.server.period;
         self.server.period += 1;

@@ -229,8 +229,8 @@ const OK: &[u8] = &[0x88];
 /// `grpc-status: 0`, a literal.
 const TRAILERS: &[u8] = b"\x00\x0bgrpc-status\x010";
 
-/// A peer that says these bytes, in chunks of this size, once it was asked, and reads until the end. Returns how
-/// the one call ended and how the connection did.
+/// A peer that says these bytes, in chunks of this size, once it was asked, and reads until the end. Returns
+/// how the one call ended and how the connection did.
 async fn scripted(
     script: Vec<u8>,
     size: usize,

@@ -27,8 +27,8 @@ struct Violation {
     what: &'static str,
 }
 
-/// Connection errors of both sides; stream 1 is open for a client and idle for a server. `max_block` is how long a
-/// header block may be.
+/// Connection errors of both sides; stream 1 is open for a client and idle for a server. `max_block` is how
+/// long a header block may be.
 fn connection_errors(max_block: usize) -> Vec<Violation> {
     const PROTOCOL: u8 = 1;
     const FLOW_CONTROL: u8 = 3;
@@ -77,7 +77,8 @@ fn connection_errors(max_block: usize) -> Vec<Violation> {
     violations.map(|(frames, code, what)| Violation { frames, code, what }).into()
 }
 
-/// Errors of stream 1, which is open and whose sender has not ended it: the frames and the code of `RST_STREAM`.
+/// Errors of stream 1, which is open and whose sender has not ended it: the frames and the code of
+/// `RST_STREAM`.
 fn stream_errors() -> Vec<(Vec<u8>, u8)> {
     vec![
         (frame(8, 0, 1, &[0; 4]), 1),

@@ -66,7 +66,7 @@ impl Body for Endless {
     }
 }
 
-/// What came of a request's body, and whether that was all.
+/// The received bytes of a request's body, and whether it is complete.
 async fn collected(request: Request<RequestBody>) -> (Bytes, Result<(), Error>) {
     let mut body = request.into_body();
     let mut whole = Bytes::new();
@@ -83,8 +83,8 @@ fn named((name, value): (&str, HeaderValue)) -> (HeaderName, HeaderValue) {
     (name.parse().unwrap(), value)
 }
 
-/// Answers with the path and the headers of the request, with its body in parts of this size, and with its length
-/// in the trailers.
+/// Answers with the path and the headers of the request, with its body in parts of this size, and with its
+/// length in the trailers.
 async fn echo(request: Request<RequestBody>, part: usize) -> Response<Parts> {
     let mut headers = request.headers().clone();
     headers.insert("x-path", request.uri().path().parse().unwrap());
@@ -173,7 +173,8 @@ fn message(len: usize) -> Bytes {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
-    /// Requests and replies of all sizes and in all parts, many at once, whatever windows and frames the peer has.
+    /// Requests and replies of all sizes and in all parts, many at once, whatever windows and frames the peer
+    /// has.
     #[test]
     fn every_call_has_its_own_reply(
         sizes in prop::collection::vec(prop_oneof![0..100_usize, 60_000..70_000_usize, 0..400_000_usize], 1..12),
@@ -349,7 +350,8 @@ async fn a_large_reply_does_not_hold_up_a_small_one() {
     assert!(read < 2 << 20, "{read} bytes of the large one came first");
 }
 
-/// `:method: POST`, `:scheme: http`, `:path: /a/b`, an `:authority` that no URI may have, and the content type.
+/// `:method: POST`, `:scheme: http`, `:path: /a/b`, an `:authority` that no URI may have, and the content
+/// type.
 const REQUEST: &[u8] = b"\x83\x86\x04\x04/a/b\x01\x08%2Frun%2\x0f\x10\x10application/grpc";
 
 /// What no server says.
@@ -369,7 +371,8 @@ impl Told {
     }
 }
 
-/// A client that says these bytes, in chunks of this size, to a server that echoes, and goes when it has heard that.
+/// A client that says these bytes, in chunks of this size, to a server that echoes, and goes when it has
+/// heard that.
 async fn scripted(script: &[u8], size: usize, until: &[u8]) -> Told {
     let (mut near, _goodbye, serving) = serve(|request| echo(request, 100));
     for chunk in script.chunks(size) {

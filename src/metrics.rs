@@ -13,6 +13,7 @@ use prometheus::{
 };
 use tonic::Code;
 
+use crate::config::RESTART_KEYS;
 use crate::history::ReloadResult;
 use crate::method;
 use backends::BackendGauges;
@@ -142,6 +143,7 @@ impl Metrics {
             registry: registry.clone(),
         };
         metrics.config_last_reload_successful.set(1);
+        metrics.set_restart_keys(&[]);
         let labels = ["version", "revision"];
         let build_info = make.gauges("build_info", "Version and revision of crimux; always 1.", &labels)?;
         let revision = option_env!("CRIMUX_REVISION").unwrap_or("unknown");
@@ -224,9 +226,8 @@ impl Metrics {
 
     /// Sets the keys whose changed values take effect at the next start.
     pub fn set_restart_keys(&self, keys: &[&'static str]) {
-        self.config_restart_needed.reset();
-        for key in keys {
-            self.config_restart_needed.with_label_values(&[key]).set(1);
+        for key in RESTART_KEYS {
+            self.config_restart_needed.with_label_values(&[key]).set(i64::from(keys.contains(&key)));
         }
     }
 

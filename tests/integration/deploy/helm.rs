@@ -9,12 +9,15 @@ use super::kubernetes::{documents, of_kind};
 use super::{home, read, repository, text, tool};
 
 const CHART: &str = "deploy/helm/crimux";
+/// A Helm that was built from its module takes the cluster for a very old one.
+pub(crate) const KUBERNETES: &str = "1.37.0";
 const IMAGE: [&str; 2] = ["--set", "image.repository=registry.test/crimux-node"];
 
 /// `helm VERB` on the chart with more arguments, or `None` without Helm.
 fn helm(verb: &[&str], arguments: &[&str]) -> Option<Output> {
     let mut helm: Command = tool("helm", "none; dev/tools/build helm")?;
-    Some(helm.args(verb).arg(repository(CHART)).args(arguments).output().unwrap())
+    helm.args(verb).arg(repository(CHART)).args(["--kube-version", KUBERNETES]).args(arguments);
+    Some(helm.output().unwrap())
 }
 
 /// What the chart renders with an image and `arguments`.
@@ -125,7 +128,12 @@ fn count(key: &str) -> usize {
 
 #[test]
 fn a_pool_has_a_configuration_of_its_own_on_nodes_that_no_other_pool_has() {
-    let pools = ["--set-string", "pools.gpu.config=default_backend: gpu", "--set", "nodeSelector.disk=ssd"];
+    let pools = [
+        "--set-string",
+        "pools.gpu.config=default_backend: gpu",
+        "--set",
+        "nodeSelector.disk=ssd,podMonitor.enabled=true",
+    ];
     let Some(rendered) = rendered(&pools) else { return };
     let sets = of_kind(&rendered, "DaemonSet");
     let set = |name: &str| *sets.iter().find(|set| set["metadata"]["name"].as_str() == Some(name)).unwrap();
@@ -140,6 +148,9 @@ fn a_pool_has_a_configuration_of_its_own_on_nodes_that_no_other_pool_has() {
         gpu["spec"]["selector"]["matchLabels"], gpu["spec"]["template"]["metadata"]["labels"],
         "a DaemonSet that does not select its own pods is refused"
     );
+    assert_ne!(gpu["spec"]["selector"], rest["spec"]["selector"], "one would select the pods of the other");
+    let monitored = &of_kind(&rendered, "PodMonitor")[0]["spec"]["selector"]["matchExpressions"][0]["values"];
+    assert_eq!(monitored.as_sequence().map(Vec::len), Some(2), "{monitored:?}");
     let maps = of_kind(&rendered, "ConfigMap");
     let config = |set: &Value| {
         let name = pod(set)["volumes"][1]["configMap"]["name"].clone();

@@ -220,7 +220,10 @@ fn the_chart_and_the_manifests_of_the_release_render_by_themselves() {
     if let Some(mut helm) = tool("helm", "none; dev/tools/build helm") {
         let chart = file(&release, &["crimux-chart-", ".tgz"]).unwrap();
         let image = "image.repository=registry.test/crimux-node";
-        let rendered = succeed(helm.args(["template", "crimux", "--set", image]).arg(chart));
+        let rendered = succeed(
+            helm.args(["template", "crimux", "--kube-version", super::helm::KUBERNETES, "--set", image])
+                .arg(chart),
+        );
         assert!(rendered.contains(&format!("registry.test/crimux-node:{}", env!("CARGO_PKG_VERSION"))));
     }
     let Some(mut kubectl) = tool("kubectl", "kubernetes-client") else { return };

@@ -50,8 +50,9 @@
 {{- if .pool -}}
 {{- $name := include "crimux.name" . -}}
 {{- $_ := set $set.metadata "name" $name -}}
-{{- $_ := set $set.spec.selector.matchLabels "crimux.io/pool" .pool -}}
-{{- $_ := set $set.spec.template.metadata.labels "crimux.io/pool" .pool -}}
+{{- /* A label of its own: no DaemonSet may select the pods of another. */ -}}
+{{- $_ := set $set.spec.selector.matchLabels "app.kubernetes.io/name" $name -}}
+{{- $_ := set $set.spec.template.metadata.labels "app.kubernetes.io/name" $name -}}
 {{- else if and .root.Values.pools (eq .file "daemonset.yaml") -}}
 {{- $none := dict "key" "crimux.io/pool" "operator" "NotIn" "values" (keys .root.Values.pools | sortAlpha) -}}
 {{- $terms := list (dict "matchExpressions" (list $none)) -}}

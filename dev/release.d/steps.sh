@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # The parts of dev/release. They share its variables.
 . deploy/home.env
-version='' output='' work='' profile=''
+version='' output='' work='' profile='' host=''
 
 missing=()
 say() { printf '%(%H:%M:%S)T release: %s\n' -1 "$*" >&2; }
@@ -117,9 +117,11 @@ fetch_busybox() {
   mkdir -p "$lists/state/lists/partial" "$lists/cache/archives/partial" "$2"
   options=(-o "APT::Architecture=$1" -o "APT::Architectures=$1" -o "Dir::State=$lists/state" -o "Dir::Cache=$lists/cache"
     -o Dir::State::status=/dev/null -o APT::Sandbox::User=root -o Acquire::Languages=none)
-  # Lists of its own: those of this machine know its own architecture only, and stay as they are.
-  apt-get "${options[@]}" update -qq >/dev/null 2>&1 || true
-  (cd "$lists" && apt-get "${options[@]}" download -qq busybox-static >/dev/null 2>&1) || return 1
+  # The lists of this machine know its own architecture only, and stay as they are: another one has lists of its own.
+  if [ "$1" != "$host" ] || ! (cd "$lists" && apt-get download -qq busybox-static >/dev/null 2>&1); then
+    apt-get "${options[@]}" update -qq >/dev/null 2>&1 || true
+    (cd "$lists" && apt-get "${options[@]}" download -qq busybox-static >/dev/null 2>&1) || return 1
+  fi
   dpkg-deb --extract "$lists"/busybox-static_*.deb "$2"
 }
 

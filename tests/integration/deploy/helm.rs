@@ -164,8 +164,8 @@ fn a_pool_has_a_configuration_of_its_own_on_nodes_that_no_other_pool_has() {
 #[test]
 fn a_mistake_in_the_values_is_refused_with_its_name() {
     for (values, wanted) in [
-        ("runtimeClasses.gvisor.x=1", "runtimeClasses.gvisor"),
-        ("pools.gpu.x=1", "pools.gpu"),
+        ("runtimeClasses.gvisor.x=1", "/runtimeClasses/gvisor"),
+        ("pools.gpu.x=1", "/pools/gpu"),
         ("podMonitr.enabled=true", "podMonitr"),
         ("kubelet=sometimes", "kubelet"),
     ] {

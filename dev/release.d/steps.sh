@@ -111,30 +111,40 @@ tarball() {
 
 # --- the node image ---------------------------------------------------------------------------------------------------
 
-# fetch_busybox ARCHITECTURE DIRECTORY: Debian's static BusyBox, of that architecture, unpacked.
-fetch_busybox() {
-  local lists=$work/apt-$1 options
+# What the image is made of: a static BusyBox, and flock, which Debian's has not, with the libc that flock loads.
+IMAGE_PACKAGES=(busybox-static util-linux libc6)
+
+# fetch_packages ARCHITECTURE DIRECTORY: these packages of Debian, of that architecture, unpacked.
+fetch_packages() {
+  local lists=$work/apt-$1 options package
   mkdir -p "$lists/state/lists/partial" "$lists/cache/archives/partial" "$2"
   options=(-o "APT::Architecture=$1" -o "APT::Architectures=$1" -o "Dir::State=$lists/state" -o "Dir::Cache=$lists/cache"
     -o Dir::State::status=/dev/null -o APT::Sandbox::User=root -o Acquire::Languages=none)
   # The lists of this machine know its own architecture only, and stay as they are: another one has lists of its own.
-  if [ "$1" != "$host" ] || ! (cd "$lists" && apt-get download -qq busybox-static >/dev/null 2>&1); then
+  if [ "$1" != "$host" ] || ! (cd "$lists" && apt-get download -qq "${IMAGE_PACKAGES[@]}" >/dev/null 2>&1); then
     apt-get "${options[@]}" update -qq >/dev/null 2>&1 || true
-    (cd "$lists" && apt-get "${options[@]}" download -qq busybox-static >/dev/null 2>&1) || return 1
+    (cd "$lists" && apt-get "${options[@]}" download -qq "${IMAGE_PACKAGES[@]}" >/dev/null 2>&1) || return 1
   fi
-  dpkg-deb --extract "$lists"/busybox-static_*.deb "$2"
+  for package in "$lists"/*.deb; do dpkg-deb --extract "$package" "$2"; done
 }
 
-# image_root ARCHITECTURE: BusyBox, which runs crimux-node.sh, and the release that the script installs.
+# loader_of ARCHITECTURE: the path that is written into every program.
+loader_of() { case $1 in amd64) echo lib64/ld-linux-x86-64.so.2 ;; arm64) echo lib/ld-linux-aarch64.so.1 ;; esac; }
+
+# image_root ARCHITECTURE: what runs crimux-node.sh, and the release that the script installs.
 image_root() {
-  local root=$work/$1/image busybox=$work/$1/busybox applet
-  if ! fetch_busybox "$1" "$busybox"; then
-    lack "the node image for $1" "busybox-static cannot be had from Debian here"
+  local root=$work/$1/image debian=$work/$1/debian applet package
+  if ! fetch_packages "$1" "$debian"; then
+    lack "the node image for $1" "${IMAGE_PACKAGES[*]} cannot be had from Debian here"
     return 1
   fi
-  install -D -m 755 "$busybox/bin/busybox" "$root/bin/busybox"
+  install -D -m 755 "$(find "$debian" -name busybox -path '*bin/*' -type f)" "$root/bin/busybox"
+  install -D -m 755 "$(find "$debian" -name flock -path '*bin/*' -type f)" "$root/bin/flock"
+  # The loader stands where flock asks for it, whichever way the package has laid it out.
+  install -D -m 755 "$(find "$debian" -name 'ld-linux-*.so.*' -type f)" "$root/$(loader_of "$1")"
+  install -D -m 755 "$(find "$debian" -name libc.so.6 -type f)" "$root/lib/${MACHINE[$1]}-linux-gnu/libc.so.6"
   # What the script calls; a list of applets cannot be asked of a BusyBox of another architecture.
-  for applet in sh cat chmod cmp cp cut dirname flock grep head ln ls mkdir mv nsenter printf rm rmdir sed sha256sum sleep sort \
+  for applet in sh cat chmod cmp cp cut dirname grep head ln ls mkdir mv nsenter printf rm rmdir sed sha256sum sleep sort \
     tail test '[' tr wget; do
     ln -s busybox "$root/bin/$applet"
   done
@@ -142,7 +152,9 @@ image_root() {
   chmod 1777 "$root/tmp"
   printf 'root:x:0:0:root:/:/bin/sh\n' >"$root/etc/passwd"
   printf 'root:x:0:\n' >"$root/etc/group"
-  install -D -m 644 "$busybox/usr/share/doc/busybox-static/copyright" "$root/usr/share/doc/busybox-static/copyright"
+  for package in "${IMAGE_PACKAGES[@]}"; do
+    install -D -m 644 -t "$root/usr/share/doc/$package" "$debian/usr/share/doc/$package/copyright"
+  done
   install -D -m 644 "$work/licenses" "$root/usr/share/doc/crimux/third-party-licenses"
   install -D -m 755 "$work/$1/crimux" "$root/usr/share/crimux/release/crimux"
   install -D -m 644 -t "$root/usr/share/crimux/release" deploy/systemd/crimux.service deploy/systemd/crimux.socket \

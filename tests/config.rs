@@ -657,8 +657,9 @@ handlers: { Runc: { backend: a } }
 ",
     );
     let keys: Vec<_> = config.warnings().into_iter().map(|warning| warning.key).collect();
-    assert_eq!(keys, ["listen", "listen_mode", "admin.http", "backends.b.endpoint", "handlers.Runc"]);
-    assert!(config.warnings()[3].to_string().contains("backends.a has the same endpoint"));
+    let expected = ["listen", "listen", "listen_mode", "admin.http", "backends.b.endpoint", "handlers.Runc"];
+    assert_eq!(keys, expected);
+    assert!(config.warnings()[4].to_string().contains("backends.a has the same endpoint"));
 }
 
 #[test]

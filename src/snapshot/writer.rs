@@ -63,7 +63,11 @@ impl Snapshot {
                 () = self.shared.touched() => {}
                 () = tokio::time::sleep(MINOR_INTERVAL) => {}
             }
-            self.write_aside(false).await;
+            // A disk that takes no writes must not keep the process from its end.
+            tokio::select! {
+                () = &mut shutdown => break,
+                () = self.write_aside(false) => {}
+            }
             tokio::select! {
                 () = &mut shutdown => break,
                 () = self.shared.hurried() => {}

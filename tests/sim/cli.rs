@@ -163,7 +163,7 @@ async fn exit_codes_tell_usage_from_failure_from_bad_configuration() {
         (vec!["--version"], 0, ""),
         (vec![], 2, "Usage: crimux"),
         (vec!["status", "--nonsense"], 2, "--nonsense"),
-        (vec!["status", "--output", "xml"], 2, "possible values: table, json, yaml"),
+        (vec!["status", "--output", "xml"], 2, "possible values: table, wide, json, yaml"),
         (vec!["check", "--config", file], 64, "backends"),
         (vec!["serve", "--config", file], 64, "backends"),
         (vec!["status", "--socket", "/nonexistent/admin.sock"], 1, "is crimux running?"),

@@ -318,7 +318,10 @@ async fn slow_client(crimux: &Crimux) -> SlowClient {
     let socket = UnixStream::connect(crimux.socket()).await.unwrap();
     let (requests, connection) = h2::client::handshake(socket).await.unwrap();
     tokio::spawn(async move { connection.await.unwrap_or_default() });
-    let request = http::Request::post(format!("http://localhost{EVENTS}")).body(()).unwrap();
+    let request = http::Request::post(format!("http://localhost{EVENTS}"))
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap();
     let (response, mut outgoing) = requests.ready().await.unwrap().send_request(request, false).unwrap();
     outgoing.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
     SlowClient { body: response.await.unwrap().into_body() }

@@ -216,7 +216,8 @@ async fn strike_all(fault: Fault) {
     ] {
         assert_eq!(world.call(method::of(rpc), None).await, Code::Ok, "{}", rpc.name());
     }
-    for method in method::all() {
+    // The stream of events has no end to wait for; `events.rs` strikes it.
+    for method in method::all().iter().filter(|method| method.route != Route::Events) {
         let expected = world.call(method, None).await;
         if expected == Code::Unimplemented {
             continue;

@@ -45,8 +45,9 @@ async fn in_time<T>(call: impl Future<Output = T>) -> T {
 
 #[tokio::test]
 async fn calls_that_last_take_no_place_of_lists_and_reads() {
-    let a = SimRuntime::builder("a").containers(4, 1).start().await;
-    let crimux = start(&a, |yaml| with(&yaml, "max_in_flight: 3")).await;
+    // Six places: crimux's own refreshes take some of the reads'.
+    let a = SimRuntime::builder("a").containers(7, 1).start().await;
+    let crimux = start(&a, |yaml| with(&yaml, "max_in_flight: 6")).await;
     a.fault("StopContainer", Fault::Hang);
     let ids: Vec<_> = a.state().containers().map(|container| container.id.clone()).collect();
     let stop = |id: &String| {
@@ -56,14 +57,14 @@ async fn calls_that_last_take_no_place_of_lists_and_reads() {
             client.runtime().stop_container(request).await
         }
     };
-    let stops: Vec<_> = ids[..3].iter().map(|id| tokio::spawn(stop(id))).collect();
-    a.wait_for_call("StopContainer", 3).await;
-    let busy = in_time(stop(&ids[3])).await.unwrap_err();
+    let stops: Vec<_> = ids[..6].iter().map(|id| tokio::spawn(stop(id))).collect();
+    a.wait_for_call("StopContainer", 6).await;
+    let busy = in_time(stop(&ids[6])).await.unwrap_err();
     assert!(busy.code() == Code::Unavailable && busy.message().contains("max_in_flight"), "{busy}");
 
     let listed = a.calls("ListContainers").len();
     let list = crimux.client().runtime().list_containers(cri::ListContainersRequest::default()).await;
-    assert_eq!(list.unwrap().into_inner().containers.len(), 4);
+    assert_eq!(list.unwrap().into_inner().containers.len(), 7);
     assert!(a.calls("ListContainers").len() > listed, "it was asked, not remembered");
     for id in &ids {
         let request = cri::ContainerStatusRequest { container_id: id.clone(), verbose: true };

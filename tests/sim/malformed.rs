@@ -127,7 +127,8 @@ async fn raw_body(crimux: &Crimux, headers: &[(&str, &str)], body: &'static [u8]
     let socket = UnixStream::connect(crimux.socket()).await.unwrap();
     let (requests, connection) = h2::client::handshake(socket).await.unwrap();
     tokio::spawn(async move { connection.await.unwrap_or_default() });
-    let mut request = http::Request::post(format!("http://localhost{STATUS}"));
+    let mut request =
+        http::Request::post(format!("http://localhost{STATUS}")).header("content-type", "application/grpc");
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -165,7 +166,10 @@ async fn nothing_is_allocated_on_a_claimed_length() {
     tokio::spawn(async move { connection.await.unwrap_or_default() });
     let mut requests = requests.ready().await.unwrap();
     for _ in 0..100 {
-        let request = http::Request::post(format!("http://localhost{STATUS}")).body(()).unwrap();
+        let request = http::Request::post(format!("http://localhost{STATUS}"))
+            .header("content-type", "application/grpc")
+            .body(())
+            .unwrap();
         let (response, mut outgoing) = requests.send_request(request, false).unwrap();
         outgoing.send_data(Bytes::from_static(&[0, 1, 0, 0, 0]), false).unwrap();
         outgoing.send_data(Bytes::from_static(&[1]), false).unwrap();
@@ -173,7 +177,10 @@ async fn nothing_is_allocated_on_a_claimed_length() {
         requests = requests.ready().await.unwrap();
     }
     // Another call on the same connection shows that all of them have arrived.
-    let request = http::Request::post("http://localhost/runtime.v1.RuntimeService/Version").body(()).unwrap();
+    let request = http::Request::post("http://localhost/runtime.v1.RuntimeService/Version")
+        .header("content-type", "application/grpc")
+        .body(())
+        .unwrap();
     let (response, mut outgoing) = requests.send_request(request, false).unwrap();
     outgoing.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
     assert_eq!(response.await.unwrap().status(), 200);

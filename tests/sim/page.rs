@@ -23,7 +23,7 @@ async fn drains_calls_placements_and_reloads_are_on_the_page_and_in_the_metrics(
     let crimux = Crimux::start_in(dir, &yaml);
     crimux.wait_ready().await;
     let (_, page) = crimux.http("GET", "/").await;
-    for column in ["State", "Since", "Calls", "Sandboxes", "Containers", "List age", "Last error"] {
+    for column in ["State", "Since", "Calls", "Sandboxes", "Containers", "List age"] {
         assert!(page.contains(&format!(">{column}</th>")), "{column}: {page}");
     }
     assert!(page.contains("No sandbox was asked for") && page.contains("not reloaded since"), "{page}");

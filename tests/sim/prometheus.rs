@@ -6,9 +6,12 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use bytes::Bytes;
+use crimux::wire;
 use nix::sys::signal::Signal;
+use prost::Message as _;
 use testkit::client::sandbox_config;
-use testkit::runtime::SimRuntime;
+use testkit::runtime::{Reply, SimRuntime};
 use testkit::{cri, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -33,13 +36,31 @@ async fn busy() -> (Vec<SimRuntime>, Crimux) {
         cri::ExecRequest { container_id, cmd: vec!["true".into()], stdout: true, ..Default::default() };
     let url = runtime.exec(exec).await.unwrap().into_inner().url;
     stream(&url).await;
+    get_answers_wrong(&b, &crimux).await;
     b.stop().await;
     eventually(SOON, async || crimux.metric("crimux_backend_up{backend=\"b\"}").await == Some(0.0)).await;
     runtime.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await.unwrap();
+    runtime.list_pod_sandbox_metrics(cri::ListPodSandboxMetricsRequest {}).await.unwrap();
     crimux.signal(Signal::SIGHUP);
     let reloads = "crimux_config_reloads_total{result=\"unchanged\"}";
     eventually(SOON, async || crimux.metric(reloads).await.is_some()).await;
     (vec![a, b], crimux)
+}
+
+/// Lets `b` list a sandbox with a handler that is not UTF-8, and stats of no container.
+async fn get_answers_wrong(b: &SimRuntime, crimux: &Crimux) {
+    let metadata = Some(cri::PodSandboxMetadata::default());
+    let mut sandbox = cri::PodSandbox { id: "x".into(), metadata, ..Default::default() }.encode_to_vec();
+    let handler = 7;
+    wire::put_bytes(&mut sandbox, handler, b"\xff");
+    for (method, item) in [("ListPodSandbox", sandbox), ("ListContainerStats", Vec::new())] {
+        let mut list = Vec::new();
+        wire::put_bytes(&mut list, 1, &item);
+        b.reply_raw(method, Reply::message(list));
+        let path = format!("/runtime.v1.RuntimeService/{method}");
+        crimux.client().raw(&path, &[], Bytes::new()).await.unwrap();
+    }
+    b.clear_replies();
 }
 
 /// Opens an exec stream through the relay, and ends it.

@@ -232,7 +232,8 @@ async fn an_object_made_behind_our_back_is_found_and_the_call_sent_to_its_owner(
 async fn an_empty_id_is_refused_and_reaches_nobody() {
     let both = two().await;
     let crimux = crimux(&both, "").await;
-    for (path, kind, _) in owned() {
+    // kubelet asks by `PodSandboxStats("")` whether the RPC exists; `stats.rs` shows its answer.
+    for (path, kind, _) in owned().into_iter().filter(|(path, ..)| !path.ends_with("/PodSandboxStats")) {
         for message in [Bytes::new(), about("")] {
             let reply = crimux.client().raw(&path, &[], message).await.unwrap();
             let expected = format!("crimux: {} ID is empty", kind.word());

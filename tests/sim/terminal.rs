@@ -138,7 +138,7 @@ async fn a_watch_goes_on_while_crimux_is_restarted() {
 #[tokio::test]
 async fn a_watch_ends_when_its_reader_has_seen_enough() {
     let (_a, _b, running) = world().await;
-    for (output, first) in [("table", "BACKEND"), ("json", "{"), ("yaml", "version:")] {
+    for (output, first) in [("table", "OK: 2 of 2"), ("json", "{"), ("yaml", "version:")] {
         let mut command = verb(&running, &["status", "--watch", "--output", output]);
         let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let mut line = String::new();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
@@ -40,6 +41,8 @@ const TIMER_PERIOD: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct App {
     path: PathBuf,
+    /// Yields after each change of the file since before it was read.
+    changed: mpsc::Receiver<()>,
     node: Arc<ProxyState>,
     backends: Backends,
     reloads: Reloads,
@@ -55,8 +58,12 @@ impl App {
     /// # Errors
     /// If the configuration has problems, or a socket cannot be bound.
     pub async fn start(path: &Path) -> anyhow::Result<Self> {
+        let (changed, not_watched) = watch::changes(path);
         let config = Config::load(path)?;
         telemetry::start(&config.log)?;
+        if let Some(error) = not_watched {
+            tracing::warn!(%error, "the configuration file is not watched; SIGHUP reloads it");
+        }
         if let Some(tracing) = &config.tracing {
             telemetry::spans::start(tracing).context("spans cannot be exported")?;
         }
@@ -105,7 +112,7 @@ impl App {
         admin::spawn(&mut servers, &config.admin, &node, &drain, &side).await?;
         let reloads = Reloads::new(config, is_inherited);
         let path = path.to_owned();
-        Ok(Self { path, node, backends, reloads, drain, servers, writer, _lock: lock })
+        Ok(Self { path, changed, node, backends, reloads, drain, servers, writer, _lock: lock })
     }
 
     /// Runs until SIGTERM or SIGINT, then drains.
@@ -115,7 +122,6 @@ impl App {
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut hangup = signal(SignalKind::hangup())?;
         let mut shutdown = ShutdownSignal::new()?;
-        let mut changed = watch::changes(&self.path);
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let watchdog = systemd::watchdog();
         tokio::pin!(watchdog);
@@ -123,7 +129,7 @@ impl App {
         loop {
             tokio::select! {
                 _ = hangup.recv() => self.reload().await,
-                Some(()) = changed.recv() => self.reload().await,
+                Some(()) = self.changed.recv() => self.reload().await,
                 _ = housekeeping.tick() => self.backends.housekeep(),
                 () = &mut watchdog => {}
                 () = shutdown.recv() => break,

@@ -12,8 +12,9 @@ use tokio::sync::mpsc;
 /// How long to wait for further changes: editors write a file in several steps.
 const DEBOUNCE: Duration = Duration::from_millis(200);
 
-/// Returns a channel that yields after each change of the file at `path`, once no more changes follow.
-pub(super) fn changes(path: &Path) -> mpsc::Receiver<()> {
+/// Returns a channel that yields after each change of the file at `path`, once no more changes follow, and
+/// the error if it is not watched. Call it before the file is read, or a change in between is never seen.
+pub(super) fn changes(path: &Path) -> (mpsc::Receiver<()>, Option<notify::Error>) {
     let (sender, receiver) = mpsc::channel(1);
     let (raw, mut events) = mpsc::channel::<()>(1);
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -29,7 +30,7 @@ pub(super) fn changes(path: &Path) -> mpsc::Receiver<()> {
         }
     })
     .and_then(|mut watcher| watcher.watch(directory, RecursiveMode::NonRecursive).map(|()| watcher));
-    match watching {
+    let error = match watching {
         Ok(watcher) => {
             tokio::spawn(async move {
                 let _watcher = watcher;
@@ -41,8 +42,9 @@ pub(super) fn changes(path: &Path) -> mpsc::Receiver<()> {
                     }
                 }
             });
+            None
         }
-        Err(error) => tracing::warn!(%error, "the configuration file is not watched; SIGHUP reloads it"),
-    }
-    receiver
+        Err(error) => Some(error),
+    };
+    (receiver, error)
 }

@@ -225,6 +225,7 @@ impl Backend {
                 Code::Ok => {
                     self.learn_version(&reply.message)?;
                     self.set_api(api);
+                    self.health.note_answer(method);
                     return Ok(());
                 }
                 Code::Unimplemented => {}

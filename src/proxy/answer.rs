@@ -179,13 +179,21 @@ async fn ask(
             Ok(Some(reply))
         }
         Code::Ok => Err(garbage(format!("{} cannot be read", rpc.name()))),
-        Code::Unimplemented if rpc == Rpc::RuntimeConfig => {
+        Code::Unimplemented if rpc == Rpc::RuntimeConfig && is_credible_lack(backend, rpc) => {
             backend.note_lack(method::of(rpc), true);
             backend.health.note_lack(method::of(rpc));
             Ok(None)
         }
         code => Err(garbage(format!("{} was answered with {code:?}", rpc.name()))),
     }
+}
+
+/// Tells whether a backend that denies having a method is to be believed. It is not if it denies having
+/// `Version` too: containerd answers everything so while its CRI plugin is not loaded. Nor if it answered the
+/// method over the same connection: a process does not lose one, it is out of order.
+fn is_credible_lack(backend: &Backend, rpc: Rpc) -> bool {
+    let answered = |rpc| backend.health.has_answered(method::of(rpc));
+    answered(Rpc::Version) && !answered(rpc)
 }
 
 /// Tells whether a reply is what kubelet asks for, and not something that happens to be readable.

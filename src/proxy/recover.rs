@@ -64,8 +64,9 @@ impl ProxyState {
         for backend in self.backends().iter().filter(|backend| backend.last.listed()) {
             // Owned before, not listed after: what is created meanwhile is in neither.
             let owned = self.router.owners.of(&backend.name);
-            // A list that still waits for its other half shows its objects all the same.
-            let mut listed = backend.last.newest_ids();
+            // A list that still waits for its other half shows its objects all the same; one that has made a
+            // pair is in what is visited below, with what was removed since.
+            let mut listed = backend.last.waiting_ids();
             backend.last.for_each_sandbox(|facts| {
                 listed.insert(Box::from(facts.id));
             });

@@ -201,9 +201,10 @@ impl LastKnown {
         container_items(&list).map_while(Result::ok).for_each(&mut visit);
     }
 
-    /// Returns the IDs in the newest live lists of sandboxes and containers, whether or not they made a pair.
-    pub fn newest_ids(&self) -> HashSet<Box<str>> {
-        self.lock().lists.newest_ids()
+    /// Returns the IDs in live lists of sandboxes and containers that wait for their other half, less what
+    /// was removed since they were sent.
+    pub fn waiting_ids(&self) -> HashSet<Box<str>> {
+        self.lock().lists.waiting_ids()
     }
 
     /// Returns how long ago the last live pair of lists was completed, before a restart of crimux too.

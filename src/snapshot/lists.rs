@@ -104,10 +104,21 @@ impl Lists {
         matches!(kind, ListKind::Sandboxes | ListKind::Containers).then(|| self.pairing.held(kind, reply))?
     }
 
-    /// Returns the IDs in the newest lists of sandboxes and containers, whether or not they made a pair.
-    pub(super) fn newest_ids(&self) -> HashSet<Box<str>> {
-        let of = |kind| self.pairing.newest(kind).map(|list| ids(kind, list).into_iter().map(Box::from));
-        [ListKind::Sandboxes, ListKind::Containers].into_iter().filter_map(of).flatten().collect()
+    /// Returns the IDs in lists of sandboxes and containers that wait for their other half, less what was
+    /// removed since they were sent.
+    pub(super) fn waiting_ids(&self) -> HashSet<Box<str>> {
+        let mut waiting = HashSet::new();
+        for kind in [ListKind::Sandboxes, ListKind::Containers] {
+            let Some((list, sent)) = self.pairing.waiting(kind) else { continue };
+            let later: Vec<_> = self.changes.iter().filter(|change| change.seq > sent).cloned().collect();
+            let overlay = Overlay::new(&later);
+            let list = match kind {
+                ListKind::Sandboxes => overlay.sandboxes(list),
+                _ => overlay.containers(list, |_| true),
+            };
+            waiting.extend(ids(kind, &list).into_iter().map(Box::from));
+        }
+        waiting
     }
 
     /// Tells whether the newest list of `kind` was sent after `epoch`, so that a reply of then says nothing

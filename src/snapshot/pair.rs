@@ -153,10 +153,11 @@ impl PodListSync {
         newest.as_ref().map(|half| &half.list.bytes).filter(|bytes| *bytes == reply).cloned()
     }
 
-    /// Returns the newest list of sandboxes or containers, whether or not it is part of the pair.
-    pub(super) fn newest(&self, kind: ListKind) -> Option<&Bytes> {
+    /// Returns the newest list of sandboxes or containers and the sequence number at which it was sent, if it
+    /// waits for its other half: it was part of no pair yet.
+    pub(super) fn waiting(&self, kind: ListKind) -> Option<(&Bytes, u64)> {
         let newest = if kind == ListKind::Sandboxes { &self.sandboxes } else { &self.containers };
-        newest.as_ref().map(|half| &half.list.bytes)
+        newest.as_ref().filter(|half| !half.used).map(|half| (&half.list.bytes, half.epoch.seq))
     }
 
     /// Tells whether the pair was sent after `epoch`, so that a reply of then says nothing new.

@@ -36,6 +36,14 @@ impl Router {
         }
     }
 
+    /// Notes that the pod `uid` is now meant by another `config.seen`. What a kubelet that is gone was starting
+    /// under the old one is over: its container is not created under that any more.
+    pub fn note_seen(&self, uid: &str, config_seen: &str) {
+        for replaced in self.owners.note_seen(uid, config_seen) {
+            self.image_starts.end_all(&replaced);
+        }
+    }
+
     /// Returns the current handlers.
     pub fn handlers(&self) -> Arc<Handlers> {
         self.handlers.load_full()

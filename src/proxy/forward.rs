@@ -25,7 +25,7 @@ impl Call {
         let request = message.encoded();
         let handler = wire::peek_str(request, &[field])?.to_owned();
         let uid = wire::peek_str(request, &learn::uid_path(method))?.to_owned();
-        self.node.router.owners.note_seen(&uid, learn::config_seen(method, request));
+        self.node.router.note_seen(&uid, learn::config_seen(method, request));
         let choice = match &self.scope {
             Some(backend) => router::Choice { backend: Arc::clone(backend), handler: handler.clone() },
             None => self.node.choose(&handler, &uid).inspect_err(|error| {

@@ -53,7 +53,7 @@ impl Call {
     async fn pull(&mut self, method: &'static Method, message: Message) -> Result<Outcome, Error> {
         let asked = ImageRequest::read(message.encoded())?;
         let router = &self.node.router;
-        router.owners.note_seen(asked.uid, asked.pod.config_seen);
+        router.note_seen(asked.uid, asked.pod.config_seen);
         let ImageRoute { rule, mut stores } = match &self.scope {
             Some(scope) => ImageRoute::to(Rule::OwnSocket, Arc::clone(scope)),
             None => router.route_of_pull(&asked, |handler, uid| self.node.choose(handler, uid))?,
@@ -87,7 +87,7 @@ impl Call {
     pub(super) fn note_creation(&self, request: &[u8]) -> Result<(), Error> {
         let uid = wire::peek_str(request, &images::SANDBOX_UID)?;
         let seen = images::annotations_of_sandbox(request).config_seen;
-        self.node.router.owners.note_seen(uid, seen);
+        self.node.router.note_seen(uid, seen);
         self.node.router.image_starts.end_all(seen);
         Ok(())
     }

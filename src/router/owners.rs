@@ -181,10 +181,11 @@ impl Owners {
     }
 
     /// Notes that the sandboxes of the pod `uid` are now meant by another `config.seen`: kubelet sets a new
-    /// one when it restarts, while a sandbox keeps the one it was made with.
-    pub fn note_seen(&self, uid: &str, config_seen: &str) {
+    /// one when it restarts, while a sandbox keeps the one it was made with. Returns those that mean no sandbox
+    /// any more.
+    pub(super) fn note_seen(&self, uid: &str, config_seen: &str) -> Vec<Box<str>> {
         if uid.is_empty() || config_seen.is_empty() {
-            return;
+            return Vec::new();
         }
         let outdated = |pod: &Pod| &*pod.uid == uid && &*pod.config_seen != config_seen;
         let ids: Vec<_> = self
@@ -193,9 +194,17 @@ impl Owners {
             .filter(|entry| entry.pod.as_ref().is_some_and(|pod| outdated(pod)))
             .map(|entry| entry.key().clone())
             .collect();
+        let mut replaced = Vec::new();
         for id in ids {
-            self.change(&id, |pod| pod.config_seen = config_seen.into());
+            self.change(&id, |pod| {
+                replaced.push(std::mem::replace(&mut pod.config_seen, config_seen.into()));
+            });
         }
+        let is_meant = |seen: &str| {
+            self.map.iter().any(|entry| entry.pod.as_ref().is_some_and(|pod| &*pod.config_seen == seen))
+        };
+        replaced.retain(|seen| !seen.is_empty() && !is_meant(seen));
+        replaced
     }
 
     fn change(&self, id: &str, change: impl FnOnce(&mut Pod)) {
@@ -378,9 +387,13 @@ mod tests {
         let owners = Owners::default();
         owners.learn_sandbox("s1", &"a".into(), pod("u", "t1", 1, true));
         owners.learn_sandbox("s2", &"b".into(), pod("v", "t2", 2, true));
-        owners.note_seen("u", "t3");
-        owners.note_seen("", "t4");
-        owners.note_seen("v", "");
+        owners.learn_sandbox("s3", &"b".into(), pod("w", "t2", 3, true));
+        let replaced = |uid: &str, seen: &str| owners.note_seen(uid, seen).into_iter().collect::<String>();
+        assert_eq!(replaced("u", "t3"), "t1");
+        assert_eq!(replaced("u", "t3"), "");
+        assert_eq!(replaced("", "t4"), "");
+        assert_eq!(replaced("v", ""), "");
+        assert_eq!(replaced("w", "t5"), "", "t2 still means v");
         let seen = |seen: &str| owners.newest(|pod| &*pod.config_seen == seen).map(|owned| owned.backend);
         assert_eq!((seen("t3").as_deref(), seen("t2").as_deref()), (Some("a"), Some("b")));
         assert_eq!((seen("t1"), seen("t4")), (None, None));

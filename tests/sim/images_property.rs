@@ -25,6 +25,8 @@ const IMAGES: usize = 2;
 const PODS: usize = 5;
 /// The user of what the registry has.
 const REGISTRY_UID: i64 = 1000;
+/// How long crimux takes a start for one under way whose pod it does not know.
+const LONGEST_START: Duration = Duration::from_secs(30);
 /// How long all cases together may take; what is not reached by then is left for the next run.
 const BUDGET: Duration = Duration::from_secs(25);
 
@@ -86,6 +88,10 @@ struct Pod {
     sandbox: String,
     /// Whether crimux has seen its `config.seen` together with its uid.
     known: bool,
+    /// When it was last told, by a `config.seen` that crimux has not seen with its uid, that its image is there.
+    told: Option<Instant>,
+    /// `told` of a kubelet that restarted since: whose start that was, crimux cannot know.
+    left: Option<Instant>,
     next: Next,
 }
 
@@ -214,29 +220,34 @@ impl World {
             pods.push(self.sandbox(number, place, plan, image(plan.image)).await);
         }
         let (mut down, mut hung) = (BTreeSet::new(), BTreeSet::new());
-        for step in &case.steps {
-            match *step {
-                Step::Next(pod) => self.next(pod % pods.len(), &mut pods).await?,
-                Step::Both(one, two) if one % pods.len() != two % pods.len() => {
-                    self.both(one % pods.len(), two % pods.len(), &mut pods).await?;
-                }
-                Step::Both(one, _) => self.next(one % pods.len(), &mut pods).await?,
-                Step::KubeletRestarts => pods.iter_mut().for_each(restart),
-                Step::Collect(reference) => self.collect(&image(reference)).await,
-                Step::CollectId(reference, plain) => self.collect_id(&image(reference), plain).await?,
-                Step::Client(reference) => self.ask_as_client(&image(reference), &pods).await?,
-                Step::Hang(backend) if hung.remove(&backend) => self.runtimes[backend].clear_faults(),
-                Step::Hang(backend) => {
-                    hung.insert(backend);
-                    self.runtimes[backend].fault("ImageStatus", Fault::Hang);
-                }
-                Step::Toggle(backend) if down.remove(&backend) => self.back(backend).await,
-                Step::Toggle(backend) => {
-                    down.insert(backend);
-                    self.runtimes[backend].refuse_connections().await;
+        let played: Result<(), TestCaseError> = async {
+            for step in &case.steps {
+                match *step {
+                    Step::Next(pod) => self.next(pod % pods.len(), &mut pods).await?,
+                    Step::Both(one, two) if one % pods.len() != two % pods.len() => {
+                        self.both(one % pods.len(), two % pods.len(), &mut pods).await?;
+                    }
+                    Step::Both(one, _) => self.next(one % pods.len(), &mut pods).await?,
+                    Step::KubeletRestarts => pods.iter_mut().for_each(restart),
+                    Step::Collect(reference) => self.collect(&image(reference)).await,
+                    Step::CollectId(reference, plain) => self.collect_id(&image(reference), plain).await?,
+                    Step::Client(reference) => self.ask_as_client(&image(reference), &pods).await?,
+                    Step::Hang(backend) if hung.remove(&backend) => self.runtimes[backend].clear_faults(),
+                    Step::Hang(backend) => {
+                        hung.insert(backend);
+                        self.runtimes[backend].fault("ImageStatus", Fault::Hang);
+                    }
+                    Step::Toggle(backend) if down.remove(&backend) => self.back(backend).await,
+                    Step::Toggle(backend) => {
+                        down.insert(backend);
+                        self.runtimes[backend].refuse_connections().await;
+                    }
                 }
             }
+            Ok(())
         }
+        .await;
+        // A case that failed leaves nothing behind either: it is played again, smaller.
         for &backend in &down {
             self.back(backend).await;
         }
@@ -244,11 +255,12 @@ impl World {
             self.runtimes[backend].clear_faults();
         }
         self.all_up().await;
-        self.finish(case, &mut pods).await?;
-        self.judge_pulls(number, &pods)?;
-        let created = pods.iter().filter(|pod| pod.next == Next::Done).count();
+        let judged = match played {
+            Ok(()) => self.finish(case, &mut pods).await.and_then(|()| self.judge_pulls(number, &pods)),
+            failed => failed,
+        };
         self.clean(&pods).await;
-        Ok(created)
+        judged.map(|()| pods.iter().filter(|pod| pod.next == Next::Done).count())
     }
 
     async fn sandbox(&self, number: usize, place: usize, plan: &Plan, image: String) -> Pod {
@@ -264,7 +276,8 @@ impl World {
         };
         let reply = self.kubelet.runtime.clone().run_pod_sandbox(request).await.unwrap().into_inner();
         let plan = plan.clone();
-        Pod { image, config, sandbox: reply.pod_sandbox_id, known: true, next: first(plan.policy), plan }
+        let (sandbox, next) = (reply.pod_sandbox_id, first(plan.policy));
+        Pod { image, config, sandbox, known: true, told: None, left: None, next, plan }
     }
 
     /// Puts an image of that name into a store: the registry's, or an older one with an ID of its own.
@@ -304,7 +317,7 @@ impl World {
     async fn advance(&self, mut pod: Pod) -> Result<Pod, TestCaseError> {
         pod.next = match pod.next.clone() {
             Next::Done => Next::Done,
-            Next::Inspect => self.inspect(&pod).await?,
+            Next::Inspect => self.inspect(&mut pod).await?,
             Next::Pull => {
                 prop_assert!(pod.plan.policy != Policy::Never);
                 let pulled = self.kubelet.pull(&pod.image, &pod.config, None).await;
@@ -325,7 +338,7 @@ impl World {
         Ok(pod)
     }
 
-    async fn inspect(&self, pod: &Pod) -> Result<Next, TestCaseError> {
+    async fn inspect(&self, pod: &mut Pod) -> Result<Next, TestCaseError> {
         let before = self.own(pod);
         let Ok(found) = self.kubelet.image(annotated(&pod.image, &pod.config)).await else {
             return Ok(first(pod.plan.policy));
@@ -334,6 +347,7 @@ impl World {
             let (own, found) = (before.map(|own| own.0), found.as_ref().map(|found| found.id.clone()));
             prop_assert_eq!(own, found, "its own store decides");
         }
+        pod.told = found.as_ref().filter(|_| !pod.known).map(|_| Instant::now());
         Ok(match (found, pod.plan.policy) {
             (Some(found), _) => Next::User(found.id),
             (None, Policy::Never) => Next::Inspect,
@@ -406,7 +420,8 @@ impl World {
     /// What a client that names no pod is told while no pod is starting this image is what the default backend has,
     /// or nothing while that is not certain.
     async fn ask_as_client(&self, image: &str, pods: &[Pod]) -> Result<(), TestCaseError> {
-        let is_starting = |pod: &Pod| pod.image == image && pod.next != Next::Done;
+        let is_left = |pod: &Pod| pod.left.is_some_and(|told| told.elapsed() < LONGEST_START);
+        let is_starting = |pod: &Pod| pod.image == image && (pod.next != Next::Done || is_left(pod));
         let own = || self.runtimes[0].state().image(image).map(|image| image.id.clone());
         let (before, asked) = (own(), self.kubelet.image(crate::kubelet::bare(image)).await);
         if let Ok(found) = asked
@@ -484,7 +499,8 @@ fn first(policy: Policy) -> Next {
 
 fn restart(pod: &mut Pod) {
     see_again(&mut pod.config);
-    pod.known = false;
+    let told = pod.told.take().filter(|_| !pod.known);
+    (pod.known, pod.left) = (false, told.or(pod.left));
     if pod.next != Next::Done {
         pod.next = first(pod.plan.policy);
     }

@@ -6,6 +6,9 @@
 //! CreateContainer of the pod ─────────── end ────┘ else after 30 s
 //! ```
 //!
+//! A kubelet that restarts leaves its starts behind. They end when the pod's new `config.seen` is learnt; one
+//! whose `config.seen` was never seen with a uid belongs to no pod that is known, and ends after 30 s.
+//!
 //! The call in the middle names an image and nothing else, and an absent image makes kubelet run the
 //! container as root (`helpers.go getImageUser`). While starts of one image are under way on stores that
 //! disagree about it, it fails, and kubelet starts again. Each start sends it once, so when it has failed

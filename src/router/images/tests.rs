@@ -158,6 +158,32 @@ fn a_call_without_annotations_is_the_default_backends_unless_a_start_is_under_wa
 }
 
 #[test]
+fn what_a_kubelet_that_is_gone_was_starting_is_over_when_the_pods_new_config_seen_is_learnt() {
+    let router = router();
+    learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
+    router.image_starts.begin("busybox", "t1", vec!["b".into()], Instant::now());
+    router.note_seen("u1", "t1");
+    assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "b"));
+    router.image_starts.begin("busybox", "t2", vec!["b".into()], Instant::now());
+    router.note_seen("u1", "t2");
+    assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "b"), "the new kubelet's goes on");
+    router.image_starts.end_all("t2");
+    assert_eq!(route(&router, "", &[]), to(Rule::OtherClient, "a"));
+}
+
+#[test]
+fn one_config_seen_of_two_pods_is_over_when_both_have_another() {
+    let router = router();
+    learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
+    learn(&router, "s2", "b", "u2", &[(SEEN, "t1")]);
+    router.image_starts.begin("busybox", "t1", vec!["b".into()], Instant::now());
+    router.note_seen("u1", "t2");
+    assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "b"));
+    router.note_seen("u2", "t3");
+    assert_eq!(route(&router, "", &[]), to(Rule::OtherClient, "a"));
+}
+
+#[test]
 fn soon_after_the_start_all_backends_with_pods_of_kubelet_may_be_meant() {
     let router = router();
     let started = |router: &Router| route_with(router, "", &[], ("", &[], true)).unwrap();

@@ -1,8 +1,8 @@
 //! The CRI API as generated from `proto/cri.proto` by `build.rs`: message types, descriptor, field numbers,
 //! RPCs.
 //!
-//! A field is named where it is read, never by a bare number: [`field!`] is the number of one field, and
-//! [`field_path!`] the numbers from a message down to a field inside it. Both fail to compile if the API has
+//! A field is named where it is read, never by a bare number: `field!` is the number of one field, and
+//! `field_path!` the numbers from a message down to a field inside it. Both fail to compile if the API has
 //! no such field. Field names are those of the proto.
 
 #![allow(missing_docs, clippy::pedantic, reason = "generated code")]

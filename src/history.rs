@@ -50,7 +50,7 @@ pub struct Reload {
 /// How many requested handlers are kept. Far more than a node has sandboxes: the rest are of removed ones.
 const HANDLERS: usize = 10_000;
 
-/// The last [`CAPACITY`] placements and reloads, newest first.
+/// The last `CAPACITY` placements and reloads, newest first.
 #[derive(Debug, Default)]
 pub struct RecentEvents {
     placements: Mutex<VecDeque<Placement>>,

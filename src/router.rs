@@ -36,7 +36,7 @@ impl Router {
         }
     }
 
-    /// Notes that the pod `uid` is now meant by another `config.seen`. What a kubelet that is gone was starting
+    /// Notes that the pod `uid` is now meant by another `config.seen`. What the kubelet before was starting
     /// under the old one is over: its container is not created under that any more.
     pub fn note_seen(&self, uid: &str, config_seen: &str) {
         for replaced in self.owners.note_seen(uid, config_seen) {

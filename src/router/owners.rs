@@ -180,9 +180,9 @@ impl Owners {
         }
     }
 
-    /// Notes that the sandboxes of the pod `uid` are now meant by another `config.seen`: kubelet sets a new one
-    /// when it restarts, while a sandbox keeps the one it was made with. Returns those that mean no sandbox any
-    /// more.
+    /// Notes that the sandboxes of the pod `uid` are now meant by another `config.seen`: kubelet sets a
+    /// new one when it restarts, while a sandbox keeps the one it was made with. Returns those that no
+    /// longer mean a sandbox.
     pub(super) fn note_seen(&self, uid: &str, config_seen: &str) -> Vec<Box<str>> {
         if uid.is_empty() || config_seen.is_empty() {
             return Vec::new();

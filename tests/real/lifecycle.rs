@@ -52,7 +52,7 @@ pub(crate) async fn whole_life(pods: &mut Pods, handler: &str, kernel: Kernel) {
     let config = pods.config("life");
     let sandbox = pods.sandbox(&config, handler).await.unwrap();
     assert_eq!(sandbox_state(pods, &sandbox).await, Ok(PodSandboxState::SandboxReady));
-    pull(pods, &config).await;
+    pull(pods, &config, handler).await;
 
     let container = pods.container(&sandbox, &config, &SPEAK).await.unwrap();
     assert_eq!(container_state(pods, &container).await, Ok(ContainerState::ContainerCreated));
@@ -68,9 +68,11 @@ pub(crate) async fn whole_life(pods: &mut Pods, handler: &str, kernel: Kernel) {
     end_sandbox(pods, &sandbox).await;
 }
 
-async fn pull(pods: &mut Pods, config: &PodSandboxConfig) {
+async fn pull(pods: &mut Pods, config: &PodSandboxConfig, handler: &str) {
     let reference = pods.pull(config).await.unwrap();
-    let image = Some(ImageSpec { image: IMAGE.to_owned(), ..Default::default() });
+    // A call that names neither a pod nor a handler is the default backend's.
+    let runtime_handler = handler.to_owned();
+    let image = Some(ImageSpec { image: IMAGE.to_owned(), runtime_handler, ..Default::default() });
     let status = ImageStatusRequest { image, verbose: false };
     let image = pods.images.image_status(status).await.unwrap().into_inner().image.unwrap();
     assert_eq!(image.id, reference);

@@ -402,6 +402,7 @@ async fn an_unreadable_event_is_not_passed_and_the_stream_goes_on() {
     let crimux = start(&[("a", &a)], "").await;
     let client = crimux.client();
     let mut stream = subscribe(&client).await;
+    eventually(SOON, async || a.state().event_streams() == 1).await;
     let garbage = Fault::GarbageMessage(Bytes::from_static(&[0x0a, 0x7f]));
     a.fault_next("GetContainerEvents", 1, garbage);
     a.state().end_event_streams(&Status::unavailable("again"));

@@ -52,7 +52,7 @@ async fn drains_calls_placements_and_reloads_are_on_the_page_and_in_the_metrics(
         crimux.client().runtime().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await.unwrap();
         let (_, page) = crimux.http("GET", "/").await;
         let (_, lately) = page.split_once("Last placements").unwrap();
-        lately.contains("<td>b</td><td>b</td>") && lately.contains(">failed</td>")
+        lately.contains("<td>b</td><td>b</td>") && lately.contains(">failed <small>")
     })
     .await;
 }

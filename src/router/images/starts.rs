@@ -39,6 +39,8 @@ struct Start {
     pod: Box<str>,
     /// The backends that it may be on.
     backends: Vec<Arc<str>>,
+    /// Whether its image was pulled for it. kubelet goes on after a pull whatever it is told about the image.
+    pulled: bool,
     until: Instant,
 }
 
@@ -70,12 +72,12 @@ impl Starts {
     /// Records that `pod` was told by these backends that the image is present. A pod without `config.seen`
     /// is not kubelet's and is not recorded.
     pub fn begin(&self, reference: &str, pod: &str, backends: Vec<Arc<str>>, now: Instant) {
-        self.record(reference, pod, backends, now, LONGEST_START);
+        self.record(reference, pod, backends, false, now + LONGEST_START);
     }
 
     /// Records that `pod` pulls the image to `backend`.
     pub fn pull<'a>(&'a self, reference: &'a str, pod: &'a str, backend: Arc<str>) -> Pull<'a> {
-        self.record(reference, pod, vec![Arc::clone(&backend)], Instant::now(), LONGEST_PULL);
+        self.record(reference, pod, vec![Arc::clone(&backend)], true, Instant::now() + LONGEST_PULL);
         Pull { starts: self, reference, pod, backend, succeeded: false }
     }
 
@@ -107,12 +109,18 @@ impl Starts {
         }
     }
 
-    /// Records that `pod` was told that the image is absent: its start of this image ended.
+    /// Records that `pod` was told that the image is absent: its start of this image ended, unless the image was
+    /// pulled for it. kubelet asks for the size of what it pulled, ignores the answer
+    /// (`image_manager.go pullImage`), and asks for its user next.
     pub fn end(&self, reference: &str, pod: &str) {
+        self.retain(reference, |start| start.pulled || *start.pod != *pod);
+    }
+
+    fn retain(&self, reference: &str, keep: impl Fn(&Start) -> bool) {
         let mut map = self.lock();
         let key = normalise(reference);
         if let Some(of) = map.get_mut(&key) {
-            of.starts.retain(|start| *start.pod != *pod);
+            of.starts.retain(keep);
             if of.starts.is_empty() {
                 map.remove(&key);
             }
@@ -129,10 +137,11 @@ impl Starts {
         }
     }
 
-    fn record(&self, reference: &str, pod: &str, backends: Vec<Arc<str>>, now: Instant, longest: Duration) {
+    fn record(&self, reference: &str, pod: &str, backends: Vec<Arc<str>>, pulled: bool, until: Instant) {
         if pod.is_empty() {
             return;
         }
+        let now = Instant::now();
         let key = normalise(reference);
         let mut map = self.lock();
         if !map.contains_key(&key) && map.len() >= MAX_REFERENCES {
@@ -153,7 +162,7 @@ impl Starts {
         if of.starts.len() >= MAX_STARTS {
             of.starts.remove(0);
         }
-        of.starts.push(Start { pod: pod.into(), backends, until: now + longest });
+        of.starts.push(Start { pod: pod.into(), backends, pulled, until });
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, OfReference>> {
@@ -171,9 +180,10 @@ impl Pull<'_> {
 impl Drop for Pull<'_> {
     fn drop(&mut self) {
         if self.succeeded {
-            self.starts.begin(self.reference, self.pod, vec![Arc::clone(&self.backend)], Instant::now());
+            let backends = vec![Arc::clone(&self.backend)];
+            self.starts.record(self.reference, self.pod, backends, true, Instant::now() + LONGEST_START);
         } else {
-            self.starts.end(self.reference, self.pod);
+            self.starts.retain(self.reference, |start| *start.pod != *self.pod);
         }
     }
 }
@@ -219,7 +229,8 @@ mod tests {
         assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["a"]);
         pull.succeed();
         drop(pull);
-        assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["a"]);
+        starts.end(IMAGE, "p1");
+        assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["a"], "absent after a pull ends nothing");
         drop(starts.pull(IMAGE, "p1", a));
         assert_eq!(names(&starts.stores(IMAGE, Instant::now())), [""; 0]);
     }

@@ -1,15 +1,16 @@
-//! A bound on connections that have not shown yet what they are for: a new one is always taken, the oldest
-//! gives way.
+//! Limits connections that have not sent a request yet: a new one is always accepted, and the oldest is
+//! closed for it.
 //!
-//! A listener that stops accepting at its bound lets idle connections keep everybody else out. Here they push
-//! out each other, while a client that sends its request at once is served before its turn to give way comes.
+//! A listener that stops accepting at its limit lets idle connections lock every client out. Here idle
+//! connections evict each other, while a client that sends its request at once is served before it would be
+//! evicted.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 
-/// The connections of one listener that count.
+/// The connections of one listener that count against its limit.
 #[derive(Debug)]
 pub struct Admission {
     limit: usize,
@@ -18,45 +19,45 @@ pub struct Admission {
 
 #[derive(Debug, Default)]
 struct Admissions {
-    /// How many were ever admitted.
+    /// How many were ever admitted; the next one's number.
     count: u64,
-    /// In the order in which they came.
+    /// By number, so the oldest is first.
     open: BTreeMap<u64, CancellationToken>,
 }
 
-/// One connection that counts until this value is dropped.
+/// One connection; it counts against the limit until this value is dropped.
 #[derive(Debug)]
 pub struct Admitted {
     number: u64,
-    gives_way: CancellationToken,
+    evicted: CancellationToken,
     admissions: Arc<Mutex<Admissions>>,
 }
 
 impl Admission {
-    /// Lets at most `limit` connections count at once.
+    /// Admits at most `limit` connections at once.
     pub fn new(limit: usize) -> Self {
         Self { limit, admissions: Arc::default() }
     }
 
-    /// Admits a connection. If that makes too many, the oldest ones are told to give way.
+    /// Admits a connection. Beyond the limit the oldest one is evicted.
     pub fn admit(&self) -> Admitted {
         let mut admissions = lock(&self.admissions);
         while admissions.open.len() >= self.limit {
             let Some((_, oldest)) = admissions.open.pop_first() else { break };
             oldest.cancel();
         }
-        let (number, gives_way) = (admissions.count, CancellationToken::new());
+        let (number, evicted) = (admissions.count, CancellationToken::new());
         admissions.count += 1;
-        admissions.open.insert(number, gives_way.clone());
+        admissions.open.insert(number, evicted.clone());
         drop(admissions);
-        Admitted { number, gives_way, admissions: Arc::clone(&self.admissions) }
+        Admitted { number, evicted, admissions: Arc::clone(&self.admissions) }
     }
 }
 
 impl Admitted {
-    /// Completes when this connection must end because newer ones came.
-    pub async fn gives_way(&self) {
-        self.gives_way.cancelled().await;
+    /// Completes when this connection is evicted by a newer one and must be closed.
+    pub async fn evicted(&self) {
+        self.evicted.cancelled().await;
     }
 }
 
@@ -75,11 +76,11 @@ mod tests {
     use super::*;
 
     fn must_go(admitted: &Admitted) -> bool {
-        admitted.gives_way.is_cancelled()
+        admitted.evicted.is_cancelled()
     }
 
     #[test]
-    fn the_oldest_gives_way_to_the_newest_and_one_that_ended_counts_no_more() {
+    fn the_newest_evicts_the_oldest_and_one_that_ended_no_longer_counts() {
         let admission = Admission::new(2);
         let (first, second) = (admission.admit(), admission.admit());
         let third = admission.admit();

@@ -1,9 +1,9 @@
-//! Several replies become one.
+//! Merges the replies of several backends into one.
 //!
 //! Every list of the CRI API is repeated field 1, and the concatenation of two encoded messages is the
-//! message with both lists: most merges copy nothing at all. Images and filesystems are decoded, because one
-//! image may be in two stores and the order of filesystems means something. Nothing here does I/O. Source:
-//! the protobuf encoding specification, "Merging".
+//! message with both lists: most merges copy nothing. Images and filesystems are decoded, because one image
+//! may be in two stores and because kubelet gives the order of filesystems a meaning. No I/O. Source: the
+//! protobuf encoding specification, "Merging".
 
 use bytes::Bytes;
 
@@ -25,7 +25,7 @@ pub struct Part<'a> {
     pub default: bool,
     /// Whether its files and images are on this node.
     pub local: bool,
-    /// Whether it answered just now.
+    /// Whether the backend answered this call; otherwise these are its last-known items.
     pub live: bool,
 }
 
@@ -38,15 +38,15 @@ pub fn merge(list: List, parts: &[Part<'_>]) -> Vec<Bytes> {
         List::Filesystems => vec![filesystems::merge(parts)],
         List::ContainerStats | List::SandboxStats => parts
             .iter()
-            .map(|part| if part.local { part.items.clone() } else { elsewhere(list, part) })
+            .map(|part| if part.local { part.items.clone() } else { without_local_paths(list, part) })
             .collect(),
         _ => parts.iter().map(|part| part.items.clone()).collect(),
     }
 }
 
-/// Returns the stats of a backend that is not on this node. What cannot be read is left out: it may name a
-/// path.
-fn elsewhere(list: List, part: &Part<'_>) -> Bytes {
+/// Returns the stats of a backend on another host without the paths that kubelet would look for on this
+/// node; empty if they cannot be parsed, because they may name such a path.
+fn without_local_paths(list: List, part: &Part<'_>) -> Bytes {
     stats::without_filesystems(list, part.items).unwrap_or_default()
 }
 

@@ -1,20 +1,20 @@
 //! Reads and writes the protobuf wire format, field by field, without knowing any message.
 //!
-//! What crimux forwards stays encoded; this is how the few fields that decide the way are peeked, replaced or
-//! appended. A reader borrows from the bytes it is given, allocates nothing, never trusts a length beyond
-//! them and reads as protobuf parsers do: the last occurrence of a singular field wins, and repeated
-//! occurrences of a singular message merge. It must not know a message or a method. Source: the protobuf
-//! encoding specification, "Last One Wins" and "Merging".
+//! Forwarded messages stay encoded; this module reads, overrides or appends the few fields that decide the
+//! route. A reader borrows from its input, allocates nothing, never trusts a length beyond the input and
+//! reads as protobuf parsers do: the last occurrence of a singular field wins, and repeated occurrences of
+//! a singular message merge. It must not know a message or a method. Source: the protobuf encoding
+//! specification, "Last One Wins" and "Merging".
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-/// What makes bytes no protobuf message.
+/// Why bytes are not a protobuf message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum WireError {
     /// The bytes end inside a field.
     #[error("message ends inside a field")]
     Truncated,
-    /// A varint of more than ten bytes, or one that does not fit 64 bits.
+    /// A varint of more than ten bytes, or of more than 64 bits.
     #[error("overlong varint")]
     Overlong,
     /// A field number of zero or beyond 2²⁹-1.
@@ -23,7 +23,7 @@ pub enum WireError {
     /// A wire type that does not exist, or a group that is not closed as it was opened.
     #[error("invalid wire type")]
     WireType,
-    /// A field whose wire type is not the one its number calls for.
+    /// A field with another wire type than the message declares.
     #[error("field {0} has the wrong wire type")]
     Unexpected(u32),
     /// A string field that is not UTF-8.
@@ -102,7 +102,7 @@ impl<'a> Field<'a> {
     /// Returns a string field.
     ///
     /// # Errors
-    /// [`WireError::Unexpected`] for another wire type, [`WireError::Utf8`] for bytes that are no text.
+    /// [`WireError::Unexpected`] for another wire type, [`WireError::Utf8`] for bytes that are not UTF-8.
     pub fn string(&self) -> Result<&'a str, WireError> {
         std::str::from_utf8(self.bytes()?).map_err(|_| WireError::Utf8(self.number))
     }
@@ -123,7 +123,7 @@ impl<'a> Field<'a> {
 /// merged message, `None` if the field is not set.
 ///
 /// # Errors
-/// Whatever makes the message unreadable on the way there.
+/// Returns an error if a message on the path cannot be parsed.
 ///
 /// # Panics
 /// If the path is empty.
@@ -143,7 +143,7 @@ pub fn peek_bytes<'a>(message: &'a [u8], path: &[u32]) -> Result<Option<&'a [u8]
 /// Returns the string at `path`, empty if it is not set, as proto3 reads it.
 ///
 /// # Errors
-/// Whatever makes the message unreadable, or a value that is not UTF-8.
+/// Returns an error if a message on the path cannot be parsed, or if the value is not UTF-8.
 pub fn peek_str<'a>(message: &'a [u8], path: &[u32]) -> Result<&'a str, WireError> {
     let bytes = peek_bytes(message, path)?.unwrap_or_default();
     let number = path.last().copied().unwrap_or_default();
@@ -153,7 +153,7 @@ pub fn peek_str<'a>(message: &'a [u8], path: &[u32]) -> Result<&'a str, WireErro
 /// Returns the varint at `path`, zero if it is not set, as proto3 reads it.
 ///
 /// # Errors
-/// Whatever makes the message unreadable on the way there.
+/// Returns an error if a message on the path cannot be parsed.
 ///
 /// # Panics
 /// If the path is empty.
@@ -174,10 +174,10 @@ pub fn peek_varint(message: &[u8], path: &[u32]) -> Result<u64, WireError> {
     Ok(found)
 }
 
-/// Tells whether a field stands at `path`.
+/// Tells whether the field at `path` is set.
 ///
 /// # Errors
-/// Whatever makes the message unreadable on the way there.
+/// Returns an error if a message on the path cannot be parsed.
 ///
 /// # Panics
 /// If the path is empty.
@@ -205,7 +205,7 @@ pub fn items(message: &[u8], number: u32) -> impl Iterator<Item = Result<&[u8], 
 /// Reads the key and value of one entry of a `map<string, string>`.
 ///
 /// # Errors
-/// Whatever makes the entry unreadable.
+/// Returns an error if the entry cannot be parsed.
 pub fn map_entry(entry: &[u8]) -> Result<(&str, &str), WireError> {
     /// A map entry is a message of a key and a value (protobuf encoding specification, "Maps").
     const KEY: [u32; 1] = [1];
@@ -233,11 +233,11 @@ pub fn append_str(message: &[u8], path: &[u32], value: &str) -> Bytes {
     out.freeze()
 }
 
-/// Returns `message` without the fields at `path`, or `None` if none is there; all other bytes stay as they
-/// were but for the lengths of the messages around what is left out.
+/// Returns `message` without the fields at `path`, or `None` if there are none. All other bytes stay,
+/// except the lengths of the messages around a removed field.
 ///
 /// # Errors
-/// Whatever makes the message unreadable on the way there.
+/// Returns an error if a message on the path cannot be parsed.
 pub fn without(message: &[u8], path: &[u32]) -> Result<Option<Bytes>, WireError> {
     let Some((&number, inner)) = path.split_first() else { return Ok(None) };
     if !has_path(message, path)? {
@@ -258,11 +258,11 @@ pub fn without(message: &[u8], path: &[u32]) -> Result<Option<Bytes>, WireError>
     Ok(Some(out.freeze()))
 }
 
-/// Cuts an encoded list into encoded lists of at most `limit` bytes each, at the boundaries of its fields; a
-/// single field that is larger stays whole. An empty list has no pieces.
+/// Splits an encoded list into encoded lists of at most `limit` bytes each, between its fields; a single
+/// field that is larger stays whole. An empty list gives no pieces.
 ///
 /// # Errors
-/// Whatever makes the list unreadable.
+/// Returns an error if the list cannot be parsed.
 pub fn split(list: &Bytes, limit: usize) -> Result<Vec<Bytes>, WireError> {
     let mut pieces = Vec::new();
     let (mut start, mut end) = (0, 0);

@@ -1,8 +1,8 @@
 //! The order of the house: an import points only down this list.
 //!
-//! main > cli > app > admin > server > proxy > router, backend, merge, events, relay > snapshot > metrics > method >
-//! the leaves. The hops of a call (router, backend, merge, events, relay) do not import each other; only the proxy
-//! knows their order. Leaves know nothing of the house. Read from `crate::` paths in `src/`.
+//! main > cli > app > admin > server > proxy > router, backend, merge, events, relay > snapshot > metrics >
+//! method > the leaves. The hops of a call (router, backend, merge, events, relay) do not import each other;
+//! only the proxy knows their order. Leaves know nothing of the house. Read from `crate::` paths in `src/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -34,6 +34,19 @@ const ROWS: [&[&str]; 11] = [
         "utf8",
         "cri",
     ],
+];
+
+/// Type names that are declared more than once, each with its reason.
+const DECLARED_TWICE: [(&str, &str); 9] = [
+    ("CallSpan", "spans.rs with the feature otlp, no_spans.rs without it"),
+    ("Answer", "to be renamed"),
+    ("Change", "to be renamed"),
+    ("Names", "to be renamed"),
+    ("Reply", "to be renamed"),
+    ("Rule", "to be renamed"),
+    ("State", "to be renamed"),
+    ("Step", "to be renamed"),
+    ("Warning", "to be renamed"),
 ];
 
 /// Imports that the order does not allow, each with its reason.
@@ -183,4 +196,57 @@ fn the_http2_crate_knows_nothing_of_cri() {
             assert!(!text.contains(word), "{} names {word}", path.display());
         }
     }
+}
+
+/// Returns the name that a line declares a type by, if it does; associated types are not declarations.
+fn declared_type(line: &str) -> Option<&str> {
+    let item = line.trim_start();
+    let item = match item.strip_prefix("pub") {
+        Some(rest) if rest.starts_with('(') => rest.split_once(')')?.1.trim_start(),
+        Some(rest) => rest.trim_start(),
+        None => item,
+    };
+    let (keyword, rest) = item.split_once(' ')?;
+    let is_type = ["struct", "enum", "union", "trait"].contains(&keyword)
+        || (keyword == "type" && line == item)
+        || (keyword == "type" && line.starts_with("pub"));
+    let end = rest.find(|letter: char| !letter.is_alphanumeric() && letter != '_').unwrap_or(rest.len());
+    (is_type && end > 0).then(|| &rest[..end])
+}
+
+#[test]
+fn a_type_name_has_one_meaning() {
+    let mut files = Vec::new();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    sources(&root, &root, &mut files);
+    let mut places: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for (_, path) in files {
+        let text = std::fs::read_to_string(&path).expect("src can be read");
+        let below = path.strip_prefix(&root).expect("it lies in src").display().to_string();
+        for name in text.lines().filter_map(declared_type) {
+            places.entry(name.to_owned()).or_default().push(below.clone());
+        }
+    }
+    assert!(places.len() > 200, "declarations were found: {}", places.len());
+    let is_excused = |name: &str| DECLARED_TWICE.iter().any(|(excused, _)| *excused == name);
+    let twice: BTreeMap<_, _> =
+        places.iter().filter(|(name, files)| files.len() > 1 && !is_excused(name)).collect();
+    assert_eq!(twice, BTreeMap::new(), "one word, one meaning: rename all but one");
+    let needless =
+        DECLARED_TWICE.iter().filter(|(name, _)| places.get(*name).is_none_or(|files| files.len() < 2));
+    assert_eq!(
+        needless.collect::<Vec<_>>(),
+        Vec::<&(&str, &str)>::new(),
+        "an exception without a second declaration"
+    );
+}
+
+#[test]
+fn the_reader_of_declarations_sees_every_form() {
+    assert_eq!(declared_type("pub(super) struct Answer<'a> {"), Some("Answer"));
+    assert_eq!(declared_type("    enum Local {"), Some("Local"));
+    assert_eq!(declared_type("pub type Names = u8;"), Some("Names"));
+    assert_eq!(declared_type("type Names = u8;"), Some("Names"));
+    assert_eq!(declared_type("    type Error = Status;"), None);
+    assert_eq!(declared_type("let structure = 1;"), None);
 }

@@ -17,29 +17,29 @@ use axum::response::{IntoResponse, Response};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-/// How long an answer stands.
+/// How long a cached response is served.
 const LIFETIME: Duration = Duration::from_secs(1);
 
-/// The last answer of one path.
+/// The last response of one path.
 #[derive(Debug, Default)]
-pub(super) struct Cache(Mutex<Option<Answer>>);
+pub(super) struct Cache(Mutex<Option<CachedResponse>>);
 
 #[derive(Debug, Clone)]
-struct Answer {
+struct CachedResponse {
     made: Instant,
     head: Parts,
     plain: Bytes,
     gzip: Bytes,
 }
 
-/// Answers a GET from the cache, or makes the answer and keeps it. Errors are not kept.
+/// Answers a GET from the cache, or from the handler behind it. Only 200 is cached.
 pub(super) async fn cached(State(cache): State<Arc<Cache>>, request: Request, next: Next) -> Response {
     if request.method() != Method::GET {
         return next.run(request).await;
     }
     let takes_gzip = takes_gzip(request.headers());
-    if let Some(answer) = cache.fresh() {
-        return answer.into_response(takes_gzip);
+    if let Some(response) = cache.fresh() {
+        return response.into_response(takes_gzip);
     }
     let (head, body) = next.run(request).await.into_parts();
     let Ok(plain) = to_bytes(body, usize::MAX).await else {
@@ -49,22 +49,22 @@ pub(super) async fn cached(State(cache): State<Arc<Cache>>, request: Request, ne
         return Response::from_parts(head, Body::from(plain));
     }
     let gzip = compress(&plain);
-    let answer = Answer { made: Instant::now(), head, plain, gzip };
-    *cache.lock() = Some(answer.clone());
-    answer.into_response(takes_gzip)
+    let response = CachedResponse { made: Instant::now(), head, plain, gzip };
+    *cache.lock() = Some(response.clone());
+    response.into_response(takes_gzip)
 }
 
 impl Cache {
-    fn fresh(&self) -> Option<Answer> {
-        self.lock().clone().filter(|answer| answer.made.elapsed() < LIFETIME)
+    fn fresh(&self) -> Option<CachedResponse> {
+        self.lock().clone().filter(|response| response.made.elapsed() < LIFETIME)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Answer>> {
+    fn lock(&self) -> MutexGuard<'_, Option<CachedResponse>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Answer {
+impl CachedResponse {
     fn into_response(self, takes_gzip: bool) -> Response {
         let Self { mut head, plain, gzip, .. } = self;
         head.headers.remove(header::CONTENT_LENGTH);

@@ -133,7 +133,7 @@ async fn serve_connection(stream: TcpStream, admitted: Admitted, routes: Router,
                 connection.as_mut().graceful_shutdown();
             }
             () = &mut deadline => return,
-            () = admitted.gives_way() => return,
+            () = admitted.evicted() => return,
         }
     }
 }

@@ -99,10 +99,10 @@ pub struct CertificateInfo {
 /// The TLS identity of one backend's connections, kept up to date with its files.
 pub(crate) struct TlsClient {
     files: Tls,
-    state: Mutex<State>,
+    state: Mutex<LoadedIdentity>,
 }
 
-struct State {
+struct LoadedIdentity {
     /// Of the files that were tried last, whether or not they could be used.
     stamps: Vec<Option<Stamp>>,
     identity: Arc<TlsIdentity>,
@@ -139,7 +139,7 @@ impl TlsClient {
     pub(crate) fn new(files: &Tls) -> Result<Self, TlsFileError> {
         let stamps = stamps(files);
         let identity = Arc::new(TlsIdentity::read(files)?);
-        Ok(Self { files: files.clone(), state: Mutex::new(State { stamps, identity }) })
+        Ok(Self { files: files.clone(), state: Mutex::new(LoadedIdentity { stamps, identity }) })
     }
 
     /// The configured name that the peer's certificate must hold, else `host`.
@@ -291,9 +291,9 @@ mod tests {
 
     /// A log that can be read back.
     #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
+    struct LogBuffer(Arc<Mutex<Vec<u8>>>);
 
-    impl Write for Log {
+    impl Write for LogBuffer {
         fn write(&mut self, text: &[u8]) -> io::Result<usize> {
             self.0.lock().unwrap().write(text)
         }
@@ -316,7 +316,7 @@ mod tests {
         let first = client.current();
         assert!(Arc::ptr_eq(&first, &client.current()), "unchanged files are not read again");
 
-        let log = Log::default();
+        let log = LogBuffer::default();
         let written = log.clone();
         let subscriber = tracing_subscriber::fmt().with_writer(move || written.clone()).finish();
         tracing::subscriber::with_default(subscriber, || {

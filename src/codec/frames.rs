@@ -1,8 +1,8 @@
-//! Streams of messages: taken apart as they come from a backend, handed to a client as they are put together.
+//! Streams of gRPC messages: a reader for those of a backend, a body for those to a client.
 //!
-//! A [`Deframer`] gives out whole messages, whatever the chunks they came in. A [`Frames`] body sends what is
-//! put into its channel, so that a client that does not read stops the task that fills it, and ends with the
-//! status that was left for it.
+//! A [`Deframer`] turns chunks of any size into whole messages. A [`Frames`] body sends the messages of its
+//! channel; the channel is bounded, so a client that does not read stops the task that fills it
+//! (backpressure). The body ends with the status set in its [`End`].
 
 use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
@@ -16,23 +16,23 @@ use tonic::Code;
 use super::{PREFIX, error_trailers, ok_trailers, status_code};
 use crate::error::Error;
 
-/// Takes a stream of messages apart.
+/// Splits a stream of bytes into messages.
 #[derive(Debug, Default)]
 pub struct Deframer {
     buffer: BytesMut,
 }
 
 impl Deframer {
-    /// Adds a chunk. What is reserved is what has come, not what is claimed to come.
+    /// Appends a chunk. Memory grows with the bytes received, never with a length that a prefix only claims.
     pub fn push(&mut self, chunk: &[u8]) {
         self.buffer.extend_from_slice(chunk);
     }
 
-    /// Returns the next whole message, as framed; `None` if it is not all there yet.
+    /// Returns the next message with its prefix; `None` until it is complete.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] for a message that claims more than `limit`; [`Error::Framing`] for a compressed
-    /// one, which nobody asked for.
+    /// [`Error::TooLarge`] for a message longer than `limit` bytes; [`Error::Framing`] for a compressed
+    /// one, which crimux never accepts.
     pub fn next(&mut self, limit: usize) -> Result<Option<Bytes>, Error> {
         if self.buffer.first().is_some_and(|&flag| flag != 0) {
             return Err(Error::Framing("it is compressed, which was not asked for"));
@@ -46,13 +46,13 @@ impl Deframer {
         }
     }
 
-    /// Tells whether nothing is left over: the stream may end here.
+    /// Tells whether the stream may end here: no part of a message is left.
     pub fn is_empty(&self) -> bool {
         !self.buffer.has_remaining()
     }
 }
 
-/// Why a stream ends, if not well. Set before the last sender is dropped.
+/// The error that a stream ends with; unset for OK. Set before the last sender is dropped.
 pub type End = Arc<OnceLock<Error>>;
 
 /// A stream of framed messages to a client.
@@ -64,16 +64,15 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Returns the stream, what fills it and where the reason of its end belongs. `buffer` messages wait for
-    /// the client at most.
+    /// Returns the sender, the place for the final error, and the body. At most `buffer` messages wait for
+    /// the client.
     pub fn channel(buffer: usize) -> (mpsc::Sender<Bytes>, End, Self) {
         let (sender, receiver) = mpsc::channel(buffer);
         let end = End::default();
         (sender, Arc::clone(&end), Self { receiver, end, done: false })
     }
 
-    /// Polls for the next message or the trailers; `None` after them. The second value is the status, with
-    /// the trailers only.
+    /// Polls for the next message, then the trailers, then `None`. The status comes with the trailers only.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<(Frame<Bytes>, Option<Code>)>> {
         if self.done {
             return Poll::Ready(None);

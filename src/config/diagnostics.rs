@@ -29,7 +29,7 @@ pub(super) enum SocketUse {
 }
 
 #[derive(Debug)]
-struct Socket {
+struct NamedSocket {
     path: PathBuf,
     usage: SocketUse,
     position: Position,
@@ -40,7 +40,7 @@ struct Socket {
 #[derive(Debug, Default)]
 pub(super) struct Diagnostics {
     problems: RefCell<Vec<Diagnostic>>,
-    sockets: RefCell<Vec<Socket>>,
+    sockets: RefCell<Vec<NamedSocket>>,
 }
 
 /// Beyond this many, problems are only counted: the file is then something else than a configuration.
@@ -65,7 +65,7 @@ impl Diagnostics {
 
     /// Adds a socket, to be compared with all others by [`Diagnostics::check_sockets`].
     pub(super) fn add_socket(&self, path: &Path, usage: SocketUse, position: Position, key: String) {
-        self.sockets.borrow_mut().push(Socket { path: plain(path), usage, position, key });
+        self.sockets.borrow_mut().push(NamedSocket { path: plain(path), usage, position, key });
     }
 
     /// Reports sockets that two keys would bind, and backends whose endpoint is crimux itself.

@@ -10,14 +10,14 @@ use std::time::Duration;
 use super::diagnostics::{Diagnostics, Position, SocketUse};
 use super::hint::{did_you_mean, nearest};
 use super::keys::{self, DefaultValue, Key, ValueKind, child_path};
-use super::tree::{Entry, Node, Value};
+use super::tree::{MapEntry, Node, YamlValue};
 use super::values::{self, Parsed, quoted};
 
 /// A mapping whose keys are in the table.
 #[derive(Debug)]
 pub(super) struct Section<'a> {
     diagnostics: &'a Diagnostics,
-    entries: &'a [Entry],
+    entries: &'a [MapEntry],
     /// The section's row in the table; empty at the top.
     row: String,
     /// The section's path in the file.
@@ -49,9 +49,9 @@ impl<'a> Section<'a> {
         path: String,
         diagnostics: &'a Diagnostics,
     ) -> Option<Self> {
-        let entries: &[Entry] = match &node.value {
-            Value::Map(entries) => entries,
-            Value::Null => &[],
+        let entries: &[MapEntry] = match &node.value {
+            YamlValue::Map(entries) => entries,
+            YamlValue::Null => &[],
             value => {
                 misshapen(diagnostics, node.position, &path, value, ValueKind::Section);
                 return None;
@@ -64,9 +64,9 @@ impl<'a> Section<'a> {
         Some(section)
     }
 
-    fn check_known(&mut self, entry: &Entry) {
+    fn check_known(&mut self, entry: &MapEntry) {
         let known = || keys::below(&self.row).map(Key::name);
-        if known().any(|name| name == entry.key) || matches!(entry.value.value, Value::Refused) {
+        if known().any(|name| name == entry.key) || matches!(entry.value.value, YamlValue::Refused) {
             return;
         }
         if self.diagnostics.is_full() {
@@ -87,7 +87,7 @@ impl<'a> Section<'a> {
         );
     }
 
-    fn entry(&self, name: &str) -> Option<&'a Entry> {
+    fn entry(&self, name: &str) -> Option<&'a MapEntry> {
         self.entries.iter().find(|entry| entry.key == name)
     }
 
@@ -115,7 +115,7 @@ impl<'a> Section<'a> {
 
     fn scalar<T>(&self, name: &str, node: &Node, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
         match &node.value {
-            Value::Text(text) => match parse(text) {
+            YamlValue::Text(text) => match parse(text) {
                 Ok(value) => return Some(value),
                 Err(message) => self.problem(name, message),
             },
@@ -197,7 +197,7 @@ impl<'a> Section<'a> {
         self.diagnostics.add_socket(path, usage, position, child_path(&self.path, name));
     }
 
-    fn child(&self, entry: &'a Entry) -> Option<Section<'a>> {
+    fn child(&self, entry: &'a MapEntry) -> Option<Section<'a>> {
         let (row, path) = (self.key(&entry.key).path.to_owned(), child_path(&self.path, &entry.key));
         Section::new(&entry.value, entry.position, row, path, self.diagnostics)
     }
@@ -224,8 +224,8 @@ impl<'a> Section<'a> {
         let key = self.key(name);
         let path = child_path(&self.path, name);
         let entries = match self.entry(name).map(|entry| &entry.value) {
-            Some(Node { value: Value::Map(entries), .. }) => entries.as_slice(),
-            None | Some(Node { value: Value::Null, .. }) if key.default != DefaultValue::Required => &[],
+            Some(Node { value: YamlValue::Map(entries), .. }) => entries.as_slice(),
+            None | Some(Node { value: YamlValue::Null, .. }) if key.default != DefaultValue::Required => &[],
             None => {
                 self.missing(name);
                 return None;
@@ -235,7 +235,7 @@ impl<'a> Section<'a> {
                 return None;
             }
         };
-        let section = |entry: &'a Entry| {
+        let section = |entry: &'a MapEntry| {
             let (row, path) = (format!("{}.*", key.path), child_path(&path, &entry.key));
             Section::new(&entry.value, entry.position, row, path, self.diagnostics)
         };
@@ -253,7 +253,7 @@ impl<'a> Section<'a> {
         let key = self.key(name);
         let path = child_path(&self.path, name);
         let node = &self.entry(name)?.value;
-        let Value::List(items) = &node.value else {
+        let YamlValue::List(items) = &node.value else {
             misshapen(self.diagnostics, node.position, &path, &node.value, key.kind);
             return None;
         };
@@ -272,13 +272,13 @@ impl<'a> Section<'a> {
 }
 
 /// Reports a value that is not of the shape its key needs.
-fn misshapen(diagnostics: &Diagnostics, position: Position, path: &str, value: &Value, kind: ValueKind) {
+fn misshapen(diagnostics: &Diagnostics, position: Position, path: &str, value: &YamlValue, kind: ValueKind) {
     let found = match value {
-        Value::Null => "the value is missing".to_owned(),
-        Value::Text(text) => format!("{} is a single value", quoted(text)),
-        Value::List(_) => "a list stands here".to_owned(),
-        Value::Map(_) => "a mapping stands here".to_owned(),
-        Value::Refused => return,
+        YamlValue::Null => "the value is missing".to_owned(),
+        YamlValue::Text(text) => format!("{} is a single value", quoted(text)),
+        YamlValue::List(_) => "a list stands here".to_owned(),
+        YamlValue::Map(_) => "a mapping stands here".to_owned(),
+        YamlValue::Refused => return,
     };
     diagnostics.add(position, path, format!("{found} (expected {})", kind.expected()));
 }

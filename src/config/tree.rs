@@ -16,24 +16,24 @@ use super::keys::child_path;
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) position: Position,
-    pub(super) value: Value,
+    pub(super) value: YamlValue,
 }
 
 /// What stands at a position. Scalars stay text: what they mean is for the reader of the key to say.
 #[derive(Debug)]
-pub(super) enum Value {
+pub(super) enum YamlValue {
     /// Nothing, `~` or `null`.
     Null,
     Text(String),
     List(Vec<Node>),
-    Map(Vec<Entry>),
+    Map(Vec<MapEntry>),
     /// Invalid, and already reported.
     Refused,
 }
 
 /// One key of a mapping with its value.
 #[derive(Debug)]
-pub(super) struct Entry {
+pub(super) struct MapEntry {
     pub(super) key: String,
     pub(super) position: Position,
     pub(super) value: Node,
@@ -57,7 +57,7 @@ pub(super) fn read(text: &str, diagnostics: &Diagnostics) -> Option<Node> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut builder = Builder { parser: Parser::new_from_str(text), diagnostics, nodes: 0 };
     match builder.document() {
-        Ok(Some(Node { value: Value::Null, .. }) | None) => {
+        Ok(Some(Node { value: YamlValue::Null, .. }) | None) => {
             diagnostics.add(
                 Position::START,
                 "",
@@ -77,11 +77,11 @@ pub(super) fn read(text: &str, diagnostics: &Diagnostics) -> Option<Node> {
 pub(super) fn find_text(text: &str, path: &[&str]) -> Option<String> {
     let mut node = read(text, &Diagnostics::default())?;
     for key in path {
-        let Value::Map(entries) = node.value else { return None };
+        let YamlValue::Map(entries) = node.value else { return None };
         node = entries.into_iter().find(|entry| entry.key == *key)?.value;
     }
     match node.value {
-        Value::Text(text) => Some(text),
+        YamlValue::Text(text) => Some(text),
         _ => None,
     }
 }
@@ -143,17 +143,17 @@ impl<'a> Builder<'a> {
             | Event::MappingStart(_, Some(_)) => {
                 self.diagnostics.add(position, path, "YAML tags are not supported (write the plain value)");
                 self.skip(&event)?;
-                Value::Refused
+                YamlValue::Refused
             }
-            Event::Scalar(text, ScalarStyle::Plain, _, _) if is_null(&text) => Value::Null,
-            Event::Scalar(text, ..) => Value::Text(text.into_owned()),
-            Event::SequenceStart(..) => Value::List(self.list(path, depth)?),
-            Event::MappingStart(..) => Value::Map(self.map(path, depth)?),
+            Event::Scalar(text, ScalarStyle::Plain, _, _) if is_null(&text) => YamlValue::Null,
+            Event::Scalar(text, ..) => YamlValue::Text(text.into_owned()),
+            Event::SequenceStart(..) => YamlValue::List(self.list(path, depth)?),
+            Event::MappingStart(..) => YamlValue::Map(self.map(path, depth)?),
             Event::Alias(_) => {
                 self.diagnostics.add(position, path, "YAML aliases are not supported (write the value out)");
-                Value::Refused
+                YamlValue::Refused
             }
-            _ => Value::Null,
+            _ => YamlValue::Null,
         };
         Ok(Node { position, value })
     }
@@ -170,8 +170,8 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn map(&mut self, path: &str, depth: usize) -> Result<Vec<Entry>, Fatal> {
-        let mut entries: Vec<Entry> = Vec::new();
+    fn map(&mut self, path: &str, depth: usize) -> Result<Vec<MapEntry>, Fatal> {
+        let mut entries: Vec<MapEntry> = Vec::new();
         let mut lines: HashMap<String, usize> = HashMap::new();
         loop {
             let (event, span) = self.next()?;
@@ -183,7 +183,7 @@ impl<'a> Builder<'a> {
             let key_path = key.as_ref().map_or_else(|| path.to_owned(), |key| child_path(path, key));
             let (event, span) = self.next()?;
             let mut value = self.node(event, span, &key_path, depth + 1)?;
-            if matches!(value.value, Value::Null) {
+            if matches!(value.value, YamlValue::Null) {
                 value.position = key_place; // Nothing has no position of its own.
             }
             let Some(key) = key else { continue };
@@ -193,7 +193,7 @@ impl<'a> Builder<'a> {
                 continue;
             }
             lines.insert(key.clone(), key_place.line);
-            entries.push(Entry { key, position: key_place, value });
+            entries.push(MapEntry { key, position: key_place, value });
         }
     }
 

@@ -1,8 +1,9 @@
 //! Image filesystems: the default backend's first, one entry for each mountpoint, only what is on this node.
-//! Without an image filesystem of the default backend there is none: another one must never be the first.
+//! If the default backend has no image filesystem, the list is empty: the filesystem of another backend must
+//! never come first.
 //!
 //! kubelet takes the first entry for the node's image filesystem (`stats/cri_stats_provider.go ImageFsStats`)
-//! and stats every path it is given, so a path of another machine would break eviction.
+//! and calls stat(2) on every path of the list, so a path of another machine would break eviction.
 
 use std::collections::HashSet;
 
@@ -12,7 +13,7 @@ use crate::cri::{field, field_path};
 use crate::merge::Part;
 use crate::wire;
 
-/// The list of image filesystems, of which the first counts.
+/// The image filesystems; kubelet takes the first one.
 const IMAGES: u32 = field!(ImageFsInfoResponse.image_filesystems);
 
 pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {

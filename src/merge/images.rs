@@ -1,11 +1,12 @@
 //! Image lists: one entry for each image ID, however many stores hold it.
 //!
 //! Tags and digests are united and the size is that of the largest copy (kubelet keys by ID and would take
-//! the last entry for the whole). An image is pinned if a local backend pins it, or if only backends have it
-//! that are remote or did not answer: kubelet's image collector counts what it removes as freed on this
+//! the last entry for the whole). An image is pinned if a local backend pins it, or if only backends have
+//! it that are remote or did not answer: kubelet's image collector counts what it removes as freed on this
 //! node's disk, and a removal that fails is an error of the collection (`images/image_gc_manager.go
-//! freeSpace`). All else, unknown fields and `spec.runtime_handler` included, stays as the first store gave
-//! it: what changes is appended to its bytes, and the last occurrence of a field wins.
+//! freeSpace`). Everything else, unknown fields and `spec.runtime_handler` included, is taken from the
+//! first store that lists the image: changed fields are appended to its bytes, and the last occurrence of a
+//! field wins.
 
 use std::collections::HashMap;
 
@@ -21,35 +22,35 @@ const DIGESTS: u32 = field!(Image.repo_digests);
 const SIZE: u32 = field!(Image.size);
 const PINNED: u32 = field!(Image.pinned);
 
-/// An image, as far as stores can differ about it.
-struct Entry<'a> {
+/// One entry of the merged list: the fields in which stores can differ.
+struct MergedImage<'a> {
     item: &'a [u8],
-    /// Tags and digests that it has, with their field numbers.
+    /// Tags and digests, with their field numbers.
     names: Vec<(u32, &'a [u8])>,
     size: u64,
-    /// What the first store says.
+    /// Whether the first store pins it.
     listed_as_pinned: bool,
     /// Whether a local store pins it.
     pinned: bool,
-    /// Whether a local store that answered has it.
+    /// Whether a local store that answered this call has it.
     removable: bool,
-    /// What the first store did not say.
-    more: BytesMut,
+    /// Encoded fields to append to `item`.
+    appended: BytesMut,
 }
 
 pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
-    let mut places: HashMap<&[u8], usize> = HashMap::new();
-    let mut merged: Vec<Entry<'_>> = Vec::new();
+    let mut index_by_id: HashMap<&[u8], usize> = HashMap::new();
+    let mut merged: Vec<MergedImage<'_>> = Vec::new();
     for part in parts {
         for item in wire::items(part.items, LIST_ITEMS).flatten() {
-            let Ok((id, mut entry)) = read(item) else { continue };
+            let Ok((id, mut entry)) = parse(item) else { continue };
             entry.pinned = entry.listed_as_pinned && part.local;
             entry.removable = part.local && part.live;
-            if let Some(&place) = places.get(id) {
-                merged[place].unite(&entry);
+            if let Some(&index) = index_by_id.get(id) {
+                merged[index].merge(&entry);
                 continue;
             }
-            places.insert(id, merged.len());
+            index_by_id.insert(id, merged.len());
             merged.push(entry);
         }
     }
@@ -57,25 +58,25 @@ pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
     for mut entry in merged {
         let pinned = entry.pinned || !entry.removable;
         if pinned != entry.listed_as_pinned {
-            wire::put_varint(&mut entry.more, PINNED, u64::from(pinned));
+            wire::put_varint(&mut entry.appended, PINNED, u64::from(pinned));
         }
-        wire::put_header(&mut out, LIST_ITEMS, entry.item.len() + entry.more.len());
+        wire::put_header(&mut out, LIST_ITEMS, entry.item.len() + entry.appended.len());
         out.extend_from_slice(entry.item);
-        out.extend_from_slice(&entry.more);
+        out.extend_from_slice(&entry.appended);
     }
     out.freeze()
 }
 
-fn read(item: &[u8]) -> Result<(&[u8], Entry<'_>), WireError> {
+fn parse(item: &[u8]) -> Result<(&[u8], MergedImage<'_>), WireError> {
     let mut id: &[u8] = &[];
-    let mut entry = Entry {
+    let mut entry = MergedImage {
         item,
         names: Vec::new(),
         size: 0,
         listed_as_pinned: false,
         pinned: false,
         removable: false,
-        more: BytesMut::new(),
+        appended: BytesMut::new(),
     };
     for field in wire::fields(item) {
         let field = field?;
@@ -90,17 +91,17 @@ fn read(item: &[u8]) -> Result<(&[u8], Entry<'_>), WireError> {
     Ok((id, entry))
 }
 
-impl<'a> Entry<'a> {
-    fn unite(&mut self, other: &Entry<'a>) {
+impl<'a> MergedImage<'a> {
+    fn merge(&mut self, other: &MergedImage<'a>) {
         for &(number, name) in &other.names {
             if !self.names.contains(&(number, name)) {
                 self.names.push((number, name));
-                wire::put_bytes(&mut self.more, number, name);
+                wire::put_bytes(&mut self.appended, number, name);
             }
         }
         if other.size > self.size {
             self.size = other.size;
-            wire::put_varint(&mut self.more, SIZE, other.size);
+            wire::put_varint(&mut self.appended, SIZE, other.size);
         }
         self.pinned |= other.pinned;
         self.removable |= other.removable;

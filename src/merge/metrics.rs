@@ -1,10 +1,11 @@
 //! Pod metrics of several runtimes under one set of descriptors.
 //!
-//! A metric names its labels by position alone, and runtimes order them differently: containerd says pod,
-//! namespace, container, id, image; CRI-O says id, image, namespace, pod, container. kubelet asks for the
-//! descriptors once in its life (`server/server.go`, `collectors/cri_metrics.go`), so what was announced then
-//! stands, and the labels of every metric are brought into that order. A metric whose order is not known is
-//! left out: labels under wrong names are worse than none. Nothing else of a metric is looked at.
+//! A metric identifies its labels by position only, and runtimes order them differently: pod, namespace,
+//! container, id, image in containerd; id, image, namespace, pod, container in CRI-O. kubelet asks for the
+//! descriptors once in its life (`server/server.go`, `collectors/cri_metrics.go`), so the order announced
+//! then is kept, and the label values of every metric are reordered to it. A metric whose own order is
+//! unknown is left out: values under wrong label names are worse than no metric. No other field of a metric
+//! is read.
 
 use std::collections::{HashMap, HashSet};
 
@@ -23,19 +24,19 @@ const LABEL_VALUES: u32 = field!(Metric.label_values);
 const METRICS: u32 = field!(PodSandboxMetrics.metrics);
 const _: () = assert!(METRICS == field!(ContainerMetrics.metrics), "one number for both");
 
-/// Unites lists of descriptors by name.
+/// Merges lists of descriptors by name.
 ///
-/// What was `announced` before stays as it is and comes first. Of a name that is new the first descriptor is
-/// taken, with the label keys that only others have at its end.
+/// The `announced` descriptors come first and unchanged. For a new name the first descriptor is taken, and
+/// label keys that only later ones have are appended to it.
 ///
 /// # Errors
-/// Whatever makes one of them unreadable.
+/// Returns an error if a descriptor cannot be parsed.
 pub fn unite<'a>(announced: &'a [u8], lists: impl IntoIterator<Item = &'a [u8]>) -> Result<Bytes, WireError> {
     let mut names = HashSet::new();
     for descriptor in wire::items(announced, LIST_ITEMS) {
         names.insert(wire::peek_str(descriptor?, &[field!(MetricDescriptor.name)])?);
     }
-    let mut places = HashMap::new();
+    let mut positions = HashMap::new();
     let mut new: Vec<(BytesMut, Vec<&str>)> = Vec::new();
     for list in lists {
         for descriptor in wire::items(list, LIST_ITEMS) {
@@ -44,11 +45,11 @@ pub fn unite<'a>(announced: &'a [u8], lists: impl IntoIterator<Item = &'a [u8]>)
             if names.contains(name) {
                 continue;
             }
-            let place = *places.entry(name).or_insert(new.len());
-            if place == new.len() {
+            let position = *positions.entry(name).or_insert(new.len());
+            if position == new.len() {
                 new.push((descriptor.into(), keys(descriptor)?));
             } else {
-                let (encoded, known) = &mut new[place];
+                let (encoded, known) = &mut new[position];
                 for key in keys(descriptor)? {
                     if !known.contains(&key) {
                         wire::put_bytes(encoded, LABEL_KEYS, key.as_bytes());
@@ -65,12 +66,12 @@ pub fn unite<'a>(announced: &'a [u8], lists: impl IntoIterator<Item = &'a [u8]>)
     Ok(united.freeze())
 }
 
-/// Returns the descriptors to announce now: those that backends have, united by name. A name that was
-/// announced before with the same labels keeps their order, because a client that heard it then still reads
-/// metrics by it.
+/// Returns the descriptors to announce now: those of all backends, merged by name. A name that was
+/// announced before with the same set of labels keeps their order, because a client that read it then still
+/// interprets metrics by it.
 ///
 /// # Errors
-/// Whatever makes one of them unreadable.
+/// Returns an error if a descriptor cannot be parsed.
 pub fn announce<'a>(before: &'a [u8], lists: impl IntoIterator<Item = &'a [u8]>) -> Result<Bytes, WireError> {
     let united = unite(&[], lists)?;
     let mut known = HashMap::new();
@@ -111,22 +112,22 @@ pub fn names(descriptors: &[u8]) -> impl Iterator<Item = &str> {
         .map_while(|descriptor| wire::peek_str(descriptor.ok()?, &[DESCRIPTOR_NAME]).ok())
 }
 
-/// How the labels of one backend's metrics become those that were announced.
+/// Reorders the label values of one backend's metrics to the announced order.
 #[derive(Debug, Default)]
 pub struct Labels<'a> {
     /// Whether every announced metric has exactly the labels of the backend's own.
     same: bool,
     announced: HashSet<&'a str>,
-    /// For each announced label of a metric, the place of its value, or `None` if the backend has no such
-    /// label.
-    places: HashMap<&'a str, Vec<Option<usize>>>,
+    /// By name of a metric: for each announced label the index of its value, `None` if the backend has no
+    /// such label.
+    positions: HashMap<&'a str, Vec<Option<usize>>>,
 }
 
 impl<'a> Labels<'a> {
     /// Compares a backend's own descriptors with those that were announced.
     ///
     /// # Errors
-    /// Whatever makes one of them unreadable.
+    /// Returns an error if a descriptor cannot be parsed.
     pub fn new(own: &'a [u8], announced: &'a [u8]) -> Result<Self, WireError> {
         let mut own_keys = HashMap::new();
         for descriptor in wire::items(own, LIST_ITEMS) {
@@ -139,20 +140,21 @@ impl<'a> Labels<'a> {
             let (name, wanted) =
                 (wire::peek_str(descriptor, &[field!(MetricDescriptor.name)])?, keys(descriptor)?);
             labels.announced.insert(name);
-            let had = own_keys.get(name);
-            labels.same &= had == Some(&wanted);
-            if let Some(had) = had {
-                let place = |key: &&str| had.iter().position(|own| own == key);
-                labels.places.insert(name, wanted.iter().map(place).collect());
+            let own_order = own_keys.get(name);
+            labels.same &= own_order == Some(&wanted);
+            if let Some(own_order) = own_order {
+                let position = |key: &&str| own_order.iter().position(|own| own == key);
+                labels.positions.insert(name, wanted.iter().map(position).collect());
             }
         }
         Ok(labels)
     }
 
-    /// Brings the labels in an encoded list of `PodSandboxMetrics` into the announced order.
+    /// Reorders the label values in an encoded list of `PodSandboxMetrics`. A list that is in order already
+    /// is shared, not copied.
     ///
     /// # Errors
-    /// Whatever makes the list unreadable.
+    /// Returns an error if the list cannot be parsed.
     pub fn reorder(&self, list: &Bytes) -> Result<Bytes, WireError> {
         if self.same {
             return Ok(list.clone());
@@ -195,11 +197,12 @@ impl<'a> Labels<'a> {
         Ok(out)
     }
 
-    /// Writes one metric, if it stays.
+    /// Writes one metric with reordered label values. One that was announced but whose own order is unknown
+    /// is skipped.
     fn put_metric(&self, out: &mut BytesMut, metric: &[u8]) -> Result<(), WireError> {
         let name = wire::peek_str(metric, &[field!(Metric.name)])?;
-        let Some(places) = self.places.get(name) else {
-            // What was never announced is dropped by kubelet, whatever its labels.
+        let Some(positions) = self.positions.get(name) else {
+            // kubelet drops a metric that was never announced, so its labels do not matter.
             if !self.announced.contains(name) {
                 wire::put_bytes(out, METRICS, metric);
             }
@@ -213,8 +216,8 @@ impl<'a> Labels<'a> {
                 written.extend_from_slice(field.raw);
             }
         }
-        for place in places {
-            let value = place.and_then(|place| values.get(place)).copied().unwrap_or_default();
+        for position in positions {
+            let value = position.and_then(|position| values.get(position)).copied().unwrap_or_default();
             wire::put_bytes(&mut written, LABEL_VALUES, value);
         }
         wire::put_bytes(out, METRICS, &written);

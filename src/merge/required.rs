@@ -1,11 +1,11 @@
-//! The fields that clients read without a check, and what becomes of a message that lacks one.
+//! The fields that clients dereference without a check, and the messages left out because they lack one.
 //!
-//! kubelet dereferences some fields of list items and statuses although protobuf lets a runtime leave them
-//! out: one such item of one backend ends the process, and with it every pod start on the node. Directly that
-//! is the runtime's own fault; behind crimux it would be one backend that takes the others down. So the
-//! smallest message that would do it is left out, and counted. The table below is the whole list; what is not
-//! in it passes as it is. Read in kubelet, cri-client and component-base 1.37.2 and crictl 1.37.0 (which
-//! reads by getters alone); cAdvisor never asks over the CRI.
+//! kubelet dereferences some fields of list items and statuses although protobuf makes them optional: one
+//! item without such a field crashes the process, and no pod on the node can start. Without crimux only the
+//! faulty runtime would cause that; behind crimux one backend would take the others down. So the smallest
+//! message that would crash a client is left out, and counted. The table below is complete; everything else
+//! passes unchanged. Source: kubelet, cri-client and component-base 1.37.2 and crictl 1.37.0 (which uses
+//! getters only); cAdvisor does not use the CRI for these.
 
 use bytes::{Bytes, BytesMut};
 
@@ -13,7 +13,7 @@ use crate::cri::{LIST_ITEMS, field, field_path};
 use crate::method::List;
 use crate::wire::{self, WireError};
 
-/// Which reply a rule is about.
+/// The replies that are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reply {
     /// A list, in one piece or a frame of it.
@@ -24,22 +24,22 @@ pub enum Reply {
     SandboxStatus,
 }
 
-/// How a field can be missing.
+/// What a client needs of a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Need {
-    /// It must be there, even if empty.
+    /// Set, even if empty.
     Present,
-    /// It must be text, and not empty.
+    /// UTF-8, and not empty.
     Text,
 }
 
-/// What becomes of a message that lacks the field.
+/// What is done to a message that lacks the field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
     /// The message at [`Rule::message`] is left out.
     LeaveOut,
-    /// The reply's `timestamp` is set to 0: kubelet then asks for each `ContainerStatus`, which its client
-    /// checks.
+    /// The reply's `timestamp` is set to 0: kubelet then calls `ContainerStatus` for each container, and
+    /// its client checks that reply.
     ClearTimestamp,
 }
 
@@ -52,11 +52,11 @@ pub struct Rule {
     pub message: &'static [u32],
     /// The path from there to the field.
     pub field: &'static [u32],
-    /// What of it must be there.
+    /// What the client needs of it.
     pub need: Need,
-    /// What becomes of a message without it.
+    /// What is done to a message without it.
     pub remedy: Remedy,
-    /// Who reads it.
+    /// The source that reads it.
     pub reader: &'static str,
 }
 
@@ -77,8 +77,8 @@ use List::{
 use Need::{Present, Text};
 use Reply::{Event, SandboxStatus};
 
-/// All of them. An ID is in the table because nothing can be asked about an object without one, and kubelet's
-/// PLEG keys its records by it.
+/// The table. IDs are in it because no call can name an object without one, and because kubelet's PLEG keys
+/// its records by ID.
 pub const RULES: [Rule; 19] = [
     rule(Reply::List(Sandboxes), &[LIST_ITEMS], &field_path!(PodSandbox.id), Text, "kuberuntime/helpers.go"),
     rule(
@@ -206,11 +206,11 @@ pub const RULES: [Rule; 19] = [
     },
 ];
 
-/// Returns `encoded` without what would crash a client, and how many messages that concerns. Without any the
-/// bytes are shared, not copied.
+/// Returns `encoded` without the messages that would crash a client, and how many there were. If there were
+/// none, the bytes are shared, not copied.
 ///
 /// # Errors
-/// Whatever makes it unreadable.
+/// Returns an error if it cannot be parsed.
 pub fn checked(reply: Reply, encoded: &Bytes) -> Result<(Bytes, usize), WireError> {
     let rules = RULES.each_ref().map(|rule| (rule.reply == reply).then_some(rule));
     let rules: Vec<&Rule> = rules.into_iter().flatten().collect();
@@ -242,7 +242,7 @@ fn count_broken(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<usize, 
     Ok(broken)
 }
 
-/// Copies a message without what breaks a rule somewhere in it.
+/// Copies a message without the messages inside it that break a rule.
 fn prune(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<BytesMut, WireError> {
     let mut out = BytesMut::with_capacity(message.len());
     for field in wire::fields(message) {
@@ -272,7 +272,7 @@ fn breaks(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<bool, WireErr
     Ok(false)
 }
 
-/// Tells whether a message has the field at `path`; it ends at the first occurrence that will do.
+/// Tells whether a message has the field at `path`. It stops at the first occurrence that satisfies `need`.
 fn meets(message: &[u8], path: &[u32], need: Need) -> Result<bool, WireError> {
     let Some((&number, inner)) = path.split_first() else { return Ok(true) };
     for field in wire::fields(message) {

@@ -1,9 +1,8 @@
-//! Stats of a backend whose files are not on this node: without the filesystem that kubelet would look for
-//! here.
+//! Removes the filesystem paths of another host from stats, so that kubelet does not look for them here.
 //!
-//! kubelet stats the mountpoint that a container's writable layer names, and one that does not exist on this
-//! node fails the whole summary, and with it eviction (`stats/cri_stats_provider.go getFsInfo`). So
-//! `writable_layer.fs_id` is cut out; how much the layer uses, and everything else, stays as it was.
+//! kubelet calls stat(2) on the mountpoint of a container's writable layer; one that does not exist on this
+//! node fails the whole summary and with it eviction (`stats/cri_stats_provider.go getFsInfo`). So
+//! `writable_layer.fs_id` is removed. The bytes the layer uses, and all other fields, stay.
 
 use bytes::Bytes;
 
@@ -19,11 +18,11 @@ const OF_SANDBOX: [[u32; 5]; 2] = [
     field_path!(ListPodSandboxStatsResponse.stats.windows.containers.writable_layer.fs_id),
 ];
 
-/// Cuts the filesystems out of an encoded list of stats, or out of the reply about one container or sandbox,
-/// which is a list of one.
+/// Removes the filesystems from an encoded list of stats, or from the reply about one container or sandbox,
+/// which has the encoding of a list of one.
 ///
 /// # Errors
-/// Whatever makes the stats unreadable.
+/// Returns an error if the stats cannot be parsed.
 pub fn without_filesystems(list: List, stats: &Bytes) -> Result<Bytes, WireError> {
     let paths: &[&[u32]] = match list {
         List::ContainerStats => &[&OF_CONTAINER],

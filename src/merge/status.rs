@@ -1,9 +1,10 @@
-//! `Status` of the node, composed from what each backend says of itself.
+//! Composes the node's `Status` from the statuses of the backends.
 //!
 //! kubelet needs `RuntimeReady` and `NetworkReady` by these names: they are the default backend's, and-ed
-//! with those of `required` ones. Every backend adds a condition `Backend/NAME`. Handlers are the public
-//! names, with the features of what they map to; features of the node are what all backends have. The extra
-//! information of a verbose call keeps the default backend's keys and prefixes the others'.
+//! with those of `required` ones. Every backend adds a condition `Backend/NAME`. Handlers are listed by
+//! their public names, with the features of the handlers they map to. The node has the features that all
+//! backends have. The `info` of a verbose call keeps the default backend's keys; the keys of other backends
+//! get the prefix `NAME/`.
 
 use std::collections::BTreeMap;
 
@@ -13,90 +14,92 @@ use crate::cri::{
     RuntimeCondition, RuntimeFeatures, RuntimeHandler, RuntimeHandlerFeatures, RuntimeStatus, StatusResponse,
 };
 
-/// The conditions that kubelet judges the node by.
-pub const JUDGED: [&str; 2] = ["RuntimeReady", "NetworkReady"];
+/// The conditions that decide whether kubelet reports the node ready.
+pub const NODE_CONDITIONS: [&str; 2] = ["RuntimeReady", "NetworkReady"];
 
-/// What one backend says, or last said, of itself.
+/// The current or last-known status of one backend.
 #[derive(Debug)]
 pub struct BackendStatus<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Its reply; `None` if it never gave one.
+    /// Its `Status` reply; `None` if it never sent one.
     pub reply: Option<StatusResponse>,
-    /// Whether it decides over the node: the default backend, and `required` ones.
+    /// Whether its conditions count for the node: the default backend's do, and those of `required` ones.
     pub decides: bool,
     /// Whether it is the default backend.
     pub default: bool,
-    /// Whether its conditions no longer stand, and why.
+    /// Why its last-known conditions no longer count; `None` while they do.
     pub expired: Option<String>,
-    /// What its own condition says: ready or not, and why not.
+    /// Whether it is ready, for `Backend/NAME`; otherwise why not.
     pub state: Result<(), String>,
 }
 
-/// A public handler, the backend it leads to and the name that backend knows.
+/// A public handler and the backend it leads to.
 #[derive(Debug)]
 pub struct Served<'a> {
     /// The `RuntimeClass` handler.
     pub handler: &'a str,
     /// The backend.
     pub backend: &'a str,
-    /// The handler as the backend knows it.
+    /// The name of the handler at that backend.
     pub known_as: &'a str,
 }
 
-/// Composes the node's status. Backends stand in the order given, the default one first.
-pub fn compose(said: &[BackendStatus<'_>], handlers: &[Served<'_>]) -> StatusResponse {
+/// Composes the node's status. Conditions of backends come in the order given.
+pub fn compose(backends: &[BackendStatus<'_>], handlers: &[Served<'_>]) -> StatusResponse {
     StatusResponse {
-        status: Some(RuntimeStatus { conditions: conditions(said) }),
-        info: info(said),
-        runtime_handlers: runtime_handlers(said, handlers),
-        features: features(said),
+        status: Some(RuntimeStatus { conditions: conditions(backends) }),
+        info: info(backends),
+        runtime_handlers: runtime_handlers(backends, handlers),
+        features: features(backends),
     }
 }
 
-/// Decodes a backend's reply; an unreadable reply counts as never given.
+/// Decodes a backend's reply; `None` if it cannot be decoded.
 pub fn decode(reply: &[u8]) -> Option<StatusResponse> {
     StatusResponse::decode(reply).ok()
 }
 
-/// Tells whether a backend's reply says anything about its conditions.
+/// Tells whether a backend's reply has any condition.
 pub fn is_whole(reply: &StatusResponse) -> bool {
     reply.status.as_ref().is_some_and(|status| !status.conditions.is_empty())
 }
 
-fn conditions(said: &[BackendStatus<'_>]) -> Vec<RuntimeCondition> {
-    let judged = JUDGED.iter().map(|&kind| judge(said, kind));
-    let own = said.iter().map(|backend| {
+fn conditions(backends: &[BackendStatus<'_>]) -> Vec<RuntimeCondition> {
+    let of_node = NODE_CONDITIONS.iter().map(|&kind| node_condition(backends, kind));
+    let own = backends.iter().map(|backend| {
         let reason = if backend.state.is_ok() { "" } else { "BackendUnavailable" };
         let message = backend.state.as_ref().err().cloned().unwrap_or_default();
         condition(&format!("Backend/{}", backend.name), backend.state.is_ok(), reason, &message)
     });
-    let default = said.iter().find(|backend| backend.default).and_then(|backend| backend.reply.as_ref());
+    let default = backends.iter().find(|backend| backend.default).and_then(|backend| backend.reply.as_ref());
     let others = default.and_then(|reply| reply.status.as_ref()).into_iter().flat_map(|s| &s.conditions);
-    let others = others.filter(|condition| !JUDGED.contains(&condition.r#type.as_str())).cloned();
-    judged.chain(others).chain(own).collect()
+    let others = others.filter(|condition| !NODE_CONDITIONS.contains(&condition.r#type.as_str())).cloned();
+    of_node.chain(others).chain(own).collect()
 }
 
-/// One of the two conditions of the node: the first backend that is against it has the word.
-fn judge(said: &[BackendStatus<'_>], kind: &str) -> RuntimeCondition {
-    let mut verdict = None;
-    for backend in said.iter().filter(|backend| backend.decides) {
-        let told = backend.reply.as_ref().and_then(|reply| reply.status.as_ref());
-        let told = told.and_then(|status| status.conditions.iter().find(|c| c.r#type == kind)).cloned();
-        let told = match (&backend.expired, told) {
+/// Returns one of the two conditions of the node: the first backend's that is false, among those that count,
+/// otherwise the first.
+fn node_condition(backends: &[BackendStatus<'_>], kind: &str) -> RuntimeCondition {
+    let mut result = None;
+    for backend in backends.iter().filter(|backend| backend.decides) {
+        let reported = backend.reply.as_ref().and_then(|reply| reply.status.as_ref());
+        let reported =
+            reported.and_then(|status| status.conditions.iter().find(|c| c.r#type == kind)).cloned();
+        let reported = match (&backend.expired, reported) {
             (Some(why), _) => condition(kind, false, "BackendUnreachable", why),
-            (None, Some(told)) => told,
+            (None, Some(reported)) => reported,
             (None, None) => {
                 let why = format!("backend {} has not reported {kind}", backend.name);
                 condition(kind, false, "BackendSilent", &why)
             }
         };
-        if !told.status {
-            return told;
+        if !reported.status {
+            return reported;
         }
-        verdict.get_or_insert(told);
+        result.get_or_insert(reported);
     }
-    verdict.unwrap_or_else(|| condition(kind, false, "NoBackend", "no backend decides over the node"))
+    result.unwrap_or_else(|| condition(kind, false, "NoBackend", "no backend decides over the node"))
 }
 
 fn condition(kind: &str, status: bool, reason: &str, message: &str) -> RuntimeCondition {
@@ -108,21 +111,21 @@ fn condition(kind: &str, status: bool, reason: &str, message: &str) -> RuntimeCo
     }
 }
 
-fn runtime_handlers(said: &[BackendStatus<'_>], handlers: &[Served<'_>]) -> Vec<RuntimeHandler> {
+fn runtime_handlers(backends: &[BackendStatus<'_>], handlers: &[Served<'_>]) -> Vec<RuntimeHandler> {
     handlers
         .iter()
-        .map(|served| {
-            let reply = said.iter().find(|b| b.name == served.backend).and_then(|b| b.reply.as_ref());
-            let known = reply.and_then(|r| r.runtime_handlers.iter().find(|h| h.name == served.known_as));
+        .map(|entry| {
+            let reply = backends.iter().find(|b| b.name == entry.backend).and_then(|b| b.reply.as_ref());
+            let known = reply.and_then(|r| r.runtime_handlers.iter().find(|h| h.name == entry.known_as));
             let features: Option<RuntimeHandlerFeatures> = known.and_then(|handler| handler.features);
-            RuntimeHandler { name: served.handler.to_owned(), features }
+            RuntimeHandler { name: entry.handler.to_owned(), features }
         })
         .collect()
 }
 
-fn features(said: &[BackendStatus<'_>]) -> Option<RuntimeFeatures> {
+fn features(backends: &[BackendStatus<'_>]) -> Option<RuntimeFeatures> {
     let mut all =
-        said.iter().filter_map(|backend| Some(backend.reply.as_ref()?.features.unwrap_or_default()));
+        backends.iter().filter_map(|backend| Some(backend.reply.as_ref()?.features.unwrap_or_default()));
     let first = all.next()?;
     Some(all.fold(first, |a, b| RuntimeFeatures {
         supplemental_groups_policy: a.supplemental_groups_policy && b.supplemental_groups_policy,
@@ -131,9 +134,9 @@ fn features(said: &[BackendStatus<'_>]) -> Option<RuntimeFeatures> {
     }))
 }
 
-fn info(said: &[BackendStatus<'_>]) -> std::collections::HashMap<String, String> {
+fn info(backends: &[BackendStatus<'_>]) -> std::collections::HashMap<String, String> {
     let mut info = BTreeMap::new();
-    for backend in said {
+    for backend in backends {
         for (key, value) in backend.reply.iter().flat_map(|reply| &reply.info) {
             let key = if backend.default { key.clone() } else { format!("{}/{key}", backend.name) };
             info.insert(key, value.clone());
@@ -146,24 +149,24 @@ fn info(said: &[BackendStatus<'_>]) -> std::collections::HashMap<String, String>
 mod tests {
     use super::*;
 
-    fn told(conditions: &[(&str, bool)]) -> StatusResponse {
+    fn reply(conditions: &[(&str, bool)]) -> StatusResponse {
         let conditions = conditions.iter().map(|(kind, status)| condition(kind, *status, "", ""));
         let status = Some(RuntimeStatus { conditions: conditions.collect() });
         StatusResponse { status, ..StatusResponse::default() }
     }
 
-    fn said(name: &str, reply: Option<StatusResponse>) -> BackendStatus<'_> {
+    fn backend(name: &str, reply: Option<StatusResponse>) -> BackendStatus<'_> {
         BackendStatus { name, reply, decides: false, default: false, expired: None, state: Ok(()) }
     }
 
     /// The default backend, ready.
     fn default() -> BackendStatus<'static> {
-        let ready = told(&[("RuntimeReady", true), ("NetworkReady", true), ("Other", true)]);
-        BackendStatus { decides: true, default: true, ..said("a", Some(ready)) }
+        let ready = reply(&[("RuntimeReady", true), ("NetworkReady", true), ("Other", true)]);
+        BackendStatus { decides: true, default: true, ..backend("a", Some(ready)) }
     }
 
-    fn conditions_of(said: &[BackendStatus<'_>]) -> Vec<(String, bool, String)> {
-        let status = compose(said, &[]).status.expect("a status");
+    fn conditions_of(backends: &[BackendStatus<'_>]) -> Vec<(String, bool, String)> {
+        let status = compose(backends, &[]).status.expect("a status");
         status.conditions.into_iter().map(|c| (c.r#type, c.status, c.reason)).collect()
     }
 
@@ -173,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_backend_that_does_not_decide_has_a_condition_of_its_own_only() {
-        let mut other = said("b", Some(told(&[("RuntimeReady", false), ("Secret", true)])));
+        let mut other = backend("b", Some(reply(&[("RuntimeReady", false), ("Secret", true)])));
         other.state = Err("down: refused".to_owned());
         let expected = [
             row("RuntimeReady", true, ""),
@@ -187,7 +190,8 @@ mod tests {
 
     #[test]
     fn every_backend_that_decides_can_say_no() {
-        let required = BackendStatus { decides: true, ..said("b", Some(told(&[("RuntimeReady", false)]))) };
+        let required =
+            BackendStatus { decides: true, ..backend("b", Some(reply(&[("RuntimeReady", false)]))) };
         let conditions = conditions_of(&[default(), required]);
         let expected = [row("RuntimeReady", false, ""), row("NetworkReady", false, "BackendSilent")];
         assert_eq!(conditions[..2], expected);
@@ -208,12 +212,12 @@ mod tests {
         let mut first = default();
         let known = RuntimeHandler { name: "runsc".to_owned(), features };
         first.reply.as_mut().expect("a reply").runtime_handlers = vec![known];
-        let served = [
+        let entry = [
             Served { handler: "gvisor", backend: "a", known_as: "runsc" },
             Served { handler: "runsc", backend: "b", known_as: "runsc" },
             Served { handler: "lost", backend: "a", known_as: "nowhere" },
         ];
-        let handlers = compose(&[first], &served).runtime_handlers;
+        let handlers = compose(&[first], &entry).runtime_handlers;
         let expected = [("gvisor", features), ("runsc", None), ("lost", None)];
         assert_eq!(handlers, expected.map(|(n, features)| RuntimeHandler { name: n.to_owned(), features }));
     }
@@ -225,18 +229,21 @@ mod tests {
                 RuntimeFeatures { mount_options, supplemental_groups_policy, ..RuntimeFeatures::default() };
             Some(StatusResponse { features: Some(features), ..StatusResponse::default() })
         };
-        let all = |said: &[BackendStatus<'_>]| {
-            features(said).map(|f| (f.mount_options, f.supplemental_groups_policy))
+        let all = |backends: &[BackendStatus<'_>]| {
+            features(backends).map(|f| (f.mount_options, f.supplemental_groups_policy))
         };
-        assert_eq!(all(&[said("a", with(true, true)), said("b", with(true, false))]), Some((true, false)));
         assert_eq!(
-            all(&[said("a", with(true, true)), said("b", None)]),
+            all(&[backend("a", with(true, true)), backend("b", with(true, false))]),
+            Some((true, false))
+        );
+        assert_eq!(
+            all(&[backend("a", with(true, true)), backend("b", None)]),
             Some((true, true)),
             "not known is not no"
         );
         let without = Some(StatusResponse::default());
-        assert_eq!(all(&[said("a", with(true, true)), said("b", without)]), Some((false, false)));
-        assert_eq!(all(&[said("a", None)]), None);
+        assert_eq!(all(&[backend("a", with(true, true)), backend("b", without)]), Some((false, false)));
+        assert_eq!(all(&[backend("a", None)]), None);
     }
 
     #[test]
@@ -247,7 +254,7 @@ mod tests {
         };
         let mut first = default();
         first.reply = Some(with("1"));
-        let info = compose(&[first, said("b", Some(with("2")))], &[]).info;
+        let info = compose(&[first, backend("b", Some(with("2")))], &[]).info;
         let expected = [("config", "1"), ("b/config", "2")].map(|(k, v)| (k.to_owned(), v.to_owned()));
         assert_eq!(info, std::collections::HashMap::from(expected));
     }

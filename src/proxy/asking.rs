@@ -1,9 +1,10 @@
-//! Asks until there is an answer: what a lost reply, a slow backend and one that is still starting need
-//! alike.
+//! Repeats a call until it is answered: after an error, for a lost reply, and for a backend that is slow or
+//! still starting.
 //!
-//! An attempt that fails is repeated after a pause. Beside an attempt that stays without an answer others are
-//! started, the second after five seconds, the third ten later: a reply that was lost must not be waited for
-//! as long as a slow one may take, and conditions turn after 30 s. Whichever answers first ends the others.
+//! A failed attempt is repeated with exponential backoff. An attempt without an answer is hedged: a second
+//! one starts after five seconds and a third ten seconds later, because a lost reply must not be waited for
+//! as long as a slow one may take, and the node's conditions expire after 30 s. The first answer cancels the
+//! other attempts.
 
 use std::time::Duration;
 
@@ -13,38 +14,39 @@ use tokio::time::Instant;
 
 use crate::error::Error;
 
-/// The first pause after an attempt that failed; it doubles up to the limit that the caller gives.
+/// The first pause after a failed attempt; it doubles up to the caller's limit.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
-/// How long the newest attempt stays without an answer before a second one starts; a third waits twice as
+/// How long the newest attempt may be unanswered before a second one starts; the third starts after twice as
 /// long.
-const BESIDE: Duration = Duration::from_secs(5);
-/// The most attempts at once.
-const MOST: u32 = 3;
+const HEDGE_AFTER: Duration = Duration::from_secs(5);
+/// The most attempts in flight at once.
+const MAX_ATTEMPTS: u32 = 3;
 
-/// Asks until `attempt` returns an answer. Each error is passed to `failed`, which returns whether to go on.
+/// Calls `attempt` until one is OK. Each error is passed to `is_retryable`; after an error for which it
+/// returns false, the result is `None`.
 pub(super) async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
     longest_pause: Duration,
     mut attempt: impl FnMut() -> F,
-    mut failed: impl FnMut(&Error) -> bool,
+    mut is_retryable: impl FnMut(&Error) -> bool,
 ) -> Option<T> {
     let mut pause = FIRST_PAUSE;
     let mut attempts = FuturesUnordered::from_iter([attempt()]);
-    let mut next = Instant::now() + BESIDE;
+    let mut next = Instant::now() + HEDGE_AFTER;
     loop {
-        let under_way = u32::try_from(attempts.len()).unwrap_or(u32::MAX);
+        let in_flight = u32::try_from(attempts.len()).unwrap_or(u32::MAX);
         tokio::select! {
             Some(answer) = attempts.next() => {
                 match answer {
                     Ok(answer) => return Some(answer),
-                    Err(error) if !failed(&error) => return None,
+                    Err(error) if !is_retryable(&error) => return None,
                     Err(_) => {}
                 }
                 next = Instant::now() + pause;
                 pause = (pause * 2).min(longest_pause);
             }
-            () = tokio::time::sleep_until(next), if under_way < MOST => {
+            () = tokio::time::sleep_until(next), if in_flight < MAX_ATTEMPTS => {
                 attempts.push(attempt());
-                next = Instant::now() + BESIDE * (under_way + 1);
+                next = Instant::now() + HEDGE_AFTER * (in_flight + 1);
             }
         }
     }

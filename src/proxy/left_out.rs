@@ -1,8 +1,8 @@
-//! What answers lack although their code is OK: items, whole backends, bytes of text; counted, logged, shown.
+//! Counts, logs and shows what replies with code OK lack: items, whole backends, bytes of text.
 //!
-//! An answer that leaves something out looks like a complete one to its client. So each case is counted at
-//! once and named in the log once a minute for each backend and method, and the cases of the last five
-//! minutes stand in `crimux status`. It must not decide what is left out.
+//! A client cannot tell a reply that leaves something out from a complete one. So each case is counted,
+//! logged at most once a minute for each backend and method, and listed in `crimux status` for five minutes.
+//! This module must not decide what is left out.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,42 +15,51 @@ const LOGGED_EVERY: Duration = Duration::from_secs(60);
 /// How long a case is shown after it last happened.
 const SHOWN_FOR: Duration = Duration::from_secs(300);
 
-/// What was left out of answers lately.
+/// The cases of the last five minutes.
 #[derive(Debug, Default)]
 pub struct LeftOut {
-    notes: Mutex<BTreeMap<Key, Note>>,
+    cases: Mutex<BTreeMap<CaseKey, Case>>,
 }
 
 /// The backend, the method, the kind of case.
-type Key = (Arc<str>, &'static str, &'static str);
+type CaseKey = (Arc<str>, &'static str, &'static str);
 
 #[derive(Debug)]
-struct Note {
+struct Case {
     at: Instant,
     logged: Option<Instant>,
-    /// How many since it was logged.
+    /// How many items, texts or backends since the last log line.
     count: u64,
     cause: String,
 }
 
 impl LeftOut {
-    /// Notes items that would crash a client.
+    /// Records items that would crash a client.
     pub(super) fn items(&self, metrics: &Metrics, backend: &Arc<str>, method: &'static str, count: usize) {
         if count > 0 {
             metrics.left_out.items.with_label_values(&[&**backend, method]).inc_by(count as u64);
-            self.note((Arc::clone(backend), method, "items"), count, "a field that clients read is not set");
+            self.record(
+                (Arc::clone(backend), method, "items"),
+                count,
+                "a field that clients read is not set",
+            );
         }
     }
 
-    /// Notes text that was not UTF-8 and was repaired.
+    /// Records strings that were not UTF-8 and were repaired.
     pub(super) fn texts(&self, metrics: &Metrics, backend: &Arc<str>, method: &'static str, count: usize) {
         if count > 0 {
             metrics.left_out.texts.with_label_values(&[&**backend, method]).inc_by(count as u64);
-            self.note((Arc::clone(backend), method, "bytes that are not UTF-8"), count, "replaced by U+FFFD");
+            self.record(
+                (Arc::clone(backend), method, "bytes that are not UTF-8"),
+                count,
+                "replaced by U+FFFD",
+            );
         }
     }
 
-    /// Notes that a backend has no part in an answer, and what it said, if it could be asked at all.
+    /// Records that a reply lacks a backend. `cause` is the backend's own error; `None` if it could not be
+    /// called.
     pub(super) fn backend(
         &self,
         metrics: &Metrics,
@@ -60,35 +69,35 @@ impl LeftOut {
     ) {
         metrics.left_out.backends.with_label_values(&[&**backend, method]).inc();
         if let Some(cause) = cause {
-            self.note((Arc::clone(backend), method, "its part"), 1, cause);
+            self.record((Arc::clone(backend), method, "its part"), 1, cause);
         }
     }
 
     /// Returns what was left out of answers for this backend in the last five minutes, as `METHOD: WHAT
     /// (CAUSE)`.
     pub fn of(&self, backend: &str) -> Vec<String> {
-        let notes = self.notes();
+        let cases = self.cases();
         let recent =
-            notes.iter().filter(|((of, ..), note)| **of == *backend && note.at.elapsed() <= SHOWN_FOR);
-        recent.map(|((_, method, what), note)| format!("{method}: {what} ({})", note.cause)).collect()
+            cases.iter().filter(|((of, ..), entry)| **of == *backend && entry.at.elapsed() <= SHOWN_FOR);
+        recent.map(|((_, method, what), entry)| format!("{method}: {what} ({})", entry.cause)).collect()
     }
 
-    fn note(&self, key: Key, count: usize, cause: &str) {
+    fn record(&self, key: CaseKey, count: usize, cause: &str) {
         let now = Instant::now();
-        let mut notes = self.notes();
-        notes.retain(|_, note| now.duration_since(note.at) <= SHOWN_FOR);
-        let new = || Note { at: now, logged: None, count: 0, cause: String::new() };
-        let note = notes.entry(key.clone()).or_insert_with(new);
-        (note.at, note.count) = (now, note.count + count as u64);
-        cause.clone_into(&mut note.cause);
-        if note.logged.is_none_or(|logged| now.duration_since(logged) >= LOGGED_EVERY) {
+        let mut cases = self.cases();
+        cases.retain(|_, entry| now.duration_since(entry.at) <= SHOWN_FOR);
+        let new = || Case { at: now, logged: None, count: 0, cause: String::new() };
+        let entry = cases.entry(key.clone()).or_insert_with(new);
+        (entry.at, entry.count) = (now, entry.count + count as u64);
+        cause.clone_into(&mut entry.cause);
+        if entry.logged.is_none_or(|logged| now.duration_since(logged) >= LOGGED_EVERY) {
             let (backend, method, what) = key;
-            tracing::warn!(%backend, method, what, count = note.count, cause, "left out of answers");
-            (note.logged, note.count) = (Some(now), 0);
+            tracing::warn!(%backend, method, what, count = entry.count, cause, "left out of answers");
+            (entry.logged, entry.count) = (Some(now), 0);
         }
     }
 
-    fn notes(&self) -> MutexGuard<'_, BTreeMap<Key, Note>> {
-        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
+    fn cases(&self) -> MutexGuard<'_, BTreeMap<CaseKey, Case>> {
+        self.cases.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

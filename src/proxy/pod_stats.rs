@@ -1,12 +1,11 @@
-//! Whether the node has pod stats: asked once by each kubelet, and then held to.
+//! Whether the node has pod stats: each kubelet asks once, and the lists stay consistent with that answer.
 //!
-//! kubelet asks `PodSandboxStats` for the sandbox with the empty ID when it starts
-//! (`cmd/kubelet/app/server.go`, gate `PodAndContainerStatsFromCRI`, 1.37). `Unimplemented` makes it take the
-//! stats of all pods from cAdvisor; anything else makes it trust the lists, where one error fails the summary
-//! of the node and with it eviction. So the lists agree with the last answer until the question is asked
-//! again: a backend without the RPC that joins, or comes back older, is left out instead of failing the
-//! lists, and lists that were denied stay denied. The answer is saved, because crimux is restarted under a
-//! running kubelet.
+//! kubelet calls `PodSandboxStats` with an empty ID when it starts (`cmd/kubelet/app/server.go`, gate
+//! `PodAndContainerStatsFromCRI`, 1.37). `Unimplemented` makes it take the stats of all pods from cAdvisor;
+//! any other code makes it use the lists, where one error fails the node's summary and with it eviction. So
+//! the lists follow the last answer until kubelet asks again: after "yes", a backend without the RPC (added,
+//! or downgraded) is left out instead of failing the lists; after `Unimplemented`, the lists stay
+//! `Unimplemented`. The answer is saved, because crimux may restart under a running kubelet.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -23,11 +22,11 @@ use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState};
 
-/// How long the answer waits to be on the disk.
+/// How long the reply waits for the snapshot to be written.
 const DISK: Duration = Duration::from_secs(1);
 
 impl Call {
-    /// Answers the question whether pod stats exist, and remembers the answer.
+    /// Answers `PodSandboxStats` with an empty ID: whether pod stats exist. Saves the answer.
     pub(super) async fn pod_stats_exist(
         &mut self,
         method: &'static Method,
@@ -61,7 +60,7 @@ impl Call {
         };
         self.node.promise_pod_stats(!denied).await;
         if denied {
-            return Err(without(&lacking));
+            return Err(unimplemented_at(&lacking));
         }
         let default = self.node.default_in(None);
         let own = backends.iter().zip(replies).find(|(backend, _)| backend.name == default);
@@ -69,7 +68,7 @@ impl Call {
         refusal.map(Outcome::from).ok_or(absent)
     }
 
-    /// Refuses a list of pod stats where the client was told that there are none.
+    /// Returns `Unimplemented` for a list of pod stats after kubelet was told that there are none.
     pub(super) fn refuse_pod_stats(&self, list: List) -> Result<(), Error> {
         if list == List::SandboxStats && self.scope.is_none() && self.node.promised_pod_stats() == Some(false)
         {
@@ -82,26 +81,26 @@ impl Call {
     }
 }
 
-/// Tells whether a runtime's answer to the empty ID says that the RPC exists and nothing else.
+/// Tells whether a runtime rejected the empty ID, which shows that it has the RPC.
 fn is_refusal(reply: &Collected) -> bool {
     !matches!(reply.code, Code::Ok | Code::Unimplemented)
 }
 
-fn without(lacking: &[&Arc<Backend>]) -> Error {
+fn unimplemented_at(lacking: &[&Arc<Backend>]) -> Error {
     let names: Vec<_> = lacking.iter().map(|backend| &*backend.name).collect();
     Error::Unimplemented(format!("without PodSandboxStats: {} (pod_sandbox_stats)", names.join(", ")))
 }
 
 impl ProxyState {
-    /// Returns what the last client to ask was told about pod stats, before a restart of crimux too; `None`
-    /// if none has asked.
+    /// Returns the last answer to the question whether pod stats exist, also from before a restart of crimux;
+    /// `None` before the first.
     pub fn promised_pod_stats(&self) -> Option<bool> {
         let answers = self.backends();
         let answers = answers.iter().filter_map(|backend| backend.last.pod_stats_answer());
         answers.max_by_key(|(at, _)| *at).map(|(_, exist)| exist)
     }
 
-    /// Remembers what a client was told about pod stats. Every backend keeps it, because any may be removed.
+    /// Saves the answer with every backend's state, because any of them may be removed.
     async fn promise_pod_stats(&self, exist: bool) {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
@@ -110,8 +109,7 @@ impl ProxyState {
         }
         let snapshot = Arc::clone(&self.snapshot);
         let written = tokio::task::spawn_blocking(move || snapshot.flush());
-        // A disk that hangs must not keep kubelet from starting; the snapshot says itself if it could not be
-        // written.
+        // A disk that hangs must not keep kubelet from starting. A failed write is logged by the snapshot.
         tokio::time::timeout(DISK, written).await.ok();
         tracing::info!(exist, "a client asked whether there are pod stats");
     }

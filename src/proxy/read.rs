@@ -1,9 +1,9 @@
-//! Reads of one object: live within their deadline, else as last known.
+//! Reads of one object: live within their deadline, otherwise last-known.
 //!
-//! kubelet inspects changed pods one after another and takes what it is told for final, so a read of a
-//! backend that does not answer must neither take long nor say anything that the last-known lists contradict.
-//! A late backend is asked once more beside the calls, which do not wait for it; so is a late object of a
-//! backend that answers otherwise. Nothing verbose is ever remembered.
+//! kubelet inspects changed pods one after another and believes what it reads, so a read of a backend that
+//! does not answer must be short and must not contradict the last-known lists. A late backend is probed in
+//! the background and calls do not wait for it; the same holds for one late object of a backend that answers
+//! other calls. Verbose replies are never cached.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,15 +26,15 @@ use crate::proxy::{Call, fan_out, learn};
 use crate::snapshot::{Filter, StatusKind};
 use crate::wire;
 
-/// Whether details are asked for, in both status requests.
+/// The field `verbose` of both status requests.
 const VERBOSE: [u32; 1] = field_path!(PodSandboxStatusRequest.verbose);
 const _: () = assert!(VERBOSE[0] == field!(ContainerStatusRequest.verbose), "one number for both");
 
-/// The longest pause before an object that could not be asked for is asked for again.
+/// The longest pause between attempts to read a late object.
 const OBJECT_PAUSE: Duration = Duration::from_secs(1);
 
 impl Call {
-    /// Reads a status; remembers it unless it is verbose.
+    /// Reads a status, and caches it unless it is verbose.
     pub(super) async fn read_status(
         &mut self,
         backend: &Arc<Backend>,
@@ -45,20 +45,26 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let verbose = wire::peek_varint(message.encoded(), &VERBOSE)? != 0;
         let epoch = backend.last.epoch();
-        let remembered = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
+        let last_known = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
         let reply = match self.read(backend, method, id, &message).await {
             Ok(reply) => reply,
-            Err(error) => return remembered().map(|status| Outcome::message(&status)).ok_or(error),
+            Err(error) => return last_known().map(|status| Outcome::message(&status)).ok_or(error),
         };
-        let reply = if kind == StatusKind::Sandbox { self.safe(backend, method, reply)? } else { reply };
+        let reply =
+            if kind == StatusKind::Sandbox { self.check_required(backend, method, reply)? } else { reply };
         if reply.code == Code::Ok && !verbose {
             backend.last.remember_status(kind, id, epoch, reply.message.encoded());
         }
         Ok(reply.into())
     }
 
-    /// Returns a sandbox's status without what would crash kubelet.
-    fn safe(&self, backend: &Backend, method: &'static Method, reply: Collected) -> Result<Collected, Error> {
+    /// Makes a sandbox's status safe for kubelet, which would crash on some missing fields.
+    fn check_required(
+        &self,
+        backend: &Backend,
+        method: &'static Method,
+        reply: Collected,
+    ) -> Result<Collected, Error> {
         if reply.code != Code::Ok {
             return Ok(reply);
         }
@@ -71,7 +77,8 @@ impl Call {
         Ok(Collected { message: Message::new(&encoded), ..reply })
     }
 
-    /// Reads the stats of one object; those of a backend that does not answer are the last ones listed.
+    /// Reads the stats of one object; if the backend does not answer, they are taken from its last list of
+    /// stats.
     pub(super) async fn read_stats(
         &mut self,
         backend: &Arc<Backend>,
@@ -84,19 +91,20 @@ impl Call {
         match self.read(backend, method, id, &message).await {
             Ok(reply) if local || reply.code != Code::Ok => Ok(reply.into()),
             Ok(reply) => {
-                let message = Message::new(&on_this_node(backend, list, &reply.message.encoded_bytes())?);
+                let message =
+                    Message::new(&without_local_paths(backend, list, &reply.message.encoded_bytes())?);
                 Ok(Collected { message, ..reply }.into())
             }
             Err(error) => {
-                let stats = listed_stats(backend, list, id).ok_or(error)?;
-                let stats = if local { stats } else { on_this_node(backend, list, &stats)? };
+                let stats = last_known_stats(backend, list, id).ok_or(error)?;
+                let stats = if local { stats } else { without_local_paths(backend, list, &stats)? };
                 Ok(Outcome::message(&stats))
             }
         }
     }
 
-    /// Asks the backend, if neither it nor the object is late, and waits as long as a read may take. Halfway
-    /// through the backend is asked for its version: if it answers that, only this object hangs.
+    /// Calls the backend unless it or the object is late, within the deadline of reads. After half the
+    /// deadline `Version` is called too: if that is answered, only this object is late.
     async fn read(
         &mut self,
         backend: &Arc<Backend>,
@@ -121,14 +129,14 @@ impl Call {
                 return reply;
             }
             let probe = backend.ask_version(half);
-            match answered_while_probed(tokio::time::timeout(half, asked), probe).await {
+            match await_read_and_probe(tokio::time::timeout(half, asked), probe).await {
                 Ok(reply) => return reply,
                 Err(is_alive) => is_alive,
             }
         };
         if wait == limit {
             if is_alive {
-                object_fell_behind(backend, method, id, message);
+                mark_object_late(backend, method, id, message);
             } else {
                 fan_out::fell_behind(&self.node, backend, Class::Reads, method);
             }
@@ -137,9 +145,9 @@ impl Call {
     }
 }
 
-/// Waits for the reply to a read, at most until its deadline, while a probe is under way. Without a reply it
-/// returns whether the probe was answered.
-async fn answered_while_probed<R, E>(
+/// Waits for the reply to a read until its deadline while a probe is in flight. If the read times out, the
+/// error tells whether the probe was answered.
+async fn await_read_and_probe<R, E>(
     asked: impl Future<Output = Result<R, Elapsed>>,
     probe: impl Future<Output = Result<(), E>>,
 ) -> Result<R, bool> {
@@ -154,8 +162,9 @@ async fn answered_while_probed<R, E>(
     }
 }
 
-/// Records that reads of one object are not answered, and asks on until one is; others are asked as before.
-fn object_fell_behind(backend: &Arc<Backend>, method: &'static Method, id: &str, message: &Message) {
+/// Marks one object late, and reads it in the background until that is answered. Other objects are read as
+/// before.
+fn mark_object_late(backend: &Arc<Backend>, method: &'static Method, id: &str, message: &Message) {
     if !backend.health.mark_object_late(id) {
         return;
     }
@@ -164,10 +173,10 @@ fn object_fell_behind(backend: &Arc<Backend>, method: &'static Method, id: &str,
     let connection = backend.health.connection();
     tokio::spawn(async move {
         let ask = || backend.fetch_within(REFRESH, method, own_headers(REFRESH), message.clone());
-        let failed = |error: &Error| matches!(error, Error::NotInTime { .. } | Error::Busy { .. });
+        let is_retryable = |error: &Error| matches!(error, Error::NotInTime { .. } | Error::Busy { .. });
         tokio::select! {
             () = backend.disconnected() => return,
-            _ = until_answered(OBJECT_PAUSE, ask, failed) => {}
+            _ = until_answered(OBJECT_PAUSE, ask, is_retryable) => {}
         }
         if backend.health.connection() == connection {
             backend.health.mark_object_answered(&id);
@@ -175,14 +184,14 @@ fn object_fell_behind(backend: &Arc<Backend>, method: &'static Method, id: &str,
     });
 }
 
-/// Returns stats of another node without the paths that are not on this one.
-fn on_this_node(backend: &Backend, list: List, stats: &Bytes) -> Result<Bytes, Error> {
+/// Removes the filesystem paths from the stats of a backend on another host.
+fn without_local_paths(backend: &Backend, list: List, stats: &Bytes) -> Result<Bytes, Error> {
     stats::without_filesystems(list, stats).map_err(|error| backend.garbage(error.to_string()))
 }
 
-/// Returns the one entry of the last-known stats list that is about `id`: a list of one is, byte for byte,
-/// the reply to the read of that one.
-fn listed_stats(backend: &Backend, list: List, id: &str) -> Option<Bytes> {
+/// Returns the stats of `id` from the last-known list: a list of one item has the encoding of the reply about
+/// that item.
+fn last_known_stats(backend: &Backend, list: List, id: &str) -> Option<Bytes> {
     let kind = learn::kept(list)?;
     let mut filter = BytesMut::new();
     wire::put_bytes(&mut filter, FILTER_ID, id.as_bytes());

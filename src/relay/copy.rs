@@ -25,7 +25,7 @@ pub(super) struct Counters {
 
 /// How one direction ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum End {
+enum CopyEnd {
     /// The reader reached its end, and the writer was closed.
     Closed,
     /// Reading failed.
@@ -56,14 +56,14 @@ impl<R: AsyncRead + Unpin> AsyncRead for Counted<R> {
 }
 
 /// Copies between `client` and `backend` until both directions ended or one side is dead.
-pub(super) async fn both_ways(client: &mut TcpStream, backend: Stream, counters: Counters) {
+pub(super) async fn copy_both_ways(client: &mut TcpStream, backend: Stream, counters: Counters) {
     let (client_read, client_write) = client.split();
     let (backend_read, backend_write) = tokio::io::split(backend);
-    let mut forward = pin!(one_way(client_read, backend_write, counters.to_backend));
-    let mut back = pin!(one_way(backend_read, client_write, counters.to_client));
+    let mut forward = pin!(copy_one_way(client_read, backend_write, counters.to_backend));
+    let mut back = pin!(copy_one_way(backend_read, client_write, counters.to_client));
     let forward_first = tokio::select! {
-        end = &mut forward => (end != End::ReadFailed).then_some(true),
-        end = &mut back => (end != End::ReadFailed).then_some(false),
+        end = &mut forward => (end != CopyEnd::ReadFailed).then_some(true),
+        end = &mut back => (end != CopyEnd::ReadFailed).then_some(false),
     };
     match forward_first {
         Some(true) => drop(back.await),
@@ -72,15 +72,15 @@ pub(super) async fn both_ways(client: &mut TcpStream, backend: Stream, counters:
     }
 }
 
-async fn one_way(
+async fn copy_one_way(
     reader: impl AsyncRead + Unpin,
     mut writer: impl AsyncWrite + Unpin,
     counter: IntCounter,
-) -> End {
+) -> CopyEnd {
     let mut reader = Counted { reader, counter, failed: false };
     match tokio::io::copy(&mut reader, &mut writer).await {
-        Ok(_) if writer.shutdown().await.is_ok() => End::Closed,
-        Err(_) if reader.failed => End::ReadFailed,
-        Ok(_) | Err(_) => End::WriteFailed,
+        Ok(_) if writer.shutdown().await.is_ok() => CopyEnd::Closed,
+        Err(_) if reader.failed => CopyEnd::ReadFailed,
+        Ok(_) | Err(_) => CopyEnd::WriteFailed,
     }
 }

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::copy::{Counters, both_ways};
+use super::copy::{Counters, copy_both_ways};
 use super::head::{Head, HeadError, MAX_HEAD};
 use super::tokens::Grant;
 use super::url::StreamKind;
@@ -43,11 +43,11 @@ impl Drop for OpenStreamGuard<'_> {
     }
 }
 
-/// Serves one connection until it closes. Until its head is complete, it gives way to newer clients.
+/// Serves one connection until it closes. Until its head is complete, a newer client may evict it.
 pub(super) async fn serve(relay: &Relay, mut client: TcpStream, admitted: Admitted) {
     let head = tokio::select! {
         head = timeout(HEAD_TIME, read_head(&mut client)) => head,
-        () = admitted.gives_way() => return,
+        () = admitted.evicted() => return,
     };
     drop(admitted);
     let outcome = match head {
@@ -104,7 +104,7 @@ async fn relay_request(
     let _open = OpenStreamGuard::new(&relay.metrics, &grant.backend);
     // Without it every keystroke would wait for the acknowledgement of the one before.
     let _ = client.set_nodelay(true);
-    both_ways(client, backend, counters(&relay.metrics, &grant.backend)).await;
+    copy_both_ways(client, backend, counters(&relay.metrics, &grant.backend)).await;
     Ok(())
 }
 

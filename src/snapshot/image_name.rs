@@ -13,9 +13,9 @@ use crate::wire;
 /// Hex digits of an image ID.
 const ID_DIGITS: usize = 64;
 
-/// How a reference names an image, the most certain way first.
+/// How a reference matches an image, the most certain kind first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Named {
+pub enum MatchKind {
     /// By its whole ID, as it is listed.
     Id,
     /// By its whole ID, but with `sha256:` where the list has none, or without.
@@ -28,21 +28,21 @@ pub enum Named {
 
 /// Tells whether the encoded `Image` is the one `reference` names.
 pub(super) fn is_named(image: &[u8], reference: &str) -> bool {
-    named(image, reference).is_some()
+    match_kind(image, reference).is_some()
 }
 
-/// Tells how `reference` names the encoded `Image`; `None` if it names another one.
-pub fn named(image: &[u8], reference: &str) -> Option<Named> {
+/// Returns how `reference` matches the encoded `Image`; `None` if it does not.
+pub fn match_kind(image: &[u8], reference: &str) -> Option<MatchKind> {
     let id = wire::peek_str(image, &[ITEM_ID]).unwrap_or_default();
     if !reference.is_empty() && bare_id(id) == bare_id(reference) {
-        return Some(if id == reference { Named::Id } else { Named::OtherSpelling });
+        return Some(if id == reference { MatchKind::Id } else { MatchKind::OtherSpelling });
     }
     let full = normalise(reference);
     let mut names = names(image);
     if names.any(|name| name == reference || normalise(name) == full) {
-        return Some(Named::Name);
+        return Some(MatchKind::Name);
     }
-    is_id_prefix(id, reference).then_some(Named::IdPrefix)
+    is_id_prefix(id, reference).then_some(MatchKind::IdPrefix)
 }
 
 /// Iterates over the tags and digests of an encoded `Image`.
@@ -138,10 +138,13 @@ mod tests {
         let image = |id: &str, tag: &str| {
             cri::Image { id: id.into(), repo_tags: vec![tag.into()], ..Default::default() }.encode_to_vec()
         };
-        assert_eq!(named(&image("sha256:00", "docker.io/library/cafe:latest"), "cafe"), Some(Named::Name));
-        assert_eq!(named(&image("cafe00", "a:1"), "cafe"), Some(Named::IdPrefix));
-        assert_eq!(named(&image("cafe", "a:1"), "sha256:cafe"), Some(Named::OtherSpelling));
-        assert_eq!(named(&image("cafe", "a:1"), "cafe"), Some(Named::Id));
+        assert_eq!(
+            match_kind(&image("sha256:00", "docker.io/library/cafe:latest"), "cafe"),
+            Some(MatchKind::Name)
+        );
+        assert_eq!(match_kind(&image("cafe00", "a:1"), "cafe"), Some(MatchKind::IdPrefix));
+        assert_eq!(match_kind(&image("cafe", "a:1"), "sha256:cafe"), Some(MatchKind::OtherSpelling));
+        assert_eq!(match_kind(&image("cafe", "a:1"), "cafe"), Some(MatchKind::Id));
     }
 
     #[test]
@@ -153,10 +156,10 @@ mod tests {
             ..Default::default()
         }
         .encode_to_vec();
-        for named in
+        for match_kind in
             ["sha256:4f0a11", "4f0a", "sha256:4f", "busybox:1.36", "busybox@sha256:dd", "busybox:x@sha256:dd"]
         {
-            assert!(is_named(&image, named), "{named}");
+            assert!(is_named(&image, match_kind), "{match_kind}");
         }
         for other in
             ["busybox", "sha256:", "0a11", "busybox:1.3", "busybox@sha256:d", "quay.io/busybox:1.36", ""]

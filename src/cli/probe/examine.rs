@@ -14,7 +14,7 @@ use crate::cli::finding::{Finding, Grade};
 use crate::cli::probe::ask::{Answer, Conversation};
 use crate::config::{BackendConfig, Config, RelayMode};
 use crate::cri::{CgroupDriver, RuntimeConfigResponse, StatusResponse, VersionResponse};
-use crate::merge::status::JUDGED;
+use crate::merge::status::NODE_CONDITIONS;
 use crate::method::{Api, Rpc};
 
 /// How long before its end a certificate is warned about.
@@ -157,7 +157,7 @@ impl<'a> Patient<'a> {
             Answer::Code(code) => return Err(format!("Status was answered with {code:?}")),
         };
         for condition in status.status.iter().flat_map(|status| &status.conditions).filter(|c| !c.status) {
-            let grade = match (JUDGED.contains(&condition.r#type.as_str()), self.decides) {
+            let grade = match (NODE_CONDITIONS.contains(&condition.r#type.as_str()), self.decides) {
                 (true, true) => Grade::Error,
                 (true, false) => Grade::Warning,
                 // Such as containerd's ContainerdHasNoDeprecationWarnings: the node is Ready all the same.

@@ -1,7 +1,7 @@
-//! The bodies of events that are made here: the statuses of the pod, asked of its backend.
+//! Builds the events that crimux synthesizes, with the pod's statuses read from its backend.
 //!
-//! kubelet finds the pod of an event by the metadata in its sandbox's status and drops events without it. Of
-//! a sandbox that is gone its last list item says as much.
+//! kubelet finds the pod of an event by the metadata in the sandbox's status and drops events without it. If
+//! the sandbox is gone, the metadata comes from its last list item.
 
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -26,7 +26,7 @@ const _: () = assert!(STATUS == field!(ContainerStatusResponse.status), "one num
 
 /// The encoded statuses of one pod.
 #[derive(Default)]
-struct Statuses {
+struct PodStatuses {
     sandbox: Option<Bytes>,
     containers: Vec<Bytes>,
 }
@@ -44,29 +44,29 @@ impl Source {
         let asked = pods
             .into_iter()
             .map(|(sandbox, containers)| async move { (sandbox, self.statuses(sandbox, &containers).await) });
-        let statuses: HashMap<&str, Statuses> = join_all(asked).await.into_iter().collect();
+        let statuses: HashMap<&str, PodStatuses> = join_all(asked).await.into_iter().collect();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = u64::try_from(now.as_nanos()).unwrap_or(u64::MAX);
-        let none = Statuses::default();
+        let none = PodStatuses::default();
         let events = changes.iter().filter_map(|change| {
             let statuses = statuses.get(&*change.sandbox).unwrap_or(&none);
             let sandbox = statuses.sandbox.as_ref().unwrap_or(&change.status);
             let event = (!sandbox.is_empty()).then(|| event(change, sandbox, &statuses.containers, now))?;
-            // What a runtime says of itself may lack what kubelet reads.
+            // A runtime's status may lack fields that kubelet dereferences.
             let checked = required::checked(required::Reply::Event, &event).ok();
             checked.filter(|(_, broken)| *broken == 0).map(|(event, _)| Message::new(&event).framed())
         });
         events.collect()
     }
 
-    async fn statuses(&self, sandbox: &str, containers: &[&str]) -> Statuses {
+    async fn statuses(&self, sandbox: &str, containers: &[&str]) -> PodStatuses {
         let asked = containers.iter().map(|id| self.status(Rpc::ContainerStatus, id));
         let (sandbox, containers) =
             tokio::join!(self.status(Rpc::PodSandboxStatus, sandbox), join_all(asked));
-        Statuses { sandbox, containers: containers.into_iter().flatten().collect() }
+        PodStatuses { sandbox, containers: containers.into_iter().flatten().collect() }
     }
 
-    /// Reads one encoded status; `None` if the backend cannot give it.
+    /// Reads one encoded status; `None` if the call fails.
     async fn status(&self, rpc: Rpc, id: &str) -> Option<Bytes> {
         let wait = self.backend.config().timeouts.read;
         let mut request = BytesMut::new();

@@ -1,4 +1,4 @@
-//! Where image calls for a reference would go now, and by which rule: `crimux images --explain`.
+//! Explains where image calls for a reference are routed now, and by which rule: `crimux images --explain`.
 
 use crate::proxy::ProxyState;
 use crate::proxy::images::sandboxes_using;
@@ -8,7 +8,7 @@ use crate::snapshot::{Filter, ListKind};
 /// Where calls for one reference go.
 #[derive(Debug)]
 pub struct ImageExplanation {
-    /// What each store has of it.
+    /// The reference in each store.
     pub stores: Vec<StoreExplanation>,
     /// Where each call goes.
     pub calls: Vec<CallExplanation>,
@@ -21,9 +21,9 @@ pub struct StoreExplanation {
     pub backend: String,
     /// Whether its images were ever listed.
     pub known: bool,
-    /// IDs of the images that it lists by the reference, as it lists them.
+    /// IDs of the images that match the reference, as this store lists them.
     pub images: Vec<String>,
-    /// How many of its sandboxes have, or had, a container of the reference.
+    /// How many of its sandboxes have, or had, a container of that image.
     pub sandboxes: usize,
     /// Whether a container of it is being started there.
     pub starting: bool,
@@ -34,7 +34,7 @@ pub struct StoreExplanation {
 pub struct CallExplanation {
     /// The rule that applies.
     pub rule: Rule,
-    /// The backends it goes to; empty if none is known to be meant.
+    /// The backends the call goes to; empty if no backend is known.
     pub backends: Vec<String>,
 }
 
@@ -67,7 +67,7 @@ impl ProxyState {
         ImageExplanation { stores, calls }
     }
 
-    /// The calls that name no pod.
+    /// Returns the routes of `ImageStatus` and `PullImage` calls without a pod.
     fn status_and_pull(&self, reference: &str) -> Vec<CallExplanation> {
         let asked = ImageRequest { reference, ..ImageRequest::default() };
         let pull = self.router.route_of_pull(&asked, |handler, uid| self.choose(handler, uid));
@@ -80,7 +80,7 @@ impl ProxyState {
     }
 }
 
-/// kubelet's call for a container that starts again after kubelet itself did.
+/// Returns the route of kubelet's `ImageStatus` for a container that it restarts after its own restart.
 fn pods_using(stores: &[StoreExplanation]) -> Option<CallExplanation> {
     let using = stores.iter().filter(|store| store.sandboxes > 0);
     let backends: Vec<_> = using.map(|store| store.backend.clone()).collect();

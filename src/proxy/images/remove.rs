@@ -1,9 +1,10 @@
-//! `RemoveImage`: from every store that lists the image, by the name that each lists it under.
+//! `RemoveImage`: removes an image from every store that lists it, under the ID that each store lists.
 //!
-//! kubelet's image collector names an image by an ID of the merged list. A store is listed first, unless the
-//! call names an ID and the store was listed within the last minute, so that one list of each serves a whole
-//! collection; a store that does not answer costs its deadline once. What can be reached is removed; a store
-//! that lists the image and cannot be reached makes the call fail, and kubelet comes again.
+//! kubelet's image collector names images by the IDs of the merged list. Each store is listed first, unless
+//! the call names an ID and the store was listed within the last minute: then one list of each store serves a
+//! whole collection, and a store that does not answer costs its deadline once. The image is removed from all
+//! stores that can be reached; if a store that lists it cannot be reached, the call fails, and kubelet
+//! retries.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,12 +21,12 @@ use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, fan_out};
 use crate::router::images::{self, REFERENCE, StoredImage};
-use crate::snapshot::image_name::{Named, is_whole_id};
+use crate::snapshot::image_name::{MatchKind, is_whole_id};
 use crate::snapshot::{Filter, ListKind};
 use crate::wire;
 
-/// How long a list of images says which stores have an ID, if no pull was made through crimux since. kubelet
-/// lists all images right before it collects some, each by an ID of that list.
+/// How long a list of images is trusted for IDs, if no image was pulled through crimux since. kubelet lists
+/// all images right before it removes some by the IDs of that list.
 const FRESH: Duration = Duration::from_secs(60);
 
 /// When each backend's images were last listed.
@@ -40,7 +41,7 @@ impl ImageLists {
         self.lock().insert(Arc::clone(backend), Instant::now());
     }
 
-    /// Records that a backend may have other images than it last listed.
+    /// Forgets that a backend was listed, because its images may have changed.
     pub(in crate::proxy) fn forget(&self, backend: &str) {
         self.lock().remove(backend);
     }
@@ -54,10 +55,10 @@ impl ImageLists {
     }
 }
 
-/// What is known of the images of one store.
+/// One store, and how recent its list of images is.
 struct Store {
     backend: Arc<Backend>,
-    /// Whether its list is of this moment.
+    /// Whether its list is recent enough for this call.
     live: bool,
     /// Whether it was ever listed.
     known: bool,
@@ -82,7 +83,7 @@ impl Call {
                 )
                 .await?;
             if is_gone(&reply) {
-                forget(&self.node, only, &listed(only, &reference));
+                forget_images(&self.node, only, &matches_in(only, &reference));
                 only.last.saved().await;
             }
             return Ok(reply.into());
@@ -91,13 +92,13 @@ impl Call {
         let age = if is_whole_id(&reference) { FRESH } else { Duration::ZERO };
         let mut stores = self.list_stores(&backends, age).await;
         let mut found = self.find_images(&stores, &reference)?;
-        // Only that a store lists this very ID may be said from memory.
-        if !age.is_zero() && !found.iter().flatten().any(|image| image.named == Named::Id) {
+        // A recent list may only confirm that a store has exactly this ID.
+        if !age.is_zero() && !found.iter().flatten().any(|image| image.match_kind == MatchKind::Id) {
             stores = self.list_stores(&backends, Duration::ZERO).await;
             found = self.find_images(&stores, &reference)?;
         }
-        let nowhere = found.iter().all(Vec::is_empty);
-        let unasked = unasked(&stores, nowhere, &reference);
+        let is_unlisted = found.iter().all(Vec::is_empty);
+        let unreachable = unreachable(&stores, is_unlisted, &reference);
         let having = std::iter::zip(&stores, &found).filter(|(_, images)| !images.is_empty());
         let removed = having.map(|(store, images)| {
             let headers = self.headers.clone();
@@ -113,7 +114,7 @@ impl Call {
         match (refused, lost) {
             (Some(reply), _) => Ok(reply.into()),
             (None, Some(error)) => Err(error),
-            (None, None) => unasked.map_or_else(|| Ok(Outcome::message(&[])), Err),
+            (None, None) => unreachable.map_or_else(|| Ok(Outcome::message(&[])), Err),
         }
     }
 
@@ -147,30 +148,31 @@ impl Call {
         false
     }
 
-    /// Returns the images that each store lists of the reference, the most certain matches only.
+    /// Returns the images that match the reference in each store; over all stores, only those of the best
+    /// kind of match.
     fn find_images(&self, stores: &[Store], reference: &str) -> Result<Vec<Vec<StoredImage>>, Error> {
-        let mut found: Vec<_> = stores.iter().map(|store| listed(&store.backend, reference)).collect();
+        let mut found: Vec<_> = stores.iter().map(|store| matches_in(&store.backend, reference)).collect();
         let rule = images::keep_best_match(&mut found, reference)?;
         tracing::debug!(image = reference, ?rule, scope = ?self.scope, "removal routed");
         Ok(found)
     }
 }
 
-/// Returns what one store was last known to list of the image.
-fn listed(backend: &Backend, reference: &str) -> Vec<StoredImage> {
+/// Returns the images of one store's last-known list that match the reference.
+fn matches_in(backend: &Backend, reference: &str) -> Vec<StoredImage> {
     let list = backend.last.list(ListKind::Images, &Filter::default());
     list.map(|list| images::stored(&list, reference)).unwrap_or_default()
 }
 
-/// Returns why it cannot be said that the image is gone: stores that were never listed, and, if no store
-/// lists the image, those that could not be listed now.
-fn unasked(stores: &[Store], nowhere: bool, reference: &str) -> Option<Error> {
-    let unasked = stores.iter().filter(|store| !store.known || (nowhere && !store.live));
+/// Returns an error if the image may remain somewhere: in stores that were never listed, or, if no store
+/// lists it, in those that could not be listed now.
+fn unreachable(stores: &[Store], is_unlisted: bool, reference: &str) -> Option<Error> {
+    let unasked = stores.iter().filter(|store| !store.known || (is_unlisted && !store.live));
     let backends: Vec<_> = unasked.map(|store| Arc::clone(&store.backend.name)).collect();
     (!backends.is_empty()).then(|| Error::Unasked { kind: "image", id: reference.to_owned(), backends })
 }
 
-/// Removes images from one store; returns its reply if that is an error of its own.
+/// Removes images from one store. Returns the backend's reply if its code is neither OK nor `NotFound`.
 async fn remove(
     node: &Arc<ProxyState>,
     backend: &Arc<Backend>,
@@ -183,7 +185,7 @@ async fn remove(
     if let Some(waited) = backend.health.is_late(Class::Images).then(|| backend.config().timeouts.list) {
         return Err(Error::Late { backend: Arc::clone(&backend.name), waited });
     }
-    let by_name = images.iter().any(|image| image.named == Named::Name);
+    let by_name = images.iter().any(|image| image.match_kind == MatchKind::Name);
     // By its name an image is removed once, as the client wrote it; by ID as the store lists it.
     let names = if by_name { vec![reference] } else { images.iter().map(|image| &*image.id).collect() };
     for name in names {
@@ -199,11 +201,11 @@ async fn remove(
         }
     }
     if by_name {
-        // Whether a tag takes its image along is the runtime's to decide.
+        // The runtime decides whether removing a tag removes the image.
         node.image_lists.forget(&backend.name);
         fan_out::refresh(node, backend, Class::Images);
     }
-    forget(node, backend, images);
+    forget_images(node, backend, images);
     backend.last.saved().await;
     Ok(None)
 }
@@ -212,8 +214,8 @@ fn is_gone(reply: &Collected) -> bool {
     matches!(reply.code, Code::Ok | Code::NotFound)
 }
 
-/// Forgets removed images at once; the next list shows what is left.
-fn forget(node: &Arc<ProxyState>, backend: &Arc<Backend>, images: &[StoredImage]) {
+/// Removes images from the last-known list at once; the next list shows what is left.
+fn forget_images(node: &Arc<ProxyState>, backend: &Arc<Backend>, images: &[StoredImage]) {
     for image in images {
         backend.last.image_removed(&image.id);
     }

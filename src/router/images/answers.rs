@@ -1,4 +1,4 @@
-//! What stores answer about an image, and whether several answers are one.
+//! Reads the answers of several stores about one image, and decides whether they agree.
 
 use crate::cri::{field, field_path};
 use crate::snapshot::image_name::bare_id;
@@ -7,7 +7,7 @@ use crate::wire;
 /// The user a container runs as when its pod does not set one (`helpers.go getImageUser`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum User {
-    /// By number; 0 also where the image sets none.
+    /// By number; 0 if the image sets no user.
     Uid(u64),
     /// By name.
     Name(String),
@@ -35,20 +35,20 @@ pub enum StoreAnswer {
     Unavailable,
 }
 
-/// What several answers to kubelet's question for the user mean together.
+/// The result of comparing several stores' answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
-    /// The answer with this index stands for all.
+    /// The stores agree; send the answer with this index.
     Answer(usize),
     /// The image is absent everywhere.
     Absent,
-    /// No answer can stand for all, and why.
+    /// The stores disagree, or too few answered; the reason.
     Undecided(&'static str),
 }
 
-/// Decides whether the answers of several stores agree. `absent_is_an_answer` is false while a start is under
-/// way: kubelet takes an absent image for one that runs as root.
-pub fn agree(answers: &[StoreAnswer], absent_is_an_answer: bool) -> Verdict {
+/// Decides whether the answers of several stores agree. `accept_absent` is false while a container start is
+/// in progress, because kubelet runs a container as root if the image is absent.
+pub fn agree(answers: &[StoreAnswer], accept_absent: bool) -> Verdict {
     let present = |index: &usize| matches!(answers[*index], StoreAnswer::Present(_));
     let holders: Vec<_> = (0..answers.len()).filter(present).collect();
     let absent = answers.contains(&StoreAnswer::Absent);
@@ -58,12 +58,12 @@ pub fn agree(answers: &[StoreAnswer], absent_is_an_answer: bool) -> Verdict {
         Some(_) if holders.windows(2).any(|pair| answers[pair[0]] != answers[pair[1]]) => {
             Verdict::Undecided("backends have different images by that name, with different users")
         }
-        Some(_) if unavailable && !absent_is_an_answer => {
+        Some(_) if unavailable && !accept_absent => {
             Verdict::Undecided("a container of it is being started on a backend that does not answer")
         }
         Some(&index) => Verdict::Answer(index),
         None if unavailable => Verdict::Undecided("not every backend that may be meant answered"),
-        None if absent_is_an_answer => Verdict::Absent,
+        None if accept_absent => Verdict::Absent,
         None => Verdict::Undecided("the backend that a container of it is being started on does not have it"),
     }
 }

@@ -1,4 +1,4 @@
-//! Container starts under way: between an annotated call for an image and `CreateContainer`.
+//! Container starts in progress: between an annotated call for an image and `CreateContainer`.
 //!
 //! ```text
 //! ImageStatus or PullImage, annotated ── begin ──┐
@@ -6,13 +6,13 @@
 //! CreateContainer of the pod ─────────── end ────┘ else after 30 s
 //! ```
 //!
-//! A kubelet that restarts leaves its starts behind. They end when the pod's new `config.seen` is learnt; one
-//! whose `config.seen` was never seen with a uid belongs to no pod that is known, and ends after 30 s.
+//! The starts of a kubelet that restarts end when the pod's new `config.seen` is learnt. A start whose
+//! `config.seen` was never seen with a uid belongs to no known pod, and ends after 30 s.
 //!
 //! The call in the middle names an image and nothing else, and an absent image makes kubelet run the
-//! container as root (`helpers.go getImageUser`). While starts of one image are under way on stores that
-//! disagree about it, it fails, and kubelet starts again. Each start sends it once, so when it has failed
-//! once for each start, no start is left, and they end a second later.
+//! container as root (`helpers.go getImageUser`). While starts of one image are in progress on stores that
+//! disagree about it, the call fails, and kubelet retries the start. Each start sends the call once, so after
+//! one failure for each start they all end, a second later.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,15 +20,14 @@ use std::time::{Duration, Instant};
 
 use crate::snapshot::image_name::normalise;
 
-/// How long a start lasts at most; there are milliseconds between kubelet's calls unless the node is
-/// overloaded.
+/// The longest start; kubelet's calls are milliseconds apart unless the node is overloaded.
 const LONGEST_START: Duration = Duration::from_secs(30);
-/// How long a pull lasts at most, after which its pod is not waited for any more.
+/// The longest pull; after it the pod's start is forgotten.
 const LONGEST_PULL: Duration = Duration::from_secs(3600);
 /// How long starts last once the call for the user failed for each; kubelet's next attempt comes 10 s later.
 const AFTER_REFUSAL: Duration = Duration::from_secs(1);
-/// The most references, and the most starts of one, that are remembered; beyond them the oldest are
-/// forgotten.
+/// The most references, and the most starts of one reference, that are kept; beyond that the oldest are
+/// dropped.
 const MAX_REFERENCES: usize = 4096;
 const MAX_STARTS: usize = 256;
 
@@ -46,7 +45,7 @@ struct Start {
 
 /// The starts of one image, the latest last.
 #[derive(Debug, Default)]
-struct OfReference {
+struct ReferenceStarts {
     starts: Vec<Start>,
     /// How often the call without annotations has failed because the stores disagree.
     refused: usize,
@@ -55,10 +54,10 @@ struct OfReference {
 /// All starts, by normalised reference.
 #[derive(Debug, Default)]
 pub struct Starts {
-    map: Mutex<HashMap<String, OfReference>>,
+    map: Mutex<HashMap<String, ReferenceStarts>>,
 }
 
-/// A pull for a pod; the pod's start goes on after it if it succeeded, else it ends.
+/// A pull for a pod. When it is dropped, the pod's start continues if the pull succeeded, and ends otherwise.
 #[derive(Debug)]
 pub struct Pull<'a> {
     starts: &'a Starts,
@@ -69,8 +68,8 @@ pub struct Pull<'a> {
 }
 
 impl Starts {
-    /// Records that `pod` was told by these backends that the image is present. A pod without `config.seen`
-    /// is not kubelet's and is not recorded.
+    /// Records that these backends answered `pod` that the image is present. A pod without `config.seen` is
+    /// not kubelet's and is not recorded.
     pub fn begin(&self, reference: &str, pod: &str, backends: Vec<Arc<str>>, now: Instant) {
         self.record(reference, pod, backends, false, now + LONGEST_START);
     }
@@ -81,11 +80,11 @@ impl Starts {
         Pull { starts: self, reference, pod, backend, succeeded: false }
     }
 
-    /// Returns the backends of the starts of an image that are under way, the latest first.
+    /// Returns the backends of the starts of an image that are in progress, the latest first.
     pub fn stores(&self, reference: &str, now: Instant) -> Vec<Arc<str>> {
         let map = self.lock();
         let mut backends: Vec<Arc<str>> = Vec::new();
-        let starts = map.get(&normalise(reference)).map(|of| &of.starts[..]).unwrap_or_default();
+        let starts = map.get(&normalise(reference)).map(|entry| &entry.starts[..]).unwrap_or_default();
         for backend in starts.iter().rev().filter(|start| start.until > now).flat_map(|start| &start.backends)
         {
             if !backends.contains(backend) {
@@ -97,21 +96,21 @@ impl Starts {
 
     /// Records that the call for the user of an image failed because the stores disagree.
     pub fn refuse(&self, reference: &str, now: Instant) {
-        if let Some(of) = self.lock().get_mut(&normalise(reference)) {
-            of.starts.retain(|start| start.until > now);
-            of.refused += 1;
-            if of.refused >= of.starts.len() {
-                of.refused = 0;
-                for start in &mut of.starts {
+        if let Some(entry) = self.lock().get_mut(&normalise(reference)) {
+            entry.starts.retain(|start| start.until > now);
+            entry.refused += 1;
+            if entry.refused >= entry.starts.len() {
+                entry.refused = 0;
+                for start in &mut entry.starts {
                     start.until = start.until.min(now + AFTER_REFUSAL);
                 }
             }
         }
     }
 
-    /// Records that `pod` was told that the image is absent: its start of this image ended, unless the image was
-    /// pulled for it. kubelet asks for the size of what it pulled, ignores the answer
-    /// (`image_manager.go pullImage`), and asks for its user next.
+    /// Ends the start of `pod`, which was answered that the image is absent, unless the image was pulled for
+    /// it: kubelet calls for the size of what it pulled, ignores the answer (`image_manager.go pullImage`), and
+    /// calls for the image's user next.
     pub fn end(&self, reference: &str, pod: &str) {
         self.retain(reference, |start| start.pulled || *start.pod != *pod);
     }
@@ -119,20 +118,20 @@ impl Starts {
     fn retain(&self, reference: &str, keep: impl Fn(&Start) -> bool) {
         let mut map = self.lock();
         let key = normalise(reference);
-        if let Some(of) = map.get_mut(&key) {
-            of.starts.retain(keep);
-            if of.starts.is_empty() {
+        if let Some(entry) = map.get_mut(&key) {
+            entry.starts.retain(keep);
+            if entry.starts.is_empty() {
                 map.remove(&key);
             }
         }
     }
 
-    /// Records that `pod` creates its container: its starts ended.
+    /// Ends all starts of `pod`, which creates its container.
     pub fn end_all(&self, pod: &str) {
         if !pod.is_empty() {
-            self.lock().retain(|_, of| {
-                of.starts.retain(|start| *start.pod != *pod);
-                !of.starts.is_empty()
+            self.lock().retain(|_, entry| {
+                entry.starts.retain(|start| *start.pod != *pod);
+                !entry.starts.is_empty()
             });
         }
     }
@@ -145,33 +144,33 @@ impl Starts {
         let key = normalise(reference);
         let mut map = self.lock();
         if !map.contains_key(&key) && map.len() >= MAX_REFERENCES {
-            map.retain(|_, of| of.starts.iter().any(|start| start.until > now));
-            let latest = |of: &OfReference| of.starts.last().map(|start| start.until);
+            map.retain(|_, entry| entry.starts.iter().any(|start| start.until > now));
+            let latest = |entry: &ReferenceStarts| entry.starts.last().map(|start| start.until);
             let oldest = map.iter().min_by_key(|(_, of)| latest(of)).map(|(key, _)| key.clone());
             if let Some(oldest) = oldest.filter(|_| map.len() >= MAX_REFERENCES) {
                 map.remove(&oldest);
             }
         }
-        let of = map.entry(key).or_default();
-        let before = of.starts.len();
-        of.starts.retain(|start| start.until > now && *start.pod != *pod);
-        if of.starts.len() < before {
-            // A pod that starts again has had the answer to its last call for the user.
-            of.refused = of.refused.saturating_sub(1);
+        let entry = map.entry(key).or_default();
+        let before = entry.starts.len();
+        entry.starts.retain(|start| start.until > now && *start.pod != *pod);
+        if entry.starts.len() < before {
+            // A pod that starts again has received the answer to its last call without annotations.
+            entry.refused = entry.refused.saturating_sub(1);
         }
-        if of.starts.len() >= MAX_STARTS {
-            of.starts.remove(0);
+        if entry.starts.len() >= MAX_STARTS {
+            entry.starts.remove(0);
         }
-        of.starts.push(Start { pod: pod.into(), backends, pulled, until });
+        entry.starts.push(Start { pod: pod.into(), backends, pulled, until });
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, OfReference>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, ReferenceStarts>> {
         self.map.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Pull<'_> {
-    /// Records that the image is there now.
+    /// Records that the pull succeeded.
     pub fn succeed(&mut self) {
         self.succeeded = true;
     }
@@ -263,6 +262,6 @@ mod tests {
         }
         let map = starts.lock();
         assert_eq!(map.len(), MAX_REFERENCES);
-        assert_eq!(map.values().map(|of| of.starts.len()).max(), Some(MAX_STARTS));
+        assert_eq!(map.values().map(|entry| entry.starts.len()).max(), Some(MAX_STARTS));
     }
 }

@@ -6,9 +6,9 @@ use proptest::prelude::*;
 
 use super::*;
 
-type Labels = HashMap<String, String>;
+type LabelMap = HashMap<String, String>;
 
-fn labels() -> impl Strategy<Value = Labels> {
+fn labels() -> impl Strategy<Value = LabelMap> {
     prop::collection::hash_map("[ab]", "[xy]?", 0..3)
 }
 
@@ -21,7 +21,7 @@ fn distinct<T>(items: Vec<T>, id: impl Fn(&T) -> String) -> Vec<T> {
     items.into_iter().filter(|item| seen.insert(id(item))).collect()
 }
 
-fn has_labels(item: &Labels, selector: &Labels) -> bool {
+fn has_labels(item: &LabelMap, selector: &LabelMap) -> bool {
     selector.iter().all(|(key, value)| item.get(key) == Some(value))
 }
 
@@ -110,7 +110,7 @@ proptest! {
     ) {
         let dir = tempfile::tempdir().unwrap();
         let backend = open(dir.path()).backend("runc", true);
-        let stats = |(id, labels): (String, Labels)| cri::PodSandboxStats {
+        let stats = |(id, labels): (String, LabelMap)| cri::PodSandboxStats {
             attributes: Some(cri::PodSandboxAttributes { id, labels, ..Default::default() }),
             ..Default::default()
         };

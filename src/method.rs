@@ -1,9 +1,9 @@
-//! The method table: one row per RPC of the CRI API, all that crimux knows about it, as data.
+//! The method table: one row for each RPC of the CRI API, with everything that crimux knows about it.
 //!
-//! A row says which lane a call takes, which field decides its way, what an answer teaches and how long a
-//! backend may take. Rows equal the methods of `proto/cri.proto`, no more, no fewer (a test). Nothing here
-//! acts: the router reads the way, the proxy walks it. Both API packages share the rows, because
-//! `runtime.v1alpha2` is `runtime.v1` under another path (cri-api 0.25).
+//! A row has the route of a call, the field that decides it, what to record from an OK reply, and the
+//! deadline of a backend. There is exactly one row for each method of `proto/cri.proto` (a test). This is
+//! data: `router` and `proxy` act on it. Both API packages share the rows, because `runtime.v1alpha2` is
+//! `runtime.v1` under another path (cri-api 0.25).
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ mod table;
 
 use table::{ROWS, Row};
 
-/// A version of the API, as it stands in paths.
+/// A version of the API.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Api {
     /// `runtime.v1`.
@@ -33,7 +33,7 @@ pub enum Service {
     Image,
 }
 
-/// What an ID names. Sandboxes and containers share one space of IDs in kubelet's PLEG.
+/// The kind of object that an ID names. Sandboxes and containers share one ID space in kubelet's PLEG.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// A pod sandbox.
@@ -42,37 +42,37 @@ pub enum Kind {
     Container,
 }
 
-/// The way that calls of a method take.
+/// Where calls of a method go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Route {
-    /// To the backend of the runtime handler in this field.
+    /// To a backend of the runtime handler in this field of the request.
     Handler(u32),
     /// To the owner of the ID in field 1.
     Owner(Kind, OnUnknownId),
-    /// To the image store that the call means.
+    /// To an image store, by the rules of `router::images`.
     Image(ImageCall),
-    /// To all backends; their replies become one.
+    /// To all backends; their lists are merged.
     FanOut(List),
-    /// To all backends, frame by frame; the rule is that of the unary list.
+    /// To all backends, streamed message by message; otherwise as the unary list.
     StreamList(List),
-    /// To all backends; every one must take it.
+    /// To all backends; the first error is the reply.
     Broadcast,
-    /// Composed from what the node knows.
+    /// To no backend: crimux composes the reply from last-known replies.
     Local(Answer),
     /// The merged stream of container events.
     Events,
 }
 
-/// What an ID that every backend denies is answered with.
+/// The reply for an ID that no backend has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OnUnknownId {
     /// `NotFound`.
     NotFound,
-    /// OK: stopping or removing what is not there has succeeded (critest `idempotence.go`).
+    /// OK: stopping or removing an object that does not exist succeeds (critest `idempotence.go`).
     Ok,
 }
 
-/// The image calls that name a store, or should.
+/// The image calls that go to one or several stores.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageCall {
     /// `PullImage`.
@@ -98,9 +98,9 @@ pub enum List {
     Images,
     /// `FilesystemUsage` items, ordered.
     Filesystems,
-    /// `MetricDescriptor` items, united by name.
+    /// `MetricDescriptor` items, merged by name.
     MetricDescriptors,
-    /// `PodSandboxMetrics` items, labels re-ordered.
+    /// `PodSandboxMetrics` items, with reordered labels.
     SandboxMetrics,
 }
 
@@ -115,7 +115,7 @@ pub enum Answer {
     RuntimeConfig,
 }
 
-/// What a good reply teaches, recorded before it goes out.
+/// What an OK reply changes in the recorded state, before it is sent to the client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     /// Nothing.
@@ -136,13 +136,13 @@ pub enum Effect {
     SandboxStopped,
     /// A sandbox and its containers are gone.
     SandboxRemoved,
-    /// Something about the object changed: a remembered status is void.
+    /// The object changed: its last-known status is dropped.
     Changed,
-    /// The reply is the status of one of these, and is remembered.
+    /// The reply is the status of such an object, and is cached.
     Status(Kind),
-    /// The reply is one item of this list, and may name a filesystem that kubelet looks for on this node.
+    /// The reply is one item of this list; of a backend on another host its filesystem paths are removed.
     Stats(List),
-    /// The reply names a URL that kubelet will dial.
+    /// The reply has a URL that kubelet will dial.
     StreamUrl,
 }
 
@@ -157,40 +157,40 @@ pub enum Deadline {
     Read,
     /// `timeouts.stats`.
     Stats,
-    /// 80 ms: kubelet judges the node by the answer.
+    /// 80 ms: kubelet decides by this reply whether the node is ready.
     Fast,
 }
 
-/// Which places of `max_in_flight` a call takes: each kind has as many, so that calls that may rightly last,
-/// such as a stop or a pull, leave those of lists and reads alone.
+/// Which of a backend's limits on calls in flight a call counts against. Each has `max_in_flight` slots, so
+/// calls that may take long, such as a stop or a pull, cannot use up the slots of lists and reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Place {
-    /// Lists, statuses, stats: what has a deadline of its own.
+    /// Lists, statuses and stats, which have deadlines of their own.
     Read,
-    /// What acts, for as long as its caller waits.
+    /// Writes, which may take as long as their caller waits.
     Write,
-    /// Streams, which may be open for as long as the connection.
+    /// Streams, which may stay open as long as the connection.
     Stream,
 }
 
-/// How many kinds of places there are.
+/// The number of limits.
 pub const PLACES: usize = Place::Stream as usize + 1;
 
 /// One RPC.
 #[derive(Debug)]
 pub struct Method {
-    /// Which one.
+    /// The RPC.
     pub rpc: Rpc,
-    /// Its place in the table; a label of metrics.
+    /// Its row number, which indexes metrics.
     pub index: usize,
     /// Its service.
     pub service: Service,
     /// Its name, as in the API.
     pub name: &'static str,
-    /// The way of its calls.
+    /// Where its calls go.
     pub route: Route,
-    /// What its good replies teach.
+    /// What its OK replies change in the recorded state.
     pub effect: Effect,
     /// How long a backend may take.
     pub deadline: Deadline,
@@ -200,7 +200,7 @@ pub struct Method {
 /// How many rows the table has. Index [`COUNT`] stands for all methods that are not in it.
 pub const COUNT: usize = ROWS.len();
 
-/// The name under which calls of methods that are not in the table are counted.
+/// The metric label of methods that are not in the table.
 pub const UNKNOWN_NAME: &str = "unknown";
 
 /// Returns the rows in the order of the API.
@@ -213,7 +213,7 @@ pub fn of(rpc: Rpc) -> &'static Method {
     &TABLE[rpc as usize]
 }
 
-/// A path, taken apart.
+/// A parsed request path.
 #[derive(Debug, Clone, Copy)]
 pub struct Path {
     /// The API that the client speaks.
@@ -222,7 +222,7 @@ pub struct Path {
     pub method: Option<&'static Method>,
 }
 
-/// Finds what a request's path names; `None` for paths that are not of the CRI API.
+/// Parses a request path; `None` if it is not of the CRI API.
 pub fn find(path: &str) -> Option<Path> {
     let (package, method) = path.strip_prefix('/')?.split_once('.').and_then(|(runtime, rest)| {
         let (version, method) = rest.split_once('.')?;
@@ -236,14 +236,15 @@ pub fn find(path: &str) -> Option<Path> {
     Some(Path { api, method: BY_PATH.get(method).copied() })
 }
 
-/// Returns the service that a path of the CRI API names; `None` for one that is not of the API.
+/// Returns the service in a path of the CRI API; `None` for other paths.
 pub fn service(path: &str) -> Option<Service> {
     let (_, rest) = path.split_once('.')?;
     let (service, _) = rest.split_once('.')?.1.split_once('/')?;
     [Service::Runtime, Service::Image].into_iter().find(|known| known.name() == service)
 }
 
-/// Returns the path under which a backend that speaks `api` serves the method that stands at `path`.
+/// Returns the path of a method at a backend that speaks `api`. `path` is the client's, for methods that are
+/// not in the table.
 pub fn path(method: Option<&'static Method>, path: &str, api: Api) -> Cow<'static, str> {
     if let Some(method) = method {
         return Cow::Borrowed(&method.paths[api as usize]);
@@ -253,7 +254,7 @@ pub fn path(method: Option<&'static Method>, path: &str, api: Api) -> Cow<'stati
 }
 
 impl Method {
-    /// Returns the kind of place that its calls take.
+    /// Returns the limit that its calls count against.
     pub fn place(&self) -> Place {
         match (self.route, self.deadline) {
             (Route::Events | Route::StreamList(_), _) => Place::Stream,
@@ -281,7 +282,7 @@ impl Api {
         }
     }
 
-    /// Returns the version as `VersionResponse.runtime_api_version` gives it.
+    /// Returns the version in the form of `VersionResponse.runtime_api_version`.
     pub fn version(self) -> &'static str {
         match self {
             Self::V1 => "v1",

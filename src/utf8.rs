@@ -1,10 +1,10 @@
-//! Repairs text that is not UTF-8 in any message of the API, so that one byte does not cost a whole reply.
+//! Repairs strings that are not UTF-8 in any message of the API, so that one byte does not fail a whole
+//! reply.
 //!
 //! Protobuf parsers refuse a message with a string that is not UTF-8, and in a merged list that message holds
-//! the items of every backend. Which fields are strings is read from the descriptor of `proto/cri.proto`,
-//! once. A bad byte becomes U+FFFD; fields that the descriptor does not know stay as they are. It must not
-//! decide whether a message is worth passing on. Source: the protobuf language guide, proto3 `string`;
-//! Unicode 15, 3.9, substitution of maximal subparts.
+//! the items of every backend. The string fields are read once from the descriptor of `proto/cri.proto`. An
+//! invalid byte becomes U+FFFD; fields that the descriptor does not have stay unchanged. Source: the protobuf
+//! language guide, proto3 `string`; Unicode 15, 3.9, substitution of maximal subparts.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -31,14 +31,14 @@ const TYPE_MESSAGE: u64 = 11;
 #[derive(Debug, Clone, Copy)]
 enum Holds {
     Text,
-    /// A message, by its place in [`Schema::messages`].
+    /// A message, by its index in [`Schema::messages`].
     Message(usize),
 }
 
-/// The fields of every message that are text or may hold text.
+/// For every message: its string fields, and its message fields, which may contain strings.
 #[derive(Debug, Default)]
 struct Schema {
-    places: HashMap<String, usize>,
+    index_by_name: HashMap<String, usize>,
     messages: Vec<Vec<(u32, Holds)>>,
 }
 
@@ -46,21 +46,21 @@ static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
     Schema::read(cri::DESCRIPTOR).expect("build.rs wrote the descriptor of proto/cri.proto")
 });
 
-/// Returns `encoded`, a message named as in `proto/cri.proto`, with U+FFFD in the place of what is not UTF-8,
-/// and how many strings were repaired. Without any the bytes are shared, not copied.
+/// Returns `encoded`, a message with this name in `proto/cri.proto`, with U+FFFD for invalid UTF-8, and how
+/// many strings were repaired. If there were none, the bytes are shared, not copied.
 ///
 /// # Errors
-/// Whatever makes the message unreadable.
+/// Returns an error if the message cannot be parsed.
 ///
 /// # Panics
-/// If no message has that name: names are written in crimux's own source only.
+/// If no message has that name; names are literals in crimux's source.
 pub fn repaired(message: &str, encoded: &Bytes) -> Result<(Bytes, usize), WireError> {
-    let place = SCHEMA.places.get(message).copied().expect("the name of a message of the API");
-    let bad = SCHEMA.count_bad(place, encoded)?;
+    let index = SCHEMA.index_by_name.get(message).copied().expect("the name of a message of the API");
+    let bad = SCHEMA.count_bad(index, encoded)?;
     if bad == 0 {
         return Ok((encoded.clone(), 0));
     }
-    Ok((SCHEMA.repair(place, encoded)?.freeze(), bad))
+    Ok((SCHEMA.repair(index, encoded)?.freeze(), bad))
 }
 
 impl Schema {
@@ -74,8 +74,8 @@ impl Schema {
                 collect(message?, &format!(".{package}"), &mut messages)?;
             }
         }
-        let places: HashMap<_, _> =
-            messages.iter().enumerate().map(|(place, (name, _))| (name.clone(), place)).collect();
+        let index_by_name: HashMap<_, _> =
+            messages.iter().enumerate().map(|(index, (name, _))| (name.clone(), index)).collect();
         let mut schema = Self::default();
         for (_, message) in &messages {
             let mut fields = Vec::new();
@@ -84,18 +84,19 @@ impl Schema {
                 let number = u32::try_from(wire::peek_varint(field, &[FIELD_NUMBER])?).unwrap_or_default();
                 let holds = match wire::peek_varint(field, &[FIELD_TYPE])? {
                     TYPE_STRING => Some(Holds::Text),
-                    TYPE_MESSAGE => {
-                        places.get(wire::peek_str(field, &[FIELD_TYPE_NAME])?).copied().map(Holds::Message)
-                    }
+                    TYPE_MESSAGE => index_by_name
+                        .get(wire::peek_str(field, &[FIELD_TYPE_NAME])?)
+                        .copied()
+                        .map(Holds::Message),
                     _ => None,
                 };
                 fields.extend(holds.map(|holds| (number, holds)));
             }
             schema.messages.push(fields);
         }
-        schema.places = places
+        schema.index_by_name = index_by_name
             .into_iter()
-            .filter_map(|(name, place)| Some((name.rsplit_once('.')?.1.to_owned(), place)))
+            .filter_map(|(name, index)| Some((name.rsplit_once('.')?.1.to_owned(), index)))
             .collect();
         Ok(schema)
     }
@@ -109,7 +110,7 @@ impl Schema {
         for field in wire::fields(encoded) {
             let field = field?;
             let Value::Bytes(bytes) = field.value else { continue };
-            // Labels, annotations and metadata nearly always are; what is ASCII holds no bad string.
+            // ASCII is valid UTF-8, and labels, annotations and metadata are nearly always ASCII.
             if bytes.is_ascii() {
                 continue;
             }

@@ -1,8 +1,8 @@
-//! The order of the house: an import points only down this list.
+//! The order of the modules: an import points only down this list. And their names: no type is declared twice.
 //!
 //! main > cli > app > admin > server > proxy > router, backend, merge, events, relay > snapshot > metrics >
 //! method > the leaves. The hops of a call (router, backend, merge, events, relay) do not import each other;
-//! only the proxy knows their order. Leaves know nothing of the house. Read from `crate::` paths in `src/`.
+//! only the proxy knows their order. Leaves import only leaves. Read from `crate::` paths in `src/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

@@ -13,7 +13,7 @@ fuzz_target!(|data: &[u8]| {
             let (again, consumed) =
                 rewrite_head(&head, "/exec/token", "node:1").expect("still a head").expect("and whole");
             assert_eq!((again.as_slice(), consumed), (head.as_slice(), head.len()));
-            // What came after the head belongs to nobody yet.
+            // The bytes after the head are left alone.
             assert_eq!(rewrite_head(&data[..taken], "/exec/token", "node:1").map(|w| w.map(|w| w.0)), Ok(Some(head)));
         }
         Ok(None) => assert!(data.len() < MAX_HEAD),

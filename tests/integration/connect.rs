@@ -211,7 +211,7 @@ async fn certificates_are_rotated_without_a_new_connector() {
     connector.connect().await.unwrap();
 
     replace(&files.path("client.crt"), "half a certific");
-    connector.connect().await.expect("the certificate read before stays in force");
+    connector.connect().await.expect("the certificate read before stays current");
 
     files.rotate(&old.issue("crimux", &[]));
     assert!(matches!(connector.connect().await, Err(ConnectError::Certificate { .. })));

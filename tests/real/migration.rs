@@ -36,7 +36,7 @@ fn re_pointed(bed: &Bed) -> String {
     configuration(bed, NEW, &[&guide(bed, "2."), &guide(bed, "4.")])
 }
 
-/// The pods of the node: one that nobody touches, one that lives on in place, one that is made anew, and one
+/// The pods of the node: one that stays untouched, one that is kept in place, one that is created again, and one
 /// without a RuntimeClass.
 struct Running {
     untouched: Pod,

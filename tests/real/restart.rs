@@ -12,7 +12,7 @@ async fn a_killed_crimux_comes_back_and_nothing_has_vanished() {
     let ran = world::one_pod_per_handler(&mut pods).await;
 
     crimux.process.kill().unwrap();
-    assert!(pods.list().await.is_err(), "somebody still serves");
+    assert!(pods.list().await.is_err(), "the old process still serves");
     // SIGKILL leaves the socket's file behind, which the next one must take over.
     assert!(crimux.socket.exists());
     drop(crimux);

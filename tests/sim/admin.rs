@@ -130,7 +130,7 @@ async fn images_say_which_backend_has_what() {
     let images = document(&crimux, "/v1/images").await;
     let named =
         |image: &&Value| image["tags"].as_array().unwrap().contains(&json!("registry.test/only-on-b:1"));
-    let image = images["images"].as_array().unwrap().iter().find(named).expect("it is listed anew");
+    let image = images["images"].as_array().unwrap().iter().find(named).expect("it is listed again");
     assert_eq!(image["backends"], json!(["b"]));
     assert_eq!((&images["unknown"], &images["stale"]), (&json!([]), &json!([])));
 }

@@ -509,5 +509,5 @@ async fn four_runtimes_that_differ_are_one_with_5000_containers_each() {
     let measured: BTreeSet<_> = stats.into_iter().map(|stats| stats.attributes.unwrap().id).collect();
     assert_eq!(measured, union(&runtimes, running));
     let mut events = client.raw_stream(&runtime("GetContainerEvents"), &[], Bytes::new()).await.unwrap();
-    assert!(events.headers().await.is_ok(), "events are offered whoever streams");
+    assert!(events.headers().await.is_ok(), "events are offered whichever backend streams");
 }

@@ -36,7 +36,7 @@ async fn over_tls(runtime: &SimRuntime, shown: &Issued, clients: &Authority) -> 
     port
 }
 
-/// Examines a backend that shows `shown` to whoever trusts `files`; returns the exit code and the findings.
+/// Runs doctor with the TLS files `files` against a backend whose certificate is `shown`; returns exit code and findings.
 async fn examined(shown: &Issued, clients: &Authority, files: &Files) -> (i32, String) {
     let runtime = SimRuntime::builder("containerd").start().await;
     let port = over_tls(&runtime, shown, clients).await;

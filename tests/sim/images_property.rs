@@ -47,7 +47,7 @@ enum Step {
     Next(usize),
     /// The next calls of two pods at once.
     Both(usize, usize),
-    /// Every pod gets a new `config.seen` and starts anew.
+    /// Every pod gets a new `config.seen` and starts again.
     KubeletRestarts,
     /// kubelet's image collection removes an image.
     Collect(usize),

@@ -16,7 +16,7 @@ const EXEC: &str = "/runtime.v1.RuntimeService/ExecSync";
 const LIST: &str = "/runtime.v1.RuntimeService/ListContainers";
 const RUN: &str = "/runtime.v1.RuntimeService/RunPodSandbox";
 
-/// Messages that are none, and what is wrong with them.
+/// Malformed messages, with the fault of each.
 const BROKEN: [(&str, &[u8]); 8] = [
     ("a varint that does not end", &[0x08, 0xff, 0xff]),
     ("a varint of eleven bytes", &[0x08, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01]),
@@ -185,7 +185,7 @@ async fn nothing_is_allocated_on_a_claimed_length() {
     outgoing.send_data(Bytes::from_static(&[0; 5]), true).unwrap();
     assert_eq!(response.await.unwrap().status(), 200);
     let grown = resident(&crimux).saturating_sub(before);
-    // What is reserved is not touched, and 1 MiB at the most for each.
+    // Reserved memory is not touched, and is at most 1 MiB for each.
     assert!(grown < 64 << 10, "{grown} KiB for 100 bytes");
 }
 

@@ -66,7 +66,7 @@ async fn reloads(crimux: &Crimux, result: &str) -> usize {
     crimux.metric(&series).await.map_or(0, |count| count.to_string().parse().unwrap())
 }
 
-/// Puts a configuration in force by SIGHUP.
+/// Applies a configuration by SIGHUP.
 async fn reload(crimux: &Crimux, yaml: &str) {
     let before = reloads(crimux, "ok").await;
     crimux.rewrite(yaml);

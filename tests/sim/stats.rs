@@ -72,7 +72,11 @@ async fn a_kubelet_that_was_told_of_pod_stats_keeps_those_of_the_backends_that_h
     crimux.wait_ready().await;
     assert_eq!(list(&crimux).await, (Code::Ok, 2), "over a restart of crimux too");
     assert!(crimux.log().contains("left out of answers"));
-    assert_eq!(question(&crimux).await, Code::Unimplemented, "a kubelet that asks anew hears what is so now");
+    assert_eq!(
+        question(&crimux).await,
+        Code::Unimplemented,
+        "a kubelet that asks again gets the current answer"
+    );
     assert_eq!(list(&crimux).await, (Code::Unimplemented, 0));
 }
 

@@ -105,7 +105,7 @@ impl Kubelet {
         Ok(self.images.clone().pull_image(request).await?.into_inner().image_ref)
     }
 
-    /// `ImageStatus#3`: as whom the container runs.
+    /// `ImageStatus#3`: which user the container runs as.
     pub(crate) async fn uid(&self, image: &str) -> Result<i64, Status> {
         let found = self.image(bare(image)).await?;
         Ok(found.and_then(|image| image.uid).map_or(0, |uid| uid.value))

@@ -2,7 +2,7 @@
 //! container.
 //!
 //! Tests and `dev/quickstart` need whole pods on a real runtime, directly or through crimux, with the same
-//! code. This only sends calls and returns what came back; it judges nothing.
+//! code. It only sends calls and returns the replies; it asserts nothing.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

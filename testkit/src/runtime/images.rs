@@ -1,7 +1,7 @@
 //! The image store: names, IDs, pulls and removals.
 //!
-//! The two families differ in what an image ID looks like and in how `sha256:…` is read, which is a trap for
-//! whoever forwards an ID from one to the other. Equal references give equal IDs in every simulated runtime.
+//! The two families differ in what an image ID looks like and in how `sha256:…` is read, so an ID
+//! must not be forwarded from one to the other. Equal references give equal IDs in every simulated runtime.
 
 use tonic::Status;
 

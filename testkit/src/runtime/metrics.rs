@@ -1,7 +1,7 @@
 //! Pod metrics: descriptors and values in the label order of one of the two families.
 //!
 //! Label values are matched to label names by position alone, and the families order them differently, so
-//! whoever merges two runtimes must reorder. That is what this exists to test.
+//! a proxy that merges two runtimes must reorder them.
 
 use super::abilities::MetricLabels;
 use super::state::{Container, Sandbox, State, now};

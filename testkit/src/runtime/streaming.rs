@@ -122,7 +122,7 @@ async fn serve(mut connection: TcpStream, streams: &Streams) -> io::Result<()> {
     outgoing.shutdown().await
 }
 
-/// Reads up to the empty line; returns the head and what came after it.
+/// Reads up to the empty line; returns the head and the bytes after it.
 async fn read_head(connection: &mut TcpStream) -> io::Result<Option<(String, Vec<u8>)>> {
     let mut buffer = Vec::with_capacity(1024);
     while buffer.len() < MAX_HEAD {

@@ -205,7 +205,7 @@ fn removal_is_refused_wherever_kubelet_is_pointed_to_crimux() {
             machine.refuses_removal(place, &format!("# A comment.\n{}\n", setting.replace("SOCKET", socket)));
         }
     }
-    // The command line of a kubelet that runs, whoever gave it.
+    // The command line of a running kubelet.
     write(&machine.root.join("proc/77/comm"), "kubelet\n");
     machine.refuses_removal(
         "proc/77/cmdline",

@@ -25,7 +25,7 @@ impl Frozen {
         Self(fifos.collect())
     }
 
-    /// Lets whoever waits in `open` go on, to an error, and removes what it waits for.
+    /// Makes a blocked `open` return with an error, and removes the file it waits for.
     fn thaw(self) {
         let flags = nix::fcntl::OFlag::O_NONBLOCK.bits();
         let readers = self.0.iter().map(|path| OpenOptions::new().read(true).custom_flags(flags).open(path));

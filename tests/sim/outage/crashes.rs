@@ -1,7 +1,7 @@
 //! crimux is killed at every step of a create, of a removal and of writing its snapshot.
 //!
-//! Whoever was told that something was made finds it listed, whoever was told that it was removed does not, and what
-//! a backend still has never vanishes, whether or not that backend can be asked afterwards.
+//! After the restart, an object whose creation was acknowledged is listed, one whose removal was acknowledged
+//! is not, and an object that a backend still has never vanishes, whether or not that backend can be reached.
 
 use std::collections::BTreeSet;
 use std::path::Path;

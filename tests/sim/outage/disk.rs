@@ -92,7 +92,7 @@ impl Disk {
         std::fs::remove_file(self.ballast()).unwrap();
     }
 
-    /// Mounts it read-only or writable; false as long as somebody has a file open for writing.
+    /// Mounts it read-only or writable; false while a file on it is open for writing.
     fn remount(&self, how: &str) -> bool {
         run("mount", &["-o", &format!("remount,{how}"), self.at().to_str().unwrap()]).is_ok()
     }
@@ -108,7 +108,7 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        // It fails for one that was never mounted. Whoever still has a file open keeps it until the end.
+        // It fails if nothing was mounted. Open files keep the mount alive until they are closed.
         let _ = run("umount", &["-l", self.at().to_str().unwrap()]);
     }
 }

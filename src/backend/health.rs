@@ -1,10 +1,10 @@
-//! What is known of a backend's health beside its connection: what is late, since when, and the last error.
+//! The health of a connected backend: which classes of methods are late, since when, and the last error.
 //!
-//! A kind of list is late once a call outlasted its own deadline; stats and images never make sandboxes late.
-//! While it is late, answers come from last-known state and one refresh stays in flight, whose answer,
-//! however late, ends the lateness. The pair of sandbox and container lists is treated the same when it fails
-//! in another way, so that both of the pair are of one moment: live again only once both were listed. Learnt
-//! from real calls only.
+//! A class is late once one of its calls outlasted the backend's deadline; slow stats or images never make
+//! sandboxes late. While a class is late, calls are answered from last-known state and one refresh stays in
+//! flight; its answer, however late, makes the class live again. The sandbox and container lists are also
+//! late after an error, so that both are always of one moment: they are live again once both were listed.
+//! Health is learnt from calls of clients and from refreshes; there is no separate health check.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,15 +17,15 @@ use crate::method::{self, Answer, List, Method, Route};
 /// The state that operators see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
-    /// Added while state exists; not listed yet, so left out of lists.
+    /// Added while saved state exists, and not listed yet; left out of lists.
     Joining,
-    /// Everything in time.
+    /// Connected, and every class is in time.
     Ready,
-    /// Reachable, but something outlasted its deadline, or could not be listed.
+    /// Connected, but a class outlasted its deadline or could not be listed.
     Late,
-    /// Not reachable.
+    /// Not connected.
     Down,
-    /// Ready, and takes no new sandboxes.
+    /// Ready, but takes no new sandboxes.
     Draining,
 }
 
@@ -42,7 +42,7 @@ impl State {
     }
 }
 
-/// What lateness is kept for, each by itself.
+/// The classes of methods; each is late on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Class {
@@ -58,7 +58,7 @@ pub enum Class {
     Metrics,
     /// `ImageFsInfo`.
     Filesystems,
-    /// The status reads, and those of stats.
+    /// Reads of one object: statuses and stats.
     Reads,
     /// `Status`, by which kubelet judges the node.
     Status,
@@ -67,7 +67,7 @@ pub enum Class {
 }
 
 const CLASSES: usize = Class::RuntimeConfig as usize + 1;
-/// How many objects are known to hang, at most; reads of others wait until their deadline each time.
+/// The most late objects that are remembered; reads of further ones wait for their deadline each time.
 const MAX_LATE_OBJECTS: usize = 64;
 /// Every class, in the order of its values.
 const ALL_CLASSES: [Class; CLASSES] = [
@@ -106,12 +106,12 @@ impl Class {
     }
 }
 
-/// An error and when it came.
+/// An error and its time.
 #[derive(Debug, Clone)]
 pub struct LastError {
     /// When.
     pub at: SystemTime,
-    /// What, without any contents of messages.
+    /// Its text, without contents of messages.
     pub text: Arc<str>,
 }
 
@@ -120,20 +120,20 @@ struct Inner {
     late: [Option<SystemTime>; CLASSES],
     /// The connection over which each class is being refreshed.
     refreshing: [Option<u64>; CLASSES],
-    /// How many connections there have been.
+    /// The number of the current connection, counted from 0.
     connection: u64,
-    /// IDs whose reads outlasted their deadline while the backend answered others.
+    /// IDs of objects whose reads outlasted their deadline while the backend answered other calls.
     late_objects: HashSet<Box<str>>,
     silent: Option<Instant>,
     last_error: Option<LastError>,
 }
 
-/// What the backend said over the present connection, one bit for each row of the method table.
+/// What was learnt over the current connection, one bit for each row of the method table.
 #[derive(Debug, Default, Clone, Copy)]
 struct Said {
-    /// Methods that it answered.
+    /// Methods that the backend answered.
     answered: u64,
-    /// Methods that it does not have.
+    /// Methods that it answered with `Unimplemented`.
     lacking: u64,
 }
 
@@ -145,7 +145,7 @@ fn bit(method: &Method) -> u64 {
 #[derive(Debug, Default)]
 pub struct Health {
     inner: Mutex<Inner>,
-    /// Whether the pair was listed over the present connection, or was found late.
+    /// Whether sandboxes and containers were listed over the current connection, or are late.
     settled: watch::Sender<bool>,
     said: watch::Sender<Said>,
 }
@@ -174,7 +174,7 @@ impl Health {
         late.filter_map(|(class, since)| Some((class, since?))).collect()
     }
 
-    /// Returns the classes of which a refresh is in flight.
+    /// Returns the classes with a refresh in flight.
     pub fn refreshing(&self) -> Vec<Class> {
         let inner = self.inner();
         ALL_CLASSES
@@ -185,12 +185,12 @@ impl Health {
             .collect()
     }
 
-    /// Returns since when anything is late.
+    /// Returns since when the first late class is late; `None` if none is.
     pub fn late_since(&self) -> Option<SystemTime> {
         self.inner().late.iter().flatten().min().copied()
     }
 
-    /// Records that a call of this class outlasted its deadline. Returns whether that is news.
+    /// Records that a call of this class outlasted its deadline. Returns false if the class was late already.
     pub fn mark_late(&self, class: Class) -> bool {
         if class == Class::Status {
             self.mark_silent();
@@ -202,14 +202,14 @@ impl Health {
         news
     }
 
-    /// Records an answer of this class. Returns whether that ended a lateness.
+    /// Records an answer of this class. Returns whether the class was late.
     pub fn mark_answered(&self, class: Class) -> bool {
         let ended = self.inner().late[class as usize].take().is_some();
         self.settle(class);
         ended
     }
 
-    /// Records that `Status` was not answered, or that there is nobody to answer it.
+    /// Records that `Status` was not answered, or that the backend is not connected.
     pub fn mark_silent(&self) {
         self.inner().silent.get_or_insert_with(Instant::now);
     }
@@ -219,13 +219,13 @@ impl Health {
         self.inner().silent = None;
     }
 
-    /// Returns since when the backend could not say how it is; connections that came to nothing do not count.
-    /// A step of the wall clock does not change it.
+    /// Returns since when the backend has not answered `Status`; a new connection alone does not end this. On
+    /// the monotonic clock.
     pub fn silent_since(&self) -> Option<Instant> {
         self.inner().silent
     }
 
-    /// Completes once the pair was listed over the present connection, or was found late.
+    /// Completes once sandboxes and containers were listed over the current connection, or are late.
     pub async fn settled(&self) {
         // The sender lives as long as this.
         self.settled.subscribe().wait_for(|settled| *settled).await.ok();
@@ -237,7 +237,7 @@ impl Health {
         }
     }
 
-    /// Tells whether the backend said on this connection that it does not have this method.
+    /// Tells whether the backend answered this method with `Unimplemented` over the current connection.
     pub fn lacks(&self, method: &Method) -> bool {
         self.said.borrow().lacking & bit(method) != 0
     }
@@ -247,7 +247,7 @@ impl Health {
         self.said.send_modify(|said| said.lacking |= bit(method));
     }
 
-    /// Records that the backend answered this method, which is asked once for each connection.
+    /// Records that the backend answered this method, which crimux calls once for each connection.
     pub fn note_answer(&self, method: &Method) {
         self.said.send_if_modified(|said| {
             let before = said.answered;
@@ -256,20 +256,20 @@ impl Health {
         });
     }
 
-    /// Tells whether the backend answered this method on this connection.
+    /// Tells whether the backend answered this method over the current connection.
     pub fn has_answered(&self, method: &Method) -> bool {
         self.said.borrow().answered & bit(method) != 0
     }
 
-    /// Completes once the backend answered this method on this connection, or said that it does not have it.
+    /// Completes once the backend answered this method over the current connection, also with
+    /// `Unimplemented`.
     pub async fn answered(&self, method: &Method) {
         let bit = bit(method);
         // The sender lives as long as this.
         self.said.subscribe().wait_for(|said| (said.answered | said.lacking) & bit != 0).await.ok();
     }
 
-    /// Forgets all lateness, what was answered and what was lacking: the connection is new, and so may be the
-    /// runtime.
+    /// Forgets all of the last connection, because a new connection may be to another version of the runtime.
     pub fn reset(&self) {
         self.settled.send_replace(false);
         self.said.send_replace(Said::default());
@@ -279,13 +279,13 @@ impl Health {
         inner.connection += 1;
     }
 
-    /// Returns the number of the present connection.
+    /// Returns the number of the current connection.
     pub fn connection(&self) -> u64 {
         self.inner().connection
     }
 
-    /// Takes the place of the one refresh in flight over the present connection, and returns that; `None` if
-    /// the place is taken. A refresh over an earlier connection does not hold it.
+    /// Begins a refresh of this class, and returns the number of the connection; `None` if one is in flight
+    /// over the current connection already. A refresh over an earlier connection does not count.
     pub(super) fn begin_refresh(&self, class: Class) -> Option<u64> {
         let mut inner = self.inner();
         let connection = inner.connection;
@@ -293,19 +293,19 @@ impl Health {
         (before != Some(connection)).then_some(connection)
     }
 
-    /// Gives the place of that connection back.
+    /// Ends the refresh that began over this connection.
     pub(super) fn end_refresh(&self, class: Class, connection: u64) {
         self.inner().refreshing[class as usize].take_if(|of| *of == connection);
     }
 
-    /// Tells whether reads of this object are not answered in time, while those of others are.
+    /// Tells whether this object is late while the backend is not.
     pub fn is_object_late(&self, id: &str) -> bool {
         let inner = self.inner();
         !inner.late_objects.is_empty() && inner.late_objects.contains(id)
     }
 
-    /// Records that a read of this object outlasted its deadline. Returns whether that is news; false too if
-    /// so many hang already that no more are kept.
+    /// Records that a read of this object outlasted its deadline. Returns false if it was late already, or if
+    /// 64 objects are.
     pub fn mark_object_late(&self, id: &str) -> bool {
         let mut inner = self.inner();
         inner.late_objects.len() < MAX_LATE_OBJECTS && inner.late_objects.insert(id.into())

@@ -1,12 +1,11 @@
-//! Our side of mutual TLS towards a backend: the authority we trust and the certificate we show, read from
+//! The client side of mutual TLS to a backend: trusted authorities and the client certificate, read from
 //! files.
 //!
-//! Certificates are rotated under running programs, so the files are looked at before every handshake and
-//! read again when one of them is another file than before (device, inode, length or modification time).
-//! Files that cannot be used leave the previous identity current, which is said once per change: a
-//! half-finished rotation must not cut a node off from its backend. The cryptography is rustls with ring,
-//! named explicitly; nothing is installed process-wide. No error and no log line here may hold anything that
-//! was inside a key file.
+//! Certificates are rotated while crimux runs, so the files are checked before every handshake and read again
+//! if device, inode, length or modification time of one changed. If they cannot be used, the previous
+//! identity stays current, with one warning for each change: a half-finished rotation must not disconnect a
+//! backend. The cryptography is rustls with ring, selected explicitly; nothing is installed process-wide. No
+//! error and no log line may contain the content of a key file.
 
 use std::fmt;
 use std::io;
@@ -27,7 +26,7 @@ mod fault;
 pub use fault::CertificateFault;
 pub(crate) use fault::{HandshakeError, certificate_refusal, handshake_fault};
 
-/// What cannot be used among the TLS files of a backend. Never holds a file's content.
+/// Why the TLS files of a backend cannot be used. Never holds a file's content.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsFileError {
     /// The backend is to be reached over TLS, but its `tls` section is missing.
@@ -46,7 +45,7 @@ pub enum TlsFileError {
     Content {
         /// The file.
         path: PathBuf,
-        /// What was looked for: `certificate` or `private key`.
+        /// The expected content: `certificate` or `private key`.
         wanted: &'static str,
     },
     /// Certificate and key do not form a pair that rustls can use.
@@ -56,7 +55,7 @@ pub enum TlsFileError {
         cert: PathBuf,
         /// The key file.
         key: PathBuf,
-        /// What rustls says.
+        /// rustls' error.
         cause: rustls::Error,
     },
     /// The name that the peer's certificate must hold is neither a DNS name nor an IP address.
@@ -65,7 +64,7 @@ pub enum TlsFileError {
         /// The name as configured.
         name: String,
     },
-    /// The cryptography refuses our protocol versions; a defect of the build.
+    /// rustls refuses the protocol versions; a defect of the build.
     #[error("TLS cannot be set up: {0}")]
     Setup(rustls::Error),
 }
@@ -77,7 +76,7 @@ pub enum CertificateRole {
     Authority,
     /// Our own, of `tls.cert`.
     Client,
-    /// The backend's, as it showed it.
+    /// The backend's, from the handshake.
     Backend,
 }
 
@@ -86,7 +85,7 @@ pub enum CertificateRole {
 pub struct CertificateInfo {
     /// Whose it is.
     pub role: CertificateRole,
-    /// The file it was read from; of a backend's, the address that showed it.
+    /// The file it was read from; for a backend's certificate its address.
     pub path: PathBuf,
     /// Its subject's distinguished name.
     pub subject: String,
@@ -103,12 +102,12 @@ pub(crate) struct TlsClient {
 }
 
 struct LoadedIdentity {
-    /// Of the files that were tried last, whether or not they could be used.
+    /// Of the files that were read last, also if they could not be used.
     stamps: Vec<Option<Stamp>>,
     identity: Arc<TlsIdentity>,
 }
 
-/// What tells one file at a path from the next: device, inode, length, modification time.
+/// Identifies one version of a file: device, inode, length, modification time.
 type Stamp = (u64, u64, u64, i64, i64);
 
 /// One reading of the files.
@@ -142,7 +141,7 @@ impl TlsClient {
         Ok(Self { files: files.clone(), state: Mutex::new(LoadedIdentity { stamps, identity }) })
     }
 
-    /// The configured name that the peer's certificate must hold, else `host`.
+    /// Returns the name that the backend's certificate must hold: the configured one, otherwise `host`.
     pub(crate) fn server_name<'a>(&'a self, host: &'a str) -> &'a str {
         self.files.server_name.as_deref().unwrap_or(host)
     }
@@ -166,7 +165,7 @@ impl TlsClient {
         Arc::clone(&state.identity)
     }
 
-    /// Describes every certificate in the files as they are now, whether or not they are used.
+    /// Describes every certificate in the files as they are now, also if they are not in use.
     pub(crate) fn describe(&self) -> Result<Vec<CertificateInfo>, TlsFileError> {
         let mut described = describe_file(&self.files.ca, CertificateRole::Authority)?;
         if let Some(cert) = &self.files.cert {
@@ -192,7 +191,8 @@ impl TlsIdentity {
             }
             _ => (builder.with_no_client_auth(), None),
         };
-        // A resumed session would skip the look at both certificates; connections are too few for it to pay.
+        // A resumed session would skip the check of both certificates, and connections are too few to need
+        // it.
         config.resumption = Resumption::disabled();
         let with_alpn = |protocol: &[u8]| {
             let mut config = config.clone();
@@ -249,7 +249,7 @@ fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsFileError> {
     PrivateKeyDer::from_pem_file(path).map_err(|error| pem_error(path, "private key", error))
 }
 
-/// Keeps only an I/O error's text: what the parser says of broken PEM quotes the file.
+/// Keeps the text of I/O errors only: the PEM parser's errors quote the file.
 fn pem_error(path: &Path, wanted: &'static str, error: pem::Error) -> TlsFileError {
     match error {
         pem::Error::Io(cause) => TlsFileError::Read { path: path.to_owned(), cause },
@@ -262,7 +262,7 @@ fn describe_file(path: &Path, role: CertificateRole) -> Result<Vec<CertificateIn
     read_certificates(path)?.iter().map(|der| describe(der, role, path).ok_or_else(unreadable)).collect()
 }
 
-/// Describes a certificate; none if it cannot be read.
+/// Describes a certificate; `None` if it cannot be parsed.
 pub(crate) fn describe(der: &[u8], role: CertificateRole, path: &Path) -> Option<CertificateInfo> {
     let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
     let validity = certificate.validity();

@@ -1,32 +1,32 @@
-//! What is known of a backend as a whole: its last replies that are not lists, and what follows from others.
+//! Facts about a backend as a whole: its last replies that are not lists, and its abilities.
 
 use crate::cri::Rpc;
 
-/// One thing that is known of a backend.
+/// A kind of fact; each has one saved value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fact {
-    /// The last good reply of this RPC.
+    /// The last OK reply to this RPC.
     Reply(Rpc),
     /// The backend answered `RuntimeConfig` with `Unimplemented`.
     LacksRuntimeConfig,
-    /// Whether the backend streams container events: empty means that it does not.
+    /// Whether the backend streams container events; empty means no.
     StreamsEvents,
-    /// The metric descriptors that clients were told, as a crimux saved them that kept no time with them.
+    /// The announced metric descriptors in the format of an older crimux, without a time.
     OldDescriptors,
-    /// The metric descriptors that clients were told, and when.
+    /// The metric descriptors last announced to clients, and when.
     AnnouncedDescriptors,
-    /// The backend answered `ListPodSandboxStats` with `Unimplemented`; empty means that it has it.
+    /// The backend answered `ListPodSandboxStats` with `Unimplemented`; empty means that it has the RPC.
     LacksPodStats,
     /// The same of `ListMetricDescriptors`.
     LacksDescriptors,
     /// The same of `ListPodSandboxMetrics`.
     LacksPodMetrics,
-    /// Whether clients were told that there are pod stats, and when.
+    /// The last answer to kubelet's question whether pod stats exist, and when.
     PodStatsAnswer,
 }
 
 impl Fact {
-    /// Returns the fact that a backend lacks this RPC; `None` for one that is as old as the API.
+    /// Returns the fact that a backend lacks this RPC; `None` for the RPCs that every runtime has.
     pub(super) fn lack_of(rpc: Rpc) -> Option<Self> {
         match rpc {
             Rpc::ListPodSandboxStats => Some(Self::LacksPodStats),
@@ -37,13 +37,12 @@ impl Fact {
         }
     }
 
-    /// Tells whether the fact is one that clients were told, or that decides what they are told: it is on the
-    /// disk at once.
+    /// Tells whether the fact is written to the journal at once, because a reply to a client depends on it.
     pub(super) fn is_urgent(self) -> bool {
         !matches!(self, Self::Reply(_))
     }
 
-    /// Returns the key under which the fact is saved; a later crimux must find what this one saved.
+    /// Returns the key of the fact in the snapshot. Keys never change: a later crimux reads them.
     pub(super) fn key(self) -> &'static str {
         match self {
             Self::Reply(rpc) => rpc.name(),

@@ -1,9 +1,9 @@
 //! Applies the filter of a list request to last-known items, as the runtime would to live ones.
 //!
-//! When a backend cannot be asked, its last-known items answer in its place, so the filter that it would have
+//! When a backend cannot be called, its last-known items are the reply, so the filter that it would have
 //! applied is applied here. It follows containerd (`internal/cri/server/*_list.go`): a state that is present
-//! but empty is the zero state, and a label selector asks for the key to exist. IDs match by prefix.
-//! What a filter says in fields unknown here is not applied, and never lets a reply pass as unfiltered.
+//! but empty is the zero state, and a label selector asks for the key to exist. IDs match by prefix. Unknown
+//! fields of a filter are not applied, and a reply to such a filter never counts as unfiltered.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -15,17 +15,17 @@ use crate::wire::{self, Field, WireError};
 /// The parsed filter of a list request.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// ID or prefix of one; empty asks for all.
+    /// ID or prefix of an ID; empty for all.
     id: String,
-    /// State as a number; `None` asks for all.
+    /// State as a number; `None` for all.
     state: Option<i32>,
-    /// ID of the sandbox or prefix of one; empty asks for all.
+    /// ID of the sandbox or prefix of an ID; empty for all.
     sandbox: String,
     /// Labels an item must carry.
     labels: BTreeMap<String, String>,
-    /// Image reference; empty asks for all.
+    /// Image reference; empty for all.
     image: String,
-    /// Whether the request says something that is not understood here.
+    /// Whether the request has unknown fields.
     unknown: bool,
 }
 
@@ -38,8 +38,8 @@ struct FilterFields {
     image: u32,
 }
 
-/// Where the facts stand in the items of a kind. Zero, which is no field number, is for what it does not
-/// have.
+/// Field numbers in the items of a kind; zero, which is not a field number, for a field that the kind does
+/// not have.
 struct ItemFields {
     /// The message that holds the ID and labels; zero if it is the item itself.
     holder: u32,
@@ -52,7 +52,7 @@ impl Filter {
     /// Reads the filter of an encoded list request of `kind`.
     ///
     /// # Errors
-    /// Whatever makes the request unreadable.
+    /// Returns an error if the request cannot be parsed.
     pub fn parse(kind: ListKind, request: &[u8]) -> Result<Self, WireError> {
         let mut filter = Self::default();
         for field in wire::fields(request) {
@@ -66,29 +66,29 @@ impl Filter {
         Ok(filter)
     }
 
-    /// Tells whether a list asked for with this filter is the full list. A `state` that is present, even if
-    /// empty, filters: it means READY or CREATED.
+    /// Tells whether a list with this filter is the full list. A `state` that is set, even if empty, filters:
+    /// it means READY or CREATED.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Returns the ID, or prefix of one, that the filter asks for.
+    /// Returns the ID, or prefix of an ID, that the filter selects.
     pub fn id(&self) -> Option<&str> {
         Some(self.id.as_str()).filter(|id| !id.is_empty())
     }
 
-    /// Returns the value that items must carry under the label `key`.
+    /// Returns the value that items must have for the label `key`.
     pub fn label(&self, key: &str) -> Option<&str> {
         self.labels.get(key).map(String::as_str)
     }
 
-    /// Returns the sandbox, or prefix of its ID, whose items the filter asks for.
+    /// Returns the sandbox ID, or prefix of one, whose items the filter selects.
     pub fn sandbox(&self) -> Option<&str> {
         Some(self.sandbox.as_str()).filter(|id| !id.is_empty())
     }
 
-    /// Tells whether the filter lets `item` pass. `of_sandbox` holds the container IDs of the sandbox asked
-    /// for, for the kind whose items do not name their sandbox.
+    /// Tells whether `item` matches the filter. `of_sandbox` has the container IDs of the selected sandbox,
+    /// for the kind whose items do not name their sandbox.
     pub(super) fn matches(&self, kind: ListKind, item: &[u8], of_sandbox: &HashSet<String>) -> bool {
         self.try_matches(kind, item, of_sandbox).unwrap_or(false)
     }
@@ -155,7 +155,7 @@ impl Filter {
     }
 
     fn read_state(&mut self, field: &Field<'_>) -> Result<(), WireError> {
-        /// `PodSandboxStateValue` and `ContainerStateValue` hold their state alike.
+        /// `PodSandboxStateValue` and `ContainerStateValue` have their state under one number.
         const STATE: [u32; 1] = field_path!(PodSandboxStateValue.state);
         const _: () = assert!(STATE[0] == field!(ContainerStateValue.state), "one number for both");
         let value = field.bytes()?;
@@ -180,7 +180,7 @@ impl Filter {
 /// Returns the ID of an item of `kind`.
 ///
 /// # Errors
-/// Whatever makes the item unreadable.
+/// Returns an error if the item cannot be parsed.
 pub fn item_id(kind: ListKind, item: &[u8]) -> Result<&str, WireError> {
     match item_fields(kind).holder {
         0 => wire::peek_str(item, &[ITEM_ID]),

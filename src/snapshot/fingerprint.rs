@@ -1,14 +1,14 @@
-//! Tells cheaply whether two encoded messages say the same.
+//! Hashes encoded messages so that the order of their fields does not matter.
 //!
-//! Runtimes written in Go list from maps and encode maps in random order, so the same facts come as other
-//! bytes each time. A fingerprint that is blind to the order of fields keeps the disk from being written
-//! every second for nothing. It must never decide what is served: there, bytes are bytes.
+//! Runtimes written in Go list from maps and encode maps in random order, so the same list has different
+//! bytes each time. The fingerprint keeps crimux from writing an unchanged list to the disk every second. It
+//! must never decide what is served.
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::wire::{self, Field, Value};
 
-/// How deep a message is looked into: list, item, `ImageSpec` or metadata, map entry.
+/// How many levels of messages are order-independent: list, item, `ImageSpec` or metadata, map entry.
 const DEPTH: u32 = 4;
 
 /// Returns a fingerprint that is the same for messages which differ in the order of their fields only.

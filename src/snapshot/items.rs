@@ -1,9 +1,8 @@
-//! Reads the items of encoded sandbox and container lists, and authors the item of what was just created.
+//! Parses the items of encoded sandbox and container lists, and builds the item of a new object.
 //!
-//! What passes through crimux is written into last-known lists before any backend has listed it, so an item
-//! is composed from the request that created it, by copying encoded fields. Reading borrows from the list and
-//! allocates nothing, because owners are learnt from every list that passes. It must not decide what is
-//! listed.
+//! A new object is added to the last-known lists before its backend has listed it, so its item is built from
+//! the request that created it, by copying encoded fields. Parsing borrows from the list and allocates
+//! nothing, because owners are learnt from every list.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -25,7 +24,7 @@ pub const CONTAINER_EXITED: i32 = 2;
 /// `CONTAINER_UNKNOWN`.
 pub const CONTAINER_UNKNOWN: i32 = 3;
 
-/// What one `PodSandbox` of a list says.
+/// A parsed `PodSandbox` of a list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct SandboxRef<'a> {
     /// Full ID.
@@ -38,7 +37,7 @@ pub struct SandboxRef<'a> {
     pub namespace: &'a str,
     /// Attempt, counted by kubelet from zero.
     pub attempt: u64,
-    /// The handler by the backend's own name for it.
+    /// The handler, by its name at the backend.
     pub runtime_handler: &'a str,
     /// `PodSandboxState`.
     pub state: i32,
@@ -48,7 +47,7 @@ pub struct SandboxRef<'a> {
     pub item: &'a [u8],
 }
 
-/// What one `Container` of a list says.
+/// A parsed `Container` of a list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ContainerFacts<'a> {
     /// Full ID.
@@ -77,7 +76,7 @@ impl<'a> SandboxRef<'a> {
     /// Reads an encoded `PodSandbox`.
     ///
     /// # Errors
-    /// Whatever makes it unreadable.
+    /// Returns an error if it cannot be parsed.
     pub fn parse(item: &'a [u8]) -> Result<Self, WireError> {
         let mut facts = Self { item, ..Self::default() };
         for field in wire::fields(item) {
@@ -133,7 +132,7 @@ impl<'a> ContainerFacts<'a> {
     /// Reads an encoded `Container`.
     ///
     /// # Errors
-    /// Whatever makes it unreadable.
+    /// Returns an error if it cannot be parsed.
     pub fn parse(item: &'a [u8]) -> Result<Self, WireError> {
         let mut facts = Self { item, ..Self::default() };
         for field in wire::fields(item) {
@@ -201,8 +200,8 @@ pub fn container_items(list: &[u8]) -> impl Iterator<Item = Result<ContainerFact
     wire::items(list, LIST_ITEMS).map(|item| ContainerFacts::parse(item?))
 }
 
-/// Authors the `PodSandbox` of a sandbox that was just created: `config` and `handler` are the numbers of
-/// those fields in `request`, a `RunPodSandboxRequest` or `RestorePodRequest`.
+/// Builds the `PodSandbox` of a new sandbox: `config` and `handler` are the numbers of those fields in
+/// `request`, a `RunPodSandboxRequest` or `RestorePodRequest`.
 pub(super) fn sandbox_item(id: &str, request: &[u8], config: u32, handler: u32) -> Bytes {
     let mut item = BytesMut::with_capacity(512);
     wire::put_bytes(&mut item, field!(PodSandbox.id), id.as_bytes());
@@ -221,10 +220,10 @@ pub(super) fn sandbox_item(id: &str, request: &[u8], config: u32, handler: u32) 
     Bytes::copy_from_slice(&item)
 }
 
-/// Authors the `Container` of a container that was just created, from every `ContainerConfig` of its request.
+/// Builds the `Container` of a new container, from every `ContainerConfig` of its request.
 ///
-/// As in containerd (`internal/cri/server/container_list.go`, `toCRIContainer`), `image` is what the config
-/// names, and that is an image ID when kubelet asks, hence `image_ref` and `image_id` too.
+/// As in containerd (`internal/cri/server/container_list.go`, `toCRIContainer`), `image` is the config's
+/// image. kubelet puts an image ID there, so `image_ref` and `image_id` are set to it too.
 pub(super) fn container_item(id: &str, sandbox_id: &str, configs: &[&[u8]], state: i32) -> Bytes {
     let mut item = BytesMut::with_capacity(512);
     wire::put_bytes(&mut item, field!(Container.id), id.as_bytes());

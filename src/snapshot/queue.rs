@@ -1,32 +1,32 @@
-//! The records that wait for the journal's thread, so that a disk that takes no writes stops no call.
+//! The queue of records for the journal's thread, so that a hanging disk blocks no call.
 //!
 //! A record is queued under the lock of its state, and the thread writes records in the order of the queue:
-//! the order of the journal is the order of the changes. A call then waits a limited time until its record is
-//! written. Nothing here knows what a record means.
+//! the order of the journal is the order of the changes. A call then waits for a limited time until its
+//! record is written. Records are opaque bytes.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-/// How many bytes of records may wait. A disk that takes none for hours must not fill the memory.
+/// The most bytes of queued records, so that a disk that hangs for hours cannot exhaust the memory.
 const MAX_BYTES: usize = 8 << 20;
 
-/// The queue is full: the record was not taken.
+/// The queue is full or closed: the record was not queued.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
 /// The queue between calls and the journal's thread.
 #[derive(Debug, Default)]
 pub(super) struct Queue {
-    waiting: Mutex<Waiting>,
+    pending: Mutex<Pending>,
     filled: Condvar,
-    /// How many records the thread is through with, written or failed.
+    /// How many records the thread has written, or failed to write.
     finished: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct Pending {
     records: VecDeque<Vec<u8>>,
     bytes: usize,
     /// How many records were ever queued.
@@ -40,26 +40,26 @@ impl Queue {
     /// # Errors
     /// [`Full`] if more than 8 MiB wait already, or if the queue is closed.
     pub(super) fn push(&self, record: Vec<u8>) -> Result<(), Full> {
-        let mut waiting = self.waiting();
-        if waiting.closed || waiting.bytes + record.len() > MAX_BYTES {
+        let mut pending = self.pending();
+        if pending.closed || pending.bytes + record.len() > MAX_BYTES {
             return Err(Full);
         }
-        waiting.bytes += record.len();
-        waiting.queued += 1;
-        waiting.records.push_back(record);
+        pending.bytes += record.len();
+        pending.queued += 1;
+        pending.records.push_back(record);
         self.filled.notify_one();
         Ok(())
     }
 
     /// Returns the next record and blocks until there is one; `None` once the queue is closed and empty.
     pub(super) fn next(&self) -> Option<Vec<u8>> {
-        let waiting = self.waiting();
-        let mut waiting = self
+        let pending = self.pending();
+        let mut pending = self
             .filled
-            .wait_while(waiting, |waiting| waiting.records.is_empty() && !waiting.closed)
+            .wait_while(pending, |pending| pending.records.is_empty() && !pending.closed)
             .unwrap_or_else(PoisonError::into_inner);
-        let record = waiting.records.pop_front()?;
-        waiting.bytes -= record.len();
+        let record = pending.records.pop_front()?;
+        pending.bytes -= record.len();
         Some(record)
     }
 
@@ -68,21 +68,21 @@ impl Queue {
         self.finished.send_modify(|finished| *finished += 1);
     }
 
-    /// Completes when the thread is through with every record that is queued now.
+    /// Completes when every record that is queued now was written or failed.
     pub(super) async fn finished(&self) {
-        let queued = self.waiting().queued;
+        let queued = self.pending().queued;
         // The sender lives as long as this.
         self.finished.subscribe().wait_for(|finished| *finished >= queued).await.ok();
     }
 
-    /// Lets [`Queue::next`] end once the queue is empty.
+    /// Closes the queue: [`Queue::next`] returns `None` once it is empty.
     pub(super) fn close(&self) {
-        self.waiting().closed = true;
+        self.pending().closed = true;
         self.filled.notify_all();
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

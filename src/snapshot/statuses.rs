@@ -1,9 +1,9 @@
-//! The last statuses that passed, by sandbox and container.
+//! The last-known statuses, by sandbox and container.
 //!
-//! kubelet's image garbage collection asks for the status of every container and gives up on the first error
-//! (`image_gc_manager.go`), so the last status that passed answers for a backend that cannot. Whether one may
-//! be served is decided against the lists, elsewhere. A read that was sent before a write to the same ID is
-//! never remembered, and neither is a verbose reply, which may hold anything.
+//! kubelet's image garbage collection reads the status of every container and stops at the first error
+//! (`image_gc_manager.go`), so the last-known status is the reply for a backend that does not answer.
+//! `state.rs` decides against the lists whether a status may be served. The reply to a read that was sent
+//! before a write to the same ID is never cached, nor is a verbose reply, which may contain secrets.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -15,10 +15,10 @@ use super::{Revision, StatusKind};
 use crate::cri::{field, field_path};
 use crate::wire;
 
-/// Beyond this many of one kind, new IDs are not remembered until the next purge.
+/// The most statuses of one kind; further IDs are not cached until the next purge.
 const MAX_STATUSES: usize = 20_000;
 
-/// What a verbose reply has beyond the status, in the replies of both kinds.
+/// The field `info` of a verbose reply, in the replies of both kinds.
 const INFO: [u32; 1] = field_path!(PodSandboxStatusResponse.info);
 const _: () = assert!(INFO[0] == field!(ContainerStatusResponse.info), "one number for both");
 
@@ -29,7 +29,7 @@ pub(super) struct Statuses {
     containers: HashMap<Box<str>, Slot>,
 }
 
-/// What was remembered of one ID before it was forgotten.
+/// The cached statuses of one ID, after [`Statuses::forget`].
 #[derive(Debug, Default)]
 pub struct ForgottenStatus(Vec<(StatusKind, u64, Bytes)>);
 
@@ -37,12 +37,12 @@ pub struct ForgottenStatus(Vec<(StatusKind, u64, Bytes)>);
 struct Slot {
     reply: Option<Bytes>,
     fingerprint: u64,
-    /// Replies to reads sent before this are of the past.
+    /// Replies to reads sent before this sequence number are outdated.
     floor: u64,
 }
 
 impl Statuses {
-    /// Remembers a reply to a read sent at `epoch`; tells whether anything changed.
+    /// Caches the reply to a read sent at `epoch`. Returns whether anything changed.
     pub(super) fn remember(&mut self, kind: StatusKind, id: &str, epoch: Revision, reply: &[u8]) -> bool {
         let slots = self.of(kind);
         if slots.get(id).is_some_and(|slot| slot.reply.as_deref() == Some(reply)) {
@@ -66,7 +66,7 @@ impl Statuses {
         true
     }
 
-    /// Forgets the status of `id`, and replies to reads sent before `seq`. Returns what was remembered.
+    /// Drops the status of `id`, and refuses replies to reads sent before `seq`. Returns the dropped status.
     pub(super) fn forget(&mut self, id: &str, seq: u64) -> ForgottenStatus {
         let mut forgotten = ForgottenStatus::default();
         for kind in [StatusKind::Sandbox, StatusKind::Container] {
@@ -81,7 +81,7 @@ impl Statuses {
         forgotten
     }
 
-    /// Remembers again what was forgotten of `id`, unless something was remembered since.
+    /// Restores the dropped status of `id`, unless a newer one was cached since.
     pub(super) fn put_back(&mut self, id: &str, forgotten: ForgottenStatus) {
         for (kind, fingerprint, reply) in forgotten.0 {
             if let Some(slot) = self.of(kind).get_mut(id).filter(|slot| slot.reply.is_none()) {
@@ -90,7 +90,7 @@ impl Statuses {
         }
     }
 
-    /// Returns the status remembered for `id`.
+    /// Returns the cached status of `id`.
     pub(super) fn get(&self, kind: StatusKind, id: &str) -> Option<Bytes> {
         let slots = match kind {
             StatusKind::Sandbox => &self.sandboxes,
@@ -99,18 +99,18 @@ impl Statuses {
         slots.get(id)?.reply.clone()
     }
 
-    /// Drops what is remembered of IDs that are not listed.
+    /// Drops the statuses of IDs that are not listed.
     pub(super) fn purge(&mut self, sandboxes: &HashSet<&str>, containers: &HashSet<&str>) {
         self.sandboxes.retain(|id, _| sandboxes.contains(&**id));
         self.containers.retain(|id, _| containers.contains(&**id));
     }
 
-    /// Forgets all.
+    /// Drops all statuses.
     pub(super) fn clear(&mut self) {
         *self = Self::default();
     }
 
-    /// Returns the number of statuses remembered.
+    /// Returns the number of cached statuses.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.iter().count()

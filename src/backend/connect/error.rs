@@ -1,7 +1,8 @@
-//! Why a backend could not be reached: which step failed, with what, in a sentence that names its address.
+//! Why a backend could not be connected: the failed step and its cause, in a sentence that begins with the
+//! address.
 //!
-//! An operator who reads one of these must know what to repair, so the steps are kept apart and certificates
-//! are told by owner and date. No variant may hold key material.
+//! The text must tell an operator what to repair, so each step has its own variant, and certificates are
+//! described by subject and dates. No variant may hold key material.
 
 use std::error::Error;
 use std::fmt;
@@ -39,7 +40,7 @@ pub enum ConnectError {
     Resolve {
         /// The address.
         target: String,
-        /// What the resolver says.
+        /// The resolver's error.
         cause: io::Error,
     },
     /// No socket could be connected.
@@ -47,7 +48,7 @@ pub enum ConnectError {
     Connect {
         /// The address.
         target: String,
-        /// What the kernel says; for several addresses, of the last.
+        /// The kernel's error; of several addresses, that of the last.
         cause: io::Error,
     },
     /// The TLS handshake failed for a reason other than a certificate.
@@ -58,7 +59,7 @@ pub enum ConnectError {
         /// Why.
         reason: String,
     },
-    /// A certificate, theirs or ours, stands in the way.
+    /// A certificate, ours or the backend's, was not accepted.
     #[error("{target}: {fault}")]
     Certificate {
         /// The address.
@@ -66,14 +67,14 @@ pub enum ConnectError {
         /// Whose and why.
         fault: CertificateFault,
     },
-    /// A step was still under way when the time for all of them was over.
+    /// The timeout of all steps ended during this one.
     #[error("{target}: not connected within {after:?}: {step} took too long")]
     Timeout {
         /// The address.
         target: String,
         /// The step.
         step: Step,
-        /// The time that all steps together had.
+        /// The timeout of all steps together.
         after: Duration,
     },
 }

@@ -1,8 +1,8 @@
-//! A connection to a backend, whatever it runs over.
+//! A connection to a backend over any transport.
 //!
-//! gRPC and the streaming relay need bytes in and out and nothing else, so every transport is one type. Bytes
-//! are never looked at; only a TLS alert that refuses our certificate is put into words, because a TLS 1.3
-//! peer may send it when the handshake is long over.
+//! gRPC and the streaming relay only read and write bytes, so all transports are one type. Bytes pass
+//! unchanged. A TLS alert that refuses our client certificate is translated, because in TLS 1.3 it arrives
+//! after the handshake.
 
 use std::fmt;
 use std::io::{self, IoSlice};
@@ -33,36 +33,36 @@ pub enum Stream {
     Vsock(VsockStream),
 }
 
-/// A TLS connection whose read errors say when the peer refuses our certificate.
+/// A TLS connection. A read error tells if the backend refused our client certificate.
 pub struct TlsConnection {
     pub(super) stream: TlsStream<TcpStream>,
     pub(super) identity: Arc<TlsIdentity>,
     pub(super) target: String,
 }
 
-/// What all transports have in common.
+/// The common interface of the transports.
 trait Transport: AsyncRead + AsyncWrite + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Unpin> Transport for T {}
 
 impl Stream {
-    /// Describes the certificate that the backend has shown; none without TLS.
+    /// Describes the backend's certificate; `None` without TLS.
     pub fn peer_certificate(&self) -> Option<CertificateInfo> {
         let Self::Tls(connection) = self else { return None };
         let chain = connection.stream.get_ref().1.peer_certificates()?;
         describe(chain.first()?, CertificateRole::Backend, Path::new(&connection.target))
     }
 
-    /// Moves the connection to the runtime that this is called on: it was made on another thread.
+    /// Registers the connection with the calling tokio runtime, after it was connected on another thread's.
     ///
     /// # Errors
-    /// If the system has no file descriptor for it.
+    /// Returns an error if the process has no file descriptor left.
     pub fn move_here(mut self) -> io::Result<Self> {
         let tcp = match &mut self {
             Self::Tls(connection) => connection.stream.get_mut().0,
             Self::Tcp(tcp) => tcp,
             Self::Unix(_) | Self::Vsock(_) => return Ok(self),
         };
-        // The same connection under a descriptor of its own, which the runtime it came from has never seen.
+        // A duplicated descriptor, because the original is registered with the first runtime.
         let copy = std::net::TcpStream::from(tcp.as_fd().try_clone_to_owned()?);
         *tcp = TcpStream::from_std(copy)?;
         Ok(self)
@@ -86,7 +86,7 @@ impl Stream {
 }
 
 impl TlsConnection {
-    /// Puts a refused certificate into words and leaves every other error as it is.
+    /// Translates the alert for a refused client certificate; other errors pass.
     fn explain(&self, error: io::Error) -> io::Error {
         match certificate_refusal(&error, &self.identity) {
             Some(fault) => {

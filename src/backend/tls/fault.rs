@@ -1,8 +1,7 @@
-//! What a failed TLS handshake says, in words for the operator: whose certificate, which date, which names.
+//! Explains a failed TLS handshake to the operator: whose certificate, which date, which names.
 //!
-//! rustls reports precisely but in its own types, and a peer's refusal of our certificate arrives as a bare
-//! alert, under TLS 1.3 only after the handshake. Here both become a [`CertificateFault`]. Nothing here does
-//! I/O.
+//! rustls reports in its own types, and a peer that refuses our certificate sends only an alert, in TLS 1.3
+//! after the handshake. Both become a [`CertificateFault`]. No I/O.
 
 use std::fmt;
 use std::io;
@@ -14,43 +13,43 @@ use rustls::{AlertDescription, CertificateError, InvalidMessage};
 
 use super::{CertificateInfo, TlsIdentity, utc};
 
-/// Which certificate stands in the way, and why.
+/// Which certificate was not accepted, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum CertificateFault {
-    /// Theirs is past its last day.
+    /// The backend's has expired.
     Expired {
         /// Since when.
         since: SystemTime,
     },
-    /// Theirs is not valid yet.
+    /// The backend's is not valid yet.
     NotYetValid {
         /// From when.
         from: SystemTime,
     },
-    /// Theirs is signed by none of the authorities we were given.
+    /// The backend's is not signed by an authority of `tls.ca`.
     UnknownAuthority {
         /// The file with those authorities.
         ca: PathBuf,
     },
-    /// Theirs is for other names.
+    /// The backend's is for other names.
     WrongName {
-        /// The name it had to hold.
+        /// The expected name.
         expected: String,
-        /// The names it holds; empty if it holds none.
+        /// The names in the certificate; may be empty.
         holds: Vec<String>,
     },
-    /// Theirs is refused for another reason.
+    /// The backend's is refused for another reason.
     Unacceptable {
-        /// Which, in rustls' words.
+        /// rustls' text.
         reason: String,
     },
-    /// The peer wants one of ours and we have none.
+    /// The backend requires a client certificate, and none is configured.
     OursMissing,
-    /// The peer refuses ours.
+    /// The backend refuses our client certificate.
     OursRefused {
-        /// The one that we showed.
+        /// The client certificate.
         shown: Box<CertificateInfo>,
-        /// The alert the peer answered with.
+        /// The backend's TLS alert.
         alert: String,
     },
 }
@@ -63,7 +62,7 @@ pub(crate) enum HandshakeError {
 }
 
 impl CertificateFault {
-    /// Whether the certificate at fault is ours; else it is the peer's.
+    /// Tells whether the client certificate is at fault, not the backend's.
     pub fn is_ours(&self) -> bool {
         matches!(self, Self::OursMissing | Self::OursRefused { .. })
     }
@@ -94,14 +93,14 @@ impl fmt::Display for CertificateFault {
     }
 }
 
-/// Says why a handshake ended with `error`.
+/// Returns why a handshake failed with `error`.
 pub(crate) fn handshake_fault(error: &io::Error, name: &str, identity: &TlsIdentity) -> HandshakeError {
     if let Some(fault) = certificate_refusal(error, identity) {
         return HandshakeError::Certificate(fault);
     }
     match rustls_error(error) {
         Some(rustls::Error::InvalidCertificate(error)) => {
-            HandshakeError::Certificate(theirs(error, name, identity))
+            HandshakeError::Certificate(backend_fault(error, name, identity))
         }
         Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
             HandshakeError::Other("the peer answers, but not with TLS".to_owned())
@@ -114,7 +113,7 @@ pub(crate) fn handshake_fault(error: &io::Error, name: &str, identity: &TlsIdent
     }
 }
 
-/// Recognises the alerts by which a peer refuses our certificate, or the lack of one.
+/// Recognises the alerts by which a backend refuses our client certificate, or requires one.
 pub(crate) fn certificate_refusal(error: &io::Error, identity: &TlsIdentity) -> Option<CertificateFault> {
     let Some(rustls::Error::AlertReceived(alert)) = rustls_error(error) else { return None };
     let about_certificates = matches!(
@@ -141,7 +140,7 @@ fn rustls_error(error: &io::Error) -> Option<&rustls::Error> {
     error.get_ref()?.downcast_ref()
 }
 
-fn theirs(error: &CertificateError, name: &str, identity: &TlsIdentity) -> CertificateFault {
+fn backend_fault(error: &CertificateError, name: &str, identity: &TlsIdentity) -> CertificateFault {
     match error {
         CertificateError::ExpiredContext { not_after, .. } => {
             CertificateFault::Expired { since: moment(*not_after) }
@@ -149,7 +148,7 @@ fn theirs(error: &CertificateError, name: &str, identity: &TlsIdentity) -> Certi
         CertificateError::NotValidYetContext { not_before, .. } => {
             CertificateFault::NotYetValid { from: moment(*not_before) }
         }
-        // A bad signature is what an authority of the same name with another key looks like.
+        // An authority of the same name with another key shows as a bad signature.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => {
             CertificateFault::UnknownAuthority { ca: identity.ca.clone() }
         }

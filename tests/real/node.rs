@@ -98,6 +98,17 @@ impl Node {
         self.run(&[&["kubectl"], arguments].concat())
     }
 
+    /// Runs crictl on a backend's own socket, past crimux.
+    fn on_backend(&self, name: &str, arguments: &[&str]) -> String {
+        let output = command(&self.directory, &[&["crictl"], arguments].concat())
+            .env("NODE_SOCKET", name)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    }
+
     /// Makes a pod of this class (none for the default) and does not wait.
     fn pod(&self, name: &str, class: &str, command: &str) {
         self.run(&["pod", name, class, command]);

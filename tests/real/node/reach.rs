@@ -1,6 +1,6 @@
 //! What kubectl does with a pod reaches it on every backend; kubelet's own numbers have every pod.
 
-use super::{CLASSES, LONG, Node, command, eventually};
+use super::{CLASSES, Node, command, eventually};
 use std::process::{Child, Stdio};
 
 /// The gates that change how kubelet asks a runtime.
@@ -36,7 +36,7 @@ fn pods_of_every_class_are_ready_and_kubectl_reaches_them() {
         assert!(refused.contains("exit code 7"), "{refused}");
     }
     forwarded(&node);
-    summary_has(&node, &CLASSES);
+    numbers_have(&node, "stats/summary", &CLASSES);
 }
 
 #[test]
@@ -48,10 +48,59 @@ fn the_gates_of_kubelet_find_what_they_look_for() {
     for class in CLASSES {
         assert_eq!(node.kubectl(&["exec", class, "--", "echo", "here"]), "here");
     }
-    summary_has(&node, &CLASSES);
-    // A container that dies is noticed and started again, whichever way kubelet learns of it.
-    node.kubectl(&["exec", "old", "--", "kill", "1"]);
-    eventually("the restart is seen", || node.seen()["old"] == ("1".to_owned(), "True".to_owned()));
+    let kubelet = process_of(&node, "kubelet");
+    numbers_have(&node, "stats/summary", &CLASSES);
+    numbers_have(&node, "metrics/resource", &CLASSES);
+    // The others have no ListPodSandboxMetrics, as directly.
+    numbers_have(&node, "metrics/cadvisor", &["new", "gvisor"]);
+    for (round, class) in CLASSES.into_iter().enumerate() {
+        stop_behind_kubelet(&node, class);
+        restarted_so_far(&node, &CLASSES[..=round], "1");
+    }
+    // A container of gVisor has no process of its own on the host.
+    for class in ["new", "old", "crun"] {
+        end_while_its_backend_is_down(&node, class);
+    }
+    restarted_so_far(&node, &["new", "old", "crun"], "2");
+    node.run(&["start-crimux"]);
+    stop_behind_kubelet(&node, "gvisor");
+    restarted_so_far(&node, &CLASSES, "2");
+    numbers_have(&node, "stats/summary", &CLASSES);
+    assert_eq!(process_of(&node, "kubelet"), kubelet, "kubelet was started again");
+}
+
+/// The process ID of a program of the node.
+fn process_of(node: &Node, name: &str) -> String {
+    node.run(&["pid", name])
+}
+
+/// The one container of a pod, as its own backend shows it.
+fn container_of(node: &Node, class: &str) -> String {
+    let ids = node.on_backend(class, &["ps", "-q", "--name", "main"]);
+    assert_eq!(ids.lines().count(), 1, "{class} runs {ids}");
+    ids
+}
+
+fn stop_behind_kubelet(node: &Node, class: &str) {
+    let id = container_of(node, class);
+    node.on_backend(class, &["stop", "--timeout", "1", &id]);
+}
+
+/// The stream is cut when it happens, and no event of it is ever sent.
+fn end_while_its_backend_is_down(node: &Node, class: &str) {
+    let status = node.on_backend(class, &["inspect", &container_of(node, class)]);
+    let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+    let process = status["info"]["pid"].as_u64().unwrap().to_string();
+    node.run(&["kill", class]);
+    node.run(&["run", "kill", "-TERM", &process]);
+    node.run(&["restart", class]);
+}
+
+fn restarted_so_far(node: &Node, classes: &[&str], times: &str) {
+    eventually("the containers run again", || {
+        let seen = node.seen();
+        classes.iter().all(|class| seen[*class] == (times.to_owned(), "True".to_owned()))
+    });
 }
 
 /// A port of a pod of each class is reached through kubelet and crimux.
@@ -70,20 +119,20 @@ fn forwarded(node: &Node) {
     }
 }
 
-/// kubelet's summary has every one of these pods, with memory of its containers.
-fn summary_has(node: &Node, pods: &[&str]) {
-    let url = "https://127.0.0.1:10250/stats/summary";
-    let mut shown = String::new();
-    let end = std::time::Instant::now() + LONG;
-    while std::time::Instant::now() < end {
-        shown = node.try_run(&["run", "curl", "-sk", "--max-time", "30", url]).unwrap_or_else(|said| said);
-        let summary: serde_json::Value = serde_json::from_str(&shown).unwrap_or_default();
-        let listed: Vec<_> = summary["pods"].as_array().into_iter().flatten().collect();
-        let has = |name: &&str| listed.iter().any(|pod| pod["podRef"]["name"] == **name);
-        if pods.iter().all(has) {
-            return;
-        }
-        std::thread::sleep(std::time::Duration::from_secs(1));
-    }
-    panic!("not every pod is in the summary: {shown}");
+/// What kubelet serves at this path comes to have every one of these pods.
+fn numbers_have(node: &Node, path: &str, pods: &[&str]) {
+    let url = format!("https://127.0.0.1:10250/{path}");
+    eventually(&format!("{path} has {pods:?}"), || {
+        let Ok(numbers) = node.try_run(&["run", "curl", "-sfk", "--max-time", "30", &url]) else {
+            return false;
+        };
+        let has = |pod: &&str| match serde_json::from_str::<serde_json::Value>(&numbers) {
+            Ok(summary) => {
+                let listed = summary["pods"].as_array().into_iter().flatten();
+                listed.clone().any(|one| one["podRef"]["name"] == **pod && one["memory"].is_object())
+            }
+            Err(_) => numbers.contains(&format!("pod=\"{pod}\"")),
+        };
+        pods.iter().all(has)
+    });
 }

@@ -13,7 +13,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use grpc_http2::grpc::{MAX_RESERVE, message_len};
 pub use grpc_http2::grpc::{PREFIX_LEN as PREFIX, message_prefix as prefix};
 use http::{HeaderMap, HeaderName};
-use http_body::{Body, Frame};
+use http_body::{Body, Frame, SizeHint};
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status};
 
 use crate::error::Error;
@@ -192,12 +193,20 @@ pub fn reply_headers() -> HeaderMap {
 pub struct Whole {
     chunks: std::vec::IntoIter<Bytes>,
     trailers: Option<HeaderMap>,
+    /// Given back when the reply was sent.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Whole {
     /// Returns a body of these chunks, as framed, and these trailers.
     pub fn new(chunks: Vec<Bytes>, trailers: HeaderMap) -> Self {
-        Self { chunks: chunks.into_iter(), trailers: Some(trailers) }
+        Self { chunks: chunks.into_iter(), trailers: Some(trailers), _place: None }
+    }
+
+    /// Keeps a place until the reply is sent or given up.
+    #[must_use]
+    pub fn holding(self, place: Option<OwnedSemaphorePermit>) -> Self {
+        Self { _place: place, ..self }
     }
 }
 
@@ -214,6 +223,10 @@ impl Body for Whole {
             None => self.trailers.take().map(Frame::trailers),
         };
         Poll::Ready(frame.map(Ok))
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::with_exact(self.chunks.as_slice().iter().map(|chunk| chunk.len() as u64).sum())
     }
 }
 

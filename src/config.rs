@@ -65,6 +65,8 @@ pub struct Config {
     pub cgroup_driver: Option<CgroupDriver>,
     /// Container events.
     pub events: Events,
+    /// What clients and backends may make crimux hold.
+    pub limits: Limits,
     /// Logging.
     pub log: Log,
     /// Tracing export; none by default.
@@ -79,6 +81,23 @@ pub struct Admin {
     /// `/metrics`, `/healthz`, `/readyz` and the status page. Default `127.0.0.1:19440`; `None` (`http: off`)
     /// opens none.
     pub http: Option<SocketAddr>,
+}
+
+/// What clients and backends may make crimux hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of clients. Default 256.
+    pub connections: usize,
+    /// Open streams of one connection. Default 1000.
+    pub streams: u32,
+    /// Metadata of one request, in bytes. Default 64 KiB.
+    pub metadata_bytes: u32,
+    /// Requests in flight of all clients, in bytes. Default 32 MiB.
+    pub request_bytes: usize,
+    /// Replies that clients have not read, in bytes. Default 48 MiB.
+    pub unread_bytes: usize,
+    /// A backend's answer to one list, in bytes. Default 32 MiB.
+    pub list_bytes: usize,
 }
 
 /// Whose runtime name prefixes every container ID of the node.
@@ -109,6 +128,8 @@ pub struct BackendConfig {
     pub streaming: Streaming,
     /// How many calls may be in flight to it at once. Default 1000.
     pub max_in_flight: usize,
+    /// The largest answer to a list, in bytes: [`Limits::list_bytes`].
+    pub max_list: usize,
     /// Whether `PullImage` gets `image.runtime_handler` filled in. Default [`ImageHandler::Auto`].
     pub image_handler: ImageHandler,
 }

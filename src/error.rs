@@ -60,6 +60,17 @@ pub enum Error {
         /// What the transport said.
         cause: String,
     },
+    /// The backend ended the call without a gRPC status: by a reset, by an HTTP status, or because it accepts
+    /// no request like this one. The code is that of gRPC's tables for these.
+    #[error("backend {backend} answered without a gRPC status: {cause}")]
+    Transport {
+        /// The backend.
+        backend: Arc<str>,
+        /// The code that gRPC assigns.
+        code: Code,
+        /// What HTTP/2 said.
+        cause: String,
+    },
     /// The caller's deadline is about to pass without an answer. Left to itself the caller would take it for
     /// `DeadlineExceeded`, which kubelet counts as a failed exec probe.
     #[error("backend {backend} did not answer while the caller waited ({waited:?})")]
@@ -218,7 +229,7 @@ impl Error {
             Self::TooLarge(_) | Self::SlowClient(_) => Code::ResourceExhausted,
             Self::Compressed | Self::Unimplemented(_) => Code::Unimplemented,
             Self::Garbage { .. } | Self::Stream { .. } => Code::Internal,
-            Self::Refused { code, .. } => *code,
+            Self::Transport { code, .. } | Self::Refused { code, .. } => *code,
             Self::Draining { .. }
             | Self::Joining { .. }
             | Self::Down { .. }

@@ -33,6 +33,7 @@ pub mod drain;
 pub mod error;
 pub mod events;
 pub mod history;
+pub mod limits;
 pub mod merge;
 pub mod method;
 pub mod metrics;

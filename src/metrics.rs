@@ -61,6 +61,7 @@ pub struct Metrics {
     events_dropped_clients: IntCounter,
     stall: Histogram,
     longest_stall: Gauge,
+    limits_reached: IntCounterVec,
 }
 
 /// The handles of every method under one value of the `backend` label.
@@ -140,6 +141,11 @@ impl Metrics {
             )?,
             longest_stall: make
                 .float_gauge("thread_longest_stall_seconds", "The longest of these since the start.")?,
+            limits_reached: make.counters(
+                "limits_reached_total",
+                "Times that a client has reached a limit.",
+                &["limit"],
+            )?,
             registry: registry.clone(),
         };
         metrics.config_last_reload_successful.set(1);
@@ -234,6 +240,11 @@ impl Metrics {
     /// Returns how many reloads had this result since the start.
     pub fn reloads(&self, result: ReloadResult) -> u64 {
         self.config_reloads.with_label_values(&[result.word()]).get()
+    }
+
+    /// Returns the counter of a limit that clients can reach; its series exists from now on.
+    pub fn limit_reached(&self, limit: &str) -> IntCounter {
+        self.limits_reached.with_label_values(&[limit])
     }
 
     /// Sets the gauges of all backends, and the total of failed writes of the last-known state.

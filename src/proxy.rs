@@ -14,10 +14,12 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 
 use crate::codec::{self, Message};
 use crate::error::Error;
+use crate::limits::ClientLimits;
 use crate::method::{self, Method, Route};
 use crate::telemetry::spans;
 pub use images::{CallExplanation, ImageExplanation, StoreExplanation};
@@ -46,7 +48,14 @@ mod stream_lists;
 pub struct Proxy {
     node: Arc<ProxyState>,
     scope: Option<Arc<str>>,
+    /// Lists that the client of this connection may have in memory.
+    lists: Arc<Semaphore>,
 }
+
+/// How many lists are collected, or wait to be read, for one connection at once. kubelet asks for a few; more
+/// wait for their turn, so that a client that asks for many, or reads none, does not make crimux hold them
+/// all.
+const LISTS_AT_ONCE: usize = 16;
 
 /// One RPC in flight.
 #[derive(Debug)]
@@ -62,12 +71,26 @@ struct Call {
     path: String,
     headers: HeaderMap,
     watch: CallRecorder,
+    lists: Arc<Semaphore>,
+    /// The place of a list, until its reply was read.
+    list: Option<OwnedSemaphorePermit>,
 }
 
 impl Proxy {
     /// Serves the whole node, or one backend alone.
     pub fn new(node: Arc<ProxyState>, scope: Option<Arc<str>>) -> Self {
-        Self { node, scope }
+        Self { node, scope, lists: Arc::new(Semaphore::new(LISTS_AT_ONCE)) }
+    }
+
+    /// Returns the same service for one more connection.
+    #[must_use]
+    pub fn for_connection(&self) -> Self {
+        Self::new(Arc::clone(&self.node), self.scope.clone())
+    }
+
+    /// Returns what clients may make crimux hold.
+    pub fn limits(&self) -> &Arc<ClientLimits> {
+        &self.node.limits
     }
 }
 
@@ -86,12 +109,14 @@ async fn serve(proxy: Proxy, request: Request<impl http_body::Body<Data = Bytes>
         method: path.method,
         path: path.method.map_or_else(|| head.uri.path().to_owned(), |_| String::new()),
         headers: head.headers,
+        lists: proxy.lists,
+        list: None,
     };
     let outcome = match codec::collect_request(body).await {
         Ok(message) => call.answer(message).await,
         Err(error) => Err(error),
     };
-    call.watch.respond(outcome)
+    call.watch.respond(outcome, call.list)
 }
 
 impl Call {

@@ -2,8 +2,7 @@
 //!
 //! A socket file without a listener is replaced; one with a listener is an error, so that a second crimux
 //! never takes a node's socket away. Only a socket that was bound here is removed at the end; one that was
-//! inherited from systemd stays. The number of calls is not limited here, because events, pulls and
-//! `ExecSync` hold theirs for hours.
+//! inherited from systemd stays. `limits.rs` bounds what clients can make crimux hold.
 
 use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
@@ -11,15 +10,16 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 
 use anyhow::Context;
-use grpc_http2::server::{self as http2, IncomingRequest, ServerConfig};
+use grpc_http2::Reason;
+use grpc_http2::server::{self as http2, IncomingRequest};
 use socket2::SockRef;
 use tokio::net::{UnixListener, UnixStream};
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use crate::accept::accept_loop;
-use crate::codec;
 use crate::drain::Drain;
+use crate::limits::ConnectionSlot;
 use crate::proxy::Proxy;
 
 /// `SO_SNDBUF` of a client's connection, in bytes; the kernel may halve or cap it. A list of hundreds of
@@ -90,7 +90,12 @@ impl Listener {
         let name = self.path().display().to_string();
         let listener = &self.listener;
         let accept = || async move { listener.accept().await.map(|(stream, _)| stream) };
-        let serve = |stream| drop(connections.spawn(serve_connection(stream, proxy.clone(), drain.clone())));
+        // A connection beyond the limit is closed at once.
+        let serve = |stream| {
+            if let Some(slot) = proxy.limits().accept_connection() {
+                connections.spawn(serve_connection(stream, proxy.for_connection(), slot, drain.clone()));
+            }
+        };
         tokio::select! {
             () = drain.begun() => {}
             () = accept_loop(&name, accept, serve) => {}
@@ -102,11 +107,12 @@ impl Listener {
 
 /// Serves the calls of one client until it disconnects, or until the drain has begun and the last call has
 /// ended.
-async fn serve_connection(stream: UnixStream, mut proxy: Proxy, drain: Drain) {
+async fn serve_connection(stream: UnixStream, mut proxy: Proxy, slot: ConnectionSlot, drain: Drain) {
+    let _slot = slot;
     if let Err(error) = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER) {
         tracing::debug!(%error, "the send buffer of a client's connection keeps its size");
     }
-    let mut client = http2::handshake(stream, http2_config());
+    let mut client = http2::handshake(stream, proxy.limits().http2());
     let mut draining = pin!(drain.into_begun());
     let mut is_draining = false;
     loop {
@@ -127,16 +133,16 @@ async fn serve_connection(stream: UnixStream, mut proxy: Proxy, drain: Drain) {
                         respond.send_response(response).await;
                     }
                 });
+                continue;
             }
-            Some(Err(error)) => return tracing::debug!(%error, "a client's connection failed"),
-            None => return,
+            Some(Err(error)) => tracing::debug!(%error, "a client's connection failed"),
+            None => {}
         }
+        if let Some(goaway) = client.goaway().filter(|goaway| goaway.reason != Reason::NO_ERROR) {
+            tracing::warn!(%goaway, "a client closed its connection with an error");
+        }
+        return;
     }
-}
-
-/// Returns the limits on what a client may send.
-fn http2_config() -> ServerConfig {
-    ServerConfig { max_request: codec::PREFIX + codec::MAX_REQUEST, ..ServerConfig::default() }
 }
 
 /// The file of a socket. Dropping this value removes the file if [`Listener::bind`] made it and it was not

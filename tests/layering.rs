@@ -16,7 +16,7 @@ const ROWS: [&[&str]; 11] = [
     &["server"],
     &["proxy"],
     &["router", "backend", "merge", "events", "relay"],
-    &["snapshot"],
+    &["snapshot", "limits"],
     // Labels of metrics are rows of the method table.
     &["metrics"],
     &["method"],

@@ -11,18 +11,20 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use grpc_http2::Error as Http2Error;
 use grpc_http2::client::{ClientStream, SendRequest};
+use grpc_http2::grpc::GrpcCode;
 use http::{HeaderMap, HeaderName, StatusCode};
 use tonic::Code;
 
 use super::{Backend, Link};
 use crate::codec::{self, Message};
 use crate::error::Error;
-use crate::method::{Api, Deadline, ImageCall, Method, Place, Route};
+use crate::method::{self, Api, Deadline, ImageCall, Method, Place, Route};
 use crate::telemetry::spans::{self, CallSpan};
 
-/// The most that a backend's unary reply may have: what CRI-O sends, and room for an `ExecSync` of 2 × 16
-/// MiB.
-const MAX_REPLY: usize = 256 << 20;
+/// The largest reply in bytes: what gRPC clients of the CRI read.
+const MAX_REPLY: usize = codec::PREFIX + (16 << 20);
+/// The largest reply to `ExecSync`: both streams of 16 MiB, which is what containerd and CRI-O keep of one.
+const MAX_EXEC_SYNC: usize = codec::PREFIX + (33 << 20);
 
 /// How long before the caller's deadline a call without an answer ends at most.
 const MARGIN: Duration = Duration::from_millis(250);
@@ -142,8 +144,14 @@ impl Backend {
             }
         };
         let ((status, headers), stream) = answer?;
-        if status != StatusCode::OK {
-            return Err(self.garbage(format!("HTTP status {status}")));
+        // What has a status of gRPC is gRPC's answer, whatever HTTP says.
+        if status != StatusCode::OK && codec::status_code(&headers).is_none() {
+            let code = Code::from_i32(GrpcCode::from_http_status(status) as i32);
+            return Err(Error::Transport {
+                backend: Arc::clone(&self.name),
+                code,
+                cause: format!("HTTP status {status}"),
+            });
         }
         Ok((headers, stream))
     }
@@ -219,9 +227,27 @@ impl Backend {
         if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
     }
 
+    /// Returns the largest reply to a method, in bytes.
+    fn max_reply(&self, method: usize) -> usize {
+        match method::all().get(method) {
+            Some(Method { name: "ExecSync", .. }) => MAX_EXEC_SYNC,
+            Some(Method { route: Route::FanOut(_), .. }) => codec::PREFIX + self.config.load().max_list,
+            _ => MAX_REPLY,
+        }
+    }
+
     fn transport_error(&self, error: &Http2Error) -> Error {
+        let with_code =
+            |code| Error::Transport { backend: Arc::clone(&self.name), code, cause: error.to_string() };
         match error {
             Http2Error::TooLarge(_) => self.garbage(error.to_string()),
+            // gRPC's table, but for what it calls INTERNAL: the stream broke, and to kubelet a broken call is
+            // one to a backend that cannot be asked at the moment.
+            Http2Error::Reset(reason) if GrpcCode::from_reason(*reason) != GrpcCode::Internal => {
+                with_code(Code::from_i32(GrpcCode::from_reason(*reason) as i32))
+            }
+            // As grpc-go's client answers it.
+            Http2Error::HeadersTooLarge { .. } => with_code(Code::Internal),
             _ => Error::Lost { backend: Arc::clone(&self.name), cause: error.to_string() },
         }
     }
@@ -235,7 +261,8 @@ impl Reply {
     pub async fn collect(self) -> Result<Collected, Error> {
         let Self { headers, mut body } = self;
         let backend = Arc::clone(&body.flight.backend);
-        let whole = body.stream.collect(MAX_REPLY).await.map_err(|error| backend.transport_error(&error))?;
+        let limit = backend.max_reply(body.flight.method);
+        let whole = body.stream.collect(limit).await.map_err(|error| backend.transport_error(&error))?;
         let message = Message::whole(whole).map_err(|error| backend.garbage(error.to_string()))?;
         let trailers = match codec::status_code(&headers) {
             Some(_) => headers.clone(),

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use grpc_http2::client::ClientConfig;
 use rustls::ProtocolVersion;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
@@ -129,6 +130,15 @@ impl Connector {
     /// The backend's address as error texts name it: a path, `host:port` or `vsock cid:port`.
     pub fn target(&self) -> &str {
         &self.target
+    }
+
+    /// What requests over a connection say of the server: scheme and authority, as gRPC clients say them.
+    pub fn http2(&self) -> ClientConfig {
+        let (is_https, authority) = match &self.endpoint {
+            Endpoint::Unix(_) | Endpoint::Vsock { .. } => (false, "localhost".into()),
+            Endpoint::Tcp { tls, .. } => (*tls, self.target.as_str().into()),
+        };
+        ClientConfig { is_https, authority, ..ClientConfig::default() }
     }
 
     /// Whether there is an identity for TLS.

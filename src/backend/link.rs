@@ -8,9 +8,10 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use grpc_http2::Connection;
-use grpc_http2::client::{self, ClientConfig, SendRequest};
+use grpc_http2::client::{self, SendRequest};
+use grpc_http2::{Connection, Error as Http2Error, Reason};
 use prost::Message as _;
+use tokio::task::AbortHandle;
 use tonic::Code;
 
 use crate::backend::connect::{ConnectError, Connector, Stream};
@@ -32,6 +33,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const PROBE_LOCAL: Duration = Duration::from_secs(5);
 /// How often a remote one is: what is not acknowledged makes a black hole known.
 const PROBE_REMOTE: Duration = Duration::from_secs(1);
+
+/// How long calls may go on over a connection that the backend closed with an error.
+const AFTER_ERROR: Duration = Duration::from_secs(10);
 
 /// The state of the connection.
 #[derive(Debug, Clone)]
@@ -117,6 +121,7 @@ impl Backend {
 
     async fn connect(&self) -> Result<(SendRequest, Connection<Stream>), String> {
         let connector = self.connector().map_err(|error| error.to_string())?;
+        let http2 = connector.http2();
         let stream = if connector.has_tls() {
             // A handshake computes for milliseconds, which calls to other backends would wait for.
             let handshake = self.side.run(async move { connector.connect().await }).await;
@@ -125,7 +130,7 @@ impl Backend {
         } else {
             connector.connect().await.map_err(|error| error.to_string())?
         };
-        Ok(client::handshake(stream, ClientConfig::default()))
+        Ok(client::handshake(stream, http2))
     }
 
     /// Drives one connection to its end and returns why it ended; `None` if another is to take its place, in
@@ -158,7 +163,8 @@ impl Backend {
             () = beside => "probing ended".to_owned(),
             () = self.redial.notified() => return None,
             // It said goodbye and finishes what it has. One that does so at once is not to be hammered.
-            _ = retiring.closed_to_new() => {
+            why = retiring.closed_to_new() => {
+                self.note_goaway(&why, ending.clone());
                 if connected.elapsed() > LONGEST_PAUSE {
                     return None;
                 }
@@ -168,6 +174,21 @@ impl Backend {
         };
         ending.abort();
         Some(cause)
+    }
+
+    /// Logs a GOAWAY that is an error, and bounds how long the calls of its connection may go on: what an
+    /// upgrade of the backend says with `NO_ERROR` lets a pull of an hour end.
+    fn note_goaway(&self, why: &Http2Error, connection: AbortHandle) {
+        let Http2Error::GoAway(goaway) = why else { return };
+        if goaway.reason == Reason::NO_ERROR {
+            return tracing::info!(backend = %self.name, %goaway, "is closing the connection");
+        }
+        tracing::warn!(backend = %self.name, %goaway, "closed the connection with an error");
+        self.health.note_error(format!("GOAWAY {goaway}"));
+        tokio::spawn(async move {
+            tokio::time::sleep(AFTER_ERROR).await;
+            connection.abort();
+        });
     }
 
     async fn keep_probing(self: &Arc<Self>) {

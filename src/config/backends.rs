@@ -88,6 +88,7 @@ fn backend(section: &Section<'_>, base_dir: &Path) -> Option<BackendConfig> {
         tls: tls?,
         streaming: streaming?,
         max_in_flight: max_in_flight? as usize,
+        max_list: 0,
         image_handler: image_handler?,
     })
 }

@@ -3,14 +3,15 @@
 //! One small reader for each section, each of which reads all its keys before it gives up, so that one pass
 //! finds every problem. The larger sections have files of their own: `backends.rs` and `handlers.rs`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::diagnostics::Diagnostics;
 use super::problem::Problems;
 use super::section::Section;
 use super::{
-    Admin, CgroupDriver, Config, Events, Identity, Log, LogFormat, StatsPolicy, Tracing, backends, handlers,
-    tree, values,
+    Admin, BackendConfig, CgroupDriver, Config, Events, Identity, Limits, Log, LogFormat, StatsPolicy,
+    Tracing, backends, handlers, tree, values,
 };
 
 /// Reads `text`; relative paths start at `base_dir`.
@@ -40,6 +41,7 @@ fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
     );
     let cgroup_driver = top.optional("cgroup_driver", cgroup_driver);
     let events = top.section("events").and_then(|section| events(&section));
+    let limits = top.section("limits").and_then(|section| limits(&section));
     let log = top.section("log").and_then(|section| log(&section));
     let tracing = top.section("tracing").and_then(|section| tracing(&section));
     Some(Config {
@@ -50,12 +52,13 @@ fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
         admin: admin?,
         identity: identity?,
         default_backend: default_backend?,
-        backends: backends?,
+        backends: with_limits(backends?, &limits?),
         handlers: handlers?,
         drain_timeout: drain_timeout?,
         pod_sandbox_stats: pod_sandbox_stats?,
         cgroup_driver: cgroup_driver?,
         events: events?,
+        limits: limits?,
         log: log?,
         tracing: tracing?,
     })
@@ -77,6 +80,35 @@ fn events(section: &Section<'_>) -> Option<Events> {
     let buffer = section.integer("buffer");
     let grace = section.duration("grace");
     Some(Events { buffer: buffer? as usize, grace: grace? })
+}
+
+fn limits(section: &Section<'_>) -> Option<Limits> {
+    let connections = section.integer("connections");
+    let streams = section.integer("streams");
+    let metadata = section.integer("metadata_kib");
+    let requests = section.integer("requests_mib");
+    let unread = section.integer("unread_mib");
+    let list = section.integer("list_mib");
+    let mebibytes = |number: u32| (number as usize) << 20;
+    Some(Limits {
+        connections: connections? as usize,
+        streams: streams?,
+        metadata_bytes: metadata? << 10,
+        request_bytes: mebibytes(requests?),
+        unread_bytes: mebibytes(unread?),
+        list_bytes: mebibytes(list?),
+    })
+}
+
+/// Gives every backend the limits that hold for all of them.
+fn with_limits(
+    mut backends: BTreeMap<String, BackendConfig>,
+    limits: &Limits,
+) -> BTreeMap<String, BackendConfig> {
+    for backend in backends.values_mut() {
+        backend.max_list = limits.list_bytes;
+    }
+    backends
 }
 
 fn log(section: &Section<'_>) -> Option<Log> {

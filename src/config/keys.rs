@@ -424,6 +424,53 @@ pub const KEYS: &[Key] = &[
         "How long a backend's lost event stream is asked for again at least once a second; after that with each new \
          connection. Its lists are compared meanwhile.",
     ),
+    key(
+        "limits",
+        Section,
+        Derived("its keys' defaults"),
+        "What clients and backends may make crimux hold. A limit that is reached is counted in \
+         `crimux_limits_reached_total` and logged at most once a minute.",
+    ),
+    key(
+        "limits.connections",
+        Integer { min: 8, max: 100_000 },
+        Is("256"),
+        "Connections of clients to all sockets together. One more is closed at once.",
+    ),
+    key(
+        "limits.streams",
+        Integer { min: 100, max: 100_000 },
+        Is("1000"),
+        "Calls that one connection may have open; kubelet has all of its calls on one. It is announced to clients, which \
+         then wait. Raise it where more probes and pulls run at once than that.",
+    ),
+    key(
+        "limits.metadata_kib",
+        Integer { min: 8, max: 1024 },
+        Is("64"),
+        "Metadata of one request, in KiB. A call with more fails with `ResourceExhausted`.",
+    ),
+    key(
+        "limits.requests_mib",
+        Integer { min: 24, max: 16_384 },
+        Is("32"),
+        "Requests in flight of all clients, in MiB, metadata included. One connection may hold three quarters of it, and \
+         always 256 KiB; a call beyond it fails with `ResourceExhausted`.",
+    ),
+    key(
+        "limits.unread_mib",
+        Integer { min: 24, max: 16_384 },
+        Is("48"),
+        "Replies that clients have not read yet, in MiB. One connection may hold three quarters of it, and always one \
+         reply; a reply beyond it is replaced by `ResourceExhausted`.",
+    ),
+    key(
+        "limits.list_mib",
+        Integer { min: 16, max: 256 },
+        Is("32"),
+        "A backend's answer to one list, in MiB. kubelet and crictl read lists of at most 16 MiB. Every other answer may \
+         have 16 MiB, that to `ExecSync` 33.",
+    ),
     key("log", Section, Derived("its keys' defaults"), "crimux's own log."),
     key(
         "log.format",

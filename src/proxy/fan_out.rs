@@ -168,6 +168,8 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         self.watch.at_all(&self.node);
+        // The semaphore is never closed.
+        self.list = Arc::clone(&self.lists).acquire_owned().await.ok();
         let mut parts = self.parts(method, list, message).await?;
         if list == List::SandboxMetrics {
             let wanted = self.wanted_descriptors().await;

@@ -16,6 +16,7 @@ use crate::cri::STREAM_URL;
 use crate::error::Error;
 use crate::events::Subscriptions;
 use crate::history::RecentEvents;
+use crate::limits::ClientLimits;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND};
 use crate::proxy::images::ImageLists;
@@ -56,6 +57,8 @@ pub struct ProxyState {
     pub(super) image_lists: ImageLists,
     /// When crimux started.
     pub(super) started: Instant,
+    /// What clients may make crimux hold.
+    pub limits: Arc<ClientLimits>,
     relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
@@ -77,6 +80,7 @@ impl ProxyState {
             snapshot,
             all_calls: metrics.calls(ALL_BACKENDS),
             own_calls: metrics.calls(NO_BACKEND),
+            limits: ClientLimits::new(&config.limits, &metrics),
             metrics,
             feeds: Subscriptions::default(),
             history: RecentEvents::default(),
@@ -99,6 +103,7 @@ impl ProxyState {
 
     /// Replaces the configuration, for calls that start from now on.
     pub fn replace_config(&self, config: Config) {
+        self.limits.replace(&config.limits);
         self.config.store(Arc::new(config));
     }
 

@@ -11,6 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use http::{HeaderMap, Response};
 use http_body::Frame;
+use tokio::sync::OwnedSemaphorePermit;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
@@ -97,15 +98,19 @@ impl CallRecorder {
         self.calls = Arc::clone(&node.all_calls);
     }
 
-    /// Turns the outcome into the response.
-    pub(super) fn respond(mut self, outcome: Result<Outcome, Error>) -> Response<Body> {
+    /// Turns the outcome into the response. A buffered reply keeps the place of its `list` until it was read.
+    pub(super) fn respond(
+        mut self,
+        outcome: Result<Outcome, Error>,
+        list: Option<OwnedSemaphorePermit>,
+    ) -> Response<Body> {
         match outcome {
             Ok(Outcome::Whole { headers, chunks, trailers, code }) => {
                 self.code = code;
                 if code != Code::Ok && codec::status_code(&headers).is_some() {
                     return response(headers, Body::empty());
                 }
-                response(headers, Body::new(Whole::new(chunks, trailers)))
+                response(headers, Body::new(Whole::new(chunks, trailers).holding(list)))
             }
             Ok(Outcome::Arriving(Reply { headers, body })) => {
                 if let Some(code) = codec::status_code(&headers) {

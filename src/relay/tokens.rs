@@ -121,6 +121,7 @@ mod tests {
             tls: None,
             streaming: Streaming { relay: RelayMode::Auto, address: None, tls: false },
             max_in_flight: 1000,
+            max_list: 32 << 20,
             image_handler: ImageHandler::Auto,
         };
         let target = StreamServer { host: "127.0.0.1".to_owned(), port: 1, tls: false };

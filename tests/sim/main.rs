@@ -8,6 +8,7 @@ mod kubelet;
 mod pki;
 mod support;
 
+mod abuse;
 mod admin;
 mod answer;
 mod api;

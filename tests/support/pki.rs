@@ -140,6 +140,7 @@ pub(crate) fn backend(endpoint: Endpoint, local: bool) -> BackendConfig {
         tls: None,
         streaming: Streaming { relay: RelayMode::Auto, address: None, tls: false },
         max_in_flight: 1000,
+        max_list: 32 << 20,
         image_handler: ImageHandler::Auto,
     }
 }

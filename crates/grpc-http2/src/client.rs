@@ -25,12 +25,20 @@ pub struct ClientConfig {
     /// The largest header list or trailers of a response, in bytes as RFC 9113, section 6.5.2 counts them. A
     /// larger one fails its call.
     pub max_header_list: u32,
+    /// How many bytes of responses the connection may hold that nobody has read. Beyond it the call that
+    /// holds the most fails with [`Error::TooLarge`].
+    pub max_buffered: usize,
 }
 
 impl Default for ClientConfig {
     /// What gRPC clients say over a Unix socket, and room for error texts of megabytes.
     fn default() -> Self {
-        Self { is_https: false, authority: "localhost".into(), max_header_list: 8 << 20 }
+        Self {
+            is_https: false,
+            authority: "localhost".into(),
+            max_header_list: 8 << 20,
+            max_buffered: 64 << 20,
+        }
     }
 }
 
@@ -59,9 +67,10 @@ pub fn handshake<S: AsyncRead + AsyncWrite + Unpin>(
     io: S,
     config: ClientConfig,
 ) -> (SendRequest, Connection<S>) {
-    let ClientConfig { is_https, authority, max_header_list } = config;
+    let ClientConfig { is_https, authority, max_header_list, max_buffered } = config;
     let mut state = State::new(Side::Client);
     state.max_header_list = max_header_list as usize;
+    state.max_buffered = max_buffered;
     state.send_preface(&[(Setting::EnablePush, 0), (Setting::MaxHeaderListSize, max_header_list)]);
     let shared = Shared::new(state);
     let sender = SendRequest(Arc::new(RequestSender { shared: Arc::clone(&shared), is_https, authority }));
@@ -124,7 +133,7 @@ impl ClientStream {
     /// # Errors
     /// If the call ended early, or the body is, or its gRPC message announces to be, longer.
     pub async fn collect(&mut self, limit: usize) -> Result<Bytes, Error> {
-        std::future::poll_fn(|cx| self.shared.lock().stream(self.stream).poll_collect(limit, cx)).await
+        std::future::poll_fn(|cx| self.shared.lock().poll_collect(self.stream, limit, cx)).await
     }
 
     /// Polls for the received part of the body; `None` at its end. The server sends at most a window ahead of

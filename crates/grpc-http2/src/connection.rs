@@ -9,6 +9,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::io::poll_write_buf;
 
+use crate::limits::Held;
 use crate::recv::Receiver;
 use crate::{Error, Shared};
 
@@ -18,7 +19,7 @@ const READ: usize = 256 << 10;
 const SHORT_REST: usize = 4 << 10;
 /// How often the socket is read before other tasks have their turn. A server goes on once it has handed out
 /// the requests that arrived, until the runtime's own budget ends its turn.
-const READS_PER_POLL: usize = 32;
+const READS_PER_POLL: usize = 8;
 /// How often to yield instead of sleeping while a message is half received: the peer is writing the rest at
 /// this moment, and sleeping and waking costs more than the wait.
 const SPIN_LIMIT: u32 = 16;
@@ -169,6 +170,11 @@ impl<S> Connection<S> {
     /// incomplete; `None` between frames. The connection preface counts as a part of the first.
     pub(crate) fn incomplete_frame(&self) -> Option<u64> {
         (!self.rest.is_empty() || self.receiver.is_within_frame()).then_some(self.receiver.frames)
+    }
+
+    /// Returns what the connection holds.
+    pub fn held(&self) -> Held {
+        self.shared.lock().held()
     }
 
     /// Ends every stream and refuses new ones.

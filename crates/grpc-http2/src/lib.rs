@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 pub use connection::Connection;
 pub use error::{Error, GoAway, Reason};
-pub use limits::{Budget, Limit, LimitHook};
+pub use limits::{Budget, Held, Limit, LimitHook};
 use state::State;
 
 pub mod client;

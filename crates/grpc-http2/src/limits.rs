@@ -47,6 +47,19 @@ impl fmt::Debug for LimitHook {
     }
 }
 
+/// What a connection holds at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// Streams, those that wait for their handle to be dropped among them.
+    pub streams: usize,
+    /// Received bytes of bodies that nobody has read.
+    pub received: usize,
+    /// Encoded bytes that are not written.
+    pub output: usize,
+    /// Entries of its queues of streams.
+    pub queued: usize,
+}
+
 /// How many bytes all connections of a server may hold together. One of them may hold three quarters of it,
 /// so that it cannot keep the others from being served.
 #[derive(Debug)]

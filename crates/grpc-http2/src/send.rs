@@ -1,8 +1,10 @@
 //! What is sent: settings, header blocks, and bodies as far as windows and room allow.
 
 use bytes::{BufMut, BytesMut};
+use http::HeaderMap;
 
 use crate::frame::{self, FrameHeader, FrameType, Setting, StreamId};
+use crate::server::shorten;
 use crate::state::{CONNECTION_WINDOW, DEFAULT_WINDOW, Side, State};
 use crate::stream::{self, EndStream};
 use crate::{PREFACE, Reason, hpack};
@@ -100,10 +102,6 @@ impl State {
             // No window keeps it from sending, so it must not wait for one that is queued before it.
             self.pending_send.push_front(id);
         }
-        // Streams that were reset leave their place behind.
-        if self.pending_send.len() > 2 * self.streams.len() + 64 {
-            self.pending_send.retain(|id| self.streams.contains_key(id));
-        }
     }
 
     /// Sends what this stream has; what must wait goes with [`State::send_pending`].
@@ -129,9 +127,20 @@ impl State {
         match std::mem::replace(&mut stream.ending, EndStream::Sent) {
             EndStream::Open => stream.ending = EndStream::Open,
             EndStream::WithTrailers(trailers) => {
+                let trailers = self.within_peer_limit(trailers);
                 self.queue_headers(id, true, |out| hpack::encode_headers(out, &trailers));
             }
             EndStream::WithData | EndStream::Sent => {}
+        }
+    }
+
+    /// Returns the headers that end a response, shortened to what the peer accepts (section 6.5.2).
+    pub(crate) fn within_peer_limit(&self, headers: HeaderMap) -> HeaderMap {
+        let limit = self.peer.max_header_list;
+        if limit == usize::MAX || hpack::list_size(&headers) <= limit {
+            headers
+        } else {
+            shorten(&headers, limit)
         }
     }
 

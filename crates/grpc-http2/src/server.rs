@@ -11,12 +11,12 @@ use http_body::{Body, Frame};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
-pub(crate) use accepting::{Accepting, Refusal};
+pub(crate) use accepting::{Accepting, Refusal, shorten};
 
 use crate::connection::Connection;
 use crate::frame::{self, Setting, StreamId};
 use crate::hpack::{self, Block, Pseudo};
-use crate::limits::{Budget, Limit, LimitHook};
+use crate::limits::{Budget, Held, Limit, LimitHook};
 use crate::state::{Side, State};
 use crate::stream::EndStream;
 use crate::{Error, GoAway, Reason, Shared};
@@ -172,7 +172,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
                 continue;
             }
             let head = stream.head.take().expect("a stream is accepted once");
-            let body = RequestBody { data: Some(stream.take_received()), too_large: stream.too_large };
+            let too_large = stream.too_large;
+            let body = RequestBody { data: Some(state.take_received(id)), too_large };
             let respond = SendResponse { shared: Arc::clone(&self.shared), stream: id };
             return Some(IncomingRequest { request: request(head, body), respond });
         }
@@ -190,6 +191,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
         state.queue_goaway(StreamId::MAX, Reason::NO_ERROR, b"");
         frame::encode_ping(&mut state.out.tail, 0, &SHUTDOWN_PING);
         state.wake_task();
+    }
+
+    /// Returns what the connection holds.
+    pub fn held(&self) -> Held {
+        self.connection.held()
     }
 
     /// Returns what the client's GOAWAY says, if it has sent one.
@@ -309,9 +315,10 @@ impl State {
             self.refuse_response(id);
             return false;
         }
+        let short = ends.then(|| self.within_peer_limit(headers.clone()));
         self.queue_headers(id, ends, |out| {
             hpack::encode_status(out, status);
-            hpack::encode_headers(out, headers);
+            hpack::encode_headers(out, short.as_ref().unwrap_or(headers));
         });
         self.wake_task();
         true

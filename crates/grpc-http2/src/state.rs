@@ -8,6 +8,7 @@ use std::task::{Context, Poll, Waker};
 use bytes::Bytes;
 
 use crate::frame::{self, MAX_WINDOW, Setting, StreamId};
+use crate::limits::Held;
 use crate::output::Output;
 use crate::server::Accepting;
 use crate::stream::{EndStream, RecvData, Stream, WINDOW_UPDATE_THRESHOLD};
@@ -71,6 +72,10 @@ pub(crate) struct State {
     pub(crate) headers_sent: bool,
     /// The streams that we reset last.
     recent_resets: VecDeque<StreamId>,
+    /// How many received bytes nobody has read.
+    buffered: usize,
+    /// Their limit; a server has budgets instead.
+    pub(crate) max_buffered: usize,
     /// The largest header list that we accept.
     pub(crate) max_header_list: usize,
 }
@@ -117,6 +122,8 @@ impl State {
             last_data: StreamId::CONNECTION,
             headers_sent: false,
             recent_resets: VecDeque::new(),
+            buffered: 0,
+            max_buffered: usize::MAX,
             max_header_list: usize::MAX,
         }
     }
@@ -190,7 +197,9 @@ impl State {
             return Ok(());
         }
         let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        let before = stream.received_len();
         let received = stream.recv_data(part, len);
+        self.buffered += stream.received_len() - before;
         if let Some((reason, error)) = received.violation() {
             self.reset_stream(id, reason, error);
         } else if let RecvData::TooLarge(len) = received {
@@ -206,7 +215,32 @@ impl State {
         } else {
             stream.release_capacity(id, &mut self.out.tail);
         }
+        if self.buffered > self.max_buffered {
+            self.reset_largest();
+        }
         Ok(())
+    }
+
+    /// Fails the call that holds the most received bytes.
+    fn reset_largest(&mut self) {
+        let open = self.streams.iter().filter(|(_, stream)| !stream.is_broken());
+        let Some((&id, len)) =
+            open.map(|(id, stream)| (id, stream.received_len())).max_by_key(|(_, len)| *len)
+        else {
+            return;
+        };
+        if self.streams.get(&id).is_some_and(|stream| stream.ended.is_none()) {
+            self.reset_stream(id, Reason::CANCEL, Error::TooLarge(len));
+        }
+        self.take_received(id);
+        self.stream(id).ended = Some(Err(Error::TooLarge(len)));
+    }
+
+    /// Takes the received bytes of a stream.
+    pub(crate) fn take_received(&mut self, id: StreamId) -> Bytes {
+        let received = self.stream(id).take_received();
+        self.buffered -= received.len();
+        received
     }
 
     /// Counts received data in the window of the connection, and returns the capacity (section 6.9).
@@ -237,10 +271,15 @@ impl State {
     /// Answers a frame on a stream that is closed (section 5.1): a peer whose stream we reset may not know of
     /// it.
     pub(crate) fn recv_on_closed(&mut self, id: StreamId) {
-        let is_refused = self.server.last_stream().is_some_and(|last| id > last);
-        if !is_refused && !self.recent_resets.contains(&id) {
+        if !self.is_recently_reset(id) {
             frame::encode_rst_stream(&mut self.out.tail, id, Reason::STREAM_CLOSED);
         }
+    }
+
+    /// Tells whether the peer may not know yet that we closed a stream: by a reset, or by a graceful
+    /// shutdown.
+    pub(crate) fn is_recently_reset(&self, id: StreamId) -> bool {
+        self.server.last_stream().is_some_and(|last| id > last) || self.recent_resets.contains(&id)
     }
 
     /// Answers a frame after the `END_STREAM` of its sender, on a stream whose other side is open (section
@@ -437,12 +476,39 @@ impl State {
         Ok(())
     }
 
+    /// Returns what the connection holds.
+    pub(crate) fn held(&self) -> Held {
+        Held {
+            streams: self.streams.len(),
+            received: self.buffered,
+            output: self.out.len(),
+            queued: self.pending_send.len() + self.pending_accept.len(),
+        }
+    }
+
     /// Polls for the received part of a body; `None` at its end.
     pub(crate) fn poll_data(&mut self, id: StreamId, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
         let stream = self.streams.get_mut(&id).expect(LIVE_HANDLE);
         let polled = stream.poll_data(cx);
+        if let Poll::Ready(Some(Ok(part))) = &polled {
+            self.buffered -= part.len();
+        }
         if stream.release_capacity(id, &mut self.out.tail) {
             self.wake_task();
+        }
+        polled
+    }
+
+    /// Polls for a whole body.
+    pub(crate) fn poll_collect(
+        &mut self,
+        id: StreamId,
+        limit: usize,
+        cx: &Context<'_>,
+    ) -> Poll<Result<Bytes, Error>> {
+        let polled = self.stream(id).poll_collect(limit, cx);
+        if let Poll::Ready(Ok(whole)) = &polled {
+            self.buffered -= whole.len();
         }
         polled
     }
@@ -454,10 +520,17 @@ impl State {
 
     /// Drops a stream.
     pub(crate) fn remove(&mut self, id: StreamId) {
-        if let Some(stream) = self.streams.remove(&id)
-            && self.side == Side::Server
-        {
-            self.server.release(&stream);
+        if let Some(stream) = self.streams.remove(&id) {
+            self.buffered -= stream.received_len();
+            if self.side == Side::Server {
+                self.server.release(&stream);
+            }
+        }
+        // Streams that were reset leave their places in the queues behind.
+        for queue in [&mut self.pending_send, &mut self.pending_accept] {
+            if queue.len() > 2 * self.streams.len() + 64 {
+                queue.retain(|id| self.streams.contains_key(id));
+            }
         }
         if self.streams.is_empty() {
             self.max_send_window = 0;

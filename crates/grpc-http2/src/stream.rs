@@ -39,6 +39,8 @@ pub(crate) struct Stream {
     pub(crate) refusal: Option<Refusal>,
     /// Server: how many bytes it holds of the budget of requests.
     pub(crate) held: usize,
+    /// Server: how many bytes of memory its metadata takes, about.
+    pub(crate) metadata: usize,
     /// Server: how many bytes its response holds of the budget of unread responses.
     pub(crate) unread: usize,
     /// Server: the period of the receive timeout in which it was opened.
@@ -167,6 +169,11 @@ impl Stream {
             (None, Some(Ok(()))) => Poll::Ready(Err(Error::protocol("the response has no header list"))),
             (None, None) => self.wait(cx),
         }
+    }
+
+    /// Returns how many received bytes nobody has read.
+    pub(crate) fn received_len(&self) -> usize {
+        self.received.len()
     }
 
     /// Returns the received bytes.

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use grpc_http2::Error as Http2Error;
-use grpc_http2::client::{self, ClientConfig, SendRequest};
+use grpc_http2::client::{self, SendRequest};
 use http::StatusCode;
 use tokio::task::JoinHandle;
 use tonic::Code;
@@ -42,7 +42,7 @@ impl Conversation {
     pub(super) async fn open(connector: &Connector) -> Result<Self, String> {
         let stream = connector.connect().await.map_err(|error| error.to_string())?;
         let shown = stream.peer_certificate();
-        let (sender, connection) = client::handshake(stream, ClientConfig::default());
+        let (sender, connection) = client::handshake(stream, connector.http2());
         let connection = tokio::spawn(async move {
             // What ends the connection ends the question under way, which tells it.
             connection.await.ok();

@@ -19,6 +19,7 @@ fn backend(endpoint: &str, local: bool) -> BackendConfig {
         tls: None,
         streaming: Streaming { relay: RelayMode::Auto, address: None, tls: false },
         max_in_flight: 1000,
+        max_list: 32 << 20,
         image_handler: ImageHandler::Auto,
     }
 }

@@ -107,8 +107,8 @@ impl From<h2::Error> for RawError {
 }
 
 impl Client {
-    /// Makes a unary or server-streaming call and waits for the whole reply. Metadata is sent in the given order,
-    /// beside the headers that gRPC needs.
+    /// Makes a unary or server-streaming call and waits for the whole reply. Metadata is sent in the given
+    /// order, beside the headers that gRPC needs.
     ///
     /// # Errors
     /// If there is no connection or the reply does not come to its end; a status is no error here.
@@ -211,7 +211,7 @@ where
     let (requests, connection) = h2::client::Builder::new()
         .initial_window_size(WINDOW)
         .initial_connection_window_size(WINDOW * 4)
-        .max_header_list_size(1 << 20)
+        .max_header_list_size(8 << 20)
         .handshake(stream)
         .await?;
     // Its failure shows in the calls that it carries.

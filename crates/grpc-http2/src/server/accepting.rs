@@ -18,8 +18,15 @@ use crate::{Error, GoAway, Reason};
 /// How many bytes of requests a connection may hold whatever the others hold: small requests are always
 /// accepted.
 const FREE_REQUEST_BYTES: usize = 256 << 10;
+/// How many bytes of memory the metadata of the open streams of a connection may take: small blocks go back
+/// to the system late, so there must not be many. A thousand calls as gRPC clients make them take a third of
+/// it.
+const MAX_METADATA: usize = 4 << 20;
 /// How many ranges of skipped identifiers are remembered.
 const MAX_SKIPPED: usize = 16;
+
+const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// The server side of a connection.
 #[derive(Debug)]
@@ -32,6 +39,8 @@ pub(crate) struct Accepting {
     pub(crate) goaway: Option<GoAway>,
     /// Bytes of requests, from their arrival to the end of their calls.
     requests: Share,
+    /// Memory that the metadata of open streams takes, about.
+    metadata: usize,
     /// Bytes of buffered responses that the client has not read.
     unread: Share,
     /// How many requests are incomplete.
@@ -65,6 +74,7 @@ impl Accepting {
             shutdown: Shutdown::None,
             goaway: None,
             requests: Share::new(Arc::clone(&config.request_budget), FREE_REQUEST_BYTES),
+            metadata: 0,
             unread: Share::new(Arc::clone(&config.unread_budget), 0),
             incomplete: 0,
             period: 0,
@@ -83,6 +93,7 @@ impl Accepting {
     /// Releases what a stream holds.
     pub(crate) fn release(&mut self, stream: &Stream) {
         self.requests.release(stream.held);
+        self.metadata -= stream.metadata;
         self.unread.release(stream.unread);
         self.incomplete -= usize::from(stream.ended.is_none());
     }
@@ -133,8 +144,6 @@ impl Refusal {
 
     /// Returns the headers of the response. The messages need no percent-encoding: they are printable ASCII.
     fn headers(&self) -> HeaderMap {
-        const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
-        const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
         HeaderMap::from_iter([
             (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
             (GRPC_STATUS, HeaderValue::from(self.code as i32)),
@@ -143,11 +152,29 @@ impl Refusal {
     }
 }
 
+/// Returns what of a header list with a gRPC status a peer accepts that announces `limit` (section 6.5.2):
+/// the status, and as much of its message as fits.
+pub(crate) fn shorten(headers: &HeaderMap, limit: usize) -> HeaderMap {
+    const STATUS: usize = ":status200".len() + hpack::FIELD_OVERHEAD;
+    let mut short = HeaderMap::new();
+    for name in [CONTENT_TYPE, GRPC_STATUS] {
+        short.extend(headers.get(&name).map(|value| (name, value.clone())));
+    }
+    let message = headers.get(&GRPC_MESSAGE).map_or(&[][..], HeaderValue::as_bytes);
+    let taken = STATUS + hpack::list_size(&short) + GRPC_MESSAGE.as_str().len() + hpack::FIELD_OVERHEAD;
+    // Some peers refuse a list of exactly their limit.
+    let end = message.len().min(limit.saturating_sub(taken + 1));
+    // A percent-encoded byte is not cut.
+    let cut = message[..end].iter().rev().take(2).position(|&byte| byte == b'%').map_or(0, |at| at + 1);
+    short.extend(HeaderValue::from_bytes(&message[..end - cut]).ok().map(|message| (GRPC_MESSAGE, message)));
+    short
+}
+
 impl State {
     /// Receives a header block of a request.
     ///
     /// # Errors
-    /// If the client opens a stream that it skipped (section 5.1.1).
+    /// If the client opens a stream that it skipped (section 5.1.1), or that is closed.
     pub(crate) fn recv_request(&mut self, id: StreamId, block: Block, ends: bool) -> Result<(), Error> {
         if id >= self.next {
             self.open_remote(id, block, ends);
@@ -157,7 +184,9 @@ impl State {
             None if self.server.is_skipped(id) => {
                 return Err(Error::protocol("a stream identifier is lower than the last one"));
             }
-            None => self.recv_on_closed(id),
+            None if self.is_recently_reset(id) => {}
+            // Section 5.1: gRPC clients send HEADERS once, so this one has lost count of its streams.
+            None => return Err(Error::violation(Reason::STREAM_CLOSED, "HEADERS on a closed stream")),
             Some(stream) if stream.is_broken() || stream.too_large.is_some() => {}
             Some(stream) if stream.ended.is_some() => self.recv_after_end(id),
             Some(_) if ends && block.kind() == Some(ListKind::Trailers) => self.recv_end_stream(id),
@@ -186,10 +215,13 @@ impl State {
             self.server.config.on_limit.call(Limit::Metadata);
         }
         let mut stream = Stream::accepted(block, self.server.config.max_request);
-        (stream.refusal, stream.period) = (refusal, self.server.period);
+        (stream.refusal, stream.period, stream.metadata) = (refusal, self.server.period, memory);
         self.server.incomplete += 1;
+        self.server.metadata += memory;
         self.streams.insert(id, stream);
-        if self.hold_request(id, memory) && ends {
+        if self.server.metadata > MAX_METADATA {
+            self.refuse_request(id);
+        } else if self.hold_request(id, memory) && ends {
             self.recv_end_stream(id);
         }
     }
@@ -201,9 +233,13 @@ impl State {
             stream.held += if stream.refusal.is_some() { 0 } else { len };
             return true;
         }
+        self.refuse_request(id);
+        false
+    }
+
+    fn refuse_request(&mut self, id: StreamId) {
         self.server.config.on_limit.call(Limit::RequestBytes);
         self.send_refusal(id, &Refusal::REQUEST_BYTES);
-        false
     }
 
     /// Holds the bytes of a buffered response. One that has no room is replaced; `false` then.

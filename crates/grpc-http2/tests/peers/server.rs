@@ -437,6 +437,11 @@ async fn a_violation_ends_the_connection_with_the_code_of_the_rfc() {
         [
             (frame(0, 0, 1, b"x"), 1, "an idle stream"),
             (frame(3, 0, 1, &[0; 4]), 1, "an idle stream"),
+            (
+                [frame(1, 5, 1, REQUEST), frame(3, 0, 1, &[0; 4]), open.clone()].concat(),
+                5,
+                "HEADERS on a closed stream",
+            ),
             ([&open[..], &frame(0, 8, 1, &[200, 0])].concat(), 1, "padding"),
             ([&open[..], &frame(3, 0, 1, &[0; 5])].concat(), 6, "RST_STREAM has a wrong length"),
             ([frame(1, 4, 5, REQUEST), frame(1, 4, 3, REQUEST)].concat(), 1, "lower than the last one"),
@@ -466,14 +471,13 @@ async fn a_violation_ends_the_connection_with_the_code_of_the_rfc() {
     }
 }
 
-/// What of a request cannot be forwarded, and how its stream ends.
 #[tokio::test]
 async fn a_frame_on_a_stream_that_is_not_open_is_a_stream_error() {
     let closed = frame(3, 0, 1, &[0, 0, 0, 5]);
     let ended = frame(1, 5, 1, REQUEST);
     let cancelled = [frame(1, 4, 1, REQUEST), frame(3, 0, 1, &[0, 0, 0, 8])].concat();
     for before in [ended, cancelled] {
-        for late in [frame(0, 0, 1, b"late"), frame(1, 5, 1, REQUEST)] {
+        for late in [frame(0, 0, 1, b"late"), frame(0, 1, 1, b"")] {
             let told =
                 scripted(&after(&[before.clone(), late, frame(1, 5, 3, REQUEST)]), 1 << 20, &closed).await;
             assert!(told.has(&closed), "{:x?}", told.heard);
@@ -651,5 +655,34 @@ async fn a_peer_that_wants_no_table_is_spoken_to_without_one() {
     let sender = speak(&mut client, io).await;
     for _ in 0..2 {
         assert_eq!(call(&sender, pattern(1)).await.unwrap().0, pattern(1));
+    }
+}
+
+#[tokio::test]
+async fn trailers_beyond_what_the_client_accepts_arrive_shortened() {
+    for with_body in [false, true] {
+        let (io, _goodbye, _serving) = serve(move |_: Request<RequestBody>| async move {
+            let message = "%20".repeat(1000).parse().unwrap();
+            let end: HeaderMap = [("grpc-status", "2".parse().unwrap()), ("grpc-message", message)]
+                .map(named)
+                .into_iter()
+                .collect();
+            let mut response =
+                Response::new(if with_body { Parts::new([], end.clone()) } else { Parts([].into()) });
+            if !with_body {
+                *response.headers_mut() = end;
+            }
+            response
+        });
+        let mut client = h2::client::Builder::new();
+        client.max_header_list_size(1000);
+        let sender = speak(&mut client, io).await;
+        let (response, _) = sender.ready().await.unwrap().send_request(post("a/b"), true).unwrap();
+        let response = response.await.unwrap();
+        let headers = response.headers().clone();
+        let end = if with_body { response.into_body().trailers().await.unwrap().unwrap() } else { headers };
+        assert_eq!(end["grpc-status"], "2");
+        let message = end["grpc-message"].to_str().unwrap();
+        assert!((700..1000).contains(&message.len()) && message.len() % 3 == 0, "{} bytes", message.len());
     }
 }

@@ -36,6 +36,8 @@ mod watch;
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// Period of [`timer_keepalive`]; shorter than any deadline of a call.
 const TIMER_PERIOD: Duration = Duration::from_millis(500);
+/// Period of [`trim_heap`].
+const TRIM_PERIOD: Duration = Duration::from_secs(3);
 
 /// A running crimux.
 #[derive(Debug)]
@@ -96,6 +98,7 @@ impl App {
         let mut backends = Backends::new(Arc::clone(&node), drain.clone(), side.clone());
         backends.apply(&config).await?;
         tokio::spawn(timer_keepalive(Arc::clone(&node.metrics)));
+        side.handle().spawn(trim_heap());
         let writer = tokio::spawn(snapshot.run(drain.clone().into_begun()));
         let (mut servers, calls) = (JoinSet::new(), Handle::current());
         tracing::info!(listen = %listener.path().display(), backends = config.backends.len(), "serving");
@@ -225,5 +228,13 @@ async fn timer_keepalive(metrics: Arc<Metrics>) {
         let due = Instant::now() + TIMER_PERIOD;
         tokio::time::sleep_until(due).await;
         metrics.record_stall(due.elapsed());
+    }
+}
+
+/// Returns to the system what calls have freed, every [`TRIM_PERIOD`].
+async fn trim_heap() {
+    loop {
+        tokio::time::sleep(TRIM_PERIOD).await;
+        malloc_trim::malloc_trim();
     }
 }

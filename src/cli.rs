@@ -15,7 +15,6 @@ use crate::config::{self, ConfigError};
 use crate::telemetry;
 use client::ReadArgs;
 
-mod allocator;
 mod backend;
 mod check;
 mod client;
@@ -155,7 +154,6 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         // One thread serves all calls: a call then never waits for another thread to wake up (see
         // ARCHITECTURE.md).
         Command::Serve(ConfigFile { config }) => {
-            allocator::fix_thresholds();
             block_on(async { App::start(&config).await?.run().await })?;
             ExitCode::SUCCESS
         }

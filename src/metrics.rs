@@ -150,10 +150,7 @@ impl Metrics {
         };
         metrics.config_last_reload_successful.set(1);
         metrics.set_restart_keys(&[]);
-        let labels = ["version", "revision"];
-        let build_info = make.gauges("build_info", "Version and revision of crimux; always 1.", &labels)?;
-        let revision = option_env!("CRIMUX_REVISION").unwrap_or("unknown");
-        build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
+        register_build_info(&make)?;
         registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
         Ok(Arc::new(metrics))
     }
@@ -293,6 +290,14 @@ impl CallMetrics {
             backend_duration: OnceLock::new(),
         })
     }
+}
+
+fn register_build_info(make: &Registrar<'_>) -> prometheus::Result<()> {
+    let labels = ["version", "revision"];
+    let build_info = make.gauges("build_info", "Version and revision of crimux; always 1.", &labels)?;
+    let revision = option_env!("CRIMUX_REVISION").unwrap_or("unknown");
+    build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
+    Ok(())
 }
 
 fn name(method: usize) -> &'static str {

@@ -35,7 +35,7 @@ are not supported. [`config.example.yaml`](../config.example.yaml) shows every k
 
 Durations are whole numbers with `ms`, `s`, `m` or `h`, such as `500ms`, `1s` or `1m30s`, above zero.
 
-This page is made from `src/config/keys.rs` by `UPDATE=1 cargo test --test config`.
+This page is made from `src/config/keys/table.rs` by `UPDATE=1 cargo test --test config`.
 
 ";
 

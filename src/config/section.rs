@@ -93,7 +93,8 @@ impl<'a> Section<'a> {
 
     fn key(&self, name: &str) -> &'static Key {
         let path = if self.row.is_empty() { name.to_owned() } else { format!("{}.{name}", self.row) };
-        keys::find(&path).expect("every key that is read has a row in keys.rs; the tests read all of them")
+        keys::find(&path)
+            .expect("every key that is read has a row in keys/table.rs; the tests read all of them")
     }
 
     /// Whether the key is in the file, even if mistyped or with a wrong value.
@@ -134,9 +135,9 @@ impl<'a> Section<'a> {
     pub(super) fn read<T>(&self, name: &str, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
         match (self.entry(name), self.key(name).default) {
             (Some(entry), _) => self.scalar(name, &entry.value, parse),
-            (None, DefaultValue::Is(text)) => {
-                Some(parse(text).expect("the defaults in keys.rs are valid; the tests read all of them"))
-            }
+            (None, DefaultValue::Is(text)) => Some(
+                parse(text).expect("the defaults in keys/table.rs are valid; the tests read all of them"),
+            ),
             (None, _) => {
                 self.missing(name);
                 None
@@ -159,14 +160,14 @@ impl<'a> Section<'a> {
 
     pub(super) fn duration(&self, name: &str) -> Option<Duration> {
         let ValueKind::Duration { max } = self.key(name).kind else {
-            unreachable!("{name} is no duration in keys.rs")
+            unreachable!("{name} is no duration in keys/table.rs")
         };
         self.read(name, |text| values::duration(text, max))
     }
 
     pub(super) fn integer(&self, name: &str) -> Option<u32> {
         let ValueKind::Integer { min, max } = self.key(name).kind else {
-            unreachable!("{name} is no number in keys.rs")
+            unreachable!("{name} is no number in keys/table.rs")
         };
         self.read(name, |text| values::integer(text, min, max))
     }

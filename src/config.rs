@@ -1,8 +1,9 @@
 //! The checked configuration.
 //!
 //! The file as written is read by `config/file.rs`, which reports every problem at once with line and column;
-//! only a file without problems becomes a [`Config`]. Keys, defaults and limits are data in `config/keys/table.rs`.
-//! Nothing here does I/O beyond reading that one file and looking up the names in `listen_owner`.
+//! only a file without problems becomes a [`Config`]. Keys, defaults and limits are data in
+//! `config/keys/table.rs`. Nothing here does I/O beyond reading that one file and looking up the names in
+//! `listen_owner`.
 
 mod backends;
 mod canonical;

@@ -1,7 +1,7 @@
 //! What clients may make crimux hold, over all of its sockets: connections, streams, bytes of requests and of
 //! replies.
 //!
-//! The HTTP/2 crate enforces all but the number of connections; here are the values in force, which the
+//! The HTTP/2 crate enforces all but the number of connections; here are the current values, which the
 //! configuration gives, and what is told of a limit that is reached: a counter, and a line in the log at most
 //! once a minute.
 
@@ -23,7 +23,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 const NAMES: [&str; 6] =
     ["connections", "streams", "metadata_kib", "requests_mib", "receive_time", "unread_mib"];
 
-/// The limits in force.
+/// The current limits.
 #[derive(Debug)]
 pub struct ClientLimits {
     current: Mutex<Limits>,

@@ -1,15 +1,31 @@
-//! Makes pairs of the sandbox and the container list of a backend, so that what is served of both belongs
-//! together.
+//! Pairs the sandbox list and the container list of a backend, so that clients get two lists of one moment.
 //!
-//! **The rule**: a pair is the newest sandbox list and a container list that was *sent* no earlier than it,
-//! and at most [`PAIR_WINDOW`] after it arrived; that is the order in which kubelet's PLEG asks
-//! (`kuberuntime_manager.go`, `GetPods`). A sandbox list waits until such a container list is there. Only
-//! while nothing is known does the other order make a pair too.
+//! kubelet's PLEG lists sandboxes, then containers (`kuberuntime_manager.go`, `GetPods`), and takes a container
+//! without a sandbox for one whose pod is gone. So a new list is not served alone: it waits until both lists
+//! form a pair. `S` is the newest sandbox list, `C` the newest container list:
 //!
-//! A container list that was sent after a sandbox list arrived, the first to be, is taken as it is: a
-//! container in it whose sandbox is missing is the backend's own word. Any other pair is looked through, and
-//! refused if a container in it has no sandbox; if lists that were both sent after the refusal say no other
-//! thing, it is the backend's word again.
+//! ```text
+//!  crimux   S requested            S received      C requested          C received
+//!  ───────────┬────────────────────────┬───────────────┬────────────────────┬─────▶ time
+//!             │                        │◀─ PAIR_WINDOW ▶│                    │
+//!             │                        │    at most     │                    └ the pair (S, C) is served
+//!             │                        └ S waits: it may have a sandbox whose container the served C lacks
+//!             └ a change recorded from here on stays applied on top of S until a later list shows it
+//! ```
+//!
+//! | C was requested | containers without a sandbox | the pair |
+//! |---|---|---|
+//! | before S, and a pair is served | | waits for a newer list |
+//! | more than [`PAIR_WINDOW`] after S was received, or the other way round | | waits for a newer list |
+//! | after S was received, and S is in no pair yet | not looked for: the backend itself says so | is served |
+//! | in any other order | none | is served |
+//! | in any other order | some that were not refused yet | is refused, and they are remembered |
+//! | in any other order | only ones that were refused, and S or C was requested before that | is refused again |
+//! | in any other order | only ones that were refused, and S and C were requested after that | is served |
+//!
+//! A refused pair serves nothing new: the served lists stay until a pair is served. So a container that is
+//! created while both lists are in flight never shows without its sandbox, and a backend that really has such
+//! a container is believed from its second answer on.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -21,171 +37,197 @@ use super::items::container_items;
 use super::lists::ids;
 use super::{ListKind, Revision};
 
-/// How long after a sandbox list arrived a container list may be sent to make a pair with it.
+/// The longest time between receiving one list and requesting the other of a pair.
 pub(super) const PAIR_WINDOW: Duration = Duration::from_secs(10);
 
-/// List bytes, and whether their buffer holds nothing else.
+/// The bytes of a list, and whether their buffer holds nothing else.
 #[derive(Debug, Clone)]
 pub(super) struct ListBytes {
     pub(super) bytes: Bytes,
     pub(super) exact: bool,
 }
 
-/// The lists that are served.
+/// Two lists of one moment.
 #[derive(Debug, Clone)]
 pub(super) struct Pair {
     pub(super) sandboxes: ListBytes,
     pub(super) containers: ListBytes,
 }
 
-/// The pair that is served, and the lists that may become the next.
+/// The served pair, and the newest lists, which may form the next one.
 #[derive(Debug, Default)]
 pub(super) struct PodListSync {
     pub(super) pair: Option<Pair>,
     sandboxes: Option<PendingList>,
     containers: Option<PendingList>,
-    floors: Watermarks,
-    refused: Option<Refused>,
+    watermarks: Watermarks,
+    refusal: Option<Refusal>,
 }
 
-/// The sequence numbers up to which changes are shown by the pair.
+/// The sequence numbers up to which the served pair shows all changes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Watermarks {
     sandboxes: u64,
     containers: u64,
 }
 
+/// The newest list of its kind.
 #[derive(Debug, Clone)]
 struct PendingList {
-    epoch: Revision,
-    arrived: Instant,
+    requested: Revision,
+    received: Instant,
     list: ListBytes,
-    /// Whether it was part of a pair.
-    used: bool,
+    /// Whether it was in a served pair.
+    paired: bool,
 }
 
+/// The last pair that was refused for containers without a sandbox.
 #[derive(Debug)]
-struct Refused {
+struct Refusal {
     at: Instant,
+    /// Their IDs.
     containers: HashSet<String>,
 }
 
+/// What becomes of the newest two lists; see the table above.
+enum Decision {
+    Wait,
+    Refuse(HashSet<String>),
+    RefuseAgain,
+    Serve,
+}
+
 impl PodListSync {
-    /// Takes the full list `reply` of sandboxes or containers, sent at `epoch`, with the `changes` that stay
-    /// on top. Returns whether a pair was completed and, if so, whether it is another than before.
+    /// Receives the full list `reply` of sandboxes or containers, requested at `requested`. `changes` are those
+    /// that are applied on top of the served pair. Returns `None` if no pair was served for it, otherwise whether
+    /// the served bytes changed.
     pub(super) fn take(
         &mut self,
         kind: ListKind,
-        epoch: Revision,
+        requested: Revision,
         reply: Bytes,
         now: Instant,
         changes: &[Change],
     ) -> Option<bool> {
-        if self.is_past(kind, epoch) {
+        if self.is_past(kind, requested) {
             return None;
         }
         let newest = if kind == ListKind::Sandboxes { &mut self.sandboxes } else { &mut self.containers };
-        if newest.as_ref().is_some_and(|half| half.epoch.seq > epoch.seq) {
+        if newest.as_ref().is_some_and(|list| list.requested.seq > requested.seq) {
             return None;
         }
-        let list = ListBytes::replacing(newest.as_ref().map(|half| &half.list), reply);
-        *newest = Some(PendingList { epoch, arrived: now, list, used: false });
-        self.complete(now, changes)
+        let list = ListBytes::replacing(newest.as_ref().map(|newest| &newest.list), reply);
+        *newest = Some(PendingList { requested, received: now, list, paired: false });
+        self.pair_up(now, changes)
     }
 
-    fn complete(&mut self, now: Instant, changes: &[Change]) -> Option<bool> {
+    /// Decides about the newest two lists, and serves them or remembers the refusal.
+    fn pair_up(&mut self, now: Instant, changes: &[Change]) -> Option<bool> {
         let (sandboxes, containers) = (self.sandboxes.as_ref()?, self.containers.as_ref()?);
-        let in_order = containers.epoch.seq >= sandboxes.epoch.seq;
-        let together = if in_order { containers.follows(sandboxes) } else { sandboxes.follows(containers) };
-        if !together || !(in_order || self.pair.is_none()) {
-            return None;
-        }
         let pair = Pair { sandboxes: sandboxes.list.clone(), containers: containers.list.clone() };
-        let floors = Watermarks {
-            // What happened to a sandbox happened to its containers: such a change stays until both show it.
-            sandboxes: sandboxes.epoch.seq.min(containers.epoch.seq),
-            containers: containers.epoch.seq,
-        };
-        let one_after_the_other = containers.epoch.at >= sandboxes.arrived && !sandboxes.used;
-        let both_sent = sandboxes.epoch.at.min(containers.epoch.at);
-        let same = self.pair.as_ref().is_some_and(|old| old.is_same(&pair));
-        // What is served already, with nothing on top of it, was looked through before.
-        let settled = one_after_the_other || (same && changes.is_empty());
-        if !settled && !self.accepts(&pair, floors, both_sent, now, changes) {
-            return None;
-        }
-        self.floors = floors;
-        self.refused = None;
-        for half in [&mut self.sandboxes, &mut self.containers].into_iter().flatten() {
-            half.used = true;
-        }
-        self.pair = Some(pair);
-        Some(!same)
-    }
-
-    /// Looks through a pair for containers without a sandbox.
-    fn accepts(
-        &mut self,
-        pair: &Pair,
-        floors: Watermarks,
-        sent: Instant,
-        now: Instant,
-        changes: &[Change],
-    ) -> bool {
-        let lost = pair.containers_without_sandbox(floors, changes);
-        if lost.is_empty() {
-            return true;
-        }
-        match &self.refused {
-            // The first refusal of these stays the one that counts, or lists that keep coming never get past
-            // it.
-            Some(refused) if lost.is_subset(&refused.containers) => sent > refused.at,
-            _ => {
-                self.refused = Some(Refused { at: now, containers: lost });
-                false
+        let watermarks = Watermarks::of(sandboxes, containers);
+        match self.decide(sandboxes, containers, &pair, changes) {
+            Decision::Wait | Decision::RefuseAgain => None,
+            Decision::Refuse(containers) => {
+                self.refusal = Some(Refusal { at: now, containers });
+                None
+            }
+            Decision::Serve => {
+                let is_same = self.pair.as_ref().is_some_and(|served| served.is_same(&pair));
+                for list in [&mut self.sandboxes, &mut self.containers].into_iter().flatten() {
+                    list.paired = true;
+                }
+                (self.pair, self.watermarks, self.refusal) = (Some(pair), watermarks, None);
+                Some(!is_same)
             }
         }
     }
 
-    /// Returns the newest list of sandboxes or containers if it is, byte for byte, this one.
+    fn decide(
+        &self,
+        sandboxes: &PendingList,
+        containers: &PendingList,
+        pair: &Pair,
+        changes: &[Change],
+    ) -> Decision {
+        let in_order = containers.requested.seq >= sandboxes.requested.seq;
+        let in_window = if in_order { containers.follows(sandboxes) } else { sandboxes.follows(containers) };
+        if !in_window || (!in_order && self.pair.is_some()) {
+            return Decision::Wait;
+        }
+        if containers.requested.at >= sandboxes.received && !sandboxes.paired {
+            return Decision::Serve;
+        }
+        // The served pair with no changes on top of it was examined before.
+        if changes.is_empty() && self.pair.as_ref().is_some_and(|served| served.is_same(pair)) {
+            return Decision::Serve;
+        }
+        let orphans = pair.containers_without_sandbox(Watermarks::of(sandboxes, containers), changes);
+        if orphans.is_empty() {
+            return Decision::Serve;
+        }
+        // The first refusal of these containers is the one that counts, or a backend that is listed every second
+        // would never be believed.
+        match &self.refusal {
+            Some(refusal) if orphans.is_subset(&refusal.containers) => {
+                let requested = sandboxes.requested.at.min(containers.requested.at);
+                if requested > refusal.at { Decision::Serve } else { Decision::RefuseAgain }
+            }
+            _ => Decision::Refuse(orphans),
+        }
+    }
+
+    /// Returns the newest list of sandboxes or containers if its bytes equal `reply`.
     pub(super) fn held(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
-        let newest = if kind == ListKind::Sandboxes { &self.sandboxes } else { &self.containers };
-        newest.as_ref().map(|half| &half.list.bytes).filter(|bytes| *bytes == reply).cloned()
+        self.newest(kind).map(|newest| &newest.list.bytes).filter(|bytes| *bytes == reply).cloned()
     }
 
-    /// Returns the newest list of sandboxes or containers and the sequence number at which it was sent, if it
-    /// waits for its other half: it was part of no pair yet.
+    /// Returns the newest list of sandboxes or containers and the sequence number of its request, if it was in no
+    /// served pair yet.
     pub(super) fn waiting(&self, kind: ListKind) -> Option<(&Bytes, u64)> {
-        let newest = if kind == ListKind::Sandboxes { &self.sandboxes } else { &self.containers };
-        newest.as_ref().filter(|half| !half.used).map(|half| (&half.list.bytes, half.epoch.seq))
+        let newest = self.newest(kind).filter(|newest| !newest.paired);
+        newest.map(|newest| (&newest.list.bytes, newest.requested.seq))
     }
 
-    /// Tells whether the pair was sent after `epoch`, so that a reply of then says nothing new.
-    pub(super) fn is_past(&self, kind: ListKind, epoch: Revision) -> bool {
-        let Watermarks { sandboxes, containers } = self.floors;
-        epoch.seq < if kind == ListKind::Sandboxes { sandboxes } else { containers }
+    fn newest(&self, kind: ListKind) -> Option<&PendingList> {
+        if kind == ListKind::Sandboxes { self.sandboxes.as_ref() } else { self.containers.as_ref() }
     }
 
-    /// Returns the sequence numbers up to which changes are shown by the pair.
+    /// Tells whether the served list of `kind` was requested after `revision`, so that a reply of then is
+    /// outdated.
+    pub(super) fn is_past(&self, kind: ListKind, revision: Revision) -> bool {
+        let Watermarks { sandboxes, containers } = self.watermarks;
+        revision.seq < if kind == ListKind::Sandboxes { sandboxes } else { containers }
+    }
+
+    /// Returns the watermarks of the served pair.
     pub(super) fn floors(&self) -> Watermarks {
-        self.floors
+        self.watermarks
     }
 
-    /// Makes a pairing that serves `pair`, and takes no list that was sent before `seq`.
+    /// Serves `pair`, and refuses lists that were requested before `seq`.
     pub(super) fn of(pair: Option<Pair>, seq: u64) -> Self {
-        Self { pair, floors: Watermarks { sandboxes: seq, containers: seq }, ..Self::default() }
+        Self { pair, watermarks: Watermarks { sandboxes: seq, containers: seq }, ..Self::default() }
     }
 
-    /// Iterates over all lists that are held.
+    /// Iterates over all lists, served and newest.
     pub(super) fn kept(&mut self) -> impl Iterator<Item = &mut ListBytes> {
-        let halves = [&mut self.sandboxes, &mut self.containers].into_iter().flatten();
+        let newest = [&mut self.sandboxes, &mut self.containers].into_iter().flatten();
         let pair = self.pair.iter_mut().flat_map(|pair| [&mut pair.sandboxes, &mut pair.containers]);
-        halves.map(|half| &mut half.list).chain(pair)
+        newest.map(|newest| &mut newest.list).chain(pair)
     }
 }
 
 impl Watermarks {
-    /// Tells whether the pair may not show `change`.
+    fn of(sandboxes: &PendingList, containers: &PendingList) -> Self {
+        Self {
+            // A change of a sandbox changes its containers too, so it stays until both lists show it.
+            sandboxes: sandboxes.requested.seq.min(containers.requested.seq),
+            containers: containers.requested.seq,
+        }
+    }
+
+    /// Tells whether `change` must stay applied, because the pair may not show it.
     pub(super) fn leave(self, change: &Change) -> bool {
         let of_sandbox = change.op.as_ref().is_some_and(Op::is_of_sandbox);
         change.seq > if of_sandbox { self.sandboxes } else { self.containers }
@@ -198,8 +240,9 @@ impl Pair {
             && is_same_slice(&self.containers.bytes, &other.containers.bytes)
     }
 
-    fn containers_without_sandbox(&self, floors: Watermarks, changes: &[Change]) -> HashSet<String> {
-        let changes: Vec<Change> = changes.iter().filter(|change| floors.leave(change)).cloned().collect();
+    fn containers_without_sandbox(&self, watermarks: Watermarks, changes: &[Change]) -> HashSet<String> {
+        let changes: Vec<Change> =
+            changes.iter().filter(|change| watermarks.leave(change)).cloned().collect();
         let overlay = Overlay::new(&changes);
         let sandboxes = overlay.sandboxes(&self.sandboxes.bytes);
         let sandboxes = ids(ListKind::Sandboxes, &sandboxes);
@@ -213,14 +256,14 @@ impl Pair {
 }
 
 impl PendingList {
-    /// Tells whether this was sent soon enough after `earlier` arrived.
+    /// Tells whether this list was requested within the window after `earlier` was received.
     fn follows(&self, earlier: &Self) -> bool {
-        self.epoch.at.saturating_duration_since(earlier.arrived) <= PAIR_WINDOW
+        self.requested.at.saturating_duration_since(earlier.received) <= PAIR_WINDOW
     }
 }
 
 impl ListBytes {
-    /// Keeps the old buffer if the new one says the same.
+    /// Keeps the old buffer if the new one has the same bytes.
     pub(super) fn replacing(old: Option<&Self>, reply: Bytes) -> Self {
         match old {
             Some(old) if is_same_slice(&old.bytes, &reply) || old.bytes == reply => old.clone(),
@@ -228,7 +271,7 @@ impl ListBytes {
         }
     }
 
-    /// Makes a list without items.
+    /// Returns a list without items.
     pub(super) fn nothing() -> Self {
         Self { bytes: Bytes::new(), exact: true }
     }

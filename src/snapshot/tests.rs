@@ -3,6 +3,7 @@
 mod crash;
 mod filters;
 mod lists;
+mod pair;
 mod races;
 mod statuses;
 

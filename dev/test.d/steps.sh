@@ -4,6 +4,11 @@
 # A result is a line `passed N WHAT` or `failed N WHAT` in $CRIMUX_RESULTS, a skip a line `WHAT: why` in
 # $CRIMUX_SKIPS; a stage run by itself, without dev/test, only prints.
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
+# shellcheck source=/dev/null
+. dev/rust.sh
+# shellcheck source=/dev/null
+. dev/debian.sh
+choose_rust
 CRIMUX_RESULTS=${CRIMUX_RESULTS:-/dev/null}
 CRIMUX_SKIPS=${CRIMUX_SKIPS:-/dev/null}
 export CRIMUX_SKIPS
@@ -29,6 +34,16 @@ step() {
 skip() {
   printf 'SKIPPED: %s: %s\n' "$1" "$2"
   printf '%s: %s\n' "$1" "$2" >>"$CRIMUX_SKIPS"
+}
+
+# wants WHAT PROGRAM PACKAGE...: a program that WHAT needs. It is installed where that is possible, else WHAT is skipped.
+wants() {
+  local why
+  ! PATH=$PATH:/usr/sbin:/sbin command -v "$2" >/dev/null || return 0
+  if ! why=$(install_packages "${@:3}" 2>&1); then
+    skip "$1" "$2 is not installed ($(tail -1 <<<"$why"))"
+    return 1
+  fi
 }
 
 # tests WHAT CARGO_ARGUMENTS... [-- TEST_ARGUMENTS...]: Rust tests, counted one by one; with nextest where it is

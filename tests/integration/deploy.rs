@@ -9,6 +9,7 @@ mod debian;
 mod helm;
 mod home;
 mod kubernetes;
+mod machine;
 mod node_script;
 mod prometheus;
 mod release;
@@ -50,7 +51,7 @@ fn tool(name: &str, package: &str) -> Option<Command> {
     let found = std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(name).is_file()));
     if !found {
-        eprintln!("SKIPPED: {name} is not installed (Debian package {package})");
+        testkit::bed::skipped(&format!("{name} is not installed (Debian package {package})"));
         return None;
     }
     Some(Command::new(name))

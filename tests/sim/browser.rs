@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(90);
 fn has_browser() -> bool {
     let wanted = std::env::var_os("CRIMUX_BROWSER").is_some_and(|value| value == "1");
     if !wanted {
-        eprintln!("SKIPPED: CRIMUX_BROWSER=1 is not set (dev/test browser)");
+        testkit::bed::skipped("CRIMUX_BROWSER=1 is not set (dev/test browser)");
     }
     wanted
 }

@@ -176,7 +176,7 @@ impl Prometheus {
             .stderr(Stdio::piped())
             .spawn();
         let Ok(mut process) = process else {
-            eprintln!("SKIPPED: prometheus is not installed (Debian package prometheus)");
+            testkit::bed::skipped("prometheus is not installed (Debian package prometheus)");
             return None;
         };
         let mut lines = BufReader::new(process.stderr.take().unwrap()).lines();

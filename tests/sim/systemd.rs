@@ -194,7 +194,7 @@ async fn systemds_own_activation_starts_crimux_at_the_first_connection() {
         .kill_on_drop(true)
         .spawn();
     let Ok(_crimux) = activating else {
-        eprintln!("SKIPPED: systemd-socket-activate is not installed (Debian package systemd)");
+        testkit::bed::skipped("systemd-socket-activate is not installed (Debian package systemd)");
         return;
     };
     eventually(SOON, async || socket.exists()).await;

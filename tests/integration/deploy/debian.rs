@@ -1,7 +1,6 @@
 //! The Debian package: built by `dev/package`, installed, upgraded and purged in a private root.
 //!
-//! crimux in it is a stand-in, but for the package that `CRIMUX_DEB` names. systemd is a stand-in that writes down what it
-//! is asked, found through PATH.
+//! crimux in it is a stand-in, and so is systemd, which is found through PATH and writes down what it is asked.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -10,7 +9,7 @@ use std::process::{Command, Output};
 
 use super::{read, repository, scratch, text, tool, write};
 
-const CONFIG: &str = "etc/crimux/config.yaml";
+pub(super) const CONFIG: &str = "etc/crimux/config.yaml";
 
 /// The man pages and completions, as `dev/package` has them generated.
 fn generated_files() -> &'static Path {
@@ -42,17 +41,17 @@ fn build(version: &str, binary: &Path, to: &Path) {
 }
 
 /// A private root with dpkg's database and a stand-in for systemd, and the packages to install in it.
-struct Machine {
-    root: PathBuf,
+pub(super) struct Machine {
+    pub(super) root: PathBuf,
 }
 
 impl Machine {
     /// `None`, after saying so, where dpkg is missing or may not be used like this.
-    fn new(name: &str) -> Option<Self> {
+    pub(super) fn new(name: &str) -> Option<Self> {
         tool("dpkg-deb", "dpkg")?;
         tool("python3", "python3")?;
         if fs::metadata("/proc/self").unwrap().uid() != 0 {
-            eprintln!("SKIPPED: dpkg installs into a private root only as root");
+            testkit::bed::skipped("dpkg installs into a private root only as root");
             return None;
         }
         let root = scratch(name);
@@ -91,7 +90,7 @@ impl Machine {
     }
 
     #[track_caller]
-    fn succeeds(&self, arguments: &[&str]) -> Output {
+    pub(super) fn succeeds(&self, arguments: &[&str]) -> Output {
         let output = self.dpkg(arguments);
         assert!(output.status.success(), "{}", text(&output));
         output
@@ -101,7 +100,7 @@ impl Machine {
         self.succeeds(&["--install", package.to_str().unwrap()])
     }
 
-    fn asked(&self) -> String {
+    pub(super) fn asked(&self) -> String {
         fs::read_to_string(self.root.join("asked")).unwrap_or_default()
     }
 }
@@ -248,67 +247,4 @@ fn removal_goes_on_when_only_others_name_the_socket() {
         write(&machine.root.join(place), contents);
     }
     machine.succeeds(&["--remove", "crimux"]);
-}
-
-#[test]
-fn lintian_finds_nothing() {
-    let Some(package) = std::env::var_os("CRIMUX_DEB") else {
-        eprintln!("SKIPPED: CRIMUX_DEB names no package (dev/test package)");
-        return;
-    };
-    let Some(mut lintian) = tool("lintian", "lintian") else { return };
-    let output = lintian.args(["--fail-on", "error,warning", "--allow-root"]).arg(package).output().unwrap();
-    assert!(output.status.success(), "{}", text(&output));
-}
-
-#[test]
-fn the_package_with_crimux_in_it_is_installed_upgraded_and_purged() {
-    let file = |name| std::env::var_os(name).map(PathBuf::from);
-    let (Some(package), Some(next)) = (file("CRIMUX_DEB"), file("CRIMUX_DEB_NEXT")) else {
-        eprintln!("SKIPPED: CRIMUX_DEB and CRIMUX_DEB_NEXT name no packages (dev/test package)");
-        return;
-    };
-    let Some(machine) = Machine::new("deb-real") else { return };
-    let install =
-        |package: &Path| machine.succeeds(&["--force-depends", "--install", package.to_str().unwrap()]);
-    install(&package);
-    let crimux = |arguments: &[&str]| {
-        Command::new(machine.root.join("usr/bin/crimux")).args(arguments).output().unwrap()
-    };
-    assert!(crimux(&["--version"]).status.success());
-    let config = machine.root.join(CONFIG);
-    let checked = crimux(&["check", "--config", config.to_str().unwrap()]);
-    assert!(checked.status.success(), "{}", text(&checked));
-    for installed in [
-        "usr/lib/systemd/system/crimux.service",
-        "usr/lib/systemd/system/crimux.socket",
-        "usr/share/man/man1/crimux.1.gz",
-        "usr/share/man/man1/crimux-backend-forget.1.gz",
-        "usr/share/bash-completion/completions/crimux",
-        "usr/share/zsh/vendor-completions/_crimux",
-        "usr/share/fish/vendor_completions.d/crimux.fish",
-        "usr/share/doc/crimux/copyright",
-        "usr/share/doc/crimux/config.schema.json",
-    ] {
-        assert!(machine.root.join(installed).is_file(), "{installed}");
-    }
-
-    write(
-        &config,
-        &read("deploy/debian/config.yaml").replace("containerd:", "mine:").replace(": containerd", ": mine"),
-    );
-    install(&next);
-    assert!(machine.asked().contains("deb-systemd-invoke restart crimux.service"), "{}", machine.asked());
-    assert!(fs::read_to_string(&config).unwrap().contains("default_backend: mine"));
-
-    machine.succeeds(&["--purge", "crimux"]);
-    for gone in [
-        "usr/bin/crimux",
-        "etc/crimux",
-        "var/lib/crimux",
-        "usr/share/doc/crimux",
-        "usr/share/man/man1/crimux.1.gz",
-    ] {
-        assert!(!machine.root.join(gone).exists(), "{gone}");
-    }
 }

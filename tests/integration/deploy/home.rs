@@ -37,7 +37,7 @@ fn files() -> Option<BTreeMap<String, String>> {
     let mut git = tool("git", "git")?;
     let output = git.arg("-C").arg(repository("")).args(["ls-files", "-z"]).output().unwrap();
     if !output.status.success() {
-        eprintln!("SKIPPED: this is no git checkout");
+        testkit::bed::skipped("this is no git checkout");
         return None;
     }
     let names = String::from_utf8(output.stdout).unwrap();

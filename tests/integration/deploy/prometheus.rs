@@ -5,9 +5,13 @@ use std::path::Path;
 
 use serde_yaml::Value;
 
-use super::{files_below, read, repository, text, tool};
+use super::{files_below, read, repository, scratch, text, tool, write};
 
-const RULES: [&str; 2] = ["deploy/prometheus/recording.rules.yaml", "deploy/prometheus/alerts.rules.yaml"];
+const RULES: [&str; 3] = [
+    "deploy/prometheus/recording.rules.yaml",
+    "deploy/prometheus/alerts.rules.yaml",
+    "deploy/prometheus/fleet.rules.yaml",
+];
 
 /// Every rule of a rules file.
 fn rules(path: &str) -> Vec<Value> {
@@ -79,6 +83,64 @@ fn the_rules_pass_their_own_tests() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
+/// One case of promtool: `nodes` nodes with two backends each, of which the backend `b` of every tenth node is down.
+fn fleet(nodes: u32) -> String {
+    let mut series = String::new();
+    let mut add = |name: &str, labels: String, values: &str| {
+        series += &format!("      - series: '{name}{{{labels}}}'\n        values: {values}\n");
+    };
+    for node in 0..nodes {
+        let instance = format!("instance=\"n{node}\"");
+        add("crimux_build_info", format!("{instance},version=\"0.1.0\""), "1x20");
+        add("process_cpu_seconds_total", format!("{instance},job=\"crimux\""), "0+0.3x20");
+        for backend in ["a", "b"] {
+            let up = if backend == "b" && node % 10 == 0 { "0x20" } else { "1x20" };
+            let labels = format!("{instance},backend=\"{backend}\"");
+            add("crimux_backend_up", labels.clone(), up);
+            add("crimux_list_age_seconds", labels.clone(), "2x20");
+            for method in ["ListContainers", "ContainerStatus"] {
+                let labels = format!("{labels},method=\"{method}\"");
+                add("crimux_requests_total", format!("{labels},code=\"OK\""), "0+30x20");
+                for (le, values) in [("0.001", "0+27x20"), ("+Inf", "0+30x20")] {
+                    let labels = format!("{labels},le=\"{le}\"");
+                    add("crimux_request_duration_seconds_bucket", labels.clone(), values);
+                    add("crimux_backend_duration_seconds_bucket", labels, values);
+                }
+            }
+        }
+    }
+    let asked = |query: &str, value: u32| {
+        format!(
+            "      - expr: {query}\n        eval_time: 8m\n        exp_samples: [{{ labels: '{{}}', value: {value} }}]\n"
+        )
+    };
+    let per_node = ["requests:rate5m", "backends_down:count", "list_age_seconds:max", "cpu_seconds:rate5m"];
+    let mut expected: String =
+        per_node.iter().map(|rule| asked(&format!("count(crimux:node_{rule})"), nodes)).collect();
+    // A version, two backends three times (all, down, durations of two methods), two methods twice.
+    expected += &asked("count({__name__=~\"crimux:fleet_.*\"})", 1 + 2 + 2 + 4 + 2 + 2);
+    expected += &asked("sum(crimux:fleet_backends_down:count)", nodes / 10);
+    expected += &asked("sum(crimux:fleet_nodes:count)", nodes);
+    format!(
+        "rule_files: [{}]\nevaluation_interval: 30s\ntests:\n  - interval: 30s\n    input_series:\n{series}    promql_expr_test:\n{expected}",
+        repository(RULES[2]).display()
+    )
+}
+
+#[test]
+fn the_view_of_a_fleet_is_one_series_per_node_and_rule_at_most() {
+    let Some(mut promtool) = tool("promtool", "prometheus") else { return };
+    let directory = scratch("fleet");
+    for nodes in [10, 200] {
+        let case = directory.join(format!("{nodes}.yaml"));
+        write(&case, &fleet(nodes));
+        let output = promtool.args(["test", "rules"]).arg(&case).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output));
+        promtool = tool("promtool", "prometheus").unwrap();
+    }
+    std::fs::remove_dir_all(directory).unwrap();
+}
+
 #[test]
 fn every_alert_is_tested() {
     let tests = read("deploy/prometheus/tests.yaml");
@@ -103,8 +165,13 @@ fn every_metric_of_rules_and_dashboard_is_in_the_reference() {
 
 #[test]
 fn every_recorded_series_that_is_read_is_recorded() {
-    let recorded: BTreeSet<String> =
-        rules(RULES[0]).iter().map(|rule| rule["record"].as_str().unwrap().to_owned()).collect();
+    let recorded: BTreeSet<String> = [RULES[0], RULES[2]]
+        .into_iter()
+        .flat_map(rules)
+        .collect::<Vec<_>>()
+        .iter()
+        .map(|rule| rule["record"].as_str().unwrap().to_owned())
+        .collect();
     for query in rule_queries().into_iter().chain(dashboard_queries()) {
         for series in metrics_in(&query).1 {
             assert!(recorded.contains(&series), "{series} is not recorded: {query}");

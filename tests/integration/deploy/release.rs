@@ -6,7 +6,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use super::{scratch, text, tool, write};
+use super::debian::{CONFIG, Machine};
+use super::{read, scratch, text, tool, write};
 
 const FLAGS: &str = "var/lib/kubelet/kubeadm-flags.env";
 const THEIRS: &str =
@@ -23,16 +24,16 @@ esac
 "#;
 
 /// The folder of a release, or `None` after saying so.
-fn release() -> Option<PathBuf> {
+pub(super) fn release() -> Option<PathBuf> {
     let folder = std::env::var_os("CRIMUX_RELEASE").map(PathBuf::from);
     if folder.is_none() {
-        eprintln!("SKIPPED: CRIMUX_RELEASE names no release (dev/test package)");
+        testkit::bed::skipped("CRIMUX_RELEASE names no release (dev/test package)");
     }
     folder
 }
 
 /// The one file of the release whose name has all of `parts`, if it was made.
-fn file(release: &Path, parts: &[&str]) -> Option<PathBuf> {
+pub(super) fn file(release: &Path, parts: &[&str]) -> Option<PathBuf> {
     let names = fs::read_dir(release).unwrap().map(|entry| entry.unwrap().path());
     let fits =
         |path: &PathBuf| parts.iter().all(|part| path.file_name().unwrap().to_str().unwrap().contains(part));
@@ -42,7 +43,7 @@ fn file(release: &Path, parts: &[&str]) -> Option<PathBuf> {
 }
 
 /// What Debian and Go call this machine's architecture.
-fn architecture() -> &'static str {
+pub(super) fn architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" }
 }
 
@@ -61,14 +62,14 @@ fn unpack(archive: &Path, to: &Path) {
 /// Runs a program in a root of its own, or answers `None` where that takes a right that the test lacks.
 fn in_root(root: &Path, program: &[&str]) -> Option<Command> {
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        eprintln!("SKIPPED: only root can enter a root of its own");
+        testkit::bed::skipped("only root can enter a root of its own");
         return None;
     }
     // By its path, because it is looked up in the PATH that the program in the root gets.
     let Some(chroot) =
         ["/usr/sbin/chroot", "/usr/bin/chroot"].into_iter().find(|path| Path::new(path).is_file())
     else {
-        eprintln!("SKIPPED: chroot is not installed (Debian package coreutils)");
+        testkit::bed::skipped("chroot is not installed (Debian package coreutils)");
         return None;
     };
     let mut command = Command::new(chroot);
@@ -131,7 +132,7 @@ fn the_binary_of_the_other_architecture_runs_too() {
         ("amd64", "qemu-x86_64-static")
     };
     let Some(archive) = file(&release, &["-linux-", other, ".tar.gz"]) else {
-        eprintln!("SKIPPED: the release was made without {other}");
+        testkit::bed::skipped(&format!("the release was made without {other}"));
         return;
     };
     let Some(mut emulator) = tool(emulator, "qemu-user-static") else { return };
@@ -151,7 +152,7 @@ fn blob(layout: &Path, descriptor: &serde_json::Value) -> PathBuf {
 /// The root of this machine's platform in the node image, or `None` where there is no release with one.
 fn image_root(name: &str) -> Option<PathBuf> {
     let Some(archive) = file(&release()?, &["crimux-node-", ".oci.tar"]) else {
-        eprintln!("SKIPPED: the release was made without the node image");
+        testkit::bed::skipped("the release was made without the node image");
         return None;
     };
     let (layout, root) = (scratch(&format!("{name}-layout")), scratch(name));
@@ -188,7 +189,7 @@ fn the_script_in_the_image_installs_crimux_on_a_node_and_removes_it() {
     put(FLAGS, THEIRS);
     put("var/lib/kubelet/config.yaml", "kind: KubeletConfiguration\n");
     for file in ["config.yaml", "crimux-node.sh"] {
-        let contents = super::read(&format!("deploy/kubernetes/base/{file}"));
+        let contents = read(&format!("deploy/kubernetes/base/{file}"));
         write(&image.join("etc/crimux-node").join(file), &contents);
     }
     // A container has it from its runtime.
@@ -243,4 +244,67 @@ fn the_chart_and_the_manifests_of_the_release_render_by_themselves() {
     let rendered = succeed(kubectl.arg("kustomize").arg(top.join("example")));
     assert_eq!(rendered.matches("image: registry.test/crimux-node:1").count(), 2, "{rendered}");
     fs::remove_dir_all(unpacked).unwrap();
+}
+
+#[test]
+fn lintian_finds_nothing() {
+    let Some(package) = std::env::var_os("CRIMUX_DEB") else {
+        testkit::bed::skipped("CRIMUX_DEB names no package (dev/test package)");
+        return;
+    };
+    let Some(mut lintian) = tool("lintian", "lintian") else { return };
+    let output = lintian.args(["--fail-on", "error,warning", "--allow-root"]).arg(package).output().unwrap();
+    assert!(output.status.success(), "{}", text(&output));
+}
+
+#[test]
+fn the_package_with_crimux_in_it_is_installed_upgraded_and_purged() {
+    let file = |name| std::env::var_os(name).map(PathBuf::from);
+    let (Some(package), Some(next)) = (file("CRIMUX_DEB"), file("CRIMUX_DEB_NEXT")) else {
+        testkit::bed::skipped("CRIMUX_DEB and CRIMUX_DEB_NEXT name no packages (dev/test package)");
+        return;
+    };
+    let Some(machine) = Machine::new("deb-real") else { return };
+    let install =
+        |package: &Path| machine.succeeds(&["--force-depends", "--install", package.to_str().unwrap()]);
+    install(&package);
+    let crimux = |arguments: &[&str]| {
+        Command::new(machine.root.join("usr/bin/crimux")).args(arguments).output().unwrap()
+    };
+    assert!(crimux(&["--version"]).status.success());
+    let config = machine.root.join(CONFIG);
+    let checked = crimux(&["check", "--config", config.to_str().unwrap()]);
+    assert!(checked.status.success(), "{}", text(&checked));
+    for installed in [
+        "usr/lib/systemd/system/crimux.service",
+        "usr/lib/systemd/system/crimux.socket",
+        "usr/share/man/man1/crimux.1.gz",
+        "usr/share/man/man1/crimux-backend-forget.1.gz",
+        "usr/share/bash-completion/completions/crimux",
+        "usr/share/zsh/vendor-completions/_crimux",
+        "usr/share/fish/vendor_completions.d/crimux.fish",
+        "usr/share/doc/crimux/copyright",
+        "usr/share/doc/crimux/config.schema.json",
+    ] {
+        assert!(machine.root.join(installed).is_file(), "{installed}");
+    }
+
+    write(
+        &config,
+        &read("deploy/debian/config.yaml").replace("containerd:", "mine:").replace(": containerd", ": mine"),
+    );
+    install(&next);
+    assert!(machine.asked().contains("deb-systemd-invoke restart crimux.service"), "{}", machine.asked());
+    assert!(fs::read_to_string(&config).unwrap().contains("default_backend: mine"));
+
+    machine.succeeds(&["--purge", "crimux"]);
+    for gone in [
+        "usr/bin/crimux",
+        "etc/crimux",
+        "var/lib/crimux",
+        "usr/share/doc/crimux",
+        "usr/share/man/man1/crimux.1.gz",
+    ] {
+        assert!(!machine.root.join(gone).exists(), "{gone}");
+    }
 }

@@ -87,7 +87,7 @@ fn tmpfiles_makes_the_directories_with_their_modes() {
     use std::os::unix::fs::{MetadataExt, PermissionsExt};
     let Some(mut tmpfiles) = tool("systemd-tmpfiles", "systemd") else { return };
     if fs::metadata("/proc/self").unwrap().uid() != 0 {
-        eprintln!("SKIPPED: systemd-tmpfiles can give directories to root only as root");
+        testkit::bed::skipped("systemd-tmpfiles can give directories to root only as root");
         return;
     }
     let root = scratch("tmpfiles");

@@ -1,10 +1,5 @@
 # shellcheck shell=bash
-# The Debian packages the bed stands on, installed by name when they are missing.
-
-PACKAGES=(containerd runc crun runsc containernetworking-plugins docker-registry skopeo umoci
-  busybox-static iproute2 iptables curl openssl python3 util-linux)
-# qemu-utils is named so that an autoremove does not take QEMU's parts away.
-VM_PACKAGES=(qemu-system-x86 qemu-utils cpio kmod)
+# Debian packages, installed by name when they are missing and nothing else: no service of theirs is started.
 
 missing_packages() {
   local package
@@ -13,13 +8,14 @@ missing_packages() {
   done
 }
 
+# install_packages PACKAGE...: fails, and says why, where this is not Debian, not root, or the packages cannot be had.
 install_packages() {
   local missing policy=/usr/sbin/policy-rc.d made_policy=
-  command -v dpkg-query >/dev/null || die "this is not Debian: install ${*} yourself"
+  command -v dpkg-query >/dev/null || { echo "this is not Debian: install $* yourself" >&2; return 1; }
   mapfile -t missing < <(missing_packages "$@")
   [ "${#missing[@]}" -gt 0 ] || return 0
-  say "installing Debian packages: ${missing[*]}"
-  # The packages' own services are not wanted: the bed runs its daemons itself.
+  [ "$(id -u)" = 0 ] || { echo "not root: install ${missing[*]} (apt-get install)" >&2; return 1; }
+  echo "installing Debian packages: ${missing[*]}" >&2
   if [ ! -e $policy ]; then
     printf '#!/bin/sh\nexit 101\n' >$policy
     chmod 755 $policy
@@ -28,7 +24,7 @@ install_packages() {
   local result=0
   apt_install "${missing[@]}" || { apt-get update -qq && apt_install "${missing[@]}"; } || result=$?
   [ -z "$made_policy" ] || rm -f $policy
-  [ "$result" = 0 ] || die "could not install: ${missing[*]}"
+  [ "$result" = 0 ] || { echo "could not install: ${missing[*]}" >&2; return 1; }
 }
 
 apt_install() {

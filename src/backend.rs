@@ -11,7 +11,6 @@ use tokio::sync::{Notify, watch};
 
 use crate::backend::connect::Connector;
 use crate::config::BackendConfig;
-use crate::error::Error;
 use crate::method::{Api, PLACES};
 use crate::metrics::{CallMetrics, Metrics};
 use crate::side::Side;
@@ -23,6 +22,7 @@ pub use link::Link;
 
 mod call;
 pub mod connect;
+mod errors;
 mod health;
 mod link;
 pub mod tls;
@@ -104,11 +104,6 @@ impl Backend {
         let mut link = self.link.subscribe();
         // The sender lives as long as this.
         link.wait_for(|link| !matches!(link, Link::Up { .. })).await.ok();
-    }
-
-    /// Returns the error for a reply of this backend that cannot be read.
-    pub fn garbage(&self, cause: impl Into<String>) -> Error {
-        Error::Garbage { backend: Arc::clone(&self.name), cause: cause.into() }
     }
 
     /// Returns how many calls are in flight to it.

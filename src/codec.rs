@@ -1,8 +1,8 @@
-//! gRPC framing over HTTP/2 bodies: collects messages, writes them, and carries a reply to the client.
+//! gRPC framing over HTTP/2 bodies: reads and writes messages, and sends a reply to the client.
 //!
-//! A gRPC message on the wire is one flag byte, four bytes of length and the encoded message. Messages are
-//! kept framed, so that what is forwarded is sent as the very bytes that came. Nothing here knows a method or
-//! a backend, and nothing is allocated in proportion to a length that is only claimed. Source: "gRPC over
+//! A gRPC message on the wire is one flag byte, four bytes of length and the encoded message. Messages stay
+//! framed, so a forwarded message is sent with the bytes that were received. Memory grows with the bytes
+//! received, never with the length in a prefix. Nothing here knows a method or a backend. Source: "gRPC over
 //! HTTP2", length-prefixed messages.
 
 use std::pin::Pin;
@@ -22,11 +22,11 @@ pub use frames::{Deframer, End, Frames};
 
 mod frames;
 
-/// Names that would otherwise be parsed for each call.
+/// Header names, parsed once.
 static GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 
-/// The most that a request may have: what containerd takes (`runtime/v2` and CRI both use 16 MiB).
+/// The largest request in bytes, as in containerd (`runtime/v2` and CRI both use 16 MiB).
 pub const MAX_REQUEST: usize = 16 << 20;
 
 /// One gRPC message, framed.
@@ -44,11 +44,12 @@ impl Message {
         Self { framed: framed.freeze() }
     }
 
-    /// Takes a whole body for the one message that it must be; `None` if it is empty.
+    /// Parses a body of exactly one message; `None` if it is empty.
     ///
     /// # Errors
-    /// [`Error::Framing`] for a compressed message, which nobody asked for, and for more or less than one.
-    pub fn whole(framed: Bytes) -> Result<Option<Self>, Error> {
+    /// [`Error::Framing`] for a compressed message, which crimux never accepts, and for more or less than one
+    /// message.
+    pub fn from_body(framed: Bytes) -> Result<Option<Self>, Error> {
         if framed.first().is_some_and(|&flag| flag != 0) {
             return Err(Error::Framing("it is compressed, which was not asked for"));
         }
@@ -60,12 +61,12 @@ impl Message {
         }
     }
 
-    /// Returns the message as it travels.
+    /// Returns the message with its prefix.
     pub fn framed(&self) -> Bytes {
         self.framed.clone()
     }
 
-    /// Returns the message as it travels, for callers that keep nothing of it.
+    /// Returns the message with its prefix, without a reference count.
     pub fn into_framed(self) -> Bytes {
         self.framed
     }
@@ -120,7 +121,7 @@ impl Assembler {
     /// # Errors
     /// [`Error::Framing`] for a message that ended early.
     pub fn finish(self) -> Result<Option<Message>, Error> {
-        Message::whole(if self.joined.is_empty() { self.first } else { self.joined.freeze() })
+        Message::from_body(if self.joined.is_empty() { self.first } else { self.joined.freeze() })
     }
 }
 
@@ -145,12 +146,12 @@ pub fn status_code(trailers: &HeaderMap) -> Option<Code> {
     trailers.get(&GRPC_STATUS).map(|value| Code::from_bytes(value.as_bytes()))
 }
 
-/// Returns how long the caller waits, if it says so in `grpc-timeout`.
+/// Returns the caller's timeout, from `grpc-timeout`.
 pub fn caller_timeout(headers: &HeaderMap) -> Option<Duration> {
     parse_timeout(headers.get(&GRPC_TIMEOUT)?.to_str().ok()?)
 }
 
-/// Reads a `grpc-timeout`: at most eight digits and a unit.
+/// Parses a `grpc-timeout`: at most eight digits and a unit.
 fn parse_timeout(value: &str) -> Option<Duration> {
     let (digits, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
@@ -165,7 +166,7 @@ fn parse_timeout(value: &str) -> Option<Duration> {
     })
 }
 
-/// Returns the trailers of a call that went well.
+/// Returns the trailers of an OK call.
 pub fn ok_trailers() -> HeaderMap {
     let mut trailers = HeaderMap::with_capacity(1);
     trailers.insert(GRPC_STATUS.clone(), http::HeaderValue::from_static("0"));
@@ -188,16 +189,16 @@ pub fn reply_headers() -> HeaderMap {
     headers
 }
 
-/// A reply whose chunks and trailers are all there already: sent without copying any of them.
+/// A body of chunks and trailers that are complete; they are sent without a copy.
 #[derive(Debug)]
-pub struct Whole {
+pub struct BufferedBody {
     chunks: std::vec::IntoIter<Bytes>,
     trailers: Option<HeaderMap>,
     /// Given back when the reply was sent.
     _place: Option<OwnedSemaphorePermit>,
 }
 
-impl Whole {
+impl BufferedBody {
     /// Returns a body of these chunks, as framed, and these trailers.
     pub fn new(chunks: Vec<Bytes>, trailers: HeaderMap) -> Self {
         Self { chunks: chunks.into_iter(), trailers: Some(trailers), _place: None }
@@ -210,7 +211,7 @@ impl Whole {
     }
 }
 
-impl Body for Whole {
+impl Body for BufferedBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -312,7 +313,7 @@ mod tests {
     #[tokio::test]
     async fn a_whole_reply_is_its_chunks_and_then_its_trailers() {
         let chunk = Bytes::from_static(b"chunk");
-        let mut whole = Whole::new(vec![Bytes::new(), chunk.clone(), chunk.clone()], ok_trailers());
+        let mut whole = BufferedBody::new(vec![Bytes::new(), chunk.clone(), chunk.clone()], ok_trailers());
         let mut frames = Vec::new();
         while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut whole).poll_frame(cx)).await {
             frames.push(frame.unwrap());

@@ -1,10 +1,9 @@
-//! What can go wrong inside crimux, and the one translation of it into a gRPC status.
+//! The errors of crimux, and their gRPC codes.
 //!
-//! A backend's own status is not an error of ours and never passes through here. The codes follow what
-//! kubelet does with them: a backend that cannot be asked is `Unavailable`, never `NotFound` (kubelet would
-//! take the pod for gone), never `DeadlineExceeded` (a failed exec probe) and never `Unimplemented` (a
-//! feature switched off for good). Texts name backends, handlers, IDs and causes; they never carry a
-//! message's contents.
+//! A backend's own status passes unchanged and is no `Error`. The codes are chosen by what kubelet does with
+//! them: a backend that cannot be called is `Unavailable`, never `NotFound` (kubelet would take the pod for
+//! gone), never `DeadlineExceeded` (a failed exec probe) and never `Unimplemented` (kubelet disables the
+//! feature). Texts name backends, handlers, IDs and causes; they never carry a message's contents.
 
 use std::fmt;
 use std::sync::Arc;
@@ -14,35 +13,69 @@ use tonic::{Code, Status};
 
 use crate::wire::WireError;
 
-/// What crimux answers a call with when it cannot pass a backend's answer.
+/// Why crimux cannot send a backend's reply, grouped by what is at fault.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// `RunPodSandbox`, `RestorePod` or an image call named a handler that no route serves (KEP-585: refuse).
+    // The request is at fault.
+    /// `RunPodSandbox`, `RestorePod` or an image call named a handler that is not configured (KEP-585:
+    /// refuse).
     #[error("no runtime handler {handler:?} is configured; configured handlers: {known}")]
     UnknownHandler {
-        /// What the client asked for.
+        /// As in the request.
         handler: String,
         /// The handlers that exist, comma-separated.
         known: String,
     },
+    /// A required ID is empty.
+    #[error("{0} ID is empty")]
+    EmptyId(&'static str),
+    /// No backend has the ID.
+    #[error("{kind} {id:?} not found at any backend")]
+    NotFound {
+        /// `sandbox` or `container`.
+        kind: &'static str,
+        /// As in the request.
+        id: String,
+    },
+    /// An ID prefix that several IDs share.
+    #[error("{kind} ID prefix {prefix:?} is ambiguous")]
+    Ambiguous {
+        /// `sandbox` or `container`.
+        kind: &'static str,
+        /// As in the request.
+        prefix: String,
+    },
+    /// The request is not a valid protobuf message.
+    #[error("malformed request: {0}")]
+    Malformed(#[from] WireError),
+    /// A request or reply is not a valid gRPC message.
+    #[error("malformed gRPC message: {0}")]
+    Framing(&'static str),
+    /// The request is larger than 16 MiB, the limit of CRI runtimes.
+    #[error("request of {0} bytes is larger than 16 MiB")]
+    TooLarge(usize),
+    /// The request is compressed; CRI clients do not compress.
+    #[error("the request is compressed; crimux understands grpc-encoding identity alone")]
+    Compressed,
+    // One backend cannot be called, or its reply cannot be sent.
     /// No target of the handler takes new sandboxes.
     #[error(
         "backend {backend} is draining and takes no new sandboxes of {}; `crimux backend undrain {backend}` ends that",
-        whose(handler)
+        handler_label(handler)
     )]
     Draining {
         /// The drained backend.
         backend: Arc<str>,
-        /// What the client asked for.
+        /// As in the request.
         handler: String,
     },
-    /// A new sandbox for a backend that has not been listed since it was added.
+    /// A new sandbox for a backend that was added and has not been listed yet.
     #[error("backend {backend} is joining: it takes sandboxes after its first full list")]
     Joining {
         /// The new backend.
         backend: Arc<str>,
     },
-    /// The owner cannot be reached.
+    /// The backend is not connected.
     #[error("backend {backend} is down since {}: {cause}", when(*.since))]
     Down {
         /// The owner.
@@ -57,22 +90,22 @@ pub enum Error {
     Lost {
         /// The backend.
         backend: Arc<str>,
-        /// What the transport said.
+        /// The transport's error.
         cause: String,
     },
-    /// The backend ended the call without a gRPC status: by a reset, by an HTTP status, or because it accepts
-    /// no request like this one. The code is that of gRPC's tables for these.
+    /// The backend ended the call without a gRPC status: by a reset, by an HTTP status, or because its limits
+    /// do not admit the request. The code is from gRPC's tables for these.
     #[error("backend {backend} answered without a gRPC status: {cause}")]
     Transport {
         /// The backend.
         backend: Arc<str>,
         /// The code that gRPC assigns.
         code: Code,
-        /// What HTTP/2 said.
+        /// The HTTP status or the HTTP/2 error.
         cause: String,
     },
-    /// The caller's deadline is about to pass without an answer. Left to itself the caller would take it for
-    /// `DeadlineExceeded`, which kubelet counts as a failed exec probe.
+    /// The caller's deadline is about to pass without an answer. It is answered before, because kubelet
+    /// counts `DeadlineExceeded` as a failed exec probe.
     #[error("backend {backend} did not answer while the caller waited ({waited:?})")]
     Overdue {
         /// The backend.
@@ -80,7 +113,7 @@ pub enum Error {
         /// How long the caller has waited.
         waited: std::time::Duration,
     },
-    /// The caller's deadline is about to pass, and it is one that the caller must hear of as such.
+    /// The deadline of a pull is about to pass; its callers expect `DeadlineExceeded`.
     #[error("backend {backend} did not answer before the caller's deadline ({waited:?})")]
     Expired {
         /// The backend.
@@ -88,7 +121,7 @@ pub enum Error {
         /// How long the caller has waited.
         waited: std::time::Duration,
     },
-    /// A call whose backend has a deadline of its own for it, and did not keep it.
+    /// The backend did not answer within its deadline for this method.
     #[error("backend {backend} did not answer {method} within {limit:?}")]
     NotInTime {
         /// The backend.
@@ -98,7 +131,7 @@ pub enum Error {
         /// The deadline, as configured under `timeouts`.
         limit: std::time::Duration,
     },
-    /// A read of a late backend that has no last-known answer to give.
+    /// The backend is late, and there is no last-known reply.
     #[error(
         "backend {backend} did not answer within {waited:?} and no last-known answer agrees with its last list"
     )]
@@ -108,7 +141,7 @@ pub enum Error {
         /// Its deadline for this method.
         waited: std::time::Duration,
     },
-    /// The bound on calls in flight is reached.
+    /// `max_in_flight` is reached.
     #[error("backend {backend} has {limit} calls in flight (max_in_flight)")]
     Busy {
         /// The backend.
@@ -116,7 +149,7 @@ pub enum Error {
         /// The bound.
         limit: usize,
     },
-    /// The backend answered something that is no gRPC reply.
+    /// The backend's reply is not a valid gRPC reply.
     #[error("backend {backend} sent an unreadable reply: {cause}")]
     Garbage {
         /// The backend.
@@ -124,88 +157,19 @@ pub enum Error {
         /// What is wrong with it.
         cause: String,
     },
-    /// No backend answered a stats or metrics list live, and this one answered it with an error of its own.
+    /// No backend sent a stats or metrics list, and this one answered with an error.
     #[error("backend {backend} answered {method} with {code:?}: {message}")]
     Refused {
         /// The backend.
         backend: Arc<str>,
         /// The list.
         method: &'static str,
-        /// Its code, which goes out.
+        /// The backend's code.
         code: Code,
-        /// Its text.
+        /// The backend's text.
         message: String,
     },
-    /// A list cannot be complete: these backends were never listed and no saved state knows them.
-    #[error("not listed yet: {}; `crimux backend forget NAME` gives one up", names(.0))]
-    NeverListed(Vec<Arc<str>>),
-    /// An unknown ID, and not every backend could be asked for it.
-    #[error("{kind} {id:?} is unknown and could not be looked up at: {}", names(.backends))]
-    Unasked {
-        /// `sandbox` or `container`.
-        kind: &'static str,
-        /// What the client asked for.
-        id: String,
-        /// Who could not be asked.
-        backends: Vec<Arc<str>>,
-    },
-    /// Every backend denied knowing the ID.
-    #[error("{kind} {id:?} not found at any backend")]
-    NotFound {
-        /// `sandbox` or `container`.
-        kind: &'static str,
-        /// What the client asked for.
-        id: String,
-    },
-    /// An ID prefix that several IDs share.
-    #[error("{kind} ID prefix {prefix:?} is ambiguous")]
-    Ambiguous {
-        /// `sandbox` or `container`.
-        kind: &'static str,
-        /// What the client asked for.
-        prefix: String,
-    },
-    /// An ID that must be there is empty.
-    #[error("{0} ID is empty")]
-    EmptyId(&'static str),
-    /// No answer for an image that would not be a guess.
-    #[error("image {image:?}: {cause}")]
-    ImageUndecided {
-        /// The reference.
-        image: String,
-        /// Why no backend's answer can stand for all.
-        cause: String,
-    },
-    /// The request is no readable protobuf message.
-    #[error("malformed request: {0}")]
-    Malformed(#[from] WireError),
-    /// A request, or a backend's reply, is no readable gRPC message.
-    #[error("malformed gRPC message: {0}")]
-    Framing(&'static str),
-    /// The request is beyond the 16 MiB that CRI runtimes take.
-    #[error("request of {0} bytes is larger than 16 MiB")]
-    TooLarge(usize),
-    /// The request is compressed; CRI clients do not compress.
-    #[error("the request is compressed; crimux understands grpc-encoding identity alone")]
-    Compressed,
-    /// An answer that nobody has been able to give yet.
-    #[error("{what} is not known yet: backend {backend} has not answered since crimux was started")]
-    NotKnown {
-        /// What was asked for.
-        what: &'static str,
-        /// Who must answer first.
-        backend: Arc<str>,
-    },
-    /// No backend offers it, or not all of those that must.
-    #[error("{0}")]
-    Unimplemented(String),
-    /// Streams that would never end are ended.
-    #[error("crimux is shutting down")]
-    ShuttingDown,
-    /// The client reads its event stream too slowly.
-    #[error("events were not read in time: {0} are waiting")]
-    SlowClient(usize),
-    /// The stream that a backend answered exec, attach or port-forward with must not be dialled.
+    /// The streaming URL of an exec, attach or port-forward reply must not be dialled.
     #[error("backend {backend}: {cause}")]
     Stream {
         /// The backend.
@@ -213,6 +177,46 @@ pub enum Error {
         /// Why.
         cause: String,
     },
+    // The backends together do not have an answer.
+    /// A list would be incomplete: these backends were never listed and have no saved state.
+    #[error("not listed yet: {}; `crimux backend forget NAME` gives one up", names(.0))]
+    NeverListed(Vec<Arc<str>>),
+    /// An unknown ID, and these backends could not be called to look it up.
+    #[error("{kind} {id:?} is unknown and could not be looked up at: {}", names(.backends))]
+    Unasked {
+        /// `sandbox` or `container`.
+        kind: &'static str,
+        /// As in the request.
+        id: String,
+        /// The backends that could not be called.
+        backends: Vec<Arc<str>>,
+    },
+    /// The backends' answers about an image disagree or are too few.
+    #[error("image {image:?}: {cause}")]
+    ImageUndecided {
+        /// The reference.
+        image: String,
+        /// Why no answer can be chosen.
+        cause: String,
+    },
+    /// A reply that crimux composes from one that the backend has not sent yet.
+    #[error("{what} is not known yet: backend {backend} has not answered since crimux was started")]
+    NotKnown {
+        /// What is not known yet.
+        what: &'static str,
+        /// The backend.
+        backend: Arc<str>,
+    },
+    /// No backend has the RPC, or not all that must have it.
+    #[error("{0}")]
+    Unimplemented(String),
+    // crimux ends a stream.
+    /// crimux exits and closes event streams.
+    #[error("crimux is shutting down")]
+    ShuttingDown,
+    /// The client reads its event stream too slowly.
+    #[error("events were not read in time: {0} are waiting")]
+    SlowClient(usize),
 }
 
 impl Error {
@@ -257,8 +261,8 @@ impl From<Error> for Status {
     }
 }
 
-/// Names those whose sandboxes go by this handler.
-pub fn whose(handler: &str) -> String {
+/// Returns a handler as error texts name it.
+pub fn handler_label(handler: &str) -> String {
     if handler.is_empty() { "pods without a RuntimeClass".to_owned() } else { format!("handler {handler}") }
 }
 
@@ -266,7 +270,7 @@ fn names(backends: &[Arc<str>]) -> String {
     backends.join(", ")
 }
 
-/// Shows a moment as operators find it in logs.
+/// Formats a time as in the log.
 fn when(moment: SystemTime) -> impl fmt::Display {
     humantime::format_rfc3339_seconds(moment)
 }

@@ -17,7 +17,7 @@ use crate::admin::AdminState;
 use crate::admin::api::ChangeResult;
 use crate::admin::read::{self, ApiError, refusal};
 use crate::backend::Backend;
-use crate::error::whose;
+use crate::error::handler_label;
 use crate::proxy::ProxyState;
 
 /// How long an operator waits for the disk.
@@ -128,7 +128,7 @@ fn handlers_served_only_by(node: &ProxyState, backend: &str) -> Vec<String> {
         let elsewhere = route.targets.iter().any(|target| target.backend != backend && target.share > 0.0);
         leads_here && !elsewhere
     });
-    routes.map(|route| whose(&route.handler)).collect()
+    routes.map(|route| handler_label(&route.handler)).collect()
 }
 
 /// Writes the last-known state to the disk, at most for [`DISK_TIMEOUT`]. A failure is reported by

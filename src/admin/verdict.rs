@@ -71,7 +71,7 @@ fn refused_handlers(routes: &[RouteView]) -> Option<String> {
     let refused = routes.iter().filter(|route| {
         route.refused.is_some() && route.targets.iter().any(|target| target.state != "draining")
     });
-    let names: Vec<_> = refused.map(|route| crate::error::whose(&route.handler)).collect();
+    let names: Vec<_> = refused.map(|route| crate::error::handler_label(&route.handler)).collect();
     (!names.is_empty()).then(|| format!("new sandboxes of {} refused", names.join(", ")))
 }
 

@@ -1,8 +1,8 @@
-//! A call to a backend: sent over the connection, watched to its end, collected or passed on.
+//! Calls to a backend: sends a request, and streams or collects the reply.
 //!
-//! A call to a backend that is down fails at once; a call in flight when the connection is lost ends with an
-//! error of ours; everything else is the backend's own answer, passed on as it came. The forward lane speaks
-//! HTTP/2 through the client of `grpc-http2`.
+//! A call to a backend that is down fails at once. A call in flight when the connection is lost ends with an
+//! error of crimux. Every other reply is the backend's own and passes unchanged. HTTP/2 is the client of
+//! `grpc-http2`.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +18,7 @@ use tonic::Code;
 use super::{Backend, Link};
 use crate::codec::{self, Message};
 use crate::error::Error;
-use crate::method::{self, Api, Deadline, ImageCall, Method, Place, Route};
+use crate::method::{self, Api, Deadline, ImageCall, Method, Place, Route, Rpc};
 use crate::telemetry::spans::{self, CallSpan};
 
 /// The largest reply in bytes: what gRPC clients of the CRI read.
@@ -26,8 +26,9 @@ const MAX_REPLY: usize = codec::PREFIX + (16 << 20);
 /// The largest reply to `ExecSync`: both streams of 16 MiB, which is what containerd and CRI-O keep of one.
 const MAX_EXEC_SYNC: usize = codec::PREFIX + (33 << 20);
 
-/// How long before the caller's deadline a call without an answer ends at most.
-const MARGIN: Duration = Duration::from_millis(250);
+/// A call without an answer ends this long before its caller's deadline, or after nine tenths of it if that
+/// is later.
+const DEADLINE_MARGIN: Duration = Duration::from_millis(250);
 
 /// The head of a reply, and a body that is still arriving.
 #[derive(Debug)]
@@ -45,12 +46,12 @@ pub struct ReplyBody {
     flight: InFlightGuard,
 }
 
-/// A reply that has arrived whole.
+/// A complete reply.
 #[derive(Debug)]
 pub struct Collected {
     /// The backend's response headers.
     pub headers: HeaderMap,
-    /// The message; empty where the status is not OK.
+    /// The message; empty if the status is not OK.
     pub message: Message,
     /// The backend's trailers; for a trailers-only reply they are its headers.
     pub trailers: HeaderMap,
@@ -58,7 +59,14 @@ pub struct Collected {
     pub code: Code,
 }
 
-/// One call in flight: counts itself, and what the backend took, when dropped.
+/// A connection to a backend, and the API that the backend speaks.
+#[derive(Debug)]
+pub(super) struct Channel {
+    pub(super) sender: SendRequest,
+    pub(super) api: Api,
+}
+
+/// One call in flight; it holds a slot of `max_in_flight`, and records the backend's time when dropped.
 #[derive(Debug)]
 struct InFlightGuard {
     backend: Arc<Backend>,
@@ -71,12 +79,12 @@ struct InFlightGuard {
 impl Backend {
     /// Sends a request and returns the head of the reply.
     ///
-    /// The request's headers go as they are, less what belongs to the connection.
+    /// The client's headers are forwarded, except those for which [`is_not_forwarded`] is true.
     ///
     /// # Errors
-    /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] at the bound of `max_in_flight`,
-    /// [`Error::Lost`] if the connection ends first, [`Error::Overdue`] shortly before the caller gives up,
-    /// [`Error::Garbage`] for an answer that is not gRPC.
+    /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] if `max_in_flight` is reached,
+    /// [`Error::Lost`] if the connection ends first, [`Error::Overdue`] shortly before the caller's deadline,
+    /// [`Error::Garbage`] for a reply that is not gRPC.
     pub async fn call(
         self: &Arc<Self>,
         method: Option<&'static Method>,
@@ -84,31 +92,30 @@ impl Backend {
         headers: HeaderMap,
         message: Bytes,
     ) -> Result<Reply, Error> {
-        let (sender, api) = self.sender().await?;
-        self.call_over(sender, api, method, path, headers, message).await
+        let channel = self.channel().await?;
+        self.call_over(channel, method, path, headers, message).await
     }
 
-    /// Sends a request over this connection, in this API.
+    /// Sends a request over `channel`.
     pub(super) async fn call_over(
         self: &Arc<Self>,
-        sender: SendRequest,
-        api: Api,
+        channel: Channel,
         method: Option<&'static Method>,
         path: &str,
         mut headers: HeaderMap,
         message: Bytes,
     ) -> Result<Reply, Error> {
-        let mut flight = self.take_off(method)?;
-        let patience = HeadTimeout::of(&self.name, method, &headers);
-        let path = crate::method::path(method, path, api);
+        let mut flight = self.acquire_slot(method)?;
+        let head_timeout = HeadTimeout::of(&self.name, method, &headers);
+        let path = crate::method::path(method, path, channel.api);
         flight.span = spans::client(&path, &self.name, &mut headers);
-        match self.send(&sender, &path, &headers, message, patience).await {
+        match self.send(&channel.sender, &path, &headers, message, head_timeout).await {
             Ok((headers, stream)) => {
-                flight.note_end(codec::status_code(&headers));
+                flight.record_end(codec::status_code(&headers));
                 Ok(Reply { headers, body: ReplyBody { stream, flight } })
             }
             Err(error) => {
-                flight.note_end(Some(error.code()));
+                flight.record_end(Some(error.code()));
                 Err(error)
             }
         }
@@ -120,15 +127,15 @@ impl Backend {
         path: &str,
         headers: &HeaderMap,
         message: Bytes,
-        patience: Option<HeadTimeout>,
+        head_timeout: Option<HeadTimeout>,
     ) -> Result<(HeaderMap, ClientStream), Error> {
         let answered = async {
-            match ask(sender, path, headers, message.clone()).await {
-                // What a goodbye refuses was not looked at: it is as good as never sent.
+            match send_request(sender, path, headers, message.clone()).await {
+                // GOAWAY says that the request was not processed (RFC 9113, 6.8), so it is safe to send it again.
                 Err(Http2Error::GoAway(_)) => {
                     Box::pin(async {
-                        let (sender, _) = self.next_sender().await?;
-                        ask(&sender, path, headers, message)
+                        let channel = self.next_channel().await?;
+                        send_request(&channel.sender, path, headers, message)
                             .await
                             .map_err(|error| self.transport_error(&error))
                     })
@@ -137,21 +144,17 @@ impl Backend {
                 answer => answer.map_err(|error| self.transport_error(&error)),
             }
         };
-        let answer = match patience {
+        let answer = match head_timeout {
             None => answered.await,
-            Some(HeadTimeout { waited, ends }) => {
-                tokio::time::timeout(waited, answered).await.map_err(|_| ends)?
+            Some(HeadTimeout { after, error }) => {
+                tokio::time::timeout(after, answered).await.map_err(|_| error)?
             }
         };
         let ((status, headers), stream) = answer?;
-        // What has a status of gRPC is gRPC's answer, whatever HTTP says.
+        // A gRPC status counts, whatever the HTTP status is.
         if status != StatusCode::OK && codec::status_code(&headers).is_none() {
             let code = Code::from_i32(GrpcCode::from_http_status(status) as i32);
-            return Err(Error::Transport {
-                backend: Arc::clone(&self.name),
-                code,
-                cause: format!("HTTP status {status}"),
-            });
+            return Err(self.without_grpc_status(code, format!("HTTP status {status}")));
         }
         Ok((headers, stream))
     }
@@ -159,7 +162,7 @@ impl Backend {
     /// Sends a request and collects the whole reply.
     ///
     /// # Errors
-    /// As [`Backend::call`]; also [`Error::Garbage`] for a reply that is no single message.
+    /// As [`Backend::call`]; also [`Error::Garbage`] for a reply without exactly one message.
     pub async fn fetch(
         self: &Arc<Self>,
         method: &'static Method,
@@ -181,32 +184,27 @@ impl Backend {
         message: Bytes,
     ) -> Result<Collected, Error> {
         let reply = tokio::time::timeout(limit, self.fetch(method, headers, message)).await;
-        reply.unwrap_or_else(|_| {
-            Err(Error::NotInTime { backend: Arc::clone(&self.name), method: method.name, limit })
-        })
+        reply.unwrap_or_else(|_| Err(self.timed_out(method, limit)))
     }
 
-    pub(super) async fn sender(&self) -> Result<(SendRequest, Api), Error> {
+    /// Returns the channel to the backend; waits for the first attempt to connect.
+    pub(super) async fn channel(&self) -> Result<Channel, Error> {
         if let Link::Up { sender, api, .. } = &*self.link.borrow() {
-            return Ok((sender.clone(), *api));
+            return Ok(Channel { sender: sender.clone(), api: *api });
         }
         let mut link = self.link.subscribe();
         let first = link.wait_for(|link| !matches!(link, Link::Connecting));
-        // When the wait ends without an outcome the link is still `Connecting`, and says so below.
+        // After a timeout the link is still `Connecting`, which is handled below.
         tokio::time::timeout(self.config.load().timeouts.connect, first).await.ok();
         match &*self.link.borrow() {
-            Link::Up { sender, api, .. } => Ok((sender.clone(), *api)),
-            Link::Down { since, cause } => {
-                Err(Error::Down { backend: Arc::clone(&self.name), since: *since, cause: Arc::clone(cause) })
-            }
-            Link::Connecting => {
-                Err(Error::Lost { backend: Arc::clone(&self.name), cause: "not connected yet".to_owned() })
-            }
+            Link::Up { sender, api, .. } => Ok(Channel { sender: sender.clone(), api: *api }),
+            Link::Down { since, cause } => Err(self.down(*since, cause)),
+            Link::Connecting => Err(self.lost("not connected yet")),
         }
     }
 
-    /// Returns the sender of the connection that takes the place of one that takes no more calls.
-    async fn next_sender(&self) -> Result<(SendRequest, Api), Error> {
+    /// Returns the channel of the next connection, after GOAWAY on the current one.
+    async fn next_channel(&self) -> Result<Channel, Error> {
         let mut link = self.link.subscribe();
         let next = link.wait_for(|link| match link {
             Link::Up { sender, .. } => !sender.is_closed_to_new(),
@@ -214,41 +212,41 @@ impl Backend {
             Link::Down { .. } => true,
         });
         tokio::time::timeout(self.config.load().timeouts.connect, next).await.ok();
-        self.sender().await
+        self.channel().await
     }
 
-    fn take_off(self: &Arc<Self>, method: Option<&'static Method>) -> Result<InFlightGuard, Error> {
+    /// Takes a slot for a call in flight.
+    fn acquire_slot(self: &Arc<Self>, method: Option<&'static Method>) -> Result<InFlightGuard, Error> {
         let limit = self.config.load().max_in_flight;
         let place = method.map_or(Place::Write, Method::place);
-        let flying = self.in_flight[place as usize].fetch_add(1, Ordering::Relaxed);
+        let in_flight = self.in_flight[place as usize].fetch_add(1, Ordering::Relaxed);
         let method = method.map_or(crate::method::COUNT, |method| method.index);
         let flight =
             InFlightGuard { backend: Arc::clone(self), method, place, started: Instant::now(), span: None };
-        if flying >= limit { Err(Error::Busy { backend: Arc::clone(&self.name), limit }) } else { Ok(flight) }
+        if in_flight >= limit { Err(self.busy(limit)) } else { Ok(flight) }
     }
 
     /// Returns the largest reply to a method, in bytes.
     fn max_reply(&self, method: usize) -> usize {
         match method::all().get(method) {
-            Some(Method { name: "ExecSync", .. }) => MAX_EXEC_SYNC,
+            Some(Method { rpc: Rpc::ExecSync, .. }) => MAX_EXEC_SYNC,
             Some(Method { route: Route::FanOut(_), .. }) => codec::PREFIX + self.config.load().max_list,
             _ => MAX_REPLY,
         }
     }
 
     fn transport_error(&self, error: &Http2Error) -> Error {
-        let with_code =
-            |code| Error::Transport { backend: Arc::clone(&self.name), code, cause: error.to_string() };
+        let with_code = |code| self.without_grpc_status(code, error.to_string());
         match error {
             Http2Error::TooLarge(_) => self.garbage(error.to_string()),
-            // gRPC's table, but for what it calls INTERNAL: the stream broke, and to kubelet a broken call is
-            // one to a backend that cannot be asked at the moment.
+            // gRPC's table of codes, except INTERNAL: the stream broke, and kubelet must take that for a backend
+            // that is unavailable.
             Http2Error::Reset(reason) if GrpcCode::from_reason(*reason) != GrpcCode::Internal => {
                 with_code(Code::from_i32(GrpcCode::from_reason(*reason) as i32))
             }
-            // As grpc-go's client answers it.
+            // As grpc-go's client does.
             Http2Error::HeadersTooLarge { .. } => with_code(Code::Internal),
-            _ => Error::Lost { backend: Arc::clone(&self.name), cause: error.to_string() },
+            _ => self.lost(error.to_string()),
         }
     }
 }
@@ -263,7 +261,7 @@ impl Reply {
         let backend = Arc::clone(&body.flight.backend);
         let limit = backend.max_reply(body.flight.method);
         let whole = body.stream.collect(limit).await.map_err(|error| backend.transport_error(&error))?;
-        let message = Message::whole(whole).map_err(|error| backend.garbage(error.to_string()))?;
+        let message = Message::from_body(whole).map_err(|error| backend.garbage(error.to_string()))?;
         let trailers = match codec::status_code(&headers) {
             Some(_) => headers.clone(),
             None => body.trailers().await?,
@@ -292,7 +290,7 @@ impl ReplyBody {
         self.stream.poll_data(cx).map(|chunk| Some(chunk?.map_err(|error| backend.transport_error(&error))))
     }
 
-    /// Polls for the trailers, once all data was read; none for a trailers-only reply.
+    /// Polls for the trailers, after all data was read; `None` for a trailers-only reply.
     pub fn poll_trailers(
         &mut self,
         cx: &mut std::task::Context<'_>,
@@ -300,7 +298,7 @@ impl ReplyBody {
         let trailers =
             self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.transport_error(&error));
         if let std::task::Poll::Ready(Ok(Some(trailers))) = &trailers {
-            self.flight.note_end(codec::status_code(trailers));
+            self.flight.record_end(codec::status_code(trailers));
         }
         trailers
     }
@@ -316,8 +314,8 @@ impl ReplyBody {
 }
 
 impl InFlightGuard {
-    /// Notes the status that the call ended with, for its span.
-    fn note_end(&mut self, code: Option<Code>) {
+    /// Records the final status in the span.
+    fn record_end(&mut self, code: Option<Code>) {
         if let (Some(span), Some(code)) = (&mut self.span, code) {
             span.ended(code);
         }
@@ -331,44 +329,44 @@ impl Drop for InFlightGuard {
     }
 }
 
-/// How long the head of a reply is waited for, and how a call that outlasts it ends.
+/// The timeout for the head of a reply, and the error of a call that exceeds it.
 struct HeadTimeout {
-    waited: Duration,
-    ends: Error,
+    after: Duration,
+    error: Error,
 }
 
 impl HeadTimeout {
-    /// Waits until shortly before the caller gives up, because an `ExecSync` that ends by deadline is a
-    /// failed probe to kubelet and one that ends `Unavailable` is not. A pull does end by its caller's
-    /// deadline: kubelet sets none, and critest `image.go` looks for `DeadlineExceeded`.
+    /// Ends shortly before the caller's deadline, because kubelet counts an `ExecSync` that ends with
+    /// `DeadlineExceeded` as a failed probe, and one that ends with `Unavailable` not. Only a pull ends with
+    /// `DeadlineExceeded`: kubelet sets no deadline for it, and critest `image.go` expects this code.
     fn of(backend: &Arc<str>, method: Option<&'static Method>, headers: &HeaderMap) -> Option<Self> {
-        // Lists and reads have a deadline of their own, which the proxy keeps, before the caller's.
+        // The proxy enforces the deadlines of lists and reads, which are shorter than the caller's.
         if method.is_some_and(|method| method.deadline != Deadline::Caller) {
             return None;
         }
         let caller = codec::caller_timeout(headers)?;
-        let waited = caller.saturating_sub(caller.mul_f64(0.1).min(MARGIN));
+        let waited = caller.saturating_sub(caller.mul_f64(0.1).min(DEADLINE_MARGIN));
         let backend = Arc::clone(backend);
-        let ends = match method.map(|method| method.route) {
+        let error = match method.map(|method| method.route) {
             Some(Route::Image(ImageCall::Pull)) => Error::Expired { backend, waited },
             _ => Error::Overdue { backend, waited },
         };
-        Some(Self { waited, ends })
+        Some(Self { after: waited, error })
     }
 }
 
 /// Sends a request and waits for the head of its reply.
-async fn ask(
+async fn send_request(
     sender: &SendRequest,
     path: &str,
     headers: &HeaderMap,
     message: Bytes,
 ) -> Result<((StatusCode, HeaderMap), ClientStream), Http2Error> {
-    let mut stream = sender.send_request(path, headers, stays_here, message).await?;
+    let mut stream = sender.send_request(path, headers, is_not_forwarded, message).await?;
     stream.response().await.map(|head| (head, stream))
 }
 
-/// Headers for calls that crimux makes by itself.
+/// Returns the headers of calls that crimux makes itself.
 pub fn own_headers(timeout: Duration) -> HeaderMap {
     let mut headers = codec::reply_headers();
     headers.insert("te", http::HeaderValue::from_static("trailers"));
@@ -380,9 +378,8 @@ pub fn own_headers(timeout: Duration) -> HeaderMap {
     headers
 }
 
-/// Tells whether a header of the client is not sent on: a reply that crimux must read has to come
-/// uncompressed, the message may be another than the one whose length was told, and a host is what a backend
-/// knows itself by.
-fn stays_here(name: &HeaderName) -> bool {
+/// Tells whether a header of the client is not forwarded: replies that crimux reads must be uncompressed, the
+/// message may differ from the one that `content-length` was sent for, and `host` is the backend's own.
+fn is_not_forwarded(name: &HeaderName) -> bool {
     matches!(name.as_str(), "grpc-accept-encoding" | "content-length" | "host")
 }

@@ -1,11 +1,10 @@
-//! Reaches a backend: resolves, connects and shakes hands, all within one deadline.
+//! Connects to a backend: name resolution, socket and TLS handshake within one deadline.
 //!
-//! The three transports differ only here; what comes out is a [`Stream`]. A failure says which step it was
-//! and, for certificates, whose and which date ([`ConnectError`]). A TCP peer that has gone silent must be
-//! noticed without HTTP/2 pings, which grpc-go answers with GOAWAY, so the kernel is asked to: keepalive
-//! probes, and `TCP_USER_TIMEOUT` of `timeouts.connect` + `timeouts.read`. `vsock://` shares everything but
-//! the socket call; no vsock has been available to test it on. Nothing here retries, except a Unix socket
-//! whose backlog is full.
+//! All transports become a [`Stream`]. A [`ConnectError`] has the failed step and, for certificates, whose
+//! and which date. A TCP peer that went silent must be detected without HTTP/2 pings, which grpc-go answers
+//! with GOAWAY, so the kernel does it: keepalive probes, and a `TCP_USER_TIMEOUT` of `timeouts.connect` +
+//! `timeouts.read`. `vsock://` differs in the socket call only; it is untested, because no vsock was
+//! available. Nothing is retried, except a Unix socket whose backlog is full.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,24 +22,24 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_vsock::{VsockAddr, VsockStream};
 
-use crate::backend::tls::{CertificateInfo, HandshakeError, TlsClient, TlsFileError, handshake_fault};
+use crate::backend::tls::{CertificateInfo, HandshakeError, TlsClient, TlsFileError, handshake_error};
 use crate::config::{BackendConfig, Endpoint, Timeouts};
 
 mod error;
 mod stream;
 
-pub use error::{ConnectError, Step};
+pub use error::{ConnectError, ConnectStep};
 pub use stream::{Stream, TlsConnection};
 
-/// How long a TLS 1.3 gRPC server is given to refuse our certificate, which it does after the handshake. A
-/// server that accepts it sends its SETTINGS at the same moment, so only one that waits for ours costs this
-/// time, once a connection.
-const VERDICT: Duration = Duration::from_millis(250);
+/// How long to wait for the alert by which a TLS 1.3 server refuses our client certificate, after the
+/// handshake. A server that accepts it sends its SETTINGS at once; only one that waits for ours costs this
+/// time, once for each connection.
+const ALERT_WAIT: Duration = Duration::from_millis(250);
 
-/// Between two attempts at a Unix socket whose backlog is full.
+/// The pause between attempts to connect to a Unix socket whose backlog is full.
 const BACKLOG_PAUSE: Duration = Duration::from_millis(10);
 
-/// The most that one TLS connection holds of what the socket does not take.
+/// The most plaintext, in bytes, that a TLS connection buffers while the socket is not writable.
 const TLS_BUFFER: usize = 16 * 1024;
 
 /// Makes connections to one backend.
@@ -52,13 +51,13 @@ pub struct Connector {
     tls: Option<Arc<TlsClient>>,
 }
 
-/// What a connection is for, which decides its protocol and how soon a silent peer is given up.
+/// What a connection is used for; it decides the protocol and the timeout of a silent peer.
 #[derive(Debug, Clone, Copy)]
 enum Purpose {
     /// gRPC over HTTP/2; a silent peer is lost after this time.
     Calls(Duration),
-    /// An exec, attach or port-forward stream over HTTP/1.1. A person may sit at it, so a link that is down
-    /// for some seconds does not end it; keepalive probes end it after a minute.
+    /// An exec, attach or port-forward stream over HTTP/1.1. It may be interactive, so a network outage of
+    /// some seconds does not close it; keepalive probes close it after a minute.
     Streams,
 }
 
@@ -89,10 +88,10 @@ impl Connector {
     pub async fn connect(&self) -> Result<Stream, ConnectError> {
         let attempt = self.attempt(&self.target);
         match &self.endpoint {
-            Endpoint::Unix(path) => attempt.step(Step::Connect, unix(path)).await.map(Stream::Unix),
+            Endpoint::Unix(path) => attempt.step(ConnectStep::Connect, unix(path)).await.map(Stream::Unix),
             Endpoint::Vsock { cid, port } => {
                 let connected = VsockStream::connect(VsockAddr::new(*cid, *port));
-                attempt.step(Step::Connect, connected).await.map(Stream::Vsock)
+                attempt.step(ConnectStep::Connect, connected).await.map(Stream::Vsock)
             }
             Endpoint::Tcp { host, port, tls } => {
                 let silence = self.timeouts.connect + self.timeouts.read;
@@ -127,12 +126,12 @@ impl Connector {
         described.map_err(|cause| files_error(&self.target, cause))
     }
 
-    /// The backend's address as error texts name it: a path, `host:port` or `vsock cid:port`.
+    /// Returns the backend's address for error texts: a path, `host:port` or `vsock cid:port`.
     pub fn target(&self) -> &str {
         &self.target
     }
 
-    /// What requests over a connection say of the server: scheme and authority, as gRPC clients say them.
+    /// Returns the settings of an HTTP/2 client: scheme and authority as gRPC clients send them.
     pub fn http2(&self) -> ClientConfig {
         let (is_https, authority) = match &self.endpoint {
             Endpoint::Unix(_) | Endpoint::Vsock { .. } => (false, "localhost".into()),
@@ -141,7 +140,7 @@ impl Connector {
         ClientConfig { is_https, authority, ..ClientConfig::default() }
     }
 
-    /// Whether there is an identity for TLS.
+    /// Tells whether `tls` is configured.
     pub fn has_tls(&self) -> bool {
         self.tls.is_some()
     }
@@ -159,9 +158,10 @@ impl Connector {
         tls: bool,
         purpose: Purpose,
     ) -> Result<Stream, ConnectError> {
-        let addrs = attempt.step(Step::Resolve, tokio::net::lookup_host((host, port))).await?.collect();
-        let connected = attempt.step(Step::Connect, first_of(addrs, attempt.deadline)).await?;
-        attempt.step(Step::Connect, async { purpose.apply(&connected) }).await?;
+        let addrs =
+            attempt.step(ConnectStep::Resolve, tokio::net::lookup_host((host, port))).await?.collect();
+        let connected = attempt.step(ConnectStep::Connect, first_of(addrs, attempt.deadline)).await?;
+        attempt.step(ConnectStep::Connect, async { purpose.apply(&connected) }).await?;
         // Boxed because rustls' state is some kilobytes that every future around it would carry for life.
         if tls {
             Box::pin(self.handshake(attempt, host, connected, purpose)).await
@@ -183,27 +183,27 @@ impl Connector {
         let server_name = parse_server_name(&name).map_err(files)?;
         let read =
             async { tokio::task::spawn_blocking(move || tls.current()).await.map_err(io::Error::other) };
-        let identity = attempt.step(Step::Files, read).await?;
+        let identity = attempt.step(ConnectStep::Files, read).await?;
         let config = match purpose {
             Purpose::Calls(_) => &identity.calls,
             Purpose::Streams => &identity.streams,
         };
-        let shaking =
+        let handshake =
             TlsConnector::from(Arc::clone(config))
                 .connect_with(server_name, connected, |session| session.set_buffer_limit(Some(TLS_BUFFER)));
-        let explained = async {
-            let mut stream = shaking.await?;
+        let handshake_and_alert = async {
+            let mut stream = handshake.await?;
             if let Purpose::Calls(_) = purpose {
-                await_verdict(&mut stream).await?;
+                await_certificate_alert(&mut stream).await?;
             }
             Ok(stream)
         };
         // Certificates are told apart here and not in `step`, so the error passes it as a value.
-        let result = attempt.step(Step::Handshake, async { Ok(explained.await) }).await?;
+        let result = attempt.step(ConnectStep::Handshake, async { Ok(handshake_and_alert.await) }).await?;
         let target = attempt.target.to_owned();
         match result {
             Ok(stream) => Ok(Stream::Tls(Box::new(TlsConnection { stream, identity, target }))),
-            Err(error) => Err(match handshake_fault(&error, &name, &identity) {
+            Err(error) => Err(match handshake_error(&error, &name, &identity) {
                 HandshakeError::Certificate(fault) => ConnectError::Certificate { target, fault },
                 HandshakeError::Other(reason) => ConnectError::Handshake { target, reason },
             }),
@@ -212,16 +212,18 @@ impl Connector {
 }
 
 impl Attempt<'_> {
-    /// Takes one step within what is left of the time.
+    /// Runs one step within the rest of the timeout.
     async fn step<T>(
         &self,
-        step: Step,
-        taken: impl Future<Output = io::Result<T>>,
+        step: ConnectStep,
+        future: impl Future<Output = io::Result<T>>,
     ) -> Result<T, ConnectError> {
         let target = || self.target.to_owned();
-        match timeout_at(self.deadline, taken).await {
+        match timeout_at(self.deadline, future).await {
             Ok(Ok(done)) => Ok(done),
-            Ok(Err(cause)) if step == Step::Resolve => Err(ConnectError::Resolve { target: target(), cause }),
+            Ok(Err(cause)) if step == ConnectStep::Resolve => {
+                Err(ConnectError::Resolve { target: target(), cause })
+            }
             Ok(Err(cause)) => Err(ConnectError::Connect { target: target(), cause }),
             Err(_) => Err(ConnectError::Timeout { target: target(), step, after: self.after }),
         }
@@ -229,7 +231,7 @@ impl Attempt<'_> {
 }
 
 impl Purpose {
-    /// Sets what the kernel does about a silent peer, and sends small writes at once.
+    /// Sets keepalive and the user timeout, and disables Nagle's algorithm.
     fn apply(self, stream: &TcpStream) -> io::Result<()> {
         stream.set_nodelay(true)?;
         let socket = SockRef::from(stream);
@@ -299,7 +301,7 @@ async fn unix(path: &Path) -> io::Result<UnixStream> {
     }
 }
 
-/// Connects to the first address that answers; each has an equal share of the time that is left.
+/// Connects to the first address that accepts; each gets an equal share of the remaining time.
 async fn first_of(addrs: Vec<SocketAddr>, deadline: Instant) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the host name has no address");
     for (tried, addr) in addrs.iter().enumerate() {
@@ -316,12 +318,12 @@ async fn first_of(addrs: Vec<SocketAddr>, deadline: Instant) -> io::Result<TcpSt
     Err(last)
 }
 
-/// Waits for the first bytes after a TLS 1.3 handshake, or for [`VERDICT`], leaving the bytes where they are.
-async fn await_verdict(stream: &mut tokio_rustls::client::TlsStream<TcpStream>) -> io::Result<()> {
+/// Waits for the first bytes after a TLS 1.3 handshake, or for [`ALERT_WAIT`], leaving the bytes where they are.
+async fn await_certificate_alert(stream: &mut tokio_rustls::client::TlsStream<TcpStream>) -> io::Result<()> {
     if stream.get_ref().1.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
         return Ok(());
     }
-    match tokio::time::timeout(VERDICT, stream.fill_buf()).await {
+    match tokio::time::timeout(ALERT_WAIT, stream.fill_buf()).await {
         Ok(Ok([])) => Err(io::ErrorKind::UnexpectedEof.into()),
         Ok(Ok(_)) | Err(_) => Ok(()),
         Ok(Err(error)) => Err(error),

@@ -1,9 +1,9 @@
-//! The connection to a backend: made, watched, made again.
+//! The connection to a backend: connects, probes and reconnects.
 //!
-//! One HTTP/2 connection carries all calls. When it ends, or is refused, the backend is down from that moment
-//! and calls fail at once; reconnecting backs off to at most a second, with jitter. A `Version` call
-//! shows that the backend answers at all and which API it speaks. Never HTTP/2 pings: grpc-go answers those
-//! with GOAWAY `too_many_pings`.
+//! One HTTP/2 connection carries all calls. When it ends or cannot be made, the backend is down and calls
+//! fail at once; crimux reconnects with backoff and jitter, at most a second apart. A `Version` call probes
+//! whether the backend answers and which API it speaks. Never HTTP/2 pings: grpc-go answers those with GOAWAY
+//! `too_many_pings`.
 
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -14,6 +14,7 @@ use prost::Message as _;
 use tokio::task::AbortHandle;
 use tonic::Code;
 
+use crate::backend::call::Channel;
 use crate::backend::connect::{ConnectError, Connector, Stream};
 use crate::backend::health::Class;
 use crate::backend::{Backend, own_headers};
@@ -31,16 +32,16 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often a local backend is probed.
 const PROBE_LOCAL: Duration = Duration::from_secs(5);
-/// How often a remote one is: what is not acknowledged makes a black hole known.
+/// How often a remote backend is probed: unacknowledged bytes make the kernel detect a black hole.
 const PROBE_REMOTE: Duration = Duration::from_secs(1);
 
-/// How long calls may go on over a connection that the backend closed with an error.
+/// How long calls in flight may continue on a connection after GOAWAY with an error.
 const AFTER_ERROR: Duration = Duration::from_secs(10);
 
 /// The state of the connection.
 #[derive(Debug, Clone)]
 pub enum Link {
-    /// The first attempt is not over.
+    /// The first attempt to connect is in progress.
     Connecting,
     /// Connected.
     Up {
@@ -51,9 +52,9 @@ pub enum Link {
         /// When it was connected.
         since: SystemTime,
     },
-    /// Not reachable.
+    /// Not connected.
     Down {
-        /// When it was lost, or found unreachable.
+        /// When the connection was lost, or the first attempt failed.
         since: SystemTime,
         /// Why.
         cause: Arc<str>,
@@ -61,15 +62,15 @@ pub enum Link {
 }
 
 impl Backend {
-    /// Keeps the backend connected until the drain begins. `greet` runs beside each new connection, as soon
-    /// as it is up; it ends with the connection.
-    pub async fn run(self: Arc<Self>, drain: Drain, greet: impl AsyncFn(&Arc<Self>)) {
+    /// Keeps the backend connected until the drain begins. `on_connected` runs on each new connection, and is
+    /// cancelled when the connection ends.
+    pub async fn run(self: Arc<Self>, drain: Drain, on_connected: impl AsyncFn(&Arc<Self>)) {
         let mut pause = FIRST_PAUSE;
         while !drain.is_begun() {
             match self.connect().await {
                 Ok((sender, connection)) => {
                     let connected = Instant::now();
-                    let Some(cause) = self.drive(sender, connection, &drain, &greet).await else {
+                    let Some(cause) = self.drive(sender, connection, &drain, &on_connected).await else {
                         self.link.send_replace(Link::Connecting);
                         continue;
                     };
@@ -77,7 +78,7 @@ impl Backend {
                         return tracing::info!(backend = %self.name, "connection to the backend closed by crimux");
                     }
                     self.set_down(&cause);
-                    // One that breaks every connection at once is not to be hammered.
+                    // The backoff grows while connections end as soon as they are made.
                     if connected.elapsed() > LONGEST_PAUSE {
                         pause = FIRST_PAUSE;
                     }
@@ -93,22 +94,22 @@ impl Backend {
         }
     }
 
-    /// Applies another configuration. A changed endpoint is connected to again.
+    /// Applies a new configuration; reconnects if the endpoint or TLS changed.
     pub fn reconfigure(&self, config: &BackendConfig) {
         let old = self.config.swap(Arc::new(config.clone()));
         if old.endpoint != config.endpoint || old.tls != config.tls {
             *self.connector.lock().unwrap_or_else(PoisonError::into_inner) = None;
             self.redial.notify_one();
         } else if old.timeouts.connect != config.timeouts.connect {
-            // The next connection is made with it; the current one stays.
+            // It applies from the next connection on.
             *self.connector.lock().unwrap_or_else(PoisonError::into_inner) = None;
         }
     }
 
-    /// Returns what connects to the current endpoint, with the current identity.
+    /// Returns the connector for the current endpoint and TLS files.
     ///
     /// # Errors
-    /// If the TLS files cannot be used.
+    /// Returns an error if the TLS files cannot be used.
     pub fn connector(&self) -> Result<Arc<Connector>, ConnectError> {
         let mut known = self.connector.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(connector) = &*known {
@@ -123,7 +124,7 @@ impl Backend {
         let connector = self.connector().map_err(|error| error.to_string())?;
         let http2 = connector.http2();
         let stream = if connector.has_tls() {
-            // A handshake computes for milliseconds, which calls to other backends would wait for.
+            // A handshake takes milliseconds of CPU, which would delay calls to other backends.
             let handshake = self.side.run(async move { connector.connect().await }).await;
             let stream = handshake.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
             stream.move_here().map_err(|error| error.to_string())?
@@ -133,38 +134,37 @@ impl Backend {
         Ok(client::handshake(stream, http2))
     }
 
-    /// Drives one connection to its end and returns why it ended; `None` if another is to take its place, in
-    /// which case its calls in flight go on.
+    /// Drives one connection to its end and returns the cause; `None` if the next connection is to be made at
+    /// once, while the calls in flight of this one continue.
     async fn drive(
         self: &Arc<Self>,
         sender: SendRequest,
         connection: Connection<Stream>,
         drain: &Drain,
-        greet: &impl AsyncFn(&Arc<Self>),
+        on_connected: &impl AsyncFn(&Arc<Self>),
     ) -> Option<String> {
         let connection = tokio::spawn(connection);
         let ending = connection.abort_handle();
         let (connected, retiring) = (Instant::now(), sender.clone());
         self.health.reset();
-        let beside = async {
-            // Calls wait until it is known which API they must be sent in: `Unimplemented` switches features
-            // off.
+        let on_connection = async {
+            // Calls wait until the API is known, because kubelet disables features after `Unimplemented`.
             self.probe(&sender, self.config.load().timeouts.connect).await;
             self.link.send_replace(Link::Up { sender, api: self.api(), since: SystemTime::now() });
-            tokio::join!(greet(self), self.keep_probing());
+            tokio::join!(on_connected(self), self.keep_probing());
         };
         let cause = tokio::select! {
-            // A connection that has ended is also one that takes no more calls.
+            // A closed connection is also closed to new calls, so its end must be checked first.
             biased;
             ended = connection => match ended {
                 Ok(Err(error)) => error.to_string(),
                 _ => "the backend closed the connection".to_owned(),
             },
-            () = beside => "probing ended".to_owned(),
+            () = on_connection => "probing ended".to_owned(),
             () = self.redial.notified() => return None,
-            // It said goodbye and finishes what it has. One that does so at once is not to be hammered.
+            // After GOAWAY calls in flight continue. The backoff applies if it came as soon as the connection.
             why = retiring.closed_to_new() => {
-                self.note_goaway(&why, ending.clone());
+                self.log_goaway(&why, ending.clone());
                 if connected.elapsed() > LONGEST_PAUSE {
                     return None;
                 }
@@ -176,9 +176,9 @@ impl Backend {
         Some(cause)
     }
 
-    /// Logs a GOAWAY that is an error, and bounds how long the calls of its connection may go on: what an
-    /// upgrade of the backend says with `NO_ERROR` lets a pull of an hour end.
-    fn note_goaway(&self, why: &Http2Error, connection: AbortHandle) {
+    /// Logs a GOAWAY. After one with an error, calls in flight are cut after [`AFTER_ERROR`]; after
+    /// `NO_ERROR`, as an upgrade of the backend sends it, they may continue, even an hour-long pull.
+    fn log_goaway(&self, why: &Http2Error, connection: AbortHandle) {
         let Http2Error::GoAway(goaway) = why else { return };
         if goaway.reason == Reason::NO_ERROR {
             return tracing::info!(backend = %self.name, %goaway, "is closing the connection");
@@ -194,7 +194,7 @@ impl Backend {
     async fn keep_probing(self: &Arc<Self>) {
         loop {
             let local = self.config.load().local;
-            // Until the API is known every call may be sent in one that the backend does not speak.
+            // Until the API is known, calls may be sent in one that the backend does not speak.
             if self.is_api_known() {
                 tokio::time::sleep(if local { PROBE_LOCAL } else { PROBE_REMOTE }).await;
             } else {
@@ -208,7 +208,7 @@ impl Backend {
         }
     }
 
-    /// Asks for the version once, in whichever API the backend speaks.
+    /// Calls `Version` once, in the API that the backend speaks.
     async fn probe(self: &Arc<Self>, sender: &SendRequest, wait: Duration) {
         match tokio::time::timeout(wait, self.version(sender, wait)).await {
             Ok(Ok(())) => {
@@ -226,13 +226,13 @@ impl Backend {
         }
     }
 
-    /// Asks for the version, for calls that wait for a late backend.
+    /// Calls `Version`, to find out whether the backend answers at all.
     ///
     /// # Errors
-    /// What [`Backend::call`] fails with, or [`Error::Garbage`] for what is no version.
+    /// As [`Backend::call`], or [`Error::Garbage`] for an invalid reply.
     pub async fn ask_version(self: &Arc<Self>, wait: Duration) -> Result<(), Error> {
-        let (sender, _) = self.sender().await?;
-        self.version(&sender, wait).await
+        let channel = self.channel().await?;
+        self.version(&channel.sender, wait).await
     }
 
     async fn version(self: &Arc<Self>, sender: &SendRequest, wait: Duration) -> Result<(), Error> {
@@ -240,7 +240,8 @@ impl Backend {
         let known = self.api();
         for api in [known, known.other()] {
             let (headers, message) = (own_headers(wait), Message::new(&[]).framed());
-            let called = self.call_over(sender.clone(), api, Some(method), "", headers, message);
+            let called =
+                self.call_over(Channel { sender: sender.clone(), api }, Some(method), "", headers, message);
             let reply = called.await?.collect().await?;
             match reply.code {
                 Code::Ok => {
@@ -256,7 +257,8 @@ impl Backend {
         Err(self.garbage("it speaks neither runtime.v1 nor runtime.v1alpha2"))
     }
 
-    /// Remembers a version if it is whole: kubelet refuses one with an empty field (`cri-client`, `Version`).
+    /// Caches a `Version` reply without empty fields; kubelet refuses one with an empty field (`cri-client`,
+    /// `Version`).
     fn learn_version(&self, reply: &Message) -> Result<(), Error> {
         let unreadable = |error: &dyn std::fmt::Display| self.garbage(error.to_string());
         let (encoded, _) =
@@ -270,15 +272,14 @@ impl Backend {
         Ok(())
     }
 
-    /// Remembers whether the backend lacks an RPC, unless it may have been asked in an API that it does not
-    /// speak.
+    /// Records whether the backend lacks an RPC. While its API is not known, `Unimplemented` is not believed.
     pub fn note_lack(&self, method: &Method, lacks: bool) {
         if !lacks || self.is_api_known() {
             self.last.set_lacks(method.rpc, lacks);
         }
     }
 
-    /// Completes once there is a connection.
+    /// Completes once the backend is connected.
     pub async fn connected(&self) {
         let mut link = self.link.subscribe();
         // The sender lives as long as this.

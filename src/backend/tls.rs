@@ -21,10 +21,10 @@ use rustls::{ClientConfig, RootCertStore};
 
 use crate::config::Tls;
 
-mod fault;
+mod error;
 
-pub use fault::CertificateFault;
-pub(crate) use fault::{HandshakeError, certificate_refusal, handshake_fault};
+pub use error::CertificateFault;
+pub(crate) use error::{HandshakeError, certificate_refusal, handshake_error};
 
 /// Why the TLS files of a backend cannot be used. Never holds a file's content.
 #[derive(Debug, thiserror::Error)]

@@ -114,7 +114,7 @@ impl Call {
     ) -> Result<Collected, Error> {
         let limit = backend.config().timeouts.read;
         let wait = self.at_most(limit);
-        let late = Error::Late { backend: Arc::clone(&backend.name), waited: wait };
+        let late = backend.late(wait);
         if backend.health.is_late(Class::Reads) {
             fan_out::refresh(&self.node, backend, Class::Reads);
             return Err(late);

@@ -16,7 +16,7 @@ use tonic::body::Body;
 use tonic::{Code, Status};
 
 use crate::backend::{Backend, Collected, Reply, ReplyBody};
-use crate::codec::{self, Frames, Message, Whole};
+use crate::codec::{self, BufferedBody, Frames, Message};
 use crate::error::Error;
 use crate::method::{self, Method};
 use crate::metrics::CallMetrics;
@@ -110,17 +110,17 @@ impl CallRecorder {
                 if code != Code::Ok && codec::status_code(&headers).is_some() {
                     return response(headers, Body::empty());
                 }
-                response(headers, Body::new(Whole::new(chunks, trailers).holding(list)))
+                response(headers, Body::new(BufferedBody::new(chunks, trailers).holding(list)))
             }
             Ok(Outcome::Arriving(Reply { headers, body })) => {
                 if let Some(code) = codec::status_code(&headers) {
                     self.code = code;
                     return response(headers, Body::empty());
                 }
-                response(headers, Body::new(Arriving { body: Some(body), watch: self }))
+                response(headers, Body::new(StreamingBody { body: Some(body), recorder: self }))
             }
             Ok(Outcome::Frames(frames)) => {
-                response(codec::reply_headers(), Body::new(MessagesBody { frames, watch: self }))
+                response(codec::reply_headers(), Body::new(MessagesBody { frames, recorder: self }))
             }
             Err(error) => {
                 self.code = error.code();
@@ -144,13 +144,13 @@ impl Drop for CallRecorder {
     }
 }
 
-/// A backend's body on its way to the client.
-struct Arriving {
+/// Streams a backend's reply to the client.
+struct StreamingBody {
     body: Option<ReplyBody>,
-    watch: CallRecorder,
+    recorder: CallRecorder,
 }
 
-impl http_body::Body for Arriving {
+impl http_body::Body for StreamingBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -172,15 +172,15 @@ impl http_body::Body for Arriving {
         };
         self.body = None;
         let trailers = ended.unwrap_or_else(codec::error_trailers);
-        self.watch.code = codec::status_code(&trailers).unwrap_or(Code::Unknown);
+        self.recorder.code = codec::status_code(&trailers).unwrap_or(Code::Unknown);
         Poll::Ready(Some(Ok(Frame::trailers(trailers))))
     }
 }
 
-/// A stream of messages on its way to the client.
+/// Streams messages to the client.
 struct MessagesBody {
     frames: Frames,
-    watch: CallRecorder,
+    recorder: CallRecorder,
 }
 
 impl http_body::Body for MessagesBody {
@@ -194,7 +194,7 @@ impl http_body::Body for MessagesBody {
         let Some((frame, code)) = ready!(self.frames.poll(cx)) else {
             return Poll::Ready(None);
         };
-        self.watch.code = code.unwrap_or(self.watch.code);
+        self.recorder.code = code.unwrap_or(self.recorder.code);
         Poll::Ready(Some(Ok(frame)))
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::pki::{Authority, Files, backend, replace, server};
-use crimux::backend::connect::{ConnectError, Connector, Step, Stream};
+use crimux::backend::connect::{ConnectError, ConnectStep, Connector, Stream};
 use crimux::backend::tls::{CertificateFault, CertificateRole};
 use crimux::config::{BackendConfig, Endpoint, Tls};
 use rustls::SupportedProtocolVersion;
@@ -228,7 +228,7 @@ async fn a_plain_text_peer_is_recognised() {
     let (mut peer, _) = listener.accept().await.unwrap();
     peer.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
     let error = connecting.await.unwrap().unwrap_err();
-    assert_eq!(error.step(), Step::Handshake);
+    assert_eq!(error.step(), ConnectStep::Handshake);
     assert!(error.to_string().ends_with("the peer answers, but not with TLS"), "{error}");
 }
 
@@ -256,7 +256,7 @@ async fn a_peer_that_never_answers_the_handshake_costs_no_more_than_the_timeout(
     let mut config = https("127.0.0.1", listener.local_addr().unwrap().port(), files.tls());
     config.timeouts.connect = Duration::from_millis(300);
     let error = connect(&config).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Timeout { step: Step::Handshake, .. }), "{error}");
+    assert!(matches!(error, ConnectError::Timeout { step: ConnectStep::Handshake, .. }), "{error}");
     assert!(
         error.to_string().ends_with("not connected within 300ms: the TLS handshake took too long"),
         "{error}"
@@ -288,7 +288,7 @@ async fn a_unix_socket_with_a_full_backlog_is_late_and_not_refused() {
     config.timeouts.connect = Duration::from_millis(200);
     let _first = connect(&config).await.unwrap();
     let error = connect(&config).await.unwrap_err();
-    assert!(matches!(error, ConnectError::Timeout { step: Step::Connect, .. }), "{error}");
+    assert!(matches!(error, ConnectError::Timeout { step: ConnectStep::Connect, .. }), "{error}");
 }
 
 #[tokio::test]

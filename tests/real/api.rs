@@ -120,7 +120,7 @@ async fn pass_v1alpha2(containerd: &Client, request: Request<Body>) -> Response<
         return Status::unavailable("containerd is gone").into_http();
     };
     let frames = reply.messages.iter().map(|message| crimux::codec::Message::new(message).framed());
-    let body = crimux::codec::Whole::new(frames.collect::<Vec<_>>(), reply.trailers);
+    let body = crimux::codec::BufferedBody::new(frames.collect::<Vec<_>>(), reply.trailers);
     let mut response = Response::new(Body::new(body));
     *response.headers_mut() = crimux::codec::reply_headers();
     response

@@ -119,7 +119,7 @@ impl tower::Service<http::Request<Body>> for Collector {
             let message = crimux::codec::collect_request(request.into_body()).await.unwrap();
             collector.keep(message.encoded());
             let reply = crimux::codec::Message::new(&[]).framed();
-            let body = crimux::codec::Whole::new(vec![reply], crimux::codec::ok_trailers());
+            let body = crimux::codec::BufferedBody::new(vec![reply], crimux::codec::ok_trailers());
             let mut response = http::Response::new(Body::new(body));
             *response.headers_mut() = crimux::codec::reply_headers();
             Ok(response)

@@ -13,7 +13,7 @@ use crate::backend::tls::{CertificateFault, TlsFileError};
 
 /// A step on the way to a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
+pub enum ConnectStep {
     /// Reading our own TLS files.
     Files,
     /// Finding the addresses of a host name.
@@ -73,7 +73,7 @@ pub enum ConnectError {
         /// The address.
         target: String,
         /// The step.
-        step: Step,
+        step: ConnectStep,
         /// The timeout of all steps together.
         after: Duration,
     },
@@ -81,12 +81,12 @@ pub enum ConnectError {
 
 impl ConnectError {
     /// Which step failed.
-    pub fn step(&self) -> Step {
+    pub fn step(&self) -> ConnectStep {
         match self {
-            Self::Files { .. } => Step::Files,
-            Self::Resolve { .. } => Step::Resolve,
-            Self::Connect { .. } => Step::Connect,
-            Self::Handshake { .. } | Self::Certificate { .. } => Step::Handshake,
+            Self::Files { .. } => ConnectStep::Files,
+            Self::Resolve { .. } => ConnectStep::Resolve,
+            Self::Connect { .. } => ConnectStep::Connect,
+            Self::Handshake { .. } | Self::Certificate { .. } => ConnectStep::Handshake,
             Self::Timeout { step, .. } => *step,
         }
     }
@@ -112,7 +112,7 @@ impl ConnectError {
     }
 }
 
-impl fmt::Display for Step {
+impl fmt::Display for ConnectStep {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Files => "reading our TLS files",

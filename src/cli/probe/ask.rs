@@ -64,7 +64,7 @@ impl Conversation {
             return Err(format!("it is no gRPC server (HTTP status {status})"));
         }
         let whole = stream.collect(MAX_ANSWER).await.map_err(broken)?;
-        let message = Message::whole(whole).map_err(|error| error.to_string())?;
+        let message = Message::from_body(whole).map_err(|error| error.to_string())?;
         let trailers = std::future::poll_fn(|cx| stream.poll_trailers(cx)).await;
         let trailers = trailers.map_err(broken)?.unwrap_or(headers);
         match codec::status_code(&trailers) {

@@ -183,7 +183,7 @@ async fn remove(
     images: &[StoredImage],
 ) -> Result<Option<Collected>, Error> {
     if let Some(waited) = backend.health.is_late(Class::Images).then(|| backend.config().timeouts.list) {
-        return Err(Error::Late { backend: Arc::clone(&backend.name), waited });
+        return Err(backend.late(waited));
     }
     let by_name = images.iter().any(|image| image.match_kind == MatchKind::Name);
     // By its name an image is removed once, as the client wrote it; by ID as the store lists it.

@@ -11,19 +11,13 @@ use crate::snapshot::pair::{PAIR_WINDOW, Pair, PodListSync};
 
 /// The next thing that happens.
 #[derive(Debug, Clone, Copy)]
-enum Step {
+enum PairStep {
     /// A list is requested.
-    Request(Kind),
+    Request(ListKind),
     /// The n-th list in flight arrives, with the objects of these numbers.
     Receive(usize, u8),
     /// Time passes.
     Pass(Duration),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Kind {
-    Sandboxes,
-    Containers,
 }
 
 /// A list of the model: objects as bits, and the order and time of its request and receipt.
@@ -40,7 +34,7 @@ struct Listed {
 
 /// The rule, written down as the table of `pair.rs`; a container has the number of its sandbox.
 #[derive(Default)]
-struct Model {
+struct PairModel {
     sandboxes: Option<Listed>,
     containers: Option<Listed>,
     served: Option<(Listed, Listed)>,
@@ -48,10 +42,11 @@ struct Model {
     buffers: usize,
 }
 
-impl Model {
-    fn receive(&mut self, kind: Kind, seq: u64, requested: Instant, received: Instant, objects: u8) {
-        let served = self.served.map(|(s, c)| if kind == Kind::Sandboxes { s.seq.min(c.seq) } else { c.seq });
-        let newest = if kind == Kind::Sandboxes { &mut self.sandboxes } else { &mut self.containers };
+impl PairModel {
+    fn receive(&mut self, kind: ListKind, seq: u64, requested: Instant, received: Instant, objects: u8) {
+        let served =
+            self.served.map(|(s, c)| if kind == ListKind::Sandboxes { s.seq.min(c.seq) } else { c.seq });
+        let newest = if kind == ListKind::Sandboxes { &mut self.sandboxes } else { &mut self.containers };
         if served.is_some_and(|served| seq < served) || newest.is_some_and(|newest| seq < newest.seq) {
             return;
         }
@@ -94,8 +89,8 @@ impl Model {
     }
 }
 
-fn step() -> impl Strategy<Value = Step> {
-    let kind = || prop_oneof![Just(Kind::Sandboxes), Just(Kind::Containers)];
+fn step() -> impl Strategy<Value = PairStep> {
+    let kind = || prop_oneof![Just(ListKind::Sandboxes), Just(ListKind::Containers)];
     let wait = prop_oneof![
         Just(Duration::from_millis(1)),
         Just(Duration::from_secs(1)),
@@ -103,9 +98,9 @@ fn step() -> impl Strategy<Value = Step> {
         Just(PAIR_WINDOW + Duration::from_nanos(1)),
     ];
     prop_oneof![
-        4 => kind().prop_map(Step::Request),
-        5 => (0..4usize, 0..8u8).prop_map(|(list, objects)| Step::Receive(list, objects)),
-        2 => wait.prop_map(Step::Pass),
+        4 => kind().prop_map(PairStep::Request),
+        5 => (0..4usize, 0..8u8).prop_map(|(list, objects)| PairStep::Receive(list, objects)),
+        2 => wait.prop_map(PairStep::Pass),
     ]
 }
 
@@ -113,13 +108,11 @@ fn objects(bits: u8) -> impl Iterator<Item = u8> {
     (0..8).filter(move |number| bits & (1 << number) != 0)
 }
 
-fn encoded(kind: Kind, bits: u8) -> Bytes {
+fn encoded(kind: ListKind, bits: u8) -> Bytes {
     let names: Vec<_> = objects(bits).map(|number| (format!("c{number}"), format!("s{number}"))).collect();
     match kind {
-        Kind::Sandboxes => sandboxes(&names.iter().map(|(_, sandbox)| &**sandbox).collect::<Vec<_>>()),
-        Kind::Containers => {
-            containers(&names.iter().map(|(id, sandbox)| (&**id, &**sandbox)).collect::<Vec<_>>())
-        }
+        ListKind::Sandboxes => sandboxes(&names.iter().map(|(_, sandbox)| &**sandbox).collect::<Vec<_>>()),
+        _ => containers(&names.iter().map(|(id, sandbox)| (&**id, &**sandbox)).collect::<Vec<_>>()),
     }
 }
 
@@ -130,30 +123,32 @@ fn served(pair: Option<&Pair>) -> Option<(Bytes, Bytes)> {
 /// Plays steps to both, and compares what they serve after each.
 struct Run {
     sync: PodListSync,
-    model: Model,
-    in_flight: Vec<(Kind, Revision)>,
+    model: PairModel,
+    in_flight: Vec<(ListKind, Revision)>,
     seq: u64,
     now: Instant,
 }
 
 impl Run {
     fn new() -> Self {
-        let (sync, model) = (PodListSync::default(), Model::default());
+        let (sync, model) = (PodListSync::default(), PairModel::default());
         Self { sync, model, in_flight: Vec::new(), seq: 0, now: Instant::now() }
     }
 
-    fn request(&mut self, kind: Kind) {
+    fn request(&mut self, kind: ListKind) {
         self.seq += 1;
         self.in_flight.push((kind, Revision { seq: self.seq, at: self.now }));
     }
 
     fn receive(&mut self, index: usize, bits: u8) -> Result<(), TestCaseError> {
         let (kind, revision) = self.in_flight.remove(index);
-        let list = if kind == Kind::Sandboxes { ListKind::Sandboxes } else { ListKind::Containers };
-        self.sync.take(list, revision, encoded(kind, bits), self.now, &[]);
+        self.sync.take(kind, revision, encoded(kind, bits), self.now, &[]);
         self.model.receive(kind, revision.seq, revision.at, self.now, bits);
         let expected = self.model.served.map(|(sandboxes, containers)| {
-            (encoded(Kind::Sandboxes, sandboxes.objects), encoded(Kind::Containers, containers.objects))
+            (
+                encoded(ListKind::Sandboxes, sandboxes.objects),
+                encoded(ListKind::Containers, containers.objects),
+            )
         });
         prop_assert_eq!(served(self.sync.pair.as_ref()), expected);
         Ok(())
@@ -168,9 +163,9 @@ proptest! {
         let mut run = Run::new();
         for step in steps {
             match step {
-                Step::Request(kind) if run.in_flight.len() < 4 => run.request(kind),
-                Step::Receive(index, bits) if index < run.in_flight.len() => run.receive(index, bits)?,
-                Step::Pass(time) => run.now += time,
+                PairStep::Request(kind) if run.in_flight.len() < 4 => run.request(kind),
+                PairStep::Receive(index, bits) if index < run.in_flight.len() => run.receive(index, bits)?,
+                PairStep::Pass(time) => run.now += time,
                 _ => {}
             }
         }
@@ -183,24 +178,24 @@ proptest! {
         bits in (0..8u8, 0..8u8),
     ) {
         let mut run = Run::new();
-        for kind in [Kind::Sandboxes, Kind::Containers] {
+        for kind in [ListKind::Sandboxes, ListKind::Containers] {
             run.request(kind);
             run.receive(0, 0)?;
         }
         for step in steps {
             match step {
-                Step::Request(kind) if run.in_flight.len() < 4 => run.request(kind),
-                Step::Receive(index, bits) if index < run.in_flight.len() => run.receive(index, bits)?,
-                Step::Pass(time) => run.now += time,
+                PairStep::Request(kind) if run.in_flight.len() < 4 => run.request(kind),
+                PairStep::Receive(index, bits) if index < run.in_flight.len() => run.receive(index, bits)?,
+                PairStep::Pass(time) => run.now += time,
                 _ => {}
             }
         }
-        for (kind, bits) in [(Kind::Sandboxes, bits.0), (Kind::Containers, bits.1)] {
+        for (kind, bits) in [(ListKind::Sandboxes, bits.0), (ListKind::Containers, bits.1)] {
             run.request(kind);
             run.now += Duration::from_millis(1);
             run.receive(run.in_flight.len() - 1, bits)?;
         }
-        let expected = (encoded(Kind::Sandboxes, bits.0), encoded(Kind::Containers, bits.1));
+        let expected = (encoded(ListKind::Sandboxes, bits.0), encoded(ListKind::Containers, bits.1));
         prop_assert_eq!(served(run.sync.pair.as_ref()), Some(expected));
     }
 
@@ -211,12 +206,12 @@ proptest! {
     ) {
         let mut run = Run::new();
         for _ in 0..received.len() {
-            run.request(Kind::Sandboxes);
-            run.request(Kind::Containers);
+            run.request(ListKind::Sandboxes);
+            run.request(ListKind::Containers);
         }
         for (sandboxes_first, bits) in received {
             run.now += Duration::from_millis(1);
-            let kind = if sandboxes_first { Kind::Sandboxes } else { Kind::Containers };
+            let kind = if sandboxes_first { ListKind::Sandboxes } else { ListKind::Containers };
             let Some(index) = run.in_flight.iter().position(|(of, _)| *of == kind) else { continue };
             run.receive(index, bits)?;
             if let Some((sandboxes, containers)) = run.model.served {

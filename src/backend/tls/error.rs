@@ -94,7 +94,7 @@ impl fmt::Display for CertificateFault {
 }
 
 /// Returns why a handshake failed with `error`.
-pub(crate) fn handshake_fault(error: &io::Error, name: &str, identity: &TlsIdentity) -> HandshakeError {
+pub(crate) fn handshake_error(error: &io::Error, name: &str, identity: &TlsIdentity) -> HandshakeError {
     if let Some(fault) = certificate_refusal(error, identity) {
         return HandshakeError::Certificate(fault);
     }

@@ -16,6 +16,7 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::config;
@@ -25,6 +26,8 @@ use crate::proxy::ProxyState;
 use crate::server::{Listener, SocketFile};
 use crate::side::Side;
 use cache::Cache;
+pub use change::ReloadRequest;
+pub(crate) use change::planned;
 use http::Port;
 
 pub mod api;
@@ -50,6 +53,7 @@ pub(crate) struct AdminState {
     calls: Handle,
     port: Port,
     started: SystemTime,
+    reload: mpsc::Sender<ReloadRequest>,
 }
 
 /// Starts the admin listeners in `servers`, on the thread of `side`.
@@ -62,14 +66,16 @@ pub async fn spawn(
     node: &Arc<ProxyState>,
     drain: &Drain,
     side: &Side,
+    reload: mpsc::Sender<ReloadRequest>,
 ) -> anyhow::Result<()> {
     let (calls, port) = (Handle::current(), Port::default());
-    let state = Arc::new(AdminState { node: Arc::clone(node), calls, port, started: SystemTime::now() });
+    let (node, started) = (Arc::clone(node), SystemTime::now());
+    let state = Arc::new(AdminState { node: Arc::clone(&node), calls, port, started, reload });
     let socket = config.socket.clone();
     let bound = side.run(async move { Listener::bind(&socket, SOCKET_MODE, None).await }).await??;
     let (listener, file) = bound.split();
     let routes = public_routes().merge(root_routes()).with_state(Arc::clone(&state));
-    servers.spawn_on(serve(listener, routes, Arc::clone(node), drain.clone(), file), side.handle());
+    servers.spawn_on(serve(listener, routes, node, drain.clone(), file), side.handle());
     if let Some(address) = config.http {
         let first = Arc::clone(&state);
         let listener = side.run(async move { first.port.listen(address).await.ok() }).await?;
@@ -138,6 +144,8 @@ fn root_routes() -> Router<Arc<AdminState>> {
         .route("/v1/routes", get(read::routes))
         .route("/v1/routes/", get(read::default_route))
         .route("/v1/routes/{handler}", get(read::route))
+        .route("/v1/reload", post(change::reload))
+        .route("/v1/plan", post(change::plan))
         .route("/v1/backends/{name}/drain", post(change::drain))
         .route("/v1/backends/{name}/undrain", post(change::undrain))
         .route("/v1/backends/{name}/forget", post(change::forget))

@@ -14,6 +14,8 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use crate::admin::ReloadRequest;
+use crate::admin::api::ReloadReport;
 use crate::config::Config;
 use crate::drain::{self, Drain, DrainResult};
 use crate::metrics::Metrics;
@@ -48,6 +50,8 @@ pub struct App {
     node: Arc<ProxyState>,
     backends: Backends,
     reloads: Reloads,
+    /// Yields the reloads that operators ask for.
+    requests: mpsc::Receiver<ReloadRequest>,
     drain: Drain,
     servers: JoinSet<DrainResult>,
     writer: tokio::task::JoinHandle<()>,
@@ -79,7 +83,8 @@ impl App {
         let drain = Drain::default();
         let metrics = Metrics::new()?;
         let lock = StateLock::take(&config.state_dir).context("a second crimux is refused")?;
-        let (snapshot, warnings) = Snapshot::open(&config.state_dir, &boot_id());
+        let mark = mark_of(&config);
+        let (snapshot, warnings) = Snapshot::open_marked(&config.state_dir, &boot_id(), Some(mark));
         for warning in warnings {
             tracing::warn!(%warning, "saved state");
         }
@@ -112,10 +117,11 @@ impl App {
             listener.serve(proxy, drain.clone()),
         );
         spawn_with_deadline(&mut servers, side.handle(), "relay", &node, &drain, relay.run(drain.clone()));
-        admin::spawn(&mut servers, &config.admin, &node, &drain, &side).await?;
+        let (reload, requests) = mpsc::channel(1);
+        admin::spawn(&mut servers, &config.admin, &node, &drain, &side, reload).await?;
         let reloads = Reloads::new(config, is_inherited);
         let path = path.to_owned();
-        Ok(Self { path, changed, node, backends, reloads, drain, servers, writer, _lock: lock })
+        Ok(Self { path, changed, node, backends, reloads, requests, drain, servers, writer, _lock: lock })
     }
 
     /// Runs until SIGTERM or SIGINT, then drains.
@@ -128,11 +134,18 @@ impl App {
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let watchdog = systemd::watchdog();
         tokio::pin!(watchdog);
+        let node = Arc::clone(&self.node);
         systemd::ready();
         loop {
             tokio::select! {
-                _ = hangup.recv() => self.reload().await,
-                Some(()) = self.changed.recv() => self.reload().await,
+                _ = hangup.recv() => drop(self.reload(false).await),
+                Some(()) = self.changed.recv() => drop(self.reload(false).await),
+                Some(request) = self.requests.recv() => {
+                    let report = self.reload(request.force).await;
+                    // The operator may have left.
+                    request.reply.send(report).ok();
+                }
+                () = node.moved_was_listed() => self.backends.settle_moved(),
                 _ = housekeeping.tick() => self.backends.housekeep(),
                 () = &mut watchdog => {}
                 () = shutdown.recv() => break,
@@ -142,10 +155,11 @@ impl App {
         Ok(())
     }
 
-    async fn reload(&mut self) {
+    async fn reload(&mut self, force: bool) -> ReloadReport {
         systemd::reloading();
-        self.reloads.run(&self.path, &self.node, &mut self.backends).await;
+        let report = self.reloads.run(&self.path, &self.node, &mut self.backends, force).await;
         systemd::ready();
+        report
     }
 
     async fn shut_down(mut self, mut shutdown: ShutdownSignal) {
@@ -211,6 +225,14 @@ impl ShutdownSignal {
             _ = self.int.recv() => {}
         }
     }
+}
+
+/// Returns the file that says of the saved state that it is not whole, where nothing can be changed in
+/// `state_dir`.
+fn mark_of(config: &Config) -> PathBuf {
+    let mut name = config.listen.clone().into_os_string();
+    name.push(".state-not-whole");
+    name.into()
 }
 
 /// Returns the kernel's boot ID; empty if it cannot be read. Sandboxes saved under another ID are not running

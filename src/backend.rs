@@ -14,7 +14,7 @@ use crate::config::BackendConfig;
 use crate::method::{Api, PLACES};
 use crate::metrics::{CallMetrics, Metrics};
 use crate::side::Side;
-use crate::snapshot::LastKnown;
+use crate::snapshot::{InstanceId, LastKnown};
 
 pub use call::{Collected, Reply, ReplyBody, own_headers};
 pub use health::{Class, Health, LastError, State};
@@ -30,7 +30,9 @@ pub mod tls;
 /// One backend.
 #[derive(Debug)]
 pub struct Backend {
-    /// Its name in the configuration.
+    /// Which instance it is.
+    pub id: InstanceId,
+    /// The label of the instance: its name in the configuration. A renamed instance is another `Backend`.
     pub name: Arc<str>,
     /// Late or not, by kind of list, and the last error.
     pub health: Health,
@@ -59,6 +61,7 @@ impl Backend {
     ) -> Arc<Self> {
         Arc::new(Self {
             calls: metrics.calls(&name),
+            id: last.id(),
             name,
             health: Health::default(),
             last,

@@ -23,6 +23,7 @@ mod generate;
 mod inspect;
 mod output;
 mod probe;
+mod reload;
 mod running;
 mod runtime_classes;
 mod show;
@@ -86,6 +87,11 @@ enum Command {
         #[command(flatten)]
         reading: ReadArgs,
     },
+    /// Read the configuration again, or say what it would do to running pods.
+    ///
+    /// The running crimux reads the file that it was started with. It ends with 0 only once that is in force.
+    /// With --dry-run nothing is changed, and the file is that of --config.
+    Reload(reload::ReloadArgs),
     /// Drain a backend, undo that, or declare one lost.
     #[command(subcommand)]
     Backend(backend::Change),
@@ -165,6 +171,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Images { explain: Some(reference), reading } => {
             block_on(show::explain_image(&reading, &reference))?
         }
+        Command::Reload(reload) => block_on(reload.run())?,
         Command::Backend(change) => block_on(change.run())?,
         Command::Config(verb) => block_on(verb.run())?,
         Command::LogLevel(verb) => block_on(verb.run())?,

@@ -119,6 +119,8 @@ pub struct BackendConfig {
     pub socket: Option<PathBuf>,
     /// Whether its outage makes the node `NotReady`. Default false; the default backend always counts.
     pub required: bool,
+    /// Whether the node's lists do without it until it was listed for the first time. Default false.
+    pub optional: bool,
     /// Whether its files, logs and image store are on this node. Default true for `unix://`, else false.
     pub local: bool,
     /// Its deadlines.

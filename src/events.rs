@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::codec::{End, Frames};
 use crate::error::Error;
+use crate::snapshot::InstanceId;
 
 /// One client's stream.
 #[derive(Debug)]
@@ -37,7 +38,7 @@ pub struct Subscription {
 /// The streams that have clients, by backend.
 #[derive(Debug, Default)]
 pub struct Subscriptions {
-    by_backend: Mutex<BTreeMap<Arc<str>, Arc<Subscription>>>,
+    by_backend: Mutex<BTreeMap<InstanceId, Arc<Subscription>>>,
 }
 
 impl Client {
@@ -118,31 +119,30 @@ impl Subscription {
 impl Subscriptions {
     /// Lets a client read a backend's stream. The second value tells whether the stream is new, so that the
     /// caller must subscription it.
-    pub fn attach(&self, backend: &Arc<str>, client: &Arc<Client>) -> (Arc<Subscription>, bool) {
+    pub fn attach(&self, backend: InstanceId, client: &Arc<Client>) -> (Arc<Subscription>, bool) {
         let mut subscriptions = self.subscriptions();
-        let new = !subscriptions.contains_key(backend);
-        let subscription =
-            Arc::clone(subscriptions.entry(Arc::clone(backend)).or_insert_with(Subscription::new));
+        let new = !subscriptions.contains_key(&backend);
+        let subscription = Arc::clone(subscriptions.entry(backend).or_insert_with(Subscription::new));
         subscription.clients().push(Arc::clone(client));
         (subscription, new)
     }
 
     /// Takes a client away from a backend's stream; a stream without clients is idle.
-    pub fn detach(&self, backend: &str, client: &Arc<Client>) {
+    pub fn detach(&self, backend: InstanceId, client: &Arc<Client>) {
         let mut subscriptions = self.subscriptions();
-        let Some(subscription) = subscriptions.get(backend) else { return };
+        let Some(subscription) = subscriptions.get(&backend) else { return };
         let mut clients = subscription.clients();
         clients.retain(|other| !Arc::ptr_eq(other, client));
         let idle = clients.is_empty();
         drop(clients);
-        if idle && let Some(subscription) = subscriptions.remove(backend) {
+        if idle && let Some(subscription) = subscriptions.remove(&backend) {
             subscription.idle.notify_one();
         }
     }
 
     /// Tells whether a backend streams now; `None` while nobody wants its events.
-    pub fn is_streaming(&self, backend: &str) -> Option<bool> {
-        self.subscriptions().get(backend).map(|subscription| subscription.is_streaming())
+    pub fn is_streaming(&self, backend: InstanceId) -> Option<bool> {
+        self.subscriptions().get(&backend).map(|subscription| subscription.is_streaming())
     }
 
     /// Ends all clients' streams with `error`.
@@ -155,7 +155,7 @@ impl Subscriptions {
         }
     }
 
-    fn subscriptions(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Subscription>>> {
+    fn subscriptions(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<Subscription>>> {
         self.by_backend.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -171,18 +171,16 @@ mod tests {
         frame.into_data().map_err(|_| code)
     }
 
-    fn name() -> Arc<str> {
-        "a".into()
-    }
+    const A: InstanceId = InstanceId(1);
 
     #[tokio::test]
     async fn a_slow_client_keeps_what_it_has_and_loses_the_rest_alone() {
         let subscriptions = Subscriptions::default();
         let (slow, mut slow_frames) = Client::new(2);
         let (fast, mut fast_frames) = Client::new(3);
-        let (subscription, new) = subscriptions.attach(&name(), &slow);
+        let (subscription, new) = subscriptions.attach(A, &slow);
         assert!(new);
-        assert!(!subscriptions.attach(&name(), &fast).1, "the stream is shared");
+        assert!(!subscriptions.attach(A, &fast).1, "the stream is shared");
         let events = ["1", "2", "3"].map(Bytes::from);
         let dropped: Vec<_> = events.iter().map(|event| subscription.publish(event)).collect();
         assert_eq!(dropped, [0, 0, 1]);
@@ -200,15 +198,15 @@ mod tests {
         let subscriptions = Subscriptions::default();
         let (one, frames) = Client::new(1);
         let (other, _other_frames) = Client::new(1);
-        let (subscription, _) = subscriptions.attach(&name(), &one);
-        subscriptions.attach(&name(), &other);
+        let (subscription, _) = subscriptions.attach(A, &one);
+        subscriptions.attach(A, &other);
         drop(frames);
         one.closed().await;
-        subscriptions.detach("a", &one);
-        assert!(!subscriptions.attach(&name(), &one).1, "the other still reads");
-        subscriptions.detach("a", &one);
-        subscriptions.detach("a", &other);
+        subscriptions.detach(A, &one);
+        assert!(!subscriptions.attach(A, &one).1, "the other still reads");
+        subscriptions.detach(A, &one);
+        subscriptions.detach(A, &other);
         subscription.idle().await;
-        assert!(subscriptions.attach(&name(), &one).1, "a new one is needed");
+        assert!(subscriptions.attach(A, &one).1, "a new one is needed");
     }
 }

@@ -37,6 +37,7 @@ pub mod limits;
 pub mod merge;
 pub mod method;
 pub mod metrics;
+pub mod plan;
 pub mod proxy;
 pub mod relay;
 pub mod router;

@@ -21,6 +21,7 @@ use crate::codec::{self, Message};
 use crate::error::Error;
 use crate::limits::ClientLimits;
 use crate::method::{self, Method, Route};
+use crate::snapshot::InstanceId;
 use crate::telemetry::spans;
 pub use images::{CallExplanation, ImageExplanation, StoreExplanation};
 pub use node::ProxyState;
@@ -47,7 +48,7 @@ mod stream_lists;
 #[derive(Debug, Clone)]
 pub struct Proxy {
     node: Arc<ProxyState>,
-    scope: Option<Arc<str>>,
+    scope: Option<InstanceId>,
     /// Lists that the client of this connection may have in memory.
     lists: Arc<Semaphore>,
 }
@@ -62,7 +63,7 @@ const LISTS_AT_ONCE: usize = 16;
 struct Call {
     node: Arc<ProxyState>,
     /// The only backend this call may see; `None` for the node's socket.
-    scope: Option<Arc<str>>,
+    scope: Option<InstanceId>,
     /// The API that the client speaks.
     api: method::Api,
     /// The row; `None` for a method that is not in the table.
@@ -78,14 +79,14 @@ struct Call {
 
 impl Proxy {
     /// Serves the whole node, or one backend alone.
-    pub fn new(node: Arc<ProxyState>, scope: Option<Arc<str>>) -> Self {
+    pub fn new(node: Arc<ProxyState>, scope: Option<InstanceId>) -> Self {
         Self { node, scope, lists: Arc::new(Semaphore::new(LISTS_AT_ONCE)) }
     }
 
     /// Returns the same service for one more connection.
     #[must_use]
     pub fn for_connection(&self) -> Self {
-        Self::new(Arc::clone(&self.node), self.scope.clone())
+        Self::new(Arc::clone(&self.node), self.scope)
     }
 
     /// Returns what clients may make crimux hold.
@@ -140,7 +141,7 @@ impl Call {
 
     /// Returns the backends that this call may see.
     fn backends(&self) -> Vec<Arc<crate::backend::Backend>> {
-        self.node.backends_in(self.scope.as_deref())
+        self.node.backends_in(self.scope)
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use crate::snapshot::InstanceId;
 pub use handlers::{Choice, Handlers};
 pub use owners::{Annotations, Lookup, OwnedPod, Owners, Pod};
 
@@ -55,5 +56,5 @@ impl Router {
     }
 }
 
-/// Backends by name, as handed to [`Handlers::new`].
-pub type Names = BTreeMap<String, Arc<str>>;
+/// The instances that names in the configuration mean, as handed to [`Handlers::new`].
+pub type Names = BTreeMap<String, InstanceId>;

@@ -20,12 +20,14 @@ mod file;
 mod filter;
 mod fingerprint;
 pub mod image_name;
+mod instance;
 mod items;
 mod journal;
 mod last_known;
 mod lists;
 mod load;
 mod lock;
+mod marks;
 mod pair;
 mod queue;
 mod shared;
@@ -40,11 +42,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 pub use filter::{Filter, item_id};
+pub use instance::{Instance, InstanceId, Life};
 pub use items::{
     CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts,
     SANDBOX_NOTREADY, SANDBOX_READY, SandboxRef, container_items, sandbox_items,
@@ -55,6 +58,7 @@ pub use statuses::ForgottenStatus;
 
 use crate::method::Kind;
 use changes::Op;
+use marks::Marks;
 use shared::Shared;
 use state::State;
 use writer::LastWrite;
@@ -125,11 +129,10 @@ impl fmt::Display for Warning {
 pub struct Snapshot {
     dir: PathBuf,
     boot_id: String,
-    fresh: bool,
-    /// Whether every backend was known at least once since a fresh start.
-    settled: AtomicBool,
+    whole: bool,
     shared: Arc<Shared>,
-    backends: Mutex<BTreeMap<String, Arc<LastKnown>>>,
+    last_instance: AtomicU64,
+    backends: Mutex<BTreeMap<InstanceId, Arc<LastKnown>>>,
     written: Mutex<LastWrite>,
 }
 
@@ -140,23 +143,30 @@ impl Snapshot {
     /// It never fails: what cannot be read is set aside, and a directory that cannot be written makes a
     /// snapshot that lives in memory and says so in [`Snapshot::write_error`].
     pub fn open(state_dir: &Path, boot_id: &str) -> (Arc<Self>, Vec<Warning>) {
-        let mut loaded = load::load(state_dir, boot_id);
-        let shared = Arc::new(Shared::new(loaded.seq, loaded.journal));
+        Self::open_marked(state_dir, boot_id, None)
+    }
+
+    /// As [`Snapshot::open`]. `mark` is a file outside of `state_dir`, which says that the state there is not
+    /// whole where not even a file in it can be renamed.
+    pub fn open_marked(state_dir: &Path, boot_id: &str, mark: Option<PathBuf>) -> (Arc<Self>, Vec<Warning>) {
+        let doubted = Marks::is_doubted(mark.as_deref());
+        let mut loaded = load::load(state_dir, boot_id, doubted);
+        let shared = Arc::new(Shared::new(loaded.seq, loaded.journal, state_dir, mark));
         let started = loaded.error.take().map_or_else(|| shared.journal().rotate().map(drop), Err);
         if let Err(error) = started {
             shared.failed("the journal", &error);
             let problem = format!("cannot be written, what is remembered lives in memory alone: {error}");
             loaded.warnings.push(Warning { file: state_dir.to_owned(), problem });
         }
-        let backends = loaded.states.into_iter().map(|(name, state)| {
-            let last_known = Arc::new(LastKnown::new(&name, Arc::clone(&shared), state));
-            (name, last_known)
+        let backends = loaded.states.into_iter().map(|(id, state)| {
+            let last_known = Arc::new(LastKnown::new(id, Arc::clone(&shared), state));
+            (id, last_known)
         });
         let snapshot = Self {
             dir: state_dir.to_owned(),
             boot_id: boot_id.to_owned(),
-            fresh: loaded.fresh,
-            settled: AtomicBool::new(!loaded.fresh),
+            whole: loaded.whole,
+            last_instance: AtomicU64::new(loaded.last_instance),
             backends: Mutex::new(backends.collect()),
             shared,
             written: Mutex::default(),
@@ -164,49 +174,65 @@ impl Snapshot {
         (Arc::new(snapshot), loaded.warnings)
     }
 
-    /// Tells whether the start found no intact snapshot, or only that of a start like this which ended before
-    /// every backend was listed once. A backend that is not known is then one that may hold anything; after
-    /// any other start it is one that was added since. A journal alone does not tell that.
-    pub fn is_fresh(&self) -> bool {
-        self.fresh
+    /// Tells whether the start found all there was. What it found is heard of in any case; only what is whole
+    /// is known, and answers a list.
+    pub fn was_whole(&self) -> bool {
+        self.whole
     }
 
-    /// Returns the state of a backend; makes an empty one if it has no state. A `local` backend's
-    /// saved items become NOTREADY and EXITED, and its saved statuses are dropped, if the node was rebooted.
-    /// Call it for every configured backend before [`Snapshot::run`].
+    /// Returns who is known, by identifier: configured, joining and removed.
+    pub fn instances(&self) -> Vec<Instance> {
+        self.backends().values().map(|last_known| last_known.instance()).collect()
+    }
+
+    /// Returns the state of an instance.
+    pub fn get(&self, id: InstanceId) -> Option<Arc<LastKnown>> {
+        self.backends().get(&id).cloned()
+    }
+
+    /// Returns the state of the instance that has this name; makes one that is configured, and of which
+    /// nothing is known, if there is none. See [`Snapshot::reached`] for `local`.
     pub fn backend(&self, name: &str, local: bool) -> Arc<LastKnown> {
-        let last_known = Arc::clone(self.backends().entry(name.to_owned()).or_insert_with(|| {
-            let state = State::new(&self.boot_id, self.shared.last_seq());
-            Arc::new(LastKnown::new(name, Arc::clone(&self.shared), state))
-        }));
+        let known = self.backends().values().find(|known| known.instance().name == name).cloned();
+        let last_known = known.unwrap_or_else(|| self.create(name, Life::Member));
+        self.reached(&last_known, local);
+        last_known
+    }
+
+    /// Makes an instance of which nothing is known.
+    pub fn create(&self, name: &str, life: Life) -> Arc<LastKnown> {
+        let id = self.last_instance.fetch_add(1, Ordering::Relaxed) + 1;
+        let instance = Instance { life, ..Instance::named(id, name) };
+        let state = State::new(instance.clone(), &self.boot_id, self.shared.last_seq());
+        let last_known = Arc::new(LastKnown::new(instance.id, Arc::clone(&self.shared), state));
+        self.backends().insert(instance.id, Arc::clone(&last_known));
+        last_known
+    }
+
+    /// Notes where an instance is, before calls are sent to it: if the node was rebooted since it was saved,
+    /// a `local` one's saved items become NOTREADY and EXITED, and its saved statuses are dropped.
+    pub fn reached(&self, last_known: &LastKnown, local: bool) {
         let rebooted = last_known.lock().boot_id != self.boot_id;
         if rebooted && local {
             last_known.change(vec![Op::Rebooted(self.boot_id.clone())]);
         } else if rebooted {
             self.boot_id.clone_into(&mut last_known.lock().boot_id);
         }
-        last_known
     }
 
-    /// Forgets all that is known of a backend, as the operator demands who declares it lost: its lists are
-    /// then known to be empty. Tells whether there was anything by that name.
-    pub fn forget(&self, name: &str) -> bool {
-        let mut backends = self.backends();
-        let Some(last_known) = backends.get(name) else { return false };
+    /// Forgets all that is known of an instance, as the operator demands who declares it lost: its lists are
+    /// then known to be empty. Tells whether there is such an instance.
+    pub fn forget(&self, id: InstanceId) -> bool {
+        let Some(last_known) = self.get(id) else { return false };
         last_known.change(vec![Op::Forgotten(true)]);
-        // Only one that nobody uses can go; a configured backend may come back.
-        if Arc::strong_count(last_known) == 1 {
-            backends.remove(name);
-        }
         true
     }
 
-    /// Returns the names of all backends of which there is a state, configured or not; without those that
-    /// were forgotten and not heard of since.
-    pub fn names(&self) -> Vec<String> {
-        let backends = self.backends();
-        let known = backends.iter().filter(|(_, last_known)| !last_known.lock().forgotten);
-        known.map(|(name, _)| name.clone()).collect()
+    /// Ends an instance that was removed and owns nothing, or that turned out to be another.
+    pub fn end(&self, id: InstanceId) {
+        if let Some(last_known) = self.backends().remove(&id) {
+            last_known.change(vec![Op::Ended(true)]);
+        }
     }
 
     /// Gives the journal a thread of its own, so that a disk that takes no writes stops no call. Call it
@@ -248,7 +274,7 @@ impl Snapshot {
         self.write(true, &mut |_| ())
     }
 
-    fn backends(&self) -> MutexGuard<'_, BTreeMap<String, Arc<LastKnown>>> {
+    fn backends(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<LastKnown>>> {
         self.backends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

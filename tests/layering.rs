@@ -1,6 +1,6 @@
 //! The order of the modules: an import points only down this list. And their names: no type is declared twice.
 //!
-//! main > cli > app > admin > server > proxy > router, backend, merge, events, relay > snapshot > metrics >
+//! main > cli > app > admin > server > proxy > plan > router, backend, merge, events, relay > snapshot > metrics >
 //! method > the leaves. The hops of a call (router, backend, merge, events, relay) do not import each other;
 //! only the proxy knows their order. Leaves import only leaves. Read from `crate::` paths in `src/`.
 
@@ -8,13 +8,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// From top to bottom. Modules of one row do not import each other, but for the leaves.
-const ROWS: [&[&str]; 11] = [
+const ROWS: [&[&str]; 12] = [
     &["main"],
     &["cli"],
     &["app"],
     &["admin"],
     &["server"],
     &["proxy"],
+    &["plan"],
     &["router", "backend", "merge", "events", "relay"],
     &["snapshot", "limits"],
     // Labels of metrics are rows of the method table.

@@ -74,7 +74,6 @@ kubectl() { bed run "$(tool kubectl)" --kubeconfig "$KUBECONFIG_FILE" --cache-di
 
 runtime_classes() {
   local backend
-  [ -n "$NODE_BACKENDS" ] || return 0
   for backend in $NODE_BACKENDS; do
     printf '{"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "%s"}, "handler": "%s"}\n' \
       "${backend%%:*}" "${backend%%:*}"

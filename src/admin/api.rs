@@ -92,8 +92,11 @@ pub struct HttpView {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a key of the document")]
 pub struct BackendView {
-    /// Name in the configuration.
+    /// Name in the configuration, or the label of one that was removed.
     pub name: String,
+    /// The identifier of the instance, which stays the same when it is renamed.
+    #[serde(default)]
+    pub id: u64,
     /// Its address.
     pub endpoint: String,
     /// Whether it is the default backend.
@@ -285,6 +288,21 @@ pub struct ChangeResult {
     pub message: String,
     /// Consequences that may not be intended.
     pub warnings: Vec<String>,
+}
+
+/// The answer to `POST /v1/reload` and `POST /v1/plan`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct ReloadReport {
+    /// Whether the configuration is in force now.
+    pub applied: bool,
+    /// What it means for the backends and the pods on them, a line each; what stays as it is has none.
+    pub plan: Vec<String>,
+    /// Keys whose change takes effect at the next start.
+    pub restart: Vec<String>,
+    /// Why it is not applied without `force`.
+    pub refused: Option<String>,
+    /// Why it is not, or only partly, in force.
+    pub error: Option<String>,
 }
 
 /// The answer to a refused request; its HTTP status is not 200.

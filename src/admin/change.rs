@@ -5,6 +5,7 @@
 //! would list the same objects again. All changes survive a restart, through the journal of the last-known
 //! state; `forget` is on the disk before it is answered.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,13 +13,18 @@ use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use serde::Deserialize;
+use tokio::sync::oneshot;
 
 use crate::admin::AdminState;
-use crate::admin::api::ChangeResult;
+use crate::admin::api::{ChangeResult, ReloadReport};
 use crate::admin::read::{self, ApiError, refusal};
 use crate::backend::Backend;
+use crate::config::Config;
 use crate::error::handler_label;
+use crate::method::Kind;
+use crate::plan::{Meaning, Plan, Wanted};
 use crate::proxy::ProxyState;
+use crate::router::Lookup;
 
 /// How long an operator waits for the disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -27,6 +33,9 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) struct ForceQuery {
     #[serde(default)]
     force: bool,
+    /// A sandbox, or the beginning of its ID.
+    #[serde(default)]
+    pod: Option<String>,
 }
 
 /// Stops routing new sandboxes to a backend.
@@ -53,7 +62,7 @@ pub(super) async fn drain(
     tracing::info!(backend = name, "drained by the operator: it takes no new sandboxes");
     backend.last.saved().await;
     warnings.extend(unsaved(&state.node));
-    let (sandboxes, _) = state.node.router.owners.count(&name);
+    let (sandboxes, _) = state.node.router.owners.count(backend.id);
     Ok(changed(format!("backend {name} takes no new sandboxes; {sandboxes} are still on it"), warnings))
 }
 
@@ -79,21 +88,22 @@ pub(super) async fn forget(
     Query(query): Query<ForceQuery>,
 ) -> Result<Json<ChangeResult>, ApiError> {
     let node = &state.node;
-    let backend = node.backends().iter().find(|backend| *backend.name == name).cloned();
-    let up = backend.as_ref().is_some_and(|backend| backend.is_up());
+    let backend = configured(node, &name)?;
+    if let Some(pod) = &query.pod {
+        return forget_pod(node, &backend, pod).await;
+    }
+    let up = backend.is_up();
     if up && !query.force {
         let what =
             format!("backend {name} is up: its next list would bring back everything that is forgotten");
         return Err(refusal(StatusCode::CONFLICT, format!("{what}; use --force to forget it anyway")));
     }
-    let drained = backend.as_ref().is_some_and(|backend| backend.last.drained());
-    let (sandboxes, containers) = node.router.owners.count(&name);
-    if !node.snapshot.forget(&name) {
-        return Err(unknown(node, &name));
-    }
-    node.router.owners.of(&name).iter().for_each(|id| node.router.owners.forget(id));
+    let drained = backend.last.drained();
+    let (sandboxes, containers) = node.router.owners.count(backend.id);
+    node.snapshot.forget(backend.id);
+    node.router.owners.forget_all_of(backend.id);
     // Forgetting drops the objects, not the drain.
-    if let Some(backend) = backend.filter(|_| drained) {
+    if drained {
         backend.last.set_drained(true);
     }
     tracing::warn!(backend = name, sandboxes, containers, "forgotten by the operator");
@@ -106,12 +116,111 @@ pub(super) async fn forget(
     Ok(changed(what, warnings))
 }
 
+/// Declares one sandbox, with its containers, to be gone.
+async fn forget_pod(
+    node: &Arc<ProxyState>,
+    backend: &Backend,
+    pod: &str,
+) -> Result<Json<ChangeResult>, ApiError> {
+    let id = match node.router.owners.find(Some(Kind::Sandbox), pod, Some(backend.id)) {
+        Lookup::Exact(_) if node.router.owners.is_owned_by(pod, backend.id) => pod.to_owned(),
+        Lookup::Prefix(_, id) => id,
+        Lookup::Ambiguous => {
+            return Err(refusal(StatusCode::CONFLICT, format!("several sandboxes begin with {pod:?}")));
+        }
+        Lookup::Exact(_) | Lookup::Unknown => {
+            let what = format!("backend {} has no sandbox {pod:?}; `crimux ps` names them", backend.name);
+            return Err(refusal(StatusCode::NOT_FOUND, what));
+        }
+    };
+    if backend.is_up() {
+        let what = format!("backend {} is up: what it has is learnt again from its next list", backend.name);
+        return Err(refusal(StatusCode::CONFLICT, format!("{what}; remove the pod itself (crictl rmp)")));
+    }
+    let mut containers = Vec::new();
+    backend.last.for_each_container(|facts| {
+        if facts.sandbox_id == id {
+            containers.push(facts.id.to_owned());
+        }
+    });
+    backend.last.sandbox_removed(&id);
+    node.router.owners.remove(&id);
+    for container in &containers {
+        node.router.owners.remove(container);
+    }
+    tracing::warn!(backend = %backend.name, sandbox = id, "forgotten by the operator");
+    save(node).await;
+    let what = format!("forgot sandbox {id} and {} containers of backend {}", containers.len(), backend.name);
+    Ok(changed(what, unsaved(node)))
+}
+
+/// A reload that an operator asks for.
+#[derive(Debug)]
+pub struct ReloadRequest {
+    /// Whether to do what is refused otherwise.
+    pub force: bool,
+    /// Gets what came of it.
+    pub reply: oneshot::Sender<ReloadReport>,
+}
+
+/// Reads the configuration file again.
+pub(super) async fn reload(
+    State(state): State<Arc<AdminState>>,
+    Query(how): Query<ForceQuery>,
+) -> Result<Json<ReloadReport>, ApiError> {
+    let (reply, reloaded) = oneshot::channel();
+    let ending = || refusal(StatusCode::SERVICE_UNAVAILABLE, "crimux is shutting down");
+    state.reload.send(ReloadRequest { force: how.force, reply }).await.map_err(|_| ending())?;
+    reloaded.await.map(Json).map_err(|_| ending())
+}
+
+/// Where relative paths in a configuration start.
+#[derive(Debug, Deserialize)]
+pub(super) struct BaseQuery {
+    base: PathBuf,
+}
+
+/// Tells what the configuration in the body would do; changes nothing.
+pub(super) async fn plan(
+    State(state): State<Arc<AdminState>>,
+    Query(from): Query<BaseQuery>,
+    text: String,
+) -> Result<Json<ReloadReport>, ApiError> {
+    let config = Config::parse(&text, &from.base);
+    let config = config.map_err(|error| refusal(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
+    Ok(Json(planned(&state.node, &config)))
+}
+
+/// Returns what a configuration would do to the backends and the pods on them.
+pub(crate) fn planned(node: &ProxyState, config: &Config) -> ReloadReport {
+    let plan = Plan::new(&node.known(), &Wanted::of(config));
+    let steps = plan.steps.iter().filter(|step| step.meaning != Meaning::Same).map(ToString::to_string);
+    let removed = plan.removed.iter().filter(|removal| !removal.before).map(ToString::to_string);
+    let old = node.config();
+    let held = plan.removed.iter().filter(|removal| removal.pods > 0);
+    let (names, pods): (Vec<_>, Vec<_>) = held.map(|removal| (removal.label.as_str(), removal.pods)).unzip();
+    let refused = (old.state_dir != config.state_dir && !pods.is_empty()).then(|| {
+        let (names, pods, old) = (names.join(", "), pods.iter().sum::<usize>(), old.state_dir.display());
+        format!(
+            "state_dir: {pods} pods are on backends that the file does not name ({names}), which only {old} remembers: \
+             the next start would not know of them"
+        )
+    });
+    ReloadReport {
+        applied: false,
+        plan: steps.chain(removed).collect(),
+        restart: old.restart_keys(config).into_iter().map(str::to_owned).collect(),
+        refused,
+        error: None,
+    }
+}
+
 fn changed(message: String, warnings: Vec<String>) -> Json<ChangeResult> {
     Json(ChangeResult { message, warnings })
 }
 
 fn configured(node: &ProxyState, name: &str) -> Result<Arc<Backend>, ApiError> {
-    node.backend(name).map_err(|_| unknown(node, name))
+    node.backend_named(name).ok_or_else(|| unknown(node, name))
 }
 
 fn unknown(node: &ProxyState, name: &str) -> ApiError {

@@ -60,7 +60,7 @@ pub(super) async fn dump(State(state): State<Arc<AdminState>>) -> Json<Value> {
 }
 
 fn backend_dump(node: &ProxyState, backend: &Backend) -> Value {
-    let (sandboxes, containers) = node.router.owners.count(&backend.name);
+    let (sandboxes, containers) = node.router.owners.count(backend.id);
     json!({
         "name": &*backend.name,
         "connected": backend.is_up(),

@@ -31,7 +31,7 @@ fn refresh(node: &ProxyState) {
 
 fn sample<'a>(node: &ProxyState, backend: &'a Backend) -> BackendSample<'a> {
     let version = backend.last.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
-    let (sandboxes, containers) = node.router.owners.count(&backend.name);
+    let (sandboxes, containers) = node.router.owners.count(backend.id);
     BackendSample {
         name: &backend.name,
         state: node.state(backend).word(),

@@ -254,6 +254,7 @@ mod tests {
     #[test]
     fn a_text_from_a_backend_is_escaped() {
         let backend = BackendView {
+            id: 1,
             name: "a".to_owned(),
             endpoint: String::new(),
             default: true,

@@ -24,7 +24,7 @@ use crate::history::ReloadResult;
 use crate::method::{List, Rpc};
 use crate::proxy::ProxyState;
 use crate::router::Handlers;
-use crate::snapshot::{Filter, ListKind, SANDBOX_READY};
+use crate::snapshot::{Filter, InstanceId, ListKind, SANDBOX_READY};
 
 /// The states of a backend in which a new sandbox fails.
 const UNABLE: [&str; 3] = ["down", "joining", "gone"];
@@ -146,21 +146,22 @@ fn one_route(node: &ProxyState, handler: &str) -> Result<Json<RouteView>, ApiErr
 }
 
 fn compose_route(node: &ProxyState, handlers: &Handlers, handler: &str) -> RouteView {
-    let targets: Vec<(Arc<str>, String, u32)> = match handlers.targets_of(handler) {
+    let targets: Vec<(InstanceId, String, u32)> = match handlers.targets_of(handler) {
         Ok(targets) => {
-            targets.iter().map(|(b, target)| (Arc::clone(b), target.handler.clone(), target.weight)).collect()
+            targets.iter().map(|(b, target)| (*b, target.handler.clone(), target.weight)).collect()
         }
-        Err(_) => vec![(Arc::clone(handlers.default_backend()), String::new(), 1)],
+        Err(_) => vec![(handlers.default_backend(), String::new(), 1)],
     };
-    let drained = |name: &str| node.backend(name).is_ok_and(|backend| backend.last.drained());
-    let open = |(name, _, weight): &(Arc<str>, String, u32)| if drained(name) { 0 } else { *weight };
+    let drained = |id| node.backend(id).is_ok_and(|backend| backend.last.drained());
+    let open = |(id, _, weight): &(InstanceId, String, u32)| if drained(*id) { 0 } else { *weight };
+    let name = |id| node.backend(id).map_or_else(|_| "gone".to_owned(), |backend| backend.name.to_string());
     let total: u32 = targets.iter().map(open).sum();
     let share = |weight: u32| if total == 0 { 0.0 } else { f64::from(weight) / f64::from(total) };
     let target_views = targets.iter().map(|target| {
         let share = share(open(target));
-        let state = node.backend(&target.0).map_or("gone", |backend| node.state(&backend).word());
+        let state = node.backend(target.0).map_or("gone", |backend| node.state(&backend).word());
         TargetView {
-            backend: target.0.to_string(),
+            backend: name(target.0),
             backend_handler: target.1.clone(),
             weight: target.2,
             share,
@@ -192,7 +193,7 @@ fn refusal_reason(targets: &[TargetView]) -> Option<String> {
 fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
     let config = backend.config();
     let state = node.state(backend);
-    let (sandboxes, containers) = node.router.owners.count(&backend.name);
+    let (sandboxes, containers) = node.router.owners.count(backend.id);
     let version = backend.last.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
     let (since, api) = match backend.link() {
         Link::Connecting => (None, None),
@@ -202,6 +203,7 @@ fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
     let since = if state == BackendState::Late { backend.health.late_since().or(since) } else { since };
     BackendView {
         name: backend.name.to_string(),
+        id: backend.id.0,
         endpoint: config.endpoint.to_string(),
         default: node.config().default_backend == *backend.name,
         required: config.required,
@@ -221,7 +223,7 @@ fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
         runtime_name: version.as_ref().map(|version| version.runtime_name.clone()),
         runtime_version: version.map(|version| version.runtime_version),
         api,
-        event_source: node.event_source(&backend.name).map(str::to_owned),
+        event_source: node.event_source(backend.id).map(str::to_owned),
         left_out: node.left_out.of(&backend.name),
     }
 }
@@ -242,10 +244,10 @@ fn pods_of(node: &ProxyState, backend: &Backend) -> Vec<PodView> {
             name: facts.name.to_owned(),
             uid: facts.uid.to_owned(),
             attempt: facts.attempt,
-            handler: node.history.requested_handler(facts.id).map_or_else(
-                || public_handler(&handlers, &backend.name, facts.runtime_handler),
-                String::from,
-            ),
+            handler: node
+                .history
+                .requested_handler(facts.id)
+                .map_or_else(|| public_handler(&handlers, backend.id, facts.runtime_handler), String::from),
             backend_handler: facts.runtime_handler.to_owned(),
             backend: backend.name.to_string(),
             state: if facts.state == SANDBOX_READY { "ready" } else { "notready" }.to_owned(),
@@ -259,12 +261,12 @@ fn pods_of(node: &ProxyState, backend: &Backend) -> Vec<PodView> {
 }
 
 /// Returns the `RuntimeClass` handler that leads to the handler `known_as` of `backend`.
-fn public_handler(handlers: &Handlers, backend: &str, known_as: &str) -> String {
-    if known_as.is_empty() && **handlers.default_backend() == *backend {
+fn public_handler(handlers: &Handlers, backend: InstanceId, known_as: &str) -> String {
+    if known_as.is_empty() && handlers.default_backend() == backend {
         return String::new();
     }
-    let leads = |targets: &[(Arc<str>, crate::config::Target)]| {
-        targets.iter().any(|(name, target)| **name == *backend && target.handler == known_as)
+    let leads = |targets: &[(InstanceId, crate::config::Target)]| {
+        targets.iter().any(|(id, target)| *id == backend && target.handler == known_as)
     };
     let mut public: Vec<_> = handlers
         .iter()
@@ -277,8 +279,7 @@ fn public_handler(handlers: &Handlers, backend: &str, known_as: &str) -> String 
         return (*handler).to_owned();
     }
     // cri-dockerd lists no handlers: the only one that leads there is the one that was asked for.
-    let here =
-        |targets: &[(Arc<str>, crate::config::Target)]| targets.iter().any(|(name, _)| **name == *backend);
+    let here = |targets: &[(InstanceId, crate::config::Target)]| targets.iter().any(|(id, _)| *id == backend);
     let mut to_backend = handlers.iter().filter(|(_, targets)| here(targets)).map(|(handler, _)| handler);
     match (to_backend.next(), to_backend.next()) {
         (Some(only), None) if known_as.is_empty() => only.to_owned(),

@@ -1,9 +1,13 @@
-//! Starts and stops backends as the configuration changes.
+//! The backends that run, and how a changed configuration changes them.
 //!
-//! A backend that was removed from the file but still owns sandboxes keeps running, reachable by their IDs
-//! and in lists, until it owns none: a reload must not make a running pod vanish.
+//! `plan.rs` says which instance each name in the file means; here that is done. A backend that is no longer
+//! in the file but still owns sandboxes is kept, reachable by their IDs and in lists, until it owns none,
+//! over restarts of crimux too: no edit of a file makes a running pod vanish. A name that was given another
+//! endpoint is run twice, the instance that it named as a removed one and the other as one that joins, until
+//! the first full pair of lists of the second tells whether it is the first.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,20 +15,28 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use crate::backend::Backend;
-use crate::config::Config;
+use crate::config::{BackendConfig, Config, Endpoint, ImageHandler, RelayMode, Streaming, Timeouts};
 use crate::drain::{self, Drain, DrainResult};
+use crate::plan::{Meaning, Plan, PlanStep, Removal, Wanted};
 use crate::proxy::{Proxy, ProxyState};
 use crate::router::{Handlers, Names};
 use crate::server::Listener;
 use crate::side::Side;
+use crate::snapshot::{Instance, InstanceId, LastKnown, Life};
 
-/// The running backends, by name.
+/// The backends that run.
 #[derive(Debug)]
 pub(super) struct Backends {
     node: Arc<ProxyState>,
     drain: Drain,
     side: Side,
-    running: BTreeMap<String, RunningBackend>,
+    running: BTreeMap<InstanceId, RunningBackend>,
+    /// Which instance each name in the file means.
+    names: Names,
+    /// Those whose place another one has taken, until their calls have ended.
+    replaced: Vec<(Arc<Backend>, Drain)>,
+    /// Whether a configuration is in force: what is added to it joins, what a start finds is awaited.
+    started: bool,
 }
 
 #[derive(Debug)]
@@ -32,9 +44,8 @@ struct RunningBackend {
     backend: Arc<Backend>,
     drain: Drain,
     socket: Option<Socket>,
-    /// Whether it was removed from the file and runs only for the objects it owns.
-    removed: bool,
-    /// Whether new calls no longer see it. It ends at the next housekeeping if it is still idle then.
+    /// Whether it is hidden from new calls already, so that it can end when nothing turns up until the next
+    /// look.
     hidden: bool,
 }
 
@@ -49,75 +60,229 @@ struct Socket {
 
 impl Backends {
     pub(super) fn new(node: Arc<ProxyState>, drain: Drain, side: Side) -> Self {
-        Self { node, drain, side, running: BTreeMap::new() }
+        let (running, names, replaced) = (BTreeMap::new(), Names::new(), Vec::new());
+        Self { node, drain, side, running, names, replaced, started: false }
     }
 
-    /// Starts, changes and removes backends until they are those of `config`.
+    /// Makes the running backends those of `config`.
     ///
     /// # Errors
-    /// If a backend's own socket cannot be bound; everything else has been applied then.
+    /// If a backend's own socket cannot be bound; everything else is in force then.
     pub(super) async fn apply(&mut self, config: &Config) -> anyhow::Result<()> {
-        if !self.running.is_empty() {
-            self.node.snapshot.settle();
+        let plan = Plan::new(&self.node.known(), &Wanted::of(config));
+        for removal in &plan.removed {
+            self.remove(removal, config.limits.list_bytes);
         }
-        for (name, backend_config) in &config.backends {
-            match self.running.get_mut(name) {
-                Some(entry) => {
-                    (entry.removed, entry.hidden) = (false, false);
-                    let old = entry.backend.config().endpoint.canonical();
-                    if old != backend_config.endpoint.canonical() {
-                        // What it owned may be elsewhere now: it is located, or learnt from the new
-                        // endpoint's lists.
-                        let owners = &self.node.router.owners;
-                        owners.of(name).iter().for_each(|id| owners.forget(id));
-                    }
-                    entry.backend.reconfigure(backend_config);
-                }
-                None => self.add(name, backend_config.clone()),
-            }
+        self.names.clear();
+        for step in &plan.steps {
+            let id = self.take(step, &config.backends[&step.name]);
+            self.names.insert(step.name.clone(), id);
         }
-        for (name, entry) in &mut self.running {
-            if !config.backends.contains_key(name) && !std::mem::replace(&mut entry.removed, true) {
-                let (sandboxes, containers) = self.node.router.owners.count(name);
-                tracing::warn!(
-                    backend = name,
-                    sandboxes,
-                    containers,
-                    "backend removed; kept until it owns nothing"
-                );
-            }
-        }
-        // Before the handlers: a handler must not name a backend that is not running yet.
+        self.started = true;
+        // A handler must not lead to a backend that is not there yet.
         self.publish();
-        self.node.router.replace_handlers(Handlers::new(config, &self.names()));
+        self.node.router.replace_handlers(Handlers::new(config, &self.names));
         self.node.replace_config(config.clone());
         self.housekeep();
         self.sockets(config).await
     }
 
-    /// Forgets owners of vanished objects, and ends removed backends that own nothing.
+    /// Keeps an instance that the file does not name, for what it owns.
+    fn remove(&mut self, removal: &Removal, max_list: usize) {
+        let Some(last) = self.node.snapshot.get(removal.id) else { return };
+        let instance = last.instance();
+        if instance.life == Life::Joining && !last.known() {
+            // It was given nothing, so there is nothing to keep it for.
+            self.node.snapshot.forget(removal.id);
+        }
+        if !removal.before {
+            let pods = removal.pods;
+            tracing::warn!(backend = %removal.name, label = removal.label, pods, "removed; kept until it owns nothing");
+        } else if !self.started && removal.pods > 0 {
+            tracing::warn!(backend = %removal.name, pods = removal.pods, "not configured; kept until it owns nothing");
+        }
+        let config = BackendConfig { max_list, ..instance.config.clone().unwrap_or_else(unreachable_config) };
+        let name = removal.label.clone();
+        last.set_instance(&Instance {
+            name: name.clone(),
+            life: Life::Removed,
+            moved_from: None,
+            ..instance
+        });
+        self.run(&last, &name, config);
+    }
+
+    /// Runs what a name in the file means, and returns which instance that is.
+    fn take(&mut self, step: &PlanStep, config: &BackendConfig) -> InstanceId {
+        if !matches!(step.meaning, Meaning::Same | Meaning::New) {
+            tracing::info!(backend = step.name, "{step}");
+        }
+        let known = step.instance.and_then(|id| self.node.snapshot.get(id));
+        let joins = if self.started { Life::Joining } else { Life::Member };
+        let (name, endpoint, config) = (step.name.clone(), step.endpoint.clone(), config.clone());
+        let last = match (&step.meaning, known) {
+            (Meaning::Moved { .. }, Some(old)) => {
+                let last = self.node.snapshot.create(&name, Life::Joining);
+                let config = Some(config.clone());
+                let moved_from = Some(old.id());
+                last.set_instance(&Instance { endpoint, moved_from, config, ..last.instance() });
+                last
+            }
+            (Meaning::New | Meaning::Moved { .. }, _) | (_, None) => {
+                let last = self.node.snapshot.create(&name, joins);
+                let instance = Instance { endpoint, config: Some(config.clone()), ..last.instance() };
+                if self.started || self.node.snapshot.was_whole() {
+                    last.set_instance(&instance);
+                } else {
+                    last.begin_as(instance);
+                }
+                last
+            }
+            (Meaning::Elsewhere { .. }, Some(last)) => {
+                let life = if last.known() { joins } else { Life::Member };
+                let instance = Instance {
+                    name: name.clone(),
+                    endpoint,
+                    config: Some(config.clone()),
+                    life,
+                    ..last.instance()
+                };
+                self.node.router.owners.forget_all_of(last.id());
+                last.restart(&instance);
+                last
+            }
+            (Meaning::Same | Meaning::Renamed { .. } | Meaning::TakenBack { .. }, Some(last)) => {
+                adopt(&last, step, &config);
+                last
+            }
+        };
+        self.run(&last, &name, config);
+        last.id()
+    }
+
+    /// Runs an instance under this label with this configuration.
+    fn run(&mut self, last: &Arc<LastKnown>, name: &str, config: BackendConfig) {
+        let id = last.id();
+        if let Some(member) = self.running.get_mut(&id)
+            && &*member.backend.name == name
+        {
+            member.hidden = false;
+            return member.backend.reconfigure(&config);
+        }
+        self.node.snapshot.reached(last, config.local);
+        let backend =
+            Backend::new(name.into(), config, Arc::clone(last), &self.node.metrics, self.side.clone());
+        // Not a child of the process's drain: calls in flight need the connection until they have ended.
+        let drain = Drain::default();
+        let node = Arc::clone(&self.node);
+        let running = Arc::clone(&backend)
+            .run(drain.clone(), async move |backend: &Arc<Backend>| node.greet(backend).await);
+        tokio::spawn(running);
+        let mut member = RunningBackend { backend, drain, socket: None, hidden: false };
+        match self.running.remove(&id) {
+            Some(old) => {
+                member.socket = old.socket;
+                self.retire(old.backend, old.drain);
+            }
+            None => self.node.restore(&member.backend),
+        }
+        self.running.insert(id, member);
+    }
+
+    /// Lets a backend whose place was taken finish its calls.
+    fn retire(&mut self, backend: Arc<Backend>, drain: Drain) {
+        self.node.metrics.forget_backend(&backend.name);
+        self.replaced.push((backend, drain));
+    }
+
+    /// Decides for each moved backend that has been listed whether it is the one that it was.
+    pub(super) fn settle_moved(&mut self) {
+        let listed = self.running.values().map(|member| &member.backend);
+        let listed = listed.filter(|backend| backend.last.known() && backend.last.moved_from().is_some());
+        let listed: Vec<_> = listed.map(|backend| (backend.id, Arc::clone(&backend.last))).collect();
+        for (id, last) in listed {
+            let old = last.moved_from().and_then(|old| self.node.snapshot.get(old));
+            let known = old.as_ref().map(|old| old.heard_ids()).unwrap_or_default();
+            match old.filter(|_| !known.is_disjoint(&last.heard_ids())) {
+                Some(old) => self.become_one(id, &last, &old),
+                None => self.become_another(&last),
+            }
+        }
+        self.publish();
+        self.node.router.replace_handlers(Handlers::new(&self.node.config(), &self.names));
+    }
+
+    /// The new endpoint has what the old one had: it is the same runtime, and the instance that is known goes
+    /// on there.
+    fn become_one(&mut self, id: InstanceId, last: &LastKnown, old: &Arc<LastKnown>) {
+        let Instance { name, endpoint, config, .. } = last.instance();
+        tracing::info!(backend = name, endpoint, "moved: it lists what it listed before");
+        let config = config.unwrap_or_else(unreachable_config);
+        old.set_instance(&Instance {
+            name: name.clone(),
+            endpoint,
+            config: Some(config.clone()),
+            life: Life::Member,
+            moved_from: None,
+            id: old.id(),
+        });
+        let mut socket = None;
+        if let Some(member) = self.running.remove(&id) {
+            socket = member.socket;
+            self.retire(member.backend, member.drain);
+        }
+        self.node.snapshot.end(id);
+        self.run(old, &name, config);
+        self.names.insert(name, old.id());
+        if let Some(socket) = socket {
+            // It shows an instance that has ended; it is bound anew for the one that goes on.
+            tokio::spawn(socket.close());
+        }
+    }
+
+    /// The new endpoint has nothing that the old one had: it is another runtime, which joins; the old one is
+    /// removed.
+    fn become_another(&self, last: &LastKnown) {
+        let instance = last.instance();
+        tracing::warn!(
+            backend = instance.name,
+            "another runtime: what was listed before stays with the removed one"
+        );
+        last.set_instance(&Instance { life: Life::Member, moved_from: None, ..instance });
+        if let Ok(backend) = self.node.backend(last.id()) {
+            self.node.restore(&backend);
+        }
+    }
+
+    /// Forgets what is no longer listed, and ends removed backends that own nothing.
     pub(super) fn housekeep(&mut self) {
         self.node.sweep();
         let node = Arc::clone(&self.node);
-        let reentryed = node.snapshot.names();
-        self.running.retain(|name, entry| {
-            // A name that the snapshot no longer has was declared lost by the operator.
-            let objects_known = entry.backend.last.listed() || !reentryed.contains(name);
-            let idle = entry.removed
-                && objects_known
-                && entry.backend.in_flight() == 0
-                && node.router.owners.count(name) == (0, 0);
-            // A call that chose it before the reload may not be sent yet, so it is hidden for one period
-            // first.
-            let ended = idle && entry.hidden;
-            entry.hidden = idle;
+        self.running.retain(|id, member| {
+            let last = &member.backend.last;
+            let idle = last.instance().life == Life::Removed
+                // Otherwise the operator has to declare it lost: what it has is not known.
+                && (last.listed() || last.is_forgotten())
+                && member.backend.in_flight() == 0
+                && node.router.owners.count(*id) == (0, 0);
+            // A call that chose it before the reload may not have been sent yet: it is hidden first.
+            let ended = idle && member.hidden;
+            member.hidden = idle;
             if ended {
-                tracing::info!(backend = name, "owns nothing any more and is gone");
-                entry.drain.begin();
-                node.snapshot.forget(name);
-                node.metrics.forget_backend(name);
+                tracing::info!(backend = %member.backend.name, "owns nothing any more and is gone");
+                member.drain.begin();
+                node.snapshot.end(*id);
+                node.router.owners.forget_all_of(*id);
+                node.metrics.forget_backend(&member.backend.name);
             }
             !ended
+        });
+        self.replaced.retain(|(backend, drain)| {
+            let busy = backend.in_flight() > 0;
+            if !busy {
+                drain.begin();
+            }
+            busy
         });
         self.publish();
     }
@@ -145,47 +310,36 @@ impl Backends {
         }
     }
 
-    fn add(&mut self, name: &str, config: crate::config::BackendConfig) {
-        let last = self.node.snapshot.backend(name, config.local);
-        let backend = Backend::new(name.into(), config, last, &self.node.metrics, self.side.clone());
-        self.node.restore(&backend);
-        // Not a child of the process's drain: calls in flight need the connection until they have ended.
-        let drain = Drain::default();
-        let node = Arc::clone(&self.node);
-        let running = Arc::clone(&backend)
-            .run(drain.clone(), async move |backend: &Arc<Backend>| node.greet(backend).await);
-        tokio::spawn(running);
-        let entry = RunningBackend { backend, drain, socket: None, removed: false, hidden: false };
-        self.running.insert(name.to_owned(), entry);
-    }
-
     fn publish(&self) {
-        let visible = self.running.values().filter(|entry| !entry.hidden);
-        self.node.replace_backends(visible.map(|entry| Arc::clone(&entry.backend)).collect());
+        let shown = self.running.values().filter(|member| !member.hidden);
+        self.node.replace_backends(shown.map(|member| Arc::clone(&member.backend)).collect());
     }
 
-    fn names(&self) -> Names {
-        self.running.iter().map(|(name, entry)| (name.clone(), Arc::clone(&entry.backend.name))).collect()
-    }
-
+    /// Binds the backends' own sockets; one that cannot be bound keeps no other from being bound.
     async fn sockets(&mut self, config: &Config) -> anyhow::Result<()> {
-        for (name, entry) in &mut self.running {
-            let wanted = config.backends.get(name).and_then(|backend| backend.socket.clone());
-            if entry.socket.as_ref().map(|socket| &socket.path) == wanted.as_ref() {
+        let mut failed = Ok(());
+        for member in self.running.values_mut() {
+            let named = self.names.iter().find(|(_, id)| **id == member.backend.id);
+            let wanted = named.and_then(|(name, _)| config.backends.get(name)?.socket.clone());
+            if member.socket.as_ref().map(|socket| &socket.path) == wanted.as_ref() {
                 continue;
             }
-            if let Some(socket) = entry.socket.take() {
+            if let Some(socket) = member.socket.take() {
                 socket.close().await;
             }
             if let Some(path) = wanted {
-                let listener = Listener::bind(&path, config.listen_mode, config.listen_owner).await?;
-                let drain = self.drain.child();
-                let proxy = Proxy::new(Arc::clone(&self.node), Some(Arc::clone(&entry.backend.name)));
-                let accepting = tokio::spawn(listener.accept(proxy, drain.clone()));
-                entry.socket = Some(Socket { path, drain, accepting });
+                match Listener::bind(&path, config.listen_mode, config.listen_owner).await {
+                    Ok(listener) => {
+                        let drain = self.drain.child();
+                        let proxy = Proxy::new(Arc::clone(&self.node), Some(member.backend.id));
+                        let accepting = tokio::spawn(listener.accept(proxy, drain.clone()));
+                        member.socket = Some(Socket { path, drain, accepting });
+                    }
+                    Err(error) => failed = failed.and(Err(error)),
+                }
             }
         }
-        Ok(())
+        failed
     }
 }
 
@@ -199,5 +353,39 @@ impl Socket {
             tracing::error!(path = %self.path.display(), %error, "the task of a backend's socket failed");
         }
         closed.ok()
+    }
+}
+
+/// Writes down that an instance is configured under this name, at this endpoint.
+fn adopt(last: &LastKnown, step: &PlanStep, config: &BackendConfig) {
+    let instance = last.instance();
+    let taken_back = instance.life == Life::Removed;
+    if taken_back && last.drained() {
+        tracing::info!(backend = step.name, "taken back: it is no longer drained");
+        last.set_drained(false);
+    }
+    last.set_instance(&Instance {
+        name: step.name.clone(),
+        endpoint: step.endpoint.clone(),
+        config: Some(config.clone()),
+        life: if taken_back { Life::Member } else { instance.life },
+        ..instance
+    });
+}
+
+/// The configuration of an instance of which no version of crimux saved how to reach it.
+fn unreachable_config() -> BackendConfig {
+    BackendConfig {
+        endpoint: Endpoint::Unix(PathBuf::new()),
+        socket: None,
+        required: false,
+        optional: false,
+        local: true,
+        timeouts: Timeouts::default(),
+        tls: None,
+        streaming: Streaming { relay: RelayMode::Auto, address: None, tls: false },
+        max_in_flight: 1,
+        max_list: 0,
+        image_handler: ImageHandler::Auto,
     }
 }

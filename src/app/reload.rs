@@ -5,12 +5,13 @@
 
 use std::path::Path;
 
+use crate::admin::api::ReloadReport;
 use crate::app::backends::Backends;
 use crate::config::{Config, ConfigError, Identity, RESTART_KEYS};
 use crate::history::ReloadResult;
 use crate::method::Rpc;
 use crate::proxy::ProxyState;
-use crate::{server, telemetry};
+use crate::{admin, server, telemetry};
 
 /// What a reload compares the file with.
 #[derive(Debug)]
@@ -29,23 +30,39 @@ impl Reloads {
         Self { started_with, is_inherited, is_partly_applied: false }
     }
 
-    /// Reads the file again and applies it. Every outcome is counted; all but an unchanged file are recorded.
-    pub(super) async fn run(&mut self, path: &Path, node: &ProxyState, backends: &mut Backends) {
+    /// Reads the file again and applies it; `force` also if that takes pods out of kubelet's sight. Every
+    /// outcome is counted; all but an unchanged file are recorded.
+    pub(super) async fn run(
+        &mut self,
+        path: &Path,
+        node: &ProxyState,
+        backends: &mut Backends,
+        force: bool,
+    ) -> ReloadReport {
         let failed_before = node.history.is_reload_failed();
         let path = path.to_owned();
         // It reads files and looks up names, which calls must not wait for.
         let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
-        let (result, problem) =
+        let (result, report) =
             match loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
-                Ok(config) => self.apply(config, node, backends, failed_before).await,
-                Err(error) => (ReloadResult::Failed, Some(log_problems(&error))),
+                Ok(config) => {
+                    let report = admin::planned(node, &config);
+                    self.apply(config, node, backends, report, failed_before, force).await
+                }
+                Err(error) => {
+                    log_problems(&error);
+                    let error = Some(error.to_string());
+                    (ReloadResult::Failed, ReloadReport { error, ..ReloadReport::default() })
+                }
             };
         node.metrics.count_reload(result);
         // The watcher fires for any change in the file's directory. Only a change is an event, or the end of
         // a failure.
         if result != ReloadResult::Unchanged || failed_before {
-            node.history.record_reload(result, problem);
+            let problem = report.error.as_ref().or(report.refused.as_ref());
+            node.history.record_reload(result, problem.map(|problem| first_line(problem)));
         }
+        report
     }
 
     async fn apply(
@@ -53,15 +70,21 @@ impl Reloads {
         config: Config,
         node: &ProxyState,
         backends: &mut Backends,
+        planned: ReloadReport,
         failed_before: bool,
-    ) -> (ReloadResult, Option<String>) {
+        force: bool,
+    ) -> (ReloadResult, ReloadReport) {
         let old = node.config();
         self.note_restart_keys(&config, node);
-        if config == *old && !self.is_partly_applied {
+        if config == *old && planned.plan.is_empty() && !self.is_partly_applied {
             if failed_before {
                 tracing::info!("the configuration file is valid again and equals the current configuration");
             }
-            return (ReloadResult::Unchanged, None);
+            return (ReloadResult::Unchanged, ReloadReport { applied: true, ..planned });
+        }
+        if let Some(refused) = planned.refused.as_ref().filter(|_| !force) {
+            tracing::error!(refused, "configuration not reloaded, the old one stays current");
+            return (ReloadResult::Failed, planned);
         }
         warn_of_prefix(&old, &config, node);
         let applied = match backends.apply(&config).await {
@@ -69,15 +92,19 @@ impl Reloads {
             Err(error) => Err(error),
         };
         self.is_partly_applied = applied.is_err();
+        let planned = ReloadReport { refused: None, ..planned };
         match applied {
             Ok(()) => {
                 tracing::info!("configuration reloaded");
-                (ReloadResult::Ok, None)
+                (ReloadResult::Ok, ReloadReport { applied: true, ..planned })
             }
             Err(error) => {
                 let error = format!("{error:#}");
-                tracing::error!(error, "configuration partly applied");
-                (ReloadResult::Failed, Some(format!("partly applied: {error}")))
+                tracing::error!(error, "configuration partly applied; the next reload goes on with it");
+                (
+                    ReloadResult::Failed,
+                    ReloadReport { error: Some(format!("partly applied: {error}")), ..planned },
+                )
             }
         }
     }
@@ -114,9 +141,8 @@ impl Reloads {
     }
 }
 
-/// Logs every problem of a file as an event of its own. Returns the first, and how many more there are.
-fn log_problems(error: &ConfigError) -> String {
-    let text = error.to_string();
+/// Logs every problem of a file as an event of its own.
+fn log_problems(error: &ConfigError) {
     if let ConfigError::Invalid { path, problems } = error {
         let file = path.display();
         for problem in &problems.0 {
@@ -124,11 +150,17 @@ fn log_problems(error: &ConfigError) -> String {
             tracing::error!(%file, line, column, key, problem = problem.message, "the configuration has a problem");
         }
     }
-    let first = text.lines().next().unwrap_or_default().to_owned();
-    let more = text.lines().count().saturating_sub(1);
-    let first = if more == 0 { first } else { format!("{first} (and {more} more)") };
+    let first = first_line(&error.to_string());
     tracing::error!(error = first, "configuration not reloaded, the old one stays current");
-    first
+}
+
+/// Returns the first line of a text, and how many more there are.
+fn first_line(text: &str) -> String {
+    let first = text.lines().next().unwrap_or_default();
+    match text.lines().count().saturating_sub(1) {
+        0 => first.to_owned(),
+        more => format!("{first} (and {more} more)"),
+    }
 }
 
 /// Warns, before it happens, that the prefix of every container ID changes with the default backend.
@@ -137,7 +169,7 @@ fn warn_of_prefix(old: &Config, new: &Config, node: &ProxyState) {
         return;
     }
     let prefix = |name: &str| {
-        let reply = node.backend(name).ok()?.last.reply(Rpc::Version)?;
+        let reply = node.backend_named(name)?.last.reply(Rpc::Version)?;
         let version: crate::cri::VersionResponse = prost::Message::decode(reply).ok()?;
         Some(version.runtime_name)
     };

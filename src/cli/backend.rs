@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 
-use crate::admin::api::{ChangeResult, PodsView, StatusView};
+use crate::admin::api::{ChangeResult, PodView, PodsView, StatusView};
 use crate::cli::client::{AdminClient, segment};
 use crate::cli::output;
 
@@ -48,6 +48,9 @@ pub(super) enum Change {
     Forget {
         /// The backend.
         name: String,
+        /// Forget one pod alone: its sandbox, or the beginning of that ID (crimux ps).
+        #[arg(long, value_name = "ID")]
+        pod: Option<String>,
         /// Do not ask.
         #[arg(long, short)]
         yes: bool,
@@ -66,16 +69,17 @@ impl Change {
     /// If crimux cannot be reached or refuses, or if the operator does not confirm.
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let changed = match self {
-            Self::Drain { name, force, client } => post(&client, &name, "drain", force).await?,
-            Self::Undrain { name, client } => post(&client, &name, "undrain", false).await?,
-            Self::Forget { name, yes, force, client } => {
+            Self::Drain { name, force, client } => post(&client, &name, "drain", force, "").await?,
+            Self::Undrain { name, client } => post(&client, &name, "undrain", false, "").await?,
+            Self::Forget { name, pod, yes, force, client } => {
                 if !force {
                     refuse_connected(&client, &name).await?;
                 }
-                if !yes && !confirm(&client, &name).await? {
+                if !yes && !confirm(&client, &name, pod.as_deref()).await? {
                     anyhow::bail!("not confirmed; nothing was forgotten");
                 }
-                post(&client, &name, "forget", force).await?
+                let pod = pod.map(|pod| format!("&pod={}", segment(&pod))).unwrap_or_default();
+                post(&client, &name, "forget", force, &pod).await?
             }
         };
         for warning in &changed.warnings {
@@ -86,8 +90,14 @@ impl Change {
     }
 }
 
-async fn post(client: &AdminClient, name: &str, verb: &str, force: bool) -> anyhow::Result<ChangeResult> {
-    client.post(&format!("/v1/backends/{}/{verb}?force={force}", segment(name))).await
+async fn post(
+    client: &AdminClient,
+    name: &str,
+    verb: &str,
+    force: bool,
+    more: &str,
+) -> anyhow::Result<ChangeResult> {
+    client.post(&format!("/v1/backends/{}/{verb}?force={force}{more}", segment(name))).await
 }
 
 /// Refuses, before the operator confirms anything, what the server would refuse without --force.
@@ -104,16 +114,20 @@ async fn refuse_connected(client: &AdminClient, name: &str) -> anyhow::Result<()
 
 /// Lists the pods that will be forgotten and asks for the backend's name. Returns whether the answer is that
 /// name.
-async fn confirm(client: &AdminClient, name: &str) -> anyhow::Result<bool> {
+async fn confirm(client: &AdminClient, name: &str, pod: Option<&str>) -> anyhow::Result<bool> {
     let status: StatusView = client.get("/v1/status").await?;
     let pods: PodsView = client.get("/v1/pods").await?;
-    let pods: Vec<_> = pods.pods.into_iter().filter(|pod| pod.backend == name).collect();
+    let meant = |it: &PodView| it.backend == name && pod.is_none_or(|pod| it.sandbox_id.starts_with(pod));
+    let pods: Vec<_> = pods.pods.into_iter().filter(meant).collect();
     let mut question = match status.backends.iter().find(|backend| backend.name == name) {
         Some(backend) if (backend.sandboxes, backend.containers) == (0, 0) => {
             format!(
                 "Backend {name} is {}, and nothing on it is known. This ends the wait for its lists.\n",
                 backend.state
             )
+        }
+        Some(backend) if pod.is_some() => {
+            format!("Backend {name} is {}. This forgets one pod of it:\n", backend.state)
         }
         Some(backend) => format!(
             "Backend {name} is {}. This forgets {} sandboxes and {} containers:\n",

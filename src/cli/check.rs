@@ -3,6 +3,7 @@
 //! A wrong file is reported with every problem, line and column, and exits with 64. Findings about backends
 //! and RuntimeClasses are one graded line each; an error among them exits with 1. Nothing is changed.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -42,8 +43,8 @@ impl Check {
     /// If the configuration is wrong, or the file of RuntimeClasses cannot be read.
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let file = self.file.as_ref().unwrap_or(&self.config);
-        let config = match load(file) {
-            Ok(config) => config,
+        let (config, text) = match load(file) {
+            Ok(loaded) => loaded,
             Err(ConfigError::Invalid { problems, .. }) if self.output.is_document() => {
                 return show_problems(self.output, file, &problems);
             }
@@ -54,7 +55,7 @@ impl Check {
             .into_iter()
             .map(|warning| Finding::new(Grade::Warning, warning.key, warning.message))
             .collect();
-        findings.extend(running::compare(&config).await);
+        findings.extend(running::compare(&config, &text).await);
         if self.probe {
             findings.extend(probe::all(&config).await);
         }
@@ -78,20 +79,26 @@ impl Check {
     }
 }
 
+/// The text of a file, and where relative paths in it start.
+pub(super) struct Text {
+    pub(super) text: String,
+    pub(super) base: PathBuf,
+}
+
 /// Loads a file, or standard input if it is "-".
-fn load(file: &Path) -> Result<Config, ConfigError> {
-    if file != Path::new("-") {
-        return Config::load(file);
-    }
-    let path = PathBuf::from("(standard input)");
-    let read =
-        std::io::read_to_string(std::io::stdin()).and_then(|text| Ok((text, std::env::current_dir()?)));
-    match read {
-        Err(source) => Err(ConfigError::Read { path, source }),
-        Ok((text, base)) => {
-            Config::parse(&text, &base).map_err(|problems| ConfigError::Invalid { path, problems })
+fn load(file: &Path) -> Result<(Config, Text), ConfigError> {
+    let is_stdin = file == Path::new("-");
+    let path = if is_stdin { PathBuf::from("(standard input)") } else { file.to_owned() };
+    let read = || -> io::Result<Text> {
+        if is_stdin {
+            return Ok(Text { text: io::read_to_string(io::stdin())?, base: std::env::current_dir()? });
         }
-    }
+        let base = std::path::absolute(file)?.parent().map(PathBuf::from).unwrap_or_default();
+        Ok(Text { text: std::fs::read_to_string(file)?, base })
+    };
+    let text = read().map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+    let config = Config::parse(&text.text, &text.base);
+    config.map(|config| (config, text)).map_err(|problems| ConfigError::Invalid { path, problems })
 }
 
 /// Prints the problems of a file as one document.

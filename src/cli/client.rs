@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use http::{Method, Request, StatusCode};
-use http_body_util::{BodyExt, Empty};
+use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
@@ -59,7 +59,7 @@ impl AdminClient {
     /// # Errors
     /// If crimux cannot be reached, does not answer in time, or refuses the request.
     pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        self.send(Method::GET, path).await
+        self.send(Method::GET, path, String::new()).await
     }
 
     /// Sends a POST.
@@ -67,12 +67,25 @@ impl AdminClient {
     /// # Errors
     /// If crimux cannot be reached, does not answer in time, or refuses the request.
     pub(super) async fn post<T: DeserializeOwned>(&self, path: &str) -> anyhow::Result<T> {
-        self.send(Method::POST, path).await
+        self.send(Method::POST, path, String::new()).await
     }
 
-    async fn send<T: DeserializeOwned>(&self, method: Method, path: &str) -> anyhow::Result<T> {
+    /// Asks about a text.
+    ///
+    /// # Errors
+    /// If crimux cannot be reached, or refuses.
+    pub(super) async fn post_text<T: DeserializeOwned>(&self, path: &str, text: String) -> anyhow::Result<T> {
+        self.send(Method::POST, path, text).await
+    }
+
+    /// The configuration file.
+    pub(super) fn config(&self) -> &Path {
+        &self.config
+    }
+
+    async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, text: String) -> anyhow::Result<T> {
         let socket = self.socket();
-        let answered = tokio::time::timeout(self.timeout, exchange(&socket, method, path));
+        let answered = tokio::time::timeout(self.timeout, exchange(&socket, method, path, text));
         let no_answer = || {
             let (socket, timeout) = (socket.display(), humantime::format_duration(self.timeout));
             format!("crimux did not answer on {socket} within {timeout} (--timeout waits longer)")
@@ -109,13 +122,18 @@ pub(super) fn segment(name: &str) -> impl std::fmt::Display + '_ {
     utf8_percent_encode(name, NON_ALPHANUMERIC)
 }
 
-async fn exchange(socket: &Path, method: Method, path: &str) -> anyhow::Result<(StatusCode, Bytes)> {
+async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    text: String,
+) -> anyhow::Result<(StatusCode, Bytes)> {
     let stream =
         UnixStream::connect(socket).await.map_err(|error| anyhow::anyhow!(unreachable(socket, &error)))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path).header("host", "crimux");
-    let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await;
+    let response = sender.send_request(request.body(Full::new(Bytes::from(text)))?).await;
     let (head, body) = response.with_context(|| not_an_admin_socket(socket))?.into_parts();
     let body = body.collect().await.context("crimux ended the connection")?.to_bytes();
     connection.abort();

@@ -1,5 +1,5 @@
-//! Compares a file with the running crimux: what a reload of it could not apply, or would change for every
-//! pod.
+//! Compares a file with the running crimux: what a reload of it could not apply, what it would do to the
+//! backends and the pods on them, and what it would change for every pod.
 //!
 //! Without a running crimux at the file's `admin.socket` there is nothing to compare, and no finding.
 
@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::admin::api::StatusView;
+use crate::admin::api::{ReloadReport, StatusView};
+use crate::cli::check::Text;
 use crate::cli::client::AdminClient;
 use crate::cli::finding::{Finding, Grade};
+use crate::cli::reload;
 use crate::config::{Config, Identity, restart_keys};
 
 /// A check must not hang with a hung crimux.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) async fn compare(config: &Config) -> Vec<Finding> {
+pub(super) async fn compare(config: &Config, text: &Text) -> Vec<Finding> {
     let client = AdminClient::at(&config.admin.socket, TIMEOUT);
     let (Ok(running), Ok(status)) =
         (client.get::<Value>("/v1/config").await, client.get::<StatusView>("/v1/status").await)
@@ -27,7 +29,21 @@ pub(super) async fn compare(config: &Config) -> Vec<Finding> {
         let text = "differs from the running crimux; a reload cannot change it, a restart does";
         Finding::new(Grade::Warning, key, text)
     });
-    restart.chain(prefix(config, &running, &status)).collect()
+    let mut findings: Vec<_> = restart.chain(prefix(config, &running, &status)).collect();
+    if let Ok(planned) = reload::plan_of(&client, text).await {
+        findings.extend(changes(&planned));
+    }
+    findings
+}
+
+/// What a reload of the file would do to the backends that run.
+fn changes(planned: &ReloadReport) -> impl Iterator<Item = Finding> + '_ {
+    let steps = planned.plan.iter().map(|line| Finding::new(Grade::Note, "reload", line.as_str()));
+    let refused = planned
+        .refused
+        .iter()
+        .map(|why| Finding::new(Grade::Warning, "reload", format!("refused without --force: {why}")));
+    steps.chain(refused)
 }
 
 /// Warns if a reload would change the prefix of every container ID of the node.

@@ -67,6 +67,7 @@ fn backend(section: &Section<'_>, base_dir: &Path) -> Option<BackendConfig> {
     let insecure = section.boolean("insecure");
     let socket = section.optional("socket", values::socket);
     let required = section.boolean("required");
+    let optional = section.boolean("optional");
     let local = section.optional("local", values::boolean);
     let timeouts = section.section("timeouts").and_then(|section| timeouts(&section));
     let tls = tls(section, base_dir);
@@ -84,6 +85,7 @@ fn backend(section: &Section<'_>, base_dir: &Path) -> Option<BackendConfig> {
         endpoint,
         socket: socket?,
         required: required?,
+        optional: optional?,
         timeouts: timeouts?,
         tls: tls?,
         streaming: streaming?,

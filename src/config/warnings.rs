@@ -74,7 +74,7 @@ fn backends(config: &Config, warnings: &mut Vec<Warning>) {
         let canonical = backend.endpoint.canonical();
         if let Some(other) = seen.get(&canonical) {
             let message = format!(
-                "backends.{other} has the same endpoint ({canonical}), so every list shows its objects twice"
+                "backends.{other} has the same endpoint ({canonical}); what both list is served by one of them"
             );
             warn(warnings, &key, message);
         } else {

@@ -25,6 +25,7 @@ use crate::method::{self, Answer, Rpc};
 use crate::proxy::fan_out::{self, PROMPT, REFRESH};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState};
+use crate::snapshot::InstanceId;
 use crate::utf8;
 use crate::wire;
 
@@ -44,7 +45,7 @@ impl Call {
     }
 
     async fn version(&self) -> Result<Outcome, Error> {
-        let backend = self.node.backend(&self.node.default_in(self.scope.as_ref()))?;
+        let backend = self.node.backend(self.node.default_in(self.scope))?;
         if backend.last.reply(Rpc::Version).is_none() {
             prompt(&self.node, &backend, Rpc::Version, &[]).await;
         }
@@ -70,9 +71,9 @@ impl Call {
 
     async fn status(&self, message: &Message) -> Result<Outcome, Error> {
         let verbose = wire::peek_varint(message.encoded(), &[field!(StatusRequest.verbose)])? != 0;
-        let default = self.node.default_in(self.scope.as_ref());
+        let default = self.node.default_in(self.scope);
         let mut backends = self.backends();
-        backends.sort_by_key(|backend| backend.name != default);
+        backends.sort_by_key(|backend| backend.id != default);
         let request = StatusRequest { verbose }.encode_to_vec();
         let request = &request[..];
         let asked = backends.iter().map(|backend| async move {
@@ -82,15 +83,16 @@ impl Call {
         let replies = join_all(asked).await;
         let handlers = self.node.router.handlers();
         let said: Vec<_> = std::iter::zip(&backends, &replies)
-            .map(|(backend, reply)| said(&self.node, backend, reply.as_ref(), &default, self.scope.is_some()))
+            .map(|(backend, reply)| said(&self.node, backend, reply.as_ref(), default, self.scope.is_some()))
             .collect();
-        let mut served = vec![Served { handler: "", backend: &default, known_as: "" }];
+        let name = |id| self.node.backend(id).map(|backend| Arc::clone(&backend.name));
+        let default_name = name(default)?;
+        let mut served = vec![Served { handler: "", backend: &default_name, known_as: "" }];
         for (handler, targets) in handlers.iter() {
-            let target =
-                targets.iter().find(|(name, _)| self.scope.as_ref().is_none_or(|scope| scope == name));
-            served.extend(target.map(|(backend, target)| Served {
+            let target = targets.iter().find(|(id, _)| self.scope.is_none_or(|scope| scope == *id));
+            served.extend(target.map(|(_, target)| Served {
                 handler,
-                backend,
+                backend: &target.backend,
                 known_as: &target.handler,
             }));
         }
@@ -100,7 +102,7 @@ impl Call {
     /// Answers with the default backend's cgroup driver, or with its having none to tell. It is asked again:
     /// kubelet asks once in its life, and a runtime that was restarted may have another driver.
     async fn runtime_config(&self) -> Result<Outcome, Error> {
-        let backend = self.node.backend(&self.node.default_in(self.scope.as_ref()))?;
+        let backend = self.node.backend(self.node.default_in(self.scope))?;
         let fresh = prompt(&self.node, &backend, Rpc::RuntimeConfig, &[]).await;
         let lacking = backend.health.lacks(method::of(Rpc::RuntimeConfig));
         if let Some(known) = fresh.or_else(|| backend.last.reply(Rpc::RuntimeConfig).filter(|_| !lacking)) {
@@ -240,7 +242,7 @@ fn said<'a>(
     node: &ProxyState,
     backend: &'a Backend,
     reply: Option<&Bytes>,
-    default: &str,
+    default: InstanceId,
     alone: bool,
 ) -> BackendStatus<'a> {
     let silent = backend.health.silent_since();
@@ -248,7 +250,7 @@ fn said<'a>(
         Link::Down { cause, .. } => Some(format!("down: {cause}")),
         _ => silent.map(|_| "not answering Status".to_owned()),
     };
-    let is_default = &*backend.name == default;
+    let is_default = backend.id == default;
     let expired = silent.is_some_and(|since| !still_stand(since.elapsed()));
     BackendStatus {
         name: &backend.name,

@@ -22,7 +22,7 @@ use crate::events::{Client, Subscription};
 use crate::method::List;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, fan_out};
-use crate::snapshot::{Filter, ListKind};
+use crate::snapshot::{Filter, InstanceId, ListKind};
 use stream::Ended;
 use told::Told;
 
@@ -46,14 +46,14 @@ impl Call {
         self.watch.at_all(&self.node);
         let (client, frames) = Client::new(self.node.config().events.buffer);
         let mut reader = Reader { node: Arc::clone(&self.node), client, attached: Vec::new() };
-        let (node, scope) = (Arc::clone(&self.node), self.scope.clone());
-        reader.follow(&readable(&node, scope.as_deref()));
+        let (node, scope) = (Arc::clone(&self.node), self.scope);
+        reader.follow(&readable(&node, scope));
         tokio::spawn(async move {
             let client = Arc::clone(&reader.client);
             let rounds = async {
                 loop {
                     tokio::time::sleep(ROUND).await;
-                    reader.follow(&readable(&node, scope.as_deref()));
+                    reader.follow(&readable(&node, scope));
                 }
             };
             tokio::select! {
@@ -72,14 +72,14 @@ impl ProxyState {
     }
 
     /// Returns where the events of a backend come from, `stream` or `lists`; `None` while nobody listens.
-    pub fn event_source(&self, backend: &str) -> Option<&'static str> {
+    pub fn event_source(&self, backend: InstanceId) -> Option<&'static str> {
         let streaming = self.feeds.is_streaming(backend)?;
         Some(if streaming { "stream" } else { "lists" })
     }
 }
 
 /// Returns the backends whose events a client of this socket gets.
-fn readable(node: &ProxyState, scope: Option<&str>) -> Vec<Arc<Backend>> {
+fn readable(node: &ProxyState, scope: Option<InstanceId>) -> Vec<Arc<Backend>> {
     node.backends_in(scope).into_iter().filter(|backend| !node.is_joining(backend)).collect()
 }
 
@@ -87,13 +87,13 @@ fn readable(node: &ProxyState, scope: Option<&str>) -> Vec<Arc<Backend>> {
 struct Reader {
     node: Arc<ProxyState>,
     client: Arc<Client>,
-    attached: Vec<Arc<str>>,
+    attached: Vec<InstanceId>,
 }
 
 impl Reader {
     fn attach(&mut self, backend: &Arc<Backend>) {
-        let (feed, new) = self.node.feeds.attach(&backend.name, &self.client);
-        self.attached.push(Arc::clone(&backend.name));
+        let (feed, new) = self.node.feeds.attach(backend.id, &self.client);
+        self.attached.push(backend.id);
         if new {
             let source = Source::new(Arc::clone(&self.node), Arc::clone(backend), Arc::clone(&feed));
             tokio::spawn(async move {
@@ -108,15 +108,15 @@ impl Reader {
     /// Reads the sources of new backends too, and leaves those of backends that are gone.
     fn follow(&mut self, backends: &[Arc<Backend>]) {
         let (node, client) = (Arc::clone(&self.node), Arc::clone(&self.client));
-        self.attached.retain(|name| {
-            let stays = backends.iter().any(|backend| backend.name == *name);
+        self.attached.retain(|id| {
+            let stays = backends.iter().any(|backend| backend.id == *id);
             if !stays {
-                node.feeds.detach(name, &client);
+                node.feeds.detach(*id, &client);
             }
             stays
         });
         for backend in backends {
-            if !self.attached.contains(&backend.name) {
+            if !self.attached.contains(&backend.id) {
                 self.attach(backend);
             }
         }
@@ -125,8 +125,8 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        for name in &self.attached {
-            self.node.feeds.detach(name, &self.client);
+        for id in &self.attached {
+            self.node.feeds.detach(*id, &self.client);
         }
     }
 }
@@ -165,9 +165,30 @@ impl Source {
         source
     }
 
-    /// Runs as long as a client listens.
-    async fn run(&self) {
-        tokio::join!(self.read_streams(), self.compare_lists(), self.list_after_events());
+    /// Runs as long as a client listens. A rename does not end it: another [`Backend`] is then the same
+    /// source.
+    async fn run(mut self) {
+        loop {
+            let running =
+                async { tokio::join!(self.read_streams(), self.compare_lists(), self.list_after_events()) };
+            let renamed = tokio::select! {
+                _ = running => return,
+                renamed = self.renamed() => renamed,
+            };
+            self.feed.set_streaming(false);
+            self.behind.store(true, Ordering::Relaxed);
+            self.backend = renamed;
+        }
+    }
+
+    /// Completes once another [`Backend`] has taken the place of this one.
+    async fn renamed(&self) -> Arc<Backend> {
+        loop {
+            match self.node.backend(self.backend.id) {
+                Ok(current) if !Arc::ptr_eq(&current, &self.backend) => return current,
+                _ => tokio::time::sleep(ROUND).await,
+            }
+        }
     }
 
     /// Reads the backend's stream while there is one, and asks for it again.

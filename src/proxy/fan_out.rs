@@ -22,7 +22,7 @@ use crate::proxy::asking::until_answered;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, answer, learn, pod_metrics};
 use crate::router::Lookup;
-use crate::snapshot::Filter;
+use crate::snapshot::{Filter, InstanceId, ListKind};
 
 /// How long one attempt of a refresh may take. Others start beside it long before that (`asking.rs`).
 pub(super) const REFRESH: Duration = Duration::from_secs(60);
@@ -52,10 +52,10 @@ pub(super) struct Contribution {
 }
 
 impl Contribution {
-    pub(super) fn to_merge<'a>(&'a self, default: &str) -> merge::Part<'a> {
+    pub(super) fn to_merge(&self, default: InstanceId) -> merge::Part<'_> {
         merge::Part {
             items: &self.items,
-            default: &*self.backend.name == default,
+            default: self.backend.id == default,
             local: self.backend.config().local,
             live: self.live,
         }
@@ -134,13 +134,14 @@ impl Completeness {
         }
         if !self.any && must_be_complete(list) {
             // Every backend is joining: a list that nobody contributed to is not an empty list.
-            let joining = node.backends().iter().map(|backend| Arc::clone(&backend.name)).collect();
-            return Err(Error::NeverListed(joining));
+            return Err(Error::NeverListed(node.joining()));
         }
         // kubelet takes the first filesystem for the node's, once for its whole life.
-        let default = node.default_in(None);
-        if list == List::Filesystems && unheard.contains(&default) {
-            return Err(Error::NeverListed(vec![default]));
+        if list == List::Filesystems
+            && let Ok(default) = node.backend(node.default_in(None))
+            && unheard.contains(&default.name)
+        {
+            return Err(Error::NeverListed(vec![Arc::clone(&default.name)]));
         }
         for NoContribution { backend, why } in &self.lacking {
             node.left_out.backend(&node.metrics, backend, list.unary().name, why.cause().as_deref());
@@ -177,10 +178,10 @@ impl Call {
                 part.items = pod_metrics::ordered(&part.backend, wanted.as_ref(), &part.items);
             }
         }
-        let default = self.node.default_in(self.scope.as_ref());
+        let default = self.node.default_in(self.scope);
         let encoded = match list {
             List::MetricDescriptors => vec![self.announce(&parts)?],
-            _ => merge::merge(list, &parts.iter().map(|part| part.to_merge(&default)).collect::<Vec<_>>()),
+            _ => merge::merge(list, &parts.iter().map(|part| part.to_merge(default)).collect::<Vec<_>>()),
         };
         let size = encoded.iter().map(Bytes::len).sum::<usize>();
         if self.node.metrics.record_merged_list(method.name, size) && self.node.is_time_to_log_large_list() {
@@ -222,7 +223,12 @@ impl Call {
                 Err(lacking) => verdict.add(Err(lacking)),
             }
         }
-        verdict.of(&self.node, list, self.scope.is_some()).map(|()| parts)
+        verdict.of(&self.node, list, self.scope.is_some())?;
+        // Only now is it known who owns what: an ID may have changed hands while the others were asked.
+        for part in &mut parts {
+            part.items = owned_items(&part.backend, list, part.items.clone());
+        }
+        Ok(parts)
     }
 
     /// Sends a call to every backend; an error of any is an error, so that kubelet tries again.
@@ -260,8 +266,8 @@ impl Call {
         let id = filter.id().map(|id| (kind, id));
         let sandbox = filter.sandbox().map(|id| (Kind::Sandbox, id));
         for (kind, id) in id.into_iter().chain(sandbox) {
-            if let Lookup::Exact(owner) = self.node.router.owners.find(Some(kind), id, self.scope.as_deref())
-                && let Ok(backend) = self.node.backend(&owner)
+            if let Lookup::Exact(owner) = self.node.router.owners.find(Some(kind), id, self.scope)
+                && let Ok(backend) = self.node.backend(owner)
             {
                 return vec![backend];
             }
@@ -273,7 +279,7 @@ impl Call {
         // A backend that was never listed may hold any pod.
         if backends.iter().all(|backend| backend.last.known())
             && let Some(owner) = filter.label(POD_UID).and_then(|uid| self.node.router.owners.of_pod(uid))
-            && let Some(backend) = backends.iter().find(|backend| backend.name == owner)
+            && let Some(backend) = backends.iter().find(|backend| backend.id == owner)
         {
             return vec![Arc::clone(backend)];
         }
@@ -374,6 +380,16 @@ impl Ask {
         node.metrics.count_stale_list(&backend.name, method.name);
         let has_items = !items.is_empty();
         Ok(Contribution { backend: Arc::clone(backend), items, has_items, live: false, refusal })
+    }
+}
+
+/// Leaves out of a backend's items what another backend owns.
+pub(super) fn owned_items(backend: &Backend, list: List, items: Bytes) -> Bytes {
+    match learn::kept(list) {
+        Some(kind) => backend.last.without_foreign(kind, items),
+        // They begin with the ID of their sandbox, as sandboxes do.
+        None if list == List::SandboxMetrics => backend.last.without_foreign(ListKind::Sandboxes, items),
+        None => items,
     }
 }
 

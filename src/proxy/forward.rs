@@ -26,21 +26,21 @@ impl Call {
         let handler = wire::peek_str(request, &[field])?.to_owned();
         let uid = wire::peek_str(request, &learn::uid_path(method))?.to_owned();
         self.node.router.note_seen(&uid, learn::config_seen(method, request));
-        let choice = match &self.scope {
-            Some(backend) => router::Choice { backend: Arc::clone(backend), handler: handler.clone() },
+        let choice = match self.scope {
+            Some(backend) => router::Choice { backend, handler: handler.clone() },
             None => self.node.choose(&handler, &uid).inspect_err(|error| {
                 self.node.placed(&handler, None, error.code());
                 log_refusal(method, &handler, request, &error.to_string());
             })?,
         };
-        let backend = self.node.backend(&choice.backend)?;
+        let backend = self.node.backend(choice.backend)?;
         let message = if choice.handler == handler {
             message.clone()
         } else {
             Message::new(&wire::append_str(request, &[field], &choice.handler))
         };
         self.watch.at(&backend);
-        self.node.router.owners.note_sent(&uid, &backend.name);
+        self.node.router.owners.note_sent(&uid, backend.id);
         let reply = self.fetch(&backend, method, &message).await;
         let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
         self.node.placed(&handler, Some(&backend.name), code);

@@ -19,10 +19,10 @@ use crate::error::Error;
 use crate::method::{ImageCall, Method, Rpc};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, fan_out};
-use crate::router::Pod;
 use crate::router::images::{self, HANDLER, ImageRequest, ImageRoute, Known, Rule, StoreTarget};
+use crate::router::{OwnedPod, Pod};
 use crate::snapshot::image_name::{bare_id, normalise};
-use crate::snapshot::{ContainerFacts, Filter, ListKind};
+use crate::snapshot::{ContainerFacts, Filter, InstanceId, ListKind};
 use crate::wire;
 
 pub use explain::{CallExplanation, ImageExplanation, StoreExplanation};
@@ -54,13 +54,15 @@ impl Call {
         let asked = ImageRequest::read(message.encoded())?;
         let router = &self.node.router;
         router.note_seen(asked.uid, asked.pod.config_seen);
-        let ImageRoute { rule, mut stores } = match &self.scope {
-            Some(scope) => ImageRoute::to(Rule::OwnSocket, Arc::clone(scope)),
-            None => router.route_of_pull(&asked, |handler, uid| self.node.choose(handler, uid))?,
+        let pod = self.node.sandbox_of_pull(asked.uid);
+        let choose = |handler: &str, uid: &str| self.node.choose(handler, uid);
+        let ImageRoute { rule, mut stores } = match self.scope {
+            Some(scope) => ImageRoute::to(Rule::OwnSocket, scope),
+            None => router.route_of_pull(&asked, pod.as_ref(), choose)?,
         };
         let mut store = stores.swap_remove(0);
-        let backend = self.node.backend(&store.backend)?;
-        if let Some(pod) = router.pod_of_pull(&asked).filter(|_| rule == Rule::PodUid)
+        let backend = self.node.backend(store.backend)?;
+        if let Some(pod) = pod.filter(|_| rule == Rule::PodUid)
             && asked.handler.is_empty()
         {
             store.handler = handler_to_fill_in(&backend, &pod.pod);
@@ -71,12 +73,12 @@ impl Call {
         // On a backend's own socket nothing is unclear, and nothing is to be remembered.
         let pod = if self.scope.is_none() { asked.pod.config_seen } else { "" };
         let node = Arc::clone(&self.node);
-        let mut start = node.router.image_starts.pull(asked.reference, pod, Arc::clone(&backend.name));
+        let mut start = node.router.image_starts.pull(asked.reference, pod, backend.id);
         let reply = backend.fetch(method, headers, with_handler(&message, &store)).await?;
         if reply.code == Code::Ok {
             start.succeed();
             // What was pulled just before an outage must not be missing from the last-known list.
-            self.node.image_lists.forget(&backend.name);
+            self.node.image_lists.forget(backend.id);
             fan_out::refresh(&self.node, &backend, Class::Images);
         }
         Ok(reply.into())
@@ -97,13 +99,36 @@ impl ProxyState {
     /// Returns where an `ImageStatus` goes.
     fn route_of_status(&self, asked: &ImageRequest<'_>) -> Result<ImageRoute, Error> {
         let known = Known {
-            is_down: &|name| !self.backend(name).is_ok_and(|backend| backend.is_up()),
-            sandboxes_using: &|name, reference| {
-                self.backend(name).map(|backend| sandboxes_using(&backend, reference)).unwrap_or_default()
+            is_down: &|id| !self.backend(id).is_ok_and(|backend| backend.is_up()),
+            sandboxes_using: &|id, reference| {
+                self.backend(id).map(|backend| sandboxes_using(&backend, reference)).unwrap_or_default()
             },
             just_started: self.started.elapsed() < JUST_STARTED,
         };
         self.router.route_of_status(asked, &known)
+    }
+
+    /// Returns the sandbox that a pull is for: the newest of its uid, a ready one first. Credentials go
+    /// nowhere because of a mere claim: the sandbox was created through crimux, or all of the pod are at one
+    /// backend, in a live list that no other contests.
+    fn sandbox_of_pull(&self, uid: &str) -> Option<OwnedPod> {
+        let sandboxes = self.router.owners.pods(|pod| !uid.is_empty() && &*pod.uid == uid);
+        let rank = |owned: &&OwnedPod| (owned.pod.ready, owned.pod.created_at);
+        let backend = |id: InstanceId| self.backend(id).ok();
+        let is_ours = |owned: &&OwnedPod| {
+            backend(owned.backend).is_some_and(|backend| backend.last.has_created(&owned.id))
+        };
+        let only = || {
+            let first = sandboxes.first()?;
+            let is_alone = sandboxes.iter().all(|other| other.backend == first.backend);
+            let is_live = backend(first.backend).is_some_and(|backend| backend.last.listed());
+            let backends = self.backends();
+            let is_foreign =
+                |owned: &OwnedPod| backends.iter().any(|backend| backend.last.is_foreign(&owned.id));
+            let is_contested = sandboxes.iter().any(is_foreign);
+            (is_alone && is_live && !is_contested).then(|| sandboxes.iter().max_by_key(rank))?
+        };
+        sandboxes.iter().filter(is_ours).max_by_key(rank).or_else(only).cloned()
     }
 }
 

@@ -4,11 +4,9 @@
 //! millisecond. Lists teach too: every ID in one belongs to the backend that sent it. Bytes that are no list
 //! are the sender's fault and never reach a merged reply.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Link};
 use crate::codec::Message;
 use crate::cri::{CREATED_ID, ContainerEventType, ITEM_ID, LIST_ITEMS, PodSandboxState, field, field_path};
 use crate::error::Error;
@@ -16,7 +14,7 @@ use crate::merge::required;
 use crate::method::{Effect, List, Method};
 use crate::proxy::ProxyState;
 use crate::router::{Annotations, Pod};
-use crate::snapshot::{Filter, ListKind, Revision, SANDBOX_READY, SandboxRef};
+use crate::snapshot::{Filter, InstanceId, ListKind, Revision, SANDBOX_READY, SandboxRef};
 use crate::utf8;
 use crate::wire::{self, WireError};
 
@@ -87,7 +85,7 @@ pub(super) fn created(
     match (method.effect, sandbox) {
         (Effect::ContainerCreated, Some(sandbox)) => {
             backend.last.container_created(id, sandbox, request);
-            note_conflict(node, id, node.router.owners.learn_container(id, &backend.name));
+            settle(node, backend, id, node.router.owners.learn_container(id, backend.id));
         }
         (Effect::PodRestored, _) => {
             let mut containers = Vec::new();
@@ -102,9 +100,9 @@ pub(super) fn created(
                 field!(RestorePodRequest.runtime_handler),
             )?;
             backend.last.restored(request, reply).map_err(unreadable)?;
-            note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
+            settle(node, backend, id, node.router.owners.learn_sandbox(id, backend.id, pod));
             for container in &containers {
-                note_conflict(node, container, node.router.owners.learn_container(container, &backend.name));
+                settle(node, backend, container, node.router.owners.learn_container(container, backend.id));
             }
         }
         _ => {
@@ -114,7 +112,7 @@ pub(super) fn created(
                 field!(RunPodSandboxRequest.runtime_handler),
             )?;
             backend.last.sandbox_created(id, request);
-            note_conflict(node, id, node.router.owners.learn_sandbox(id, &backend.name, pod));
+            settle(node, backend, id, node.router.owners.learn_sandbox(id, backend.id, pod));
         }
     }
     Ok(id.to_owned())
@@ -136,7 +134,7 @@ pub(super) fn wrote(
         Effect::ContainerStopped => last.container_stopped(id),
         Effect::ContainerRemoved => {
             last.container_removed(id);
-            owners.forget(id);
+            owners.remove(id);
         }
         Effect::SandboxStopped => {
             last.sandbox_stopped(id);
@@ -145,7 +143,7 @@ pub(super) fn wrote(
         Effect::SandboxRemoved => {
             last.sandbox_removed(id);
             node.history.forget_requested_handler(id);
-            owners.forget(id);
+            owners.remove(id);
         }
         _ => {}
     }
@@ -165,15 +163,28 @@ pub(super) fn listed(
     let owned = |error: WireError| backend.garbage(error.to_string());
     // kubelet lists every second and mostly nothing has changed.
     let held = kept(list).filter(|_| unfiltered).and_then(|kind| backend.last.held(kind, reply));
+    let forgotten = node.router.owners.forgotten();
+    let is_taught = kept(list).is_some_and(|kind| backend.last.taught_at(kind) == forgotten);
     let reply = match held {
-        Some(held) => held,
-        None => owners(node, backend, list, reply)?,
+        Some(held) if is_taught => held,
+        Some(held) => {
+            // It is as it was, but owners that it taught were forgotten since.
+            learn_owners(node, backend, list, &held, Claim::List).map_err(owned)?;
+            held
+        }
+        None => teach(node, backend, list, reply, Claim::List)?,
     };
     if list == List::Images && unfiltered {
-        node.image_lists.record(&backend.name);
+        node.image_lists.record(backend.id);
     }
     match kept(list) {
-        Some(kind) if unfiltered => backend.last.replace_list(kind, epoch, reply.clone()),
+        Some(kind) if unfiltered => {
+            backend.last.set_taught_at(kind, forgotten);
+            backend.last.replace_list(kind, epoch, reply.clone());
+            if backend.last.moved_from().is_some() && backend.last.known() {
+                node.note_moved_listed();
+            }
+        }
         Some(kind) => backend.last.update_items(kind, epoch, &reply).map_err(owned)?,
         // Values of metrics are of the moment, and many; those of a backend that does not answer are left
         // out.
@@ -194,10 +205,20 @@ pub(super) fn owners(
     list: List,
     frame: &Bytes,
 ) -> Result<Bytes, Error> {
+    teach(node, backend, list, frame, Claim::Frame)
+}
+
+fn teach(
+    node: &ProxyState,
+    backend: &Backend,
+    list: List,
+    encoded: &Bytes,
+    claim: Claim,
+) -> Result<Bytes, Error> {
     let garbage = |error: WireError| backend.garbage(error.to_string());
-    let frame = readable(node, backend, list, frame).map_err(garbage)?;
-    learn_owners(node, backend, list, &frame).map_err(garbage)?;
-    Ok(frame)
+    let encoded = readable(node, backend, list, encoded).map_err(garbage)?;
+    learn_owners(node, backend, list, &encoded, claim).map_err(garbage)?;
+    Ok(encoded)
 }
 
 /// Returns a list without items that would crash a client, and with text that protobuf parsers take. Each
@@ -213,17 +234,19 @@ fn readable(node: &ProxyState, backend: &Backend, list: List, encoded: &Bytes) -
 
 /// Learns the owners that an event of a backend names. What it says of their states is left to the next list,
 /// because an event may be older than a call that passed since.
-pub(super) fn event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Result<(), Error> {
+///
+/// Tells whether the event is the backend's to give, and not about what another one owns.
+pub(super) fn event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Result<bool, Error> {
     let garbage = |error: WireError| backend.garbage(error.to_string());
     learn_event(node, backend, event).map_err(garbage)
 }
 
-fn learn_event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Result<(), WireError> {
+fn learn_event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Result<bool, WireError> {
     let owners = &node.router.owners;
     let about = wire::peek_str(event, &[field!(ContainerEventResponse.container_id)])?;
     let event_type = wire::peek_varint(event, &[field!(ContainerEventResponse.container_event_type)])?;
     let deleted = event_type == ContainerEventType::ContainerDeletedEvent as u64;
-    let known = |id: &str| (deleted && id == about) || id.is_empty() || owners.is_owned_by(id, &backend.name);
+    let known = |id: &str| (deleted && id == about) || id.is_empty() || owners.is_owned_by(id, backend.id);
     let sandbox = wire::peek_str(event, &field_path!(ContainerEventResponse.pod_sandbox_status.id))?;
     let status = wire::peek_bytes(event, &[field!(ContainerEventResponse.pod_sandbox_status)])?;
     if let Some(status) = status.filter(|_| !known(sandbox)) {
@@ -235,15 +258,15 @@ fn learn_event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Result<(),
         let state = wire::peek_varint(status, &[field!(PodSandboxStatus.state)])?;
         let ready = state == PodSandboxState::SandboxReady as u64;
         let pod = Pod::new(uid, handler, annotations, created, ready);
-        note_conflict(node, sandbox, owners.learn_sandbox(sandbox, &backend.name, pod));
+        settle(node, backend, sandbox, owners.learn_sandbox(sandbox, backend.id, pod));
     }
     for status in wire::items(event, field!(ContainerEventResponse.containers_statuses)) {
         let id = wire::peek_str(status?, &[field!(ContainerStatus.id)])?;
         if !known(id) {
-            note_conflict(node, id, owners.learn_container(id, &backend.name));
+            settle(node, backend, id, owners.learn_container(id, backend.id));
         }
     }
-    Ok(())
+    Ok(!backend.last.is_foreign(about) && !backend.last.is_foreign(sandbox))
 }
 
 /// Reads the filter of a list request.
@@ -255,25 +278,42 @@ pub(super) fn filter(list: List, message: &Message) -> Result<Filter, Error> {
 }
 
 /// Walks a list once: that it is one at all, and whose IDs are new.
-fn learn_owners(node: &ProxyState, backend: &Backend, list: List, reply: &[u8]) -> Result<(), WireError> {
+fn learn_owners(
+    node: &ProxyState,
+    backend: &Backend,
+    list: List,
+    reply: &[u8],
+    claim: Claim,
+) -> Result<(), WireError> {
     let owners = &node.router.owners;
+    // One that may be another instance owns nothing until that is known.
+    let undecided = backend.last.moved_from().is_some();
     for item in wire::items(reply, LIST_ITEMS) {
         let item = item?;
         match list {
             List::Sandboxes | List::Containers => {
                 let (id, state) = id_and_sandbox_state(item)?;
-                if owners.is_owned_by(id, &backend.name) {
+                if undecided {
+                    continue;
+                }
+                if owners.is_owned_by(id, backend.id) {
                     if list == List::Sandboxes {
                         owners.note_ready(id, state == u64::from(SANDBOX_READY.cast_unsigned()));
                     }
                     continue;
                 }
-                let other = if list == List::Sandboxes {
-                    owners.learn_sandbox(id, &backend.name, listed_pod(item)?)
+                let of_other = list == List::Containers && is_in_sandbox_of_another(node, backend, item)?;
+                let other = if of_other {
+                    owners.owner_of(wire::peek_str(item, &[field!(Container.pod_sandbox_id)])?)
+                } else if list == List::Sandboxes {
+                    owners.learn_sandbox(id, backend.id, listed_pod(item)?)
                 } else {
-                    owners.learn_container(id, &backend.name)
+                    owners.learn_container(id, backend.id)
                 };
-                note_conflict(node, id, other);
+                match other {
+                    Some(_) if of_other || claim == Claim::Frame => refuse(node, backend, id),
+                    other => settle(node, backend, id, other),
+                }
             }
             _ => wire::fields(item).try_for_each(|field| field.map(drop))?,
         }
@@ -331,9 +371,78 @@ fn requested_pod(request: &[u8], config: u32, handler: u32) -> Result<Pod, WireE
     Ok(Pod::new(uid, wire::peek_str(request, &[handler])?, annotations, created, true))
 }
 
-fn note_conflict(node: &ProxyState, id: &str, other: Option<Arc<str>>) {
-    if let Some(other) = other {
-        node.metrics.count_id_conflict();
-        tracing::error!(id, owner = %other, "a second backend lists this ID; the first one stays its owner");
+/// How an ID was seen at a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    /// In a list as a whole, which may take an ID from another owner.
+    List,
+    /// In one frame of a list whose other frames may have gone out already: nothing changes hands.
+    Frame,
+}
+
+/// Tells whether a listed container belongs to a sandbox that another backend owns: a pod is never in two
+/// places.
+fn is_in_sandbox_of_another(node: &ProxyState, backend: &Backend, item: &[u8]) -> Result<bool, WireError> {
+    let sandbox = wire::peek_str(item, &[field!(Container.pod_sandbox_id)])?;
+    Ok(node.router.owners.owner_of(sandbox).is_some_and(|owner| owner != backend.id))
+}
+
+/// Decides who owns an ID that `claimant` shows and `other` owns; each ID is served once, by its owner.
+fn settle(node: &ProxyState, claimant: &Backend, id: &str, other: Option<InstanceId>) {
+    let Some(other) = other else { return claimant.last.own(id) };
+    let holder = node.backend(other).ok();
+    if holder.as_ref().is_some_and(|holder| !takes_over(claimant, holder, id)) {
+        return refuse(node, claimant, id);
     }
+    take(node, claimant, id, holder.as_deref());
+    let mut containers = Vec::new();
+    claimant.last.for_each_container(|facts| {
+        if facts.sandbox_id == id {
+            containers.push(facts.id.to_owned());
+        }
+    });
+    for container in containers {
+        if node.router.owners.owner_of(&container) == Some(other) {
+            take(node, claimant, &container, holder.as_deref());
+        }
+    }
+}
+
+fn take(node: &ProxyState, claimant: &Backend, id: &str, holder: Option<&Backend>) {
+    node.router.owners.transfer(id, claimant.id);
+    claimant.last.own(id);
+    if holder.is_some_and(|holder| holder.last.has_heard_of(id) && holder.last.disown(id)) {
+        node.metrics.count_id_conflict();
+    }
+}
+
+/// Notes that what `claimant` shows under this ID is another's: nothing of it is served.
+fn refuse(node: &ProxyState, claimant: &Backend, id: &str) {
+    if claimant.last.disown(id) {
+        node.metrics.count_id_conflict();
+    }
+}
+
+/// Tells whether `claimant`, which shows this ID, owns it from now on instead of `holder`.
+///
+/// | who created it through crimux | where they are | `holder` | it goes to |
+/// |---|---|---|---|
+/// | the claimant alone | | | the claimant |
+/// | the holder alone | | answers, or the claimant is remote | the holder |
+/// | | | does not list it any more | the claimant |
+/// | | the claimant is remote, the holder local | | the holder |
+/// | | the claimant is local, the holder remote | | the claimant |
+/// | | | answers | the holder |
+/// | | | cannot be asked | the claimant: a live list beats what was saved |
+fn takes_over(claimant: &Backend, holder: &Backend, id: &str) -> bool {
+    let (by_holder, by_claimant) = (holder.last.has_created(id), claimant.last.has_created(id));
+    let (local, holder_is_local) = (claimant.config().local, holder.config().local);
+    let answers = !matches!(holder.link(), Link::Down { .. });
+    if by_claimant != by_holder && (by_claimant || answers || !local) {
+        return by_claimant;
+    }
+    if holder.last.listed() && !holder.last.has_heard_of(id) {
+        return true;
+    }
+    if local == holder_is_local { !answers } else { local }
 }

@@ -3,10 +3,11 @@
 //! The backends, the router, the last-known state and the metrics, each of which knows nothing of the others.
 //! A reload replaces the list of backends and the handlers, never the objects that calls in flight hold.
 
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio::sync::Notify;
 use tonic::Code;
 
 use crate::backend::{Backend, Collected, State};
@@ -19,12 +20,13 @@ use crate::history::RecentEvents;
 use crate::limits::ClientLimits;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND};
+use crate::plan::KnownInstance;
 use crate::proxy::images::ImageLists;
 use crate::proxy::left_out::LeftOut;
 use crate::proxy::pod_metrics::Unannounced;
 use crate::relay::{Relay, StreamRoute};
 use crate::router::{Choice, Router};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Instance, InstanceId, Life, Snapshot};
 use crate::wire;
 
 /// How often a merged list that nears kubelet's limit is logged.
@@ -62,8 +64,10 @@ pub struct ProxyState {
     relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
-    /// The backends that a start without saved state waits for.
-    awaited: OnceLock<Vec<Arc<str>>>,
+    /// When the backends that list the same IDs were named last.
+    pub(super) conflicts_reported: Mutex<Option<Instant>>,
+    /// Wakes who decides whether a moved backend is the one that it was.
+    listed: Notify,
 }
 
 impl ProxyState {
@@ -92,7 +96,8 @@ impl ProxyState {
             relay,
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
-            awaited: OnceLock::new(),
+            conflicts_reported: Mutex::default(),
+            listed: Notify::new(),
         })
     }
 
@@ -112,51 +117,84 @@ impl ProxyState {
         self.backends.load_full()
     }
 
-    /// Replaces the list of backends. Those of the first list are waited for if no state was saved.
+    /// Puts another list of backends in force.
     pub fn replace_backends(&self, backends: Vec<Arc<Backend>>) {
-        self.awaited.get_or_init(|| {
-            let fresh = backends.iter().filter(|_| self.snapshot.is_fresh());
-            fresh.map(|backend| Arc::clone(&backend.name)).collect()
-        });
         self.backends.store(Arc::new(backends));
     }
 
-    /// Returns the backend of this name.
+    /// Returns the backend that is this instance.
     ///
     /// # Errors
-    /// [`Error::Lost`] if it was removed while its ID was being looked up.
-    pub fn backend(&self, name: &str) -> Result<Arc<Backend>, Error> {
+    /// [`Error::Lost`] if it ended while its ID was being looked up.
+    pub fn backend(&self, id: InstanceId) -> Result<Arc<Backend>, Error> {
         let backends = self.backends.load();
-        backends.iter().find(|backend| &*backend.name == name).cloned().ok_or_else(|| Error::Lost {
-            backend: name.into(),
-            cause: "it is no longer configured".to_owned(),
+        backends.iter().find(|backend| backend.id == id).cloned().ok_or_else(|| Error::Lost {
+            backend: format!("#{id}").into(),
+            cause: "it was removed and owns nothing any more".to_owned(),
         })
     }
 
+    /// Returns the backend that has this label.
+    pub fn backend_named(&self, name: &str) -> Option<Arc<Backend>> {
+        self.backends.load().iter().find(|backend| &*backend.name == name).cloned()
+    }
+
     /// Returns all backends, or the only one that a scope shows.
-    pub(super) fn backends_in(&self, scope: Option<&str>) -> Vec<Arc<Backend>> {
+    pub(super) fn backends_in(&self, scope: Option<InstanceId>) -> Vec<Arc<Backend>> {
         let backends = self.backends.load();
-        backends.iter().filter(|b| scope.is_none_or(|scope| scope == &*b.name)).cloned().collect()
+        backends.iter().filter(|b| scope.is_none_or(|scope| scope == b.id)).cloned().collect()
     }
 
     /// Returns the default backend, or the only one that a scope shows.
-    pub(super) fn default_in(&self, scope: Option<&Arc<str>>) -> Arc<str> {
-        scope.map_or_else(|| Arc::clone(self.router.handlers().default_backend()), Arc::clone)
+    pub(super) fn default_in(&self, scope: Option<InstanceId>) -> InstanceId {
+        scope.unwrap_or_else(|| self.router.handlers().default_backend())
+    }
+
+    /// Returns what is known of every backend, for [`crate::plan::Plan::new`].
+    pub fn known(&self) -> Vec<KnownInstance> {
+        let known = |instance: Instance| {
+            let Instance { id, name, endpoint, life, .. } = instance;
+            let (pods, containers) = self.router.owners.count(id);
+            let awaited =
+                life == Life::Member && self.snapshot.get(id).is_some_and(|last_known| !last_known.known());
+            let busy = self.backend(id).is_ok_and(|backend| backend.in_flight() > 0);
+            KnownInstance { id, name, endpoint, life, pods, holds: pods + containers > 0 || awaited || busy }
+        };
+        self.snapshot.instances().into_iter().map(known).collect()
+    }
+
+    /// Completes once a moved backend has been listed.
+    pub async fn moved_was_listed(&self) {
+        self.listed.notified().await;
+    }
+
+    /// Wakes who waits in [`ProxyState::moved_was_listed`].
+    pub(super) fn note_moved_listed(&self) {
+        self.listed.notify_one();
     }
 
     /// Chooses the backend of a new sandbox.
     pub(super) fn choose(&self, handler: &str, uid: &str) -> Result<Choice, Error> {
-        let drained = |name: &str| self.backend(name).is_ok_and(|backend| backend.last.drained());
+        let drained = |id| self.backend(id).is_ok_and(|backend| backend.last.drained());
         let choice = self.router.handlers().choose(handler, uid, drained)?;
-        if self.is_joining(&*self.backend(&choice.backend)?) {
-            return Err(Error::Joining { backend: choice.backend });
+        let backend = self.backend(choice.backend)?;
+        if self.is_joining(&backend) {
+            return Err(Error::Joining { backend: Arc::clone(&backend.name) });
         }
         Ok(choice)
     }
 
-    /// Tells whether a backend was added while state existed and has not been listed yet.
+    /// Tells whether a backend is left out until its first full pair of lists: a reload has added it, it may
+    /// turn out to be another instance, or the file says that the node may start without it.
     pub fn is_joining(&self, backend: &Backend) -> bool {
-        !backend.last.known() && !self.awaited.get().is_some_and(|awaited| awaited.contains(&backend.name))
+        backend.last.is_joining() || (backend.config().optional && !backend.last.known())
+    }
+
+    /// Returns the labels of the backends that are left out of lists.
+    pub(super) fn joining(&self) -> Vec<Arc<str>> {
+        let backends = self.backends.load();
+        let joining = backends.iter().filter(|backend| self.is_joining(backend));
+        joining.map(|backend| Arc::clone(&backend.name)).collect()
     }
 
     /// Whether one backend without this list makes it `Unimplemented` for all. Only pod stats have another

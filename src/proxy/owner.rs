@@ -18,6 +18,7 @@ use crate::method::{Kind, List, Method, OnUnknownId, Service};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, learn};
 use crate::router::Lookup;
+use crate::snapshot::InstanceId;
 use crate::wire;
 
 /// The shortest thing that an unknown method may carry and still be looked up: a whole ID.
@@ -27,7 +28,7 @@ const FIRST_FIELD: u32 = OBJECT_ID;
 
 /// Where an ID was found.
 struct OwnedId {
-    backend: Arc<str>,
+    backend: InstanceId,
     id: String,
 }
 
@@ -51,7 +52,7 @@ impl Call {
             Err(Error::NotFound { .. }) if absent == OnUnknownId::Ok => return Ok(Outcome::message(&[])),
             found => found?,
         };
-        let backend = self.node.backend(&found.backend)?;
+        let backend = self.node.backend(found.backend)?;
         let message = with_full_id(message, &id, &found.id);
         self.forward(&backend, method, &found.id, message).await
     }
@@ -60,18 +61,18 @@ impl Call {
     /// else to the default backend.
     pub(super) async fn forward_unknown(&mut self, message: Message) -> Result<Outcome, Error> {
         let id = wire::peek_str(message.encoded(), &[FIRST_FIELD]).unwrap_or_default().to_owned();
-        let known = self.node.router.owners.find(None, &id, self.scope.as_deref());
+        let known = self.node.router.owners.find(None, &id, self.scope);
         // An image ID has 64 digits too, and no sandbox or container is the object of an image call.
         let of_images = crate::method::service(&self.path) == Some(Service::Image);
         let name = match known {
-            _ if of_images => self.node.default_in(self.scope.as_ref()),
+            _ if of_images => self.node.default_in(self.scope),
             Lookup::Exact(backend) => backend,
             _ if id.len() == FULL_ID && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
                 self.locate(None, &id).await?.backend
             }
-            _ => self.node.default_in(self.scope.as_ref()),
+            _ => self.node.default_in(self.scope),
         };
-        let backend = self.node.backend(&name)?;
+        let backend = self.node.backend(name)?;
         self.watch.at(&backend);
         let headers = std::mem::take(&mut self.headers);
         let reply = backend.call(None, &self.path, headers, message.framed()).await?;
@@ -79,7 +80,7 @@ impl Call {
     }
 
     async fn find(&self, kind: Kind, id: &str) -> Result<OwnedId, Error> {
-        match self.node.router.owners.find(Some(kind), id, self.scope.as_deref()) {
+        match self.node.router.owners.find(Some(kind), id, self.scope) {
             Lookup::Exact(backend) => Ok(OwnedId { backend, id: id.to_owned() }),
             Lookup::Prefix(backend, id) => Ok(OwnedId { backend, id }),
             Lookup::Ambiguous => Err(Error::Ambiguous { kind: kind.word(), prefix: id.to_owned() }),
@@ -91,15 +92,16 @@ impl Call {
     async fn locate(&self, kind: Option<Kind>, id: &str) -> Result<OwnedId, Error> {
         self.node.metrics.count_unknown_id();
         let kinds = kind.map_or(vec![Kind::Sandbox, Kind::Container], |kind| vec![kind]);
-        let backends = self.backends();
+        let (backends, undecided): (Vec<_>, Vec<_>) =
+            self.backends().into_iter().partition(|backend| backend.last.moved_from().is_none());
         let asked = join_all(backends.iter().map(|backend| ask(&self.node, backend, &kinds, id))).await;
         let mut found = Vec::new();
-        let mut unasked = Vec::new();
+        // It may be there, and not be that backend's own: what was moved from will tell.
+        let mut unasked: Vec<_> = undecided.iter().map(|backend| Arc::clone(&backend.name)).collect();
         for (backend, answer) in backends.iter().zip(asked) {
             match answer {
                 Ok(ids) => {
-                    found
-                        .extend(ids.into_iter().map(|id| OwnedId { backend: Arc::clone(&backend.name), id }));
+                    found.extend(ids.into_iter().map(|id| OwnedId { backend: backend.id, id }));
                 }
                 Err(_) => unasked.push(Arc::clone(&backend.name)),
             }

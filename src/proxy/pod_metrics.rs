@@ -54,11 +54,11 @@ impl Call {
             return Ok(part.items.clone());
         }
         let default = self.node.default_in(None);
-        let (first, others): (Vec<_>, _) = parts.iter().partition(|part| part.backend.name == default);
+        let (first, others): (Vec<_>, _) = parts.iter().partition(|part| part.backend.id == default);
         let before = announced(&self.node).unwrap_or_default();
         let lists = first.into_iter().chain(others).map(|part| &part.items[..]);
         let united = metrics::announce(&before, lists)?;
-        if let Ok(backend) = self.node.backend(&default) {
+        if let Ok(backend) = self.node.backend(default) {
             let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             backend
                 .last
@@ -77,7 +77,7 @@ impl Call {
         join_all(self.backends().iter().map(|backend| know_descriptors(&self.node, backend))).await;
         let default = self.node.default_in(None);
         let mut backends = self.backends();
-        backends.sort_by_key(|backend| backend.name != default);
+        backends.sort_by_key(|backend| backend.id != default);
         let lists: Vec<_> = backends.iter().filter_map(|backend| own(backend)).collect();
         let before = announced(&self.node).unwrap_or_default();
         // What cannot be united was never announced.

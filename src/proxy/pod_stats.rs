@@ -33,7 +33,7 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         let absent = Error::EmptyId("sandbox");
-        if let Some(scope) = &self.scope {
+        if let Some(scope) = self.scope {
             let backend = self.node.backend(scope)?;
             let reply = self.fetch(&backend, method, &message).await?;
             return if reply.code == Code::Ok { Err(absent) } else { Ok(reply.into()) };
@@ -63,7 +63,7 @@ impl Call {
             return Err(unimplemented_at(&lacking));
         }
         let default = self.node.default_in(None);
-        let own = backends.iter().zip(replies).find(|(backend, _)| backend.name == default);
+        let own = backends.iter().zip(replies).find(|(backend, _)| backend.id == default);
         let refusal = own.and_then(|(_, reply)| reply).filter(is_refusal);
         refusal.map(Outcome::from).ok_or(absent)
     }

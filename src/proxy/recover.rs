@@ -3,21 +3,26 @@
 //! Owners live in memory only; they are relearnt from the saved lists at start and from live ones as soon as
 //! a backend is connected. Nothing waits for kubelet to ask.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Class};
 use crate::cri::Rpc;
 use crate::method::List;
 use crate::proxy::{ProxyState, answer, fan_out, learn};
 
+/// How often backends that list the same IDs are named.
+const REPORT_EVERY: Duration = Duration::from_secs(60);
+
 impl ProxyState {
     /// Learns the owners that the saved state of a backend names.
     pub fn restore(&self, backend: &Backend) {
         backend.last.for_each_sandbox(|facts| {
-            self.router.owners.learn_sandbox(facts.id, &backend.name, learn::pod_of(&facts));
+            self.router.owners.learn_sandbox(facts.id, backend.id, learn::pod_of(&facts));
         });
         backend.last.for_each_container(|facts| {
-            self.router.owners.learn_container(facts.id, &backend.name);
+            self.router.owners.learn_container(facts.id, backend.id);
         });
     }
 
@@ -58,22 +63,58 @@ impl ProxyState {
         futures_util::future::join_all(asked).await;
     }
 
-    /// Forgets the owners of what a backend no longer lists, so that the map does not grow forever.
+    /// Forgets the owners of what a backend no longer lists, so that the map does not grow forever, and gives
+    /// back what nobody else owns any more.
     pub fn sweep(&self) {
         self.router.owners.forget_sent();
-        for backend in self.backends().iter().filter(|backend| backend.last.listed()) {
+        for backend in self.backends().iter() {
             // Owned before, not listed after: what is created meanwhile is in neither.
-            let owned = self.router.owners.of(&backend.name);
-            // A list that still waits for its other half shows its objects all the same; one that has made a
-            // pair is in what is visited below, with what was removed since.
-            let mut listed = backend.last.waiting_ids();
-            backend.last.for_each_sandbox(|facts| {
-                listed.insert(Box::from(facts.id));
-            });
-            backend.last.for_each_container(|facts| {
-                listed.insert(Box::from(facts.id));
-            });
-            owned.difference(&listed).for_each(|id| self.router.owners.forget(id));
+            let owned = self.router.owners.of(backend.id);
+            let foreign = backend.last.foreign();
+            if owned.is_empty() && foreign.is_empty() {
+                continue;
+            }
+            let heard = backend.last.heard_ids();
+            if backend.last.listed() {
+                owned.difference(&heard).for_each(|id| self.router.owners.forget(id));
+            }
+            let mut given_back = false;
+            for id in &foreign {
+                let holder = self.router.owners.owner_of(id);
+                if !heard.contains(id) || holder.is_none_or(|holder| holder == backend.id) {
+                    backend.last.own(id);
+                    given_back |= heard.contains(id);
+                }
+            }
+            if given_back {
+                self.restore(backend);
+            }
+        }
+        self.report_conflicts();
+    }
+
+    /// Names, once a minute, the backends that show what another one owns.
+    fn report_conflicts(&self) {
+        let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
+        for backend in self.backends().iter() {
+            for id in backend.last.foreign() {
+                if let Some(owner) = self.router.owners.owner_of(&id).and_then(|id| self.backend(id).ok()) {
+                    *counts.entry((owner.name.to_string(), backend.name.to_string())).or_default() += 1;
+                }
+            }
+        }
+        let mut reported = self.conflicts_reported.lock().unwrap_or_else(PoisonError::into_inner);
+        if counts.is_empty() || reported.is_some_and(|at| at.elapsed() < REPORT_EVERY) {
+            return;
+        }
+        *reported = Some(Instant::now());
+        for ((owner, other), ids) in counts {
+            tracing::error!(
+                owner,
+                other,
+                ids,
+                "two backends list the same IDs: each is served by its owner alone"
+            );
         }
     }
 

@@ -154,8 +154,8 @@ impl Call {
             }
         }
         verdict.of(&self.node, list, self.scope.is_some())?;
-        let default = self.node.default_in(self.scope.as_ref());
-        let parts: Vec<_> = parts.iter().map(|part| part.to_merge(&default)).collect();
+        let default = self.node.default_in(self.scope);
+        let parts: Vec<_> = parts.iter().map(|part| part.to_merge(default)).collect();
         let merged = joined(&merge::merge(list, &parts));
         let mut chunks = Vec::new();
         for frame in wire::split(&merged, FRAME)? {
@@ -284,6 +284,7 @@ impl Share {
 
     /// Returns items as this node's clients may see them.
     fn fitted(&self, items: &Bytes) -> Bytes {
+        let items = &fan_out::owned_items(&self.backend, self.list, items.clone());
         match self.list {
             List::SandboxMetrics => pod_metrics::ordered(&self.backend, self.wanted.as_ref(), items),
             List::ContainerStats | List::SandboxStats if !self.backend.config().local => {

@@ -116,6 +116,7 @@ mod tests {
             endpoint: Endpoint::Unix("/run/cri.sock".into()),
             socket: None,
             required: false,
+            optional: false,
             local: true,
             timeouts: Timeouts::default(),
             tls: None,

@@ -9,19 +9,24 @@ use std::sync::Arc;
 use crate::config::{Config, Target};
 use crate::error::Error;
 use crate::router::Names;
+use crate::snapshot::InstanceId;
+
+/// What a name means that no backend runs under yet.
+const NOBODY: InstanceId = InstanceId(0);
 
 /// The handlers of one configuration.
 #[derive(Debug)]
 pub struct Handlers {
-    default: Arc<str>,
-    targets: BTreeMap<String, Vec<(Arc<str>, Target)>>,
+    default: InstanceId,
+    default_name: Arc<str>,
+    targets: BTreeMap<String, Vec<(InstanceId, Target)>>,
 }
 
 /// Where a sandbox goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Choice {
     /// The backend.
-    pub backend: Arc<str>,
+    pub backend: InstanceId,
     /// The handler as that backend knows it.
     pub handler: String,
 }
@@ -29,20 +34,24 @@ pub struct Choice {
 impl Handlers {
     /// Reads the handlers of a checked configuration.
     pub fn new(config: &Config, names: &Names) -> Self {
-        let name = |backend: &String| names.get(backend).cloned().unwrap_or_else(|| backend.as_str().into());
+        let id = |backend: &String| names.get(backend).copied().unwrap_or(NOBODY);
         let targets = config.handlers.iter().map(|(handler, targets)| {
-            (handler.clone(), targets.iter().map(|t| (name(&t.backend), t.clone())).collect())
+            (handler.clone(), targets.iter().map(|t| (id(&t.backend), t.clone())).collect())
         });
-        Self { default: name(&config.default_backend), targets: targets.collect() }
+        Self {
+            default: id(&config.default_backend),
+            default_name: config.default_backend.as_str().into(),
+            targets: targets.collect(),
+        }
     }
 
     /// Returns the default backend.
-    pub fn default_backend(&self) -> &Arc<str> {
-        &self.default
+    pub fn default_backend(&self) -> InstanceId {
+        self.default
     }
 
     /// Returns every handler with its targets, by name.
-    pub fn iter(&self) -> impl Iterator<Item = (&str, &[(Arc<str>, Target)])> {
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &[(InstanceId, Target)])> {
         self.targets.iter().map(|(handler, targets)| (handler.as_str(), targets.as_slice()))
     }
 
@@ -50,25 +59,31 @@ impl Handlers {
     ///
     /// # Errors
     /// [`Error::UnknownHandler`], naming the handlers that exist; [`Error::Draining`] if no target is left.
-    pub fn choose(&self, handler: &str, uid: &str, drained: impl Fn(&str) -> bool) -> Result<Choice, Error> {
+    pub fn choose(
+        &self,
+        handler: &str,
+        uid: &str,
+        drained: impl Fn(InstanceId) -> bool,
+    ) -> Result<Choice, Error> {
         if handler.is_empty() {
-            let backend = Arc::clone(&self.default);
-            if drained(&backend) {
+            if drained(self.default) {
+                let backend = Arc::clone(&self.default_name);
                 return Err(Error::Draining { backend, handler: String::new() });
             }
-            return Ok(Choice { backend, handler: String::new() });
+            return Ok(Choice { backend: self.default, handler: String::new() });
         }
         let targets = self.targets_of(handler)?;
-        let open = || targets.iter().filter(|(backend, _)| !drained(backend));
+        let open = || targets.iter().filter(|(backend, _)| !drained(*backend));
         let total: u64 = open().map(|(_, target)| u64::from(target.weight)).sum();
         let mut ticket = if total == 0 { 0 } else { uid_hash(uid) % total };
         for (backend, target) in open().filter(|(_, target)| target.weight > 0) {
             match ticket.checked_sub(u64::from(target.weight)) {
                 Some(rest) => ticket = rest,
-                None => return Ok(Choice { backend: Arc::clone(backend), handler: target.handler.clone() }),
+                None => return Ok(Choice { backend: *backend, handler: target.handler.clone() }),
             }
         }
-        let backend = targets.first().map_or_else(|| Arc::clone(&self.default), |(b, _)| Arc::clone(b));
+        let first = targets.first().map(|(_, target)| target.backend.as_str().into());
+        let backend = first.unwrap_or_else(|| Arc::clone(&self.default_name));
         Err(Error::Draining { backend, handler: handler.to_owned() })
     }
 
@@ -76,7 +91,7 @@ impl Handlers {
     ///
     /// # Errors
     /// [`Error::UnknownHandler`].
-    pub fn targets_of(&self, handler: &str) -> Result<&[(Arc<str>, Target)], Error> {
+    pub fn targets_of(&self, handler: &str) -> Result<&[(InstanceId, Target)], Error> {
         self.targets.get(handler).map(Vec::as_slice).ok_or_else(|| Error::UnknownHandler {
             handler: handler.to_owned(),
             known: self.targets.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
@@ -96,8 +111,14 @@ fn uid_hash(uid: &str) -> u64 {
 mod tests {
     use super::*;
 
-    fn target(backend: &str, weight: u32) -> (Arc<str>, Target) {
-        (backend.into(), Target { backend: backend.into(), handler: format!("{backend}-h"), weight })
+    const A: InstanceId = InstanceId(1);
+    const B: InstanceId = InstanceId(2);
+
+    fn target(backend: &str, weight: u32) -> (InstanceId, Target) {
+        (
+            if backend == "a" { A } else { B },
+            Target { backend: backend.into(), handler: format!("{backend}-h"), weight },
+        )
     }
 
     fn handlers() -> Handlers {
@@ -105,7 +126,7 @@ mod tests {
             ("one".to_owned(), vec![target("a", 1)]),
             ("split".to_owned(), vec![target("a", 9), target("b", 1)]),
         ]);
-        Handlers { default: "a".into(), targets }
+        Handlers { default: A, default_name: "a".into(), targets }
     }
 
     #[test]
@@ -120,14 +141,14 @@ mod tests {
     #[test]
     fn no_handler_goes_to_the_default_backend_as_no_handler() {
         let choice = handlers().choose("", "uid", |_| false).expect("the default is open");
-        assert_eq!(choice, Choice { backend: "a".into(), handler: String::new() });
+        assert_eq!(choice, Choice { backend: A, handler: String::new() });
     }
 
     #[test]
     fn a_split_follows_its_weights_and_the_same_uid_goes_the_same_way() {
         let handlers = handlers();
         let pick = |uid: &str| handlers.choose("split", uid, |_| false).expect("open").backend;
-        let to_b = (0..1000).filter(|n| &*pick(&format!("uid-{n}")) == "b").count();
+        let to_b = (0..1000).filter(|n| pick(&format!("uid-{n}")) == B).count();
         assert!((60..140).contains(&to_b), "{to_b} of 1000 went to the tenth share");
         assert_eq!(pick("uid-7"), pick("uid-7"));
     }
@@ -136,10 +157,10 @@ mod tests {
     fn a_drained_target_takes_no_share_and_the_last_one_refuses() {
         let handlers = handlers();
         for n in 0..50 {
-            let choice = handlers.choose("split", &format!("{n}"), |b| b == "a").expect("b is open");
-            assert_eq!(&*choice.backend, "b");
+            let choice = handlers.choose("split", &format!("{n}"), |b| b == A).expect("b is open");
+            assert_eq!(choice.backend, B);
         }
-        let error = handlers.choose("one", "uid", |b| b == "a").expect_err("nothing is open");
+        let error = handlers.choose("one", "uid", |b| b == A).expect_err("nothing is open");
         assert!(error.to_string().contains("draining"), "{error}");
     }
 }

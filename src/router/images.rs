@@ -8,12 +8,12 @@
 //! uid. Nothing here asks a backend.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::time::Instant;
 
 use crate::cri::{field, field_path};
 use crate::error::Error;
 use crate::router::{Annotations, Choice, OwnedPod, Pod, Router};
+use crate::snapshot::InstanceId;
 use crate::wire::{self, WireError};
 
 pub use answers::{StoreAnswer, Verdict, agree, same_image, user};
@@ -90,14 +90,14 @@ fn entries(request: &[u8], holder: u32, number: u32) -> impl Iterator<Item = (&s
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreTarget {
     /// The backend.
-    pub backend: Arc<str>,
+    pub backend: InstanceId,
     /// What replaces `image.runtime_handler`; `None` leaves it as it is.
     pub handler: Option<String>,
 }
 
 impl StoreTarget {
     /// The store of a backend, with the call unchanged.
-    pub fn unchanged(backend: Arc<str>) -> Self {
+    pub fn unchanged(backend: InstanceId) -> Self {
         Self { backend, handler: None }
     }
 }
@@ -113,11 +113,11 @@ pub struct ImageRoute {
 
 impl ImageRoute {
     /// A route to one store, with the call unchanged.
-    pub fn to(rule: Rule, backend: Arc<str>) -> Self {
+    pub fn to(rule: Rule, backend: InstanceId) -> Self {
         Self { rule, stores: vec![StoreTarget::unchanged(backend)] }
     }
 
-    fn to_all(rule: Rule, backends: Vec<Arc<str>>) -> Self {
+    fn to_all(rule: Rule, backends: Vec<InstanceId>) -> Self {
         Self { rule, stores: backends.into_iter().map(StoreTarget::unchanged).collect() }
     }
 }
@@ -126,9 +126,9 @@ impl ImageRoute {
 #[allow(missing_debug_implementations, reason = "closures")]
 pub struct Known<'a> {
     /// Whether nothing can be started on this backend, because it is down.
-    pub is_down: &'a dyn Fn(&str) -> bool,
+    pub is_down: &'a dyn Fn(InstanceId) -> bool,
     /// The IDs of the sandboxes of this backend that have, or had, a container of this reference.
-    pub sandboxes_using: &'a dyn Fn(&str, &str) -> HashSet<String>,
+    pub sandboxes_using: &'a dyn Fn(InstanceId, &str) -> HashSet<String>,
     /// Whether crimux started so recently that it may not have seen the annotated call of a start under way.
     pub just_started: bool,
 }
@@ -151,7 +151,7 @@ impl Router {
         let handlers = self.handlers();
         if asked.handler.is_empty() {
             if alike.is_empty() {
-                return Ok(ImageRoute::to(Rule::NoPod, Arc::clone(handlers.default_backend())));
+                return Ok(ImageRoute::to(Rule::NoPod, handlers.default_backend()));
             }
             return Ok(ImageRoute { rule, stores: self.targets("", &alike) });
         }
@@ -165,7 +165,7 @@ impl Router {
                 let mut stores: Vec<_> = targets
                     .iter()
                     .map(|(backend, target)| StoreTarget {
-                        backend: Arc::clone(backend),
+                        backend: *backend,
                         handler: renamed(&target.handler),
                     })
                     .collect();
@@ -178,31 +178,28 @@ impl Router {
         }
     }
 
-    /// Returns the store that a `PullImage` goes to: one, because it carries credentials. `choose` chooses
-    /// the backend of a new sandbox of this handler and uid.
+    /// Returns the store that a `PullImage` goes to: one, because it carries credentials. `pod` is the
+    /// sandbox that it is for, if credentials may follow that; `choose` chooses the backend of a new sandbox
+    /// of this handler and uid.
     ///
     /// # Errors
     /// What `choose` returns.
     pub fn route_of_pull(
         &self,
         asked: &ImageRequest<'_>,
+        pod: Option<&OwnedPod>,
         choose: impl FnOnce(&str, &str) -> Result<Choice, Error>,
     ) -> Result<ImageRoute, Error> {
-        if let Some(pod) = self.pod_of_pull(asked) {
-            let stores = self.targets(asked.handler, std::slice::from_ref(&pod));
+        if let Some(pod) = pod {
+            let stores = self.targets(asked.handler, std::slice::from_ref(pod));
             return Ok(ImageRoute { rule: Rule::PodUid, stores });
         }
         if asked.handler.is_empty() {
-            return Ok(ImageRoute::to(Rule::PullWithoutPod, Arc::clone(self.handlers().default_backend())));
+            return Ok(ImageRoute::to(Rule::PullWithoutPod, self.handlers().default_backend()));
         }
         let Choice { backend, handler } = choose(asked.handler, asked.uid)?;
         let handler = Some(handler).filter(|handler| handler != asked.handler);
         Ok(ImageRoute { rule: Rule::PullHandler, stores: vec![StoreTarget { backend, handler }] })
-    }
-
-    /// Returns the sandbox that a pull is for: the newest of its uid, a ready one first.
-    pub fn pod_of_pull(&self, asked: &ImageRequest<'_>) -> Option<OwnedPod> {
-        self.owners.newest(|pod| !asked.uid.is_empty() && &*pod.uid == asked.uid)
     }
 
     /// A call without annotations: kubelet's question which user the image runs as, or another client's.
@@ -211,7 +208,7 @@ impl Router {
         if !starting.is_empty() {
             return ImageRoute::to_all(Rule::StartUnderWay, starting);
         }
-        let default = Arc::clone(self.handlers().default_backend());
+        let default = self.handlers().default_backend();
         if known.just_started {
             let pods = self.ready_pods(|pod| !pod.config_seen.is_empty());
             let mut stores = vec![default];
@@ -238,17 +235,17 @@ impl Router {
         // kubelet's sandboxes have a config.seen, so a sandbox without one is never meant.
         let is_alike = |pod: &Pod| !pod.config_seen.is_empty() && pod.annotations == asked.pod.digest;
         let mut alike = self.ready_pods(is_alike);
-        if alike.iter().any(|pod| !(known.is_down)(&pod.backend)) {
-            alike.retain(|pod| !(known.is_down)(&pod.backend));
+        if alike.iter().any(|pod| !(known.is_down)(pod.backend)) {
+            alike.retain(|pod| !(known.is_down)(pod.backend));
         }
         if alike.iter().all(|pod| pod.backend == alike[0].backend) {
             return (Rule::Alike, alike);
         }
-        let mut backends: Vec<_> = alike.iter().map(|pod| Arc::clone(&pod.backend)).collect();
+        let mut backends: Vec<_> = alike.iter().map(|pod| pod.backend).collect();
         backends.sort();
         backends.dedup();
         let using: HashSet<String> =
-            backends.iter().flat_map(|backend| (known.sandboxes_using)(backend, asked.reference)).collect();
+            backends.iter().flat_map(|backend| (known.sandboxes_using)(*backend, asked.reference)).collect();
         if alike.iter().any(|pod| using.contains(&*pod.id)) {
             alike.retain(|pod| using.contains(&*pod.id));
             return (Rule::UsedBy, alike);
@@ -279,9 +276,9 @@ impl Router {
             let target = configured.iter().find(|(target, _)| target == backend);
             let own = target.map_or_else(|| pod.handler.to_string(), |(_, target)| target.handler.clone());
             let own = Some(own).filter(|own| !handler.is_empty() && own != handler);
-            stores.push(StoreTarget { backend: Arc::clone(backend), handler: own });
+            stores.push(StoreTarget { backend: *backend, handler: own });
         }
-        stores.sort_by(|a, b| a.backend.cmp(&b.backend));
+        stores.sort_by_key(|store| store.backend);
         stores
     }
 }

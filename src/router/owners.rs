@@ -6,15 +6,23 @@
 //! (containerd `truncindex`, CRI-O `podIDIndex`), which costs a pass over the map: people type prefixes,
 //! kubelet does not.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{Hash, Hasher};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use crate::method::Kind;
+use crate::snapshot::InstanceId;
+
+/// How long it is remembered who owned an ID that was removed: kubelet asks once more for what it has just
+/// removed (`pod_container_deletor.go`, `kuberuntime_gc.go`), and that question is for its owner alone.
+const REMOVED_FOR: Duration = Duration::from_secs(300);
+/// Beyond this many removed IDs, the oldest are not remembered.
+const MAX_REMOVED: usize = 10_000;
 
 /// How long a sandbox that was sent to be made may be there without any list that shows it.
 const SENT: Duration = Duration::from_secs(600);
@@ -87,7 +95,7 @@ fn entry_digest(key: &str, value: &str) -> u64 {
 #[derive(Debug, Clone)]
 struct Owner {
     /// The backend.
-    pub backend: Arc<str>,
+    pub backend: InstanceId,
     /// What the ID names.
     pub kind: Kind,
     pod: Option<Arc<Pod>>,
@@ -97,9 +105,9 @@ struct Owner {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
     /// Exactly this ID is owned.
-    Exact(Arc<str>),
+    Exact(InstanceId),
     /// It is the prefix of one ID only, which is given in full.
-    Prefix(Arc<str>, String),
+    Prefix(InstanceId, String),
     /// It is the prefix of several IDs.
     Ambiguous,
     /// Nobody is known to own it.
@@ -110,10 +118,10 @@ pub enum Lookup {
 #[derive(Debug, Default)]
 struct PodOwners {
     /// How many of its sandboxes each backend holds.
-    held: Vec<(Arc<str>, usize)>,
+    held: Vec<(InstanceId, usize)>,
     /// Where a sandbox of it was sent to be made: a reply may be lost, and the sandbox is known from the next
     /// list only.
-    sent: Vec<(Arc<str>, Instant)>,
+    sent: Vec<(InstanceId, Instant)>,
 }
 
 /// A sandbox and its owner.
@@ -122,7 +130,7 @@ pub struct OwnedPod {
     /// The sandbox's ID.
     pub id: Box<str>,
     /// The backend that holds it.
-    pub backend: Arc<str>,
+    pub backend: InstanceId,
     /// What is remembered of it.
     pub pod: Arc<Pod>,
 }
@@ -132,44 +140,72 @@ pub struct OwnedPod {
 pub struct Owners {
     map: DashMap<Box<str>, Owner, foldhash::fast::RandomState>,
     pods: DashMap<Box<str>, PodOwners, foldhash::fast::RandomState>,
+    removed: Mutex<Removed>,
+    /// How often an ID was forgotten: a list that is the same as before teaches again what was forgotten
+    /// since.
+    forgotten: AtomicU64,
+}
+
+/// The IDs that were removed lately, and whose they were.
+#[derive(Debug, Default)]
+struct Removed {
+    owners: HashMap<Box<str>, (InstanceId, Kind)>,
+    order: VecDeque<(Instant, Box<str>)>,
 }
 
 impl Owners {
     /// Learns that `backend` holds a container; returns the other owner if there is one.
-    pub fn learn_container(&self, id: &str, backend: &Arc<str>) -> Option<Arc<str>> {
-        self.learn(id, Owner { backend: Arc::clone(backend), kind: Kind::Container, pod: None })
+    pub fn learn_container(&self, id: &str, backend: InstanceId) -> Option<InstanceId> {
+        self.learn(id, Owner { backend, kind: Kind::Container, pod: None })
     }
 
     /// Learns that `backend` holds a sandbox; returns the other owner if there is one.
-    pub fn learn_sandbox(&self, id: &str, backend: &Arc<str>, pod: Pod) -> Option<Arc<str>> {
-        self.learn(id, Owner { backend: Arc::clone(backend), kind: Kind::Sandbox, pod: Some(Arc::new(pod)) })
+    pub fn learn_sandbox(&self, id: &str, backend: InstanceId, pod: Pod) -> Option<InstanceId> {
+        self.learn(id, Owner { backend, kind: Kind::Sandbox, pod: Some(Arc::new(pod)) })
     }
 
-    fn learn(&self, id: &str, owner: Owner) -> Option<Arc<str>> {
-        let pod = owner.pod.as_ref().map(|pod| (pod.uid.clone(), Arc::clone(&owner.backend)));
+    /// Gives an ID to another owner than the one that it has.
+    pub fn transfer(&self, id: &str, backend: InstanceId) {
+        let Some(mut owner) = self.map.get_mut(id) else { return };
+        let before = owner.clone();
+        owner.backend = backend;
+        drop(owner);
+        if let Some(pod) = &before.pod {
+            self.hold(&pod.uid, backend);
+            self.release(&before);
+        }
+    }
+
+    /// Returns the owner of exactly this ID.
+    pub fn owner_of(&self, id: &str) -> Option<InstanceId> {
+        self.map.get(id).map(|owner| owner.backend)
+    }
+
+    fn learn(&self, id: &str, owner: Owner) -> Option<InstanceId> {
+        let pod = owner.pod.as_ref().map(|pod| (pod.uid.clone(), owner.backend));
         match self.map.entry(id.into()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(owner);
                 if let Some((uid, backend)) = pod {
-                    self.hold(&uid, &backend);
+                    self.hold(&uid, backend);
                 }
                 None
             }
             Entry::Occupied(mut known) if known.get().backend == owner.backend => {
                 let before = known.insert(owner);
                 if let Some((uid, backend)) = pod {
-                    self.hold(&uid, &backend);
+                    self.hold(&uid, backend);
                     self.release(&before);
                 }
                 None
             }
-            Entry::Occupied(known) => Some(Arc::clone(&known.get().backend)),
+            Entry::Occupied(known) => Some(known.get().backend),
         }
     }
 
     /// Tells whether `backend` is known to own exactly this ID.
-    pub fn is_owned_by(&self, id: &str, backend: &str) -> bool {
-        self.map.get(id).is_some_and(|owner| &*owner.backend == backend)
+    pub fn is_owned_by(&self, id: &str, backend: InstanceId) -> bool {
+        self.map.get(id).is_some_and(|owner| owner.backend == backend)
     }
 
     /// Notes whether a sandbox is ready.
@@ -216,45 +252,63 @@ impl Owners {
     }
 
     /// Finds the owner of an ID or of a unique prefix of one, within `scope` if that is given.
-    pub fn find(&self, kind: Option<Kind>, id: &str, scope: Option<&str>) -> Lookup {
-        let fits = |owner: &Owner| {
-            kind.is_none_or(|kind| kind == owner.kind) && scope.is_none_or(|scope| scope == &*owner.backend)
+    pub fn find(&self, kind: Option<Kind>, id: &str, scope: Option<InstanceId>) -> Lookup {
+        let fits = |owner: InstanceId, of: Kind| {
+            kind.is_none_or(|kind| kind == of) && scope.is_none_or(|scope| scope == owner)
         };
-        if let Some(owner) = self.map.get(id).filter(|owner| fits(owner)) {
-            return Lookup::Exact(Arc::clone(&owner.backend));
+        if let Some(owner) = self.map.get(id).filter(|owner| fits(owner.backend, owner.kind)) {
+            return Lookup::Exact(owner.backend);
         }
-        let mut hits = self.map.iter().filter(|entry| entry.key().starts_with(id) && fits(entry.value()));
+        let of_removed = self.removed().owner(id);
+        if let Some((owner, _)) = of_removed.filter(|(owner, of)| fits(*owner, *of)) {
+            return Lookup::Exact(owner);
+        }
+        let mut hits = self
+            .map
+            .iter()
+            .filter(|entry| entry.key().starts_with(id) && fits(entry.value().backend, entry.value().kind));
         match (hits.next(), hits.next()) {
             (None, _) => Lookup::Unknown,
-            (Some(hit), None) => Lookup::Prefix(Arc::clone(&hit.backend), hit.key().to_string()),
+            (Some(hit), None) => Lookup::Prefix(hit.backend, hit.key().to_string()),
             _ => Lookup::Ambiguous,
+        }
+    }
+
+    /// Forgets an ID whose object was removed through crimux. For some minutes calls about it still go to its
+    /// owner.
+    pub fn remove(&self, id: &str) {
+        if let Some((id, owner)) = self.map.remove(id) {
+            self.forgotten.fetch_add(1, Ordering::Relaxed);
+            self.release(&owner);
+            self.removed().push(id, owner.backend, owner.kind);
         }
     }
 
     /// Forgets an ID.
     pub fn forget(&self, id: &str) {
         if let Some((_, owner)) = self.map.remove(id) {
+            self.forgotten.fetch_add(1, Ordering::Relaxed);
             self.release(&owner);
         }
     }
 
     /// Notes that a sandbox of the pod `uid` is about to be made at `backend`.
-    pub fn note_sent(&self, uid: &str, backend: &Arc<str>) {
+    pub fn note_sent(&self, uid: &str, backend: InstanceId) {
         if !uid.is_empty() {
             let mut pod = self.pods.entry(uid.into()).or_default();
-            pod.sent.retain(|(other, at)| other != backend && at.elapsed() < SENT);
-            pod.sent.push((Arc::clone(backend), Instant::now()));
+            pod.sent.retain(|(other, at)| *other != backend && at.elapsed() < SENT);
+            pod.sent.push((backend, Instant::now()));
         }
     }
 
     /// Returns the only backend that holds, or may hold, sandboxes of the pod `uid`; `None` if there are
     /// several or none.
-    pub fn of_pod(&self, uid: &str) -> Option<Arc<str>> {
+    pub fn of_pod(&self, uid: &str) -> Option<InstanceId> {
         let pod = self.pods.get(uid)?;
         let (first, _) = pod.held.first()?;
         let sent = pod.sent.iter().filter(|(_, at)| at.elapsed() < SENT).map(|(backend, _)| backend);
         let mut all = pod.held.iter().map(|(backend, _)| backend).chain(sent);
-        all.all(|backend| backend == first).then(|| Arc::clone(first))
+        all.all(|backend| backend == first).then_some(*first)
     }
 
     /// Forgets pods without sandboxes that were sent nowhere lately.
@@ -265,11 +319,11 @@ impl Owners {
         });
     }
 
-    fn hold(&self, uid: &str, backend: &Arc<str>) {
+    fn hold(&self, uid: &str, backend: InstanceId) {
         let mut pod = self.pods.entry(uid.into()).or_default();
-        match pod.held.iter_mut().find(|(holder, _)| holder == backend) {
+        match pod.held.iter_mut().find(|(holder, _)| *holder == backend) {
             Some((_, count)) => *count += 1,
-            None => pod.held.push((Arc::clone(backend), 1)),
+            None => pod.held.push((backend, 1)),
         }
     }
 
@@ -285,15 +339,30 @@ impl Owners {
         self.pods.remove_if(uid, |_, pod| pod.held.is_empty() && pod.sent.is_empty());
     }
 
+    /// Forgets all IDs of `backend`, the removed ones too.
+    pub fn forget_all_of(&self, backend: InstanceId) {
+        self.of(backend).iter().for_each(|id| self.forget(id));
+        self.removed().owners.retain(|_, (owner, _)| *owner != backend);
+    }
+
+    /// Returns how often an ID was forgotten.
+    pub fn forgotten(&self) -> u64 {
+        self.forgotten.load(Ordering::Relaxed)
+    }
+
+    fn removed(&self) -> std::sync::MutexGuard<'_, Removed> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Returns the IDs of `backend`.
-    pub fn of(&self, backend: &str) -> HashSet<Box<str>> {
-        let owned = self.map.iter().filter(|entry| &*entry.backend == backend);
+    pub fn of(&self, backend: InstanceId) -> HashSet<Box<str>> {
+        let owned = self.map.iter().filter(|entry| entry.backend == backend);
         owned.map(|entry| entry.key().clone()).collect()
     }
 
     /// Counts the sandboxes and containers of `backend`.
-    pub fn count(&self, backend: &str) -> (usize, usize) {
-        self.map.iter().filter(|entry| &*entry.backend == backend).fold((0, 0), |(s, c), entry| {
+    pub fn count(&self, backend: InstanceId) -> (usize, usize) {
+        self.map.iter().filter(|entry| entry.backend == backend).fold((0, 0), |(s, c), entry| {
             match entry.kind {
                 Kind::Sandbox => (s + 1, c),
                 Kind::Container => (s, c + 1),
@@ -305,7 +374,7 @@ impl Owners {
     pub fn pods(&self, matches: impl Fn(&Pod) -> bool) -> Vec<OwnedPod> {
         let pods = self.map.iter().filter_map(|entry| {
             let pod = Arc::clone(entry.pod.as_ref().filter(|pod| matches(pod))?);
-            Some(OwnedPod { id: entry.key().clone(), backend: Arc::clone(&entry.backend), pod })
+            Some(OwnedPod { id: entry.key().clone(), backend: entry.backend, pod })
         });
         pods.collect()
     }
@@ -316,15 +385,49 @@ impl Owners {
     }
 }
 
+impl Removed {
+    fn owner(&self, id: &str) -> Option<(InstanceId, Kind)> {
+        if self.owners.is_empty() { None } else { self.owners.get(id).copied() }
+    }
+
+    fn push(&mut self, id: Box<str>, backend: InstanceId, kind: Kind) {
+        let now = Instant::now();
+        while let Some((since, _)) = self.order.front()
+            && (now.duration_since(*since) > REMOVED_FOR || self.order.len() >= MAX_REMOVED)
+        {
+            if let Some((_, oldest)) = self.order.pop_front() {
+                self.owners.remove(&oldest);
+            }
+        }
+        self.order.push_back((now, id.clone()));
+        self.owners.insert(id, (backend, kind));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const A: InstanceId = InstanceId(1);
+    const B: InstanceId = InstanceId(2);
+
+    #[test]
+    fn a_removed_id_is_its_owners_alone_and_is_no_prefix_of_anything() {
+        let owners = owners();
+        owners.remove("xyz");
+        assert_eq!(owners.find(Some(Kind::Container), "xyz", None), Lookup::Exact(B));
+        assert_eq!(owners.find(Some(Kind::Sandbox), "xyz", None), Lookup::Unknown);
+        assert_eq!(owners.find(None, "xy", None), Lookup::Unknown);
+        assert_eq!((owners.owner_of("xyz"), owners.count(B)), (None, (0, 1)));
+        owners.forget_all_of(B);
+        assert_eq!(owners.find(None, "xyz", None), Lookup::Unknown);
+    }
+
     fn owners() -> Owners {
         let owners = Owners::default();
-        owners.learn_sandbox("abc1", &"a".into(), Pod::default());
-        owners.learn_container("abc2", &"b".into());
-        owners.learn_container("xyz", &"b".into());
+        owners.learn_sandbox("abc1", A, Pod::default());
+        owners.learn_container("abc2", B);
+        owners.learn_container("xyz", B);
         owners
     }
 
@@ -332,14 +435,14 @@ mod tests {
     fn a_prefix_must_mean_one_id_over_all_backends() {
         let owners = owners();
         assert_eq!(owners.find(None, "ab", None), Lookup::Ambiguous);
-        assert_eq!(owners.find(Some(Kind::Container), "ab", None), Lookup::Prefix("b".into(), "abc2".into()));
-        assert_eq!(owners.find(None, "xyz", None), Lookup::Exact("b".into()));
+        assert_eq!(owners.find(Some(Kind::Container), "ab", None), Lookup::Prefix(B, "abc2".into()));
+        assert_eq!(owners.find(None, "xyz", None), Lookup::Exact(B));
         assert_eq!(owners.find(None, "q", None), Lookup::Unknown);
     }
 
     #[test]
     fn a_scope_hides_what_other_backends_own() {
-        assert_eq!(owners().find(None, "xyz", Some("a")), Lookup::Unknown);
+        assert_eq!(owners().find(None, "xyz", Some(A)), Lookup::Unknown);
     }
 
     fn pod(uid: &str, seen: &str, created_at: i64, ready: bool) -> Pod {
@@ -350,33 +453,32 @@ mod tests {
     #[test]
     fn the_newest_ready_sandbox_of_a_pod_decides() {
         let owners = Owners::default();
-        owners.learn_sandbox("s1", &"a".into(), pod("u", "t1", 1, true));
-        owners.learn_sandbox("s2", &"b".into(), pod("u", "t1", 2, true));
+        owners.learn_sandbox("s1", A, pod("u", "t1", 1, true));
+        owners.learn_sandbox("s2", B, pod("u", "t1", 2, true));
         let newest = || owners.newest(|pod| &*pod.uid == "u").expect("two match").backend;
-        assert_eq!(&*newest(), "b");
+        assert_eq!(newest(), B);
         owners.note_ready("s2", false);
-        assert_eq!(&*newest(), "a");
+        assert_eq!(newest(), A);
         owners.note_ready("s1", false);
-        assert_eq!(&*newest(), "b");
+        assert_eq!(newest(), B);
     }
 
     #[test]
     fn a_pod_has_one_owner_while_all_its_sandboxes_are_or_may_be_at_one_backend() {
         let owners = Owners::default();
-        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         assert_eq!(owners.of_pod("u"), None);
-        owners.note_sent("u", &a);
+        owners.note_sent("u", A);
         assert_eq!(owners.of_pod("u"), None, "nothing is known to be there");
-        owners.learn_sandbox("s1", &a, pod("u", "t", 1, true));
-        owners.learn_sandbox("s1", &a, pod("u", "t", 1, false));
-        assert_eq!(owners.of_pod("u"), Some(Arc::clone(&a)));
-        owners.note_sent("u", &b);
+        owners.learn_sandbox("s1", A, pod("u", "t", 1, true));
+        owners.learn_sandbox("s1", A, pod("u", "t", 1, false));
+        assert_eq!(owners.of_pod("u"), Some(A));
+        owners.note_sent("u", B);
         assert_eq!(owners.of_pod("u"), None, "the reply may have been lost");
-        owners.learn_sandbox("s2", &b, pod("u", "t", 2, true));
+        owners.learn_sandbox("s2", B, pod("u", "t", 2, true));
         owners.forget("s1");
         assert_eq!(owners.of_pod("u"), None, "it was sent to a, too");
-        owners.learn_sandbox("s3", &b, pod("v", "t", 2, true));
-        assert_eq!(owners.of_pod("v"), Some(b));
+        owners.learn_sandbox("s3", B, pod("v", "t", 2, true));
+        assert_eq!(owners.of_pod("v"), Some(B));
         owners.forget("s3");
         owners.forget_sent();
         assert_eq!((owners.of_pod("v"), owners.pods.contains_key("v")), (None, false));
@@ -385,9 +487,9 @@ mod tests {
     #[test]
     fn a_new_config_seen_takes_the_place_of_the_old_one_in_all_sandboxes_of_its_pod() {
         let owners = Owners::default();
-        owners.learn_sandbox("s1", &"a".into(), pod("u", "t1", 1, true));
-        owners.learn_sandbox("s2", &"b".into(), pod("v", "t2", 2, true));
-        owners.learn_sandbox("s3", &"b".into(), pod("w", "t2", 3, true));
+        owners.learn_sandbox("s1", A, pod("u", "t1", 1, true));
+        owners.learn_sandbox("s2", B, pod("v", "t2", 2, true));
+        owners.learn_sandbox("s3", B, pod("w", "t2", 3, true));
         let replaced = |uid: &str, seen: &str| owners.note_seen(uid, seen).into_iter().collect::<String>();
         assert_eq!(replaced("u", "t3"), "t1");
         assert_eq!(replaced("u", "t3"), "");
@@ -395,14 +497,14 @@ mod tests {
         assert_eq!(replaced("v", ""), "");
         assert_eq!(replaced("w", "t5"), "", "t2 still means v");
         let seen = |seen: &str| owners.newest(|pod| &*pod.config_seen == seen).map(|owned| owned.backend);
-        assert_eq!((seen("t3").as_deref(), seen("t2").as_deref()), (Some("a"), Some("b")));
+        assert_eq!((seen("t3"), seen("t2")), (Some(A), Some(B)));
         assert_eq!((seen("t1"), seen("t4")), (None, None));
     }
 
     #[test]
     fn an_id_at_two_backends_keeps_its_first_owner_and_is_reported() {
         let owners = owners();
-        assert_eq!(owners.learn_container("xyz", &"a".into()), Some("b".into()));
-        assert_eq!(owners.find(None, "xyz", None), Lookup::Exact("b".into()));
+        assert_eq!(owners.learn_container("xyz", A), Some(B));
+        assert_eq!(owners.find(None, "xyz", None), Lookup::Exact(B));
     }
 }

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::{Bytes, BytesMut};
 
+use super::instance::SavedInstance;
 use super::items::{
     CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts,
     SANDBOX_NOTREADY, SANDBOX_READY, enum_value,
@@ -23,7 +24,7 @@ pub(super) struct Change {
     #[prost(uint64, tag = "1")]
     pub(super) seq: u64,
     /// What changed; `None` only if a later version wrote it.
-    #[prost(oneof = "Op", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15")]
+    #[prost(oneof = "Op", tags = "2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19")]
     pub(super) op: Option<Op>,
 }
 
@@ -78,6 +79,18 @@ pub(super) enum Op {
     /// The operator declared the backend lost.
     #[prost(bool, tag = "15")]
     Forgotten(bool),
+    /// Who the backend is changed: its label, its endpoint, or where it stands in its life.
+    #[prost(message, boxed, tag = "16")]
+    Instance(Box<SavedInstance>),
+    /// The instance has ended: it was removed, and owns nothing.
+    #[prost(bool, tag = "17")]
+    Ended(bool),
+    /// The instance lists this ID, and another one owns it.
+    #[prost(string, tag = "18")]
+    Disowned(String),
+    /// The instance owns this ID again, or no longer lists it.
+    #[prost(string, tag = "19")]
+    Owned(String),
 }
 
 impl Op {

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::changes::Change;
+use super::instance::SavedInstance;
 
 const MAGIC: &[u8; 8] = b"crmxsnp\x01";
 /// Magic, length and checksum.
@@ -29,9 +30,9 @@ pub(super) struct Saved {
     pub(super) journal: u64,
     #[prost(message, repeated, tag = "2")]
     pub(super) backends: Vec<SavedBackend>,
-    /// Whether backends are still awaited that the first start of all found unlisted.
-    #[prost(bool, tag = "3")]
-    pub(super) fresh: bool,
+    /// The highest identifier that an instance ever had.
+    #[prost(uint64, tag = "4")]
+    pub(super) last_instance: u64,
 }
 
 /// What is saved of one backend.
@@ -65,9 +66,18 @@ pub(super) struct SavedBackend {
     pub(super) statuses: Vec<SavedStatus>,
     #[prost(message, repeated, tag = "13")]
     pub(super) replies: Vec<SavedReply>,
-    /// Whether the operator declared it lost; saved only as long as other backends are awaited.
+    /// Whether the operator declared it lost and nothing was heard of it since.
     #[prost(bool, tag = "14")]
     pub(super) forgotten: bool,
+    /// Who it is; absent in what a version wrote that knew names alone.
+    #[prost(message, optional, tag = "15")]
+    pub(super) instance: Option<SavedInstance>,
+    /// The IDs that were created through crimux.
+    #[prost(string, repeated, tag = "16")]
+    pub(super) created: Vec<String>,
+    /// The IDs that it lists and another instance owns.
+    #[prost(string, repeated, tag = "17")]
+    pub(super) foreign: Vec<String>,
 }
 
 /// A status and whose it is.
@@ -102,6 +112,12 @@ pub(super) fn make_dir(dir: &Path) -> io::Result<()> {
 /// Returns the path of the snapshot.
 pub(super) fn path(dir: &Path) -> PathBuf {
     dir.join("snapshot")
+}
+
+/// Returns the path that a snapshot has while it is not all there was: a record could not be written after
+/// it.
+pub(super) fn partial_path(dir: &Path) -> PathBuf {
+    dir.join("snapshot.partial")
 }
 
 /// Returns the path under which the next snapshot is written.

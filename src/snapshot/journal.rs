@@ -23,10 +23,14 @@ const PREFIX: &str = "journal-";
 /// The changes of one call to one backend.
 #[derive(Clone, PartialEq, Message)]
 pub(super) struct Record {
+    /// The label of the instance.
     #[prost(string, tag = "1")]
     pub(super) backend: String,
     #[prost(message, repeated, tag = "2")]
     pub(super) changes: Vec<Change>,
+    /// The identifier of the instance; zero in what a version wrote that had none.
+    #[prost(uint64, tag = "3")]
+    pub(super) instance: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -217,7 +221,7 @@ mod tests {
 
     fn record(seq: u64) -> Record {
         let op = Some(Op::ContainerRemoved(format!("container-{seq}")));
-        Record { backend: "runc".into(), changes: vec![Change { seq, op }] }
+        Record { backend: "runc".into(), changes: vec![Change { seq, op }], instance: 1 }
     }
 
     fn written(records: u64) -> Vec<u8> {

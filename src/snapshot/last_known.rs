@@ -12,12 +12,14 @@ use bytes::Bytes;
 
 use super::changes::{Change, Item, Op};
 use super::facts::Fact;
-use super::filter::Filter;
+use super::filter::{Filter, item_id};
+use super::instance::{Instance, InstanceId, Life};
 use super::items::{
     CONTAINER_CREATED, CONTAINER_RUNNING, ContainerFacts, SandboxRef, container_item, container_items,
     sandbox_item, sandbox_items,
 };
 use super::journal::Record;
+use super::lists::retain;
 use super::shared::Shared;
 use super::state::State;
 use super::statuses::ForgottenStatus;
@@ -32,19 +34,122 @@ const TIMED_VALUE: u32 = 2;
 /// What crimux last knew of one backend.
 #[derive(Debug)]
 pub struct LastKnown {
-    name: String,
+    id: InstanceId,
     shared: Arc<Shared>,
     state: Mutex<State>,
 }
 
 impl LastKnown {
-    pub(super) fn new(name: &str, shared: Arc<Shared>, state: State) -> Self {
-        Self { name: name.to_owned(), shared, state: Mutex::new(state) }
+    pub(super) fn new(id: InstanceId, shared: Arc<Shared>, state: State) -> Self {
+        Self { id, shared, state: Mutex::new(state) }
     }
 
-    /// Returns the backend's name.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// Returns the identifier of the instance.
+    pub fn id(&self) -> InstanceId {
+        self.id
+    }
+
+    /// Returns who the backend is.
+    pub fn instance(&self) -> Instance {
+        self.lock().instance.clone()
+    }
+
+    /// Writes down who the backend is from now on, if that differs.
+    pub fn set_instance(&self, instance: &Instance) {
+        if self.lock().instance != *instance {
+            self.change(vec![Op::Instance(Box::new(instance.save()))]);
+        }
+    }
+
+    /// Notes who the backend is without a record of it: before a snapshot has been written, there is none that a start
+    /// could take for whole.
+    pub fn begin_as(&self, instance: Instance) {
+        self.lock().instance = instance;
+    }
+
+    /// Tells whether the operator declared it lost, and nothing was heard of it since.
+    pub fn is_forgotten(&self) -> bool {
+        self.lock().forgotten
+    }
+
+    /// Tells whether it is left out of lists until its first full pair.
+    pub fn is_joining(&self) -> bool {
+        self.lock().instance.life == Life::Joining
+    }
+
+    /// Tells whether it may turn out to be another instance at another endpoint.
+    pub fn moved_from(&self) -> Option<InstanceId> {
+        self.lock().instance.moved_from
+    }
+
+    /// Forgets everything, that there is nothing too: it is elsewhere now, where nothing of it is known.
+    pub fn restart(&self, instance: &Instance) {
+        self.lock().restart(instance.life);
+        self.set_instance(instance);
+        self.shared.touch();
+        self.shared.hurry();
+    }
+
+    /// Tells whether this ID was created here, through crimux.
+    pub fn has_created(&self, id: &str) -> bool {
+        self.lock().created.contains(id)
+    }
+
+    /// Tells whether this ID is in what was listed, or passed since.
+    pub fn has_heard_of(&self, id: &str) -> bool {
+        self.lock().has_heard_of(id)
+    }
+
+    /// Returns the IDs in what was listed, or passed since, whoever owns them.
+    pub fn heard_ids(&self) -> HashSet<Box<str>> {
+        self.lock().heard_ids()
+    }
+
+    /// Returns at which count of forgotten owners the newest list of `kind` has taught.
+    pub fn taught_at(&self, kind: ListKind) -> u64 {
+        self.lock().taught[usize::from(kind == ListKind::Containers)]
+    }
+
+    /// Notes at which count of forgotten owners the newest list of `kind` has taught.
+    pub fn set_taught_at(&self, kind: ListKind, forgotten: u64) {
+        if matches!(kind, ListKind::Sandboxes | ListKind::Containers) {
+            self.lock().taught[usize::from(kind == ListKind::Containers)] = forgotten;
+        }
+    }
+
+    /// Tells whether it lists this ID while another instance owns it.
+    pub fn is_foreign(&self, id: &str) -> bool {
+        self.lock().foreign.contains(id)
+    }
+
+    /// Returns the IDs that it lists and another instance owns.
+    pub fn foreign(&self) -> Vec<Box<str>> {
+        self.lock().foreign.iter().cloned().collect()
+    }
+
+    /// Writes down that another instance owns this ID, which is listed here too. Tells whether that is news.
+    pub fn disown(&self, id: &str) -> bool {
+        let news = !self.lock().foreign.contains(id);
+        if news {
+            self.change(vec![Op::Disowned(id.to_owned())]);
+        }
+        news
+    }
+
+    /// Writes down that no other instance owns this ID.
+    pub fn own(&self, id: &str) {
+        if self.lock().foreign.contains(id) {
+            self.change(vec![Op::Owned(id.to_owned())]);
+        }
+    }
+
+    /// Leaves out of a list of `kind` what another instance owns.
+    pub fn without_foreign(&self, kind: ListKind, list: Bytes) -> Bytes {
+        let state = self.lock();
+        if state.foreign.is_empty() || kind == ListKind::Images {
+            return list;
+        }
+        retain(&list, |item| item_id(kind, item).is_ok_and(|id| !state.foreign.contains(id)))
     }
 
     /// Returns the moment in the order of changes that a list or status read sent now belongs to. Take it
@@ -65,6 +170,7 @@ impl LastKnown {
     /// sent no earlier, and at most 10 s after it arrived (in one go, both may have the same epoch). The
     /// reply is not looked into; the caller has checked that it can be read.
     pub fn replace_list(&self, kind: ListKind, epoch: Revision, reply: Bytes) {
+        let mut joined = None;
         let (replaced, first) = {
             let mut state = self.lock();
             let known = state.lists.known();
@@ -75,8 +181,15 @@ impl LastKnown {
             if replaced.changed && kind.is_stats() {
                 state.minor_changes += 1;
             }
+            if replaced.paired && state.instance.life == Life::Joining && state.instance.moved_from.is_none()
+            {
+                joined = Some(Instance { life: Life::Member, ..state.instance.clone() });
+            }
             (replaced, replaced.paired && !known)
         };
+        if let Some(instance) = joined {
+            self.set_instance(&instance);
+        }
         if replaced.changed {
             self.shared.touch();
         }
@@ -186,18 +299,21 @@ impl LastKnown {
     /// Returns the encoded list of `kind` as last known, with what passed since applied, as `filter` lets it
     /// through. `None` if it is not known: what was created is then not shown as if it were all there is.
     pub fn list(&self, kind: ListKind, filter: &Filter) -> Option<Bytes> {
-        self.lock().lists.list(kind, filter)
+        let list = self.lock().lists.list(kind, filter)?;
+        Some(self.without_foreign(kind, list))
     }
 
-    /// Visits every sandbox heard of, also while no list of them is known.
+    /// Visits every sandbox heard of that no other instance owns, also while no list of them is known.
     pub fn for_each_sandbox(&self, mut visit: impl FnMut(SandboxRef<'_>)) {
         let list = self.lock().lists.visited(ListKind::Sandboxes);
+        let list = self.without_foreign(ListKind::Sandboxes, list);
         sandbox_items(&list).map_while(Result::ok).for_each(&mut visit);
     }
 
-    /// Visits every container heard of, also while no list of them is known.
+    /// Visits every container heard of that no other instance owns, also while no list of them is known.
     pub fn for_each_container(&self, mut visit: impl FnMut(ContainerFacts<'_>)) {
         let list = self.lock().lists.visited(ListKind::Containers);
+        let list = self.without_foreign(ListKind::Containers, list);
         container_items(&list).map_while(Result::ok).for_each(&mut visit);
     }
 
@@ -338,7 +454,7 @@ impl LastKnown {
         let mut state = self.lock();
         let seq = self.shared.next_seq();
         let changes: Vec<Change> = ops.into_iter().map(|op| Change { seq, op: Some(op) }).collect();
-        let record = Record { backend: self.name.clone(), changes };
+        let record = Record { backend: state.instance.name.clone(), changes, instance: self.id.0 };
         self.shared.append(&record);
         for change in record.changes {
             state.apply(change);

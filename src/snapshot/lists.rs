@@ -332,7 +332,7 @@ pub(super) fn ids(kind: ListKind, list: &[u8]) -> HashSet<&str> {
 }
 
 /// Copies the items that `keep` lets through; shares the list if it is all of them.
-fn retain(list: &Bytes, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
+pub(super) fn retain(list: &Bytes, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
     let mut out = Vec::new();
     for field in wire::fields(list).map_while(Result::ok).filter(|field| field.number == LIST_ITEMS) {
         if field.bytes().is_ok_and(&mut keep) {

@@ -9,16 +9,20 @@ use std::path::Path;
 
 use super::Warning;
 use super::file;
-use super::journal::{self, Journal, Replay};
+use super::instance::{Instance, InstanceId, Life};
+use super::journal::{self, Journal, Record, Replay};
 use super::state::{State, unshared};
 
 /// What was loaded.
 #[derive(Debug)]
 pub(super) struct Loaded {
-    /// The state of every backend heard of.
-    pub(super) states: BTreeMap<String, State>,
-    /// Whether no intact snapshot was found, or one that still awaits the first list of a backend.
-    pub(super) fresh: bool,
+    /// The state of every instance heard of.
+    pub(super) states: BTreeMap<InstanceId, State>,
+    /// Whether what was found is all there was: an intact snapshot, after which every record could be
+    /// written.
+    pub(super) whole: bool,
+    /// The highest identifier that an instance ever had.
+    pub(super) last_instance: u64,
     /// The highest sequence number met.
     pub(super) seq: u64,
     /// The journal to go on with; not opened yet.
@@ -28,11 +32,12 @@ pub(super) struct Loaded {
     pub(super) warnings: Vec<Warning>,
 }
 
-/// Loads what `dir` holds.
-pub(super) fn load(dir: &Path, boot_id: &str) -> Loaded {
+/// Loads what `dir` holds; `doubted` says that a mark outside of it tells that this is not all there was.
+pub(super) fn load(dir: &Path, boot_id: &str, doubted: bool) -> Loaded {
     let mut loaded = Loaded {
         states: BTreeMap::new(),
-        fresh: true,
+        whole: false,
+        last_instance: 0,
         seq: 0,
         journal: Journal::new(dir, boot_id, 0),
         error: file::make_dir(dir).err(),
@@ -40,16 +45,26 @@ pub(super) fn load(dir: &Path, boot_id: &str) -> Loaded {
     };
     let _ = fs::remove_file(file::tmp_path(dir));
     let first = loaded.read_snapshot(dir);
-    let saved: BTreeMap<String, u64> =
-        loaded.states.iter().map(|(name, state)| (name.clone(), state.seq)).collect();
+    loaded.whole &= !doubted;
+    let saved: BTreeMap<InstanceId, u64> = loaded.states.iter().map(|(id, state)| (*id, state.seq)).collect();
     let generations = journal::generations(dir).unwrap_or_default();
     for &generation in generations.iter().filter(|generation| **generation >= first) {
         loaded.read_journal(&journal::path(dir, generation), &saved);
     }
     let states = loaded.states.values().map(|state| state.seq);
     loaded.seq = states.chain(saved.into_values()).max().unwrap_or(0).max(loaded.seq);
-    // While a start without state still waits for others, what was forgotten must not be waited for again.
-    loaded.states.retain(|_, state| loaded.fresh || !state.forgotten);
+    loaded
+        .states
+        .retain(|_, state| !state.ended && (!state.forgotten || state.instance.life != Life::Removed));
+    for state in loaded.states.values_mut() {
+        if state.forgotten {
+            // The operator gave up what was on it: it is not awaited, and what it has counts once it was
+            // listed.
+            state.restart(Life::Joining);
+        } else if !loaded.whole {
+            state.doubt();
+        }
+    }
     let last = generations.last().copied().unwrap_or(0);
     loaded.journal = Journal::new(dir, boot_id, last.max(first.saturating_sub(1)));
     loaded
@@ -58,7 +73,8 @@ pub(super) fn load(dir: &Path, boot_id: &str) -> Loaded {
 impl Loaded {
     /// Reads the snapshot and returns the first journal generation to replay.
     fn read_snapshot(&mut self, dir: &Path) -> u64 {
-        let path = file::path(dir);
+        let whole = file::path(dir);
+        let (path, is_whole) = if whole.exists() { (whole, true) } else { (file::partial_path(dir), false) };
         let saved = match fs::read(&path) {
             Ok(content) => file::decode(content).map_err(str::to_owned),
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => return 0,
@@ -66,9 +82,13 @@ impl Loaded {
         };
         match saved {
             Ok(saved) => {
-                self.fresh = saved.fresh;
+                self.whole = is_whole;
+                let given = saved.backends.iter().filter_map(|backend| Some(backend.instance.as_ref()?.id));
+                self.last_instance = given.max().unwrap_or(0).max(saved.last_instance);
                 for backend in saved.backends {
-                    self.states.insert(backend.name.clone(), State::load(backend));
+                    let state = State::load(backend, self.last_instance + 1);
+                    self.last_instance = self.last_instance.max(state.instance.id.0);
+                    self.states.insert(state.instance.id, state);
                 }
                 saved.journal
             }
@@ -79,7 +99,7 @@ impl Loaded {
         }
     }
 
-    fn read_journal(&mut self, path: &Path, saved: &BTreeMap<String, u64>) {
+    fn read_journal(&mut self, path: &Path, saved: &BTreeMap<InstanceId, u64>) {
         match fs::read(path).map(journal::read) {
             Ok(Some(replay)) => {
                 if let Some(damage) = replay.damage {
@@ -93,17 +113,30 @@ impl Loaded {
         }
     }
 
-    fn replay(&mut self, replay: Replay, saved: &BTreeMap<String, u64>) {
+    fn replay(&mut self, replay: Replay, saved: &BTreeMap<InstanceId, u64>) {
         for record in replay.records {
-            let saved = saved.get(&record.backend).copied().unwrap_or(0);
-            let state = self.states.entry(record.backend);
-            let state = state.or_insert_with(|| State::new(&replay.boot_id, 0));
+            let id = self.instance_of(&record);
+            let saved = saved.get(&id).copied().unwrap_or(0);
+            let state = self.states.entry(id);
+            let state = state
+                .or_insert_with(|| State::new(Instance::named(id.0, &record.backend), &replay.boot_id, 0));
             for mut change in record.changes {
                 self.seq = self.seq.max(change.seq);
                 change.op = change.op.map(unshared);
                 state.replay(change, saved);
             }
         }
+    }
+
+    /// Returns the instance that a record is about; one without an identifier is about the name.
+    fn instance_of(&mut self, record: &Record) -> InstanceId {
+        let named = |state: &&State| state.instance.name == record.backend;
+        let id = match record.instance {
+            0 => self.states.values().find(named).map_or(self.last_instance + 1, |state| state.instance.id.0),
+            id => id,
+        };
+        self.last_instance = self.last_instance.max(id);
+        InstanceId(id)
     }
 
     fn warn(&mut self, path: &Path, problem: &str, aside: io::Result<std::path::PathBuf>) {

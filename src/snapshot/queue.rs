@@ -68,6 +68,12 @@ impl Queue {
         self.finished.send_modify(|finished| *finished += 1);
     }
 
+    /// Tells whether the thread is through with every record that was queued.
+    pub(super) fn is_finished(&self) -> bool {
+        let queued = self.pending().queued;
+        *self.finished.borrow() >= queued
+    }
+
     /// Completes when every record that is queued now was written or failed.
     pub(super) async fn finished(&self) {
         let queued = self.pending().queued;

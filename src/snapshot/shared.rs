@@ -3,13 +3,15 @@
 //! It must not know what is in a state.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 
 use super::journal::{self, Journal, Record};
+use super::marks::Marks;
 use super::queue::Queue;
 
 /// How long a call waits until its record is in the journal.
@@ -28,12 +30,17 @@ pub(super) struct Shared {
     urgent: Notify,
     problem: Mutex<Option<String>>,
     failures: AtomicU64,
+    lost: AtomicU64,
+    /// Whether the queue refused a record since the journal's thread last looked.
+    refused: AtomicBool,
+    marks: Marks,
 }
 
 impl Shared {
     /// Starts after the sequence number `seq`.
-    pub(super) fn new(seq: u64, journal: Journal) -> Self {
+    pub(super) fn new(seq: u64, journal: Journal, dir: &Path, mark: Option<PathBuf>) -> Self {
         Self {
+            marks: Marks::new(dir, mark),
             seq: AtomicU64::new(seq),
             journal: Mutex::new(journal),
             queue: OnceLock::new(),
@@ -41,6 +48,8 @@ impl Shared {
             urgent: Notify::new(),
             problem: Mutex::new(None),
             failures: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            refused: AtomicBool::new(false),
         }
     }
 
@@ -60,6 +69,8 @@ impl Shared {
         let record = journal::frame(record);
         let Some(queue) = self.queue.get() else { return self.write(&record) };
         if queue.push(record).is_err() {
+            self.lost.fetch_add(1, Ordering::SeqCst);
+            self.refused.store(true, Ordering::SeqCst);
             self.failed(
                 "the journal",
                 &io::Error::new(io::ErrorKind::StorageFull, "too many records wait for the disk"),
@@ -70,8 +81,21 @@ impl Shared {
     fn write(&self, record: &[u8]) {
         let result = self.journal().append(record);
         if let Err(error) = result {
+            self.lost.fetch_add(1, Ordering::SeqCst);
             self.failed("the journal", &error);
+            self.marks.set_partial();
         }
+    }
+
+    /// Makes the next start take the snapshot, which has just been written, for whole, unless records were
+    /// lost since there were `lost`.
+    pub(super) fn mark_whole(&self, lost: u64) {
+        self.marks.set_whole(|| self.lost() == lost);
+    }
+
+    /// Returns how many records could not be written since the start.
+    pub(super) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::SeqCst)
     }
 
     /// Gives the journal a thread of its own, which ends with [`Shared::close_queue`].
@@ -84,7 +108,11 @@ impl Shared {
             let queue = shared.queue.get_or_init(Queue::default);
             while let Some(record) = queue.next() {
                 shared.write(&record);
+                if shared.refused.swap(false, Ordering::SeqCst) {
+                    shared.marks.set_partial();
+                }
                 queue.finish();
+                shared.marks.caught_up(|| shared.is_written());
             }
         })?;
         self.queue.get_or_init(Queue::default);
@@ -93,22 +121,37 @@ impl Shared {
 
     /// Completes when every change recorded so far is in the journal, or after 100 ms: then the changes count
     /// as not saved.
-    pub(super) async fn saved(&self) {
+    pub(super) async fn saved(self: &Arc<Self>) {
         let Some(queue) = self.queue.get() else { return };
         if tokio::time::timeout(DISK_TIMEOUT, queue.finished()).await.is_err() {
             let error =
                 io::Error::new(io::ErrorKind::TimedOut, "the disk did not take a record within 100 ms");
             self.failed("the journal", &error);
+            self.mark_waiting().await;
         }
+    }
+
+    /// Marks that records wait for the disk, without a look at `state_dir`; at most for 100 ms.
+    async fn mark_waiting(self: &Arc<Self>) {
+        let shared = Arc::clone(self);
+        let marked = tokio::task::spawn_blocking(move || shared.marks.waits(|| shared.is_written()));
+        // One that takes longer is still made.
+        tokio::time::timeout(DISK_TIMEOUT, marked).await.ok();
+    }
+
+    /// Tells whether no record waits to be written.
+    fn is_written(&self) -> bool {
+        self.queue.get().is_none_or(Queue::is_finished)
     }
 
     /// Lets the journal's thread write what is queued, and end. A disk that takes no writes is not waited
     /// for.
-    pub(super) async fn close_queue(&self) {
+    pub(super) async fn close_queue(self: &Arc<Self>) {
         let Some(queue) = self.queue.get() else { return };
         queue.close();
         if tokio::time::timeout(CLOSE_TIMEOUT, queue.finished()).await.is_err() {
             self.failed("the journal", &io::ErrorKind::TimedOut.into());
+            self.mark_waiting().await;
         }
     }
 

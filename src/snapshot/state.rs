@@ -3,7 +3,7 @@
 //! It is plain data without locks, files or clocks, so that the same code answers calls and rebuilds the
 //! state after a restart. It must not decide when anything is written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use super::facts::Fact;
 use super::file::{SavedBackend, SavedReply, SavedStatus};
 use super::filter::Filter;
 use super::fingerprint::fingerprint;
+use super::instance::{Instance, Life};
 use super::items::{ContainerFacts, container_items, enum_value, sandbox_items};
 use super::lists::{Lists, ids};
 use super::statuses::Statuses;
@@ -21,8 +22,11 @@ use crate::cri::{ITEM_ID, LIST_ITEMS, field, field_path};
 use crate::wire::{self, WireError};
 
 /// What is remembered of one backend.
-#[derive(Debug, Default)]
+#[derive(Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, and saved as such")]
 pub(super) struct State {
+    /// Who it is.
+    pub(super) instance: Instance,
     /// The boot during which this was learnt.
     pub(super) boot_id: String,
     /// Changes up to this sequence number are in here.
@@ -33,6 +37,14 @@ pub(super) struct State {
     pub(super) drained: bool,
     /// Whether the operator declared it lost and nothing was heard of it since.
     pub(super) forgotten: bool,
+    /// Whether the instance has ended.
+    pub(super) ended: bool,
+    /// The IDs that were created through crimux.
+    pub(super) created: HashSet<Box<str>>,
+    /// The IDs that it lists and another instance owns: nothing of them is shown.
+    pub(super) foreign: HashSet<Box<str>>,
+    /// At which count of forgotten owners the newest lists of sandboxes and containers have taught.
+    pub(super) taught: [u64; 2],
     /// When the last live pair was completed.
     listed_at: Option<SystemTime>,
     /// Whether that was since the start.
@@ -43,15 +55,45 @@ pub(super) struct State {
 
 impl State {
     /// Makes the state of a backend of which nothing is known.
-    pub(super) fn new(boot_id: &str, seq: u64) -> Self {
-        Self { boot_id: boot_id.to_owned(), seq, ..Self::default() }
+    pub(super) fn new(instance: Instance, boot_id: &str, seq: u64) -> Self {
+        Self {
+            instance,
+            boot_id: boot_id.to_owned(),
+            seq,
+            lists: Lists::default(),
+            statuses: Statuses::default(),
+            facts: BTreeMap::new(),
+            drained: false,
+            forgotten: false,
+            ended: false,
+            created: HashSet::new(),
+            foreign: HashSet::new(),
+            taught: [0; 2],
+            listed_at: None,
+            listed: false,
+            minor_changes: 0,
+        }
     }
 
     /// Applies a change.
     pub(super) fn apply(&mut self, change: Change) {
         self.seq = self.seq.max(change.seq);
         let Some(op) = &change.op else { return };
-        self.forgotten = false;
+        match op {
+            Op::Instance(saved) => return self.instance = Instance::load((**saved).clone()),
+            Op::Ended(ended) => return self.ended = *ended,
+            Op::Disowned(id) => {
+                self.foreign.insert(id.as_str().into());
+                return;
+            }
+            Op::Owned(id) => {
+                self.foreign.remove(id.as_str());
+                return;
+            }
+            _ => self.forgotten = false,
+        }
+        self.note_created(&change);
+        let Some(op) = &change.op else { return };
         match op {
             Op::Drained(drained) => self.drained = *drained,
             Op::Rebooted(boot_id) => self.reboot(boot_id, change.seq),
@@ -67,6 +109,20 @@ impl State {
     pub(super) fn replay(&mut self, change: Change, saved: u64) {
         if change.seq > saved {
             self.apply(change);
+        }
+    }
+
+    fn note_created(&mut self, change: &Change) {
+        match &change.op {
+            Some(Op::SandboxAdded(item) | Op::ContainerAdded(item)) => {
+                self.created.insert(item.id.as_str().into());
+                self.foreign.remove(item.id.as_str());
+            }
+            Some(Op::SandboxRemoved(id) | Op::ContainerRemoved(id)) => {
+                self.created.remove(id.as_str());
+                self.foreign.remove(id.as_str());
+            }
+            _ => {}
         }
     }
 
@@ -100,9 +156,54 @@ impl State {
     }
 
     fn forget(&mut self, seq: u64) {
-        let (boot_id, minor_changes) = (std::mem::take(&mut self.boot_id), self.minor_changes + 1);
-        *self = Self { boot_id, seq, forgotten: true, minor_changes, ..Self::default() };
+        let minor_changes = self.minor_changes + 1;
+        let fresh = Self::new(self.instance.clone(), &self.boot_id, seq);
+        *self = Self { forgotten: true, minor_changes, ..fresh };
         self.lists.clear(seq);
+    }
+
+    /// Forgets everything, that there is nothing too: its lists are not known.
+    pub(super) fn restart(&mut self, life: Life) {
+        let instance = Instance { life, ..self.instance.clone() };
+        *self = Self { drained: self.drained, ..Self::new(instance, &self.boot_id, self.seq) };
+    }
+
+    /// Returns the IDs in the lists, paired or not, and in what passed since.
+    pub(super) fn heard_ids(&mut self) -> HashSet<Box<str>> {
+        let mut heard = self.lists.waiting_ids();
+        for kind in [ListKind::Sandboxes, ListKind::Containers] {
+            let list = self.lists.visited(kind);
+            heard.extend(ids(kind, &list).into_iter().map(Box::from));
+        }
+        heard
+    }
+
+    /// Tells whether [`State::heard_ids`] has this one.
+    pub(super) fn has_heard_of(&mut self, id: &str) -> bool {
+        let sandboxes = self.lists.visited(ListKind::Sandboxes);
+        let containers = self.lists.visited(ListKind::Containers);
+        ids(ListKind::Sandboxes, &sandboxes).contains(id)
+            || ids(ListKind::Containers, &containers).contains(id)
+            || self.lists.waiting_ids().contains(id)
+    }
+
+    /// Takes for heard of what was listed: what was saved is not all there was.
+    pub(super) fn doubt(&mut self) {
+        let sandboxes = self.lists.visited(ListKind::Sandboxes);
+        let containers = self.lists.visited(ListKind::Containers);
+        let seen = |list: &Bytes, op: fn(super::changes::Item) -> Op| -> Vec<Op> {
+            let items = wire::items(list, 1).map_while(Result::ok);
+            let items = items.filter_map(|item| {
+                let id = wire::peek_str(item, &[1]).ok()?.to_owned();
+                Some(op(super::changes::Item { id, item: Bytes::copy_from_slice(item) }))
+            });
+            items.collect()
+        };
+        let ops = [seen(&sandboxes, Op::SandboxSeen), seen(&containers, Op::ContainerSeen)].concat();
+        self.lists = Lists::default();
+        for op in ops {
+            self.lists.record(Change { seq: self.seq, op: Some(op) });
+        }
     }
 
     /// Notes that a live pair was completed.
@@ -221,11 +322,14 @@ impl State {
         }
         let sandboxes = self.lists.visited(ListKind::Sandboxes);
         let containers = self.lists.visited(ListKind::Containers);
-        self.statuses.purge(&ids(ListKind::Sandboxes, &sandboxes), &ids(ListKind::Containers, &containers));
+        let (sandboxes, containers) =
+            (ids(ListKind::Sandboxes, &sandboxes), ids(ListKind::Containers, &containers));
+        self.statuses.purge(&sandboxes, &containers);
+        self.created.retain(|id| sandboxes.contains(&**id) || containers.contains(&**id));
     }
 
     /// Returns what is saved of this, as of the sequence number `seq`.
-    pub(super) fn save(&self, name: &str, seq: u64) -> SavedBackend {
+    pub(super) fn save(&self, seq: u64) -> SavedBackend {
         let [sandboxes, containers, images, container_stats, sandbox_stats] = self.lists.saved();
         let listed_at = self.listed_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let statuses = self.statuses.iter().map(|(kind, id, reply)| SavedStatus {
@@ -238,7 +342,10 @@ impl State {
             .iter()
             .map(|(method, (_, reply))| SavedReply { method: method.clone(), reply: reply.clone() });
         SavedBackend {
-            name: name.to_owned(),
+            name: self.instance.name.clone(),
+            instance: Some(self.instance.save()),
+            created: sorted(&self.created),
+            foreign: sorted(&self.foreign),
             boot_id: self.boot_id.clone(),
             seq,
             drained: self.drained,
@@ -255,18 +362,20 @@ impl State {
         }
     }
 
-    /// Restores what was saved.
-    pub(super) fn load(saved: SavedBackend) -> Self {
+    /// Restores what was saved, as the instance `id` if no identifier was.
+    pub(super) fn load(saved: SavedBackend, id: u64) -> Self {
         let lists =
             [saved.sandboxes, saved.containers, saved.images, saved.container_stats, saved.sandbox_stats];
+        let instance = saved.instance.map_or_else(|| Instance::named(id, &saved.name), Instance::load);
+        let owned = |ids: Vec<String>| ids.into_iter().map(String::into_boxed_str).collect();
         let mut state = Self {
-            boot_id: saved.boot_id,
-            seq: saved.seq,
             lists: Lists::load(lists),
             drained: saved.drained,
             forgotten: saved.forgotten,
+            created: owned(saved.created),
+            foreign: owned(saved.foreign),
             listed_at: (saved.listed_at > 0).then(|| UNIX_EPOCH + Duration::from_secs(saved.listed_at)),
-            ..Self::default()
+            ..Self::new(instance, &saved.boot_id, saved.seq)
         };
         for mut change in saved.changes {
             // The buffer that was read holds the whole file.
@@ -282,6 +391,12 @@ impl State {
         }
         state
     }
+}
+
+fn sorted(ids: &HashSet<Box<str>>) -> Vec<String> {
+    let mut ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
+    ids.sort_unstable();
+    ids
 }
 
 /// Copies the item of a change out of the buffer it was read from.

@@ -126,7 +126,7 @@ impl Snapshot {
         let due = all || written.at.is_none_or(|at| at.elapsed() >= MINOR_INTERVAL);
         failures != written.failures
             || self.shared.journal().len() > MAX_JOURNAL
-            || written.facts != Some(facts(&self.capture().1))
+            || written.facts != Some(facts(&self.capture()))
             || (due && written.minor_changes != self.minor_changes())
     }
 
@@ -134,21 +134,24 @@ impl Snapshot {
     /// would else be filled by journals of one change each.
     fn write_files(&self, new_journal: bool, step: &mut dyn FnMut(Step)) -> io::Result<(u64, u64)> {
         file::make_dir(&self.dir)?;
+        let lost = self.shared.lost();
         let generation = {
             let mut journal = self.shared.journal();
             if new_journal { journal.start_empty()? } else { journal.generation() }
         };
         step(Step::Rotated);
         let minor_changes = self.minor_changes();
-        let (fresh, captured) = self.capture();
+        let captured = self.capture();
         step(Step::Captured);
         let facts = facts(&captured);
         let backends = captured.into_iter().map(|(saved, _)| saved).collect();
-        let content = file::encode(&Saved { journal: generation, backends, fresh });
+        let last_instance = self.last_instance.load(Ordering::Relaxed);
+        let content = file::encode(&Saved { journal: generation, backends, last_instance });
         file::write_tmp(&self.dir, &content)?;
         step(Step::LastWrite);
         fs::rename(file::tmp_path(&self.dir), file::path(&self.dir))?;
         file::sync_dir(&self.dir)?;
+        self.shared.mark_whole(lost);
         step(Step::Renamed);
         for old in journal::generations(&self.dir)?.into_iter().filter(|old| *old < generation) {
             fs::remove_file(journal::path(&self.dir, old))?;
@@ -157,34 +160,15 @@ impl Snapshot {
         Ok((facts, minor_changes))
     }
 
-    /// Returns whether backends are still awaited, and what is to be saved of each with the fingerprint of
-    /// its statuses. One that was forgotten is saved as such only while others are awaited: else it joins
-    /// again.
-    fn capture(&self) -> (bool, Vec<(SavedBackend, u64)>) {
-        let fresh = self.awaits_backends();
+    /// Returns what is to be saved of each instance, with the fingerprint of its statuses.
+    fn capture(&self) -> Vec<(SavedBackend, u64)> {
         let capture = |last_known: &Arc<LastKnown>| {
             let state = last_known.lock();
             // Changes are numbered under this lock, so all up to this number are in.
             let seq = self.shared.last_seq();
-            let saved = fresh || !state.forgotten;
-            saved.then(|| (state.save(last_known.name(), seq), state.statuses.fingerprint()))
+            (state.save(seq), state.statuses.fingerprint())
         };
-        (fresh, self.all().iter().filter_map(capture).collect())
-    }
-
-    /// Notes, before a backend is added, if all there were have been known: only those are waited for after a
-    /// start without saved state.
-    pub fn settle(&self) {
-        self.awaits_backends();
-    }
-
-    /// Tells whether, since a fresh start, there was never a moment at which every backend was known.
-    fn awaits_backends(&self) -> bool {
-        let backends = self.all();
-        if !backends.is_empty() && backends.iter().all(|last_known| last_known.known()) {
-            self.settled.store(true, Ordering::Relaxed);
-        }
-        !self.settled.load(Ordering::Relaxed)
+        self.all().iter().map(capture).collect()
     }
 
     fn minor_changes(&self) -> u64 {
@@ -200,8 +184,9 @@ impl Snapshot {
 fn facts(backends: &[(SavedBackend, u64)]) -> u64 {
     let mut hasher = DefaultHasher::new();
     for (backend, statuses) in backends {
-        let SavedBackend { name, boot_id, drained, forgotten, .. } = backend;
-        (name, boot_id, drained, forgotten, statuses).hash(&mut hasher);
+        let SavedBackend { instance, boot_id, drained, forgotten, created, foreign, .. } = backend;
+        instance.as_ref().map(prost::Message::encode_to_vec).hash(&mut hasher);
+        (boot_id, drained, forgotten, created, foreign, statuses).hash(&mut hasher);
         for list in [&backend.sandboxes, &backend.containers, &backend.images] {
             list.as_ref().map(|list| fingerprint(list)).hash(&mut hasher);
         }

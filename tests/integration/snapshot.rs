@@ -46,7 +46,7 @@ fn request_with_secret() -> Vec<u8> {
 fn a_killed_crimux_remembers_what_it_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = open(dir.path());
-    assert!(snapshot.is_fresh());
+    assert!(!snapshot.was_whole());
     let backend = snapshot.backend("kata", true);
     list_both(&backend, &["s1"]);
     snapshot.flush().unwrap();
@@ -55,7 +55,7 @@ fn a_killed_crimux_remembers_what_it_acknowledged() {
     backend.set_drained(true);
     // No flush and no orderly end: only what write(2) took is left.
     let again = open(dir.path());
-    assert!(!again.is_fresh());
+    assert!(again.was_whole());
     let backend = again.backend("kata", true);
     assert_eq!(sandboxes(&backend).unwrap(), ["s2"]);
     assert!(backend.drained() && backend.known() && !backend.listed());
@@ -114,7 +114,7 @@ fn a_directory_that_cannot_be_used_makes_a_snapshot_that_serves_and_says_so() {
     fs::write(&state_dir, "").unwrap();
     let (snapshot, warnings) = Snapshot::open(&state_dir, BOOT);
     assert_eq!(warnings.len(), 1);
-    assert!(snapshot.is_fresh() && snapshot.write_error().is_some());
+    assert!(!snapshot.was_whole() && snapshot.write_error().is_some());
     let backend = snapshot.backend("kata", true);
     list_both(&backend, &["s1"]);
     backend.sandbox_created("s2", &[]);

@@ -15,6 +15,7 @@ mod kubelet;
 mod api;
 mod churn;
 mod clients;
+mod identity;
 mod images;
 mod lifecycle;
 mod lists;

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use testkit::bed::{Bed, skipped};
 
 mod chaos;
+mod identity;
 mod reach;
 
 /// The script that does the work.

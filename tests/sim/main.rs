@@ -19,6 +19,7 @@ mod doctor;
 mod events;
 mod faults;
 mod forward;
+mod identity;
 mod images;
 mod images_property;
 mod left_out;

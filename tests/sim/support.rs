@@ -123,6 +123,13 @@ impl Crimux {
         self.child = spawn(&self.dir);
     }
 
+    /// Kills crimux, and starts it again with another configuration, which is never a reload.
+    pub(crate) async fn kill_and_start_with(&mut self, yaml: &str) {
+        self.child.kill().await.unwrap();
+        self.rewrite(yaml);
+        self.child = spawn(&self.dir);
+    }
+
     /// Returns what crimux has logged.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()

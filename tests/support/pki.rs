@@ -135,6 +135,7 @@ pub(crate) fn backend(endpoint: Endpoint, local: bool) -> BackendConfig {
         endpoint,
         socket: None,
         required: false,
+        optional: false,
         local,
         timeouts: Timeouts::default(),
         tls: None,

@@ -105,6 +105,13 @@ pub const KEYS: &[Key] = &[
         "Whether an outage of this backend makes the node NotReady. The default backend's always does.",
     ),
     key(
+        "backends.*.optional",
+        Boolean,
+        Is("false"),
+        "Whether the node's lists do without this backend until it was listed for the first time. Otherwise a start that \
+         knows nothing of it makes them wait: what it holds must not seem gone.",
+    ),
+    key(
         "backends.*.local",
         Boolean,
         Derived("true for `unix://`, else false"),

@@ -98,7 +98,9 @@ impl Source {
         if left_out > 0 {
             return Ok(None);
         }
-        learn::event(&self.node, &self.backend, &text)?;
+        if !learn::event(&self.node, &self.backend, &text)? {
+            return Ok(None);
+        }
         let news = match &mut *self.told() {
             Some(told) => told.event(&text)?,
             None => true,

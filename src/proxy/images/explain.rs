@@ -1,5 +1,8 @@
 //! Explains where image calls for a reference are routed now, and by which rule: `crimux images --explain`.
 
+use std::sync::Arc;
+
+use crate::backend::Backend;
 use crate::proxy::ProxyState;
 use crate::proxy::images::sandboxes_using;
 use crate::router::images::{self, ImageRequest, ImageRoute, Rule, StoredImage};
@@ -53,7 +56,7 @@ impl ProxyState {
                 known: list.is_some(),
                 images: images.iter().map(|image| image.id.clone()).collect(),
                 sandboxes: sandboxes_using(backend, reference).len(),
-                starting: starting.contains(&backend.name),
+                starting: starting.contains(&backend.id),
             });
             found.push(images);
         }
@@ -70,11 +73,12 @@ impl ProxyState {
     /// Returns the routes of `ImageStatus` and `PullImage` calls without a pod.
     fn status_and_pull(&self, reference: &str) -> Vec<CallExplanation> {
         let asked = ImageRequest { reference, ..ImageRequest::default() };
-        let pull = self.router.route_of_pull(&asked, |handler, uid| self.choose(handler, uid));
+        let pull = self.router.route_of_pull(&asked, None, |handler, uid| self.choose(handler, uid));
         let routes = [self.route_of_status(&asked), pull];
+        let name = |backend: Arc<Backend>| backend.name.to_string();
         let call = |ImageRoute { rule, stores }| CallExplanation {
             rule,
-            backends: stores.iter().map(|store| store.backend.to_string()).collect(),
+            backends: stores.iter().filter_map(|store| self.backend(store.backend).ok()).map(name).collect(),
         };
         routes.into_iter().flatten().map(call).collect()
     }

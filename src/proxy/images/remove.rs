@@ -22,7 +22,7 @@ use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, fan_out};
 use crate::router::images::{self, REFERENCE, StoredImage};
 use crate::snapshot::image_name::{MatchKind, is_whole_id};
-use crate::snapshot::{Filter, ListKind};
+use crate::snapshot::{Filter, InstanceId, ListKind};
 use crate::wire;
 
 /// How long a list of images is trusted for IDs, if no image was pulled through crimux since. kubelet lists
@@ -32,25 +32,25 @@ const FRESH: Duration = Duration::from_secs(60);
 /// When each backend's images were last listed.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct ImageLists {
-    at: Mutex<HashMap<Arc<str>, Instant>>,
+    at: Mutex<HashMap<InstanceId, Instant>>,
 }
 
 impl ImageLists {
     /// Records that all images of a backend were listed just now.
-    pub(in crate::proxy) fn record(&self, backend: &Arc<str>) {
-        self.lock().insert(Arc::clone(backend), Instant::now());
+    pub(in crate::proxy) fn record(&self, backend: InstanceId) {
+        self.lock().insert(backend, Instant::now());
     }
 
     /// Forgets that a backend was listed, because its images may have changed.
-    pub(in crate::proxy) fn forget(&self, backend: &str) {
-        self.lock().remove(backend);
+    pub(in crate::proxy) fn forget(&self, backend: InstanceId) {
+        self.lock().remove(&backend);
     }
 
-    fn is_younger(&self, backend: &str, age: Duration) -> bool {
-        self.lock().get(backend).is_some_and(|at| at.elapsed() < age)
+    fn is_younger(&self, backend: InstanceId, age: Duration) -> bool {
+        self.lock().get(&backend).is_some_and(|at| at.elapsed() < age)
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Arc<str>, Instant>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Instant>> {
         self.at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -133,7 +133,7 @@ impl Call {
         if !backend.is_up() || backend.health.is_late(Class::Images) {
             return false;
         }
-        if self.node.image_lists.is_younger(&backend.name, age) {
+        if self.node.image_lists.is_younger(backend.id, age) {
             return true;
         }
         let limit = backend.config().timeouts.list;
@@ -202,7 +202,7 @@ async fn remove(
     }
     if by_name {
         // The runtime decides whether removing a tag removes the image.
-        node.image_lists.forget(&backend.name);
+        node.image_lists.forget(backend.id);
         fan_out::refresh(node, backend, Class::Images);
     }
     forget_images(node, backend, images);

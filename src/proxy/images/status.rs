@@ -31,13 +31,13 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         let asked = ImageRequest::read(message.encoded())?;
-        let ImageRoute { rule, stores } = match &self.scope {
-            Some(scope) => ImageRoute::to(Rule::OwnSocket, Arc::clone(scope)),
+        let ImageRoute { rule, stores } = match self.scope {
+            Some(scope) => ImageRoute::to(Rule::OwnSocket, scope),
             None => self.node.route_of_status(&asked)?,
         };
         tracing::debug!(image = asked.reference, ?rule, ?stores, "status routed");
         let backends: Vec<_> =
-            stores.iter().map(|store| self.node.backend(&store.backend)).collect::<Result<_, _>>()?;
+            stores.iter().map(|store| self.node.backend(store.backend)).collect::<Result<_, _>>()?;
         match &backends[..] {
             [only] => self.watch.at(only),
             _ => self.watch.at_all(&self.node),
@@ -88,7 +88,7 @@ impl Call {
             starts.end(asked.reference, pod);
             return Ok(Outcome::message(&[]));
         };
-        let stores = present.iter().map(|index| Arc::clone(&backends[*index].name)).collect();
+        let stores = present.iter().map(|index| backends[*index].id).collect();
         starts.begin(asked.reference, pod, stores, Instant::now());
         answers.swap_remove(present[index]).map(Outcome::from)
     }

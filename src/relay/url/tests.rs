@@ -14,6 +14,7 @@ fn backend(endpoint: &str, local: bool) -> BackendConfig {
         endpoint,
         socket: None,
         required: false,
+        optional: false,
         local,
         timeouts: Timeouts::default(),
         tls: None,

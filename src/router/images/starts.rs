@@ -15,9 +15,10 @@
 //! one failure for each start they all end, a second later.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::snapshot::InstanceId;
 use crate::snapshot::image_name::normalise;
 
 /// The longest start; kubelet's calls are milliseconds apart unless the node is overloaded.
@@ -37,7 +38,7 @@ struct Start {
     /// The pod's `config.seen`.
     pod: Box<str>,
     /// The backends that it may be on.
-    backends: Vec<Arc<str>>,
+    backends: Vec<InstanceId>,
     /// Whether its image was pulled for it. kubelet goes on after a pull whatever it is told about the image.
     pulled: bool,
     until: Instant,
@@ -63,32 +64,32 @@ pub struct Pull<'a> {
     starts: &'a Starts,
     reference: &'a str,
     pod: &'a str,
-    backend: Arc<str>,
+    backend: InstanceId,
     succeeded: bool,
 }
 
 impl Starts {
     /// Records that these backends answered `pod` that the image is present. A pod without `config.seen` is
     /// not kubelet's and is not recorded.
-    pub fn begin(&self, reference: &str, pod: &str, backends: Vec<Arc<str>>, now: Instant) {
+    pub fn begin(&self, reference: &str, pod: &str, backends: Vec<InstanceId>, now: Instant) {
         self.record(reference, pod, backends, false, now + LONGEST_START);
     }
 
     /// Records that `pod` pulls the image to `backend`.
-    pub fn pull<'a>(&'a self, reference: &'a str, pod: &'a str, backend: Arc<str>) -> Pull<'a> {
-        self.record(reference, pod, vec![Arc::clone(&backend)], true, Instant::now() + LONGEST_PULL);
+    pub fn pull<'a>(&'a self, reference: &'a str, pod: &'a str, backend: InstanceId) -> Pull<'a> {
+        self.record(reference, pod, vec![backend], true, Instant::now() + LONGEST_PULL);
         Pull { starts: self, reference, pod, backend, succeeded: false }
     }
 
     /// Returns the backends of the starts of an image that are in progress, the latest first.
-    pub fn stores(&self, reference: &str, now: Instant) -> Vec<Arc<str>> {
+    pub fn stores(&self, reference: &str, now: Instant) -> Vec<InstanceId> {
         let map = self.lock();
-        let mut backends: Vec<Arc<str>> = Vec::new();
+        let mut backends: Vec<InstanceId> = Vec::new();
         let starts = map.get(&normalise(reference)).map(|entry| &entry.starts[..]).unwrap_or_default();
         for backend in starts.iter().rev().filter(|start| start.until > now).flat_map(|start| &start.backends)
         {
             if !backends.contains(backend) {
-                backends.push(Arc::clone(backend));
+                backends.push(*backend);
             }
         }
         backends
@@ -109,8 +110,8 @@ impl Starts {
     }
 
     /// Ends the start of `pod`, which was answered that the image is absent, unless the image was pulled for
-    /// it: kubelet calls for the size of what it pulled, ignores the answer (`image_manager.go pullImage`), and
-    /// calls for the image's user next.
+    /// it: kubelet calls for the size of what it pulled, ignores the answer (`image_manager.go pullImage`),
+    /// and calls for the image's user next.
     pub fn end(&self, reference: &str, pod: &str) {
         self.retain(reference, |start| start.pulled || *start.pod != *pod);
     }
@@ -136,7 +137,7 @@ impl Starts {
         }
     }
 
-    fn record(&self, reference: &str, pod: &str, backends: Vec<Arc<str>>, pulled: bool, until: Instant) {
+    fn record(&self, reference: &str, pod: &str, backends: Vec<InstanceId>, pulled: bool, until: Instant) {
         if pod.is_empty() {
             return;
         }
@@ -179,7 +180,7 @@ impl Pull<'_> {
 impl Drop for Pull<'_> {
     fn drop(&mut self) {
         if self.succeeded {
-            let backends = vec![Arc::clone(&self.backend)];
+            let backends = vec![self.backend];
             self.starts.record(self.reference, self.pod, backends, true, Instant::now() + LONGEST_START);
         } else {
             self.starts.retain(self.reference, |start| *start.pod != *self.pod);
@@ -193,12 +194,12 @@ mod tests {
 
     const IMAGE: &str = "app:1";
 
-    fn start() -> (Starts, Arc<str>, Arc<str>, Instant) {
-        (Starts::default(), "a".into(), "b".into(), Instant::now())
+    fn start() -> (Starts, InstanceId, InstanceId, Instant) {
+        (Starts::default(), InstanceId(1), InstanceId(2), Instant::now())
     }
 
-    fn names(backends: &[Arc<str>]) -> Vec<&str> {
-        backends.iter().map(|backend| &**backend).collect()
+    fn names(backends: &[InstanceId]) -> Vec<&'static str> {
+        backends.iter().map(|backend| if *backend == InstanceId(1) { "a" } else { "b" }).collect()
     }
 
     #[test]
@@ -224,7 +225,7 @@ mod tests {
     #[test]
     fn a_pull_is_a_start_that_ends_with_it_if_it_fails() {
         let (starts, a, _, _) = start();
-        let mut pull = starts.pull(IMAGE, "p1", Arc::clone(&a));
+        let mut pull = starts.pull(IMAGE, "p1", a);
         assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["a"]);
         pull.succeed();
         drop(pull);
@@ -237,12 +238,12 @@ mod tests {
     #[test]
     fn starts_that_were_refused_once_each_end_soon_and_those_that_begin_again_do_not() {
         let (starts, a, b, now) = start();
-        starts.begin(IMAGE, "p1", vec![Arc::clone(&a)], now);
+        starts.begin(IMAGE, "p1", vec![a], now);
         starts.begin(IMAGE, "p2", vec![b], now);
         starts.refuse(IMAGE, now);
         let soon = now + AFTER_REFUSAL;
         assert_eq!(names(&starts.stores(IMAGE, soon)), ["b", "a"], "one call is still to come");
-        starts.begin(IMAGE, "p1", vec![Arc::clone(&a)], now);
+        starts.begin(IMAGE, "p1", vec![a], now);
         starts.refuse(IMAGE, now);
         assert_eq!(names(&starts.stores(IMAGE, soon)), ["a", "b"], "p1 begins again, p2's call is to come");
         starts.refuse(IMAGE, now);
@@ -255,10 +256,10 @@ mod tests {
     fn memory_is_bounded() {
         let (starts, a, _, now) = start();
         for number in 0..MAX_REFERENCES + 10 {
-            starts.begin(&format!("app:{number}"), "p", vec![Arc::clone(&a)], now);
+            starts.begin(&format!("app:{number}"), "p", vec![a], now);
         }
         for number in 0..MAX_STARTS + 10 {
-            starts.begin("app:100", &format!("p{number}"), vec![Arc::clone(&a)], now);
+            starts.begin("app:100", &format!("p{number}"), vec![a], now);
         }
         let map = starts.lock();
         assert_eq!(map.len(), MAX_REFERENCES);

@@ -19,12 +19,24 @@ fn router() -> Router {
                 handlers:\n  kata: { backend: b, handler: kata-qemu }\n  b: { backend: b, handler: b }\n  \
                 both: { split: [ { backend: a, handler: x, weight: 1 }, { backend: b, handler: y, weight: 1 } ] }\n";
     let config = crate::config::Config::parse(yaml, std::path::Path::new("/")).unwrap();
-    Router::new(Handlers::new(&config, &BTreeMap::new()))
+    Router::new(Handlers::new(
+        &config,
+        &BTreeMap::from([("a".to_owned(), id("a")), ("b".to_owned(), id("b"))]),
+    ))
+}
+
+/// The identifier of the backend of this name.
+fn id(backend: &str) -> InstanceId {
+    InstanceId(if backend == "a" { 1 } else { 2 })
+}
+
+fn name(backend: InstanceId) -> &'static str {
+    if backend == id("a") { "a" } else { "b" }
 }
 
 fn learn(router: &Router, id: &str, backend: &str, uid: &str, annotations: &[(&str, &str)]) {
     let pod = Pod::new(uid, backend, annotations.iter().copied(), 1, true);
-    router.owners.learn_sandbox(id, &backend.into(), pod);
+    router.owners.learn_sandbox(id, super::tests::id(backend), pod);
 }
 
 fn spec(handler: &str, annotations: &[(&str, &str)]) -> Vec<u8> {
@@ -46,15 +58,15 @@ fn route_with(
     (down, using, just_started): (&str, &[&str], bool),
 ) -> Result<(Rule, String), Error> {
     let known = Known {
-        is_down: &|name| name == down,
+        is_down: &|backend| name(backend) == down,
         sandboxes_using: &|_, _| using.iter().map(|id| (*id).to_owned()).collect(),
         just_started,
     };
     let request = spec(handler, annotations);
     let route = router.route_of_status(&ImageRequest::read(&request).unwrap(), &known)?;
     let stores = route.stores.iter().map(|StoreTarget { backend, handler }| match handler {
-        Some(handler) => format!("{backend}:{handler}"),
-        None => backend.to_string(),
+        Some(handler) => format!("{}:{handler}", name(*backend)),
+        None => name(*backend).to_owned(),
     });
     Ok((route.rule, stores.collect::<Vec<_>>().join(",")))
 }
@@ -149,9 +161,9 @@ fn a_call_without_annotations_is_the_default_backends_unless_a_start_is_under_wa
     let router = router();
     learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
     assert_eq!(route(&router, "", &[]), to(Rule::OtherClient, "a"));
-    router.image_starts.begin("busybox", "t1", vec!["b".into()], Instant::now());
+    router.image_starts.begin("busybox", "t1", vec![id("b")], Instant::now());
     assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "b"));
-    router.image_starts.begin("busybox", "t2", vec!["a".into()], Instant::now());
+    router.image_starts.begin("busybox", "t2", vec![id("a")], Instant::now());
     assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "a,b"));
     let down = route_with(&router, "", &[], ("b", &[], false)).unwrap();
     assert_eq!(down, to(Rule::StartUnderWay, "a,b"), "b may be back before the container is created");
@@ -161,10 +173,10 @@ fn a_call_without_annotations_is_the_default_backends_unless_a_start_is_under_wa
 fn what_a_kubelet_that_is_gone_was_starting_is_over_when_the_pods_new_config_seen_is_learnt() {
     let router = router();
     learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
-    router.image_starts.begin("busybox", "t1", vec!["b".into()], Instant::now());
+    router.image_starts.begin("busybox", "t1", vec![id("b")], Instant::now());
     router.note_seen("u1", "t1");
     assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "b"));
-    router.image_starts.begin("busybox", "t2", vec!["b".into()], Instant::now());
+    router.image_starts.begin("busybox", "t2", vec![id("b")], Instant::now());
     router.note_seen("u1", "t2");
     assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "b"), "the new kubelet's goes on");
     router.image_starts.end_all("t2");
@@ -176,7 +188,7 @@ fn one_config_seen_of_two_pods_is_over_when_both_have_another() {
     let router = router();
     learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
     learn(&router, "s2", "b", "u2", &[(SEEN, "t1")]);
-    router.image_starts.begin("busybox", "t1", vec!["b".into()], Instant::now());
+    router.image_starts.begin("busybox", "t1", vec![id("b")], Instant::now());
     router.note_seen("u1", "t2");
     assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "b"));
     router.note_seen("u2", "t3");
@@ -219,13 +231,14 @@ fn a_handler_that_was_taken_out_does_not_block_the_pods_it_made() {
     assert_eq!(route(&router, "gone", &[(SEEN, "t9")]), to(Rule::Alike, "b:b"));
     let refused = |_: &str, _: &str| -> Result<Choice, Error> { panic!("the pod decides") };
     let asked = ImageRequest { handler: "gone", uid: "u1", ..ImageRequest::default() };
-    let pull = router.route_of_pull(&asked, refused).unwrap();
-    let store = StoreTarget { backend: "b".into(), handler: Some("b".to_owned()) };
+    let pod = router.owners.newest(|pod| &*pod.uid == "u1");
+    let pull = router.route_of_pull(&asked, pod.as_ref(), refused).unwrap();
+    let store = StoreTarget { backend: id("b"), handler: Some("b".to_owned()) };
     assert_eq!(pull, ImageRoute { rule: Rule::PodUid, stores: vec![store] });
 }
 
 #[test]
-fn a_pull_is_for_the_newest_ready_sandbox_of_its_uid() {
+fn a_pull_goes_to_the_sandbox_that_it_is_for_or_to_the_default_backend() {
     let router = router();
     learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
     let request = |uid: &str| {
@@ -235,8 +248,9 @@ fn a_pull_is_for_the_newest_ready_sandbox_of_its_uid() {
     };
     let rule = |request: &[u8]| {
         let asked = ImageRequest::read(request).unwrap();
-        let route = router.route_of_pull(&asked, |_, _| panic!("no handler")).unwrap();
-        (route.rule, route.stores[0].backend.to_string())
+        let pod = router.owners.newest(|pod| !asked.uid.is_empty() && &*pod.uid == asked.uid);
+        let route = router.route_of_pull(&asked, pod.as_ref(), |_, _| panic!("no handler")).unwrap();
+        (route.rule, name(route.stores[0].backend).to_owned())
     };
     assert_eq!(rule(&request("u1")), to(Rule::PodUid, "b"));
     assert_eq!(rule(&request("u2")), to(Rule::PullWithoutPod, "a"));

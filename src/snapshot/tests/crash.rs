@@ -110,7 +110,7 @@ fn a_journal_cut_at_any_byte_keeps_the_snapshot_and_the_whole_records() {
         let whole = ["listed", "s1", "s2"];
         assert_eq!(found, whole[..found.len()], "cut at {cut}");
         assert_eq!(warnings.len(), bad_files(survivor.path()), "cut at {cut}: each warning leaves a file");
-        assert!(warnings.len() <= 1 && !snapshot.is_fresh());
+        assert!(warnings.len() <= 1 && snapshot.was_whole());
         assert_eq!(snapshot.write_error(), None);
         counts.push(found.len());
     }
@@ -136,7 +136,7 @@ fn a_snapshot_cut_or_flipped_at_any_byte_is_set_aside_and_the_journal_still_coun
         let survivor = copy(dir.path());
         fs::write(survivor.path().join("snapshot"), &damaged).unwrap();
         let (snapshot, warnings) = Snapshot::open(survivor.path(), BOOT);
-        assert_eq!((warnings.len(), snapshot.is_fresh()), (1, true));
+        assert_eq!((warnings.len(), snapshot.was_whole()), (1, false));
         assert_eq!(fs::read(survivor.path().join("snapshot.bad-1")).unwrap(), damaged);
         assert!(!survivor.path().join("snapshot").exists());
         let backend = snapshot.backend("runc", true);
@@ -193,43 +193,62 @@ fn after_a_reboot_a_local_backend_is_stopped_and_a_remote_one_is_as_it_was() {
 }
 
 #[test]
-fn a_fresh_start_is_over_once_every_backend_was_listed() {
+fn what_was_never_listed_is_not_known_after_any_start() {
     let dir = tempfile::tempdir().unwrap();
-    let reopened = || {
-        let snapshot = open(dir.path());
-        let backends = ["a", "b"].map(|name| snapshot.backend(name, true));
-        (snapshot, backends)
-    };
-    let (snapshot, [a, _]) = reopened();
-    assert!(snapshot.is_fresh());
+    let snapshot = open(dir.path());
+    let [a, b] = ["a", "b"].map(|name| snapshot.backend(name, true));
     take_pair(&a, &[], &[]);
     snapshot.flush().unwrap();
-    let (snapshot, [a, b]) = reopened();
-    assert!(snapshot.is_fresh(), "b may hold anything");
-    assert!(a.known() && !b.known());
-    take_pair(&b, &[], &[]);
-    snapshot.flush().unwrap();
-    let (snapshot, _) = reopened();
-    assert!(!snapshot.is_fresh());
+    drop((snapshot, a, b));
+    let snapshot = open(dir.path());
+    let [a, b] = ["a", "b"].map(|name| snapshot.backend(name, true));
+    assert!(snapshot.was_whole() && a.known() && !b.known(), "b may hold anything");
+    assert_eq!((a.instance().life, b.instance().life), (Life::Member, Life::Member));
 }
 
 #[test]
-fn a_forgotten_backend_is_known_to_be_empty_and_stays_forgotten() {
+fn a_backend_joins_until_its_first_pair_and_over_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let added = snapshot.create("added", Life::Joining);
+    for flushed in [false, true] {
+        // Who it is has to be said once, as a reload does.
+        added.set_instance(&Instance { endpoint: "unix:///a".into(), ..added.instance() });
+        if flushed {
+            snapshot.flush().unwrap();
+        }
+        let survivor = copy(dir.path());
+        let again = open(survivor.path()).backend("added", true);
+        assert_eq!(again.instance(), added.instance(), "flushed: {flushed}");
+        assert!(again.is_joining() && !again.known());
+    }
+    take_pair(&added, &["s1"], &[]);
+    let again = open(copy(dir.path()).path()).backend("added", true);
+    assert!(!again.is_joining() && !again.known(), "its pair is not on the disk yet: it is awaited");
+    snapshot.flush().unwrap();
+    let again = open(copy(dir.path()).path()).backend("added", true);
+    assert!(!again.is_joining() && again.known());
+}
+
+#[test]
+fn a_forgotten_backend_is_known_to_be_empty_and_joins_at_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = open(dir.path());
     let backend = snapshot.backend("lost", false);
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
     take_pair(&snapshot.backend("other", true), &["s2"], &[]);
     snapshot.flush().unwrap();
-    assert!(snapshot.forget("lost") && !snapshot.forget("never-heard-of"));
+    assert!(snapshot.forget(backend.id()) && !snapshot.forget(InstanceId(99)));
     assert_eq!(ids(&backend, ListKind::Sandboxes), Some(vec![]));
-    assert_eq!(snapshot.names(), ["other"]);
+    assert!(backend.is_forgotten());
     for flushed in [false, true] {
         if flushed {
             snapshot.flush().unwrap();
         }
         let survivor = copy(dir.path());
-        assert_eq!(open(survivor.path()).names(), ["other"], "flushed: {flushed}");
+        let lost = open(survivor.path()).get(backend.id()).unwrap();
+        assert!(lost.is_joining() && !lost.known(), "flushed: {flushed}");
+        assert_eq!(heard_of(&lost), [""; 0]);
     }
     take_pair(&backend, &["back"], &[]);
     snapshot.flush().unwrap();
@@ -238,28 +257,94 @@ fn a_forgotten_backend_is_known_to_be_empty_and_stays_forgotten() {
 }
 
 #[test]
-fn what_was_forgotten_is_not_awaited_again_by_a_start_that_still_awaits_others() {
+fn a_removed_instance_is_kept_with_what_is_on_it_until_it_ends() {
     let dir = tempfile::tempdir().unwrap();
-    let reopened = |dir: &Path| {
-        let snapshot = open(dir);
-        let backends = ["lost", "slow"].map(|name| snapshot.backend(name, true));
-        (snapshot, backends)
-    };
-    let (snapshot, _in_use) = reopened(dir.path());
-    assert!(snapshot.forget("lost"));
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("b", true);
+    take_pair(&backend, &["s1"], &[]);
+    snapshot.flush().unwrap();
+    backend.set_instance(&Instance { life: Life::Removed, name: "b@1".into(), ..backend.instance() });
     for flushed in [false, true] {
         if flushed {
             snapshot.flush().unwrap();
         }
         let survivor = copy(dir.path());
-        let (snapshot, [lost, slow]) = reopened(survivor.path());
-        assert!(snapshot.is_fresh() && lost.known() && !slow.known(), "flushed: {flushed}");
-        assert_eq!(snapshot.names(), ["slow"], "flushed: {flushed}");
-        take_pair(&slow, &[], &[]);
-        snapshot.flush().unwrap();
-        let (snapshot, [lost, _]) = reopened(survivor.path());
-        assert!(!snapshot.is_fresh() && !lost.known(), "flushed: {flushed}: now it would join again");
+        let again = open(survivor.path()).get(backend.id()).unwrap();
+        assert_eq!(again.instance(), backend.instance());
+        assert_eq!(ids(&again, ListKind::Sandboxes).unwrap(), ["s1"]);
     }
+    snapshot.end(backend.id());
+    for flushed in [false, true] {
+        if flushed {
+            snapshot.flush().unwrap();
+        }
+        let survivor = copy(dir.path());
+        assert_eq!(open(survivor.path()).instances(), [], "flushed: {flushed}");
+    }
+    assert_eq!(snapshot.create("next", Life::Member).id(), InstanceId(2), "no identifier is used twice");
+}
+
+#[test]
+fn what_another_instance_owns_is_not_shown_and_that_is_remembered() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("b", true);
+    take_pair(&backend, &["s1", "s2"], &[("c1", "s1"), ("c2", "s2")]);
+    snapshot.flush().unwrap();
+    assert!(backend.disown("s1") && backend.disown("c1") && !backend.disown("s1"));
+    let again = open(copy(dir.path()).path()).backend("b", true);
+    for backend in [&backend, &again] {
+        assert_eq!(ids(backend, ListKind::Sandboxes).unwrap(), ["s2"]);
+        assert_eq!(ids(backend, ListKind::Containers).unwrap(), ["c2"]);
+        assert_eq!(heard_of(backend), ["s2"]);
+        assert!(backend.has_heard_of("s1"));
+    }
+    backend.own("s1");
+    assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1", "s2"]);
+}
+
+#[test]
+fn what_could_not_be_written_makes_the_saved_state_not_whole_until_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &["s1"], &[]);
+    snapshot.flush().unwrap();
+    let full = fs::OpenOptions::new().append(true).open("/dev/full").unwrap();
+    snapshot.shared.journal().replace_file(full);
+    backend.sandbox_removed("s1");
+    let survivor = copy(dir.path());
+    let after = open(survivor.path());
+    assert!(!after.was_whole());
+    let lost = after.backend("runc", true);
+    assert_eq!((heard_of(&lost), lost.known()), (vec!["s1".to_owned()], false), "heard of, not known");
+    // A second start before anything was written is no wiser.
+    drop((after, lost));
+    assert!(!open(survivor.path()).was_whole());
+    snapshot.flush().unwrap();
+    let after = open(copy(dir.path()).path());
+    assert!(after.was_whole());
+    assert_eq!(ids(&after.backend("runc", true), ListKind::Sandboxes).unwrap(), [""; 0]);
+}
+
+#[test]
+fn a_mark_outside_makes_the_saved_state_not_whole_where_nothing_can_be_renamed() {
+    let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mark = Some(other.path().join("mark"));
+    let open = || Snapshot::open_marked(dir.path(), BOOT, mark.clone()).0;
+    let snapshot = open();
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &["s1"], &[]);
+    snapshot.flush().unwrap();
+    assert!(open().was_whole());
+    // A directory in the way is what cannot be replaced.
+    fs::create_dir_all(dir.path().join("snapshot.partial/in-the-way")).unwrap();
+    let full = fs::OpenOptions::new().append(true).open("/dev/full").unwrap();
+    snapshot.shared.journal().replace_file(full);
+    backend.sandbox_removed("s1");
+    assert!(!open().was_whole());
+    snapshot.flush().unwrap();
+    assert!(open().was_whole());
 }
 
 #[test]

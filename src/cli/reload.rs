@@ -1,0 +1,78 @@
+//! `crimux reload`, and what a configuration would do: said before it is done.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+
+use crate::admin::api::ReloadReport;
+use crate::cli::check::Text;
+use crate::cli::client::{AdminClient, segment};
+use crate::cli::output::{self, print};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct ReloadArgs {
+    /// Only say what the file of --config would do; nothing is changed.
+    #[arg(long)]
+    dry_run: bool,
+    /// Do it although pods would leave kubelet's sight.
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    client: AdminClient,
+}
+
+impl ReloadArgs {
+    /// Does it.
+    ///
+    /// # Errors
+    /// If crimux cannot be reached, the file has problems, or it is not in force afterwards.
+    pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
+        if self.dry_run {
+            let planned = plan(&self.client, self.client.config()).await?;
+            print(&lines(&planned))?;
+            if planned.refused.is_some() && !self.force {
+                return Ok(ExitCode::FAILURE);
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        let reloaded: ReloadReport = self.client.post(&format!("/v1/reload?force={}", self.force)).await?;
+        print(&lines(&reloaded))?;
+        if let Some(error) = &reloaded.error {
+            bail!("{error}");
+        }
+        if !reloaded.applied {
+            bail!("not applied; the old configuration stays in force (--force applies it)");
+        }
+        print(if reloaded.plan.is_empty() {
+            "applied: every backend stays as it is\n"
+        } else {
+            "applied\n"
+        })?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn plan(client: &AdminClient, config: &Path) -> anyhow::Result<ReloadReport> {
+    let text =
+        std::fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
+    let base = std::path::absolute(config)?.parent().map(PathBuf::from).unwrap_or_default();
+    plan_of(client, &Text { text, base }).await
+}
+
+/// Asks a running crimux what a configuration would do.
+///
+/// # Errors
+/// If it cannot be reached.
+pub(super) async fn plan_of(client: &AdminClient, config: &Text) -> anyhow::Result<ReloadReport> {
+    let base = config.base.to_string_lossy().into_owned();
+    client.post_text(&format!("/v1/plan?base={}", segment(&base)), config.text.clone()).await
+}
+
+/// Writes down what a configuration does, or would do.
+fn lines(planned: &ReloadReport) -> String {
+    let plan = planned.plan.iter().map(|line| format!("{line}\n"));
+    let restart = planned.restart.iter().map(|key| format!("{key}: needs a restart\n"));
+    let refused = planned.refused.iter().map(|why| format!("{} {why}\n", output::bad("refused:")));
+    plan.chain(restart).chain(refused).collect()
+}

@@ -1,0 +1,355 @@
+//! What a configuration means for the backends that are known: which of them each name in it is.
+//!
+//! A backend is what answers, not what it is called. So a name in a file is matched by its endpoint first and
+//! by the name itself second, and what is left over is not gone but *removed*: it is served until it owns
+//! nothing.
+//!
+//! | the file says | with | it is |
+//! |---|---|---|
+//! | a known endpoint | the same name | the same |
+//! | a known endpoint | another name | renamed; taken back, if it was removed |
+//! | an unknown endpoint | the name of one on which nothing is | that one, elsewhere |
+//! | an unknown endpoint | the name of one on which something is | moved, or another runtime: their lists will tell |
+//! | an unknown endpoint | an unknown name, or one that was matched already | new |
+//! | nothing of it | | removed |
+//!
+//! It is a pure function of what is known and what is wanted, so that `crimux check` and `crimux reload
+//! --dry-run` say what a reload would do by asking the same code.
+
+use std::collections::BTreeSet;
+use std::fmt;
+
+use crate::config::Config;
+use crate::snapshot::{InstanceId, Life};
+
+/// What is known of one instance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KnownInstance {
+    /// Its identifier.
+    pub id: InstanceId,
+    /// Its label.
+    pub name: String,
+    /// Its canonical endpoint; empty if it is not known.
+    pub endpoint: String,
+    /// Where it stands in its life.
+    pub life: Life,
+    /// The sandboxes on it.
+    pub pods: usize,
+    /// Whether anything is remembered to be on it, or it was not listed yet.
+    pub holds: bool,
+}
+
+/// A backend as a file wants it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    /// Its name.
+    pub name: String,
+    /// Its canonical endpoint.
+    pub endpoint: String,
+}
+
+/// What a name in the file means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Meaning {
+    /// The instance that has this name and endpoint.
+    Same,
+    /// The instance that answers at this endpoint, which had another name.
+    Renamed {
+        /// The name it had.
+        from: String,
+    },
+    /// A removed instance that is wanted again.
+    TakenBack {
+        /// The label it had.
+        from: String,
+    },
+    /// The instance of this name, on which nothing is, at another endpoint.
+    Elsewhere {
+        /// The endpoint it had.
+        from: String,
+    },
+    /// The instance of this name at another endpoint, or another runtime: the first full pair of lists tells.
+    Moved {
+        /// The endpoint it had.
+        from: String,
+    },
+    /// A backend that was not known.
+    New,
+}
+
+/// What becomes of one name in the file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlanStep {
+    /// The name in the file.
+    pub name: String,
+    /// The endpoint in the file.
+    pub endpoint: String,
+    /// The instance it means, or, if it has moved, the one that it may be; `None` for a new one.
+    pub instance: Option<InstanceId>,
+    /// How.
+    pub meaning: Meaning,
+    /// The sandboxes on that instance.
+    pub pods: usize,
+}
+
+/// What becomes of an instance that the file does not name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Removal {
+    /// The instance.
+    pub id: InstanceId,
+    /// The label it had.
+    pub name: String,
+    /// The label it has from then on: `NAME@ID` if the file gives its name to another.
+    pub label: String,
+    /// Whether it was removed before.
+    pub before: bool,
+    /// The sandboxes on it.
+    pub pods: usize,
+}
+
+/// What becomes of all backends.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Plan {
+    /// One for each name in the file.
+    pub steps: Vec<PlanStep>,
+    /// One for each instance that the file does not name.
+    pub removed: Vec<Removal>,
+}
+
+impl Wanted {
+    /// Reads the backends of a checked configuration. It looks the paths of endpoints up in the file system.
+    pub fn of(config: &Config) -> Vec<Self> {
+        let wanted = |(name, backend): (&String, &crate::config::BackendConfig)| Self {
+            name: name.clone(),
+            endpoint: backend.endpoint.canonical(),
+        };
+        config.backends.iter().map(wanted).collect()
+    }
+}
+
+impl Plan {
+    /// Decides what `wanted` means for what is `known`.
+    pub fn new(known: &[KnownInstance], wanted: &[Wanted]) -> Self {
+        let mut taken: BTreeSet<InstanceId> = BTreeSet::new();
+        let mut found: Vec<Option<(&KnownInstance, bool)>> = vec![None; wanted.len()];
+        // By endpoint: the one that has the name already first, then those that are configured, then removed
+        // ones.
+        for same_name in [true, false] {
+            for (at, want) in wanted.iter().enumerate().filter(|(_, want)| !want.endpoint.is_empty()) {
+                let fits = |have: &&KnownInstance| {
+                    have.endpoint == want.endpoint
+                        && !taken.contains(&have.id)
+                        && (!same_name || have.name == want.name)
+                };
+                if found[at].is_none()
+                    && let Some(have) =
+                        known.iter().filter(fits).min_by_key(|have| (have.life == Life::Removed, have.id))
+                {
+                    taken.insert(have.id);
+                    found[at] = Some((have, true));
+                }
+            }
+        }
+        for (at, want) in wanted.iter().enumerate() {
+            let fits = |have: &&KnownInstance| have.name == want.name && !taken.contains(&have.id);
+            if found[at].is_none()
+                && let Some(have) = known.iter().find(fits)
+            {
+                taken.insert(have.id);
+                found[at] = Some((have, have.endpoint.is_empty()));
+            }
+        }
+        let steps = std::iter::zip(wanted, &found).map(|(want, found)| PlanStep::new(want, *found)).collect();
+        // One whose name has moved keeps running under another label until it is known which it is.
+        let stays: BTreeSet<_> = std::iter::zip(wanted, &found)
+            .filter_map(|(want, found)| {
+                let (have, at_endpoint) = (*found)?;
+                let moved = matches!(PlanStep::new(want, *found).meaning, Meaning::Moved { .. });
+                (at_endpoint || !moved).then_some(have.id)
+            })
+            .collect();
+        let names: BTreeSet<&str> = wanted.iter().map(|want| want.name.as_str()).collect();
+        let gone = known.iter().filter(|have| !stays.contains(&have.id));
+        let removed = gone.map(|have| Removal::new(have, &names)).collect();
+        Self { steps, removed }
+    }
+
+    /// Tells whether the file means what is there already.
+    pub fn is_nothing(&self) -> bool {
+        self.steps.iter().all(|step| step.meaning == Meaning::Same)
+            && self.removed.iter().all(|removal| removal.before)
+    }
+}
+
+impl PlanStep {
+    /// `found` is the instance, and whether it is meant for its endpoint.
+    fn new(want: &Wanted, found: Option<(&KnownInstance, bool)>) -> Self {
+        let Wanted { name, endpoint } = want.clone();
+        let Some((have, at_endpoint)) = found else {
+            return Self { name, endpoint, instance: None, meaning: Meaning::New, pods: 0 };
+        };
+        let meaning = match (at_endpoint, have.life) {
+            (true, Life::Removed) => Meaning::TakenBack { from: have.name.clone() },
+            (true, _) if have.name == want.name => Meaning::Same,
+            (true, _) => Meaning::Renamed { from: have.name.clone() },
+            (false, _) if have.holds => Meaning::Moved { from: have.endpoint.clone() },
+            (false, _) => Meaning::Elsewhere { from: have.endpoint.clone() },
+        };
+        Self { name, endpoint, instance: Some(have.id), meaning, pods: have.pods }
+    }
+}
+
+impl Removal {
+    fn new(have: &KnownInstance, names: &BTreeSet<&str>) -> Self {
+        let given_away = names.contains(have.name.as_str());
+        Self {
+            id: have.id,
+            name: have.name.clone(),
+            label: if given_away { format!("{}@{}", have.name, have.id) } else { have.name.clone() },
+            before: have.life == Life::Removed,
+            pods: have.pods,
+        }
+    }
+}
+
+fn pods(count: usize) -> String {
+    if count == 1 { "1 pod".to_owned() } else { format!("{count} pods") }
+}
+
+impl fmt::Display for PlanStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, endpoint, .. } = self;
+        let stay = if self.pods == 1 { "stays" } else { "stay" };
+        let pods = pods(self.pods);
+        match &self.meaning {
+            Meaning::Same => write!(f, "backend {name}: as it is, {pods}"),
+            Meaning::Renamed { from } => {
+                write!(f, "backend {from} → {name}: renamed, {pods} {stay} with it")
+            }
+            Meaning::TakenBack { from } if from == name => {
+                write!(f, "backend {name}: taken back, {pods} {stay} with it")
+            }
+            Meaning::TakenBack { from } => {
+                write!(f, "backend {from} → {name}: taken back, {pods} {stay} with it")
+            }
+            Meaning::Elsewhere { from } => {
+                write!(f, "backend {name}: at {endpoint} instead of {from}; nothing is on it")
+            }
+            Meaning::Moved { from } => write!(
+                f,
+                "backend {name}: moved from {from} to {endpoint}, or another runtime; its {pods} {stay} as last known \
+                 until {endpoint} has been listed"
+            ),
+            Meaning::New => write!(f, "backend {name}: new, it joins with its first full list"),
+        }
+    }
+}
+
+impl fmt::Display for Removal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, label, pods: count, .. } = self;
+        let renamed = if name == label { String::new() } else { format!(" → {label}") };
+        match count {
+            0 => write!(f, "backend {name}{renamed}: removed, nothing is on it"),
+            1 => write!(f, "backend {name}{renamed}: removed, 1 pod stays until it ends"),
+            _ => write!(f, "backend {name}{renamed}: removed, {} stay until they end", pods(*count)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn known(id: u64, name: &str, endpoint: &str) -> KnownInstance {
+        let (name, endpoint) = (name.to_owned(), endpoint.to_owned());
+        KnownInstance { id: InstanceId(id), name, endpoint, life: Life::Member, pods: 2, holds: true }
+    }
+
+    fn removed(id: u64, name: &str, endpoint: &str) -> KnownInstance {
+        KnownInstance { life: Life::Removed, ..known(id, name, endpoint) }
+    }
+
+    fn plan(
+        known: &[KnownInstance],
+        wanted: &[(&str, &str)],
+    ) -> (Vec<(Option<u64>, Meaning)>, Vec<(u64, String)>) {
+        let wanted: Vec<_> = wanted
+            .iter()
+            .map(|(name, endpoint)| Wanted { name: (*name).into(), endpoint: (*endpoint).into() })
+            .collect();
+        let plan = Plan::new(known, &wanted);
+        (
+            plan.steps.into_iter().map(|step| (step.instance.map(|id| id.0), step.meaning)).collect(),
+            plan.removed.into_iter().map(|removal| (removal.id.0, removal.label)).collect(),
+        )
+    }
+
+    #[test]
+    fn another_name_for_a_known_endpoint_is_a_rename_and_two_at_once_are_a_swap() {
+        let renamed = |from: &str| Meaning::Renamed { from: from.into() };
+        let known = [known(1, "a", "/A"), known(2, "b", "/B")];
+        assert_eq!(
+            plan(&known, &[("c", "/A"), ("b", "/B")]),
+            (vec![(Some(1), renamed("a")), (Some(2), Meaning::Same)], vec![])
+        );
+        assert_eq!(
+            plan(&known, &[("a", "/B"), ("b", "/A")]),
+            (vec![(Some(2), renamed("b")), (Some(1), renamed("a"))], vec![])
+        );
+    }
+
+    #[test]
+    fn a_name_that_is_given_to_another_endpoint_while_its_own_gets_another_name_is_new() {
+        let (steps, gone) = plan(&[known(1, "main", "/A")], &[("main", "/G"), ("main-old", "/A")]);
+        assert_eq!(steps, [(None, Meaning::New), (Some(1), Meaning::Renamed { from: "main".into() })]);
+        assert_eq!(gone, []);
+    }
+
+    #[test]
+    fn a_known_name_with_an_unknown_endpoint_is_undecided_while_something_is_on_it() {
+        let main = known(1, "main", "/A");
+        let (steps, gone) = plan(std::slice::from_ref(&main), &[("main", "/G")]);
+        assert_eq!(steps, [(Some(1), Meaning::Moved { from: "/A".into() })]);
+        assert_eq!(gone, [(1, "main@1".to_owned())]);
+        let (steps, gone) = plan(&[KnownInstance { holds: false, ..main }], &[("main", "/G")]);
+        assert_eq!(steps, [(Some(1), Meaning::Elsewhere { from: "/A".into() })]);
+        assert_eq!(gone, []);
+    }
+
+    #[test]
+    fn a_removed_one_is_taken_back_by_its_endpoint_under_any_name() {
+        let known = [removed(1, "a@1", "/A"), known(2, "a", "/B")];
+        let (steps, gone) = plan(&known, &[("a", "/B"), ("z", "/A")]);
+        assert_eq!(steps, [(Some(2), Meaning::Same), (Some(1), Meaning::TakenBack { from: "a@1".into() })]);
+        assert_eq!(gone, []);
+    }
+
+    #[test]
+    fn what_the_file_does_not_name_is_removed_and_keeps_its_name_unless_that_was_given_away() {
+        let known = [known(1, "a", "/A"), known(2, "b", "/B")];
+        assert_eq!(plan(&known, &[("a", "/A")]).1, [(2, "b".to_owned())]);
+        assert_eq!(plan(&known, &[("b", "/A")]).1, [(2, "b@2".to_owned())]);
+    }
+
+    #[test]
+    fn two_names_for_one_endpoint_are_the_known_one_and_a_new_one() {
+        let (steps, _) = plan(&[known(1, "b", "/A")], &[("a", "/A"), ("b", "/A")]);
+        assert_eq!(steps, [(None, Meaning::New), (Some(1), Meaning::Same)]);
+    }
+
+    #[test]
+    fn state_of_a_version_that_saved_no_endpoint_belongs_to_the_name() {
+        let (steps, gone) = plan(&[known(1, "a", "")], &[("a", "/A")]);
+        assert_eq!((steps, gone), (vec![(Some(1), Meaning::Same)], vec![]));
+    }
+
+    #[test]
+    fn a_plan_is_told_in_the_words_of_an_operator() {
+        let known = [known(1, "containerd", "/A"), KnownInstance { pods: 1, ..known(2, "gvisor", "/B") }];
+        let wanted = [Wanted { name: "main".into(), endpoint: "/A".into() }];
+        let plan = Plan::new(&known, &wanted);
+        assert_eq!(plan.steps[0].to_string(), "backend containerd → main: renamed, 2 pods stay with it");
+        assert_eq!(plan.removed[0].to_string(), "backend gvisor: removed, 1 pod stays until it ends");
+    }
+}

@@ -21,6 +21,10 @@ use crate::process::{self, Memory};
 const LARGE: Stock = Stock { sandboxes: 500, containers: 5000, events: false };
 /// What the node has whose start is timed, at one backend.
 const STARTED: Stock = Stock { sandboxes: 500, containers: 1000, events: false };
+/// What the node has whose events are made from its lists, at one backend without an event stream: kubelet's limit.
+const COMPARED: Stock = Stock { sandboxes: 110, containers: 110, events: false };
+/// How long its CPU time is counted.
+const COUNTED: Duration = Duration::from_secs(5);
 /// How long crimux is left alone before its memory is read.
 const SETTLED: Duration = Duration::from_secs(1);
 
@@ -35,6 +39,9 @@ pub(crate) struct Footprint {
     pub(crate) start: f64,
     /// Milliseconds, likewise, with the saved state of the large node.
     pub(crate) start_large: f64,
+    /// Milliseconds of CPU time a second, 110 pods on a backend without an event stream: while nobody listens, and
+    /// while one client does.
+    pub(crate) events: [f64; 2],
 }
 
 /// Measures it all.
@@ -48,7 +55,28 @@ pub(crate) async fn measure(world: &World, effort: Effort) -> Result<Footprint> 
     let backends = world.backends(1, STARTED).await?;
     let (dir, socket) = world.crimux_directory(&backends)?;
     let start = start(world, &dir, &socket, STARTED, effort).await?;
-    Ok(Footprint { idle, large, start, start_large })
+    let events = events(world).await?;
+    Ok(Footprint { idle, large, start, start_large, events })
+}
+
+/// Returns the milliseconds of CPU time that crimux takes a second without and with a client of its events.
+async fn events(world: &World) -> Result<[f64; 2]> {
+    let backends = world.backends(1, COMPARED).await?;
+    let crimux = world.crimux(&backends, COMPARED.containers).await?;
+    let client = Client::connect(&crimux.socket).await?;
+    let counted = async || {
+        tokio::time::sleep(SETTLED).await;
+        let before = process::cpu(crimux.process.id())?;
+        tokio::time::sleep(COUNTED).await;
+        let taken = process::cpu(crimux.process.id())?.saturating_sub(before);
+        anyhow::Ok(taken.as_secs_f64() * 1e3 / COUNTED.as_secs_f64())
+    };
+    let quiet = counted().await?;
+    let request = framed(&cri::GetEventsRequest {});
+    let stream = client.open(&Target::runtime("GetContainerEvents"), request).await?;
+    let listened = counted().await?;
+    drop(stream);
+    Ok([quiet, listened])
 }
 
 async fn idle(world: &World) -> Result<Vec<(String, Memory)>> {

@@ -36,6 +36,8 @@ pub(crate) const GROUPS: &[Group] = &[
     },
     Group { cases: &["list-100"], stock: stock(50, 100, false), spread: &[] },
     Group { cases: &["list-5000", "fan-out-5000"], stock: stock(2500, 5000, false), spread: &[2, 4, 8] },
+    Group { cases: &["one-pod-110"], stock: stock(110, 110, false), spread: &[4] },
+    Group { cases: &["one-pod-1000"], stock: stock(1000, 1000, false), spread: &[4] },
     Group { cases: &["run-sandbox"], stock: stock(50, 100, false), spread: &[] },
     Group { cases: &["events"], stock: stock(10, 10, true), spread: &[] },
 ];
@@ -50,6 +52,8 @@ pub(crate) fn describe(case: &str) -> &'static str {
         "list-5000" => "ListContainers, 5000 from one backend",
         "fan-out-500" => "ListContainers, 500 from several backends",
         "fan-out-5000" => "ListContainers, 5000 from several backends",
+        "one-pod-110" => "ListContainers of one pod, 110 on several backends",
+        "one-pod-1000" => "ListContainers of one pod, 1000 on several backends",
         "run-sandbox" => "RunPodSandbox to reply (calls/s and CPU: with RemovePodSandbox)",
         "events" => "GetContainerEvents (times: from a pod asked for to its first event)",
         _ => "",
@@ -68,7 +72,11 @@ pub(crate) async fn run(group: &Group, world: &World, only: &str, effort: Effort
     for &case in group.cases.iter().filter(|case| case.contains(only)) {
         eprintln!("bench: {case}: {}", describe(case));
         let load = load(case, &backends[0]).await?;
-        if case.starts_with("fan-out") {
+        if case.starts_with("one-pod") {
+            let spread = Spread::start(world, group).await?;
+            let (load, entries) = spread.of_one_pod().await?;
+            measured.push(measure(case, &entries, &load, effort).await?);
+        } else if case.starts_with("fan-out") {
             let spread = Spread::start(world, group).await?;
             let entries: Vec<_> = everybody[..1].iter().cloned().chain(spread.entries()).collect();
             measured.push(measure(case, &entries, &load, effort).await?);
@@ -91,6 +99,15 @@ impl Spread {
             spread.push((format!("crimux over {count}"), crimux, backends));
         }
         Ok(Self(spread))
+    }
+
+    /// Returns lists of single pods of the first backend, and who is asked: that backend, and the first crimux.
+    async fn of_one_pod(&self) -> Result<(Load, Vec<Entry>)> {
+        let (name, crimux, backends) = self.0.first().context("no backends")?;
+        let direct = Entry { process: None, ..entry(&backends[0], "direct", true) };
+        let messages = lists_of_one_pod(&backends[0]).await?;
+        let load = Load::Calls { method: "ListContainers", messages, callers: 1 };
+        Ok((load, vec![direct, entry(crimux, name, true)]))
     }
 
     fn entries(&self) -> impl Iterator<Item = Entry> {
@@ -125,14 +142,27 @@ pub(crate) async fn load(case: &str, backend: &Contender) -> Result<Load> {
     })
 }
 
+/// Returns a request for the containers of each sandbox of a runtime.
+async fn lists_of_one_pod(backend: &Contender) -> Result<Vec<Bytes>> {
+    let request = |container: cri::Container| {
+        let pod_sandbox_id = container.pod_sandbox_id;
+        let filter = cri::ContainerFilter { pod_sandbox_id, ..Default::default() };
+        framed(&cri::ListContainersRequest { filter: Some(filter) })
+    };
+    Ok(containers(backend).await?.into_iter().map(request).collect())
+}
+
 /// Returns a request for the status of every container of a runtime, reached directly or through a proxy.
 pub(crate) async fn statuses(backend: &Contender) -> Result<Vec<Bytes>> {
-    let client = Client::connect(&backend.socket).await?;
-    let request = framed(&cri::ListContainersRequest::default());
-    let reply = client.fetch(&Target::runtime("ListContainers"), request).await.context("no list")?;
-    let listed = cri::ListContainersResponse::decode(reply)?.containers;
     let request = |container: cri::Container| {
         framed(&cri::ContainerStatusRequest { container_id: container.id, verbose: false })
     };
-    Ok(listed.into_iter().map(request).collect())
+    Ok(containers(backend).await?.into_iter().map(request).collect())
+}
+
+async fn containers(backend: &Contender) -> Result<Vec<cri::Container>> {
+    let client = Client::connect(&backend.socket).await?;
+    let request = framed(&cri::ListContainersRequest::default());
+    let reply = client.fetch(&Target::runtime("ListContainers"), request).await.context("no list")?;
+    Ok(cri::ListContainersResponse::decode(reply)?.containers)
 }

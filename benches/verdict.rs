@@ -93,6 +93,7 @@ fn judge_growth(report: &Report) -> impl Iterator<Item = Verdict> {
     };
     let pairs = [
         (("list-500", "crimux"), ("list-5000", "crimux"), 10.0),
+        (("one-pod-110", "crimux over 4"), ("one-pod-1000", "crimux over 4"), 1.2),
         (("fan-out-5000", "crimux over 2"), ("fan-out-5000", "crimux over 8"), 1.0),
     ];
     pairs.into_iter().filter_map(move |(few, many, target)| {

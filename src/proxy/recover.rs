@@ -130,7 +130,7 @@ impl ProxyState {
         if is_default && self.config().cgroup_driver.is_none() && backend.last.lacks(Rpc::RuntimeConfig) {
             tracing::warn!(
                 backend = %backend.name,
-                "does not tell its cgroup driver: kubelet uses its own cgroupDriver, and from 1.38 on it needs cgroup_driver here"
+                "backend does not tell its cgroup driver: kubelet uses its own cgroupDriver, and from 1.38 on it needs cgroup_driver here"
             );
         }
     }

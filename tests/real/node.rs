@@ -16,6 +16,7 @@ use testkit::bed::{Bed, skipped};
 
 mod chaos;
 mod identity;
+mod migration;
 mod reach;
 
 /// The script that does the work.
@@ -53,6 +54,11 @@ type Seen = (String, String);
 impl Node {
     /// A node with these feature gates (`A=true,B=false`), or `None` after a loud skip.
     fn up_or_skip(features: &str) -> Option<Self> {
+        Self::up_over("", features)
+    }
+
+    /// The same over other backends (`NAME:RUNTIME@VERSION ...`); none for those of [`CLASSES`].
+    fn up_over(backends: &str, features: &str) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if std::env::var_os("CRIMUX_NODE").is_none_or(|value| value != "1") {
             skipped("a Kubernetes node was not asked for (./dev/test node, or CRIMUX_NODE=1)");
@@ -68,6 +74,7 @@ impl Node {
         let said = directory.with_extension("err");
         let mut holder = command(&directory, &["hold"])
             .env("NODE_FEATURES", features)
+            .env("NODE_BACKENDS", backends)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&said).unwrap())

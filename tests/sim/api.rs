@@ -232,9 +232,12 @@ async fn checkpoints_and_pod_resources_go_to_the_owner_with_the_same_bytes() {
     for (method, mut request) in calls {
         // A field that nobody knows yet.
         request.extend([0xfa, 0x3f, 3, b'n', b'e', b'w']);
-        let reply = crimux.client().raw(&runtime(method), &[], request.clone()).await.unwrap();
+        // A memory image takes minutes: kubelet's deadline decides, and no timeout of crimux.
+        let minutes = [("grpc-timeout", "600S")];
+        let reply = crimux.client().raw(&runtime(method), &minutes, request.clone()).await.unwrap();
         assert_eq!(reply.code(), Code::Ok, "{method}: {:?}", reply.status());
         assert_eq!(b.calls(method)[0].message, request, "{method}");
+        assert_eq!(b.calls(method)[0].header("grpc-timeout"), Some("600S"), "{method}");
         assert_eq!(a.calls(method).len(), 0, "{method}");
     }
     assert_eq!(b.state().checkpoints, [container.location, pod.output_path]);

@@ -29,6 +29,7 @@ mod load;
 mod lock;
 mod marks;
 mod pair;
+mod positions;
 mod queue;
 mod shared;
 mod state;

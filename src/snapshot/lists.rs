@@ -14,6 +14,7 @@ use bytes::Bytes;
 use super::changes::{self, Change, Op, Overlay};
 use super::filter::{Filter, item_id};
 use super::pair::{ListBytes, Pair, PodListSync, is_same_slice};
+use super::positions::Positions;
 use super::{ListKind, Revision, image_name};
 use crate::cri::LIST_ITEMS;
 use crate::wire;
@@ -31,6 +32,8 @@ pub(super) struct Lists {
     removed_images: Vec<Change>,
     composed_sandboxes: Option<Bytes>,
     composed_containers: Option<Bytes>,
+    /// Of the composed sandboxes and containers, once one of them was looked for.
+    positions: [Option<Positions>; 2],
 }
 
 #[derive(Debug, Default)]
@@ -163,6 +166,13 @@ impl Lists {
         if kind == ListKind::Sandboxes { self.sandboxes() } else { self.containers() }
     }
 
+    /// Returns one sandbox or container as it is listed.
+    pub(super) fn item(&mut self, kind: ListKind, id: &str) -> Option<&[u8]> {
+        let list = self.visited(kind);
+        let positions = &mut self.positions[usize::from(kind == ListKind::Containers)];
+        positions.get_or_insert_with(|| Positions::new(list)).item(id)
+    }
+
     fn sandboxes(&mut self) -> Bytes {
         if let Some(composed) = &self.composed_sandboxes {
             return composed.clone();
@@ -250,6 +260,7 @@ impl Lists {
     fn forget_composed(&mut self) {
         self.composed_sandboxes = None;
         self.composed_containers = None;
+        self.positions = [None, None];
     }
 
     /// Returns the lists as they are saved: sandboxes and containers, images, container and sandbox stats.

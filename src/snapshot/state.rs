@@ -11,7 +11,6 @@ use bytes::Bytes;
 use super::changes::{Change, Op};
 use super::facts::Fact;
 use super::file::{SavedBackend, SavedReply, SavedStatus};
-use super::filter::Filter;
 use super::fingerprint::fingerprint;
 use super::instance::{Instance, Life};
 use super::items::{ContainerFacts, container_items, enum_value, sandbox_items};
@@ -244,16 +243,20 @@ impl State {
     }
 
     fn news(&mut self, kind: ListKind, reply: &[u8]) -> Result<Vec<(String, Bytes)>, WireError> {
-        let list = self.lists.visited(kind);
-        let known: std::collections::HashMap<&str, i32> = states(kind, &list).map_while(Result::ok).collect();
         let mut news = Vec::new();
-        for (item, state) in wire::items(reply, LIST_ITEMS).zip(states(kind, reply)) {
-            let (item, (id, state)) = (item?, state?);
-            if known.get(id) != Some(&state) {
+        for item in wire::items(reply, LIST_ITEMS) {
+            let item = item?;
+            let (id, state) = id_and_state(kind, item)?;
+            if self.state_of(kind, id) != Some(state) {
                 news.push((id.to_owned(), Bytes::copy_from_slice(item)));
             }
         }
         Ok(news)
+    }
+
+    /// Returns the state of a sandbox or container that was heard of.
+    fn state_of(&mut self, kind: ListKind, id: &str) -> Option<i32> {
+        Some(id_and_state(kind, self.lists.item(kind, id)?).ok()?.1)
     }
 
     /// Returns the remembered status of `id` if the lists agree with it.
@@ -294,9 +297,7 @@ impl State {
             StatusKind::Sandbox => ListKind::Sandboxes,
             StatusKind::Container => ListKind::Containers,
         };
-        let list = self.lists.list(list_kind, &Filter::default())?;
-        let mut states = states(list_kind, &list).map_while(Result::ok);
-        states.find(|(listed, _)| *listed == id).map(|(_, state)| state)
+        if self.lists.known() { self.state_of(list_kind, id) } else { None }
     }
 
     /// Remembers what is known of the whole backend under this key; returns whether it is new.
@@ -411,11 +412,8 @@ pub(super) fn unshared(mut op: Op) -> Op {
     op
 }
 
-/// Iterates over the IDs and states of a list.
-fn states(kind: ListKind, list: &[u8]) -> impl Iterator<Item = Result<(&str, i32), WireError>> {
+/// Reads the ID and the state of an item of a list.
+fn id_and_state(kind: ListKind, item: &[u8]) -> Result<(&str, i32), WireError> {
     let number = if kind == ListKind::Sandboxes { field!(PodSandbox.state) } else { field!(Container.state) };
-    wire::items(list, LIST_ITEMS).map(move |item| {
-        let item = item?;
-        Ok((wire::peek_str(item, &[ITEM_ID])?, enum_value(wire::peek_varint(item, &[number])?)))
-    })
+    Ok((wire::peek_str(item, &[ITEM_ID])?, enum_value(wire::peek_varint(item, &[number])?)))
 }

@@ -166,6 +166,42 @@ async fn every_policy_holds_after_restarts_of_crimux_and_of_kubelet() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_kubelet_starts_containers_of_one_runtime_while_the_other_is_down() {
+    let Some(bed) = world::bed() else { return };
+    let crimux = world::crimux(&bed, &HANDLERS).await;
+    let before = kubelet(&bed, &crimux).await;
+    let (mut a, mut b) = (pod(&bed, &crimux, "a", "runc").await, pod(&bed, &crimux, "b", "crun").await);
+    for pod in [&mut a, &mut b] {
+        assert!(pod.start(&bed, &before, BUSYBOX, Policy::IfNotPresent).await.unwrap());
+    }
+    let mut crimux = Some(crimux);
+    for (down, up) in [("b", &mut a), ("a", &mut b)] {
+        tokio::task::block_in_place(|| bed.kill(down).unwrap());
+        // Once with the crimux that saw it go, once with one that has never reached it.
+        for _ in ["old", "new"] {
+            let running = crimux.take().unwrap();
+            see_again(&mut up.config);
+            let after = kubelet(&bed, &running).await;
+            for policy in [Policy::Never, Policy::IfNotPresent, Policy::Always] {
+                let pulled = up.start(&bed, &after, BUSYBOX, policy).await.unwrap();
+                assert_eq!(pulled, policy == Policy::Always, "{policy:?} with {down} down");
+            }
+            running.process.kill().unwrap();
+            drop(running);
+            crimux = Some(world::crimux(&bed, &HANDLERS).await);
+        }
+        tokio::task::block_in_place(|| bed.restart(down).unwrap());
+        let mut own = world::dial(&bed, &crimux.as_ref().unwrap().socket).await;
+        eventually("the backend is asked again", async || {
+            let handler = if down == "a" { "runc" } else { "crun" };
+            let config = own.config(&format!("again-{down}"));
+            own.sandbox(&config, handler).await.ok()
+        })
+        .await;
+    }
+}
+
 /// Users of the private registry, by the backend that pulls with their credentials.
 const USERS: [(&str, &str, &str); 2] = [("a", "alice", "wonderland"), ("b", "bob", "builder")];
 

@@ -270,10 +270,10 @@ mod tests {
         KnownInstance { life: Life::Removed, ..known(id, name, endpoint) }
     }
 
-    fn plan(
-        known: &[KnownInstance],
-        wanted: &[(&str, &str)],
-    ) -> (Vec<(Option<u64>, Meaning)>, Vec<(u64, String)>) {
+    /// The instance and the meaning of each backend of the file, and ID and label of each that is removed.
+    type Planned = (Vec<(Option<u64>, Meaning)>, Vec<(u64, String)>);
+
+    fn plan(known: &[KnownInstance], wanted: &[(&str, &str)]) -> Planned {
         let wanted: Vec<_> = wanted
             .iter()
             .map(|(name, endpoint)| Wanted { name: (*name).into(), endpoint: (*endpoint).into() })

@@ -292,102 +292,129 @@ async fn a_start_awaits_every_backend_that_is_neither_known_nor_optional() {
     eventually(SOON, async || listed(&crimux).await.is_ok_and(|all| all.len() == 3)).await;
 }
 
-/// One random life of a node: edits of the file by reload, TERM or KILL, outages, creations and removals.
-async fn life(seed: u64, steps: usize) {
-    let mut random = fastrand::Rng::with_seed(seed);
-    let runtimes = [
-        SimRuntime::builder("a").start().await,
-        SimRuntime::builder("b").start().await,
-        SimRuntime::builder("c").start().await,
-    ];
-    const NAMES: [&str; 4] = ["w", "x", "y", "z"];
-    let mut file: BTreeMap<&str, usize> = BTreeMap::from([("w", 0), ("x", 1)]);
-    let yaml = |dir: &tempfile::TempDir, file: &BTreeMap<&str, usize>| {
-        let backends: Vec<_> = file.iter().map(|(name, at)| (*name, &runtimes[*at])).collect();
-        config(dir, &backends, "")
-    };
-    let dir = tempfile::tempdir().unwrap();
-    let first = yaml(&dir, &file);
-    let mut crimux = Crimux::start_in(dir, &first);
-    crimux.wait_ready().await;
-    let mut made: BTreeMap<String, usize> = BTreeMap::new();
-    let mut down = [false; 3];
-    let mut story = vec![format!("seed {seed}: {file:?}")];
-    for step in 0..steps {
-        match random.usize(..10) {
-            0..=3 => {
-                let mut order: Vec<usize> = (0..3).collect();
-                random.shuffle(&mut order);
-                file = order[..random.usize(1..=3)]
-                    .iter()
-                    .map(|at| (*random.choice(&NAMES).unwrap(), *at))
-                    .collect();
-                let text = yaml(&crimux.dir, &file);
-                crimux.rewrite(&text);
-                match random.usize(..4) {
-                    0 => crimux.restart().await,
-                    1 => crimux.kill_and_start().await,
-                    _ => drop(reload(&crimux, &text).await),
-                }
-                story.push(format!("{file:?}"));
-            }
-            4 => {
-                let at = random.usize(..3);
-                if down[at] {
-                    runtimes[at].start_again().await
-                } else {
-                    runtimes[at].stop().await
-                }
-                down[at] = !down[at];
-                story.push(format!("runtime {at} is {}", if down[at] { "down" } else { "up" }));
-            }
-            5 if !made.is_empty() => {
-                let id = random.choice(made.keys()).unwrap().clone();
-                let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.clone() };
-                let removed = crimux.client().runtime().remove_pod_sandbox(request).await;
-                story.push(format!(
-                    "removal of {} of {}: {:?}",
-                    &id[..8],
-                    made[&id],
-                    removed.as_ref().err().map(tonic::Status::code)
-                ));
-                if removed.is_ok() {
-                    let at = made.remove(&id).unwrap();
-                    assert!(!pods(&runtimes[at]).contains(&id), "a false OK: {story:#?}\n{}", crimux.log());
-                }
-            }
-            _ => {
-                let name = *random.choice(file.keys()).unwrap();
-                let pod = sandbox_config(&format!("p{step}")).run(name);
-                if let Ok(reply) = crimux.client().runtime().run_pod_sandbox(pod).await {
-                    let id = reply.into_inner().pod_sandbox_id;
-                    let at = runtimes.iter().position(|runtime| pods(runtime).contains(&id)).unwrap();
-                    story.push(format!("{} on {at} by {name}", &id[..8]));
-                    made.insert(id, at);
-                }
-            }
+/// The names that backends have in the file, at one time or another.
+const NAMES: [&str; 4] = ["w", "x", "y", "z"];
+
+/// A node that lives at random: edits of the file by reload, TERM or KILL, outages, creations and removals.
+struct Life {
+    random: fastrand::Rng,
+    runtimes: [SimRuntime; 3],
+    down: [bool; 3],
+    /// The runtime of each name in the file.
+    file: BTreeMap<&'static str, usize>,
+    crimux: Crimux,
+    /// The runtime of each pod that was acknowledged.
+    made: BTreeMap<String, usize>,
+    story: Vec<String>,
+}
+
+impl Life {
+    async fn begin(seed: u64) -> Self {
+        let runtimes = [
+            SimRuntime::builder("a").start().await,
+            SimRuntime::builder("b").start().await,
+            SimRuntime::builder("c").start().await,
+        ];
+        let file = BTreeMap::from([("w", 0), ("x", 1)]);
+        let dir = tempfile::tempdir().unwrap();
+        let yaml = yaml(&dir, &file, &runtimes);
+        let crimux = Crimux::start_in(dir, &yaml);
+        crimux.wait_ready().await;
+        let (random, story) = (fastrand::Rng::with_seed(seed), vec![format!("seed {seed}: {file:?}")]);
+        Self { random, runtimes, down: [false; 3], file, crimux, made: BTreeMap::new(), story }
+    }
+
+    async fn step(&mut self, step: usize) {
+        match self.random.usize(..10) {
+            0..=3 => self.edit().await,
+            4 => self.toggle().await,
+            5 if !self.made.is_empty() => self.remove().await,
+            _ => self.create(step).await,
         }
+        self.judge().await;
+    }
+
+    async fn edit(&mut self) {
+        let mut order: Vec<usize> = (0..3).collect();
+        self.random.shuffle(&mut order);
+        let kept = &order[..self.random.usize(1..=3)];
+        self.file = kept.iter().map(|at| (*self.random.choice(&NAMES).unwrap(), *at)).collect();
+        let text = yaml(&self.crimux.dir, &self.file, &self.runtimes);
+        self.crimux.rewrite(&text);
+        match self.random.usize(..4) {
+            0 => self.crimux.restart().await,
+            1 => self.crimux.kill_and_start().await,
+            _ => drop(reload(&self.crimux, &text).await),
+        }
+        self.story.push(format!("{:?}", self.file));
+    }
+
+    async fn toggle(&mut self) {
+        let at = self.random.usize(..3);
+        if self.down[at] {
+            self.runtimes[at].start_again().await;
+        } else {
+            self.runtimes[at].stop().await;
+        }
+        self.down[at] = !self.down[at];
+        self.story.push(format!("runtime {at} is {}", if self.down[at] { "down" } else { "up" }));
+    }
+
+    async fn remove(&mut self) {
+        let id = self.random.choice(self.made.keys()).unwrap().clone();
+        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.clone() };
+        let removed = self.crimux.client().runtime().remove_pod_sandbox(request).await;
+        let code = removed.as_ref().err().map(tonic::Status::code);
+        self.story.push(format!("removal of {} of {}: {code:?}", &id[..8], self.made[&id]));
+        if removed.is_ok() {
+            let at = self.made.remove(&id).unwrap();
+            let gone = !pods(&self.runtimes[at]).contains(&id);
+            assert!(gone, "a false OK: {:#?}\n{}", self.story, self.crimux.log());
+        }
+    }
+
+    async fn create(&mut self, step: usize) {
+        let name = *self.random.choice(self.file.keys()).unwrap();
+        let pod = sandbox_config(&format!("p{step}")).run(name);
+        if let Ok(reply) = self.crimux.client().runtime().run_pod_sandbox(pod).await {
+            let id = reply.into_inner().pod_sandbox_id;
+            let at = self.runtimes.iter().position(|runtime| pods(runtime).contains(&id)).unwrap();
+            self.story.push(format!("{} on {at} by {name}", &id[..8]));
+            self.made.insert(id, at);
+        }
+    }
+
+    /// What is listed is every pod, once, and no call for one is denied.
+    async fn judge(&self) {
+        let Self { crimux, made, story, .. } = self;
         eventually(SOON, async || crimux.socket().exists() && crimux.get("/healthz").await.is_some()).await;
-        if let Ok(listed) = listed(&crimux).await {
+        if let Ok(listed) = listed(crimux).await {
             let expected: Vec<_> = made.keys().cloned().collect();
             assert_eq!(listed, expected, "{story:#?}\n{}", crimux.log());
         }
-        for (id, at) in &made {
-            let code = status(&crimux, id).await;
+        for (id, at) in made {
+            let code = status(crimux, id).await;
             let right = code == Code::Unavailable || code == Code::Ok;
             assert!(right, "{code:?} for {} on {at}: {story:#?}\n{}", &id[..8], crimux.log());
         }
     }
-    for at in 0..3 {
-        if down[at] {
-            runtimes[at].start_again().await;
+
+    /// With every runtime up again every pod is listed and reached.
+    async fn end(self) {
+        for at in (0..3).filter(|at| self.down[*at]) {
+            self.runtimes[at].start_again().await;
+        }
+        let expected: Vec<_> = self.made.keys().cloned().collect();
+        eventually(SOON, async || listed(&self.crimux).await.as_ref() == Ok(&expected)).await;
+        for id in self.made.keys() {
+            eventually(SOON, async || status(&self.crimux, id).await == Code::Ok).await;
         }
     }
-    let expected: Vec<_> = made.keys().cloned().collect();
-    eventually(SOON, async || listed(&crimux).await.as_ref() == Ok(&expected)).await;
-    for id in made.keys() {
-        eventually(SOON, async || status(&crimux, id).await == Code::Ok).await;
-    }
+}
+
+fn yaml(dir: &tempfile::TempDir, file: &BTreeMap<&str, usize>, runtimes: &[SimRuntime; 3]) -> String {
+    let backends: Vec<_> = file.iter().map(|(name, at)| (*name, &runtimes[*at])).collect();
+    config(dir, &backends, "")
 }
 
 /// `CRIMUX_IDENTITY_LIVES` and `CRIMUX_IDENTITY_SEED` make it longer, or one life again (`dev/identity`).
@@ -397,6 +424,10 @@ async fn whatever_is_edited_restarted_and_lost_every_pod_is_listed_once_and_call
     let (lives, seed) =
         (number("CRIMUX_IDENTITY_LIVES").unwrap_or(6), number("CRIMUX_IDENTITY_SEED").unwrap_or(1));
     for seed in seed..seed + lives {
-        Box::pin(life(seed, 12)).await;
+        let mut life = Life::begin(seed).await;
+        for step in 0..12 {
+            Box::pin(life.step(step)).await;
+        }
+        life.end().await;
     }
 }

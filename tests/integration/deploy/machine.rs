@@ -53,6 +53,7 @@ impl Machine {
         BufReader::new(keeper.stdout.as_mut().unwrap()).read_line(&mut said).unwrap();
         let Some(pid) = said.trim().strip_prefix("ready ") else {
             keeper.stderr.as_mut().unwrap().read_to_string(&mut said).unwrap();
+            keeper.wait().unwrap();
             testkit::bed::skipped(said.trim());
             return None;
         };

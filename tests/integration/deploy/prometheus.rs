@@ -1,6 +1,7 @@
 //! Rules and dashboard: valid, tested by promtool, and about metrics and runbook sections that exist.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::path::Path;
 
 use serde_yaml::Value;
@@ -87,7 +88,7 @@ fn the_rules_pass_their_own_tests() {
 fn fleet(nodes: u32) -> String {
     let mut series = String::new();
     let mut add = |name: &str, labels: String, values: &str| {
-        series += &format!("      - series: '{name}{{{labels}}}'\n        values: {values}\n");
+        writeln!(series, "      - series: '{name}{{{labels}}}'\n        values: {values}").unwrap();
     };
     for node in 0..nodes {
         let instance = format!("instance=\"n{node}\"");

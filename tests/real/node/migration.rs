@@ -57,7 +57,8 @@ fn a_node_on_an_old_containerd_becomes_one_on_a_new_containerd_without_losing_a_
     edit(&node, |yaml| {
         let is_old =
             |line: &&str| !line.starts_with("  old: { endpoint") && !line.starts_with("cgroup_driver");
-        yaml.lines().filter(is_old).map(|line| format!("{line}\n")).collect()
+        let kept: Vec<_> = yaml.lines().filter(is_old).collect();
+        kept.join("\n") + "\n"
     });
     node.run(&["kill", "old"]);
     node.run(&["start-kubelet"]);

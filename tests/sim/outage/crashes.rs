@@ -12,6 +12,7 @@ use testkit::Client;
 use testkit::client::sandbox_config;
 use testkit::cri::{RemoveContainerRequest, RemovePodSandboxRequest};
 use testkit::runtime::{Fault, SimRuntime};
+use tokio::process::Child;
 
 use super::state::snapshot_holds;
 use super::strace::{held, strace};
@@ -82,30 +83,7 @@ async fn cut_off(deed: Deed, point: Point) {
     testkit::eventually(SOON, async || snapshot_holds(&state, &made)).await;
     let before = ids(&world.b);
     let victim = world.b.state().sandboxes().find(|sandbox| !sandbox.ready).unwrap().id.clone();
-    let strace = match point {
-        Point::Sent => {
-            world.b.freeze();
-            None
-        }
-        Point::Arrived => {
-            world.b.fault(deed.method(), Fault::Hang);
-            None
-        }
-        Point::Done => {
-            world.b.fault(deed.method(), Fault::HangReply);
-            None
-        }
-        Point::Answered | Point::Noted => {
-            let when = if point == Point::Answered { "delay_enter" } else { "delay_exit" };
-            let inject = format!("inject=write:{when}={HOLD}:when=1");
-            let journals = journals(&state);
-            let mut options = vec!["-e", "trace=write", "-e", &inject];
-            options.extend(journals.iter().flat_map(|journal| ["-P", journal]));
-            let trace = world.crimux.dir.path().join("trace");
-            let Some(strace) = strace(&world.crimux, &trace, &options).await else { return };
-            Some(strace)
-        }
-    };
+    let Ok(strace) = hold_at(&world, deed, point, &state).await else { return };
     let called = world.b.calls(deed.method()).len();
     let call = tokio::spawn(deed.call(world.client.clone(), victim.clone()));
     arrive(&world, deed, point, called, &before).await;
@@ -155,6 +133,25 @@ async fn cut_off(deed: Deed, point: Point) {
     assert!(!containers(&world.client, None).await.unwrap().contains(&removed), "{deed:?} {point:?}");
     world.b.start_again().await;
     testkit::eventually(SOON, async || sandboxes(&world.client, None).await.unwrap() == all).await;
+}
+
+/// Makes the call stop there. At the journal a tracer holds crimux itself; an error if there is no tracer.
+async fn hold_at(world: &World, deed: Deed, point: Point, state: &Path) -> Result<Option<Child>, ()> {
+    match point {
+        Point::Sent => world.b.freeze(),
+        Point::Arrived => world.b.fault(deed.method(), Fault::Hang),
+        Point::Done => world.b.fault(deed.method(), Fault::HangReply),
+        Point::Answered | Point::Noted => {
+            let when = if point == Point::Answered { "delay_enter" } else { "delay_exit" };
+            let inject = format!("inject=write:{when}={HOLD}:when=1");
+            let journals = journals(state);
+            let mut options = vec!["-e", "trace=write", "-e", &inject];
+            options.extend(journals.iter().flat_map(|journal| ["-P", journal]));
+            let trace = world.crimux.dir.path().join("trace");
+            return strace(&world.crimux, &trace, &options).await.map(Some).ok_or(());
+        }
+    }
+    Ok(None)
 }
 
 /// Waits until the call stands where crimux is to be killed.

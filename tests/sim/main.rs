@@ -22,6 +22,7 @@ mod forward;
 mod identity;
 mod images;
 mod images_property;
+mod journal;
 mod left_out;
 mod lists;
 mod malformed;

@@ -1,0 +1,77 @@
+//! The log: each line has its subject, and a connection that crimux ended itself is no outage.
+
+use testkit::client::sandbox_config;
+use testkit::runtime::SimRuntime;
+use testkit::{cri, eventually};
+
+use crate::support::{Crimux, SOON};
+
+async fn two() -> (SimRuntime, SimRuntime, Crimux) {
+    let a = SimRuntime::builder("a").handlers(["a"]).sandboxes(2, 2).start().await;
+    let b = SimRuntime::builder("b").handlers(["b"]).sandboxes(2, 2).start().await;
+    let crimux = Crimux::start(&[("a", &a), ("b", &b)]).await;
+    (a, b, crimux)
+}
+
+fn lines(crimux: &Crimux, part: &str) -> Vec<String> {
+    crimux.log().lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
+}
+
+async fn list(crimux: &Crimux) {
+    let request = cri::ListPodSandboxRequest::default();
+    let listed = crimux.client().runtime().list_pod_sandbox(request).await.unwrap().into_inner();
+    assert_eq!(listed.items.len(), 4);
+}
+
+#[tokio::test]
+async fn a_backend_that_answers_in_time_again_is_said_to() {
+    let (_a, b, crimux) = two().await;
+    b.freeze();
+    list(&crimux).await;
+    assert_eq!(lines(&crimux, "backend is late").len(), 1);
+    b.thaw();
+    eventually(SOON, async || !lines(&crimux, "backend answers in time again").is_empty()).await;
+    assert!(lines(&crimux, "backend answers in time again")[0].contains("backend=b"));
+}
+
+#[tokio::test]
+async fn a_refused_sandbox_is_one_warning_with_its_pod_and_the_reason() {
+    let (_a, b, crimux) = two().await;
+    let run = async |handler: &str| {
+        crimux.client().runtime().run_pod_sandbox(sandbox_config("web").run(handler)).await.unwrap_err()
+    };
+    run("nowhere").await;
+    let said = lines(&crimux, "sandbox refused");
+    assert_eq!(said.len(), 1, "{said:?}");
+    for part in [" WARN ", "name=\"web\"", "uid=\"uid-web\"", "handler=\"nowhere\"", "reason="] {
+        assert!(said[0].contains(part), "{part}: {said:?}");
+    }
+    b.stop().await;
+    eventually(SOON, async || crimux.metric("crimux_backend_up{backend=\"b\"}").await == Some(0.0)).await;
+    run("b").await;
+    let said = lines(&crimux, "sandbox refused");
+    assert!(said.len() == 2 && said[1].contains("is down"), "{said:?}");
+}
+
+#[tokio::test]
+async fn a_restarted_crimux_counts_the_pods_of_a_backend_once() {
+    let (_a, _b, mut crimux) = two().await;
+    list(&crimux).await;
+    crimux.restart().await;
+    eventually(SOON, async || !lines(&crimux, "backend is up backend=b").is_empty()).await;
+    for said in lines(&crimux, "backend is up backend=b") {
+        assert!(said.contains("sandboxes=2 containers=2"), "{said}");
+    }
+}
+
+#[tokio::test]
+async fn a_backend_that_was_taken_out_of_the_file_is_not_called_down() {
+    let a = SimRuntime::builder("a").handlers(["a"]).sandboxes(2, 2).start().await;
+    let b = SimRuntime::builder("b").handlers(["b"]).start().await;
+    let crimux = Crimux::start(&[("a", &a), ("b", &b)]).await;
+    let without = crate::support::config(&crimux.dir, &[("a", &a)], "");
+    crimux.rewrite(&without);
+    crimux.signal(nix::sys::signal::Signal::SIGHUP);
+    eventually(SOON, async || crimux.metric("crimux_backend_up{backend=\"b\"}").await.is_none()).await;
+    assert_eq!(lines(&crimux, "backend is down"), [""; 0]);
+}

@@ -258,6 +258,8 @@ impl fmt::Display for Removal {
 }
 
 #[cfg(test)]
+mod lives;
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -14,6 +14,7 @@ use crate::cri::VersionResponse;
 use crate::method::Rpc;
 use crate::metrics::BackendSample;
 use crate::proxy::ProxyState;
+use crate::snapshot::Life;
 
 pub(super) async fn scrape(State(state): State<Arc<AdminState>>) -> Response {
     refresh(&state.node);
@@ -37,6 +38,7 @@ fn sample<'a>(node: &ProxyState, backend: &'a Backend) -> BackendSample<'a> {
         state: node.state(backend).word(),
         up: backend.is_up(),
         draining: backend.last.drained(),
+        configured: backend.last.instance().life != Life::Removed,
         in_flight: backend.in_flight(),
         runtime: version.map(|version| (version.runtime_name, version.runtime_version)),
         list_age: backend.last.age(),

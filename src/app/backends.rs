@@ -140,6 +140,10 @@ impl Backends {
             }
             (Meaning::Elsewhere { .. }, Some(last)) => {
                 let life = if last.known() { joins } else { Life::Member };
+                if last.instance().life == Life::Removed {
+                    // An old drain does not come back unasked.
+                    last.set_drained(false);
+                }
                 let instance = Instance {
                     name: name.clone(),
                     endpoint,
@@ -203,6 +207,8 @@ impl Backends {
         for (id, last) in listed {
             let old = last.moved_from().and_then(|old| self.node.snapshot.get(old));
             let known = old.as_ref().map(|old| old.heard_ids()).unwrap_or_default();
+            // One that was taken back meanwhile is a backend of its own: two names for one runtime.
+            let old = old.filter(|old| old.instance().life == Life::Removed);
             match old.filter(|_| !known.is_disjoint(&last.heard_ids())) {
                 Some(old) => self.become_one(id, &last, &old),
                 None => self.become_another(&last),

@@ -30,6 +30,13 @@ pub(super) async fn compare(config: &Config, text: &Text) -> Vec<Finding> {
         Finding::new(Grade::Warning, key, text)
     });
     let mut findings: Vec<_> = restart.chain(prefix(config, &running, &status)).collect();
+    let removed = status.backends.iter().filter(|backend| !backend.configured && backend.sandboxes > 0);
+    findings.extend(removed.map(|backend| {
+        let pods =
+            if backend.sandboxes == 1 { "1 pod".to_owned() } else { format!("{} pods", backend.sandboxes) };
+        let text = format!("not configured, {pods} on it; it is served until it owns nothing");
+        Finding::new(Grade::Note, backend.name.as_str(), text)
+    }));
     if let Ok(planned) = reload::plan_of(&client, text).await {
         findings.extend(changes(&planned));
     }

@@ -20,6 +20,8 @@ pub struct BackendSample<'a> {
     pub up: bool,
     /// Whether it takes no new sandboxes.
     pub draining: bool,
+    /// Whether the configuration names it; false while it is kept for what it owns.
+    pub configured: bool,
     /// Calls that wait for it now.
     pub in_flight: usize,
     /// Name and version from its last `Version` reply; `None` before the first.
@@ -38,6 +40,7 @@ pub(super) struct BackendGauges {
     up: IntGaugeVec,
     state: IntGaugeVec,
     draining: IntGaugeVec,
+    configured: IntGaugeVec,
     info: IntGaugeVec,
     list_age: GaugeVec,
     owned_ids: IntGaugeVec,
@@ -53,6 +56,11 @@ impl BackendGauges {
             draining: make.gauges(
                 "backend_draining",
                 "Whether the backend takes no new sandboxes.",
+                &["backend"],
+            )?,
+            configured: make.gauges(
+                "backend_configured",
+                "Whether the configuration names the backend.",
                 &["backend"],
             )?,
             info: make.gauges("backend_info", "Name and version of the backend's runtime.", &info)?,
@@ -76,6 +84,7 @@ impl BackendGauges {
         set(&self.in_flight, count(sample.in_flight));
         set(&self.up, i64::from(sample.up));
         set(&self.draining, i64::from(sample.draining));
+        set(&self.configured, i64::from(sample.configured));
         for state in STATES {
             self.state.with_label_values(&[name, state]).set(i64::from(state == sample.state));
         }
@@ -98,7 +107,7 @@ impl BackendGauges {
         for kind in ["sandbox", "container"] {
             self.owned_ids.remove_label_values(&[backend, kind]).ok();
         }
-        for gauges in [&self.in_flight, &self.up, &self.draining] {
+        for gauges in [&self.in_flight, &self.up, &self.draining, &self.configured] {
             gauges.remove_label_values(&[backend]).ok();
         }
         self.list_age.remove_label_values(&[backend]).ok();

@@ -154,10 +154,15 @@ impl ProxyState {
     pub fn known(&self) -> Vec<KnownInstance> {
         let known = |instance: Instance| {
             let Instance { id, name, endpoint, life, .. } = instance;
-            let (pods, containers) = self.router.owners.count(id);
-            let awaited =
-                life == Life::Member && self.snapshot.get(id).is_some_and(|last_known| !last_known.known());
-            let busy = self.backend(id).is_ok_and(|backend| backend.in_flight() > 0);
+            let last_known = self.snapshot.get(id);
+            let backend = self.backend(id).ok();
+            let (pods, containers) = match (&backend, &last_known) {
+                // At a start owners are learnt once it is decided who runs.
+                (None, Some(last_known)) => last_known.count(),
+                _ => self.router.owners.count(id),
+            };
+            let awaited = life == Life::Member && last_known.is_some_and(|last_known| !last_known.known());
+            let busy = backend.is_some_and(|backend| backend.in_flight() > 0);
             KnownInstance { id, name, endpoint, life, pods, holds: pods + containers > 0 || awaited || busy }
         };
         self.snapshot.instances().into_iter().map(known).collect()

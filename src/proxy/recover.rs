@@ -44,9 +44,7 @@ impl ProxyState {
             backend.health.mark_late(Class::Lists);
         }
         // What it lists, not what is owned: owners of vanished objects are forgotten later.
-        let (mut sandboxes, mut containers) = (0, 0);
-        backend.last.for_each_sandbox(|_| sandboxes += 1);
-        backend.last.for_each_container(|_| containers += 1);
+        let (sandboxes, containers) = backend.last.count();
         tracing::info!(backend = %backend.name, sandboxes, containers, "backend is up");
     }
 

@@ -303,6 +303,14 @@ impl LastKnown {
         Some(self.without_foreign(kind, list))
     }
 
+    /// Counts the sandboxes and containers heard of that no other instance owns.
+    pub fn count(&self) -> (usize, usize) {
+        let (mut sandboxes, mut containers) = (0, 0);
+        self.for_each_sandbox(|_| sandboxes += 1);
+        self.for_each_container(|_| containers += 1);
+        (sandboxes, containers)
+    }
+
     /// Visits every sandbox heard of that no other instance owns, also while no list of them is known.
     pub fn for_each_sandbox(&self, mut visit: impl FnMut(SandboxRef<'_>)) {
         let list = self.lock().lists.visited(ListKind::Sandboxes);

@@ -2,8 +2,8 @@
 //!
 //! The order of its steps is the whole of crash safety: new journal, capture, write, rename, delete. It skips
 //! what would write the same facts again, since runtimes list and encode in random order, and lets stats and
-//! periodic replies wait for a minute, since they never say the same twice. The first lists of a backend are
-//! written at once.
+//! periodic replies wait for a quarter of an hour, since they never say the same twice. The first lists of a
+//! backend are written at once.
 
 use std::fs;
 use std::future::Future;
@@ -21,7 +21,7 @@ use super::{LastKnown, Snapshot};
 /// The least time between two snapshots.
 pub(super) const INTERVAL: Duration = Duration::from_secs(3);
 /// How long stats and replies alone wait for a snapshot.
-const MINOR_INTERVAL: Duration = Duration::from_secs(60);
+const MINOR_INTERVAL: Duration = Duration::from_secs(900);
 /// How long the end of the process waits for the last snapshot.
 const LAST_TIMEOUT: Duration = Duration::from_secs(10);
 /// A journal of this many bytes is reason enough for a snapshot.

@@ -1,15 +1,18 @@
 //! A backend is what answers, not what it is called: edits of the file while pods run.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use testkit::client::sandbox_config;
-use testkit::runtime::SimRuntime;
+use testkit::runtime::{Fault, SimRuntime};
 use testkit::{cri, eventually};
 use tonic::Code;
 
 use crate::cli::{check, on};
 use crate::support::{Crimux, SOON, config};
 
+/// How long a slow list takes: longer than crimux waits for it.
+const SLOW: Duration = Duration::from_millis(1500);
 const LIST: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
 
 /// Returns the IDs of all sandboxes, in order; the code if the list is refused.
@@ -147,6 +150,28 @@ async fn a_name_given_to_another_runtime_leaves_the_pods_of_the_old_one_listed_a
 }
 
 #[tokio::test]
+async fn a_name_given_to_another_runtime_while_crimux_is_down_leaves_no_pod_behind() {
+    let (a, b) = two().await;
+    let g = SimRuntime::builder("g").start().await;
+    let mut crimux = Crimux::start(&[("main", &a), ("b", &b)]).await;
+    let all = listed(&crimux).await.unwrap();
+    let made = crimux.client().runtime().run_pod_sandbox(sandbox_config("n").run("main")).await.unwrap();
+    let mut all = [all, vec![made.into_inner().pod_sandbox_id]].concat();
+    all.sort();
+    let given = config(&crimux.dir, &[("main", &g), ("b", &b)], "");
+    crimux.kill_and_start_with(&given).await;
+    crimux.wait_ready().await;
+    for _ in 0..3 {
+        assert_eq!(listed(&crimux).await, Ok(all.clone()), "{}", crimux.log());
+    }
+    for id in &all {
+        eventually(SOON, async || status(&crimux, id).await == Code::Ok).await;
+    }
+    eventually(SOON, async || crimux.log().contains("another runtime")).await;
+    assert_eq!(listed(&crimux).await, Ok(all));
+}
+
+#[tokio::test]
 async fn a_runtime_that_moved_to_another_socket_is_the_same_once_it_lists_what_it_had() {
     let (a, b) = two().await;
     let crimux = Crimux::start(&[("a", &a), ("b", &b)]).await;
@@ -181,9 +206,14 @@ async fn a_removed_backend_outlives_restarts_until_it_owns_nothing() {
             || said.contains("as it is"),
         "{said}"
     );
+    assert_eq!(crimux.metric("crimux_backend_configured{backend=\"a\"}").await, Some(1.0));
     b.stop().await;
     crimux.restart().await;
     crimux.wait_ready().await;
+    assert_eq!(crimux.metric("crimux_backend_configured{backend=\"b\"}").await, Some(0.0));
+    assert!(crimux.log().contains("not configured; kept until it owns nothing"), "{}", crimux.log());
+    let (_, said, _) = check(&crimux.dir.path().join("crimux.yaml"), &[], "").await;
+    assert!(said.contains("b: not configured, 1 pod on it"), "{said}");
     assert_eq!(listed(&crimux).await, Ok(all.clone()));
     assert_eq!(stop(&crimux, &of_b[0]).await, Code::Unavailable);
     let (_, text) = crimux.get("/v1/status").await.unwrap();
@@ -300,6 +330,8 @@ struct Life {
     random: fastrand::Rng,
     runtimes: [SimRuntime; 3],
     down: [bool; 3],
+    /// Whose lists take [`SLOW`].
+    slow: [bool; 3],
     /// The runtime of each name in the file.
     file: BTreeMap<&'static str, usize>,
     crimux: Crimux,
@@ -321,13 +353,23 @@ impl Life {
         let crimux = Crimux::start_in(dir, &yaml);
         crimux.wait_ready().await;
         let (random, story) = (fastrand::Rng::with_seed(seed), vec![format!("seed {seed}: {file:?}")]);
-        Self { random, runtimes, down: [false; 3], file, crimux, made: BTreeMap::new(), story }
+        Self {
+            random,
+            runtimes,
+            down: [false; 3],
+            slow: [false; 3],
+            file,
+            crimux,
+            made: BTreeMap::new(),
+            story,
+        }
     }
 
     async fn step(&mut self, step: usize) {
         match self.random.usize(..10) {
             0..=3 => self.edit().await,
             4 => self.toggle().await,
+            6 => self.slow(),
             5 if !self.made.is_empty() => self.remove().await,
             _ => self.create(step).await,
         }
@@ -358,6 +400,17 @@ impl Life {
         }
         self.down[at] = !self.down[at];
         self.story.push(format!("runtime {at} is {}", if self.down[at] { "down" } else { "up" }));
+    }
+
+    fn slow(&mut self) {
+        let at = self.random.usize(..3);
+        self.slow[at] = !self.slow[at];
+        self.runtimes[at].clear_faults();
+        for list in ["ListPodSandbox", "ListContainers"].into_iter().filter(|_| self.slow[at]) {
+            self.runtimes[at].fault(list, Fault::Delay(SLOW));
+        }
+        let how = if self.slow[at] { "slow" } else { "prompt" };
+        self.story.push(format!("lists of runtime {at} are {how}"));
     }
 
     async fn remove(&mut self) {
@@ -401,6 +454,7 @@ impl Life {
 
     /// With every runtime up again every pod is listed and reached.
     async fn end(self) {
+        self.runtimes.iter().for_each(SimRuntime::clear_faults);
         for at in (0..3).filter(|at| self.down[*at]) {
             self.runtimes[at].start_again().await;
         }

@@ -97,9 +97,9 @@ impl Backends {
         }
         if !removal.before {
             let pods = removal.pods;
-            tracing::warn!(backend = %removal.name, label = removal.label, pods, "removed; kept until it owns nothing");
+            tracing::warn!(backend = %removal.name, label = removal.label, pods, "backend removed; kept until it owns nothing");
         } else if !self.started && removal.pods > 0 {
-            tracing::warn!(backend = %removal.name, pods = removal.pods, "not configured; kept until it owns nothing");
+            tracing::warn!(backend = %removal.name, pods = removal.pods, "backend not configured; kept until it owns nothing");
         }
         let config = BackendConfig { max_list, ..instance.config.clone().unwrap_or_else(unreachable_config) };
         let name = removal.label.clone();
@@ -275,7 +275,7 @@ impl Backends {
             let ended = idle && member.hidden;
             member.hidden = idle;
             if ended {
-                tracing::info!(backend = %member.backend.name, "owns nothing any more and is gone");
+                tracing::info!(backend = %member.backend.name, "backend owns nothing any more and is gone");
                 member.drain.begin();
                 node.snapshot.end(*id);
                 node.router.owners.forget_all_of(*id);

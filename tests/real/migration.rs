@@ -310,7 +310,7 @@ async fn take_it_out(bed: &Bed, node: &mut Node<'_>, running: &Running) {
     Box::pin(recreate(node, &running.working, "runc", NEW)).await;
     assert!(!node.backend(OLD).is_null());
     Box::pin(recreate(node, &running.plain, "", NEW)).await;
-    let gone = "owns nothing any more and is gone backend=\"containerd\"";
+    let gone = "owns nothing any more and is gone backend=containerd";
     eventually("the old backend is gone", async || node.log().contains(gone).then_some(())).await;
     assert!(node.backend(OLD).is_null());
     // "then stop and uninstall the daemon"

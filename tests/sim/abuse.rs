@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use testkit::runtime::SimRuntime;
 use testkit::{Client, eventually};
+use tonic::Code;
 
 use crate::support::{Crimux, SOON};
 use hostile::{Hostile, LIST, frame, headers, request};
@@ -251,25 +252,71 @@ async fn frames_that_cost_more_than_they_carry_delay_nobody() {
 }
 
 #[tokio::test]
+async fn frames_that_carry_nothing_delay_nobody() {
+    let watched = Watched::start(1).await;
+    let open = headers(1, false, &request(LIST));
+    let floods = [
+        // A header block that never ends.
+        (frame(1, 0, 1, &request(LIST)), frame(9, 0, 1, &[])),
+        (open.clone(), frame(0, 0, 1, &[])),
+        // Padding alone.
+        (open.clone(), frame(0, 8, 1, &[255; 256])),
+        // A type that nobody knows.
+        (open, frame(0xfa, 0, 1, &[])),
+    ];
+    for (first, flood) in floods {
+        let (mut client, flood) = (watched.client().await, flood.repeat(2000));
+        client.send(&first).await;
+        let flooding = async {
+            loop {
+                client.send_and_read(&flood).await;
+            }
+        };
+        tokio::select! {
+            () = watched.assert_others_are_served() => {}
+            () = flooding => {}
+        }
+    }
+    watched.assert_given_back().await;
+}
+
+#[tokio::test]
 async fn streams_that_are_opened_and_reset_start_no_work() {
     let watched = Watched::start(1).await;
-    let mut client = watched.client().await;
-    let mut stream = 1;
-    let flooding = async {
-        loop {
-            let mut flood = Vec::new();
-            for _ in 0..500 {
-                flood.extend(headers(stream, false, &request(LIST)));
-                flood.extend(frame(3, 0, stream, &[0, 0, 0, 8]));
-                stream += 2;
+    // RST_STREAM, and a WINDOW_UPDATE that has crimux reset the stream.
+    for (kind, payload) in [(3, [0, 0, 0, 8]), (8, [0; 4])] {
+        let mut client = watched.client().await;
+        let mut stream = 1;
+        let flooding = async {
+            loop {
+                let mut flood = Vec::new();
+                for _ in 0..500 {
+                    flood.extend(headers(stream, false, &request(LIST)));
+                    flood.extend(frame(kind, 0, stream, &payload));
+                    stream += 2;
+                }
+                client.send_and_read(&flood).await;
             }
-            client.send_and_read(&flood).await;
+        };
+        tokio::select! {
+            () = watched.assert_others_are_served() => {}
+            () = flooding => {}
         }
-    };
-    tokio::select! {
-        () = watched.assert_others_are_served() => {}
-        () = flooding => {}
     }
-    drop(client);
     watched.assert_given_back().await;
+}
+
+#[tokio::test]
+async fn metadata_beyond_the_limit_fails_its_call_and_no_other() {
+    let watched = Watched::start(1).await;
+    let client = watched.crimux.client();
+    let long = "v".repeat(70_000);
+    let metadata = [("x-long", long.as_str())];
+    for _ in 0..20 {
+        let (good, refused) =
+            tokio::join!(client.raw(LIST, &[], Vec::new()), client.raw(LIST, &metadata, Vec::new()));
+        assert_eq!(good.unwrap().code(), Code::Ok);
+        assert_eq!(refused.unwrap().code(), Code::ResourceExhausted);
+    }
+    assert!(watched.reached("metadata_kib").await >= 20.0);
 }

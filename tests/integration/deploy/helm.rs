@@ -11,6 +11,8 @@ use super::{home, read, repository, text, tool};
 const CHART: &str = "deploy/helm/crimux";
 /// A Helm that was built from its module takes the cluster for a very old one.
 pub(crate) const KUBERNETES: &str = "1.37.0";
+/// A configuration whose metrics can be scraped.
+const OPEN: &str = "config=admin: { http: \"0.0.0.0:19440\" }";
 const IMAGE: [&str; 2] = ["--set", "image.repository=registry.test/crimux-node"];
 
 /// `helm VERB` on the chart with more arguments, or `None` without Helm.
@@ -94,6 +96,8 @@ fn what_a_cluster_may_lack_is_made_when_it_is_asked_for() {
         "podMonitor.enabled=true,prometheusRule.enabled=true,dashboard.enabled=true,networkPolicy.enabled=true",
         "--set",
         "runtimeClasses.gvisor.handler=gvisor,docs=https://docs.example/crimux/",
+        "--set-string",
+        OPEN,
     ];
     let Some(rendered) = rendered(&asked) else { return };
     let names = names(&rendered);
@@ -130,7 +134,9 @@ fn count(key: &str) -> usize {
 fn a_pool_has_a_configuration_of_its_own_on_nodes_that_no_other_pool_has() {
     let pools = [
         "--set-string",
-        "pools.gpu.config=default_backend: gpu",
+        "pools.gpu.config=admin: { http: \"10.0.0.1:1944\" }",
+        "--set-string",
+        OPEN,
         "--set",
         "nodeSelector.disk=ssd,podMonitor.enabled=true",
     ];
@@ -157,8 +163,37 @@ fn a_pool_has_a_configuration_of_its_own_on_nodes_that_no_other_pool_has() {
         let map = maps.iter().find(|map| map["metadata"]["name"] == name).unwrap();
         map["data"]["config.yaml"].as_str().unwrap().to_owned()
     };
-    assert_eq!(config(gpu).trim_end(), "default_backend: gpu");
+    assert_eq!(config(gpu).trim_end(), "admin: { http: \"10.0.0.1:1944\" }");
     assert_ne!(config(rest), config(gpu));
+    let port = |set: &Value| pod(set)["containers"][0]["ports"][0]["hostPort"].as_u64();
+    assert_eq!((port(gpu), port(rest)), (Some(1944), Some(19440)), "each has its own port");
+}
+
+#[test]
+fn ports_follow_admin_http_and_a_monitor_of_ports_that_nobody_reaches_is_refused() {
+    let ports = |http: &str| {
+        let config = format!("config=admin: {{ http: {http} }}");
+        let rendered = rendered(&["--set-string", &config])?;
+        let set = of_kind(&rendered, "DaemonSet")[0].clone();
+        Some(set["spec"]["template"]["spec"]["containers"][0]["ports"].clone())
+    };
+    let Some(open) = ports("\"[::]:7000\"") else { return };
+    assert_eq!((open[0]["containerPort"].as_u64(), open[0]["hostPort"].as_u64()), (Some(7000), Some(7000)));
+    assert!(ports("off").unwrap().is_null());
+    let monitored = |config: &[&str]| {
+        let arguments = [&IMAGE[..], &["--set", "podMonitor.enabled=true"], config].concat();
+        helm(&["template"], &arguments).unwrap()
+    };
+    let (off, pool) = ("config=admin: { http: off }", "pools.gpu.config=a: b");
+    for (config, what) in [
+        (vec![], "admin.http of config is 127.0.0.1:19440"),
+        (vec!["--set-string", off], "admin.http of config is off"),
+        (vec!["--set-string", OPEN, "--set-string", pool], "admin.http of pools.gpu.config is"),
+    ] {
+        let output = monitored(&config);
+        assert!(!output.status.success() && text(&output).contains(what), "{what}: {}", text(&output));
+    }
+    assert!(monitored(&["--set-string", OPEN]).status.success());
 }
 
 #[test]
@@ -168,6 +203,7 @@ fn a_mistake_in_the_values_is_refused_with_its_name() {
         ("pools.gpu.x=1", "/pools/gpu"),
         ("podMonitr.enabled=true", "podMonitr"),
         ("kubelet=sometimes", "kubelet"),
+        ("config=a: [", "config is no YAML"),
     ] {
         let Some(output) = helm(&["template"], &[&IMAGE[..], &["--set", values]].concat()) else { return };
         assert!(!output.status.success() && text(&output).contains(wanted), "{values}: {}", text(&output));

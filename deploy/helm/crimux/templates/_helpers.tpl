@@ -25,6 +25,21 @@
 {{- end -}}
 {{- end -}}
 
+{{/* admin.http of a pool's configuration: IP:PORT, or off, which YAML reads as false. */}}
+{{- define "crimux.http" -}}
+{{- $config := include "crimux.config" . | fromYaml -}}
+{{- with $config.Error -}}
+{{- fail (printf "%s is no YAML: %s" (include "crimux.configValue" $) .) -}}
+{{- end -}}
+{{- $admin := default dict $config.admin -}}
+{{- if kindIs "bool" $admin.http -}}off{{- else -}}{{- default "127.0.0.1:19440" $admin.http -}}{{- end -}}
+{{- end -}}
+
+{{/* The name of the value that holds a pool's configuration. */}}
+{{- define "crimux.configValue" -}}
+{{- if .pool -}}pools.{{ .pool }}.config{{- else -}}config{{- end -}}
+{{- end -}}
+
 {{/* A ConfigMap's name follows its contents, so that a change rolls over the nodes and pods that wait keep what they have. */}}
 {{- define "crimux.configMap" -}}
 {{- $contents := printf "%s%s" (include "crimux.config" .) (.root.Files.Get "files/base/crimux-node.sh") -}}
@@ -43,6 +58,15 @@
 {{- $_ := set $container "env" (list (dict "name" "CRIMUX_KUBELET" "value" .root.Values.kubelet)) -}}
 {{- $_ := set $pod "tolerations" .root.Values.tolerations -}}
 {{- $_ := set $pod "nodeSelector" (merge (dict "kubernetes.io/os" "linux") .selector) -}}
+{{- if $container.ports -}}
+{{- $http := include "crimux.http" . -}}
+{{- if eq $http "off" -}}
+{{- $_ := unset $container "ports" -}}
+{{- else -}}
+{{- $port := regexFind "[0-9]+$" $http | int -}}
+{{- $_ := set $container "ports" (list (dict "name" "metrics" "containerPort" $port "hostPort" $port)) -}}
+{{- end -}}
+{{- end -}}
 {{- with .root.Values.image.pullSecrets }}{{- $_ := set $pod "imagePullSecrets" . -}}{{- end -}}
 {{- range $pod.volumes -}}
 {{- if .configMap }}{{- $_ := set .configMap "name" (include "crimux.configMap" $) -}}{{- end -}}

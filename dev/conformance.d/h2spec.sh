@@ -45,8 +45,8 @@ listen: unix://$directory/crimux.sock
 listen_owner: self
 state_dir: $directory/state
 admin: { socket: $directory/admin.sock, http: off }
-default_backend: none
-backends: { none: { endpoint: "unix://$directory/none.sock" } }
+default_backend: absent
+backends: { absent: { endpoint: "unix://$directory/absent.sock" } }
 CONFIG
   setpriv --pdeathsig KILL "$(crimux_binary)" serve --config "$directory/crimux.yaml" >"$RESULTS/h2spec-crimux.log" 2>&1 &
   local crimux=$!

@@ -153,10 +153,10 @@ fn root_routes() -> Router<Arc<AdminState>> {
 
 impl AdminState {
     /// Lists this at every backend, on the thread of the calls.
-    async fn look(&self, list: List) {
+    async fn relist(&self, list: List) {
         let node = Arc::clone(&self.node);
         // What was last known is shown where this fails.
-        self.calls.spawn(async move { node.look(list).await }).await.ok();
+        self.calls.spawn(async move { node.relist(list).await }).await.ok();
     }
 }
 
@@ -166,7 +166,7 @@ async fn ready(State(state): State<Arc<AdminState>>) -> impl IntoResponse {
         .node
         .backends()
         .iter()
-        .filter(|backend| !backend.last.known() && !state.node.is_joining(backend))
+        .filter(|backend| !backend.last.is_known() && !state.node.is_joining(backend))
         .map(|backend| backend.name.to_string())
         .collect();
     if unknown.is_empty() {

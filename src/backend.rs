@@ -17,7 +17,7 @@ use crate::side::Side;
 use crate::snapshot::{InstanceId, LastKnown};
 
 pub use call::{Collected, Reply, ReplyBody, own_headers};
-pub use health::{Class, Health, LastError, State};
+pub use health::{BackendState, Class, Health, LastError};
 pub use link::Link;
 
 mod call;
@@ -92,13 +92,13 @@ impl Backend {
 
     /// Completes once the lists of the present connection were answered or found late; at once if there is no
     /// connection. The first attempt at one is waited for.
-    pub async fn settled(&self) {
+    pub async fn listed_or_late(&self) {
         let mut link = self.link.subscribe();
         // The sender lives as long as this.
         link.wait_for(|link| !matches!(link, Link::Connecting)).await.ok();
         tokio::select! {
             () = self.disconnected() => {}
-            () = self.health.settled() => {}
+            () = self.health.listed_or_late() => {}
         }
     }
 

@@ -94,7 +94,7 @@ enum Command {
     Reload(reload::ReloadArgs),
     /// Drain a backend, undo that, or declare one lost.
     #[command(subcommand)]
-    Backend(backend::Change),
+    Backend(backend::BackendChange),
     /// Show the configuration of a running crimux.
     #[command(subcommand)]
     Config(inspect::ConfigVerb),

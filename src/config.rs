@@ -31,7 +31,7 @@ use std::time::Duration;
 
 pub use problem::{ConfigError, Diagnostic, Problems};
 pub use restart::{RESTART_KEYS, restart_keys};
-pub use warnings::Warning;
+pub use warnings::ConfigWarning;
 
 /// The path of the configuration unless the command line names another one.
 pub const DEFAULT_PATH: &str = "/etc/crimux/config.yaml";

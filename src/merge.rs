@@ -18,7 +18,7 @@ pub mod status;
 
 /// What one backend contributes to a list.
 #[derive(Debug, Clone, Copy)]
-pub struct Part<'a> {
+pub struct BackendItems<'a> {
     /// Encoded items of field 1.
     pub items: &'a Bytes,
     /// Whether it is the default backend.
@@ -30,7 +30,7 @@ pub struct Part<'a> {
 }
 
 /// Merges the parts; the result is one encoded message, in pieces.
-pub fn merge(list: List, parts: &[Part<'_>]) -> Vec<Bytes> {
+pub fn merge(list: List, parts: &[BackendItems<'_>]) -> Vec<Bytes> {
     match list {
         List::Images if parts.len() > 1 || parts.iter().any(|part| !part.local || !part.live) => {
             vec![images::merge(parts)]
@@ -46,7 +46,7 @@ pub fn merge(list: List, parts: &[Part<'_>]) -> Vec<Bytes> {
 
 /// Returns the stats of a backend on another host without the paths that kubelet would look for on this
 /// node; empty if they cannot be parsed, because they may name such a path.
-fn without_local_paths(list: List, part: &Part<'_>) -> Bytes {
+fn without_local_paths(list: List, part: &BackendItems<'_>) -> Bytes {
     stats::without_filesystems(list, part.items).unwrap_or_default()
 }
 
@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn joined_lists_are_the_list_of_all_items_and_nothing_is_copied() {
         let lists = [list(&["a", "b"]), list(&[]), list(&["c"])];
-        let part = |items| Part { items, default: false, local: true, live: true };
+        let part = |items| BackendItems { items, default: false, local: true, live: true };
         let merged = merge(List::Containers, &lists.each_ref().map(part));
         let joined = ListContainersResponse::decode(merged.concat().as_slice()).expect("a list");
         let ids: Vec<_> = joined.containers.iter().map(|container| container.id.as_str()).collect();
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn one_local_list_of_images_is_passed_as_it_is() {
         let items = Bytes::from_static(b"\x0a\x03\xf2\x3e\x00");
-        let part = Part { items: &items, default: true, local: true, live: true };
+        let part = BackendItems { items: &items, default: true, local: true, live: true };
         assert_eq!(merge(List::Images, &[part]), std::slice::from_ref(&items));
     }
 }

@@ -58,7 +58,7 @@ pub enum Route {
     /// To all backends; the first error is the reply.
     Broadcast,
     /// To no backend: crimux composes the reply from last-known replies.
-    Local(Answer),
+    Local(LocalReply),
     /// The merged stream of container events.
     Events,
 }
@@ -106,7 +106,7 @@ pub enum List {
 
 /// The replies that crimux composes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
+pub enum LocalReply {
     /// `Version`.
     Version,
     /// `Status`.

@@ -263,7 +263,7 @@ impl CallMetrics {
     }
 
     /// Counts a call that was answered, and how long its client waited.
-    pub fn answered(&self, method: usize, code: Code, waited: Duration) {
+    pub fn record_answer(&self, method: usize, code: Code, waited: Duration) {
         let row = self.row(method);
         let code_index = (code as usize).min(CODES - 1);
         let counter = row.requests[code_index].get_or_init(|| {

@@ -9,7 +9,7 @@
 //! | a known endpoint | the same name | the same |
 //! | a known endpoint | another name | renamed; taken back, if it was removed |
 //! | an unknown endpoint | the name of one on which nothing is | that one, elsewhere |
-//! | an unknown endpoint | the name of one on which something is | moved, or another runtime: their lists will tell |
+//! | an unknown endpoint | the name of one on which something is | moved or another runtime; lists decide |
 //! | an unknown endpoint | an unknown name, or one that was matched already | new |
 //! | nothing of it | | removed |
 //!

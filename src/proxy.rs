@@ -1,10 +1,20 @@
-//! The life of a call: found in the method table, routed, answered by one backend, by all, or by the node.
+//! The life of a call: looked up in the method table, routed, and answered by one backend, by all, or by
+//! crimux.
 //!
 //! ```text
-//! request → method::find → collect → by lane: forward | fan out | answer → watch → response
+//! request → method::find → collect_request → Call::answer, by the row's route → CallRecorder::respond
+//!
+//! Owner       forward_to_owner    owner.rs, forward.rs    one backend: the owner of the ID
+//! Handler     create_on_handler   forward.rs              one backend: a target of the runtime handler
+//! Image       forward_to_store    images.rs               the image store that the call means
+//! FanOut      fan_out             fan_out.rs              all backends, one merged list
+//! StreamList  stream_list         stream_lists.rs         all backends, message by message
+//! Broadcast   broadcast           fan_out.rs              all backends, the first error counts
+//! Local       answer_locally      answer.rs               composed from last replies
+//! Events      subscribe_events    events.rs               one subscription to each backend
 //! ```
 //!
-//! `serve` reads top to bottom; each lane has a file of its own below `proxy/`. The hops (router, backend,
+//! `serve` reads top to bottom; each route has a verb and a file below `proxy/`. The stages (router, backend,
 //! merge, snapshot) never call each other: only this module knows their order.
 
 use std::convert::Infallible;
@@ -41,10 +51,11 @@ mod pod_metrics;
 mod pod_stats;
 mod read;
 mod recover;
+mod refresh;
 mod reply;
 mod stream_lists;
 
-/// One of our sockets, as a service: the node's, or one that shows a single backend.
+/// One of crimux's sockets, as a service: the node's, or one that shows a single backend.
 #[derive(Debug, Clone)]
 pub struct Proxy {
     node: Arc<ProxyState>,
@@ -71,7 +82,7 @@ struct Call {
     /// The path, if it is no row's.
     path: String,
     headers: HeaderMap,
-    watch: CallRecorder,
+    recorder: CallRecorder,
     lists: Arc<Semaphore>,
     /// The place of a list, until its reply was read.
     list: Option<OwnedSemaphorePermit>,
@@ -103,7 +114,7 @@ async fn serve(proxy: Proxy, request: Request<impl http_body::Body<Data = Bytes>
     };
     let span = spans::server(head.uri.path(), &mut head.headers);
     let mut call = Call {
-        watch: CallRecorder::new(&proxy.node, path.method, span),
+        recorder: CallRecorder::new(&proxy.node, path.method, span),
         node: proxy.node,
         scope: proxy.scope,
         api: path.api,
@@ -117,25 +128,25 @@ async fn serve(proxy: Proxy, request: Request<impl http_body::Body<Data = Bytes>
         Ok(message) => call.answer(message).await,
         Err(error) => Err(error),
     };
-    call.watch.respond(outcome, call.list)
+    call.recorder.respond(outcome, call.list)
 }
 
 impl Call {
-    /// Takes the lane that the method's row names.
+    /// Takes the route of the method's row.
     async fn answer(&mut self, message: Message) -> Result<Outcome, Error> {
         let Some(method) = self.method else {
             return Box::pin(self.forward_unknown(message)).await;
         };
         match method.route {
-            // The lane of most calls stands in the future itself; the others are boxed, to keep it small.
+            // The route of most calls is part of the future; the others are boxed, to keep the future small.
             Route::Owner(kind, absent) => self.forward_to_owner(method, kind, absent, message).await,
-            Route::Handler(field) => Box::pin(self.place(field, message)).await,
-            Route::Image(image_call) => Box::pin(self.image(method, image_call, message)).await,
+            Route::Handler(field) => Box::pin(self.create_on_handler(field, message)).await,
+            Route::Image(image_call) => Box::pin(self.forward_to_store(method, image_call, message)).await,
             Route::FanOut(list) => Box::pin(self.fan_out(method, list, message)).await,
             Route::Broadcast => Box::pin(self.broadcast(method, message)).await,
-            Route::Local(answer) => Box::pin(self.compose(answer, &message)).await,
+            Route::Local(answer) => Box::pin(self.answer_locally(answer, &message)).await,
             Route::StreamList(list) => Box::pin(self.stream_list(method, list, message)).await,
-            Route::Events => Ok(self.events()),
+            Route::Events => Ok(self.subscribe_events()),
         }
     }
 

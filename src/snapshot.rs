@@ -1,8 +1,8 @@
-//! What the node remembers of its backends, in memory and on disk, so that an outage is never a lie.
+//! The last-known state of all backends, in memory and on disk, so that an outage never hides a pod.
 //!
-//! kubelet acts on what a list does not show: it fails Jobs, unmounts volumes and starts duplicates. So for a
-//! backend that cannot be asked, its last-known lists and statuses answer, and because crimux itself may be
-//! killed meanwhile, they are kept in `state_dir`.
+//! kubelet acts on pods that a list does not show: it fails Jobs, unmounts volumes and starts duplicates. So
+//! the replies for a backend that does not answer are its last-known lists and statuses. They are saved in
+//! `state_dir`, because crimux may be killed meanwhile.
 //!
 //! Two kinds of file hold them. The *snapshot* is everything, replaced atomically by a background writer,
 //! only when something changed and at most every three seconds. The *journal* is every creation, removal and
@@ -11,8 +11,8 @@
 //! deleted: whatever the step at which crimux is killed, each acknowledged change is in the snapshot or in a
 //! journal that it names. Sequence numbers keep a change that is in both from being applied twice.
 //!
-//! Files that are torn, foreign or unreadable are set aside with a warning, never trusted, never fatal. No
-//! verbose reply, container environment or credential may enter here.
+//! Files that are torn, foreign or unreadable are quarantined with a warning: they are never trusted and
+//! never fatal. No verbose reply, container environment or credential may be stored.
 
 mod changes;
 mod facts;
@@ -61,10 +61,10 @@ use crate::method::Kind;
 use changes::Op;
 use marks::Marks;
 use shared::Shared;
-use state::State;
+use state::KnownState;
 use writer::LastWrite;
 
-/// The lists that are remembered.
+/// The lists that are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ListKind {
     /// `ListPodSandbox`.
@@ -85,7 +85,7 @@ impl ListKind {
     }
 }
 
-/// The statuses that are remembered.
+/// The statuses that are kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum StatusKind {
     /// `PodSandboxStatus`.
@@ -103,29 +103,29 @@ impl From<Kind> for StatusKind {
     }
 }
 
-/// A moment in the order of changes: what was recorded before it, a list sent at it shows.
+/// A point in the order of changes. A list requested at a revision shows every change recorded before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Revision {
     seq: u64,
     at: Instant,
 }
 
-/// Something about a file of `state_dir` that the operator should know.
+/// A problem with a file of `state_dir`, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Warning {
+pub struct StateWarning {
     /// The file.
     pub file: PathBuf,
     /// What is wrong with it and what was done.
     pub problem: String,
 }
 
-impl fmt::Display for Warning {
+impl fmt::Display for StateWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.file.display(), self.problem)
     }
 }
 
-/// What the node remembers of all backends.
+/// The last-known state of all backends.
 #[derive(Debug)]
 pub struct Snapshot {
     dir: PathBuf,
@@ -143,21 +143,25 @@ impl Snapshot {
     ///
     /// It never fails: what cannot be read is set aside, and a directory that cannot be written makes a
     /// snapshot that lives in memory and says so in [`Snapshot::write_error`].
-    pub fn open(state_dir: &Path, boot_id: &str) -> (Arc<Self>, Vec<Warning>) {
+    pub fn open(state_dir: &Path, boot_id: &str) -> (Arc<Self>, Vec<StateWarning>) {
         Self::open_marked(state_dir, boot_id, None)
     }
 
     /// As [`Snapshot::open`]. `mark` is a file outside of `state_dir`, which says that the state there is not
     /// whole where not even a file in it can be renamed.
-    pub fn open_marked(state_dir: &Path, boot_id: &str, mark: Option<PathBuf>) -> (Arc<Self>, Vec<Warning>) {
-        let doubted = Marks::is_doubted(mark.as_deref());
+    pub fn open_marked(
+        state_dir: &Path,
+        boot_id: &str,
+        mark: Option<PathBuf>,
+    ) -> (Arc<Self>, Vec<StateWarning>) {
+        let doubted = Marks::has_outside_mark(mark.as_deref());
         let mut loaded = load::load(state_dir, boot_id, doubted);
         let shared = Arc::new(Shared::new(loaded.seq, loaded.journal, state_dir, mark));
         let started = loaded.error.take().map_or_else(|| shared.journal().rotate().map(drop), Err);
         if let Err(error) = started {
-            shared.failed("the journal", &error);
+            shared.record_failure("the journal", &error);
             let problem = format!("cannot be written, what is remembered lives in memory alone: {error}");
-            loaded.warnings.push(Warning { file: state_dir.to_owned(), problem });
+            loaded.warnings.push(StateWarning { file: state_dir.to_owned(), problem });
         }
         let backends = loaded.states.into_iter().map(|(id, state)| {
             let last_known = Arc::new(LastKnown::new(id, Arc::clone(&shared), state));
@@ -204,7 +208,7 @@ impl Snapshot {
     pub fn create(&self, name: &str, life: Life) -> Arc<LastKnown> {
         let id = self.last_instance.fetch_add(1, Ordering::Relaxed) + 1;
         let instance = Instance { life, ..Instance::named(id, name) };
-        let state = State::new(instance.clone(), &self.boot_id, self.shared.last_seq());
+        let state = KnownState::new(instance.clone(), &self.boot_id, self.shared.last_seq());
         let last_known = Arc::new(LastKnown::new(instance.id, Arc::clone(&self.shared), state));
         self.backends().insert(instance.id, Arc::clone(&last_known));
         last_known
@@ -247,8 +251,8 @@ impl Snapshot {
 
     /// Completes when every change recorded so far is in the journal. It waits at most 100 ms: then the
     /// changes count as not saved, and [`Snapshot::write_error`] says so.
-    pub async fn saved(&self) {
-        self.shared.saved().await;
+    pub async fn wait_for_journal(&self) {
+        self.shared.wait_for_journal().await;
     }
 
     /// Ends the journal's thread once it has written what is queued; a disk that takes no writes is waited

@@ -54,7 +54,7 @@ static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
 ///
 /// # Panics
 /// If no message has that name; names are literals in crimux's source.
-pub fn repaired(message: &str, encoded: &Bytes) -> Result<(Bytes, usize), WireError> {
+pub fn repair(message: &str, encoded: &Bytes) -> Result<(Bytes, usize), WireError> {
     let index = SCHEMA.index_by_name.get(message).copied().expect("the name of a message of the API");
     let bad = SCHEMA.count_bad(index, encoded)?;
     if bad == 0 {
@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn text_that_is_not_utf8_is_repaired_wherever_it_stands_and_nothing_else_changes() {
-        let (fixed, bad) = repaired("ListPodSandboxResponse", &list(b"caf\xe9!")).expect("a list");
+        let (fixed, bad) = repair("ListPodSandboxResponse", &list(b"caf\xe9!")).expect("a list");
         assert_eq!((fixed.clone(), bad), (list("caf\u{fffd}!".as_bytes()), 1));
         assert!(cri::ListPodSandboxResponse::decode(list(b"caf\xe9!")).is_err());
         let decoded = cri::ListPodSandboxResponse::decode(fixed).expect("it can be read now");
@@ -190,12 +190,12 @@ mod tests {
     #[test]
     fn good_text_is_not_copied() {
         let good = list("café".as_bytes());
-        let (same, bad) = repaired("ListPodSandboxResponse", &good).expect("a list");
+        let (same, bad) = repair("ListPodSandboxResponse", &good).expect("a list");
         assert_eq!((same.as_ptr(), bad), (good.as_ptr(), 0));
     }
 
     #[test]
     fn a_message_that_cannot_be_read_is_an_error() {
-        assert!(repaired("StatusResponse", &Bytes::from_static(&[0x0a, 0x7f, 1])).is_err());
+        assert!(repair("StatusResponse", &Bytes::from_static(&[0x0a, 0x7f, 1])).is_err());
     }
 }

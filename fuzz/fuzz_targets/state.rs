@@ -38,7 +38,7 @@ fuzz_target!(|data: &[u8]| {
         for kind in [ListKind::Sandboxes, ListKind::Containers, ListKind::Images, ListKind::ContainerStats] {
             let _ = last.list(kind, &Filter::default());
         }
-        last.sandbox_removed("x");
+        last.record_sandbox_removed("x");
     }
     snapshot.flush().expect("what was loaded can be written");
     let (_, warnings) = Snapshot::open(dir, "this-boot");

@@ -293,7 +293,7 @@ pub struct ChangeResult {
 /// The answer to `POST /v1/reload` and `POST /v1/plan`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ReloadReport {
-    /// Whether the configuration is in force now.
+    /// Whether the configuration is applied.
     pub applied: bool,
     /// What it means for the backends and the pods on them, a line each; what stays as it is has none.
     pub plan: Vec<String>,
@@ -301,7 +301,7 @@ pub struct ReloadReport {
     pub restart: Vec<String>,
     /// Why it is not applied without `force`.
     pub refused: Option<String>,
-    /// Why it is not, or only partly, in force.
+    /// Why it is not, or only partly, applied.
     pub error: Option<String>,
 }
 

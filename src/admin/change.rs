@@ -49,18 +49,18 @@ pub(super) async fn drain(
     let cut_off = handlers_served_only_by(&state.node, &name);
     if !cut_off.is_empty() {
         let what = format!("no other backend takes new sandboxes of {}", cut_off.join(", "));
-        if !query.force && !backend.last.drained() {
+        if !query.force && !backend.last.is_draining() {
             let advice = "re-point it in the configuration first, or use --force to have them refused";
             return Err(refusal(StatusCode::CONFLICT, format!("{what}; {advice}")));
         }
         warnings.push(format!("{what}: they are refused from now on"));
     }
-    if backend.last.drained() {
+    if backend.last.is_draining() {
         return Ok(changed(format!("backend {name} was draining already"), warnings));
     }
-    backend.last.set_drained(true);
+    backend.last.set_draining(true);
     tracing::info!(backend = name, "drained by the operator: it takes no new sandboxes");
-    backend.last.saved().await;
+    backend.last.wait_for_journal().await;
     warnings.extend(unsaved(&state.node));
     let (sandboxes, _) = state.node.router.owners.count(backend.id);
     Ok(changed(format!("backend {name} takes no new sandboxes; {sandboxes} are still on it"), warnings))
@@ -72,11 +72,11 @@ pub(super) async fn undrain(
     Path(name): Path<String>,
 ) -> Result<Json<ChangeResult>, ApiError> {
     let backend = configured(&state.node, &name)?;
-    if !backend.last.drained() {
+    if !backend.last.is_draining() {
         return Ok(changed(format!("backend {name} was not draining"), Vec::new()));
     }
-    backend.last.set_drained(false);
-    backend.last.saved().await;
+    backend.last.set_draining(false);
+    backend.last.wait_for_journal().await;
     tracing::info!(backend = name, "undrained by the operator: it takes new sandboxes");
     Ok(changed(format!("backend {name} takes new sandboxes"), unsaved(&state.node)))
 }
@@ -98,13 +98,13 @@ pub(super) async fn forget(
             format!("backend {name} is up: its next list would bring back everything that is forgotten");
         return Err(refusal(StatusCode::CONFLICT, format!("{what}; use --force to forget it anyway")));
     }
-    let drained = backend.last.drained();
+    let drained = backend.last.is_draining();
     let (sandboxes, containers) = node.router.owners.count(backend.id);
     node.snapshot.forget(backend.id);
     node.router.owners.forget_all_of(backend.id);
     // Forgetting drops the objects, not the drain.
     if drained {
-        backend.last.set_drained(true);
+        backend.last.set_draining(true);
     }
     tracing::warn!(backend = name, sandboxes, containers, "forgotten by the operator");
     save(node).await;
@@ -143,7 +143,7 @@ async fn forget_pod(
             containers.push(facts.id.to_owned());
         }
     });
-    backend.last.sandbox_removed(&id);
+    backend.last.record_sandbox_removed(&id);
     node.router.owners.remove(&id);
     for container in &containers {
         node.router.owners.remove(container);
@@ -159,7 +159,7 @@ async fn forget_pod(
 pub struct ReloadRequest {
     /// Whether to do what is refused otherwise.
     pub force: bool,
-    /// Gets what came of it.
+    /// Receives the report.
     pub reply: oneshot::Sender<ReloadReport>,
 }
 
@@ -244,7 +244,7 @@ fn handlers_served_only_by(node: &ProxyState, backend: &str) -> Vec<String> {
 /// [`unsaved`].
 async fn save(node: &ProxyState) {
     let snapshot = Arc::clone(&node.snapshot);
-    node.snapshot.saved().await;
+    node.snapshot.wait_for_journal().await;
     tokio::time::timeout(DISK_TIMEOUT, tokio::task::spawn_blocking(move || snapshot.flush())).await.ok();
 }
 

@@ -60,7 +60,7 @@ pub(super) async fn explain(
     State(state): State<Arc<AdminState>>,
     Query(Reference { reference }): Query<Reference>,
 ) -> Json<ExplanationView> {
-    state.look(List::Images).await;
+    state.relist(List::Images).await;
     let explanation = state.node.explain_image(&reference);
     let stores = explanation.stores.into_iter().map(|store| StoreView {
         image: match (store.known, store.images.is_empty()) {

@@ -37,7 +37,7 @@ fn sample<'a>(node: &ProxyState, backend: &'a Backend) -> BackendSample<'a> {
         name: &backend.name,
         state: node.state(backend).word(),
         up: backend.is_up(),
-        draining: backend.last.drained(),
+        draining: backend.last.is_draining(),
         configured: backend.last.instance().life != Life::Removed,
         in_flight: backend.in_flight(),
         runtime: version.map(|version| (version.runtime_name, version.runtime_version)),

@@ -18,7 +18,7 @@ use crate::admin::api::{
     ReloadsView, RouteView, RoutesView, StateView, StatusView, TargetView, VerdictView,
 };
 use crate::admin::{AdminState, verdict};
-use crate::backend::{Backend, Link, State as BackendState};
+use crate::backend::{Backend, BackendState, Link};
 use crate::cri::{ListImagesResponse, VersionResponse};
 use crate::history::ReloadResult;
 use crate::method::{List, Rpc};
@@ -41,8 +41,8 @@ pub(super) async fn status(State(state): State<Arc<AdminState>>) -> Json<StatusV
 }
 
 pub(super) async fn pods(State(state): State<Arc<AdminState>>) -> Json<PodsView> {
-    state.look(List::Sandboxes).await;
-    state.look(List::Containers).await;
+    state.relist(List::Sandboxes).await;
+    state.relist(List::Containers).await;
     let mut pods: Vec<_> =
         state.node.backends().iter().flat_map(|backend| pods_of(&state.node, backend)).collect();
     pods.sort_by(|a, b| {
@@ -67,7 +67,7 @@ pub(super) async fn route(
 }
 
 pub(super) async fn images(State(admin): State<Arc<AdminState>>) -> Json<ImagesView> {
-    admin.look(List::Images).await;
+    admin.relist(List::Images).await;
     let (mut unknown, mut stale) = (Vec::new(), Vec::new());
     let mut images: BTreeMap<String, ImageView> = BTreeMap::new();
     for backend in admin.node.backends().iter() {
@@ -152,7 +152,7 @@ fn compose_route(node: &ProxyState, handlers: &Handlers, handler: &str) -> Route
         }
         Err(_) => vec![(handlers.default_backend(), String::new(), 1)],
     };
-    let drained = |id| node.backend(id).is_ok_and(|backend| backend.last.drained());
+    let drained = |id| node.backend(id).is_ok_and(|backend| backend.last.is_draining());
     let open = |(id, _, weight): &(InstanceId, String, u32)| if drained(*id) { 0 } else { *weight };
     let name = |id| node.backend(id).map_or_else(|_| "gone".to_owned(), |backend| backend.name.to_string());
     let total: u32 = targets.iter().map(open).sum();
@@ -211,7 +211,7 @@ fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
         configured: node.config().backends.contains_key(&*backend.name),
         state: state.word().to_owned(),
         since: since.map(rfc3339),
-        draining: backend.last.drained(),
+        draining: backend.last.is_draining(),
         list_age_seconds: backend.last.age().map(|age| age.as_secs_f64()),
         last_error: backend
             .health

@@ -35,7 +35,7 @@ pub(super) struct Backends {
     names: Names,
     /// Those whose place another one has taken, until their calls have ended.
     replaced: Vec<(Arc<Backend>, Drain)>,
-    /// Whether a configuration is in force: what is added to it joins, what a start finds is awaited.
+    /// Whether a configuration was applied: a backend added later joins, one found at the start is awaited.
     started: bool,
 }
 
@@ -67,7 +67,7 @@ impl Backends {
     /// Makes the running backends those of `config`.
     ///
     /// # Errors
-    /// If a backend's own socket cannot be bound; everything else is in force then.
+    /// Returns an error if a backend's own socket cannot be bound; everything else is applied then.
     pub(super) async fn apply(&mut self, config: &Config) -> anyhow::Result<()> {
         let plan = Plan::new(&self.node.known(), &Wanted::of(config));
         for removal in &plan.removed {
@@ -91,7 +91,7 @@ impl Backends {
     fn remove(&mut self, removal: &Removal, max_list: usize) {
         let Some(last) = self.node.snapshot.get(removal.id) else { return };
         let instance = last.instance();
-        if instance.life == Life::Joining && !last.known() {
+        if instance.life == Life::Joining && !last.is_known() {
             // It was given nothing, so there is nothing to keep it for.
             self.node.snapshot.forget(removal.id);
         }
@@ -139,10 +139,10 @@ impl Backends {
                 last
             }
             (Meaning::Elsewhere { .. }, Some(last)) => {
-                let life = if last.known() { joins } else { Life::Member };
+                let life = if last.is_known() { joins } else { Life::Member };
                 if last.instance().life == Life::Removed {
                     // An old drain does not come back unasked.
-                    last.set_drained(false);
+                    last.set_draining(false);
                 }
                 let instance = Instance {
                     name: name.clone(),
@@ -180,7 +180,7 @@ impl Backends {
         let drain = Drain::default();
         let node = Arc::clone(&self.node);
         let running = Arc::clone(&backend)
-            .run(drain.clone(), async move |backend: &Arc<Backend>| node.greet(backend).await);
+            .run(drain.clone(), async move |backend: &Arc<Backend>| node.on_connected(backend).await);
         tokio::spawn(running);
         let mut member = RunningBackend { backend, drain, socket: None, hidden: false };
         match self.running.remove(&id) {
@@ -202,14 +202,14 @@ impl Backends {
     /// Decides for each moved backend that has been listed whether it is the one that it was.
     pub(super) fn settle_moved(&mut self) {
         let listed = self.running.values().map(|member| &member.backend);
-        let listed = listed.filter(|backend| backend.last.known() && backend.last.moved_from().is_some());
+        let listed = listed.filter(|backend| backend.last.is_known() && backend.last.moved_from().is_some());
         let listed: Vec<_> = listed.map(|backend| (backend.id, Arc::clone(&backend.last))).collect();
         for (id, last) in listed {
             let old = last.moved_from().and_then(|old| self.node.snapshot.get(old));
-            let known = old.as_ref().map(|old| old.heard_ids()).unwrap_or_default();
+            let known = old.as_ref().map(|old| old.all_ids()).unwrap_or_default();
             // One that was taken back meanwhile is a backend of its own: two names for one runtime.
             let old = old.filter(|old| old.instance().life == Life::Removed);
-            match old.filter(|_| !known.is_disjoint(&last.heard_ids())) {
+            match old.filter(|_| !known.is_disjoint(&last.all_ids())) {
                 Some(old) => self.become_one(id, &last, &old),
                 None => self.become_another(&last),
             }
@@ -241,7 +241,7 @@ impl Backends {
         self.run(old, &name, config);
         self.names.insert(name, old.id());
         if let Some(socket) = socket {
-            // It shows an instance that has ended; it is bound anew for the one that goes on.
+            // The socket shows an instance that has ended; it is bound again for the one that continues.
             tokio::spawn(socket.close());
         }
     }
@@ -262,13 +262,13 @@ impl Backends {
 
     /// Forgets what is no longer listed, and ends removed backends that own nothing.
     pub(super) fn housekeep(&mut self) {
-        self.node.sweep();
+        self.node.prune_owners();
         let node = Arc::clone(&self.node);
         self.running.retain(|id, member| {
             let last = &member.backend.last;
             let idle = last.instance().life == Life::Removed
                 // Otherwise the operator has to declare it lost: what it has is not known.
-                && (last.listed() || last.is_forgotten())
+                && (last.is_listed() || last.is_forgotten())
                 && member.backend.in_flight() == 0
                 && node.router.owners.count(*id) == (0, 0);
             // A call that chose it before the reload may not have been sent yet: it is hidden first.
@@ -366,9 +366,9 @@ impl Socket {
 fn adopt(last: &LastKnown, step: &PlanStep, config: &BackendConfig) {
     let instance = last.instance();
     let taken_back = instance.life == Life::Removed;
-    if taken_back && last.drained() {
+    if taken_back && last.is_draining() {
         tracing::info!(backend = step.name, "taken back: it is no longer drained");
-        last.set_drained(false);
+        last.set_draining(false);
     }
     last.set_instance(&Instance {
         name: step.name.clone(),

@@ -131,7 +131,8 @@ impl Backend {
     ) -> Result<(HeaderMap, ClientStream), Error> {
         let answered = async {
             match send_request(sender, path, headers, message.clone()).await {
-                // GOAWAY says that the request was not processed (RFC 9113, 6.8), so it is safe to send it again.
+                // GOAWAY says that the request was not processed (RFC 9113, 6.8), so it is safe to send it
+                // again.
                 Err(Http2Error::GoAway(_)) => {
                     Box::pin(async {
                         let channel = self.next_channel().await?;
@@ -239,8 +240,8 @@ impl Backend {
         let with_code = |code| self.without_grpc_status(code, error.to_string());
         match error {
             Http2Error::TooLarge(_) => self.garbage(error.to_string()),
-            // gRPC's table of codes, except INTERNAL: the stream broke, and kubelet must take that for a backend
-            // that is unavailable.
+            // gRPC's table of codes, except INTERNAL: the stream broke, and kubelet must take that for a
+            // backend that is unavailable.
             Http2Error::Reset(reason) if GrpcCode::from_reason(*reason) != GrpcCode::Internal => {
                 with_code(Code::from_i32(GrpcCode::from_reason(*reason) as i32))
             }
@@ -317,7 +318,7 @@ impl InFlightGuard {
     /// Records the final status in the span.
     fn record_end(&mut self, code: Option<Code>) {
         if let (Some(span), Some(code)) = (&mut self.span, code) {
-            span.ended(code);
+            span.end(code);
         }
     }
 }

@@ -318,7 +318,8 @@ async fn first_of(addrs: Vec<SocketAddr>, deadline: Instant) -> io::Result<TcpSt
     Err(last)
 }
 
-/// Waits for the first bytes after a TLS 1.3 handshake, or for [`ALERT_WAIT`], leaving the bytes where they are.
+/// Waits for the first bytes after a TLS 1.3 handshake, or for [`ALERT_WAIT`], leaving the bytes where they
+/// are.
 async fn await_certificate_alert(stream: &mut tokio_rustls::client::TlsStream<TcpStream>) -> io::Result<()> {
     if stream.get_ref().1.protocol_version() != Some(ProtocolVersion::TLSv1_3) {
         return Ok(());

@@ -12,11 +12,11 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::watch;
 
-use crate::method::{self, Answer, List, Method, Route};
+use crate::method::{self, List, LocalReply, Method, Route};
 
 /// The state that operators see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
+pub enum BackendState {
     /// Added while saved state exists, and not listed yet; left out of lists.
     Joining,
     /// Connected, and every class is in time.
@@ -29,7 +29,7 @@ pub enum State {
     Draining,
 }
 
-impl State {
+impl BackendState {
     /// Returns the word for it in metrics and tables.
     pub fn word(self) -> &'static str {
         match self {
@@ -99,7 +99,7 @@ impl Class {
     pub fn of(method: &Method) -> Self {
         match method.route {
             Route::FanOut(list) | Route::StreamList(list) => Self::of_list(list),
-            Route::Local(Answer::RuntimeConfig) => Self::RuntimeConfig,
+            Route::Local(LocalReply::RuntimeConfig) => Self::RuntimeConfig,
             Route::Local(_) => Self::Status,
             _ => Self::Reads,
         }
@@ -124,17 +124,17 @@ struct Inner {
     connection: u64,
     /// IDs of objects whose reads outlasted their deadline while the backend answered other calls.
     late_objects: HashSet<Box<str>>,
-    silent: Option<Instant>,
+    status_unanswered: Option<Instant>,
     last_error: Option<LastError>,
 }
 
 /// What was learnt over the current connection, one bit for each row of the method table.
 #[derive(Debug, Default, Clone, Copy)]
-struct Said {
+struct Answered {
     /// Methods that the backend answered.
     answered: u64,
     /// Methods that it answered with `Unimplemented`.
-    lacking: u64,
+    unimplemented: u64,
 }
 
 fn bit(method: &Method) -> u64 {
@@ -146,8 +146,8 @@ fn bit(method: &Method) -> u64 {
 pub struct Health {
     inner: Mutex<Inner>,
     /// Whether sandboxes and containers were listed over the current connection, or are late.
-    settled: watch::Sender<bool>,
-    said: watch::Sender<Said>,
+    listed_or_late: watch::Sender<bool>,
+    answers: watch::Sender<Answered>,
 }
 
 const _: () = assert!(method::COUNT <= u64::BITS as usize, "one bit for each row");
@@ -193,86 +193,90 @@ impl Health {
     /// Records that a call of this class outlasted its deadline. Returns false if the class was late already.
     pub fn mark_late(&self, class: Class) -> bool {
         if class == Class::Status {
-            self.mark_silent();
+            self.mark_status_unanswered();
         }
         let late = &mut self.inner().late[class as usize];
         let news = late.is_none();
         late.get_or_insert_with(SystemTime::now);
-        self.settle(class);
+        self.mark_listed_or_late(class);
         news
     }
 
     /// Records an answer of this class. Returns whether the class was late.
     pub fn mark_answered(&self, class: Class) -> bool {
         let ended = self.inner().late[class as usize].take().is_some();
-        self.settle(class);
+        self.mark_listed_or_late(class);
         ended
     }
 
     /// Records that `Status` was not answered, or that the backend is not connected.
-    pub fn mark_silent(&self) {
-        self.inner().silent.get_or_insert_with(Instant::now);
+    pub fn mark_status_unanswered(&self) {
+        self.inner().status_unanswered.get_or_insert_with(Instant::now);
     }
 
     /// Records that `Status` was answered.
-    pub fn mark_heard(&self) {
-        self.inner().silent = None;
+    pub fn mark_status_answered(&self) {
+        self.inner().status_unanswered = None;
     }
 
     /// Returns since when the backend has not answered `Status`; a new connection alone does not end this. On
     /// the monotonic clock.
-    pub fn silent_since(&self) -> Option<Instant> {
-        self.inner().silent
+    pub fn status_unanswered_since(&self) -> Option<Instant> {
+        self.inner().status_unanswered
     }
 
     /// Completes once sandboxes and containers were listed over the current connection, or are late.
-    pub async fn settled(&self) {
+    pub async fn listed_or_late(&self) {
         // The sender lives as long as this.
-        self.settled.subscribe().wait_for(|settled| *settled).await.ok();
+        self.listed_or_late.subscribe().wait_for(|done| *done).await.ok();
     }
 
-    fn settle(&self, class: Class) {
+    fn mark_listed_or_late(&self, class: Class) {
         if class == Class::Lists {
-            self.settled.send_if_modified(|settled| !std::mem::replace(settled, true));
+            self.listed_or_late.send_if_modified(|done| !std::mem::replace(done, true));
         }
     }
 
     /// Tells whether the backend answered this method with `Unimplemented` over the current connection.
-    pub fn lacks(&self, method: &Method) -> bool {
-        self.said.borrow().lacking & bit(method) != 0
+    pub fn is_unimplemented(&self, method: &Method) -> bool {
+        self.answers.borrow().unimplemented & bit(method) != 0
     }
 
     /// Records that the backend does not have this method.
-    pub fn note_lack(&self, method: &Method) {
-        self.said.send_modify(|said| said.lacking |= bit(method));
+    pub fn record_unimplemented(&self, method: &Method) {
+        self.answers.send_modify(|answers| answers.unimplemented |= bit(method));
     }
 
     /// Records that the backend answered this method, which crimux calls once for each connection.
-    pub fn note_answer(&self, method: &Method) {
-        self.said.send_if_modified(|said| {
-            let before = said.answered;
-            said.answered |= bit(method);
-            said.answered != before
+    pub fn record_answer(&self, method: &Method) {
+        self.answers.send_if_modified(|answers| {
+            let before = answers.answered;
+            answers.answered |= bit(method);
+            answers.answered != before
         });
     }
 
     /// Tells whether the backend answered this method over the current connection.
     pub fn has_answered(&self, method: &Method) -> bool {
-        self.said.borrow().answered & bit(method) != 0
+        self.answers.borrow().answered & bit(method) != 0
     }
 
     /// Completes once the backend answered this method over the current connection, also with
     /// `Unimplemented`.
-    pub async fn answered(&self, method: &Method) {
+    pub async fn wait_for_answer(&self, method: &Method) {
         let bit = bit(method);
         // The sender lives as long as this.
-        self.said.subscribe().wait_for(|said| (said.answered | said.lacking) & bit != 0).await.ok();
+        self.answers
+            .subscribe()
+            .wait_for(|answers| (answers.answered | answers.unimplemented) & bit != 0)
+            .await
+            .ok();
     }
 
     /// Forgets all of the last connection, because a new connection may be to another version of the runtime.
     pub fn reset(&self) {
-        self.settled.send_replace(false);
-        self.said.send_replace(Said::default());
+        self.listed_or_late.send_replace(false);
+        self.answers.send_replace(Answered::default());
         let mut inner = self.inner();
         inner.late = Default::default();
         inner.late_objects.clear();
@@ -317,7 +321,7 @@ impl Health {
     }
 
     /// Records an error.
-    pub fn note_error(&self, text: impl Into<Arc<str>>) {
+    pub fn record_error(&self, text: impl Into<Arc<str>>) {
         self.inner().last_error = Some(LastError { at: SystemTime::now(), text: text.into() });
     }
 

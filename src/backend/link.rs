@@ -162,7 +162,8 @@ impl Backend {
             },
             () = on_connection => "probing ended".to_owned(),
             () = self.redial.notified() => return None,
-            // After GOAWAY calls in flight continue. The backoff applies if it came as soon as the connection.
+            // After GOAWAY calls in flight continue. The backoff applies if it came as soon as the
+            // connection.
             why = retiring.closed_to_new() => {
                 self.log_goaway(&why, ending.clone());
                 if connected.elapsed() > LONGEST_PAUSE {
@@ -184,7 +185,7 @@ impl Backend {
             return tracing::info!(backend = %self.name, %goaway, "is closing the connection");
         }
         tracing::warn!(backend = %self.name, %goaway, "closed the connection with an error");
-        self.health.note_error(format!("GOAWAY {goaway}"));
+        self.health.record_error(format!("GOAWAY {goaway}"));
         tokio::spawn(async move {
             tokio::time::sleep(AFTER_ERROR).await;
             connection.abort();
@@ -220,9 +221,9 @@ impl Backend {
                 if self.health.mark_late(Class::Reads) {
                     tracing::warn!(backend = %self.name, "backend does not answer Version within {wait:?}");
                 }
-                self.health.note_error(format!("Version was not answered within {wait:?}"));
+                self.health.record_error(format!("Version was not answered within {wait:?}"));
             }
-            Ok(Err(error)) => self.health.note_error(error.to_string()),
+            Ok(Err(error)) => self.health.record_error(error.to_string()),
         }
     }
 
@@ -247,7 +248,7 @@ impl Backend {
                 Code::Ok => {
                     self.learn_version(&reply.message)?;
                     self.set_api(api);
-                    self.health.note_answer(method);
+                    self.health.record_answer(method);
                     return Ok(());
                 }
                 Code::Unimplemented => {}
@@ -262,7 +263,7 @@ impl Backend {
     fn learn_version(&self, reply: &Message) -> Result<(), Error> {
         let unreadable = |error: &dyn std::fmt::Display| self.garbage(error.to_string());
         let (encoded, _) =
-            utf8::repaired("VersionResponse", &reply.encoded_bytes()).map_err(|error| unreadable(&error))?;
+            utf8::repair("VersionResponse", &reply.encoded_bytes()).map_err(|error| unreadable(&error))?;
         let version = VersionResponse::decode(&encoded[..]).map_err(|error| unreadable(&error))?;
         let VersionResponse { version, runtime_name, runtime_version, runtime_api_version } = version;
         if [version, runtime_name, runtime_version, runtime_api_version].iter().any(String::is_empty) {
@@ -273,9 +274,9 @@ impl Backend {
     }
 
     /// Records whether the backend lacks an RPC. While its API is not known, `Unimplemented` is not believed.
-    pub fn note_lack(&self, method: &Method, lacks: bool) {
+    pub fn record_support(&self, method: &Method, lacks: bool) {
         if !lacks || self.is_api_known() {
-            self.last.set_lacks(method.rpc, lacks);
+            self.last.set_unimplemented(method.rpc, lacks);
         }
     }
 
@@ -303,8 +304,8 @@ impl Backend {
     }
 
     fn set_down(&self, cause: &str) {
-        self.health.note_error(cause);
-        self.health.mark_silent();
+        self.health.record_error(cause);
+        self.health.mark_status_unanswered();
         self.link.send_modify(|link| {
             if let Link::Down { cause: known, .. } = link {
                 if **known != *cause {

@@ -17,7 +17,7 @@ use crate::cli::output;
 const LISTED: usize = 20;
 
 #[derive(Debug, Subcommand)]
-pub(super) enum Change {
+pub(super) enum BackendChange {
     /// Take no new sandboxes to a backend; everything else on it works on.
     ///
     /// It survives restarts of crimux. Where a handler is split, the backend's share goes to the others.
@@ -62,7 +62,7 @@ pub(super) enum Change {
     },
 }
 
-impl Change {
+impl BackendChange {
     /// Makes the change and prints the answer.
     ///
     /// # Errors

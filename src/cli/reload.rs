@@ -26,7 +26,7 @@ impl ReloadArgs {
     /// Does it.
     ///
     /// # Errors
-    /// If crimux cannot be reached, the file has problems, or it is not in force afterwards.
+    /// Returns an error if crimux cannot be reached, the file has problems, or it is not applied.
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         if self.dry_run {
             let planned = plan(&self.client, self.client.config()).await?;
@@ -42,7 +42,7 @@ impl ReloadArgs {
             bail!("{error}");
         }
         if !reloaded.applied {
-            bail!("not applied; the old configuration stays in force (--force applies it)");
+            bail!("not applied; the old configuration stays current (--force applies it)");
         }
         print(if reloaded.plan.is_empty() {
             "applied: every backend stays as it is\n"

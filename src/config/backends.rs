@@ -15,9 +15,9 @@ use super::{BackendConfig, Endpoint, ImageHandler, RelayMode, Streaming, Timeout
 
 /// The names under `backends`, including those with problems.
 #[derive(Debug)]
-pub(super) struct Names(Vec<String>);
+pub(super) struct BackendNames(Vec<String>);
 
-impl Names {
+impl BackendNames {
     /// Returns `name` if a backend has it.
     pub(super) fn check(&self, name: &str) -> Parsed<String> {
         // Without any backend the missing section is the problem, not everything that refers to it.
@@ -36,8 +36,11 @@ impl Names {
 }
 
 /// Reads all backends; the names are complete even where a backend has problems.
-pub(super) fn read(top: &Section<'_>, base_dir: &Path) -> (Names, Option<BTreeMap<String, BackendConfig>>) {
-    let Some(named) = top.named("backends") else { return (Names(Vec::new()), None) };
+pub(super) fn read(
+    top: &Section<'_>,
+    base_dir: &Path,
+) -> (BackendNames, Option<BTreeMap<String, BackendConfig>>) {
+    let Some(named) = top.named("backends") else { return (BackendNames(Vec::new()), None) };
     if named.is_empty() {
         top.problem("backends", "there is no backend (name at least one, with its endpoint)");
     }
@@ -47,7 +50,7 @@ pub(super) fn read(top: &Section<'_>, base_dir: &Path) -> (Names, Option<BTreeMa
     let read: Vec<_> =
         named.iter().map(|backend| (backend.name.to_owned(), one(top, backend, base_dir))).collect();
     let backends = read.into_iter().map(|(name, backend)| Some((name, backend?))).collect();
-    (Names(known), backends)
+    (BackendNames(known), backends)
 }
 
 fn one(top: &Section<'_>, named: &Named<'_>, base_dir: &Path) -> Option<BackendConfig> {

@@ -6,11 +6,11 @@
 use std::collections::BTreeMap;
 
 use super::Target;
-use super::backends::Names;
+use super::backends::BackendNames;
 use super::section::{Named, Section};
 
 /// Reads all handlers.
-pub(super) fn read(top: &Section<'_>, backends: &Names) -> Option<BTreeMap<String, Vec<Target>>> {
+pub(super) fn read(top: &Section<'_>, backends: &BackendNames) -> Option<BTreeMap<String, Vec<Target>>> {
     let named = top.named("handlers")?;
     // All are read before any is judged, so that each reports its own problems.
     let read: Vec<_> =
@@ -18,7 +18,7 @@ pub(super) fn read(top: &Section<'_>, backends: &Names) -> Option<BTreeMap<Strin
     read.into_iter().map(|(name, targets)| Some((name, targets?))).collect()
 }
 
-fn one(top: &Section<'_>, named: &Named<'_>, backends: &Names) -> Option<Vec<Target>> {
+fn one(top: &Section<'_>, named: &Named<'_>, backends: &BackendNames) -> Option<Vec<Target>> {
     if named.name.is_empty() {
         let message = "pods without a RuntimeClass always go to default_backend (remove this entry)";
         top.problem_of_name("handlers", named, message);
@@ -39,7 +39,7 @@ fn one(top: &Section<'_>, named: &Named<'_>, backends: &Names) -> Option<Vec<Tar
     split(section, backends)
 }
 
-fn split(section: &Section<'_>, backends: &Names) -> Option<Vec<Target>> {
+fn split(section: &Section<'_>, backends: &BackendNames) -> Option<Vec<Target>> {
     let shares = section.list("split")?;
     let targets: Vec<_> =
         shares.iter().map(|share| target(share, backends, share.integer("weight"))).collect();
@@ -50,7 +50,7 @@ fn split(section: &Section<'_>, backends: &Names) -> Option<Vec<Target>> {
     Some(targets)
 }
 
-fn target(section: &Section<'_>, backends: &Names, weight: Option<u32>) -> Option<Target> {
+fn target(section: &Section<'_>, backends: &BackendNames, weight: Option<u32>) -> Option<Target> {
     let backend = section.read("backend", |name| backends.check(name));
     let handler = section.optional("handler", |name| Ok(name.to_owned()));
     Some(Target { backend: backend?, handler: handler?.unwrap_or_default(), weight: weight? })

@@ -11,14 +11,14 @@ use super::{Config, Endpoint, values};
 
 /// One warning: `key: message`.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Warning {
+pub struct ConfigWarning {
     /// The key it is about.
     pub key: String,
     /// What follows from its value.
     pub message: String,
 }
 
-impl fmt::Display for Warning {
+impl fmt::Display for ConfigWarning {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.key, self.message)
     }
@@ -26,7 +26,7 @@ impl fmt::Display for Warning {
 
 impl Config {
     /// Returns the warnings about this configuration.
-    pub fn warnings(&self) -> Vec<Warning> {
+    pub fn warnings(&self) -> Vec<ConfigWarning> {
         let mut warnings = Vec::new();
         listener(self, &mut warnings);
         backends(self, &mut warnings);
@@ -35,11 +35,11 @@ impl Config {
     }
 }
 
-fn warn(warnings: &mut Vec<Warning>, key: impl Into<String>, message: impl Into<String>) {
-    warnings.push(Warning { key: key.into(), message: message.into() });
+fn warn(warnings: &mut Vec<ConfigWarning>, key: impl Into<String>, message: impl Into<String>) {
+    warnings.push(ConfigWarning { key: key.into(), message: message.into() });
 }
 
-fn listener(config: &Config, warnings: &mut Vec<Warning>) {
+fn listener(config: &Config, warnings: &mut Vec<ConfigWarning>) {
     // Kubernetes pkg/kubelet/cadvisor/util.go, UsingLegacyCadvisorStats, compares the end of the endpoint.
     if config.listen.to_string_lossy().ends_with("run/crio/crio.sock") {
         let message = "kubelet takes a socket with this name for CRI-O and reads stats from cAdvisor instead of the CRI";
@@ -62,7 +62,7 @@ fn listener(config: &Config, warnings: &mut Vec<Warning>) {
     }
 }
 
-fn backends(config: &Config, warnings: &mut Vec<Warning>) {
+fn backends(config: &Config, warnings: &mut Vec<ConfigWarning>) {
     let mut seen: BTreeMap<String, &str> = BTreeMap::new();
     for (name, backend) in &config.backends {
         let key = format!("backends.{name}.endpoint");
@@ -83,7 +83,7 @@ fn backends(config: &Config, warnings: &mut Vec<Warning>) {
     }
 }
 
-fn handlers(config: &Config, warnings: &mut Vec<Warning>) {
+fn handlers(config: &Config, warnings: &mut Vec<ConfigWarning>) {
     for name in config.handlers.keys().filter(|name| !values::is_label(name)) {
         let message = "no RuntimeClass can name this handler (Kubernetes wants a DNS label: a-z, 0-9 and -)";
         warn(warnings, super::keys::child_path("handlers", name), message);

@@ -10,17 +10,17 @@ use std::collections::HashSet;
 use bytes::{Bytes, BytesMut};
 
 use crate::cri::{field, field_path};
-use crate::merge::Part;
+use crate::merge::BackendItems;
 use crate::wire;
 
 /// The image filesystems; kubelet takes the first one.
 const IMAGES: u32 = field!(ImageFsInfoResponse.image_filesystems);
 
-pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
+pub(super) fn merge(parts: &[BackendItems<'_>]) -> Bytes {
     let mut out = BytesMut::new();
     let local = |default: bool| parts.iter().filter(move |part| part.local && part.default == default);
     let mut seen = HashSet::new();
-    let has_one = |part: &&Part<'_>| wire::has_path(part.items, &[IMAGES]).unwrap_or(false);
+    let has_one = |part: &&BackendItems<'_>| wire::has_path(part.items, &[IMAGES]).unwrap_or(false);
     let others = local(false).filter(|_| local(true).next().is_none_or(|default| has_one(&default)));
     for part in local(true).chain(others) {
         for field in wire::fields(part.items).flatten() {
@@ -64,14 +64,18 @@ mod tests {
     #[test]
     fn the_default_comes_first_each_path_once_and_only_what_is_on_this_node() {
         let infos = [info(&["/b"], &["/b"]), info(&["/a", "/b"], &["/c"]), info(&["/remote"], &[])];
-        let part =
-            |index: usize| Part { items: &infos[index], default: index == 1, local: index != 2, live: true };
+        let part = |index: usize| BackendItems {
+            items: &infos[index],
+            default: index == 1,
+            local: index != 2,
+            live: true,
+        };
         let merged = ImageFsInfoResponse::decode(merge(&[part(0), part(1), part(2)])).expect("an info");
         assert_eq!(mountpoints(&merged.image_filesystems), ["/a", "/b"]);
         assert_eq!(mountpoints(&merged.container_filesystems), ["/c", "/b"]);
         assert_eq!(merged.image_filesystems[0], usage("/a"));
         let empty = Bytes::new();
-        let default = Part { items: &empty, default: true, local: true, live: true };
+        let default = BackendItems { items: &empty, default: true, local: true, live: true };
         assert_eq!(merge(&[part(0), default]), empty, "no other backend's filesystem comes first");
     }
 }

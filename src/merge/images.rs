@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use bytes::{Bytes, BytesMut};
 
 use crate::cri::{LIST_ITEMS, field};
-use crate::merge::Part;
+use crate::merge::BackendItems;
 use crate::wire::{self, Value, WireError};
 
 const ID: u32 = field!(Image.id);
@@ -38,7 +38,7 @@ struct MergedImage<'a> {
     appended: BytesMut,
 }
 
-pub(super) fn merge(parts: &[Part<'_>]) -> Bytes {
+pub(super) fn merge(parts: &[BackendItems<'_>]) -> Bytes {
     let mut index_by_id: HashMap<&[u8], usize> = HashMap::new();
     let mut merged: Vec<MergedImage<'_>> = Vec::new();
     for part in parts {
@@ -132,11 +132,11 @@ mod tests {
         ListImagesResponse { images: images.to_vec() }.encode_to_vec().into()
     }
 
-    fn part(items: &Bytes, local: bool, live: bool) -> Part<'_> {
-        Part { items, default: true, local, live }
+    fn part(items: &Bytes, local: bool, live: bool) -> BackendItems<'_> {
+        BackendItems { items, default: true, local, live }
     }
 
-    fn merged(parts: &[Part<'_>]) -> Vec<Image> {
+    fn merged(parts: &[BackendItems<'_>]) -> Vec<Image> {
         let bytes = crate::merge::merge(List::Images, parts).concat();
         ListImagesResponse::decode(&bytes[..]).unwrap().images
     }
@@ -185,7 +185,7 @@ mod tests {
         let mut items = BytesMut::new();
         wire::put_bytes(&mut items, 1, &item);
         let (items, none) = (items.freeze(), Bytes::new());
-        let merge = |parts: &[Part<'_>]| crate::merge::merge(List::Images, parts).concat();
+        let merge = |parts: &[BackendItems<'_>]| crate::merge::merge(List::Images, parts).concat();
         assert_eq!(merge(&[part(&items, true, true)]), items);
         assert_eq!(merge(&[part(&none, true, true), part(&items, true, true)]), items);
         let other = list(&[image("i1", "x:2", 9, true)]);

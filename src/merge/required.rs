@@ -15,7 +15,7 @@ use crate::wire::{self, WireError};
 
 /// The replies that are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Reply {
+pub enum CheckedReply {
     /// A list, in one piece or a frame of it.
     List(List),
     /// One `ContainerEventResponse`.
@@ -36,7 +36,7 @@ pub enum Need {
 /// What is done to a message that lacks the field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Remedy {
-    /// The message at [`Rule::message`] is left out.
+    /// The message at [`RequiredField::message`] is left out.
     LeaveOut,
     /// The reply's `timestamp` is set to 0: kubelet then calls `ContainerStatus` for each container, and
     /// its client checks that reply.
@@ -45,9 +45,9 @@ pub enum Remedy {
 
 /// One field that a client reads without a check.
 #[derive(Debug, Clone, Copy)]
-pub struct Rule {
+pub struct RequiredField {
     /// The reply.
-    pub reply: Reply,
+    pub reply: CheckedReply,
     /// The path of field numbers to the message.
     pub message: &'static [u32],
     /// The path from there to the field.
@@ -61,120 +61,132 @@ pub struct Rule {
 }
 
 const fn rule(
-    reply: Reply,
+    reply: CheckedReply,
     message: &'static [u32],
     field: &'static [u32],
     need: Need,
     reader: &'static str,
-) -> Rule {
-    Rule { reply, message, field, need, remedy: Remedy::LeaveOut, reader }
+) -> RequiredField {
+    RequiredField { reply, message, field, need, remedy: Remedy::LeaveOut, reader }
 }
 
+use CheckedReply::{Event, SandboxStatus};
 use List::{
     ContainerStats, Containers, Filesystems, Images, MetricDescriptors, SandboxMetrics, SandboxStats,
     Sandboxes,
 };
 use Need::{Present, Text};
-use Reply::{Event, SandboxStatus};
 
 /// The table. IDs are in it because no call can name an object without one, and because kubelet's PLEG keys
 /// its records by ID.
-pub const RULES: [Rule; 19] = [
-    rule(Reply::List(Sandboxes), &[LIST_ITEMS], &field_path!(PodSandbox.id), Text, "kuberuntime/helpers.go"),
+pub const RULES: [RequiredField; 19] = [
     rule(
-        Reply::List(Sandboxes),
+        CheckedReply::List(Sandboxes),
+        &[LIST_ITEMS],
+        &field_path!(PodSandbox.id),
+        Text,
+        "kuberuntime/helpers.go",
+    ),
+    rule(
+        CheckedReply::List(Sandboxes),
         &[LIST_ITEMS],
         &field_path!(PodSandbox.metadata),
         Present,
         "cm/helpers.go, kuberuntime_gc.go, stats buildPodStats",
     ),
-    rule(Reply::List(Containers), &[LIST_ITEMS], &field_path!(Container.id), Text, "kuberuntime/helpers.go"),
     rule(
-        Reply::List(Containers),
+        CheckedReply::List(Containers),
+        &[LIST_ITEMS],
+        &field_path!(Container.id),
+        Text,
+        "kuberuntime/helpers.go",
+    ),
+    rule(
+        CheckedReply::List(Containers),
         &[LIST_ITEMS],
         &field_path!(Container.metadata),
         Present,
         "cm/helpers.go, kuberuntime_gc.go evictableContainers",
     ),
     rule(
-        Reply::List(ContainerStats),
+        CheckedReply::List(ContainerStats),
         &[LIST_ITEMS],
         &field_path!(ContainerStats.attributes.id),
         Text,
         "stats/cri_stats_provider.go, Attributes.Id",
     ),
     rule(
-        Reply::List(ContainerStats),
+        CheckedReply::List(ContainerStats),
         &[LIST_ITEMS],
         &field_path!(ContainerStats.attributes.metadata),
         Present,
         "stats makeContainerStats, Attributes.Metadata.Name",
     ),
     rule(
-        Reply::List(SandboxStats),
+        CheckedReply::List(SandboxStats),
         &[LIST_ITEMS],
         &field_path!(PodSandboxStats.attributes.id),
         Text,
         "stats ListPodCPUAndMemoryStats, Attributes.Id",
     ),
     rule(
-        Reply::List(SandboxStats),
+        CheckedReply::List(SandboxStats),
         &[LIST_ITEMS],
         &field_path!(PodSandboxStats.linux),
         Present,
         "stats addCRIPodContainerStats, Linux.Containers",
     ),
     rule(
-        Reply::List(SandboxStats),
+        CheckedReply::List(SandboxStats),
         &field_path!(ListPodSandboxStatsResponse.stats.linux.network),
         &field_path!(NetworkUsage.default_interface),
         Present,
         "stats criInterfaceToSummary, DefaultInterface.Name",
     ),
     rule(
-        Reply::List(SandboxStats),
+        CheckedReply::List(SandboxStats),
         &field_path!(ListPodSandboxStatsResponse.stats.linux.containers),
         &field_path!(ContainerStats.attributes.id),
         Text,
         "stats addCRIPodContainerStats, Attributes.Id",
     ),
     rule(
-        Reply::List(SandboxStats),
+        CheckedReply::List(SandboxStats),
         &field_path!(ListPodSandboxStatsResponse.stats.linux.containers),
         &field_path!(ContainerStats.attributes.metadata),
         Present,
         "stats makeContainerStats, Attributes.Metadata.Name",
     ),
     rule(
-        Reply::List(Images),
+        CheckedReply::List(Images),
         &[LIST_ITEMS],
         &field_path!(Image.id),
         Text,
         "images/image_gc_manager.go keys by it",
     ),
     rule(
-        Reply::List(Filesystems),
+        CheckedReply::List(Filesystems),
         &[LIST_ITEMS],
         &field_path!(FilesystemUsage.used_bytes),
         Present,
         "stats ImageFsStats, UsedBytes.Value",
     ),
     rule(
-        Reply::List(MetricDescriptors),
+        CheckedReply::List(MetricDescriptors),
         &[LIST_ITEMS],
         &field_path!(MetricDescriptor.name),
         Text,
         "component-base/metrics, BaseStableCollector.add panics",
     ),
     rule(
-        Reply::List(SandboxMetrics),
+        CheckedReply::List(SandboxMetrics),
         &field_path!(ListPodSandboxMetricsResponse.pod_metrics.metrics),
         &field_path!(Metric.value),
         Present,
         "collectors/cri_metrics.go, GetValue().Value",
     ),
     rule(
-        Reply::List(SandboxMetrics),
+        CheckedReply::List(SandboxMetrics),
         &field_path!(ListPodSandboxMetricsResponse.pod_metrics.container_metrics.metrics),
         &field_path!(Metric.value),
         Present,
@@ -194,7 +206,7 @@ pub const RULES: [Rule; 19] = [
         Present,
         "kuberuntime GeneratePodStatus, status.Image.Image",
     ),
-    Rule {
+    RequiredField {
         remedy: Remedy::ClearTimestamp,
         ..rule(
             SandboxStatus,
@@ -211,9 +223,9 @@ pub const RULES: [Rule; 19] = [
 ///
 /// # Errors
 /// Returns an error if it cannot be parsed.
-pub fn checked(reply: Reply, encoded: &Bytes) -> Result<(Bytes, usize), WireError> {
+pub fn remove_incomplete(reply: CheckedReply, encoded: &Bytes) -> Result<(Bytes, usize), WireError> {
     let rules = RULES.each_ref().map(|rule| (rule.reply == reply).then_some(rule));
-    let rules: Vec<&Rule> = rules.into_iter().flatten().collect();
+    let rules: Vec<&RequiredField> = rules.into_iter().flatten().collect();
     let broken = count_broken(&rules, 0, encoded)?;
     if broken == 0 {
         return Ok((encoded.clone(), 0));
@@ -228,7 +240,7 @@ pub fn checked(reply: Reply, encoded: &Bytes) -> Result<(Bytes, usize), WireErro
 }
 
 /// Counts the smallest messages that break a rule.
-fn count_broken(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<usize, WireError> {
+fn count_broken(rules: &[&RequiredField], depth: usize, message: &[u8]) -> Result<usize, WireError> {
     if breaks(rules, depth, message)? {
         return Ok(1);
     }
@@ -243,7 +255,7 @@ fn count_broken(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<usize, 
 }
 
 /// Copies a message without the messages inside it that break a rule.
-fn prune(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<BytesMut, WireError> {
+fn prune(rules: &[&RequiredField], depth: usize, message: &[u8]) -> Result<BytesMut, WireError> {
     let mut out = BytesMut::with_capacity(message.len());
     for field in wire::fields(message) {
         let field = field?;
@@ -258,12 +270,12 @@ fn prune(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<BytesMut, Wire
 }
 
 /// Returns the rules about messages in this field.
-fn below<'a>(rules: &[&'a Rule], depth: usize, number: u32) -> Vec<&'a Rule> {
+fn below<'a>(rules: &[&'a RequiredField], depth: usize, number: u32) -> Vec<&'a RequiredField> {
     rules.iter().filter(|rule| rule.message.get(depth) == Some(&number)).copied().collect()
 }
 
 /// Tells whether a message breaks a rule about messages at its own depth.
-fn breaks(rules: &[&Rule], depth: usize, message: &[u8]) -> Result<bool, WireError> {
+fn breaks(rules: &[&RequiredField], depth: usize, message: &[u8]) -> Result<bool, WireError> {
     for rule in rules.iter().filter(|rule| rule.message.len() == depth) {
         if !meets(message, rule.field, rule.need)? {
             return Ok(true);

@@ -36,7 +36,7 @@ pub struct BackendStatus<'a> {
 
 /// A public handler and the backend it leads to.
 #[derive(Debug)]
-pub struct Served<'a> {
+pub struct HandlerEntry<'a> {
     /// The `RuntimeClass` handler.
     pub handler: &'a str,
     /// The backend.
@@ -46,7 +46,7 @@ pub struct Served<'a> {
 }
 
 /// Composes the node's status. Conditions of backends come in the order given.
-pub fn compose(backends: &[BackendStatus<'_>], handlers: &[Served<'_>]) -> StatusResponse {
+pub fn compose(backends: &[BackendStatus<'_>], handlers: &[HandlerEntry<'_>]) -> StatusResponse {
     StatusResponse {
         status: Some(RuntimeStatus { conditions: conditions(backends) }),
         info: info(backends),
@@ -111,7 +111,7 @@ fn condition(kind: &str, status: bool, reason: &str, message: &str) -> RuntimeCo
     }
 }
 
-fn runtime_handlers(backends: &[BackendStatus<'_>], handlers: &[Served<'_>]) -> Vec<RuntimeHandler> {
+fn runtime_handlers(backends: &[BackendStatus<'_>], handlers: &[HandlerEntry<'_>]) -> Vec<RuntimeHandler> {
     handlers
         .iter()
         .map(|entry| {
@@ -213,9 +213,9 @@ mod tests {
         let known = RuntimeHandler { name: "runsc".to_owned(), features };
         first.reply.as_mut().expect("a reply").runtime_handlers = vec![known];
         let entry = [
-            Served { handler: "gvisor", backend: "a", known_as: "runsc" },
-            Served { handler: "runsc", backend: "b", known_as: "runsc" },
-            Served { handler: "lost", backend: "a", known_as: "nowhere" },
+            HandlerEntry { handler: "gvisor", backend: "a", known_as: "runsc" },
+            HandlerEntry { handler: "runsc", backend: "b", known_as: "runsc" },
+            HandlerEntry { handler: "lost", backend: "a", known_as: "nowhere" },
         ];
         let handlers = compose(&[first], &entry).runtime_handlers;
         let expected = [("gvisor", features), ("runsc", None), ("lost", None)];

@@ -1,7 +1,7 @@
 //! The rows of the method table, in the order of the API.
 
 use super::Kind::{Container, Sandbox};
-use super::{Answer, Deadline, Effect, ImageCall, List, OnUnknownId, Route};
+use super::{Deadline, Effect, ImageCall, List, LocalReply, OnUnknownId, Route};
 use crate::cri::{Rpc, field};
 
 /// What crimux knows about one RPC.
@@ -17,7 +17,7 @@ pub(super) struct Row {
 pub(super) const ROWS: [Row; 43] = [
     Row {
         rpc: Rpc::Version,
-        route: Route::Local(Answer::Version),
+        route: Route::Local(LocalReply::Version),
         effect: Effect::None,
         deadline: Deadline::Fast,
     },
@@ -179,7 +179,7 @@ pub(super) const ROWS: [Row; 43] = [
     },
     Row {
         rpc: Rpc::Status,
-        route: Route::Local(Answer::Status),
+        route: Route::Local(LocalReply::Status),
         effect: Effect::None,
         deadline: Deadline::Fast,
     },
@@ -227,7 +227,7 @@ pub(super) const ROWS: [Row; 43] = [
     },
     Row {
         rpc: Rpc::RuntimeConfig,
-        route: Route::Local(Answer::RuntimeConfig),
+        route: Route::Local(LocalReply::RuntimeConfig),
         effect: Effect::None,
         deadline: Deadline::Fast,
     },

@@ -1,7 +1,8 @@
 //! Random lives of a node, played against a model: ten thousand short ones.
 //!
-//! The model knows where every acknowledged pod runs. Whatever a file says and wherever a runtime moves, each pod must
-//! be owned by one instance, and that one must lead to the runtime that has the pod, or to where it was last.
+//! The model knows where every acknowledged pod runs. Whatever a file says and wherever a runtime moves, each
+//! pod must be owned by one instance, and that one must lead to the runtime that has the pod, or to where it
+//! was last.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -138,7 +139,8 @@ impl Played {
         self.story.push(format!("pod {pod} removed"));
     }
 
-    /// A runtime with all its pods answers at another endpoint, at which nothing was and which no instance has.
+    /// A runtime with all its pods answers at another endpoint, at which nothing was and which no instance
+    /// has.
     fn move_runtime(&mut self, random: &mut Rng) {
         let is_free = |to: &&&str| {
             !self.runtimes.contains_key(**to) && self.kept.iter().all(|kept| kept.endpoint != **to)

@@ -1,9 +1,10 @@
-//! The answer lane: `Version`, `Status` and `RuntimeConfig`, composed from what the node knows.
+//! Composes the replies to `Version`, `Status` and `RuntimeConfig` from those of the backends.
 //!
-//! kubelet judges the whole node by these, so they answer within 100 ms whatever the backends do: each
-//! backend is asked briefly, and a backend that does not answer is represented by its last reply. Conditions
-//! of a default or `required` backend that cannot be reached stand for 30 s, because kubelet forgives an
-//! outdated answer for that long and a false one not for a second (`kubelet.go updateRuntimeUp`).
+//! kubelet decides by these whether the node is ready, so they are answered within 100 ms, whatever the
+//! backends do: each backend is called with a short deadline, and its last reply counts if it does not
+//! answer. The conditions of a default or `required` backend that is not connected count for 30 s more,
+//! because kubelet accepts an outdated condition for that long, and a false one not for a second (`kubelet.go
+//! updateRuntimeUp`).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,34 +21,39 @@ use crate::cri::{
     self, LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusRequest, VersionResponse, field,
 };
 use crate::error::Error;
-use crate::merge::status::{self, BackendStatus, Served};
-use crate::method::{self, Answer, Rpc};
-use crate::proxy::fan_out::{self, PROMPT, REFRESH};
+use crate::merge::status::{self, BackendStatus, HandlerEntry};
+use crate::method::{self, LocalReply, Rpc};
+use crate::proxy::fan_out::FAST_DEADLINE;
+use crate::proxy::refresh::{self, REFRESH_TIMEOUT};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState};
 use crate::snapshot::InstanceId;
 use crate::utf8;
 use crate::wire;
 
-/// How long the conditions of an unreachable backend stand.
-const CONDITIONS_STAND: Duration = Duration::from_secs(30);
-/// The version of the kubelet API, which kubelet insists on (`kuberuntime_manager.go kubeRuntimeAPIVersion`).
+/// How long the last conditions of a backend that does not answer count.
+const CONDITION_GRACE: Duration = Duration::from_secs(30);
+/// The version of the kubelet API that kubelet requires (`kuberuntime_manager.go kubeRuntimeAPIVersion`).
 const KUBELET_API: &str = "0.1.0";
 
 impl Call {
-    /// Composes the answer.
-    pub(super) async fn compose(&self, answer: Answer, message: &Message) -> Result<Outcome, Error> {
+    /// Composes the reply.
+    pub(super) async fn answer_locally(
+        &self,
+        answer: LocalReply,
+        message: &Message,
+    ) -> Result<Outcome, Error> {
         match answer {
-            Answer::Version => self.version().await,
-            Answer::Status => self.status(message).await,
-            Answer::RuntimeConfig => self.runtime_config().await,
+            LocalReply::Version => self.version().await,
+            LocalReply::Status => self.status(message).await,
+            LocalReply::RuntimeConfig => self.runtime_config().await,
         }
     }
 
     async fn version(&self) -> Result<Outcome, Error> {
         let backend = self.node.backend(self.node.default_in(self.scope))?;
         if backend.last.reply(Rpc::Version).is_none() {
-            prompt(&self.node, &backend, Rpc::Version, &[]).await;
+            call_briefly(&self.node, &backend, Rpc::Version, &[]).await;
         }
         let known = backend.last.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
         let mut version = match (self.node.config().identity, known) {
@@ -76,35 +82,37 @@ impl Call {
         backends.sort_by_key(|backend| backend.id != default);
         let request = StatusRequest { verbose }.encode_to_vec();
         let request = &request[..];
-        let asked = backends.iter().map(|backend| async move {
-            let fresh = prompt(&self.node, backend, Rpc::Status, request).await;
+        let replies = backends.iter().map(|backend| async move {
+            let fresh = call_briefly(&self.node, backend, Rpc::Status, request).await;
             fresh.or_else(|| backend.last.reply(Rpc::Status))
         });
-        let replies = join_all(asked).await;
+        let replies = join_all(replies).await;
         let handlers = self.node.router.handlers();
-        let said: Vec<_> = std::iter::zip(&backends, &replies)
-            .map(|(backend, reply)| said(&self.node, backend, reply.as_ref(), default, self.scope.is_some()))
+        let statuses: Vec<_> = std::iter::zip(&backends, &replies)
+            .map(|(backend, reply)| {
+                backend_status(&self.node, backend, reply.as_ref(), default, self.scope.is_some())
+            })
             .collect();
         let name = |id| self.node.backend(id).map(|backend| Arc::clone(&backend.name));
         let default_name = name(default)?;
-        let mut served = vec![Served { handler: "", backend: &default_name, known_as: "" }];
+        let mut entries = vec![HandlerEntry { handler: "", backend: &default_name, known_as: "" }];
         for (handler, targets) in handlers.iter() {
             let target = targets.iter().find(|(id, _)| self.scope.is_none_or(|scope| scope == *id));
-            served.extend(target.map(|(_, target)| Served {
+            entries.extend(target.map(|(_, target)| HandlerEntry {
                 handler,
                 backend: &target.backend,
                 known_as: &target.handler,
             }));
         }
-        Ok(Outcome::message(&status::compose(&said, &served).encode_to_vec()))
+        Ok(Outcome::message(&status::compose(&statuses, &entries).encode_to_vec()))
     }
 
-    /// Answers with the default backend's cgroup driver, or with its having none to tell. It is asked again:
-    /// kubelet asks once in its life, and a runtime that was restarted may have another driver.
+    /// Answers with the default backend's cgroup driver, or that it does not report one. The backend is
+    /// called each time: kubelet calls once in its life, and a restarted runtime may have another driver.
     async fn runtime_config(&self) -> Result<Outcome, Error> {
         let backend = self.node.backend(self.node.default_in(self.scope))?;
-        let fresh = prompt(&self.node, &backend, Rpc::RuntimeConfig, &[]).await;
-        let lacking = backend.health.lacks(method::of(Rpc::RuntimeConfig));
+        let fresh = call_briefly(&self.node, &backend, Rpc::RuntimeConfig, &[]).await;
+        let lacking = backend.health.is_unimplemented(method::of(Rpc::RuntimeConfig));
         if let Some(known) = fresh.or_else(|| backend.last.reply(Rpc::RuntimeConfig).filter(|_| !lacking)) {
             return Ok(Outcome::message(&known));
         }
@@ -112,7 +120,7 @@ impl Call {
             let linux = LinuxRuntimeConfiguration { cgroup_driver: number(driver) };
             return Ok(Outcome::message(&RuntimeConfigResponse { linux: Some(linux) }.encode_to_vec()));
         }
-        if lacking || backend.last.lacks(Rpc::RuntimeConfig) {
+        if lacking || backend.last.is_unimplemented(Rpc::RuntimeConfig) {
             let text = format!(
                 "backend {} does not tell its cgroup driver (cgroup_driver is not set)",
                 backend.name
@@ -123,37 +131,41 @@ impl Call {
     }
 }
 
-/// Asks a backend briefly, or, the first time, as long as connecting to it may take. One that did not answer
-/// the last time is not waited for: it is asked beside the calls until it does.
-async fn prompt(node: &Arc<ProxyState>, backend: &Arc<Backend>, rpc: Rpc, request: &[u8]) -> Option<Bytes> {
+/// Calls a backend with a deadline of 80 ms, or, without a last reply, of `timeouts.connect`. A backend that
+/// did not answer the last time is not called here: it is refreshed in the background.
+async fn call_briefly(
+    node: &Arc<ProxyState>,
+    backend: &Arc<Backend>,
+    rpc: Rpc,
+    request: &[u8],
+) -> Option<Bytes> {
     if !backend.is_up() {
         return None;
     }
     let class = if rpc == Rpc::RuntimeConfig { Class::RuntimeConfig } else { Class::Status };
     if !backend.health.is_late(class) {
-        // With nothing to fall back on, kubelet would be told that the node is not ready, or not start at
-        // all.
+        // Without a last reply kubelet would get a node that is not ready, or would not start.
         let known = match rpc {
-            // What an earlier connection told may be of another runtime.
+            // A reply of an earlier connection may be of another version of the runtime.
             Rpc::RuntimeConfig => backend.health.has_answered(method::of(rpc)),
             _ => backend.last.reply(rpc).is_some(),
         };
-        let wait = if known { PROMPT } else { backend.config().timeouts.connect };
-        match tokio::time::timeout(wait, ask(backend, rpc, request, wait)).await {
+        let wait = if known { FAST_DEADLINE } else { backend.config().timeouts.connect };
+        match tokio::time::timeout(wait, call(backend, rpc, request, wait)).await {
             Ok(Ok(reply)) => return reply,
-            Ok(Err(error)) => backend.health.note_error(error.to_string()),
+            Ok(Err(error)) => backend.health.record_error(error.to_string()),
             Err(_) => {}
         }
         if class == Class::Status {
             backend.health.mark_late(class);
         }
     }
-    fan_out::refresh(node, backend, class);
+    refresh::refresh(node, backend, class);
     None
 }
 
-/// Asks a backend; what it says without being asked for details is remembered, if it is what it should be.
-async fn ask(
+/// Calls a backend. A valid reply that is not verbose is cached.
+async fn call(
     backend: &Arc<Backend>,
     rpc: Rpc,
     request: &[u8],
@@ -165,52 +177,58 @@ async fn ask(
     }
     let reply = backend.fetch(method::of(rpc), own_headers(wait), Message::new(request).framed()).await?;
     let garbage = |cause: String| Error::Garbage { backend: Arc::clone(&backend.name), cause };
-    let repaired = utf8::repaired(&format!("{}Response", rpc.name()), &reply.message.encoded_bytes());
+    let repaired = utf8::repair(&format!("{}Response", rpc.name()), &reply.message.encoded_bytes());
     let (encoded, _) = repaired.map_err(|error| garbage(error.to_string()))?;
     match reply.code {
-        Code::Ok if is_whole(rpc, &encoded) => {
+        Code::Ok if is_valid(rpc, &encoded) => {
             let reply = encoded;
-            backend.health.note_answer(method::of(rpc));
+            backend.health.record_answer(method::of(rpc));
             if rpc == Rpc::Status {
-                backend.health.mark_heard();
+                backend.health.mark_status_answered();
             }
             if request.is_empty() {
-                backend.note_lack(method::of(rpc), false);
+                backend.record_support(method::of(rpc), false);
                 backend.last.remember_reply(rpc, &reply);
             }
             Ok(Some(reply))
         }
         Code::Ok => Err(garbage(format!("{} cannot be read", rpc.name()))),
-        Code::Unimplemented if rpc == Rpc::RuntimeConfig && is_credible_lack(backend, rpc) => {
-            backend.note_lack(method::of(rpc), true);
-            backend.health.note_lack(method::of(rpc));
+        Code::Unimplemented if rpc == Rpc::RuntimeConfig && is_credibly_unimplemented(backend, rpc) => {
+            backend.record_support(method::of(rpc), true);
+            backend.health.record_unimplemented(method::of(rpc));
             Ok(None)
         }
         code => Err(garbage(format!("{} was answered with {code:?}", rpc.name()))),
     }
 }
 
-/// Tells whether a backend that denies having a method is to be believed. It is not if it denies having
-/// `Version` too: containerd answers everything so while its CRI plugin is not loaded. Nor if it answered the
-/// method over the same connection: a process does not lose one, it is out of order.
-fn is_credible_lack(backend: &Backend, rpc: Rpc) -> bool {
+/// Tells whether `Unimplemented` is to be believed. It is not if `Version` was not answered: containerd
+/// answers every method so while its CRI plugin is not loaded. Nor is it if the backend answered the method
+/// over the same connection before: a process does not lose a method, so it must be faulty.
+fn is_credibly_unimplemented(backend: &Backend, rpc: Rpc) -> bool {
     let answered = |rpc| backend.health.has_answered(method::of(rpc));
     answered(Rpc::Version) && !answered(rpc)
 }
 
-/// Tells whether a reply is what kubelet asks for, and not something that happens to be readable.
-fn is_whole(rpc: Rpc, reply: &[u8]) -> bool {
+/// Tells whether a reply has the fields that kubelet needs.
+fn is_valid(rpc: Rpc, reply: &[u8]) -> bool {
     match rpc {
         Rpc::Status => status::decode(reply).is_some_and(|reply| status::is_whole(&reply)),
         _ => RuntimeConfigResponse::decode(reply).is_ok(),
     }
 }
 
-/// Asks a backend once for what it is judged by, or for its cgroup driver, beside the calls.
-pub(super) async fn renew(node: &ProxyState, backend: &Arc<Backend>, class: Class) -> Result<(), Error> {
+/// Calls `Status` or `RuntimeConfig` once, in the background.
+pub(super) async fn refresh_reply(
+    node: &ProxyState,
+    backend: &Arc<Backend>,
+    class: Class,
+) -> Result<(), Error> {
     let rpc = if class == Class::RuntimeConfig { Rpc::RuntimeConfig } else { Rpc::Status };
-    let late = Error::Late { backend: Arc::clone(&backend.name), waited: REFRESH };
-    tokio::time::timeout(REFRESH, ask(backend, rpc, &[], REFRESH)).await.map_err(|_| late)??;
+    let late = Error::Late { backend: Arc::clone(&backend.name), waited: REFRESH_TIMEOUT };
+    tokio::time::timeout(REFRESH_TIMEOUT, call(backend, rpc, &[], REFRESH_TIMEOUT))
+        .await
+        .map_err(|_| late)??;
     if rpc == Rpc::RuntimeConfig {
         node.compare_cgroup_drivers(backend);
     }
@@ -225,8 +243,8 @@ fn number(driver: CgroupDriver) -> i32 {
     }
 }
 
-/// Returns the cgroup drivers that local backends tell, and the configured one; kubelet is told one, so they
-/// must agree.
+/// Returns the cgroup drivers that local backends report, and the configured one. They must agree, because
+/// kubelet has one.
 pub(super) fn cgroup_drivers(node: &ProxyState) -> Vec<(Arc<str>, i32)> {
     let backends = node.backends();
     let local = backends.iter().filter(|backend| backend.config().local);
@@ -238,20 +256,20 @@ pub(super) fn cgroup_drivers(node: &ProxyState) -> Vec<(Arc<str>, i32)> {
     configured.into_iter().chain(told).collect()
 }
 
-fn said<'a>(
+fn backend_status<'a>(
     node: &ProxyState,
     backend: &'a Backend,
     reply: Option<&Bytes>,
     default: InstanceId,
     alone: bool,
 ) -> BackendStatus<'a> {
-    let silent = backend.health.silent_since();
+    let silent = backend.health.status_unanswered_since();
     let lost = match backend.link() {
         Link::Down { cause, .. } => Some(format!("down: {cause}")),
         _ => silent.map(|_| "not answering Status".to_owned()),
     };
     let is_default = backend.id == default;
-    let expired = silent.is_some_and(|since| !still_stand(since.elapsed()));
+    let expired = silent.is_some_and(|since| !is_within_grace(since.elapsed()));
     BackendStatus {
         name: &backend.name,
         reply: reply.and_then(|reply| status::decode(reply)),
@@ -267,9 +285,9 @@ fn said<'a>(
     }
 }
 
-/// Tells whether the conditions of a backend stand that was lost so long ago, on the monotonic clock.
-fn still_stand(lost: Duration) -> bool {
-    lost <= CONDITIONS_STAND
+/// Tells whether the last conditions of a backend count that has not answered for this long.
+fn is_within_grace(lost: Duration) -> bool {
+    lost <= CONDITION_GRACE
 }
 
 #[cfg(test)]
@@ -280,7 +298,7 @@ mod tests {
     fn conditions_of_a_lost_backend_stand_for_thirty_seconds() {
         for (lost, stand) in [(0, true), (29_999, true), (30_000, true), (30_001, false), (86_400_000, false)]
         {
-            assert_eq!(still_stand(Duration::from_millis(lost)), stand, "after {lost} ms");
+            assert_eq!(is_within_grace(Duration::from_millis(lost)), stand, "after {lost} ms");
         }
     }
 }

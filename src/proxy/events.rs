@@ -4,10 +4,10 @@
 //! 1.37). So the stream is always offered, and each backend is an event source of its own: its stream
 //! (`events/stream.rs`), or, while the stream is missing because it was lost, never offered or is of CRI
 //! 0.25, its lists, compared once a second (`events/told.rs`). The same comparison makes the events of what
-//! changed while the stream or the backend was away. Nothing is asked while nobody listens.
+//! changed while the stream or the backend was away. No backend is called while no client subscribes.
 //!
-//! Owners are learnt from each event. States are not taken from it, because an event may be older than a call
-//! that passed since; an event makes crimux list that backend instead, at most once a second.
+//! Owners are learnt from each event. States are not taken from it, because an event may be older than a
+//! later call; instead an event makes crimux list that backend, at most once a second.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::events::{Client, Subscription};
 use crate::method::List;
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState, fan_out};
+use crate::proxy::{Call, ProxyState, refresh};
 use crate::snapshot::{Filter, InstanceId, ListKind};
 use stream::Ended;
 use told::Told;
@@ -42,8 +42,8 @@ const ROUND: Duration = Duration::from_secs(1);
 
 impl Call {
     /// Opens the stream of the events of all backends.
-    pub(super) fn events(&mut self) -> Outcome {
-        self.watch.at_all(&self.node);
+    pub(super) fn subscribe_events(&mut self) -> Outcome {
+        self.recorder.set_all_backends(&self.node);
         let (client, frames) = Client::new(self.node.config().events.buffer);
         let mut reader = Reader { node: Arc::clone(&self.node), client, attached: Vec::new() };
         let (node, scope) = (Arc::clone(&self.node), self.scope);
@@ -61,7 +61,7 @@ impl Call {
                 () = rounds => {}
             }
         });
-        Outcome::Frames(frames)
+        Outcome::Messages(frames)
     }
 }
 
@@ -165,8 +165,7 @@ impl Source {
         source
     }
 
-    /// Runs as long as a client listens. A rename does not end it: another [`Backend`] is then the same
-    /// source.
+    /// Runs while a client subscribes. A rename does not end it: another [`Backend`] is then the same source.
     async fn run(mut self) {
         loop {
             let running =
@@ -240,7 +239,7 @@ impl Source {
                     self.behind.store(false, Ordering::Relaxed);
                 }
                 Ok(()) => {}
-                Err(error) => self.backend.health.note_error(error.to_string()),
+                Err(error) => self.backend.health.record_error(error.to_string()),
             }
         }
     }
@@ -279,7 +278,7 @@ impl Source {
         }
         let limit = self.backend.config().timeouts.list;
         for list in [List::Sandboxes, List::Containers] {
-            let listed = fan_out::list_all(&self.node, &self.backend, list);
+            let listed = refresh::list_all(&self.node, &self.backend, list);
             let late = || Error::Late { backend: Arc::clone(&self.backend.name), waited: limit };
             tokio::time::timeout(limit, listed).await.map_err(|_| late())??;
         }
@@ -304,15 +303,15 @@ impl Source {
         loop {
             self.events.notified().await;
             for list in [List::Sandboxes, List::Containers] {
-                if let Err(error) = fan_out::list_all(&self.node, &self.backend, list).await {
-                    self.backend.health.note_error(error.to_string());
+                if let Err(error) = refresh::list_all(&self.node, &self.backend, list).await {
+                    self.backend.health.record_error(error.to_string());
                 }
             }
             tokio::time::sleep(ROUND).await;
         }
     }
 
-    /// Hands a framed event to every client.
+    /// Sends a framed event to every client.
     fn publish(&self, event: &bytes::Bytes) {
         self.node.metrics.count_dropped_event_clients(self.feed.publish(event));
     }

@@ -1,8 +1,8 @@
-//! The forward lane: one backend, the same bytes, and what its answer teaches.
+//! Forwards a call to one backend, and records what its reply changed.
 //!
-//! A reply that teaches nothing is passed on while it arrives; one that does is small, is collected, and is
-//! learnt from before it goes out. From the moment a write is sent until it has ended, however it ended, no
-//! status of its object is remembered: a read beside it may have seen either side of it.
+//! A reply that changes no recorded state is streamed to the client. One that does is small; it is buffered
+//! and recorded before it is sent. While a write is in flight, no status of its object is cached: a
+//! concurrent read may have seen the object before or after the write.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,8 +20,8 @@ use crate::{router, wire};
 
 impl Call {
     /// Sends a call that creates a sandbox to the backend of its handler.
-    pub(super) async fn place(&mut self, field: u32, message: Message) -> Result<Outcome, Error> {
-        let method = self.method.expect("a handler lane is a row of the table");
+    pub(super) async fn create_on_handler(&mut self, field: u32, message: Message) -> Result<Outcome, Error> {
+        let method = self.method.expect("a handler route is a row of the table");
         let request = message.encoded();
         let handler = wire::peek_str(request, &[field])?.to_owned();
         let uid = wire::peek_str(request, &learn::uid_path(method))?.to_owned();
@@ -29,7 +29,7 @@ impl Call {
         let choice = match self.scope {
             Some(backend) => router::Choice { backend, handler: handler.clone() },
             None => self.node.choose(&handler, &uid).inspect_err(|error| {
-                self.node.placed(&handler, None, error.code());
+                self.node.record_placement(&handler, None, error.code());
                 log_refusal(method, &handler, request, &error.to_string());
             })?,
         };
@@ -39,18 +39,18 @@ impl Call {
         } else {
             Message::new(&wire::append_str(request, &[field], &choice.handler))
         };
-        self.watch.at(&backend);
+        self.recorder.set_backend(&backend);
         self.node.router.owners.note_sent(&uid, backend.id);
         let reply = self.fetch(&backend, method, &message).await;
         let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
-        self.node.placed(&handler, Some(&backend.name), code);
+        self.node.record_placement(&handler, Some(&backend.name), code);
         let reply = reply.inspect_err(|error| log_refusal(method, &handler, request, &error.to_string()))?;
         if reply.code != Code::Ok {
             let answer = format!("backend {} answered {:?}", backend.name, reply.code);
             log_refusal(method, &handler, request, &answer);
         }
         if reply.code == Code::Ok {
-            let id = learn::created(
+            let id = learn::record_created(
                 &self.node,
                 &backend,
                 method,
@@ -58,7 +58,7 @@ impl Call {
                 message.encoded(),
                 reply.message.encoded(),
             )?;
-            backend.last.saved().await;
+            backend.last.wait_for_journal().await;
             self.node.metrics.count_routed_sandbox(&handler, &backend.name);
             self.node.history.record_requested_handler(&id, &handler);
             let [namespace, name, uid] = learn::requested_name(method, request);
@@ -76,19 +76,19 @@ impl Call {
         id: &str,
         message: Message,
     ) -> Result<Outcome, Error> {
-        self.watch.at(backend);
+        self.recorder.set_backend(backend);
         if !learn::is_write(method.effect) {
-            return self.forward_as_it_is(backend, method, id, message).await;
+            return self.forward_by_effect(backend, method, id, message).await;
         }
-        let writing = StatusInvalidation::begin(backend, id);
-        let outcome = self.forward_as_it_is(backend, method, id, message).await;
+        let invalidation = StatusInvalidation::begin(backend, id);
+        let outcome = self.forward_by_effect(backend, method, id, message).await;
         if matches!(outcome, Err(Error::Down { .. } | Error::Busy { .. })) {
-            writing.undo();
+            invalidation.undo();
         }
         outcome
     }
 
-    async fn forward_as_it_is(
+    async fn forward_by_effect(
         &mut self,
         backend: &Arc<Backend>,
         method: &'static Method,
@@ -103,20 +103,20 @@ impl Call {
             Effect::None => {
                 let headers = std::mem::take(&mut self.headers);
                 let reply = backend.call(Some(method), &self.path, headers, message.framed()).await?;
-                Ok(Outcome::Arriving(reply))
+                Ok(Outcome::Streaming(reply))
             }
             Effect::Status(kind) => self.read_status(backend, method, kind.into(), id, message).await,
             Effect::StreamUrl => {
                 let reply = self.fetch(backend, method, &message).await?;
-                self.node.relayed(backend, reply).map(Outcome::from)
+                self.node.rewrite_stream_url(backend, reply).map(Outcome::from)
             }
             _ => {
                 let reply = self.fetch(backend, method, &message).await?;
                 if reply.code == Code::Ok {
                     log_change(backend, method, id);
                     let (request, reply) = (message.encoded(), reply.message.encoded());
-                    learn::wrote(&self.node, backend, method, id, request, reply)?;
-                    backend.last.saved().await;
+                    learn::record_write(&self.node, backend, method, id, request, reply)?;
+                    backend.last.wait_for_journal().await;
                 }
                 Ok(reply.into())
             }
@@ -132,25 +132,25 @@ impl Call {
         backend.fetch(method, std::mem::take(&mut self.headers), message.framed()).await
     }
 
-    /// Returns how long a backend may take: its own deadline, or most of what the caller still waits.
-    pub(super) fn at_most(&self, limit: Duration) -> Duration {
-        self.caller_waits().map_or(limit, |caller| limit.min(caller))
+    /// Returns `limit`, or the caller's budget if that is less.
+    pub(super) fn cap_to_caller(&self, limit: Duration) -> Duration {
+        self.caller_budget().map_or(limit, |caller| limit.min(caller))
     }
 
-    /// Returns most of what the caller still waits, if it said so: crictl gives up after 2 s, and an answer
-    /// from last-known state must come before that.
-    pub(super) fn caller_waits(&self) -> Option<Duration> {
+    /// Returns 80 % of the caller's timeout; `None` without one. crictl gives up after 2 s, and a reply from
+    /// last-known state must be sent before that.
+    pub(super) fn caller_budget(&self) -> Option<Duration> {
         let caller = crate::codec::caller_timeout(&self.headers)?;
         Some(caller.mul_f64(0.8))
     }
 }
 
-/// A write on its way; the status of its object is forgotten at its beginning and at its end, whatever the
-/// end.
+/// A write in flight. The cached status of its object is dropped when it begins and when it ends, however it
+/// ends.
 struct StatusInvalidation<'a> {
     backend: &'a Backend,
     id: &'a str,
-    /// What is remembered again if the write was not sent; `None` once that is decided.
+    /// The dropped status, which is restored if the write was not sent; `None` after that.
     before: Option<ForgottenStatus>,
 }
 
@@ -159,8 +159,8 @@ impl<'a> StatusInvalidation<'a> {
         Self { backend, id, before: Some(backend.last.drop_status(id)) }
     }
 
-    /// The write was not sent: what was remembered is as true as before. One status that is missing stops
-    /// kubelet's image collection for the whole node (`images/image_gc_manager.go handleImageVolumes`).
+    /// Restores the status, because the write was not sent. One missing status stops kubelet's image
+    /// collection for the whole node (`images/image_gc_manager.go handleImageVolumes`).
     fn undo(mut self) {
         if let Some(before) = self.before.take() {
             self.backend.last.put_status_back(self.id, before);

@@ -18,7 +18,7 @@ use crate::cri::{field, field_path};
 use crate::error::Error;
 use crate::method::{ImageCall, Method, Rpc};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState, fan_out};
+use crate::proxy::{Call, ProxyState, refresh};
 use crate::router::images::{self, HANDLER, ImageRequest, ImageRoute, Known, Rule, StoreTarget};
 use crate::router::{OwnedPod, Pod};
 use crate::snapshot::image_name::{bare_id, normalise};
@@ -37,7 +37,7 @@ const JUST_STARTED: Duration = Duration::from_secs(30);
 
 impl Call {
     /// Sends an image call to the store that it means.
-    pub(super) async fn image(
+    pub(super) async fn forward_to_store(
         &mut self,
         method: &'static Method,
         call: ImageCall,
@@ -68,7 +68,7 @@ impl Call {
             store.handler = handler_to_fill_in(&backend, &pod.pod);
         }
         tracing::debug!(image = asked.reference, backend = %backend.name, ?rule, "pull routed");
-        self.watch.at(&backend);
+        self.recorder.set_backend(&backend);
         let headers = std::mem::take(&mut self.headers);
         // On a backend's own socket nothing is unclear, and nothing is to be remembered.
         let pod = if self.scope.is_none() { asked.pod.config_seen } else { "" };
@@ -79,7 +79,7 @@ impl Call {
             start.succeed();
             // What was pulled just before an outage must not be missing from the last-known list.
             self.node.image_lists.forget(backend.id);
-            fan_out::refresh(&self.node, &backend, Class::Images);
+            refresh::refresh(&self.node, &backend, Class::Images);
         }
         Ok(reply.into())
     }
@@ -121,7 +121,7 @@ impl ProxyState {
         let only = || {
             let first = sandboxes.first()?;
             let is_alone = sandboxes.iter().all(|other| other.backend == first.backend);
-            let is_live = backend(first.backend).is_some_and(|backend| backend.last.listed());
+            let is_live = backend(first.backend).is_some_and(|backend| backend.last.is_listed());
             let backends = self.backends();
             let is_foreign =
                 |owned: &OwnedPod| backends.iter().any(|backend| backend.last.is_foreign(&owned.id));

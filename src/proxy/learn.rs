@@ -1,8 +1,8 @@
-//! What replies teach: owners and last-known state, recorded before the reply goes out.
+//! Records owners and last-known state from replies, before they are sent to the client.
 //!
-//! A created ID must be known before its creator hears of it, because the next call may come within a
-//! millisecond. Lists teach too: every ID in one belongs to the backend that sent it. Bytes that are no list
-//! are the sender's fault and never reach a merged reply.
+//! The owner of a new ID must be known before the client gets the ID, because its next call may come within a
+//! millisecond. Every ID in a list belongs to the backend that sent it. A list that cannot be parsed is an
+//! error of that backend and never reaches a merged reply.
 
 use bytes::Bytes;
 
@@ -66,9 +66,9 @@ pub(super) fn is_write(effect: Effect) -> bool {
 
 /// Records what a reply created and returns its ID. `sandbox` is the full ID of a new container's sandbox.
 ///
-/// An owner is learnt after the object is remembered, because [`ProxyState::sweep`] forgets owners of what is
-/// not.
-pub(super) fn created(
+/// The object is recorded before its owner, because [`ProxyState::prune_owners`] forgets the owners of
+/// objects that are not recorded.
+pub(super) fn record_created(
     node: &ProxyState,
     backend: &Backend,
     method: &Method,
@@ -84,8 +84,8 @@ pub(super) fn created(
     }
     match (method.effect, sandbox) {
         (Effect::ContainerCreated, Some(sandbox)) => {
-            backend.last.container_created(id, sandbox, request);
-            settle(node, backend, id, node.router.owners.learn_container(id, backend.id));
+            backend.last.record_container_created(id, sandbox, request);
+            resolve_owner(node, backend, id, node.router.owners.learn_container(id, backend.id));
         }
         (Effect::PodRestored, _) => {
             let mut containers = Vec::new();
@@ -99,10 +99,15 @@ pub(super) fn created(
                 field!(RestorePodRequest.config),
                 field!(RestorePodRequest.runtime_handler),
             )?;
-            backend.last.restored(request, reply).map_err(unreadable)?;
-            settle(node, backend, id, node.router.owners.learn_sandbox(id, backend.id, pod));
+            backend.last.record_restored(request, reply).map_err(unreadable)?;
+            resolve_owner(node, backend, id, node.router.owners.learn_sandbox(id, backend.id, pod));
             for container in &containers {
-                settle(node, backend, container, node.router.owners.learn_container(container, backend.id));
+                resolve_owner(
+                    node,
+                    backend,
+                    container,
+                    node.router.owners.learn_container(container, backend.id),
+                );
             }
         }
         _ => {
@@ -111,15 +116,15 @@ pub(super) fn created(
                 field!(RunPodSandboxRequest.config),
                 field!(RunPodSandboxRequest.runtime_handler),
             )?;
-            backend.last.sandbox_created(id, request);
-            settle(node, backend, id, node.router.owners.learn_sandbox(id, backend.id, pod));
+            backend.last.record_sandbox_created(id, request);
+            resolve_owner(node, backend, id, node.router.owners.learn_sandbox(id, backend.id, pod));
         }
     }
     Ok(id.to_owned())
 }
 
-/// Records what an OK reply to a call about `id` means.
-pub(super) fn wrote(
+/// Records what an OK reply to a call about `id` changed.
+pub(super) fn record_write(
     node: &ProxyState,
     backend: &Backend,
     method: &Method,
@@ -129,19 +134,19 @@ pub(super) fn wrote(
 ) -> Result<(), Error> {
     let (last, owners) = (&backend.last, &node.router.owners);
     match method.effect {
-        Effect::ContainerCreated => drop(created(node, backend, method, Some(id), request, reply)?),
-        Effect::ContainerStarted => last.container_started(id),
-        Effect::ContainerStopped => last.container_stopped(id),
+        Effect::ContainerCreated => drop(record_created(node, backend, method, Some(id), request, reply)?),
+        Effect::ContainerStarted => last.record_container_started(id),
+        Effect::ContainerStopped => last.record_container_stopped(id),
         Effect::ContainerRemoved => {
-            last.container_removed(id);
+            last.record_container_removed(id);
             owners.remove(id);
         }
         Effect::SandboxStopped => {
-            last.sandbox_stopped(id);
+            last.record_sandbox_stopped(id);
             owners.note_ready(id, false);
         }
         Effect::SandboxRemoved => {
-            last.sandbox_removed(id);
+            last.record_sandbox_removed(id);
             node.history.forget_requested_handler(id);
             owners.remove(id);
         }
@@ -150,65 +155,66 @@ pub(super) fn wrote(
     Ok(())
 }
 
-/// Learns from a list that `backend` sent, and returns it without what clients cannot read. Only an
-/// unfiltered one may replace what is remembered.
-pub(super) fn listed(
+/// Records a list that `backend` sent, and returns it without items that clients cannot read. Only an
+/// unfiltered list replaces the last-known one.
+pub(super) fn record_list(
     node: &ProxyState,
     backend: &Backend,
     list: List,
-    epoch: Revision,
+    revision: Revision,
     unfiltered: bool,
     reply: &Bytes,
 ) -> Result<Bytes, Error> {
-    let owned = |error: WireError| backend.garbage(error.to_string());
+    let garbage = |error: WireError| backend.garbage(error.to_string());
     // kubelet lists every second and mostly nothing has changed.
-    let held = kept(list).filter(|_| unfiltered).and_then(|kind| backend.last.held(kind, reply));
+    let unchanged =
+        list_kind(list).filter(|_| unfiltered).and_then(|kind| backend.last.newest_equal(kind, reply));
     let forgotten = node.router.owners.forgotten();
-    let is_taught = kept(list).is_some_and(|kind| backend.last.taught_at(kind) == forgotten);
-    let reply = match held {
-        Some(held) if is_taught => held,
-        Some(held) => {
+    let is_learnt = list_kind(list).is_some_and(|kind| backend.last.learnt_at(kind) == forgotten);
+    let reply = match unchanged {
+        Some(unchanged) if is_learnt => unchanged,
+        Some(unchanged) => {
             // It is as it was, but owners that it taught were forgotten since.
-            learn_owners(node, backend, list, &held, Claim::List).map_err(owned)?;
-            held
+            learn_owners(node, backend, list, &unchanged, Claim::List).map_err(garbage)?;
+            unchanged
         }
-        None => teach(node, backend, list, reply, Claim::List)?,
+        None => check_and_learn(node, backend, list, reply, Claim::List)?,
     };
     if list == List::Images && unfiltered {
         node.image_lists.record(backend.id);
     }
-    match kept(list) {
+    match list_kind(list) {
         Some(kind) if unfiltered => {
-            backend.last.set_taught_at(kind, forgotten);
-            backend.last.replace_list(kind, epoch, reply.clone());
-            if backend.last.moved_from().is_some() && backend.last.known() {
+            backend.last.set_learnt_at(kind, forgotten);
+            backend.last.replace_list(kind, revision, reply.clone());
+            if backend.last.moved_from().is_some() && backend.last.is_known() {
                 node.note_moved_listed();
             }
         }
-        Some(kind) => backend.last.update_items(kind, epoch, &reply).map_err(owned)?,
+        Some(kind) => backend.last.update_items(kind, revision, &reply).map_err(garbage)?,
         // Values of metrics are of the moment, and many; those of a backend that does not answer are left
         // out.
         None if list == List::SandboxMetrics => {}
         None => {
             backend.last.remember_reply(list.unary().rpc, &reply);
-            backend.health.note_answer(list.unary());
+            backend.health.record_answer(list.unary());
         }
     }
     Ok(reply)
 }
 
-/// Learns the owners of the items in one frame of a list, and that it can be read at all. Returns it without
-/// what clients cannot read.
-pub(super) fn owners(
+/// Learns the owners of the items in one message of a streamed list. Returns it without items that clients
+/// cannot read.
+pub(super) fn record_frame(
     node: &ProxyState,
     backend: &Backend,
     list: List,
     frame: &Bytes,
 ) -> Result<Bytes, Error> {
-    teach(node, backend, list, frame, Claim::Frame)
+    check_and_learn(node, backend, list, frame, Claim::Frame)
 }
 
-fn teach(
+fn check_and_learn(
     node: &ProxyState,
     backend: &Backend,
     list: List,
@@ -216,27 +222,32 @@ fn teach(
     claim: Claim,
 ) -> Result<Bytes, Error> {
     let garbage = |error: WireError| backend.garbage(error.to_string());
-    let encoded = readable(node, backend, list, encoded).map_err(garbage)?;
+    let encoded = remove_invalid(node, backend, list, encoded).map_err(garbage)?;
     learn_owners(node, backend, list, &encoded, claim).map_err(garbage)?;
     Ok(encoded)
 }
 
 /// Returns a list without items that would crash a client, and with text that protobuf parsers take. Each
 /// such item is counted and, once a minute, named in the log.
-fn readable(node: &ProxyState, backend: &Backend, list: List, encoded: &Bytes) -> Result<Bytes, WireError> {
+fn remove_invalid(
+    node: &ProxyState,
+    backend: &Backend,
+    list: List,
+    encoded: &Bytes,
+) -> Result<Bytes, WireError> {
     let method = list.unary().name;
-    let (whole, left_out) = required::checked(required::Reply::List(list), encoded)?;
+    let (whole, left_out) = required::remove_incomplete(required::CheckedReply::List(list), encoded)?;
     node.left_out.items(&node.metrics, &backend.name, method, left_out);
-    let (text, repaired) = utf8::repaired(&format!("{method}Response"), &whole)?;
+    let (text, repaired) = utf8::repair(&format!("{method}Response"), &whole)?;
     node.left_out.texts(&node.metrics, &backend.name, method, repaired);
     Ok(text)
 }
 
-/// Learns the owners that an event of a backend names. What it says of their states is left to the next list,
-/// because an event may be older than a call that passed since.
+/// Learns the owners that an event of a backend names. States are taken from the next list, because an event
+/// may be older than a later call.
 ///
 /// Tells whether the event is the backend's to give, and not about what another one owns.
-pub(super) fn event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Result<bool, Error> {
+pub(super) fn record_event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Result<bool, Error> {
     let garbage = |error: WireError| backend.garbage(error.to_string());
     learn_event(node, backend, event).map_err(garbage)
 }
@@ -258,26 +269,26 @@ fn learn_event(node: &ProxyState, backend: &Backend, event: &[u8]) -> Result<boo
         let state = wire::peek_varint(status, &[field!(PodSandboxStatus.state)])?;
         let ready = state == PodSandboxState::SandboxReady as u64;
         let pod = Pod::new(uid, handler, annotations, created, ready);
-        settle(node, backend, sandbox, owners.learn_sandbox(sandbox, backend.id, pod));
+        resolve_owner(node, backend, sandbox, owners.learn_sandbox(sandbox, backend.id, pod));
     }
     for status in wire::items(event, field!(ContainerEventResponse.containers_statuses)) {
         let id = wire::peek_str(status?, &[field!(ContainerStatus.id)])?;
         if !known(id) {
-            settle(node, backend, id, owners.learn_container(id, backend.id));
+            resolve_owner(node, backend, id, owners.learn_container(id, backend.id));
         }
     }
     Ok(!backend.last.is_foreign(about) && !backend.last.is_foreign(sandbox))
 }
 
 /// Reads the filter of a list request.
-pub(super) fn filter(list: List, message: &Message) -> Result<Filter, Error> {
-    Ok(match kept(list) {
+pub(super) fn parse_filter(list: List, message: &Message) -> Result<Filter, Error> {
+    Ok(match list_kind(list) {
         Some(kind) => Filter::parse(kind, message.encoded())?,
         None => Filter::default(),
     })
 }
 
-/// Walks a list once: that it is one at all, and whose IDs are new.
+/// Validates a list and learns IDs not seen before, in one pass.
 fn learn_owners(
     node: &ProxyState,
     backend: &Backend,
@@ -287,13 +298,13 @@ fn learn_owners(
 ) -> Result<(), WireError> {
     let owners = &node.router.owners;
     // One that may be another instance owns nothing until that is known.
-    let undecided = backend.last.moved_from().is_some();
+    let may_be_moved = backend.last.moved_from().is_some();
     for item in wire::items(reply, LIST_ITEMS) {
         let item = item?;
         match list {
             List::Sandboxes | List::Containers => {
                 let (id, state) = id_and_sandbox_state(item)?;
-                if undecided {
+                if may_be_moved {
                     continue;
                 }
                 if owners.is_owned_by(id, backend.id) {
@@ -311,8 +322,8 @@ fn learn_owners(
                     owners.learn_container(id, backend.id)
                 };
                 match other {
-                    Some(_) if of_other || claim == Claim::Frame => refuse(node, backend, id),
-                    other => settle(node, backend, id, other),
+                    Some(_) if of_other || claim == Claim::Frame => record_foreign(node, backend, id),
+                    other => resolve_owner(node, backend, id, other),
                 }
             }
             _ => wire::fields(item).try_for_each(|field| field.map(drop))?,
@@ -337,8 +348,9 @@ fn id_and_sandbox_state(item: &[u8]) -> Result<(&str, u64), WireError> {
     Ok((id, state))
 }
 
-/// Which lists the snapshot keeps item by item.
-pub(super) fn kept(list: List) -> Option<ListKind> {
+/// Returns the kind of a list that the snapshot keeps item by item; `None` for lists that are cached as
+/// replies.
+pub(super) fn list_kind(list: List) -> Option<ListKind> {
     match list {
         List::Sandboxes => Some(ListKind::Sandboxes),
         List::Containers => Some(ListKind::Containers),
@@ -388,13 +400,13 @@ fn is_in_sandbox_of_another(node: &ProxyState, backend: &Backend, item: &[u8]) -
 }
 
 /// Decides who owns an ID that `claimant` shows and `other` owns; each ID is served once, by its owner.
-fn settle(node: &ProxyState, claimant: &Backend, id: &str, other: Option<InstanceId>) {
-    let Some(other) = other else { return claimant.last.own(id) };
+fn resolve_owner(node: &ProxyState, claimant: &Backend, id: &str, other: Option<InstanceId>) {
+    let Some(other) = other else { return claimant.last.mark_owned(id) };
     let holder = node.backend(other).ok();
-    if holder.as_ref().is_some_and(|holder| !takes_over(claimant, holder, id)) {
-        return refuse(node, claimant, id);
+    if holder.as_ref().is_some_and(|holder| !is_new_owner(claimant, holder, id)) {
+        return record_foreign(node, claimant, id);
     }
-    take(node, claimant, id, holder.as_deref());
+    take_over(node, claimant, id, holder.as_deref());
     let mut containers = Vec::new();
     claimant.last.for_each_container(|facts| {
         if facts.sandbox_id == id {
@@ -403,22 +415,22 @@ fn settle(node: &ProxyState, claimant: &Backend, id: &str, other: Option<Instanc
     });
     for container in containers {
         if node.router.owners.owner_of(&container) == Some(other) {
-            take(node, claimant, &container, holder.as_deref());
+            take_over(node, claimant, &container, holder.as_deref());
         }
     }
 }
 
-fn take(node: &ProxyState, claimant: &Backend, id: &str, holder: Option<&Backend>) {
+fn take_over(node: &ProxyState, claimant: &Backend, id: &str, holder: Option<&Backend>) {
     node.router.owners.transfer(id, claimant.id);
-    claimant.last.own(id);
-    if holder.is_some_and(|holder| holder.last.has_heard_of(id) && holder.last.disown(id)) {
+    claimant.last.mark_owned(id);
+    if holder.is_some_and(|holder| holder.last.has_id(id) && holder.last.mark_foreign(id)) {
         node.metrics.count_id_conflict();
     }
 }
 
 /// Notes that what `claimant` shows under this ID is another's: nothing of it is served.
-fn refuse(node: &ProxyState, claimant: &Backend, id: &str) {
-    if claimant.last.disown(id) {
+fn record_foreign(node: &ProxyState, claimant: &Backend, id: &str) {
+    if claimant.last.mark_foreign(id) {
         node.metrics.count_id_conflict();
     }
 }
@@ -434,14 +446,14 @@ fn refuse(node: &ProxyState, claimant: &Backend, id: &str) {
 /// | | the claimant is local, the holder remote | | the claimant |
 /// | | | answers | the holder |
 /// | | | cannot be asked | the claimant: a live list beats what was saved |
-fn takes_over(claimant: &Backend, holder: &Backend, id: &str) -> bool {
+fn is_new_owner(claimant: &Backend, holder: &Backend, id: &str) -> bool {
     let (by_holder, by_claimant) = (holder.last.has_created(id), claimant.last.has_created(id));
     let (local, holder_is_local) = (claimant.config().local, holder.config().local);
     let answers = !matches!(holder.link(), Link::Down { .. });
     if by_claimant != by_holder && (by_claimant || answers || !local) {
         return by_claimant;
     }
-    if holder.last.listed() && !holder.last.has_heard_of(id) {
+    if holder.last.is_listed() && !holder.last.has_id(id) {
         return true;
     }
     if local == holder_is_local { !answers } else { local }

@@ -1,4 +1,4 @@
-//! What all calls of the node share.
+//! The state that all calls share.
 //!
 //! The backends, the router, the last-known state and the metrics, each of which knows nothing of the others.
 //! A reload replaces the list of backends and the handlers, never the objects that calls in flight hold.
@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tonic::Code;
 
-use crate::backend::{Backend, Collected, State};
+use crate::backend::{Backend, BackendState, Collected};
 use crate::codec::Message;
 use crate::config::{Config, StatsPolicy};
 use crate::cri::STREAM_URL;
@@ -161,7 +161,7 @@ impl ProxyState {
                 (None, Some(last_known)) => last_known.count(),
                 _ => self.router.owners.count(id),
             };
-            let awaited = life == Life::Member && last_known.is_some_and(|last_known| !last_known.known());
+            let awaited = life == Life::Member && last_known.is_some_and(|last_known| !last_known.is_known());
             let busy = backend.is_some_and(|backend| backend.in_flight() > 0);
             KnownInstance { id, name, endpoint, life, pods, holds: pods + containers > 0 || awaited || busy }
         };
@@ -180,7 +180,7 @@ impl ProxyState {
 
     /// Chooses the backend of a new sandbox.
     pub(super) fn choose(&self, handler: &str, uid: &str) -> Result<Choice, Error> {
-        let drained = |id| self.backend(id).is_ok_and(|backend| backend.last.drained());
+        let drained = |id| self.backend(id).is_ok_and(|backend| backend.last.is_draining());
         let choice = self.router.handlers().choose(handler, uid, drained)?;
         let backend = self.backend(choice.backend)?;
         if self.is_joining(&backend) {
@@ -192,7 +192,7 @@ impl ProxyState {
     /// Tells whether a backend is left out until its first full pair of lists: a reload has added it, it may
     /// turn out to be another instance, or the file says that the node may start without it.
     pub fn is_joining(&self, backend: &Backend) -> bool {
-        backend.last.is_joining() || (backend.config().optional && !backend.last.known())
+        backend.last.is_joining() || (backend.config().optional && !backend.last.is_known())
     }
 
     /// Returns the labels of the backends that are left out of lists.
@@ -210,8 +210,8 @@ impl ProxyState {
             && self.config.load().pod_sandbox_stats == StatsPolicy::Unimplemented
     }
 
-    /// Puts our own URL in the place of a stream URL that kubelet could not dial.
-    pub(super) fn relayed(&self, backend: &Backend, reply: Collected) -> Result<Collected, Error> {
+    /// Replaces a streaming URL that kubelet could not dial by one of the relay.
+    pub(super) fn rewrite_stream_url(&self, backend: &Backend, reply: Collected) -> Result<Collected, Error> {
         if reply.code != Code::Ok {
             return Ok(reply);
         }
@@ -229,14 +229,15 @@ impl ProxyState {
         }
     }
 
-    /// Notes where a sandbox went, or that it went nowhere, for the status page.
-    pub(super) fn placed(&self, handler: &str, backend: Option<&Arc<str>>, code: Code) {
+    /// Records where a sandbox was created, or that it was refused, for the status page.
+    pub(super) fn record_placement(&self, handler: &str, backend: Option<&Arc<str>>, code: Code) {
         let handlers = self.router.handlers();
         let known = handler.is_empty() || handlers.targets_of(handler).is_ok();
         self.history.record_placement(known.then_some(handler), backend, code);
     }
 
-    /// Tells whether a large merged list is to be logged, which is once a minute: kubelet lists every second.
+    /// Tells whether a large merged list is to be logged; true at most once a minute, because kubelet lists
+    /// every second.
     pub(super) fn is_time_to_log_large_list(&self) -> bool {
         let mut logged = self.large_list_logged.lock().unwrap_or_else(PoisonError::into_inner);
         let due = logged.is_none_or(|at| at.elapsed() >= LARGE_LIST_LOGGED_EVERY);
@@ -247,17 +248,17 @@ impl ProxyState {
     }
 
     /// Returns the state that operators see.
-    pub fn state(&self, backend: &Backend) -> State {
+    pub fn state(&self, backend: &Backend) -> BackendState {
         if self.is_joining(backend) {
-            State::Joining
+            BackendState::Joining
         } else if !backend.is_up() {
-            State::Down
+            BackendState::Down
         } else if backend.health.late_since().is_some() {
-            State::Late
-        } else if backend.last.drained() {
-            State::Draining
+            BackendState::Late
+        } else if backend.last.is_draining() {
+            BackendState::Draining
         } else {
-            State::Ready
+            BackendState::Ready
         }
     }
 }

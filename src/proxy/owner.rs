@@ -1,8 +1,8 @@
-//! The owner of an ID: known, or located, never guessed.
+//! Finds the owner of an ID: known, or looked up, never guessed.
 //!
-//! An ID that nobody has been seen to own is looked for with filtered lists at every backend; the call itself
-//! then goes to the one owner. An idempotent call is OK only if every backend has denied knowing the ID. A
-//! prefix is replaced by the full ID before it is forwarded.
+//! An unknown ID is looked up with filtered lists at every backend; the call then goes to its owner. An
+//! idempotent call for an unknown ID is OK only if every backend has answered that it does not have it. A
+//! prefix is replaced by the full ID before the call is forwarded.
 
 use std::sync::Arc;
 
@@ -21,12 +21,12 @@ use crate::router::Lookup;
 use crate::snapshot::InstanceId;
 use crate::wire;
 
-/// The shortest thing that an unknown method may carry and still be looked up: a whole ID.
+/// The length of a full ID. For unknown methods only full IDs are looked up.
 const FULL_ID: usize = 64;
-/// Where a request of an unknown method would hold its ID: every request of the API that has one has it here.
+/// The field for the ID in requests of unknown methods: all known requests have it there.
 const FIRST_FIELD: u32 = OBJECT_ID;
 
-/// Where an ID was found.
+/// A full ID and its owner.
 struct OwnedId {
     backend: InstanceId,
     id: String,
@@ -57,8 +57,8 @@ impl Call {
         self.forward(&backend, method, &found.id, message).await
     }
 
-    /// Sends a call of a method that is not in the table to the owner of its first string, if that is an ID,
-    /// else to the default backend.
+    /// Sends a call of a method that is not in the table to the owner of its first string if that is an ID,
+    /// otherwise to the default backend.
     pub(super) async fn forward_unknown(&mut self, message: Message) -> Result<Outcome, Error> {
         let id = wire::peek_str(message.encoded(), &[FIRST_FIELD]).unwrap_or_default().to_owned();
         let known = self.node.router.owners.find(None, &id, self.scope);
@@ -68,15 +68,15 @@ impl Call {
             _ if of_images => self.node.default_in(self.scope),
             Lookup::Exact(backend) => backend,
             _ if id.len() == FULL_ID && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
-                self.locate(None, &id).await?.backend
+                self.look_up(None, &id).await?.backend
             }
             _ => self.node.default_in(self.scope),
         };
         let backend = self.node.backend(name)?;
-        self.watch.at(&backend);
+        self.recorder.set_backend(&backend);
         let headers = std::mem::take(&mut self.headers);
         let reply = backend.call(None, &self.path, headers, message.framed()).await?;
-        Ok(Outcome::Arriving(reply))
+        Ok(Outcome::Streaming(reply))
     }
 
     async fn find(&self, kind: Kind, id: &str) -> Result<OwnedId, Error> {
@@ -84,17 +84,18 @@ impl Call {
             Lookup::Exact(backend) => Ok(OwnedId { backend, id: id.to_owned() }),
             Lookup::Prefix(backend, id) => Ok(OwnedId { backend, id }),
             Lookup::Ambiguous => Err(Error::Ambiguous { kind: kind.word(), prefix: id.to_owned() }),
-            Lookup::Unknown => Box::pin(self.locate(Some(kind), id)).await,
+            Lookup::Unknown => Box::pin(self.look_up(Some(kind), id)).await,
         }
     }
 
-    /// Asks every backend for an ID that nobody is known to own.
-    async fn locate(&self, kind: Option<Kind>, id: &str) -> Result<OwnedId, Error> {
+    /// Looks an unknown ID up at every backend.
+    async fn look_up(&self, kind: Option<Kind>, id: &str) -> Result<OwnedId, Error> {
         self.node.metrics.count_unknown_id();
         let kinds = kind.map_or(vec![Kind::Sandbox, Kind::Container], |kind| vec![kind]);
         let (backends, undecided): (Vec<_>, Vec<_>) =
             self.backends().into_iter().partition(|backend| backend.last.moved_from().is_none());
-        let asked = join_all(backends.iter().map(|backend| ask(&self.node, backend, &kinds, id))).await;
+        let asked =
+            join_all(backends.iter().map(|backend| look_up_at(&self.node, backend, &kinds, id))).await;
         let mut found = Vec::new();
         // It may be there, and not be that backend's own: what was moved from will tell.
         let mut unasked: Vec<_> = undecided.iter().map(|backend| Arc::clone(&backend.name)).collect();
@@ -120,8 +121,8 @@ impl Call {
     }
 }
 
-/// Asks one backend for the IDs that `id` is, or is a prefix of, and learns them.
-async fn ask(
+/// Lists the IDs at one backend that `id` equals, or is a prefix of, and learns their owner.
+async fn look_up_at(
     node: &ProxyState,
     backend: &Arc<Backend>,
     kinds: &[Kind],
@@ -144,7 +145,7 @@ async fn ask(
         if backend.health.is_late(Class::Lists) {
             return Err(late);
         }
-        let epoch = backend.last.epoch();
+        let revision = backend.last.revision();
         let listed = backend.fetch(method, own_headers(wait), request.framed());
         let reply = tokio::time::timeout(wait, listed).await.map_err(|_| late)??;
         if reply.code != Code::Ok {
@@ -152,10 +153,10 @@ async fn ask(
             return Err(Error::Lost { backend: Arc::clone(&backend.name), cause });
         }
         let items = reply.message.encoded_bytes();
-        let items = learn::listed(node, backend, list, epoch, false, &items)?;
+        let items = learn::record_list(node, backend, list, revision, false, &items)?;
         for item in wire::items(&items, LIST_ITEMS) {
             let known = wire::peek_str(item?, &[ITEM_ID])?;
-            // A backend that ignores the filter must not make its other objects candidates.
+            // A backend that ignores the filter lists other objects too.
             if known.starts_with(id) {
                 ids.push(known.to_owned());
             }
@@ -164,7 +165,7 @@ async fn ask(
     Ok(ids)
 }
 
-/// Puts the full ID in the place of a prefix.
+/// Replaces a prefix by the full ID.
 fn with_full_id(message: Message, asked: &str, full: &str) -> Message {
     if asked == full {
         message

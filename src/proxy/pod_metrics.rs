@@ -1,8 +1,8 @@
-//! Pod metrics of all backends under one set of descriptors, which stands once it was announced.
+//! Pod metrics of all backends under one set of descriptors, which stays once it was announced.
 //!
-//! kubelet asks for the descriptors once in its life and Prometheus for the metrics ever after. So what was
-//! announced is remembered, on disk too, and a backend whose own descriptors are not known is asked for them
-//! before a metric of it is passed on.
+//! kubelet calls for the descriptors once in its life, and for the metrics at each scrape. So the announced
+//! descriptors are saved, and a backend whose own descriptors are not known is called for them before its
+//! metrics are sent.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,10 +15,10 @@ use crate::backend::{Backend, Class};
 use crate::error::Error;
 use crate::merge::metrics::{self, Labels};
 use crate::method::{List, Rpc};
-use crate::proxy::fan_out::{self, Contribution};
-use crate::proxy::{Call, ProxyState};
+use crate::proxy::fan_out::Contribution;
+use crate::proxy::{Call, ProxyState, refresh};
 
-/// The names of metrics that some backend has and no client was told of.
+/// The names of metrics of backends that are in no announced descriptor.
 #[derive(Debug, Default)]
 pub struct Unannounced(Mutex<BTreeSet<String>>);
 
@@ -35,7 +35,7 @@ impl Unannounced {
 
 /// Takes note, once, of metrics that a backend has and that were not in the descriptors that clients were
 /// told.
-pub(super) fn note_unannounced(node: &ProxyState, backend: &Backend) {
+pub(super) fn record_unannounced(node: &ProxyState, backend: &Backend) {
     let (Some(announced), Some(own)) = (announced(node), own(backend)) else { return };
     let told: BTreeSet<_> = metrics::names(&announced).map(str::to_owned).collect();
     let mut known = node.unannounced.names_mut();
@@ -48,7 +48,7 @@ pub(super) fn note_unannounced(node: &ProxyState, backend: &Backend) {
 }
 
 impl Call {
-    /// Unites the descriptors that backends sent, and remembers what is announced by that.
+    /// Merges the backends' descriptors, and saves the result as announced.
     pub(super) fn announce(&self, parts: &[Contribution]) -> Result<Bytes, Error> {
         if let ([part], Some(_)) = (parts, &self.scope) {
             return Ok(part.items.clone());
@@ -70,11 +70,11 @@ impl Call {
 
     /// Returns the descriptors that metrics must fit; `None` if they pass as they are, because this socket
     /// shows one backend alone.
-    pub(super) async fn wanted_descriptors(&self) -> Option<Bytes> {
+    pub(super) async fn target_descriptors(&self) -> Option<Bytes> {
         if self.scope.is_some() {
             return None;
         }
-        join_all(self.backends().iter().map(|backend| know_descriptors(&self.node, backend))).await;
+        join_all(self.backends().iter().map(|backend| fetch_descriptors(&self.node, backend))).await;
         let default = self.node.default_in(None);
         let mut backends = self.backends();
         backends.sort_by_key(|backend| backend.id != default);
@@ -88,7 +88,7 @@ impl Call {
 /// Brings the labels of a backend's metrics into the wanted order. The order must have been told over the
 /// present connection. Metrics of a backend whose own order is not known, or that cannot be read, are left
 /// out.
-pub(super) fn ordered(backend: &Backend, wanted: Option<&Bytes>, metrics: &Bytes) -> Bytes {
+pub(super) fn reorder(backend: &Backend, wanted: Option<&Bytes>, metrics: &Bytes) -> Bytes {
     let Some(wanted) = wanted else { return metrics.clone() };
     // A runtime that was restarted may order its labels in another way than the one that is remembered.
     if !backend.health.has_answered(List::MetricDescriptors.unary()) {
@@ -97,7 +97,7 @@ pub(super) fn ordered(backend: &Backend, wanted: Option<&Bytes>, metrics: &Bytes
     let Some(own) = own(backend) else { return Bytes::new() };
     let ordered = Labels::new(&own, wanted).and_then(|labels| labels.reorder(metrics));
     ordered.unwrap_or_else(|error| {
-        backend.health.note_error(format!("its pod metrics cannot be read: {error}"));
+        backend.health.record_error(format!("its pod metrics cannot be read: {error}"));
         Bytes::new()
     })
 }
@@ -114,15 +114,15 @@ fn announced(node: &ProxyState) -> Option<Bytes> {
 }
 
 /// Waits until a backend has told its descriptors over the present connection, or that it has none.
-async fn know_descriptors(node: &Arc<ProxyState>, backend: &Arc<Backend>) {
+async fn fetch_descriptors(node: &Arc<ProxyState>, backend: &Arc<Backend>) {
     let method = List::MetricDescriptors.unary();
-    let known = backend.health.has_answered(method) || backend.health.lacks(method);
+    let known = backend.health.has_answered(method) || backend.health.is_unimplemented(method);
     if known || !backend.is_up() || backend.health.is_late(Class::Metrics) {
         return;
     }
-    fan_out::refresh(node, backend, Class::Metrics);
+    refresh::refresh(node, backend, Class::Metrics);
     let limit = backend.config().timeouts.stats;
-    if tokio::time::timeout(limit, backend.health.answered(method)).await.is_err() {
+    if tokio::time::timeout(limit, backend.health.wait_for_answer(method)).await.is_err() {
         backend.health.mark_late(Class::Metrics);
     }
 }

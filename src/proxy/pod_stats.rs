@@ -38,10 +38,10 @@ impl Call {
             let reply = self.fetch(&backend, method, &message).await?;
             return if reply.code == Code::Ok { Err(absent) } else { Ok(reply.into()) };
         }
-        self.watch.at_all(&self.node);
+        self.recorder.set_all_backends(&self.node);
         let mut backends = self.backends();
         backends.retain(|backend| !self.node.is_joining(backend));
-        let wait = |backend: &Backend| self.at_most(backend.config().timeouts.read);
+        let wait = |backend: &Backend| self.cap_to_caller(backend.config().timeouts.read);
         let asked = backends.iter().map(|backend| async {
             let (wait, message) = (wait(backend), message.framed());
             let asked = backend.fetch(method, own_headers(wait), message);
@@ -50,10 +50,11 @@ impl Call {
         let replies = join_all(asked).await;
         for (backend, reply) in backends.iter().zip(&replies) {
             if let Some(reply) = reply {
-                backend.note_lack(List::SandboxStats.unary(), reply.code == Code::Unimplemented);
+                backend.record_support(List::SandboxStats.unary(), reply.code == Code::Unimplemented);
             }
         }
-        let lacking: Vec<_> = backends.iter().filter(|b| b.last.lacks(Rpc::ListPodSandboxStats)).collect();
+        let lacking: Vec<_> =
+            backends.iter().filter(|b| b.last.is_unimplemented(Rpc::ListPodSandboxStats)).collect();
         let denied = match self.node.config().pod_sandbox_stats {
             StatsPolicy::Unimplemented => !lacking.is_empty(),
             StatsPolicy::Union => lacking.len() == backends.len(),

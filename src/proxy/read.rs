@@ -20,9 +20,9 @@ use crate::error::Error;
 use crate::merge::{required, stats};
 use crate::method::{List, Method};
 use crate::proxy::asking::until_answered;
-use crate::proxy::fan_out::REFRESH;
+use crate::proxy::refresh::REFRESH_TIMEOUT;
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, fan_out, learn};
+use crate::proxy::{Call, learn, refresh};
 use crate::snapshot::{Filter, StatusKind};
 use crate::wire;
 
@@ -44,7 +44,7 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         let verbose = wire::peek_varint(message.encoded(), &VERBOSE)? != 0;
-        let epoch = backend.last.epoch();
+        let revision = backend.last.revision();
         let last_known = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
         let reply = match self.read(backend, method, id, &message).await {
             Ok(reply) => reply,
@@ -53,7 +53,7 @@ impl Call {
         let reply =
             if kind == StatusKind::Sandbox { self.check_required(backend, method, reply)? } else { reply };
         if reply.code == Code::Ok && !verbose {
-            backend.last.remember_status(kind, id, epoch, reply.message.encoded());
+            backend.last.remember_status(kind, id, revision, reply.message.encoded());
         }
         Ok(reply.into())
     }
@@ -68,7 +68,10 @@ impl Call {
         if reply.code != Code::Ok {
             return Ok(reply);
         }
-        let checked = required::checked(required::Reply::SandboxStatus, &reply.message.encoded_bytes());
+        let checked = required::remove_incomplete(
+            required::CheckedReply::SandboxStatus,
+            &reply.message.encoded_bytes(),
+        );
         let (encoded, count) = checked.map_err(|error| backend.garbage(error.to_string()))?;
         if count == 0 {
             return Ok(reply);
@@ -113,10 +116,10 @@ impl Call {
         message: &Message,
     ) -> Result<Collected, Error> {
         let limit = backend.config().timeouts.read;
-        let wait = self.at_most(limit);
+        let wait = self.cap_to_caller(limit);
         let late = backend.late(wait);
         if backend.health.is_late(Class::Reads) {
-            fan_out::refresh(&self.node, backend, Class::Reads);
+            refresh::refresh(&self.node, backend, Class::Reads);
             return Err(late);
         }
         if backend.health.is_object_late(id) {
@@ -138,7 +141,7 @@ impl Call {
             if is_alive {
                 mark_object_late(backend, method, id, message);
             } else {
-                fan_out::fell_behind(&self.node, backend, Class::Reads, method);
+                refresh::record_timeout(&self.node, backend, Class::Reads, method);
             }
         }
         Err(late)
@@ -172,7 +175,8 @@ fn mark_object_late(backend: &Arc<Backend>, method: &'static Method, id: &str, m
     let (backend, id, message) = (Arc::clone(backend), id.to_owned(), message.framed());
     let connection = backend.health.connection();
     tokio::spawn(async move {
-        let ask = || backend.fetch_within(REFRESH, method, own_headers(REFRESH), message.clone());
+        let ask =
+            || backend.fetch_within(REFRESH_TIMEOUT, method, own_headers(REFRESH_TIMEOUT), message.clone());
         let is_retryable = |error: &Error| matches!(error, Error::NotInTime { .. } | Error::Busy { .. });
         tokio::select! {
             () = backend.disconnected() => return,
@@ -192,7 +196,7 @@ fn without_local_paths(backend: &Backend, list: List, stats: &Bytes) -> Result<B
 /// Returns the stats of `id` from the last-known list: a list of one item has the encoding of the reply about
 /// that item.
 fn last_known_stats(backend: &Backend, list: List, id: &str) -> Option<Bytes> {
-    let kind = learn::kept(list)?;
+    let kind = learn::list_kind(list)?;
     let mut filter = BytesMut::new();
     wire::put_bytes(&mut filter, FILTER_ID, id.as_bytes());
     let mut request = BytesMut::new();

@@ -1,7 +1,7 @@
-//! Knowing the node again: after a start from saved state, after a backend came back, and at intervals.
+//! Rebuilds the owners: after a start from saved state, after a backend was connected, and periodically.
 //!
-//! Owners live in memory only; they are relearnt from the saved lists at start and from live ones as soon as
-//! a backend is connected. Nothing waits for kubelet to ask.
+//! Owners are in memory only; they are learnt from the saved lists at start, and from live lists as soon as a
+//! backend is connected, without waiting for a call of kubelet.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::backend::{Backend, Class};
 use crate::cri::Rpc;
 use crate::method::List;
-use crate::proxy::{ProxyState, answer, fan_out, learn};
+use crate::proxy::{ProxyState, answer, learn, refresh};
 
 /// How often backends that list the same IDs are named.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
@@ -26,8 +26,8 @@ impl ProxyState {
         });
     }
 
-    /// Learns all that a backend holds; runs beside every new connection.
-    pub async fn greet(self: &Arc<Self>, backend: &Arc<Backend>) {
+    /// Lists everything at a backend; runs on every new connection.
+    pub async fn on_connected(self: &Arc<Self>, backend: &Arc<Backend>) {
         // kubelet asks for metric descriptors once in its life, perhaps while this backend is down.
         for class in [
             Class::Lists,
@@ -37,10 +37,10 @@ impl ProxyState {
             Class::Status,
             Class::RuntimeConfig,
         ] {
-            fan_out::refresh(self, backend, class);
+            refresh::refresh(self, backend, class);
         }
         let limit = backend.config().timeouts.list;
-        if tokio::time::timeout(limit, backend.health.settled()).await.is_err() {
+        if tokio::time::timeout(limit, backend.health.listed_or_late()).await.is_err() {
             backend.health.mark_late(Class::Lists);
         }
         // What it lists, not what is owned: owners of vanished objects are forgotten later.
@@ -48,22 +48,22 @@ impl ProxyState {
         tracing::info!(backend = %backend.name, sandboxes, containers, "backend is up");
     }
 
-    /// Lists this at every backend that is up and in time, and learns from the answers; for an operator who
-    /// asks, so that the answer does not wait for kubelet to list.
-    pub async fn look(self: &Arc<Self>, list: List) {
+    /// Lists this kind at every backend that is connected and not late. Operators' commands call it, so that
+    /// they do not show the state of kubelet's last list.
+    pub async fn relist(self: &Arc<Self>, list: List) {
         let backends = self.backends();
         let class = Class::of_list(list);
         let asked = backends.iter().filter(|b| b.is_up() && !b.health.is_late(class)).map(|backend| {
             let limit = backend.config().timeouts.list;
-            tokio::time::timeout(limit, fan_out::list_all(self, backend, list))
+            tokio::time::timeout(limit, refresh::list_all(self, backend, list))
         });
-        // A backend that does not answer is represented by its last reply.
+        // The last reply of a backend that does not answer stays.
         futures_util::future::join_all(asked).await;
     }
 
-    /// Forgets the owners of what a backend no longer lists, so that the map does not grow forever, and gives
-    /// back what nobody else owns any more.
-    pub fn sweep(&self) {
+    /// Forgets the owners of IDs that their backend no longer lists, so that the map does not grow forever,
+    /// and lets a backend own the IDs that no other one owns any more.
+    pub fn prune_owners(&self) {
         self.router.owners.forget_sent();
         for backend in self.backends().iter() {
             // Owned before, not listed after: what is created meanwhile is in neither.
@@ -72,15 +72,15 @@ impl ProxyState {
             if owned.is_empty() && foreign.is_empty() {
                 continue;
             }
-            let heard = backend.last.heard_ids();
-            if backend.last.listed() {
+            let heard = backend.last.all_ids();
+            if backend.last.is_listed() {
                 owned.difference(&heard).for_each(|id| self.router.owners.forget(id));
             }
             let mut given_back = false;
             for id in &foreign {
                 let holder = self.router.owners.owner_of(id);
                 if !heard.contains(id) || holder.is_none_or(|holder| holder == backend.id) {
-                    backend.last.own(id);
+                    backend.last.mark_owned(id);
                     given_back |= heard.contains(id);
                 }
             }
@@ -116,7 +116,7 @@ impl ProxyState {
         }
     }
 
-    /// Warns if local backends have different cgroup drivers: kubelet is told one.
+    /// Warns if local backends have different cgroup drivers, because kubelet has one.
     pub(super) fn compare_cgroup_drivers(&self, backend: &Backend) {
         let told = answer::cgroup_drivers(self);
         if let Some((first, driver)) = told.first() {
@@ -125,7 +125,10 @@ impl ProxyState {
             }
         }
         let is_default = self.config().default_backend == *backend.name;
-        if is_default && self.config().cgroup_driver.is_none() && backend.last.lacks(Rpc::RuntimeConfig) {
+        if is_default
+            && self.config().cgroup_driver.is_none()
+            && backend.last.is_unimplemented(Rpc::RuntimeConfig)
+        {
             tracing::warn!(
                 backend = %backend.name,
                 "backend does not tell its cgroup driver: kubelet uses its own cgroupDriver, and from 1.38 on it needs cgroup_driver here"

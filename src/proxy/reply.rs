@@ -1,7 +1,8 @@
-//! How a call ends: as a whole reply, as a reply that is still arriving, or as an error, watched to its end.
+//! Turns the outcome of a call into the response: a buffered reply, a streamed one, or an error; and records
+//! it.
 //!
-//! The watch sees the status, wherever it stands, and the time the client waited; it counts a call whose
-//! client went away as cancelled. It never looks at a message.
+//! The recorder sees the status, in headers or trailers, and the time the client waited; a call whose client
+//! disconnected counts as cancelled. It never reads a message.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,11 +24,11 @@ use crate::metrics::CallMetrics;
 use crate::proxy::ProxyState;
 use crate::telemetry::spans::CallSpan;
 
-/// What a lane ends with.
+/// What a route returns.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// Everything is there.
-    Whole {
+    /// A complete reply.
+    Buffered {
         /// Response headers.
         headers: HeaderMap,
         /// The framed message, in pieces.
@@ -37,10 +38,10 @@ pub(super) enum Outcome {
         /// The status in them.
         code: Code,
     },
-    /// A backend's reply, still arriving.
-    Arriving(Reply),
-    /// Messages that are still being put together.
-    Frames(Frames),
+    /// A backend's reply that is streamed.
+    Streaming(Reply),
+    /// A stream of messages that crimux builds.
+    Messages(Frames),
 }
 
 impl Outcome {
@@ -51,7 +52,7 @@ impl Outcome {
 
     /// A framed message, in pieces, that crimux put together.
     pub(super) fn framed(chunks: Vec<Bytes>) -> Self {
-        Self::Whole {
+        Self::Buffered {
             headers: codec::reply_headers(),
             chunks,
             trailers: codec::ok_trailers(),
@@ -63,7 +64,7 @@ impl Outcome {
 impl From<Collected> for Outcome {
     fn from(reply: Collected) -> Self {
         let Collected { headers, message, trailers, code } = reply;
-        Self::Whole { headers, chunks: vec![message.into_framed()], trailers, code }
+        Self::Buffered { headers, chunks: vec![message.into_framed()], trailers, code }
     }
 }
 
@@ -89,12 +90,12 @@ impl CallRecorder {
     }
 
     /// Counts the call under this backend.
-    pub(super) fn at(&mut self, backend: &Backend) {
+    pub(super) fn set_backend(&mut self, backend: &Backend) {
         self.calls = Arc::clone(&backend.calls);
     }
 
     /// Counts the call under all backends.
-    pub(super) fn at_all(&mut self, node: &ProxyState) {
+    pub(super) fn set_all_backends(&mut self, node: &ProxyState) {
         self.calls = Arc::clone(&node.all_calls);
     }
 
@@ -105,21 +106,21 @@ impl CallRecorder {
         list: Option<OwnedSemaphorePermit>,
     ) -> Response<Body> {
         match outcome {
-            Ok(Outcome::Whole { headers, chunks, trailers, code }) => {
+            Ok(Outcome::Buffered { headers, chunks, trailers, code }) => {
                 self.code = code;
                 if code != Code::Ok && codec::status_code(&headers).is_some() {
                     return response(headers, Body::empty());
                 }
                 response(headers, Body::new(BufferedBody::new(chunks, trailers).holding(list)))
             }
-            Ok(Outcome::Arriving(Reply { headers, body })) => {
+            Ok(Outcome::Streaming(Reply { headers, body })) => {
                 if let Some(code) = codec::status_code(&headers) {
                     self.code = code;
                     return response(headers, Body::empty());
                 }
                 response(headers, Body::new(StreamingBody { body: Some(body), recorder: self }))
             }
-            Ok(Outcome::Frames(frames)) => {
+            Ok(Outcome::Messages(frames)) => {
                 response(codec::reply_headers(), Body::new(MessagesBody { frames, recorder: self }))
             }
             Err(error) => {
@@ -135,10 +136,10 @@ impl Drop for CallRecorder {
     fn drop(&mut self) {
         let waited = self.started.elapsed();
         let name = self.method.map_or(method::UNKNOWN_NAME, |method| method.name);
-        self.calls.answered(self.method.map_or(method::COUNT, |method| method.index), self.code, waited);
+        self.calls.record_answer(self.method.map_or(method::COUNT, |method| method.index), self.code, waited);
         if let Some(span) = &mut self.span {
             span.backend(self.calls.backend());
-            span.ended(self.code);
+            span.end(self.code);
         }
         tracing::debug!(method = name, backend = self.calls.backend(), code = ?self.code, elapsed = ?waited, "call");
     }

@@ -1,9 +1,9 @@
-//! What passed through crimux since a list was made: the changes that stay applied on top of it.
+//! The changes that stay applied on top of a list because it may not show them.
 //!
-//! A change carries a sequence number. A list that was sent after a change was recorded already shows it, so
-//! the change is dropped; a list that was sent before may or may not show it, so the change stays. The same
-//! records are the journal, which is why they are protobuf messages: what is replayed is what was applied.
-//! This file must not know where lists or journals are kept.
+//! A change has a sequence number. A list requested after it was recorded shows it, so the change is dropped;
+//! a list requested before may not show it, so the change stays. Changes are also the records of the journal,
+//! which is why they are protobuf messages: a replay applies the same changes. This file must not know where
+//! lists or journals are kept.
 
 use std::collections::{HashMap, HashSet};
 
@@ -17,7 +17,7 @@ use super::items::{
 use crate::cri::{ITEM_ID, LIST_ITEMS, field};
 use crate::wire;
 
-/// One change and its place in the order of all changes.
+/// One change and its sequence number.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(super) struct Change {
     /// Sequence number; unique to a call over all backends.
@@ -41,13 +41,13 @@ pub(super) struct Item {
 /// What changed.
 #[derive(Clone, PartialEq, prost::Oneof)]
 pub(super) enum Op {
-    /// Created through us; an item the list has already is left as the list has it.
+    /// Created through crimux; if the list has the item, the list's counts.
     #[prost(message, tag = "2")]
     SandboxAdded(Item),
     /// As above.
     #[prost(message, tag = "3")]
     ContainerAdded(Item),
-    /// Shown by a filtered reply; takes the place of an item the list has.
+    /// Shown by a filtered reply; replaces the list's item.
     #[prost(message, tag = "4")]
     SandboxSeen(Item),
     /// As above.
@@ -127,7 +127,7 @@ impl Op {
     }
 }
 
-/// Adds `change` to `changes`, which stay ordered, and drops those it makes pointless.
+/// Inserts `change` in order, and drops the changes that it supersedes.
 pub(super) fn insert(changes: &mut Vec<Change>, change: Change) {
     let Some(op) = &change.op else { return };
     if op.is_removal() {
@@ -142,14 +142,14 @@ pub(super) fn insert(changes: &mut Vec<Change>, change: Change) {
     changes.insert(at, change);
 }
 
-/// What the changes do to one item of a list.
+/// The effect of all changes on one item.
 #[derive(Clone, Copy)]
 struct Patch<'a> {
     presence: Presence<'a>,
     steps: Steps,
 }
 
-/// What an item went through since it was listed.
+/// The state changes of an item since it was listed.
 #[derive(Clone, Copy, Default)]
 struct Steps {
     started: bool,
@@ -169,7 +169,7 @@ enum Presence<'a> {
     Removed,
 }
 
-/// All changes, folded into what they do to each item.
+/// All changes, folded into one patch for each item.
 #[derive(Default)]
 pub(super) struct Overlay<'a> {
     sandboxes: Patches<'a>,

@@ -1,9 +1,9 @@
-//! The files of `state_dir`: the snapshot's format, its atomic replacement, and setting aside what is not
-//! ours.
+//! The files of `state_dir`: the snapshot's format, its atomic replacement, and the quarantine of invalid
+//! files.
 //!
-//! The snapshot is one file, `magic and version, length, CRC-32C, body`, valid as a whole or not at all: half
-//! a state would let things vanish. It is replaced by write, fsync, rename, fsync of the directory. A file
-//! that is not what its name says is renamed to `NAME.bad-N` for a human to look at; the newest few are kept.
+//! The snapshot is one file, `magic and version, length, CRC-32C, body`, valid as a whole or not at all: with
+//! a part of the state pods would vanish. It is replaced by write, fsync, rename, fsync of the directory. An
+//! invalid file is renamed to `NAME.bad-N` for the operator; the newest few are kept.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -179,7 +179,7 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
 }
 
 /// Renames `file` so that it is out of the way, and drops the oldest of its like. Returns the new path.
-pub(super) fn set_aside(file: &Path) -> io::Result<PathBuf> {
+pub(super) fn quarantine(file: &Path) -> io::Result<PathBuf> {
     let to = next_bad(file)?;
     fs::rename(file, &to)?;
     Ok(to)

@@ -21,7 +21,7 @@ use super::items::{
 use super::journal::Record;
 use super::lists::retain;
 use super::shared::Shared;
-use super::state::State;
+use super::state::KnownState;
 use super::statuses::ForgottenStatus;
 use super::{ListKind, Revision, StatusKind};
 use crate::cri::{CREATED_ID, Rpc, field, field_path};
@@ -36,11 +36,11 @@ const TIMED_VALUE: u32 = 2;
 pub struct LastKnown {
     id: InstanceId,
     shared: Arc<Shared>,
-    state: Mutex<State>,
+    state: Mutex<KnownState>,
 }
 
 impl LastKnown {
-    pub(super) fn new(id: InstanceId, shared: Arc<Shared>, state: State) -> Self {
+    pub(super) fn new(id: InstanceId, shared: Arc<Shared>, state: KnownState) -> Self {
         Self { id, shared, state: Mutex::new(state) }
     }
 
@@ -61,8 +61,8 @@ impl LastKnown {
         }
     }
 
-    /// Notes who the backend is without a record of it: before a snapshot has been written, there is none that a start
-    /// could take for whole.
+    /// Notes who the backend is without a record of it: before a snapshot has been written, there is none
+    /// that a start could take for whole.
     pub fn begin_as(&self, instance: Instance) {
         self.lock().instance = instance;
     }
@@ -86,8 +86,8 @@ impl LastKnown {
     pub fn restart(&self, instance: &Instance) {
         self.lock().restart(instance.life);
         self.set_instance(instance);
-        self.shared.touch();
-        self.shared.hurry();
+        self.shared.mark_dirty();
+        self.shared.flush_soon();
     }
 
     /// Tells whether this ID was created here, through crimux.
@@ -95,25 +95,25 @@ impl LastKnown {
         self.lock().created.contains(id)
     }
 
-    /// Tells whether this ID is in what was listed, or passed since.
-    pub fn has_heard_of(&self, id: &str) -> bool {
-        self.lock().has_heard_of(id)
+    /// Tells whether this ID is in the last-known lists.
+    pub fn has_id(&self, id: &str) -> bool {
+        self.lock().has_id(id)
     }
 
-    /// Returns the IDs in what was listed, or passed since, whoever owns them.
-    pub fn heard_ids(&self) -> HashSet<Box<str>> {
-        self.lock().heard_ids()
+    /// Returns all IDs in the last-known lists, also those that another instance owns.
+    pub fn all_ids(&self) -> HashSet<Box<str>> {
+        self.lock().all_ids()
     }
 
-    /// Returns at which count of forgotten owners the newest list of `kind` has taught.
-    pub fn taught_at(&self, kind: ListKind) -> u64 {
-        self.lock().taught[usize::from(kind == ListKind::Containers)]
+    /// Returns the count of forgotten owners when the owners of the newest list of `kind` were learnt.
+    pub fn learnt_at(&self, kind: ListKind) -> u64 {
+        self.lock().learnt_at[usize::from(kind == ListKind::Containers)]
     }
 
-    /// Notes at which count of forgotten owners the newest list of `kind` has taught.
-    pub fn set_taught_at(&self, kind: ListKind, forgotten: u64) {
+    /// Records the count of forgotten owners when the owners of the newest list of `kind` were learnt.
+    pub fn set_learnt_at(&self, kind: ListKind, forgotten: u64) {
         if matches!(kind, ListKind::Sandboxes | ListKind::Containers) {
-            self.lock().taught[usize::from(kind == ListKind::Containers)] = forgotten;
+            self.lock().learnt_at[usize::from(kind == ListKind::Containers)] = forgotten;
         }
     }
 
@@ -127,8 +127,9 @@ impl LastKnown {
         self.lock().foreign.iter().cloned().collect()
     }
 
-    /// Writes down that another instance owns this ID, which is listed here too. Tells whether that is news.
-    pub fn disown(&self, id: &str) -> bool {
+    /// Records that another instance owns this ID, which is listed here too. Returns false if that was
+    /// recorded already.
+    pub fn mark_foreign(&self, id: &str) -> bool {
         let news = !self.lock().foreign.contains(id);
         if news {
             self.change(vec![Op::Disowned(id.to_owned())]);
@@ -136,14 +137,14 @@ impl LastKnown {
         news
     }
 
-    /// Writes down that no other instance owns this ID.
-    pub fn own(&self, id: &str) {
+    /// Records that no other instance owns this ID.
+    pub fn mark_owned(&self, id: &str) {
         if self.lock().foreign.contains(id) {
             self.change(vec![Op::Owned(id.to_owned())]);
         }
     }
 
-    /// Leaves out of a list of `kind` what another instance owns.
+    /// Removes the items that another instance owns from a list of `kind`.
     pub fn without_foreign(&self, kind: ListKind, list: Bytes) -> Bytes {
         let state = self.lock();
         if state.foreign.is_empty() || kind == ListKind::Images {
@@ -152,31 +153,30 @@ impl LastKnown {
         retain(&list, |item| item_id(kind, item).is_ok_and(|id| !state.foreign.contains(id)))
     }
 
-    /// Returns the moment in the order of changes that a list or status read sent now belongs to. Take it
-    /// *before* sending.
-    pub fn epoch(&self) -> Revision {
+    /// Returns the revision of a list or status read that is sent now. Take it *before* sending.
+    pub fn revision(&self) -> Revision {
         Revision { seq: self.shared.next_seq(), at: Instant::now() }
     }
 
-    /// Returns the newest live list of sandboxes or containers if it is, byte for byte, this one: then it
-    /// teaches nothing, and the bytes that are held already do for both.
-    pub fn held(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
-        self.lock().lists.held(kind, reply)
+    /// Returns the newest live list of sandboxes or containers if its bytes equal `reply`: its owners are
+    /// known, and its buffer is kept.
+    pub fn newest_equal(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
+        self.lock().lists.newest_equal(kind, reply)
     }
 
-    /// Takes the reply to a list of `kind` that was sent without a filter at `epoch`.
+    /// Takes the reply to a list of `kind` that was sent without a filter at `revision`.
     ///
     /// Sandboxes and containers are replaced as a pair: a sandbox list waits for a container list that was
-    /// sent no earlier, and at most 10 s after it arrived (in one go, both may have the same epoch). The
+    /// sent no earlier, and at most 10 s after it arrived (in one go, both may have the same revision). The
     /// reply is not looked into; the caller has checked that it can be read.
-    pub fn replace_list(&self, kind: ListKind, epoch: Revision, reply: Bytes) {
+    pub fn replace_list(&self, kind: ListKind, revision: Revision, reply: Bytes) {
         let mut joined = None;
         let (replaced, first) = {
             let mut state = self.lock();
-            let known = state.lists.known();
-            let replaced = state.lists.replace(kind, epoch, reply, Instant::now());
+            let known = state.lists.is_known();
+            let replaced = state.lists.replace(kind, revision, reply, Instant::now());
             if replaced.paired {
-                state.paired(SystemTime::now());
+                state.record_pair(SystemTime::now());
             }
             if replaced.changed && kind.is_stats() {
                 state.minor_changes += 1;
@@ -191,28 +191,28 @@ impl LastKnown {
             self.set_instance(&instance);
         }
         if replaced.changed {
-            self.shared.touch();
+            self.shared.mark_dirty();
         }
         if first {
             // A crimux that is killed now could not say afterwards what this backend had.
-            self.shared.hurry();
+            self.shared.flush_soon();
         }
     }
 
-    /// Takes the reply to a list of sandboxes or containers that was sent with a filter at `epoch`: its items
-    /// are added or updated, never removed. Filtered images and stats are not kept.
+    /// Takes the reply to a list of sandboxes or containers that was sent with a filter at `revision`: its
+    /// items are added or updated, never removed. Filtered images and stats are not kept.
     ///
     /// # Errors
     /// Whatever makes the reply unreadable; nothing is taken from it then.
-    pub fn update_items(&self, kind: ListKind, epoch: Revision, reply: &[u8]) -> Result<(), WireError> {
-        if self.lock().update(kind, epoch, reply)? {
-            self.shared.touch();
+    pub fn update_items(&self, kind: ListKind, revision: Revision, reply: &[u8]) -> Result<(), WireError> {
+        if self.lock().update(kind, revision, reply)? {
+            self.shared.mark_dirty();
         }
         Ok(())
     }
 
     /// Records the sandbox that an encoded `RunPodSandboxRequest`, as sent to the backend, created.
-    pub fn sandbox_created(&self, id: &str, request: &[u8]) {
+    pub fn record_sandbox_created(&self, id: &str, request: &[u8]) {
         let item = sandbox_item(
             id,
             request,
@@ -223,7 +223,7 @@ impl LastKnown {
     }
 
     /// Records the container that an encoded `CreateContainerRequest` created.
-    pub fn container_created(&self, id: &str, sandbox_id: &str, request: &[u8]) {
+    pub fn record_container_created(&self, id: &str, sandbox_id: &str, request: &[u8]) {
         let configs: Vec<&[u8]> =
             wire::items(request, field!(CreateContainerRequest.config)).map_while(Result::ok).collect();
         let item = container_item(id, sandbox_id, &configs, CONTAINER_CREATED);
@@ -235,7 +235,7 @@ impl LastKnown {
     ///
     /// # Errors
     /// Whatever makes the response unreadable; nothing is recorded then.
-    pub fn restored(&self, request: &[u8], response: &[u8]) -> Result<(), WireError> {
+    pub fn record_restored(&self, request: &[u8], response: &[u8]) -> Result<(), WireError> {
         let id = wire::peek_str(response, &[CREATED_ID])?;
         let item = sandbox_item(
             id,
@@ -252,32 +252,32 @@ impl LastKnown {
     }
 
     /// Records that a container runs.
-    pub fn container_started(&self, id: &str) {
+    pub fn record_container_started(&self, id: &str) {
         self.change(vec![Op::ContainerStarted(id.to_owned())]);
     }
 
     /// Records that a container exited, if it was ever started.
-    pub fn container_stopped(&self, id: &str) {
+    pub fn record_container_stopped(&self, id: &str) {
         self.change(vec![Op::ContainerStopped(id.to_owned())]);
     }
 
     /// Records that a sandbox is not ready, and those of its containers that were started exited.
-    pub fn sandbox_stopped(&self, id: &str) {
+    pub fn record_sandbox_stopped(&self, id: &str) {
         self.change(vec![Op::SandboxStopped(id.to_owned())]);
     }
 
     /// Records that a sandbox is gone, with its containers.
-    pub fn sandbox_removed(&self, id: &str) {
+    pub fn record_sandbox_removed(&self, id: &str) {
         self.change(vec![Op::SandboxRemoved(id.to_owned())]);
     }
 
     /// Records that a container is gone.
-    pub fn container_removed(&self, id: &str) {
+    pub fn record_container_removed(&self, id: &str) {
         self.change(vec![Op::ContainerRemoved(id.to_owned())]);
     }
 
     /// Records that the image named by ID, tag or digest is gone.
-    pub fn image_removed(&self, reference: &str) {
+    pub fn record_image_removed(&self, reference: &str) {
         self.change(vec![Op::ImageRemoved(reference.to_owned())]);
     }
 
@@ -287,17 +287,17 @@ impl LastKnown {
     }
 
     /// Returns whether the operator wants no new sandboxes here.
-    pub fn drained(&self) -> bool {
+    pub fn is_draining(&self) -> bool {
         self.lock().drained
     }
 
     /// Records whether the operator wants no new sandboxes here.
-    pub fn set_drained(&self, drained: bool) {
+    pub fn set_draining(&self, drained: bool) {
         self.change(vec![Op::Drained(drained)]);
     }
 
-    /// Returns the encoded list of `kind` as last known, with what passed since applied, as `filter` lets it
-    /// through. `None` if it is not known: what was created is then not shown as if it were all there is.
+    /// Returns the last-known list of `kind`, encoded and filtered, with later changes applied. `None` if it
+    /// was never listed: new objects alone are not a list.
     pub fn list(&self, kind: ListKind, filter: &Filter) -> Option<Bytes> {
         let list = self.lock().lists.list(kind, filter)?;
         Some(self.without_foreign(kind, list))
@@ -313,22 +313,22 @@ impl LastKnown {
 
     /// Visits every sandbox heard of that no other instance owns, also while no list of them is known.
     pub fn for_each_sandbox(&self, mut visit: impl FnMut(SandboxRef<'_>)) {
-        let list = self.lock().lists.visited(ListKind::Sandboxes);
+        let list = self.lock().lists.all_seen(ListKind::Sandboxes);
         let list = self.without_foreign(ListKind::Sandboxes, list);
         sandbox_items(&list).map_while(Result::ok).for_each(&mut visit);
     }
 
     /// Visits every container heard of that no other instance owns, also while no list of them is known.
     pub fn for_each_container(&self, mut visit: impl FnMut(ContainerFacts<'_>)) {
-        let list = self.lock().lists.visited(ListKind::Containers);
+        let list = self.lock().lists.all_seen(ListKind::Containers);
         let list = self.without_foreign(ListKind::Containers, list);
         container_items(&list).map_while(Result::ok).for_each(&mut visit);
     }
 
     /// Returns the IDs in live lists of sandboxes and containers that wait for their other half, less what
     /// was removed since they were sent.
-    pub fn waiting_ids(&self) -> HashSet<Box<str>> {
-        self.lock().lists.waiting_ids()
+    pub fn unpaired_ids(&self) -> HashSet<Box<str>> {
+        self.lock().lists.unpaired_ids()
     }
 
     /// Returns how long ago the last live pair of lists was completed, before a restart of crimux too.
@@ -337,20 +337,20 @@ impl LastKnown {
     }
 
     /// Tells whether a live pair of lists was completed since the start.
-    pub fn listed(&self) -> bool {
+    pub fn is_listed(&self) -> bool {
         self.lock().listed
     }
 
     /// Tells whether the sandbox and container lists can be answered: listed, saved, or declared lost.
-    pub fn known(&self) -> bool {
-        self.lock().lists.known()
+    pub fn is_known(&self) -> bool {
+        self.lock().lists.is_known()
     }
 
-    /// Remembers the encoded reply to a status read sent at `epoch`. A reply that carries `info`, or one to a
-    /// read that was sent before a write to the same ID, is not remembered.
-    pub fn remember_status(&self, kind: StatusKind, id: &str, epoch: Revision, reply: &[u8]) {
-        if self.lock().statuses.remember(kind, id, epoch, reply) {
-            self.shared.touch();
+    /// Remembers the encoded reply to a status read sent at `revision`. A reply that carries `info`, or one
+    /// to a read that was sent before a write to the same ID, is not remembered.
+    pub fn remember_status(&self, kind: StatusKind, id: &str, revision: Revision, reply: &[u8]) {
+        if self.lock().statuses.remember(kind, id, revision, reply) {
+            self.shared.mark_dirty();
         }
     }
 
@@ -401,35 +401,35 @@ impl LastKnown {
 
     /// Remembers whether the backend lacks an RPC that not every runtime has; of any other nothing is
     /// remembered.
-    pub fn set_lacks(&self, rpc: Rpc, lacks: bool) {
+    pub fn set_unimplemented(&self, rpc: Rpc, lacks: bool) {
         let Some(fact) = Fact::lack_of(rpc) else { return };
-        if self.lacks(rpc) != lacks {
+        if self.is_unimplemented(rpc) != lacks {
             self.remember_fact(fact, if lacks { &[1] } else { &[] });
         }
     }
 
     /// Returns whether the backend lacked this RPC when it was asked last, before a restart of crimux too.
-    pub fn lacks(&self, rpc: Rpc) -> bool {
+    pub fn is_unimplemented(&self, rpc: Rpc) -> bool {
         let fact = Fact::lack_of(rpc).and_then(|fact| self.lock().fact(fact));
         fact.is_some_and(|lacks| !lacks.is_empty())
     }
 
     /// Remembers what clients were told of pod stats, `at` in milliseconds since 1970.
     pub fn set_pod_stats_answer(&self, at: u64, exist: bool) {
-        self.remember_fact(Fact::PodStatsAnswer, &timed(at, &[u8::from(exist)]));
+        self.remember_fact(Fact::PodStatsAnswer, &with_time(at, &[u8::from(exist)]));
     }
 
     /// Returns when clients were told of pod stats, and what.
     pub fn pod_stats_answer(&self) -> Option<(u64, bool)> {
         let fact = self.lock().fact(Fact::PodStatsAnswer)?;
-        let (at, exist) = untimed(&fact)?;
+        let (at, exist) = split_time(&fact)?;
         Some((at, exist.as_ref() == [1]))
     }
 
     /// Remembers the metric descriptors that clients were told, `at` in milliseconds since 1970.
     pub fn set_announced_descriptors(&self, at: u64, descriptors: &[u8]) {
         if self.announced_descriptors().is_none_or(|(_, before)| before != descriptors) {
-            self.remember_fact(Fact::AnnouncedDescriptors, &timed(at, descriptors));
+            self.remember_fact(Fact::AnnouncedDescriptors, &with_time(at, descriptors));
         }
     }
 
@@ -439,22 +439,22 @@ impl LastKnown {
             let state = self.lock();
             (state.fact(Fact::AnnouncedDescriptors), state.fact(Fact::OldDescriptors))
         };
-        new.and_then(|fact| untimed(&fact)).or_else(|| old.map(|old| (0, old)))
+        new.and_then(|fact| split_time(&fact)).or_else(|| old.map(|old| (0, old)))
     }
 
     fn remember_fact(&self, fact: Fact, value: &[u8]) {
         if self.lock().remember_fact(fact.key(), value) {
-            self.shared.touch();
+            self.shared.mark_dirty();
             if fact.is_urgent() {
-                self.shared.hurry();
+                self.shared.flush_soon();
             }
         }
     }
 
     /// Completes when every change recorded so far is in the journal, or after 100 ms. A call that changed
     /// something waits for it before it is answered.
-    pub async fn saved(&self) {
-        self.shared.saved().await;
+    pub async fn wait_for_journal(&self) {
+        self.shared.wait_for_journal().await;
     }
 
     /// Writes `ops` to the journal as one record, and applies them.
@@ -468,38 +468,38 @@ impl LastKnown {
             state.apply(change);
         }
         drop(state);
-        self.shared.touch();
+        self.shared.mark_dirty();
     }
 
-    /// Copies lists out of buffers that hold more than them, and drops statuses of what is no longer listed.
-    pub(super) fn tidy(&self) {
-        let loose = {
+    /// Copies lists out of larger buffers, and drops the statuses of objects that are no longer listed.
+    pub(super) fn compact(&self) {
+        let oversized = {
             let mut state = self.lock();
             state.purge();
-            state.lists.loose()
+            state.lists.oversized()
         };
-        for list in loose {
+        for list in oversized {
             let exact = Bytes::copy_from_slice(&list);
-            self.lock().lists.tighten(&list, &exact);
+            self.lock().lists.replace_buffer(&list, &exact);
         }
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, KnownState> {
         // A panic while the lock was held has left a state that at worst misses that one change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Writes a fact together with when it became one.
-fn timed(at: u64, value: &[u8]) -> Vec<u8> {
+fn with_time(at: u64, value: &[u8]) -> Vec<u8> {
     let mut fact = Vec::with_capacity(value.len() + 16);
     wire::put_varint(&mut fact, TIMED_AT, at);
     wire::put_bytes(&mut fact, TIMED_VALUE, value);
     fact
 }
 
-/// Reads what [`timed`] has written.
-fn untimed(fact: &Bytes) -> Option<(u64, Bytes)> {
+/// Reads what [`with_time`] has written.
+fn split_time(fact: &Bytes) -> Option<(u64, Bytes)> {
     let value = wire::peek_bytes(fact, &[TIMED_VALUE]).ok()??;
     Some((wire::peek_varint(fact, &[TIMED_AT]).ok()?, fact.slice_ref(value)))
 }

@@ -1,10 +1,10 @@
-//! The last-known lists of one backend, and the rules by which replies replace them.
+//! The last-known lists of one backend, and the rules for replacing them.
 //!
-//! A list replaces the one before it unless it was sent earlier. What was recorded after a list was sent
-//! stays applied on top of it, so a container created while it was under way is shown, and one removed is
-//! not. What the backend listed itself is never hidden; a container is never *added* without its sandbox. No
-//! reply is looked into when it replaces another: its bytes are kept as they came. Which sandbox list is
-//! served with which container list is decided in `pair.rs`.
+//! A list replaces an older one unless it was requested earlier. A change recorded after a list was requested
+//! stays applied on top of it, so a container created while the list was in flight is shown, and a removed
+//! one is not. An item that the backend listed is never hidden; a container is never *added* without its
+//! sandbox. A reply is not parsed when it replaces another: its bytes are kept unchanged. `pair.rs` decides
+//! which sandbox list is served with which container list.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -22,11 +22,11 @@ use crate::wire;
 /// The lists of one backend.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
-    pairing: PodListSync,
+    pod_sync: PodListSync,
     images: ListSlot,
     container_stats: ListSlot,
     sandbox_stats: ListSlot,
-    /// Changes to the pair that it may not show, oldest first.
+    /// Changes that the served pair may not show yet, oldest first.
     changes: Vec<Change>,
     /// Images removed since their list was sent.
     removed_images: Vec<Change>,
@@ -45,41 +45,47 @@ struct ListSlot {
 /// What [`Lists::replace`] did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Replaced {
-    /// Whether what is served may have changed.
+    /// Whether the served lists may have changed.
     pub(super) changed: bool,
     /// Whether a live pair was completed.
     pub(super) paired: bool,
 }
 
 impl Lists {
-    /// Takes the full list `reply`, sent at `epoch`.
+    /// Takes the full list `reply`, sent at `revision`.
     pub(super) fn replace(
         &mut self,
         kind: ListKind,
-        epoch: Revision,
+        revision: Revision,
         reply: Bytes,
         now: Instant,
     ) -> Replaced {
         match kind {
-            ListKind::Sandboxes | ListKind::Containers => self.replace_half(kind, epoch, reply, now),
+            ListKind::Sandboxes | ListKind::Containers => self.replace_pod_list(kind, revision, reply, now),
             ListKind::Images => {
-                let replaced = self.images.replace(epoch, reply);
+                let replaced = self.images.replace(revision, reply);
                 let sent = self.images.sent;
                 self.removed_images.retain(|change| change.seq > sent);
                 replaced
             }
-            ListKind::ContainerStats => self.container_stats.replace(epoch, reply),
-            ListKind::PodSandboxStats => self.sandbox_stats.replace(epoch, reply),
+            ListKind::ContainerStats => self.container_stats.replace(revision, reply),
+            ListKind::PodSandboxStats => self.sandbox_stats.replace(revision, reply),
         }
     }
 
-    fn replace_half(&mut self, kind: ListKind, epoch: Revision, reply: Bytes, now: Instant) -> Replaced {
-        let Some(other) = self.pairing.take(kind, epoch, reply, now, &self.changes) else {
+    fn replace_pod_list(
+        &mut self,
+        kind: ListKind,
+        revision: Revision,
+        reply: Bytes,
+        now: Instant,
+    ) -> Replaced {
+        let Some(other) = self.pod_sync.receive(kind, revision, reply, now, &self.changes) else {
             return Replaced::NOTHING;
         };
         let before = self.changes.len();
-        let floors = self.pairing.floors();
-        self.changes.retain(|change| floors.leave(change));
+        let watermarks = self.pod_sync.watermarks();
+        self.changes.retain(|change| watermarks.must_keep(change));
         let changed = other || self.changes.len() != before;
         if changed {
             self.forget_composed();
@@ -103,43 +109,44 @@ impl Lists {
     }
 
     /// Returns the newest list of `kind` if it is, byte for byte, this one. Only of what teaches owners.
-    pub(super) fn held(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
-        matches!(kind, ListKind::Sandboxes | ListKind::Containers).then(|| self.pairing.held(kind, reply))?
+    pub(super) fn newest_equal(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
+        matches!(kind, ListKind::Sandboxes | ListKind::Containers)
+            .then(|| self.pod_sync.newest_equal(kind, reply))?
     }
 
-    /// Returns the IDs in lists of sandboxes and containers that wait for their other half, less what was
-    /// removed since they were sent.
-    pub(super) fn waiting_ids(&self) -> HashSet<Box<str>> {
-        let mut waiting = HashSet::new();
+    /// Returns the IDs in lists of sandboxes and containers that are in no pair yet, without those removed
+    /// since the lists were requested.
+    pub(super) fn unpaired_ids(&self) -> HashSet<Box<str>> {
+        let mut unpaired = HashSet::new();
         for kind in [ListKind::Sandboxes, ListKind::Containers] {
-            let Some((list, sent)) = self.pairing.waiting(kind) else { continue };
+            let Some((list, sent)) = self.pod_sync.unpaired(kind) else { continue };
             let later: Vec<_> = self.changes.iter().filter(|change| change.seq > sent).cloned().collect();
             let overlay = Overlay::new(&later);
             let list = match kind {
                 ListKind::Sandboxes => overlay.sandboxes(list),
                 _ => overlay.containers(list, |_| true),
             };
-            waiting.extend(ids(kind, &list).into_iter().map(Box::from));
+            unpaired.extend(ids(kind, &list).into_iter().map(Box::from));
         }
-        waiting
+        unpaired
     }
 
-    /// Tells whether the newest list of `kind` was sent after `epoch`, so that a reply of then says nothing
-    /// new.
-    pub(super) fn is_past(&self, kind: ListKind, epoch: Revision) -> bool {
+    /// Tells whether the newest list of `kind` was sent after `revision`, so that a reply of then says
+    /// nothing new.
+    pub(super) fn is_past(&self, kind: ListKind, revision: Revision) -> bool {
         match kind {
-            ListKind::Sandboxes | ListKind::Containers => self.pairing.is_past(kind, epoch),
+            ListKind::Sandboxes | ListKind::Containers => self.pod_sync.is_past(kind, revision),
             // Filtered replies of the others are not taken.
             _ => true,
         }
     }
 
-    /// Returns the list of `kind` as `filter` lets it through; `None` if it is not known.
+    /// Returns the list of `kind`, filtered; `None` if it is not known.
     pub(super) fn list(&mut self, kind: ListKind, filter: &Filter) -> Option<Bytes> {
         let all = match kind {
             ListKind::Sandboxes | ListKind::Containers => {
-                self.pairing.pair.as_ref()?;
-                self.visited(kind)
+                self.pod_sync.pair.as_ref()?;
+                self.all_seen(kind)
             }
             ListKind::Images => self.present_images()?,
             ListKind::ContainerStats => {
@@ -162,13 +169,13 @@ impl Lists {
     }
 
     /// Returns all sandboxes or containers heard of, whether or not a list of them is known.
-    pub(super) fn visited(&mut self, kind: ListKind) -> Bytes {
+    pub(super) fn all_seen(&mut self, kind: ListKind) -> Bytes {
         if kind == ListKind::Sandboxes { self.sandboxes() } else { self.containers() }
     }
 
     /// Returns one sandbox or container as it is listed.
     pub(super) fn item(&mut self, kind: ListKind, id: &str) -> Option<&[u8]> {
-        let list = self.visited(kind);
+        let list = self.all_seen(kind);
         let positions = &mut self.positions[usize::from(kind == ListKind::Containers)];
         positions.get_or_insert_with(|| Positions::new(list)).item(id)
     }
@@ -177,7 +184,7 @@ impl Lists {
         if let Some(composed) = &self.composed_sandboxes {
             return composed.clone();
         }
-        let base = self.pairing.pair.as_ref().map(|pair| pair.sandboxes.bytes.clone()).unwrap_or_default();
+        let base = self.pod_sync.pair.as_ref().map(|pair| pair.sandboxes.bytes.clone()).unwrap_or_default();
         let composed =
             if self.changes.is_empty() { base } else { Overlay::new(&self.changes).sandboxes(&base) };
         self.composed_sandboxes.insert(composed).clone()
@@ -187,7 +194,7 @@ impl Lists {
         if let Some(composed) = &self.composed_containers {
             return composed.clone();
         }
-        let base = self.pairing.pair.as_ref().map(|pair| pair.containers.bytes.clone()).unwrap_or_default();
+        let base = self.pod_sync.pair.as_ref().map(|pair| pair.containers.bytes.clone()).unwrap_or_default();
         let composed = if self.changes.is_empty() {
             base
         } else {
@@ -195,7 +202,7 @@ impl Lists {
             let overlay = Overlay::new(&self.changes);
             let ids =
                 if overlay.adds_containers() { ids(ListKind::Sandboxes, &sandboxes) } else { HashSet::new() };
-            let known = self.pairing.pair.is_some();
+            let known = self.pod_sync.pair.is_some();
             overlay.containers(&base, |sandbox| !known || ids.contains(sandbox))
         };
         self.composed_containers.insert(composed).clone()
@@ -214,12 +221,12 @@ impl Lists {
         }))
     }
 
-    /// Leaves out the stats of what is not listed, as removed things are not.
+    /// Removes the stats of objects that are not listed.
     fn of_listed(&mut self, kind: ListKind, listed: ListKind, stats: Bytes) -> Bytes {
-        if self.pairing.pair.is_none() {
+        if self.pod_sync.pair.is_none() {
             return stats;
         }
-        let list = self.visited(listed);
+        let list = self.all_seen(listed);
         let ids = ids(listed, &list);
         retain(&stats, |item| item_id(kind, item).is_ok_and(|id| ids.contains(id)))
     }
@@ -233,27 +240,27 @@ impl Lists {
     }
 
     /// Tells whether the pair is known.
-    pub(super) fn known(&self) -> bool {
-        self.pairing.pair.is_some()
+    pub(super) fn is_known(&self) -> bool {
+        self.pod_sync.pair.is_some()
     }
 
-    /// Forgets everything but that nothing is there. Lists sent before `seq` no longer count.
+    /// Makes all lists known to be empty. Lists requested before `seq` are refused from then on.
     pub(super) fn clear(&mut self, seq: u64) {
-        let nothing = Pair { sandboxes: ListBytes::nothing(), containers: ListBytes::nothing() };
-        let single = || ListSlot { sent: seq, list: Some(ListBytes::nothing()) };
+        let nothing = Pair { sandboxes: ListBytes::empty(), containers: ListBytes::empty() };
+        let slot = || ListSlot { sent: seq, list: Some(ListBytes::empty()) };
         *self = Self {
-            pairing: PodListSync::of(Some(nothing), seq),
-            images: single(),
-            container_stats: single(),
-            sandbox_stats: single(),
+            pod_sync: PodListSync::serving(Some(nothing), seq),
+            images: slot(),
+            container_stats: slot(),
+            sandbox_stats: slot(),
             ..Self::default()
         };
     }
 
     /// Drops stats, which say nothing about what no longer runs; a known list becomes an empty one.
     pub(super) fn clear_stats(&mut self) {
-        for single in [&mut self.container_stats, &mut self.sandbox_stats] {
-            single.list = single.list.take().map(|_| ListBytes::nothing());
+        for slot in [&mut self.container_stats, &mut self.sandbox_stats] {
+            slot.list = slot.list.take().map(|_| ListBytes::empty());
         }
     }
 
@@ -264,14 +271,14 @@ impl Lists {
     }
 
     /// Returns the lists as they are saved: sandboxes and containers, images, container and sandbox stats.
-    pub(super) fn saved(&self) -> [Option<Bytes>; 5] {
-        let pair = self.pairing.pair.as_ref();
+    pub(super) fn to_save(&self) -> [Option<Bytes>; 5] {
+        let pair = self.pod_sync.pair.as_ref();
         [
             pair.map(|pair| pair.sandboxes.bytes.clone()),
             pair.map(|pair| pair.containers.bytes.clone()),
-            self.images.list.as_ref().map(|kept| kept.bytes.clone()),
-            self.container_stats.list.as_ref().map(|kept| kept.bytes.clone()),
-            self.sandbox_stats.list.as_ref().map(|kept| kept.bytes.clone()),
+            self.images.list.as_ref().map(|list| list.bytes.clone()),
+            self.container_stats.list.as_ref().map(|list| list.bytes.clone()),
+            self.sandbox_stats.list.as_ref().map(|list| list.bytes.clone()),
         ]
     }
 
@@ -280,44 +287,46 @@ impl Lists {
         self.changes.iter().chain(&self.removed_images)
     }
 
-    /// Restores what [`Lists::saved`] returned; the changes are then recorded one by one.
+    /// Restores what [`Lists::to_save`] returned; the changes are then recorded one by one.
     pub(super) fn load(
         [sandboxes, containers, images, container_stats, sandbox_stats]: [Option<Bytes>; 5],
     ) -> Self {
-        let kept = |bytes: Bytes| ListBytes { bytes, exact: false };
-        let single = |bytes: Option<Bytes>| ListSlot { sent: 0, list: bytes.map(kept) };
+        let buffer = |bytes: Bytes| ListBytes { bytes, is_compact: false };
+        let slot = |bytes: Option<Bytes>| ListSlot { sent: 0, list: bytes.map(buffer) };
         let pair = sandboxes.zip(containers);
-        let pair = pair
-            .map(|(sandboxes, containers)| Pair { sandboxes: kept(sandboxes), containers: kept(containers) });
+        let pair = pair.map(|(sandboxes, containers)| Pair {
+            sandboxes: buffer(sandboxes),
+            containers: buffer(containers),
+        });
         Self {
-            pairing: PodListSync::of(pair, 0),
-            images: single(images),
-            container_stats: single(container_stats),
-            sandbox_stats: single(sandbox_stats),
+            pod_sync: PodListSync::serving(pair, 0),
+            images: slot(images),
+            container_stats: slot(container_stats),
+            sandbox_stats: slot(sandbox_stats),
             ..Self::default()
         }
     }
 
     /// Returns the lists whose bytes may pin a bigger buffer.
-    pub(super) fn loose(&mut self) -> Vec<Bytes> {
-        self.kept().filter(|kept| !kept.exact).map(|kept| kept.bytes.clone()).collect()
+    pub(super) fn oversized(&mut self) -> Vec<Bytes> {
+        self.buffers().filter(|list| !list.is_compact).map(|list| list.bytes.clone()).collect()
     }
 
-    /// Puts `exact` in the place of the same bytes in the buffer of `loose`.
-    pub(super) fn tighten(&mut self, loose: &Bytes, exact: &Bytes) {
-        for kept in self.kept().filter(|kept| is_same_slice(&kept.bytes, loose)) {
-            *kept = ListBytes { bytes: exact.clone(), exact: true };
+    /// Puts `exact` in the place of the same bytes in the buffer of `oversized`.
+    pub(super) fn replace_buffer(&mut self, oversized: &Bytes, exact: &Bytes) {
+        for list in self.buffers().filter(|list| is_same_slice(&list.bytes, oversized)) {
+            *list = ListBytes { bytes: exact.clone(), is_compact: true };
         }
         for composed in [&mut self.composed_sandboxes, &mut self.composed_containers].into_iter().flatten() {
-            if is_same_slice(composed, loose) {
+            if is_same_slice(composed, oversized) {
                 *composed = exact.clone();
             }
         }
     }
 
-    fn kept(&mut self) -> impl Iterator<Item = &mut ListBytes> {
-        let singles = [&mut self.images, &mut self.container_stats, &mut self.sandbox_stats];
-        self.pairing.kept().chain(singles.into_iter().filter_map(|single| single.list.as_mut()))
+    fn buffers(&mut self) -> impl Iterator<Item = &mut ListBytes> {
+        let slots = [&mut self.images, &mut self.container_stats, &mut self.sandbox_stats];
+        self.pod_sync.buffers().chain(slots.into_iter().filter_map(|slot| slot.list.as_mut()))
     }
 }
 
@@ -326,13 +335,13 @@ impl Replaced {
 }
 
 impl ListSlot {
-    fn replace(&mut self, epoch: Revision, reply: Bytes) -> Replaced {
-        if epoch.seq < self.sent {
+    fn replace(&mut self, revision: Revision, reply: Bytes) -> Replaced {
+        if revision.seq < self.sent {
             return Replaced::NOTHING;
         }
-        let kept = ListBytes::replacing(self.list.as_ref(), reply);
-        let changed = !self.list.as_ref().is_some_and(|old| is_same_slice(&old.bytes, &kept.bytes));
-        *self = Self { sent: epoch.seq, list: Some(kept) };
+        let list = ListBytes::replacing(self.list.as_ref(), reply);
+        let changed = !self.list.as_ref().is_some_and(|old| is_same_slice(&old.bytes, &list.bytes));
+        *self = Self { sent: revision.seq, list: Some(list) };
         Replaced { changed, paired: false }
     }
 }

@@ -7,17 +7,17 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::Path;
 
-use super::Warning;
+use super::StateWarning;
 use super::file;
 use super::instance::{Instance, InstanceId, Life};
 use super::journal::{self, Journal, Record, Replay};
-use super::state::{State, unshared};
+use super::state::{KnownState, detach};
 
 /// What was loaded.
 #[derive(Debug)]
 pub(super) struct Loaded {
     /// The state of every instance heard of.
-    pub(super) states: BTreeMap<InstanceId, State>,
+    pub(super) states: BTreeMap<InstanceId, KnownState>,
     /// Whether what was found is all there was: an intact snapshot, after which every record could be
     /// written.
     pub(super) whole: bool,
@@ -29,7 +29,7 @@ pub(super) struct Loaded {
     pub(super) journal: Journal,
     /// Why the directory cannot be used.
     pub(super) error: Option<io::Error>,
-    pub(super) warnings: Vec<Warning>,
+    pub(super) warnings: Vec<StateWarning>,
 }
 
 /// Loads what `dir` holds; `doubted` says that a mark outside of it tells that this is not all there was.
@@ -86,14 +86,14 @@ impl Loaded {
                 let given = saved.backends.iter().filter_map(|backend| Some(backend.instance.as_ref()?.id));
                 self.last_instance = given.max().unwrap_or(0).max(saved.last_instance);
                 for backend in saved.backends {
-                    let state = State::load(backend, self.last_instance + 1);
+                    let state = KnownState::load(backend, self.last_instance + 1);
                     self.last_instance = self.last_instance.max(state.instance.id.0);
                     self.states.insert(state.instance.id, state);
                 }
                 saved.journal
             }
             Err(problem) => {
-                self.warn(&path, &problem, file::set_aside(&path));
+                self.warn(&path, &problem, file::quarantine(&path));
                 0
             }
         }
@@ -108,8 +108,8 @@ impl Loaded {
                 }
                 self.replay(replay, saved);
             }
-            Ok(None) => self.warn(path, "it is no journal", file::set_aside(path)),
-            Err(error) => self.warn(path, &error.to_string(), file::set_aside(path)),
+            Ok(None) => self.warn(path, "it is no journal", file::quarantine(path)),
+            Err(error) => self.warn(path, &error.to_string(), file::quarantine(path)),
         }
     }
 
@@ -118,11 +118,12 @@ impl Loaded {
             let id = self.instance_of(&record);
             let saved = saved.get(&id).copied().unwrap_or(0);
             let state = self.states.entry(id);
-            let state = state
-                .or_insert_with(|| State::new(Instance::named(id.0, &record.backend), &replay.boot_id, 0));
+            let state = state.or_insert_with(|| {
+                KnownState::new(Instance::named(id.0, &record.backend), &replay.boot_id, 0)
+            });
             for mut change in record.changes {
                 self.seq = self.seq.max(change.seq);
-                change.op = change.op.map(unshared);
+                change.op = change.op.map(detach);
                 state.replay(change, saved);
             }
         }
@@ -130,7 +131,7 @@ impl Loaded {
 
     /// Returns the instance that a record is about; one without an identifier is about the name.
     fn instance_of(&mut self, record: &Record) -> InstanceId {
-        let named = |state: &&State| state.instance.name == record.backend;
+        let named = |state: &&KnownState| state.instance.name == record.backend;
         let id = match record.instance {
             0 => self.states.values().find(named).map_or(self.last_instance + 1, |state| state.instance.id.0),
             id => id,
@@ -144,6 +145,6 @@ impl Loaded {
             Ok(to) => format!("kept as {}", to.display()),
             Err(error) => format!("and cannot be set aside: {error}"),
         };
-        self.warnings.push(Warning { file: path.to_owned(), problem: format!("{problem}; {done}") });
+        self.warnings.push(StateWarning { file: path.to_owned(), problem: format!("{problem}; {done}") });
     }
 }

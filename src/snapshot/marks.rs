@@ -1,9 +1,9 @@
-//! Says on the disk whether the saved state is all there was, so that no start takes a part for the whole.
+//! Marks on the disk whether the saved state is complete, so that no start takes a part for the whole.
 //!
 //! | what happened | what says so | until |
 //! |---|---|---|
 //! | a record could not be written | the snapshot is called `snapshot.partial` | a snapshot is written |
-//! | nor could that be done, as on a file system that became read-only | a file outside of `state_dir` | a snapshot is written |
+//! | nor could that be renamed (read-only) | a file outside of `state_dir` | a snapshot is written |
 //! | records wait for a disk that takes no writes | another file outside | they are written |
 //!
 //! A rename works where there is no room for a byte. The file outside is beside the socket, on `/run` as a
@@ -16,7 +16,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::file;
 
-/// The marks of one `state_dir`. The thread of the calls may use [`Marks::waits`] only.
+/// The marks of one `state_dir`. The thread of the calls may use [`Marks::set_waiting`] only.
 #[derive(Debug)]
 pub(super) struct Marks {
     dir: PathBuf,
@@ -38,7 +38,7 @@ impl Marks {
     }
 
     /// Tells whether an earlier process left a mark outside of `state_dir`.
-    pub(super) fn is_doubted(outside: Option<&Path>) -> bool {
+    pub(super) fn has_outside_mark(outside: Option<&Path>) -> bool {
         outside.is_some_and(|outside| outside.exists() || waiting_path(outside).exists())
     }
 
@@ -79,7 +79,7 @@ impl Marks {
     }
 
     /// Marks that records wait, unless `is_over` says that they are written.
-    pub(super) fn waits(&self, is_over: impl FnOnce() -> bool) {
+    pub(super) fn set_waiting(&self, is_over: impl FnOnce() -> bool) {
         let mut waiting = self.waiting();
         if *waiting || is_over() {
             return;
@@ -92,8 +92,8 @@ impl Marks {
         *waiting = true;
     }
 
-    /// Takes the mark of [`Marks::waits`] away, if `is_over` says that all records are written.
-    pub(super) fn caught_up(&self, is_over: impl FnOnce() -> bool) {
+    /// Takes the mark of [`Marks::set_waiting`] away, if `is_over` says that all records are written.
+    pub(super) fn clear_waiting(&self, is_over: impl FnOnce() -> bool) {
         let mut waiting = self.waiting();
         if *waiting && is_over() {
             *waiting = false;
@@ -146,19 +146,19 @@ mod tests {
         let outside = dir.path().join("mark");
         let marks = || Marks::new(dir.path(), Some(outside.clone()));
         let first = marks();
-        first.waits(|| true);
-        assert!(!Marks::is_doubted(Some(&outside)), "it was over before");
-        first.waits(|| false);
-        first.caught_up(|| false);
+        first.set_waiting(|| true);
+        assert!(!Marks::has_outside_mark(Some(&outside)), "it was over before");
+        first.set_waiting(|| false);
+        first.clear_waiting(|| false);
         first.set_whole(|| true);
-        assert!(Marks::is_doubted(Some(&outside)));
-        first.caught_up(|| true);
-        assert!(!Marks::is_doubted(Some(&outside)));
-        first.waits(|| false);
+        assert!(Marks::has_outside_mark(Some(&outside)));
+        first.clear_waiting(|| true);
+        assert!(!Marks::has_outside_mark(Some(&outside)));
+        first.set_waiting(|| false);
         let second = marks();
-        second.caught_up(|| true);
-        assert!(Marks::is_doubted(Some(&outside)), "not this process's");
+        second.clear_waiting(|| true);
+        assert!(Marks::has_outside_mark(Some(&outside)), "not this process's");
         second.set_whole(|| true);
-        assert!(!Marks::is_doubted(Some(&outside)));
+        assert!(!Marks::has_outside_mark(Some(&outside)));
     }
 }

@@ -1,8 +1,8 @@
 //! Pairs the sandbox list and the container list of a backend, so that clients get two lists of one moment.
 //!
-//! kubelet's PLEG lists sandboxes, then containers (`kuberuntime_manager.go`, `GetPods`), and takes a container
-//! without a sandbox for one whose pod is gone. So a new list is not served alone: it waits until both lists
-//! form a pair. `S` is the newest sandbox list, `C` the newest container list:
+//! kubelet's PLEG lists sandboxes, then containers (`kuberuntime_manager.go`, `GetPods`), and takes a
+//! container without a sandbox for one whose pod is gone. So a new list is not served alone: it waits until
+//! both lists form a pair. `S` is the newest sandbox list, `C` the newest container list:
 //!
 //! ```text
 //!  crimux   S requested            S received      C requested          C received
@@ -20,8 +20,8 @@
 //! | after S was received, and S is in no pair yet | not looked for: the backend itself says so | is served |
 //! | in any other order | none | is served |
 //! | in any other order | some that were not refused yet | is refused, and they are remembered |
-//! | in any other order | only ones that were refused, and S or C was requested before that | is refused again |
-//! | in any other order | only ones that were refused, and S and C were requested after that | is served |
+//! | in any other order | only refused ones, and S or C was requested before the refusal | is refused again |
+//! | in any other order | only refused ones, and S and C were requested after the refusal | is served |
 //!
 //! A refused pair serves nothing new: the served lists stay until a pair is served. So a container that is
 //! created while both lists are in flight never shows without its sandbox, and a backend that really has such
@@ -44,7 +44,7 @@ pub(super) const PAIR_WINDOW: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(super) struct ListBytes {
     pub(super) bytes: Bytes,
-    pub(super) exact: bool,
+    pub(super) is_compact: bool,
 }
 
 /// Two lists of one moment.
@@ -98,10 +98,10 @@ enum Decision {
 }
 
 impl PodListSync {
-    /// Receives the full list `reply` of sandboxes or containers, requested at `requested`. `changes` are those
-    /// that are applied on top of the served pair. Returns `None` if no pair was served for it, otherwise whether
-    /// the served bytes changed.
-    pub(super) fn take(
+    /// Receives the full list `reply` of sandboxes or containers, requested at `requested`. `changes` are
+    /// those that are applied on top of the served pair. Returns `None` if no pair was served for it,
+    /// otherwise whether the served bytes changed.
+    pub(super) fn receive(
         &mut self,
         kind: ListKind,
         requested: Revision,
@@ -166,8 +166,8 @@ impl PodListSync {
         if orphans.is_empty() {
             return Decision::Serve;
         }
-        // The first refusal of these containers is the one that counts, or a backend that is listed every second
-        // would never be believed.
+        // The first refusal of these containers is the one that counts, or a backend that is listed every
+        // second would never be believed.
         match &self.refusal {
             Some(refusal) if orphans.is_subset(&refusal.containers) => {
                 let requested = sandboxes.requested.at.min(containers.requested.at);
@@ -178,13 +178,13 @@ impl PodListSync {
     }
 
     /// Returns the newest list of sandboxes or containers if its bytes equal `reply`.
-    pub(super) fn held(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
+    pub(super) fn newest_equal(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
         self.newest(kind).map(|newest| &newest.list.bytes).filter(|bytes| *bytes == reply).cloned()
     }
 
-    /// Returns the newest list of sandboxes or containers and the sequence number of its request, if it was in no
-    /// served pair yet.
-    pub(super) fn waiting(&self, kind: ListKind) -> Option<(&Bytes, u64)> {
+    /// Returns the newest list of sandboxes or containers and the sequence number of its request, if it was
+    /// in no served pair yet.
+    pub(super) fn unpaired(&self, kind: ListKind) -> Option<(&Bytes, u64)> {
         let newest = self.newest(kind).filter(|newest| !newest.paired);
         newest.map(|newest| (&newest.list.bytes, newest.requested.seq))
     }
@@ -201,17 +201,17 @@ impl PodListSync {
     }
 
     /// Returns the watermarks of the served pair.
-    pub(super) fn floors(&self) -> Watermarks {
+    pub(super) fn watermarks(&self) -> Watermarks {
         self.watermarks
     }
 
     /// Serves `pair`, and refuses lists that were requested before `seq`.
-    pub(super) fn of(pair: Option<Pair>, seq: u64) -> Self {
+    pub(super) fn serving(pair: Option<Pair>, seq: u64) -> Self {
         Self { pair, watermarks: Watermarks { sandboxes: seq, containers: seq }, ..Self::default() }
     }
 
     /// Iterates over all lists, served and newest.
-    pub(super) fn kept(&mut self) -> impl Iterator<Item = &mut ListBytes> {
+    pub(super) fn buffers(&mut self) -> impl Iterator<Item = &mut ListBytes> {
         let newest = [&mut self.sandboxes, &mut self.containers].into_iter().flatten();
         let pair = self.pair.iter_mut().flat_map(|pair| [&mut pair.sandboxes, &mut pair.containers]);
         newest.map(|newest| &mut newest.list).chain(pair)
@@ -228,7 +228,7 @@ impl Watermarks {
     }
 
     /// Tells whether `change` must stay applied, because the pair may not show it.
-    pub(super) fn leave(self, change: &Change) -> bool {
+    pub(super) fn must_keep(self, change: &Change) -> bool {
         let of_sandbox = change.op.as_ref().is_some_and(Op::is_of_sandbox);
         change.seq > if of_sandbox { self.sandboxes } else { self.containers }
     }
@@ -242,7 +242,7 @@ impl Pair {
 
     fn containers_without_sandbox(&self, watermarks: Watermarks, changes: &[Change]) -> HashSet<String> {
         let changes: Vec<Change> =
-            changes.iter().filter(|change| watermarks.leave(change)).cloned().collect();
+            changes.iter().filter(|change| watermarks.must_keep(change)).cloned().collect();
         let overlay = Overlay::new(&changes);
         let sandboxes = overlay.sandboxes(&self.sandboxes.bytes);
         let sandboxes = ids(ListKind::Sandboxes, &sandboxes);
@@ -267,13 +267,13 @@ impl ListBytes {
     pub(super) fn replacing(old: Option<&Self>, reply: Bytes) -> Self {
         match old {
             Some(old) if is_same_slice(&old.bytes, &reply) || old.bytes == reply => old.clone(),
-            _ => Self { bytes: reply, exact: false },
+            _ => Self { bytes: reply, is_compact: false },
         }
     }
 
     /// Returns a list without items.
-    pub(super) fn nothing() -> Self {
-        Self { bytes: Bytes::new(), exact: true }
+    pub(super) fn empty() -> Self {
+        Self { bytes: Bytes::new(), is_compact: true }
     }
 }
 

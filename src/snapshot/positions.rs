@@ -25,7 +25,7 @@ impl Positions {
         for item in wire::items(&list, LIST_ITEMS).map_while(Result::ok) {
             let Ok(id) = wire::peek_str(item, &[ITEM_ID]) else { break };
             let at = item.as_ptr().addr() - start;
-            // A list has 256 MiB at the most, or it was not read.
+            // A list has at most 256 MiB, or it was not read.
             if let (Ok(from), Ok(to)) = (u32::try_from(at), u32::try_from(at + item.len())) {
                 ranges.entry(hasher.hash_one(id)).or_insert((from, to));
             }

@@ -1,6 +1,7 @@
-//! What all backends' states share: the order of changes, the journal, and whether the disk takes writes.
+//! Shared by the states of all backends: the order of changes, the journal, and whether the disk can be
+//! written.
 //!
-//! It must not know what is in a state.
+//! It must not know the contents of a state.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -19,7 +20,7 @@ const DISK_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the end of the process waits for records that are still queued.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What all backends' states share.
+/// Shared by the states of all backends.
 #[derive(Debug)]
 pub(super) struct Shared {
     seq: AtomicU64,
@@ -71,7 +72,7 @@ impl Shared {
         if queue.push(record).is_err() {
             self.lost.fetch_add(1, Ordering::SeqCst);
             self.refused.store(true, Ordering::SeqCst);
-            self.failed(
+            self.record_failure(
                 "the journal",
                 &io::Error::new(io::ErrorKind::StorageFull, "too many records wait for the disk"),
             );
@@ -82,7 +83,7 @@ impl Shared {
         let result = self.journal().append(record);
         if let Err(error) = result {
             self.lost.fetch_add(1, Ordering::SeqCst);
-            self.failed("the journal", &error);
+            self.record_failure("the journal", &error);
             self.marks.set_partial();
         }
     }
@@ -112,7 +113,7 @@ impl Shared {
                     shared.marks.set_partial();
                 }
                 queue.finish();
-                shared.marks.caught_up(|| shared.is_written());
+                shared.marks.clear_waiting(|| shared.is_written());
             }
         })?;
         self.queue.get_or_init(Queue::default);
@@ -121,12 +122,12 @@ impl Shared {
 
     /// Completes when every change recorded so far is in the journal, or after 100 ms: then the changes count
     /// as not saved.
-    pub(super) async fn saved(self: &Arc<Self>) {
+    pub(super) async fn wait_for_journal(self: &Arc<Self>) {
         let Some(queue) = self.queue.get() else { return };
         if tokio::time::timeout(DISK_TIMEOUT, queue.finished()).await.is_err() {
             let error =
                 io::Error::new(io::ErrorKind::TimedOut, "the disk did not take a record within 100 ms");
-            self.failed("the journal", &error);
+            self.record_failure("the journal", &error);
             self.mark_waiting().await;
         }
     }
@@ -134,7 +135,7 @@ impl Shared {
     /// Marks that records wait for the disk, without a look at `state_dir`; at most for 100 ms.
     async fn mark_waiting(self: &Arc<Self>) {
         let shared = Arc::clone(self);
-        let marked = tokio::task::spawn_blocking(move || shared.marks.waits(|| shared.is_written()));
+        let marked = tokio::task::spawn_blocking(move || shared.marks.set_waiting(|| shared.is_written()));
         // One that takes longer is still made.
         tokio::time::timeout(DISK_TIMEOUT, marked).await.ok();
     }
@@ -150,7 +151,7 @@ impl Shared {
         let Some(queue) = self.queue.get() else { return };
         queue.close();
         if tokio::time::timeout(CLOSE_TIMEOUT, queue.finished()).await.is_err() {
-            self.failed("the journal", &io::ErrorKind::TimedOut.into());
+            self.record_failure("the journal", &io::ErrorKind::TimedOut.into());
             self.mark_waiting().await;
         }
     }
@@ -161,28 +162,28 @@ impl Shared {
     }
 
     /// Wakes the writer.
-    pub(super) fn touch(&self) {
+    pub(super) fn mark_dirty(&self) {
         self.touched.notify_one();
     }
 
-    /// Makes the writer write without its pause, for what must not be lost and will not come again soon.
-    pub(super) fn hurry(&self) {
+    /// Makes the writer write a snapshot without its pause.
+    pub(super) fn flush_soon(&self) {
         self.urgent.notify_one();
     }
 
-    /// Waits until there is a hurry.
-    pub(super) async fn hurried(&self) {
+    /// Waits for [`Shared::flush_soon`].
+    pub(super) async fn flush_requested(&self) {
         self.urgent.notified().await;
     }
 
-    /// Waits until something was touched since the last wait.
-    pub(super) async fn touched(&self) {
+    /// Waits until anything changed since the last wait.
+    pub(super) async fn dirtied(&self) {
         self.touched.notified().await;
     }
 
     /// Notes that a write failed. The thread of the calls notes it too, when the disk is too slow: no I/O in
     /// `state_dir` may stand here, only in [`Shared::write`], which the journal's thread runs.
-    pub(super) fn failed(&self, what: &str, error: &io::Error) {
+    pub(super) fn record_failure(&self, what: &str, error: &io::Error) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let mut problem = self.problem();
         if problem.is_none() {
@@ -191,8 +192,8 @@ impl Shared {
         *problem = Some(format!("cannot write {what}: {error}"));
     }
 
-    /// Notes that all there is has been written.
-    pub(super) fn succeeded(&self) {
+    /// Records that a snapshot was written.
+    pub(super) fn record_success(&self) {
         if self.problem().take().is_some() {
             tracing::info!("state_dir can be written again");
         }

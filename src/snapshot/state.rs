@@ -1,4 +1,4 @@
-//! What is remembered of one backend, and how a change is applied to it, live and on replay alike.
+//! The last-known state of one backend, and how changes are applied to it, live and on replay.
 //!
 //! It is plain data without locks, files or clocks, so that the same code answers calls and rebuilds the
 //! state after a restart. It must not decide when anything is written.
@@ -20,10 +20,10 @@ use super::{ListKind, Revision, StatusKind};
 use crate::cri::{ITEM_ID, LIST_ITEMS, field, field_path};
 use crate::wire::{self, WireError};
 
-/// What is remembered of one backend.
+/// The last-known state of one backend.
 #[derive(Debug)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a fact of its own, and saved as such")]
-pub(super) struct State {
+pub(super) struct KnownState {
     /// Who it is.
     pub(super) instance: Instance,
     /// The boot during which this was learnt.
@@ -42,8 +42,8 @@ pub(super) struct State {
     pub(super) created: HashSet<Box<str>>,
     /// The IDs that it lists and another instance owns: nothing of them is shown.
     pub(super) foreign: HashSet<Box<str>>,
-    /// At which count of forgotten owners the newest lists of sandboxes and containers have taught.
-    pub(super) taught: [u64; 2],
+    /// The count of forgotten owners when the owners of the newest sandbox and container list were learnt.
+    pub(super) learnt_at: [u64; 2],
     /// When the last live pair was completed.
     listed_at: Option<SystemTime>,
     /// Whether that was since the start.
@@ -52,7 +52,7 @@ pub(super) struct State {
     pub(super) minor_changes: u64,
 }
 
-impl State {
+impl KnownState {
     /// Makes the state of a backend of which nothing is known.
     pub(super) fn new(instance: Instance, boot_id: &str, seq: u64) -> Self {
         Self {
@@ -67,7 +67,7 @@ impl State {
             ended: false,
             created: HashSet::new(),
             foreign: HashSet::new(),
-            taught: [0; 2],
+            learnt_at: [0; 2],
             listed_at: None,
             listed: false,
             minor_changes: 0,
@@ -144,8 +144,8 @@ impl State {
         boot_id.clone_into(&mut self.boot_id);
         self.statuses.clear();
         self.lists.clear_stats();
-        let sandboxes = self.lists.visited(ListKind::Sandboxes);
-        let containers = self.lists.visited(ListKind::Containers);
+        let sandboxes = self.lists.all_seen(ListKind::Sandboxes);
+        let containers = self.lists.all_seen(ListKind::Containers);
         for facts in sandbox_items(&sandboxes).map_while(Result::ok) {
             self.lists.record(Change { seq, op: Some(Op::SandboxStopped(facts.id.to_owned())) });
         }
@@ -168,28 +168,28 @@ impl State {
     }
 
     /// Returns the IDs in the lists, paired or not, and in what passed since.
-    pub(super) fn heard_ids(&mut self) -> HashSet<Box<str>> {
-        let mut heard = self.lists.waiting_ids();
+    pub(super) fn all_ids(&mut self) -> HashSet<Box<str>> {
+        let mut heard = self.lists.unpaired_ids();
         for kind in [ListKind::Sandboxes, ListKind::Containers] {
-            let list = self.lists.visited(kind);
+            let list = self.lists.all_seen(kind);
             heard.extend(ids(kind, &list).into_iter().map(Box::from));
         }
         heard
     }
 
-    /// Tells whether [`State::heard_ids`] has this one.
-    pub(super) fn has_heard_of(&mut self, id: &str) -> bool {
-        let sandboxes = self.lists.visited(ListKind::Sandboxes);
-        let containers = self.lists.visited(ListKind::Containers);
+    /// Tells whether [`KnownState::all_ids`] has this one.
+    pub(super) fn has_id(&mut self, id: &str) -> bool {
+        let sandboxes = self.lists.all_seen(ListKind::Sandboxes);
+        let containers = self.lists.all_seen(ListKind::Containers);
         ids(ListKind::Sandboxes, &sandboxes).contains(id)
             || ids(ListKind::Containers, &containers).contains(id)
-            || self.lists.waiting_ids().contains(id)
+            || self.lists.unpaired_ids().contains(id)
     }
 
     /// Takes for heard of what was listed: what was saved is not all there was.
     pub(super) fn doubt(&mut self) {
-        let sandboxes = self.lists.visited(ListKind::Sandboxes);
-        let containers = self.lists.visited(ListKind::Containers);
+        let sandboxes = self.lists.all_seen(ListKind::Sandboxes);
+        let containers = self.lists.all_seen(ListKind::Containers);
         let seen = |list: &Bytes, op: fn(super::changes::Item) -> Op| -> Vec<Op> {
             let items = wire::items(list, 1).map_while(Result::ok);
             let items = items.filter_map(|item| {
@@ -206,7 +206,7 @@ impl State {
     }
 
     /// Notes that a live pair was completed.
-    pub(super) fn paired(&mut self, now: SystemTime) {
+    pub(super) fn record_pair(&mut self, now: SystemTime) {
         self.listed = true;
         self.forgotten = false;
         self.listed_at = Some(now);
@@ -224,10 +224,10 @@ impl State {
     pub(super) fn update(
         &mut self,
         kind: ListKind,
-        epoch: Revision,
+        revision: Revision,
         reply: &[u8],
     ) -> Result<bool, WireError> {
-        if self.lists.is_past(kind, epoch) {
+        if self.lists.is_past(kind, revision) {
             return Ok(false);
         }
         let news = self.news(kind, reply)?;
@@ -237,7 +237,7 @@ impl State {
             let item = super::changes::Item { id, item };
             let op =
                 if kind == ListKind::Sandboxes { Op::SandboxSeen(item) } else { Op::ContainerSeen(item) };
-            self.lists.record(Change { seq: epoch.seq, op: Some(op) });
+            self.lists.record(Change { seq: revision.seq, op: Some(op) });
         }
         Ok(changed)
     }
@@ -297,7 +297,7 @@ impl State {
             StatusKind::Sandbox => ListKind::Sandboxes,
             StatusKind::Container => ListKind::Containers,
         };
-        if self.lists.known() { self.state_of(list_kind, id) } else { None }
+        if self.lists.is_known() { self.state_of(list_kind, id) } else { None }
     }
 
     /// Remembers what is known of the whole backend under this key; returns whether it is new.
@@ -318,11 +318,11 @@ impl State {
 
     /// Drops the statuses of what is not listed.
     pub(super) fn purge(&mut self) {
-        if !self.lists.known() {
+        if !self.lists.is_known() {
             return;
         }
-        let sandboxes = self.lists.visited(ListKind::Sandboxes);
-        let containers = self.lists.visited(ListKind::Containers);
+        let sandboxes = self.lists.all_seen(ListKind::Sandboxes);
+        let containers = self.lists.all_seen(ListKind::Containers);
         let (sandboxes, containers) =
             (ids(ListKind::Sandboxes, &sandboxes), ids(ListKind::Containers, &containers));
         self.statuses.purge(&sandboxes, &containers);
@@ -331,7 +331,7 @@ impl State {
 
     /// Returns what is saved of this, as of the sequence number `seq`.
     pub(super) fn save(&self, seq: u64) -> SavedBackend {
-        let [sandboxes, containers, images, container_stats, sandbox_stats] = self.lists.saved();
+        let [sandboxes, containers, images, container_stats, sandbox_stats] = self.lists.to_save();
         let listed_at = self.listed_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let statuses = self.statuses.iter().map(|(kind, id, reply)| SavedStatus {
             container: kind == StatusKind::Container,
@@ -380,7 +380,7 @@ impl State {
         };
         for mut change in saved.changes {
             // The buffer that was read holds the whole file.
-            change.op = change.op.map(unshared);
+            change.op = change.op.map(detach);
             state.lists.record(change);
         }
         for SavedStatus { container, id, reply } in saved.statuses {
@@ -401,7 +401,7 @@ fn sorted(ids: &HashSet<Box<str>>) -> Vec<String> {
 }
 
 /// Copies the item of a change out of the buffer it was read from.
-pub(super) fn unshared(mut op: Op) -> Op {
+pub(super) fn detach(mut op: Op) -> Op {
     if let Op::SandboxAdded(item)
     | Op::ContainerAdded(item)
     | Op::SandboxSeen(item)

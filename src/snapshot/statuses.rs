@@ -42,8 +42,8 @@ struct Slot {
 }
 
 impl Statuses {
-    /// Caches the reply to a read sent at `epoch`. Returns whether anything changed.
-    pub(super) fn remember(&mut self, kind: StatusKind, id: &str, epoch: Revision, reply: &[u8]) -> bool {
+    /// Caches the reply to a read sent at `revision`. Returns whether anything changed.
+    pub(super) fn remember(&mut self, kind: StatusKind, id: &str, revision: Revision, reply: &[u8]) -> bool {
         let slots = self.of(kind);
         if slots.get(id).is_some_and(|slot| slot.reply.as_deref() == Some(reply)) {
             return false;
@@ -58,7 +58,7 @@ impl Statuses {
             slots.insert(id.into(), Slot::default());
         }
         let slot = slots.get_mut(id).expect("the slot was made above");
-        if epoch.seq < slot.floor || (slot.reply.is_some() && slot.fingerprint == fingerprint) {
+        if revision.seq < slot.floor || (slot.reply.is_some() && slot.fingerprint == fingerprint) {
             return false;
         }
         slot.reply = Some(Bytes::copy_from_slice(reply));

@@ -53,9 +53,9 @@ fn run_request(name: &str) -> Vec<u8> {
 
 /// Takes both lists as one pair that was just sent.
 fn take_pair(backend: &LastKnown, sandbox_ids: &[&str], container_ids: &[(&str, &str)]) {
-    let epoch = backend.epoch();
-    backend.replace_list(ListKind::Sandboxes, epoch, sandboxes(sandbox_ids));
-    backend.replace_list(ListKind::Containers, epoch, containers(container_ids));
+    let revision = backend.revision();
+    backend.replace_list(ListKind::Sandboxes, revision, sandboxes(sandbox_ids));
+    backend.replace_list(ListKind::Containers, revision, containers(container_ids));
 }
 
 fn list(backend: &LastKnown, kind: ListKind) -> Option<Bytes> {

@@ -60,7 +60,7 @@ impl Snapshot {
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
-                () = self.shared.touched() => {}
+                () = self.shared.dirtied() => {}
                 () = tokio::time::sleep(MINOR_INTERVAL) => {}
             }
             // A disk that takes no writes must not keep the process from its end.
@@ -70,7 +70,7 @@ impl Snapshot {
             }
             tokio::select! {
                 () = &mut shutdown => break,
-                () = self.shared.hurried() => {}
+                () = self.shared.flush_requested() => {}
                 () = tokio::time::sleep(INTERVAL) => {}
             }
         }
@@ -84,7 +84,7 @@ impl Snapshot {
         let written = tokio::task::spawn_blocking(move || snapshot.write(all, &mut |_| ())).await;
         if !matches!(written, Ok(Ok(()))) {
             // Wakes the writer again even if nothing else changes.
-            self.shared.touch();
+            self.shared.mark_dirty();
         }
     }
 
@@ -93,7 +93,7 @@ impl Snapshot {
     pub(super) fn write(&self, all: bool, step: &mut dyn FnMut(Step)) -> io::Result<()> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         for last_known in self.all() {
-            last_known.tidy();
+            last_known.compact();
         }
         let failures = self.shared.failures();
         if !self.has_news(&written, all, failures) {
@@ -111,12 +111,12 @@ impl Snapshot {
                 *written = LastWrite { facts, minor_changes, at, failures, begun_in_vain: false };
                 // A record that could not be appended meanwhile may not be in what was captured.
                 if self.shared.failures() == failures {
-                    self.shared.succeeded();
+                    self.shared.record_success();
                 }
             }
             Err(error) => {
                 written.begun_in_vain |= self.shared.journal().generation() != generation;
-                self.shared.failed("the snapshot", error);
+                self.shared.record_failure("the snapshot", error);
             }
         }
         result.map(drop)

@@ -42,7 +42,7 @@ impl CallSpan {
     }
 
     /// Is never called, because no span exists.
-    pub fn ended(&mut self, _code: Code) {
+    pub fn end(&mut self, _code: Code) {
         match self.0 {}
     }
 }

@@ -92,7 +92,7 @@ impl CallSpan {
     }
 
     /// Sets the code that the call ended with. A span without one was cancelled.
-    pub fn ended(&mut self, code: Code) {
+    pub fn end(&mut self, code: Code) {
         self.code = code;
     }
 }

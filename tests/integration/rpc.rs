@@ -4,7 +4,7 @@
 
 use std::fmt::Write as _;
 
-use crimux::method::{self, Answer, Deadline, Effect, ImageCall, Kind, List, Method, OnUnknownId, Route};
+use crimux::method::{self, Deadline, Effect, ImageCall, Kind, List, LocalReply, Method, OnUnknownId, Route};
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rpc.md");
 
@@ -207,17 +207,17 @@ fn relay_failure(list: List) -> String {
     }
 }
 
-fn answered(answer: Answer) -> (&'static str, &'static str) {
+fn answered(answer: LocalReply) -> (&'static str, &'static str) {
     match answer {
-        Answer::Version => (
+        LocalReply::Version => (
             "the default backend's name and version, or crimux's (`identity`)",
             "what it said last; `Unavailable` if it never did",
         ),
-        Answer::Status => (
+        LocalReply::Status => (
             "conditions of the default and `required` backends, one more for each backend; handlers by their public names",
             "its conditions stand for 30 s, then they are false",
         ),
-        Answer::RuntimeConfig => (
+        LocalReply::RuntimeConfig => (
             "the default backend's cgroup driver; `cgroup_driver` if it has no RuntimeConfig, else `Unimplemented`",
             "what it said last, or `cgroup_driver`; `Unavailable` if there is neither",
         ),

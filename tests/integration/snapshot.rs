@@ -21,7 +21,7 @@ fn open(dir: &Path) -> Arc<Snapshot> {
 
 fn list_both(backend: &LastKnown, ids: &[&str]) {
     let items = ids.iter().map(|id| cri::PodSandbox { id: (*id).into(), ..Default::default() }).collect();
-    let epoch = backend.epoch();
+    let epoch = backend.revision();
     let reply = cri::ListPodSandboxResponse { items }.encode_to_vec();
     backend.replace_list(ListKind::Sandboxes, epoch, reply.into());
     backend.replace_list(ListKind::Containers, epoch, bytes::Bytes::new());
@@ -50,15 +50,15 @@ fn a_killed_crimux_remembers_what_it_acknowledged() {
     let backend = snapshot.backend("kata", true);
     list_both(&backend, &["s1"]);
     snapshot.flush().unwrap();
-    backend.sandbox_created("s2", &[]);
-    backend.sandbox_removed("s1");
-    backend.set_drained(true);
+    backend.record_sandbox_created("s2", &[]);
+    backend.record_sandbox_removed("s1");
+    backend.set_draining(true);
     // No flush and no orderly end: only what write(2) took is left.
     let again = open(dir.path());
     assert!(again.was_whole());
     let backend = again.backend("kata", true);
     assert_eq!(sandboxes(&backend).unwrap(), ["s2"]);
-    assert!(backend.drained() && backend.known() && !backend.listed());
+    assert!(backend.is_draining() && backend.is_known() && !backend.is_listed());
     assert!(backend.age().is_some());
 }
 
@@ -70,10 +70,10 @@ fn everything_survives_an_orderly_restart() {
     list_both(&backend, &["s1"]);
     let image = cri::Image { id: "sha256:aa".into(), ..Default::default() };
     let images = bytes::Bytes::from(cri::ListImagesResponse { images: vec![image] }.encode_to_vec());
-    backend.replace_list(ListKind::Images, backend.epoch(), images.clone());
+    backend.replace_list(ListKind::Images, backend.revision(), images.clone());
     let status = cri::PodSandboxStatus { id: "s1".into(), ..Default::default() };
     let status = cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() }.encode_to_vec();
-    backend.remember_status(StatusKind::Sandbox, "s1", backend.epoch(), &status);
+    backend.remember_status(StatusKind::Sandbox, "s1", backend.revision(), &status);
     backend.remember_reply(Rpc::Version, b"\x0a\x050.1.0");
     snapshot.flush().unwrap();
     let backend = open(dir.path()).backend("kata", true);
@@ -91,11 +91,11 @@ fn only_the_owner_may_read_and_no_env_is_written() {
     fs::set_permissions(&state_dir, fs::Permissions::from_mode(0o755)).unwrap();
     let snapshot = open(&state_dir);
     let backend = snapshot.backend("kata", true);
-    backend.sandbox_created("s1", &[]);
-    backend.container_created("c1", "s1", &request_with_secret());
+    backend.record_sandbox_created("s1", &[]);
+    backend.record_container_created("c1", "s1", &request_with_secret());
     list_both(&backend, &["s1"]);
     snapshot.flush().unwrap();
-    backend.container_created("c2", "s1", &request_with_secret());
+    backend.record_container_created("c2", "s1", &request_with_secret());
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(&state_dir), 0o700);
     let files: Vec<_> = fs::read_dir(&state_dir).unwrap().map(|entry| entry.unwrap().path()).collect();
@@ -117,7 +117,7 @@ fn a_directory_that_cannot_be_used_makes_a_snapshot_that_serves_and_says_so() {
     assert!(!snapshot.was_whole() && snapshot.write_error().is_some());
     let backend = snapshot.backend("kata", true);
     list_both(&backend, &["s1"]);
-    backend.sandbox_created("s2", &[]);
+    backend.record_sandbox_created("s2", &[]);
     assert_eq!(sandboxes(&backend).unwrap(), ["s1", "s2"]);
     let failures = snapshot.write_failures();
     assert!(snapshot.flush().is_err() && snapshot.write_failures() > failures);
@@ -175,7 +175,7 @@ fn thousands_of_containers_are_listed_in_a_moment() {
     let ids: Vec<String> = (0..5000).map(|n| format!("{n:064}")).collect();
     list_both(&backend, &ids.iter().map(String::as_str).collect::<Vec<_>>());
     for id in &ids {
-        backend.sandbox_stopped(id);
+        backend.record_sandbox_stopped(id);
     }
     let mut stopped = 0;
     backend

@@ -78,7 +78,7 @@ fn file(bed: &Bed, backends: &[(&str, &str)]) -> String {
     world::with_default(bed, backends[0].0, &format!("backends:\n{backends_text}handlers:\n{handlers}"))
 }
 
-/// Puts a file in force with `crimux reload` and returns what that printed.
+/// Applies a file with `crimux reload` and returns its output.
 fn reload(bed: &Bed, crimux: &Crimux<'_>, text: &str) -> String {
     std::fs::write(&crimux.config, text).unwrap();
     let config = crimux.config.to_str().unwrap();

@@ -1,7 +1,7 @@
 //! Every fault of a simulated runtime on every RPC of the API.
 //!
 //! Two backends stand behind crimux and a fault strikes one of them. What the client is told must be one of the
-//! outcomes that the method's lane allows, come within a bound, and leave the other backend alone; once the fault
+//! outcomes that the method's route allows, come within a bound, and leave the other backend alone; once the fault
 //! is over everything is as the backends have it, and every call works again.
 
 use std::collections::BTreeSet;

@@ -1,4 +1,4 @@
-//! The forward lane: bytes in, same bytes out.
+//! Forwarding: bytes in, same bytes out.
 //!
 //! Every claim is held on each of the ways that a reply can take through crimux: passed on while it arrives
 //! (`ReopenContainerLog`, `PullImage`), collected and learnt from (`UpdateContainerResources`, the creates) and

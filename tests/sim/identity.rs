@@ -53,7 +53,7 @@ fn pods(runtime: &SimRuntime) -> Vec<String> {
     ids
 }
 
-/// Puts another configuration in force and returns what was said of it.
+/// Applies another configuration and returns the report.
 async fn reload(crimux: &Crimux, yaml: &str) -> String {
     crimux.rewrite(yaml);
     let (code, out, err) = on(crimux, &["reload"], "").await;

@@ -32,7 +32,7 @@ pub(super) struct Conversation {
 }
 
 /// What a question was answered with.
-pub(super) enum Answer {
+pub(super) enum ProbeReply {
     Message(Bytes),
     Code(Code),
 }
@@ -51,11 +51,11 @@ impl Conversation {
     }
 
     /// Asks, in this version of the API.
-    pub(super) async fn ask(&mut self, rpc: Rpc, api: Api, request: &[u8]) -> Result<Answer, String> {
+    pub(super) async fn ask(&mut self, rpc: Rpc, api: Api, request: &[u8]) -> Result<ProbeReply, String> {
         tokio::time::timeout(PATIENCE, self.exchange(rpc, api, request)).await.map_err(|_| silent())?
     }
 
-    async fn exchange(&mut self, rpc: Rpc, api: Api, request: &[u8]) -> Result<Answer, String> {
+    async fn exchange(&mut self, rpc: Rpc, api: Api, request: &[u8]) -> Result<ProbeReply, String> {
         let (path, message) = (method::path(Some(method::of(rpc)), "", api), Message::new(request).framed());
         let sent = self.sender.send_request(&path, &own_headers(PATIENCE), |_| false, message).await;
         let mut stream = sent.map_err(broken)?;
@@ -68,8 +68,8 @@ impl Conversation {
         let trailers = std::future::poll_fn(|cx| stream.poll_trailers(cx)).await;
         let trailers = trailers.map_err(broken)?.unwrap_or(headers);
         match codec::status_code(&trailers) {
-            Some(Code::Ok) => Ok(Answer::Message(message.unwrap_or_default().encoded_bytes())),
-            Some(code) => Ok(Answer::Code(code)),
+            Some(Code::Ok) => Ok(ProbeReply::Message(message.unwrap_or_default().encoded_bytes())),
+            Some(code) => Ok(ProbeReply::Code(code)),
             None => Err("it is no gRPC server: the answer has no status".to_owned()),
         }
     }

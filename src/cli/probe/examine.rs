@@ -11,7 +11,7 @@ use tonic::Code;
 use crate::backend::connect::Connector;
 use crate::backend::tls::{CertificateInfo, CertificateRole};
 use crate::cli::finding::{Finding, Grade};
-use crate::cli::probe::ask::{Answer, Conversation};
+use crate::cli::probe::ask::{Conversation, ProbeReply};
 use crate::config::{BackendConfig, Config, RelayMode};
 use crate::cri::{CgroupDriver, RuntimeConfigResponse, StatusResponse, VersionResponse};
 use crate::merge::status::NODE_CONDITIONS;
@@ -103,7 +103,7 @@ impl<'a> Patient<'a> {
     async fn version(&mut self, conversation: &mut Conversation, target: &str) -> Result<(), String> {
         for api in [Api::V1, Api::V1Alpha2] {
             match conversation.ask(Rpc::Version, api, &[]).await? {
-                Answer::Message(reply) => {
+                ProbeReply::Message(reply) => {
                     let version = VersionResponse::decode(reply).map_err(|error| error.to_string())?;
                     let VersionResponse { runtime_name, runtime_version, .. } = version;
                     let text = format!("{target} is {runtime_name} {runtime_version}, CRI {}", api.version());
@@ -112,8 +112,8 @@ impl<'a> Patient<'a> {
                     self.runtime_name = Some(runtime_name);
                     break;
                 }
-                Answer::Code(Code::Unimplemented) => {}
-                Answer::Code(code) => return Err(format!("Version was answered with {code:?}")),
+                ProbeReply::Code(Code::Unimplemented) => {}
+                ProbeReply::Code(code) => return Err(format!("Version was answered with {code:?}")),
             }
         }
         match (self.api, self.runtime_name.as_deref()) {
@@ -135,7 +135,7 @@ impl<'a> Patient<'a> {
 
     async fn cgroup_driver(&mut self, conversation: &mut Conversation) -> Result<(), String> {
         let Some(api) = self.api else { return Ok(()) };
-        if let Answer::Message(reply) = conversation.ask(Rpc::RuntimeConfig, api, &[]).await? {
+        if let ProbeReply::Message(reply) = conversation.ask(Rpc::RuntimeConfig, api, &[]).await? {
             let config = RuntimeConfigResponse::decode(reply).map_err(|error| error.to_string())?;
             self.cgroup_driver = config.linux.map(|linux| linux.cgroup_driver());
         }
@@ -146,15 +146,15 @@ impl<'a> Patient<'a> {
     async fn pod_stats(&mut self, conversation: &mut Conversation) -> Result<(), String> {
         let Some(api) = self.api else { return Ok(()) };
         let answer = conversation.ask(Rpc::PodSandboxStats, api, &[]).await?;
-        self.pod_stats = Some(!matches!(answer, Answer::Code(Code::Unimplemented)));
+        self.pod_stats = Some(!matches!(answer, ProbeReply::Code(Code::Unimplemented)));
         Ok(())
     }
 
     async fn status(&mut self, conversation: &mut Conversation) -> Result<(), String> {
         let Some(api) = self.api else { return Ok(()) };
         let status = match conversation.ask(Rpc::Status, api, &[]).await? {
-            Answer::Message(reply) => StatusResponse::decode(reply).map_err(|error| error.to_string())?,
-            Answer::Code(code) => return Err(format!("Status was answered with {code:?}")),
+            ProbeReply::Message(reply) => StatusResponse::decode(reply).map_err(|error| error.to_string())?,
+            ProbeReply::Code(code) => return Err(format!("Status was answered with {code:?}")),
         };
         for condition in status.status.iter().flat_map(|status| &status.conditions).filter(|c| !c.status) {
             let grade = match (NODE_CONDITIONS.contains(&condition.r#type.as_str()), self.decides) {

@@ -42,7 +42,7 @@ fn status() -> cri::ContainerStatus {
 }
 
 /// A reply of two items each, with everything that a client reads.
-fn whole(reply: Reply) -> Bytes {
+fn whole(reply: CheckedReply) -> Bytes {
     let metadata = || Some(cri::PodSandboxMetadata::default());
     let two = |item: Bytes| {
         let mut list = BytesMut::new();
@@ -52,25 +52,25 @@ fn whole(reply: Reply) -> Bytes {
         list.freeze()
     };
     match reply {
-        Reply::List(List::Sandboxes) => {
+        CheckedReply::List(List::Sandboxes) => {
             two(bytes(&cri::PodSandbox { id: "s".into(), metadata: metadata(), ..Default::default() }))
         }
-        Reply::List(List::Containers) => two(bytes(&cri::Container {
+        CheckedReply::List(List::Containers) => two(bytes(&cri::Container {
             id: "c".into(),
             metadata: Some(cri::ContainerMetadata::default()),
             ..Default::default()
         })),
-        Reply::List(List::ContainerStats) => two(bytes(&container_stats())),
-        Reply::List(List::SandboxStats) => two(bytes(&sandbox_stats())),
-        Reply::List(List::Images) => two(bytes(&cri::Image { id: "i".into(), ..Default::default() })),
-        Reply::List(List::Filesystems) => two(bytes(&cri::FilesystemUsage {
+        CheckedReply::List(List::ContainerStats) => two(bytes(&container_stats())),
+        CheckedReply::List(List::SandboxStats) => two(bytes(&sandbox_stats())),
+        CheckedReply::List(List::Images) => two(bytes(&cri::Image { id: "i".into(), ..Default::default() })),
+        CheckedReply::List(List::Filesystems) => two(bytes(&cri::FilesystemUsage {
             used_bytes: Some(cri::UInt64Value { value: 0 }),
             ..Default::default()
         })),
-        Reply::List(List::MetricDescriptors) => {
+        CheckedReply::List(List::MetricDescriptors) => {
             two(bytes(&cri::MetricDescriptor { name: "cpu".into(), ..Default::default() }))
         }
-        Reply::List(List::SandboxMetrics) => two(bytes(&cri::PodSandboxMetrics {
+        CheckedReply::List(List::SandboxMetrics) => two(bytes(&cri::PodSandboxMetrics {
             pod_sandbox_id: "s".into(),
             metrics: vec![metric(), metric()],
             container_metrics: vec![cri::ContainerMetrics {
@@ -78,12 +78,12 @@ fn whole(reply: Reply) -> Bytes {
                 metrics: vec![metric(), metric()],
             }],
         })),
-        Reply::Event => bytes(&cri::ContainerEventResponse {
+        CheckedReply::Event => bytes(&cri::ContainerEventResponse {
             pod_sandbox_status: Some(cri::PodSandboxStatus { metadata: metadata(), ..Default::default() }),
             containers_statuses: vec![status(), status()],
             ..Default::default()
         }),
-        Reply::SandboxStatus => bytes(&cri::PodSandboxStatusResponse {
+        CheckedReply::SandboxStatus => bytes(&cri::PodSandboxStatusResponse {
             status: Some(cri::PodSandboxStatus { metadata: metadata(), ..Default::default() }),
             containers_statuses: vec![status(), status()],
             timestamp: 7,
@@ -115,7 +115,7 @@ fn changed(message: &[u8], path: &[u32], change: &dyn Fn(&[u8]) -> Option<Bytes>
 fn what_would_crash_a_client_is_left_out_alone_for_every_field_of_the_table() {
     for rule in &RULES {
         let whole = whole(rule.reply);
-        assert_eq!(checked(rule.reply, &whole), Ok((whole.clone(), 0)), "{rule:?}");
+        assert_eq!(remove_incomplete(rule.reply, &whole), Ok((whole.clone(), 0)), "{rule:?}");
         let lacking =
             |message: &[u8]| Some(wire::without(message, rule.field).unwrap().expect("it was there"));
         let broken = changed(&whole, rule.message, &lacking);
@@ -127,7 +127,7 @@ fn what_would_crash_a_client_is_left_out_alone_for_every_field_of_the_table() {
             }
             (Remedy::LeaveOut, path) => changed(&whole, path, &|_| None),
         };
-        let (left, count) = checked(rule.reply, &broken).expect("it can be read");
+        let (left, count) = remove_incomplete(rule.reply, &broken).expect("it can be read");
         assert_eq!(count, 1, "{rule:?}");
         match rule.remedy {
             Remedy::LeaveOut => assert_eq!(left, expected, "{rule:?}"),
@@ -146,10 +146,13 @@ fn an_id_that_is_no_text_counts_as_none() {
     wire::put_bytes(&mut item, 2, b"");
     let mut list = BytesMut::new();
     wire::put_bytes(&mut list, 1, &item);
-    assert_eq!(checked(Reply::List(List::Sandboxes), &list.freeze()), Ok((Bytes::new(), 1)));
+    assert_eq!(remove_incomplete(CheckedReply::List(List::Sandboxes), &list.freeze()), Ok((Bytes::new(), 1)));
 }
 
 #[test]
 fn bytes_that_are_no_message_are_an_error() {
-    assert!(checked(Reply::List(List::Sandboxes), &Bytes::from_static(&[0x0a, 0x7f, 1])).is_err());
+    assert!(
+        remove_incomplete(CheckedReply::List(List::Sandboxes), &Bytes::from_static(&[0x0a, 0x7f, 1]))
+            .is_err()
+    );
 }

@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use tonic::Code;
 
 use super::Source;
-use super::told::Change;
+use super::told::MissingEvent;
 use crate::backend::own_headers;
 use crate::codec::Message;
 use crate::cri::{OBJECT_ID, Rpc, field};
@@ -33,7 +33,7 @@ struct PodStatuses {
 
 impl Source {
     /// Returns changes as framed events. `containers` is the list that shows them.
-    pub(super) async fn events_of(&self, changes: &[Change], containers: &Bytes) -> Vec<Bytes> {
+    pub(super) async fn events_of(&self, changes: &[MissingEvent], containers: &Bytes) -> Vec<Bytes> {
         let mut pods: HashMap<&str, Vec<&str>> =
             changes.iter().map(|change| (&*change.sandbox, Vec::new())).collect();
         for facts in container_items(containers).map_while(Result::ok) {
@@ -53,7 +53,7 @@ impl Source {
             let sandbox = statuses.sandbox.as_ref().unwrap_or(&change.status);
             let event = (!sandbox.is_empty()).then(|| event(change, sandbox, &statuses.containers, now))?;
             // A runtime's status may lack fields that kubelet dereferences.
-            let checked = required::checked(required::Reply::Event, &event).ok();
+            let checked = required::remove_incomplete(required::CheckedReply::Event, &event).ok();
             checked.filter(|(_, broken)| *broken == 0).map(|(event, _)| Message::new(&event).framed())
         });
         events.collect()
@@ -80,7 +80,7 @@ impl Source {
     }
 }
 
-fn event(change: &Change, sandbox: &[u8], containers: &[Bytes], now: u64) -> Bytes {
+fn event(change: &MissingEvent, sandbox: &[u8], containers: &[Bytes], now: u64) -> Bytes {
     let mut event = BytesMut::new();
     wire::put_bytes(&mut event, field!(ContainerEventResponse.container_id), change.id.as_bytes());
     wire::put_varint(&mut event, field!(ContainerEventResponse.container_event_type), change.kind as u64);

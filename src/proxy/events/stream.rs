@@ -83,22 +83,22 @@ impl Source {
             Ok(None) => {}
             Ok(Some(same)) if same.as_ptr() == encoded.as_ptr() => self.publish(event),
             Ok(Some(repaired)) => self.publish(&Message::new(&repaired).framed()),
-            Err(error) => self.backend.health.note_error(format!("an event cannot be read: {error}")),
+            Err(error) => self.backend.health.record_error(format!("an event cannot be read: {error}")),
         }
         self.events.notify_one();
     }
 
     /// Returns an event as clients can read it; `None` if it is not for them.
     fn readable(&self, encoded: &Bytes) -> Result<Option<Bytes>, Error> {
-        let (whole, left_out) = required::checked(required::Reply::Event, encoded)?;
-        let (text, repaired) = utf8::repaired("ContainerEventResponse", &whole)?;
+        let (whole, left_out) = required::remove_incomplete(required::CheckedReply::Event, encoded)?;
+        let (text, repaired) = utf8::repair("ContainerEventResponse", &whole)?;
         let (left, metrics, name) = (&self.node.left_out, &self.node.metrics, &self.backend.name);
         left.items(metrics, name, Rpc::GetContainerEvents.name(), left_out);
         left.texts(metrics, name, Rpc::GetContainerEvents.name(), repaired);
         if left_out > 0 {
             return Ok(None);
         }
-        if !learn::event(&self.node, &self.backend, &text)? {
+        if !learn::record_event(&self.node, &self.backend, &text)? {
             return Ok(None);
         }
         let news = match &mut *self.told() {

@@ -1,10 +1,9 @@
-//! What clients were told of one backend, and the changes by which newer lists differ from it.
+//! What clients know of one backend from its events, and the events that newer lists show to be missing.
 //!
-//! While a backend streams, each of its events says what clients now know. Where there is no stream, its
-//! lists are compared with that, and each difference is one event that a client still has to be told of. An
-//! event that was made here may come from the runtime too, late, over a stream that was opened meanwhile: it
-//! is not told twice. Only what a list shows becomes a change, because kubelet looks for the object in a list
-//! next. Pure: it asks nothing and sends nothing.
+//! While a backend streams, clients know what its events say. Without a stream, its lists are compared with
+//! that, and each difference is one missing event. The runtime may send the same event later, over a stream
+//! that was opened meanwhile; it is then not sent twice. Only an object that a list shows becomes an event,
+//! because kubelet looks for it in a list next. No I/O.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -51,9 +50,9 @@ struct Container {
     sandbox: Box<str>,
 }
 
-/// Something that clients were not told of yet.
+/// An event that clients have not received.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Change {
+pub(super) struct MissingEvent {
     /// The container or sandbox.
     pub(super) id: String,
     /// Its sandbox, or itself.
@@ -65,7 +64,7 @@ pub(super) struct Change {
 }
 
 impl Told {
-    /// Takes these lists for known to clients.
+    /// Starts with these lists as known to clients.
     ///
     /// # Errors
     /// Whatever makes one of them unreadable.
@@ -81,7 +80,7 @@ impl Told {
         self.events
     }
 
-    /// Takes note of an event that a runtime sent; returns whether clients have not been told of it.
+    /// Records an event that a runtime sent. Returns whether it is new to clients.
     ///
     /// # Errors
     /// Whatever makes it unreadable.
@@ -134,7 +133,7 @@ impl Told {
         sandboxes: &Bytes,
         containers: &Bytes,
         since: u64,
-    ) -> Result<Vec<Change>, WireError> {
+    ) -> Result<Vec<MissingEvent>, WireError> {
         let same = |old: &Bytes, new: &Bytes| old.as_ptr() == new.as_ptr() && old.len() == new.len();
         if self.compared.as_ref().is_some_and(|(s, c)| same(s, sandboxes) && same(c, containers)) {
             return Ok(Vec::new());
@@ -158,7 +157,7 @@ impl Told {
         Ok(changes)
     }
 
-    fn new_sandboxes(&mut self, listed: &[SandboxRef<'_>], changes: &mut Vec<Change>) {
+    fn new_sandboxes(&mut self, listed: &[SandboxRef<'_>], changes: &mut Vec<MissingEvent>) {
         for facts in listed.iter().filter(|facts| !self.sandboxes.contains_key(facts.id)) {
             let change = |kind| sandbox_change(facts.id, kind, &status_of(facts.item));
             changes.push(change(Type::ContainerCreatedEvent));
@@ -175,7 +174,7 @@ impl Told {
     }
 
     /// Containers stop before their sandbox does.
-    fn stopped_sandboxes(&mut self, listed: &[SandboxRef<'_>], changes: &mut Vec<Change>) {
+    fn stopped_sandboxes(&mut self, listed: &[SandboxRef<'_>], changes: &mut Vec<MissingEvent>) {
         for facts in listed {
             let Some(known) = self.sandboxes.get_mut(facts.id) else { continue };
             // A sandbox that has stopped is never ready again.
@@ -186,14 +185,14 @@ impl Told {
         }
     }
 
-    fn new_containers(&mut self, listed: &[ContainerFacts<'_>], changes: &mut Vec<Change>) {
+    fn new_containers(&mut self, listed: &[ContainerFacts<'_>], changes: &mut Vec<MissingEvent>) {
         for facts in listed {
             let known = self.containers.get(facts.id).map(|known| known.state);
             let status = self.sandboxes.get(facts.sandbox_id).map(|sandbox| sandbox.status.clone());
             let status = status.unwrap_or_default();
             let mut push = |kind| {
                 let (id, sandbox) = (facts.id.to_owned(), facts.sandbox_id.to_owned());
-                changes.push(Change { id, sandbox, kind, status: status.clone() });
+                changes.push(MissingEvent { id, sandbox, kind, status: status.clone() });
             };
             if known.is_none() {
                 push(Type::ContainerCreatedEvent);
@@ -214,7 +213,7 @@ impl Told {
         &mut self,
         sandboxes: &[SandboxRef<'_>],
         containers: &[ContainerFacts<'_>],
-        changes: &mut Vec<Change>,
+        changes: &mut Vec<MissingEvent>,
     ) {
         let listed: std::collections::HashSet<&str> =
             sandboxes.iter().map(|facts| facts.id).chain(containers.iter().map(|facts| facts.id)).collect();
@@ -226,7 +225,7 @@ impl Told {
             let status =
                 self.sandboxes.get(&sandbox).map(|sandbox| sandbox.status.clone()).unwrap_or_default();
             let kind = Type::ContainerDeletedEvent;
-            changes.push(Change { id: id.into(), sandbox: sandbox.into(), kind, status });
+            changes.push(MissingEvent { id: id.into(), sandbox: sandbox.into(), kind, status });
         }
         for id in gone_sandboxes {
             let Some(Sandbox { status, .. }) = self.sandboxes.remove(&id) else { continue };
@@ -235,8 +234,8 @@ impl Told {
     }
 }
 
-fn sandbox_change(id: &str, kind: Type, status: &Bytes) -> Change {
-    Change { id: id.to_owned(), sandbox: id.to_owned(), kind, status: status.clone() }
+fn sandbox_change(id: &str, kind: Type, status: &Bytes) -> MissingEvent {
+    MissingEvent { id: id.to_owned(), sandbox: id.to_owned(), kind, status: status.clone() }
 }
 
 /// Returns an encoded `PodSandboxStatus` with what an encoded `PodSandbox` says.

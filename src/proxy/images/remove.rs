@@ -19,7 +19,7 @@ use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState, fan_out};
+use crate::proxy::{Call, ProxyState, refresh};
 use crate::router::images::{self, REFERENCE, StoredImage};
 use crate::snapshot::image_name::{MatchKind, is_whole_id};
 use crate::snapshot::{Filter, InstanceId, ListKind};
@@ -73,7 +73,7 @@ impl Call {
         let reference = wire::peek_str(message.encoded(), &REFERENCE)?.to_owned();
         let backends = self.backends();
         if let [only] = &backends[..] {
-            self.watch.at(only);
+            self.recorder.set_backend(only);
             let reply = only
                 .fetch_within(
                     only.config().timeouts.remove_image,
@@ -84,11 +84,11 @@ impl Call {
                 .await?;
             if is_gone(&reply) {
                 forget_images(&self.node, only, &matches_in(only, &reference));
-                only.last.saved().await;
+                only.last.wait_for_journal().await;
             }
             return Ok(reply.into());
         }
-        self.watch.at_all(&self.node);
+        self.recorder.set_all_backends(&self.node);
         let age = if is_whole_id(&reference) { FRESH } else { Duration::ZERO };
         let mut stores = self.list_stores(&backends, age).await;
         let mut found = self.find_images(&stores, &reference)?;
@@ -137,13 +137,13 @@ impl Call {
             return true;
         }
         let limit = backend.config().timeouts.list;
-        let wait = self.at_most(limit);
-        let listing = fan_out::list_all(&self.node, backend, List::Images);
+        let wait = self.cap_to_caller(limit);
+        let listing = refresh::list_all(&self.node, backend, List::Images);
         if let Ok(listed) = tokio::time::timeout(wait, listing).await {
             return listed.is_ok();
         }
         if wait == limit {
-            fan_out::fell_behind(&self.node, backend, Class::Images, List::Images.unary());
+            refresh::record_timeout(&self.node, backend, Class::Images, List::Images.unary());
         }
         false
     }
@@ -203,10 +203,10 @@ async fn remove(
     if by_name {
         // The runtime decides whether removing a tag removes the image.
         node.image_lists.forget(backend.id);
-        fan_out::refresh(node, backend, Class::Images);
+        refresh::refresh(node, backend, Class::Images);
     }
     forget_images(node, backend, images);
-    backend.last.saved().await;
+    backend.last.wait_for_journal().await;
     Ok(None)
 }
 
@@ -217,7 +217,7 @@ fn is_gone(reply: &Collected) -> bool {
 /// Removes images from the last-known list at once; the next list shows what is left.
 fn forget_images(node: &Arc<ProxyState>, backend: &Arc<Backend>, images: &[StoredImage]) {
     for image in images {
-        backend.last.image_removed(&image.id);
+        backend.last.record_image_removed(&image.id);
     }
     tracing::debug!(backend = %backend.name, count = images.len(), joining = node.is_joining(backend), "removed");
 }

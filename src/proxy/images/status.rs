@@ -1,4 +1,4 @@
-//! `ImageStatus`: the answer of the pod's own store, of several that agree, or none.
+//! `ImageStatus`: the answer of the pod's store, of several stores that agree, or an error.
 //!
 //! Where the rules name one store, its answer is the answer. Where the pod may be on several, the image is
 //! present only if all that can be asked have the same one. kubelet's question for the user, which names no
@@ -15,14 +15,14 @@ use crate::backend::{Backend, Class, Collected};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::Method;
-use crate::proxy::fan_out::PROMPT;
+use crate::proxy::fan_out::FAST_DEADLINE;
 use crate::proxy::images::with_handler;
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, fan_out};
+use crate::proxy::{Call, refresh};
 use crate::router::images::{self, ImageRequest, ImageRoute, Rule, StoreAnswer, StoreTarget, Verdict};
 
-/// A backend's reply, or why there is none.
-type Answer = Result<Collected, Error>;
+/// A backend's reply, or the error of the call.
+type StoreReply = Result<Collected, Error>;
 
 impl Call {
     pub(super) async fn image_status(
@@ -39,8 +39,8 @@ impl Call {
         let backends: Vec<_> =
             stores.iter().map(|store| self.node.backend(store.backend)).collect::<Result<_, _>>()?;
         match &backends[..] {
-            [only] => self.watch.at(only),
-            _ => self.watch.at_all(&self.node),
+            [only] => self.recorder.set_backend(only),
+            _ => self.recorder.set_all_backends(&self.node),
         }
         let answers = self.ask_all(method, &message, &backends, &stores).await;
         match rule {
@@ -50,8 +50,8 @@ impl Call {
         }
     }
 
-    /// Answers with the one store's answer.
-    fn only(&self, mut answers: Vec<Answer>) -> Result<Outcome, Error> {
+    /// Returns the one store's answer.
+    fn only(&self, mut answers: Vec<StoreReply>) -> Result<Outcome, Error> {
         debug_assert!(self.scope.is_some(), "one backend's own socket");
         answers.swap_remove(0).map(Outcome::from)
     }
@@ -63,7 +63,7 @@ impl Call {
         &self,
         asked: &ImageRequest<'_>,
         backends: &[Arc<Backend>],
-        mut answers: Vec<Answer>,
+        mut answers: Vec<StoreReply>,
     ) -> Result<Outcome, Error> {
         let said: Vec<_> = answers.iter().map(store_answer).collect();
         let (starts, pod) = (&self.node.router.image_starts, asked.pod.config_seen);
@@ -99,18 +99,18 @@ impl Call {
         asked: &ImageRequest<'_>,
         rule: Rule,
         backends: &[Arc<Backend>],
-        mut answers: Vec<Answer>,
+        mut answers: Vec<StoreReply>,
     ) -> Result<Outcome, Error> {
         let said: Vec<_> = answers.iter().map(store_answer).collect();
         let cause = match images::agree(&said, rule == Rule::JustStarted) {
             Verdict::Answer(index) => {
-                self.watch.at(&backends[index]);
+                self.recorder.set_backend(&backends[index]);
                 return answers.swap_remove(index).map(Outcome::from);
             }
             Verdict::Absent => return answers.swap_remove(0).map(Outcome::from),
             Verdict::Undecided(cause) => cause,
         };
-        self.node.router.image_starts.refuse(asked.reference, Instant::now());
+        self.node.router.image_starts.record_refusal(asked.reference, Instant::now());
         let asked_at: Vec<_> = std::iter::zip(backends, &answers)
             .map(|(backend, answer)| match answer {
                 Ok(reply) if reply.code != Code::Ok => format!("{}: {:?}", backend.name, reply.code),
@@ -131,11 +131,11 @@ impl Call {
         message: &Message,
         backends: &[Arc<Backend>],
         stores: &[StoreTarget],
-    ) -> Vec<Answer> {
+    ) -> Vec<StoreReply> {
         let asked = std::iter::zip(backends, stores).map(|(backend, store)| async move {
             let late = backend.health.is_late(Class::Lists) || backend.health.is_late(Class::Reads);
             let read = backend.config().timeouts.read;
-            let wait = self.at_most(if late && backends.len() > 1 { PROMPT } else { read });
+            let wait = self.cap_to_caller(if late && backends.len() > 1 { FAST_DEADLINE } else { read });
             let call = backend.fetch(method, self.headers.clone(), with_handler(message, store));
             match tokio::time::timeout(wait, call).await {
                 Ok(answer) => answer,
@@ -153,13 +153,13 @@ impl Call {
         outlasted: bool,
     ) -> Error {
         if outlasted {
-            fan_out::fell_behind(&self.node, backend, Class::Reads, method);
+            refresh::record_timeout(&self.node, backend, Class::Reads, method);
         }
         Error::Late { backend: Arc::clone(&backend.name), waited }
     }
 }
 
-fn store_answer(answer: &Answer) -> StoreAnswer {
+fn store_answer(answer: &StoreReply) -> StoreAnswer {
     match answer {
         Ok(reply) if reply.code == Code::Ok => {
             images::user(reply.message.encoded()).map_or(StoreAnswer::Absent, StoreAnswer::Present)

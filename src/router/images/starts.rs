@@ -96,7 +96,7 @@ impl Starts {
     }
 
     /// Records that the call for the user of an image failed because the stores disagree.
-    pub fn refuse(&self, reference: &str, now: Instant) {
+    pub fn record_refusal(&self, reference: &str, now: Instant) {
         if let Some(entry) = self.lock().get_mut(&normalise(reference)) {
             entry.starts.retain(|start| start.until > now);
             entry.refused += 1;
@@ -240,13 +240,13 @@ mod tests {
         let (starts, a, b, now) = start();
         starts.begin(IMAGE, "p1", vec![a], now);
         starts.begin(IMAGE, "p2", vec![b], now);
-        starts.refuse(IMAGE, now);
+        starts.record_refusal(IMAGE, now);
         let soon = now + AFTER_REFUSAL;
         assert_eq!(names(&starts.stores(IMAGE, soon)), ["b", "a"], "one call is still to come");
         starts.begin(IMAGE, "p1", vec![a], now);
-        starts.refuse(IMAGE, now);
+        starts.record_refusal(IMAGE, now);
         assert_eq!(names(&starts.stores(IMAGE, soon)), ["a", "b"], "p1 begins again, p2's call is to come");
-        starts.refuse(IMAGE, now);
+        starts.record_refusal(IMAGE, now);
         assert_eq!(names(&starts.stores(IMAGE, now)), ["a", "b"]);
         starts.begin(IMAGE, "p1", vec![a], now);
         assert_eq!(names(&starts.stores(IMAGE, soon)), ["a"]);

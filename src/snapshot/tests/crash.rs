@@ -42,14 +42,14 @@ fn nothing_acknowledged_is_lost_at_any_step_of_writing_a_snapshot() {
     let mut expected = vec!["listed".to_owned()];
     let mut steps = Vec::new();
     for round in 0..3 {
-        backend.sandbox_created(&format!("between-{round}"), &run_request("a"));
-        backend.sandbox_removed("removed");
+        backend.record_sandbox_created(&format!("between-{round}"), &run_request("a"));
+        backend.record_sandbox_removed("removed");
         expected.push(format!("between-{round}"));
         let write = |step: Step| {
             let survivor = copy(dir.path());
             let after = open(survivor.path()).backend("runc", true);
             let mut found = heard_of(&after);
-            let all_but_listed = round == 0 && !after.known();
+            let all_but_listed = round == 0 && !after.is_known();
             found.retain(|id| id != "listed" && id != "removed");
             let mut wanted = expected.clone();
             wanted.retain(|id| id != "listed");
@@ -61,7 +61,7 @@ fn nothing_acknowledged_is_lost_at_any_step_of_writing_a_snapshot() {
             }
             steps.push(step);
             let id = format!("during-{round}-{}", steps.len());
-            backend.sandbox_created(&id, &run_request("b"));
+            backend.record_sandbox_created(&id, &run_request("b"));
             expected.push(id);
         };
         let mut write = write;
@@ -81,7 +81,7 @@ fn what_the_snapshot_has_is_not_replayed_over_it() {
     // Recorded in the new journal, listed as gone by the backend, and captured as such.
     let mut hook = |step: Step| {
         if step == Step::Rotated {
-            backend.sandbox_created("short-lived", &run_request("a"));
+            backend.record_sandbox_created("short-lived", &run_request("a"));
             take_pair(&backend, &["other"], &[]);
         }
     };
@@ -98,8 +98,8 @@ fn a_journal_cut_at_any_byte_keeps_the_snapshot_and_the_whole_records() {
     let backend = snapshot.backend("runc", true);
     take_pair(&backend, &["listed"], &[]);
     snapshot.flush().unwrap();
-    backend.sandbox_created("s1", &run_request("a"));
-    backend.sandbox_created("s2", &run_request("b"));
+    backend.record_sandbox_created("s1", &run_request("a"));
+    backend.record_sandbox_created("s2", &run_request("b"));
     let content = fs::read(file_with(dir.path(), "journal-")).unwrap();
     let mut counts = Vec::new();
     for cut in 0..=content.len() {
@@ -124,7 +124,7 @@ fn a_snapshot_cut_or_flipped_at_any_byte_is_set_aside_and_the_journal_still_coun
     let backend = snapshot.backend("runc", true);
     take_pair(&backend, &["listed"], &[]);
     snapshot.flush().unwrap();
-    backend.sandbox_created("s1", &run_request("a"));
+    backend.record_sandbox_created("s1", &run_request("a"));
     let content = fs::read(dir.path().join("snapshot")).unwrap();
     let flipped = |at: usize| {
         let mut flipped = content.clone();
@@ -140,7 +140,7 @@ fn a_snapshot_cut_or_flipped_at_any_byte_is_set_aside_and_the_journal_still_coun
         assert_eq!(fs::read(survivor.path().join("snapshot.bad-1")).unwrap(), damaged);
         assert!(!survivor.path().join("snapshot").exists());
         let backend = snapshot.backend("runc", true);
-        assert_eq!((heard_of(&backend), backend.known()), (vec!["s1".to_owned()], false));
+        assert_eq!((heard_of(&backend), backend.is_known()), (vec!["s1".to_owned()], false));
     }
 }
 
@@ -165,10 +165,10 @@ fn after_a_reboot_a_local_backend_is_stopped_and_a_remote_one_is_as_it_was() {
     for (name, local) in [("local", true), ("remote", false)] {
         let backend = snapshot.backend(name, local);
         take_pair(&backend, &["s1"], &[("c1", "s1")]);
-        backend.remember_status(StatusKind::Container, "c1", backend.epoch(), &status);
+        backend.remember_status(StatusKind::Container, "c1", backend.revision(), &status);
     }
     snapshot.flush().unwrap();
-    snapshot.backend("local", true).sandbox_created("s2", &run_request("late"));
+    snapshot.backend("local", true).record_sandbox_created("s2", &run_request("late"));
     drop(snapshot);
 
     let (rebooted, _) = Snapshot::open(dir.path(), "boot-2");
@@ -181,7 +181,7 @@ fn after_a_reboot_a_local_backend_is_stopped_and_a_remote_one_is_as_it_was() {
     assert_eq!(shown(&remote, ListKind::Sandboxes).unwrap(), [("s1".to_owned(), SANDBOX_READY)]);
     assert_eq!(remote.status(StatusKind::Container, "c1").unwrap(), status);
 
-    local.sandbox_created("s3", &run_request("after the reboot"));
+    local.record_sandbox_created("s3", &run_request("after the reboot"));
     drop(rebooted);
     let (again, _) = Snapshot::open(dir.path(), "boot-2");
     let local = again.backend("local", true);
@@ -202,7 +202,7 @@ fn what_was_never_listed_is_not_known_after_any_start() {
     drop((snapshot, a, b));
     let snapshot = open(dir.path());
     let [a, b] = ["a", "b"].map(|name| snapshot.backend(name, true));
-    assert!(snapshot.was_whole() && a.known() && !b.known(), "b may hold anything");
+    assert!(snapshot.was_whole() && a.is_known() && !b.is_known(), "b may hold anything");
     assert_eq!((a.instance().life, b.instance().life), (Life::Member, Life::Member));
 }
 
@@ -220,14 +220,14 @@ fn a_backend_joins_until_its_first_pair_and_over_restarts() {
         let survivor = copy(dir.path());
         let again = open(survivor.path()).backend("added", true);
         assert_eq!(again.instance(), added.instance(), "flushed: {flushed}");
-        assert!(again.is_joining() && !again.known());
+        assert!(again.is_joining() && !again.is_known());
     }
     take_pair(&added, &["s1"], &[]);
     let again = open(copy(dir.path()).path()).backend("added", true);
-    assert!(!again.is_joining() && !again.known(), "its pair is not on the disk yet: it is awaited");
+    assert!(!again.is_joining() && !again.is_known(), "its pair is not on the disk yet: it is awaited");
     snapshot.flush().unwrap();
     let again = open(copy(dir.path()).path()).backend("added", true);
-    assert!(!again.is_joining() && again.known());
+    assert!(!again.is_joining() && again.is_known());
 }
 
 #[test]
@@ -247,7 +247,7 @@ fn a_forgotten_backend_is_known_to_be_empty_and_joins_at_the_next_start() {
         }
         let survivor = copy(dir.path());
         let lost = open(survivor.path()).get(backend.id()).unwrap();
-        assert!(lost.is_joining() && !lost.known(), "flushed: {flushed}");
+        assert!(lost.is_joining() && !lost.is_known(), "flushed: {flushed}");
         assert_eq!(heard_of(&lost), [""; 0]);
     }
     take_pair(&backend, &["back"], &[]);
@@ -291,15 +291,15 @@ fn what_another_instance_owns_is_not_shown_and_that_is_remembered() {
     let backend = snapshot.backend("b", true);
     take_pair(&backend, &["s1", "s2"], &[("c1", "s1"), ("c2", "s2")]);
     snapshot.flush().unwrap();
-    assert!(backend.disown("s1") && backend.disown("c1") && !backend.disown("s1"));
+    assert!(backend.mark_foreign("s1") && backend.mark_foreign("c1") && !backend.mark_foreign("s1"));
     let again = open(copy(dir.path()).path()).backend("b", true);
     for backend in [&backend, &again] {
         assert_eq!(ids(backend, ListKind::Sandboxes).unwrap(), ["s2"]);
         assert_eq!(ids(backend, ListKind::Containers).unwrap(), ["c2"]);
         assert_eq!(heard_of(backend), ["s2"]);
-        assert!(backend.has_heard_of("s1"));
+        assert!(backend.has_id("s1"));
     }
-    backend.own("s1");
+    backend.mark_owned("s1");
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1", "s2"]);
 }
 
@@ -312,12 +312,12 @@ fn what_could_not_be_written_makes_the_saved_state_not_whole_until_it_was() {
     snapshot.flush().unwrap();
     let full = fs::OpenOptions::new().append(true).open("/dev/full").unwrap();
     snapshot.shared.journal().replace_file(full);
-    backend.sandbox_removed("s1");
+    backend.record_sandbox_removed("s1");
     let survivor = copy(dir.path());
     let after = open(survivor.path());
     assert!(!after.was_whole());
     let lost = after.backend("runc", true);
-    assert_eq!((heard_of(&lost), lost.known()), (vec!["s1".to_owned()], false), "heard of, not known");
+    assert_eq!((heard_of(&lost), lost.is_known()), (vec!["s1".to_owned()], false), "heard of, not known");
     // A second start before anything was written is no wiser.
     drop((after, lost));
     assert!(!open(survivor.path()).was_whole());
@@ -341,7 +341,7 @@ fn a_mark_outside_makes_the_saved_state_not_whole_where_nothing_can_be_renamed()
     fs::create_dir_all(dir.path().join("snapshot.partial/in-the-way")).unwrap();
     let full = fs::OpenOptions::new().append(true).open("/dev/full").unwrap();
     snapshot.shared.journal().replace_file(full);
-    backend.sandbox_removed("s1");
+    backend.record_sandbox_removed("s1");
     assert!(!open().was_whole());
     snapshot.flush().unwrap();
     assert!(open().was_whole());
@@ -356,7 +356,7 @@ fn a_full_disk_is_told_of_and_costs_nothing_once_it_has_room_again() {
     snapshot.flush().unwrap();
     let full = fs::OpenOptions::new().append(true).open("/dev/full").unwrap();
     snapshot.shared.journal().replace_file(full);
-    backend.sandbox_created("s1", &run_request("a"));
+    backend.record_sandbox_created("s1", &run_request("a"));
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
     assert!(snapshot.write_error().unwrap().contains("journal"));
     assert_eq!(snapshot.write_failures(), 1);
@@ -379,7 +379,7 @@ fn snapshots_that_cannot_be_written_for_long_do_not_fill_the_disk_with_journals(
     let mut made = Vec::new();
     for number in 10..20 {
         made.push(format!("s{number}"));
-        backend.sandbox_created(&made[made.len() - 1], &run_request("a"));
+        backend.record_sandbox_created(&made[made.len() - 1], &run_request("a"));
         assert!(snapshot.flush().is_err());
     }
     assert_eq!(journals(), 2);
@@ -388,7 +388,7 @@ fn snapshots_that_cannot_be_written_for_long_do_not_fill_the_disk_with_journals(
     snapshot.flush().unwrap();
     assert_eq!((journals(), snapshot.write_error()), (1, None));
     assert_eq!(snapshot.shared.journal().len(), 0, "all is in the snapshot");
-    backend.sandbox_removed("s10");
+    backend.record_sandbox_removed("s10");
     let after = open(copy(dir.path()).path()).backend("runc", true);
     assert_eq!(ids(&after, ListKind::Sandboxes).unwrap(), made[1..]);
 }
@@ -409,9 +409,9 @@ fn the_same_facts_in_another_order_are_not_written_again() {
     assert!(!writes());
     take_pair(&backend, &["s2"], &[]);
     assert!(writes());
-    backend.replace_list(ListKind::PodSandboxStats, backend.epoch(), Bytes::from_static(&[10, 0]));
+    backend.replace_list(ListKind::PodSandboxStats, backend.revision(), Bytes::from_static(&[10, 0]));
     assert!(!writes(), "stats alone can wait");
-    backend.set_drained(true);
+    backend.set_draining(true);
     assert!(writes());
-    assert!(open(copy(dir.path()).path()).backend("runc", true).drained());
+    assert!(open(copy(dir.path()).path()).backend("runc", true).is_draining());
 }

@@ -14,17 +14,17 @@ fn backend() -> (tempfile::TempDir, Arc<LastKnown>) {
 #[test]
 fn a_backend_never_listed_is_unknown_even_if_something_was_created_on_it() {
     let (_dir, backend) = backend();
-    backend.sandbox_created("s1", &run_request("web"));
+    backend.record_sandbox_created("s1", &run_request("web"));
     assert_eq!(list(&backend, ListKind::Sandboxes), None);
-    assert!(!backend.known() && !backend.listed() && backend.age().is_none());
+    assert!(!backend.is_known() && !backend.is_listed() && backend.age().is_none());
     let mut visited = Vec::new();
     backend.for_each_sandbox(|facts| visited.push(facts.id.to_owned()));
     assert_eq!(visited, ["s1"], "its owner is known all the same");
 
-    let epoch = backend.epoch();
-    backend.replace_list(ListKind::Sandboxes, epoch, sandboxes(&["s1"]));
-    backend.replace_list(ListKind::Containers, epoch, containers(&[]));
-    assert!(backend.known() && backend.listed() && backend.age().is_some());
+    let revision = backend.revision();
+    backend.replace_list(ListKind::Sandboxes, revision, sandboxes(&["s1"]));
+    backend.replace_list(ListKind::Containers, revision, containers(&[]));
+    assert!(backend.is_known() && backend.is_listed() && backend.age().is_some());
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
 }
 
@@ -50,9 +50,9 @@ fn a_list_in_a_bigger_buffer_is_copied_out_of_it_and_stays_the_same() {
     let (_dir, backend) = backend();
     let padded = [vec![0; 4096], sandboxes(&["s1"]).to_vec()].concat();
     let slice = Bytes::from(padded).slice(4096..);
-    backend.replace_list(ListKind::Sandboxes, backend.epoch(), slice.clone());
-    backend.replace_list(ListKind::Containers, backend.epoch(), containers(&[]));
-    backend.tidy();
+    backend.replace_list(ListKind::Sandboxes, backend.revision(), slice.clone());
+    backend.replace_list(ListKind::Containers, backend.revision(), containers(&[]));
+    backend.compact();
     let kept = list(&backend, ListKind::Sandboxes).unwrap();
     assert_eq!(kept, slice);
     assert_ne!(kept.as_ptr(), slice.as_ptr());
@@ -63,13 +63,13 @@ fn a_list_in_a_bigger_buffer_is_copied_out_of_it_and_stays_the_same() {
 fn a_sandbox_list_waits_for_a_container_list_that_was_sent_after_it() {
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
-    let before = backend.epoch();
-    backend.replace_list(ListKind::Sandboxes, backend.epoch(), sandboxes(&["s2"]));
+    let before = backend.revision();
+    backend.replace_list(ListKind::Sandboxes, backend.revision(), sandboxes(&["s2"]));
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
     backend.replace_list(ListKind::Containers, before, containers(&[("c-old", "s1")]));
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"], "sent before the sandbox list");
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1"]);
-    backend.replace_list(ListKind::Containers, backend.epoch(), containers(&[("c2", "s2")]));
+    backend.replace_list(ListKind::Containers, backend.revision(), containers(&[("c2", "s2")]));
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s2"]);
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c2"]);
 }
@@ -78,10 +78,10 @@ fn a_sandbox_list_waits_for_a_container_list_that_was_sent_after_it() {
 fn halves_of_one_epoch_pair_in_whatever_order_they_arrive() {
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1"], &[]);
-    let epoch = backend.epoch();
-    backend.replace_list(ListKind::Containers, epoch, containers(&[("c2", "s2")]));
+    let revision = backend.revision();
+    backend.replace_list(ListKind::Containers, revision, containers(&[("c2", "s2")]));
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), Vec::<String>::new());
-    backend.replace_list(ListKind::Sandboxes, epoch, sandboxes(&["s2"]));
+    backend.replace_list(ListKind::Sandboxes, revision, sandboxes(&["s2"]));
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c2"]);
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s2"]);
 }
@@ -89,10 +89,10 @@ fn halves_of_one_epoch_pair_in_whatever_order_they_arrive() {
 #[test]
 fn while_nothing_is_known_the_other_order_makes_a_pair_too() {
     let (_dir, backend) = backend();
-    backend.replace_list(ListKind::Containers, backend.epoch(), containers(&[]));
-    backend.sandbox_created("s1", &run_request("web"));
-    backend.container_created("c1", "s1", &[]);
-    backend.replace_list(ListKind::Sandboxes, backend.epoch(), sandboxes(&["s1"]));
+    backend.replace_list(ListKind::Containers, backend.revision(), containers(&[]));
+    backend.record_sandbox_created("s1", &run_request("web"));
+    backend.record_container_created("c1", "s1", &[]);
+    backend.replace_list(ListKind::Sandboxes, backend.revision(), sandboxes(&["s1"]));
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1"]);
 }
@@ -103,9 +103,10 @@ fn a_sandbox_list_from_before_an_outage_makes_no_pair_after_it() {
     take_pair(&backend, &["s1"], &[]);
     let arrived = Instant::now();
     let long_after = arrived + PAIR_WINDOW + Duration::from_millis(1);
-    let sent = |at| Revision { seq: backend.epoch().seq, at };
+    let sent = |at| Revision { seq: backend.revision().seq, at };
     let mut state = backend.lock();
-    let mut replace = |kind, epoch: Revision, reply| state.lists.replace(kind, epoch, reply, epoch.at).paired;
+    let mut replace =
+        |kind, revision: Revision, reply| state.lists.replace(kind, revision, reply, revision.at).paired;
     assert!(!replace(ListKind::Sandboxes, sent(arrived), sandboxes(&["s2"])));
     assert!(!replace(ListKind::Containers, sent(long_after), containers(&[("c3", "s3")])));
     assert!(!replace(ListKind::Sandboxes, sent(long_after), sandboxes(&["s3"])));
@@ -117,12 +118,12 @@ fn a_container_list_beside_an_older_sandbox_list_is_refused_if_a_sandbox_is_miss
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
     let more = containers(&[("c1", "s1"), ("c2", "s2")]);
-    backend.replace_list(ListKind::Containers, backend.epoch(), more.clone());
+    backend.replace_list(ListKind::Containers, backend.revision(), more.clone());
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1"]);
-    backend.replace_list(ListKind::Containers, backend.epoch(), containers(&[]));
+    backend.replace_list(ListKind::Containers, backend.revision(), containers(&[]));
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), Vec::<String>::new(), "nothing is missing");
-    backend.replace_list(ListKind::Sandboxes, backend.epoch(), sandboxes(&["s1", "s2"]));
-    backend.replace_list(ListKind::Containers, backend.epoch(), more);
+    backend.replace_list(ListKind::Sandboxes, backend.revision(), sandboxes(&["s1", "s2"]));
+    backend.replace_list(ListKind::Containers, backend.revision(), more);
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1", "c2"]);
 }
 
@@ -131,12 +132,12 @@ fn a_container_whose_sandbox_the_backend_does_not_have_is_listed_once_it_says_so
     let (_dir, backend) = backend();
     let orphan = &[("c1", "s1"), ("orphan", "lost")];
     take_pair(&backend, &["s1"], orphan);
-    assert!(!backend.known(), "the halves may have been answered at different times");
+    assert!(!backend.is_known(), "the halves may have been answered at different times");
     take_pair(&backend, &["s1"], orphan);
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1", "orphan"]);
     let asked_in_turn = [("c1", "s1"), ("orphan-2", "lost")];
-    backend.replace_list(ListKind::Sandboxes, backend.epoch(), sandboxes(&["s1"]));
-    backend.replace_list(ListKind::Containers, backend.epoch(), containers(&asked_in_turn));
+    backend.replace_list(ListKind::Sandboxes, backend.revision(), sandboxes(&["s1"]));
+    backend.replace_list(ListKind::Containers, backend.revision(), containers(&asked_in_turn));
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1", "orphan-2"]);
 }
 
@@ -144,24 +145,24 @@ fn a_container_whose_sandbox_the_backend_does_not_have_is_listed_once_it_says_so
 fn changes_show_at_once() {
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
-    backend.sandbox_created("s2", &run_request("db"));
-    backend.container_created("c2", "s2", &[]);
+    backend.record_sandbox_created("s2", &run_request("db"));
+    backend.record_container_created("c2", "s2", &[]);
     let state_of = |id: &str| {
         let all = shown(&backend, ListKind::Containers).unwrap();
         all.into_iter().find(|(listed, _)| listed == id).map(|(_, state)| state)
     };
     assert_eq!(state_of("c2"), Some(CONTAINER_CREATED));
-    backend.container_started("c2");
+    backend.record_container_started("c2");
     assert_eq!(state_of("c2"), Some(CONTAINER_RUNNING));
-    backend.container_stopped("c2");
+    backend.record_container_stopped("c2");
     assert_eq!(state_of("c2"), Some(CONTAINER_EXITED));
-    backend.container_removed("c2");
+    backend.record_container_removed("c2");
     assert_eq!(state_of("c2"), None);
-    backend.sandbox_stopped("s1");
+    backend.record_sandbox_stopped("s1");
     assert_eq!(state_of("c1"), Some(CONTAINER_EXITED));
     let both = vec![("s1".to_owned(), SANDBOX_NOTREADY), ("s2".to_owned(), SANDBOX_READY)];
     assert_eq!(shown(&backend, ListKind::Sandboxes).unwrap(), both);
-    backend.sandbox_removed("s1");
+    backend.record_sandbox_removed("s1");
     assert_eq!(state_of("c1"), None);
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s2"]);
 }
@@ -172,18 +173,18 @@ fn a_container_that_was_never_started_is_not_exited_by_a_stop() {
     take_pair(&backend, &["s1"], &[("ran", "s1")]);
     let listed = |id: &str, state| (id.to_owned(), state);
     for id in ["created", "started"] {
-        backend.container_created(id, "s1", &[]);
-        backend.container_stopped(id);
+        backend.record_container_created(id, "s1", &[]);
+        backend.record_container_stopped(id);
     }
     // That stop did nothing, and so the start is one.
-    backend.container_started("started");
+    backend.record_container_started("started");
     let running = [
         listed("created", CONTAINER_CREATED),
         listed("ran", CONTAINER_RUNNING),
         listed("started", CONTAINER_RUNNING),
     ];
     assert_eq!(shown(&backend, ListKind::Containers).unwrap(), running);
-    backend.sandbox_stopped("s1");
+    backend.record_sandbox_stopped("s1");
     let stopped = [
         listed("created", CONTAINER_CREATED),
         listed("ran", CONTAINER_EXITED),
@@ -197,8 +198,8 @@ fn a_container_in_an_unknown_state_is_exited_by_a_stop() {
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1"], &[]);
     let unknown = cri::ListContainersResponse { containers: vec![container("c1", "s1", CONTAINER_UNKNOWN)] };
-    backend.replace_list(ListKind::Containers, backend.epoch(), unknown.encode_to_vec().into());
-    backend.container_stopped("c1");
+    backend.replace_list(ListKind::Containers, backend.revision(), unknown.encode_to_vec().into());
+    backend.record_container_stopped("c1");
     assert_eq!(shown(&backend, ListKind::Containers).unwrap(), [("c1".to_owned(), CONTAINER_EXITED)]);
 }
 
@@ -221,7 +222,7 @@ fn a_restored_pod_is_listed_with_its_running_containers() {
         pod_sandbox_id: "s1".into(),
         restored_containers: vec![restored("main", "c1"), restored("other", "c2")],
     };
-    backend.restored(&request.encode_to_vec(), &response.encode_to_vec()).unwrap();
+    backend.record_restored(&request.encode_to_vec(), &response.encode_to_vec()).unwrap();
     let mut seen = Vec::new();
     backend.for_each_sandbox(|facts| seen.push(format!("{} {}", facts.id, facts.runtime_handler)));
     backend.for_each_container(|facts| {
@@ -237,8 +238,8 @@ fn a_restored_pod_is_listed_with_its_running_containers() {
 fn a_change_does_not_turn_back_what_a_newer_list_knows_better() {
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
-    let before = backend.epoch();
-    backend.container_started("c1");
+    let before = backend.revision();
+    backend.record_container_started("c1");
     let exited = cri::ListContainersResponse { containers: vec![container("c1", "s1", CONTAINER_EXITED)] };
     backend.replace_list(ListKind::Sandboxes, before, sandboxes(&["s1"]));
     backend.replace_list(ListKind::Containers, before, exited.encode_to_vec().into());
@@ -249,8 +250,8 @@ fn a_change_does_not_turn_back_what_a_newer_list_knows_better() {
 fn a_filtered_reply_adds_and_updates_and_never_removes() {
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1", "s2"], &[("c1", "s1"), ("c2", "s2")]);
-    let epoch = backend.epoch();
-    backend.container_removed("c2");
+    let revision = backend.revision();
+    backend.record_container_removed("c2");
     let reply = cri::ListContainersResponse {
         containers: vec![
             container("c1", "s1", CONTAINER_EXITED),
@@ -259,10 +260,10 @@ fn a_filtered_reply_adds_and_updates_and_never_removes() {
             container("c4", "unknown", CONTAINER_RUNNING),
         ],
     };
-    backend.update_items(ListKind::Containers, epoch, &reply.encode_to_vec()).unwrap();
+    backend.update_items(ListKind::Containers, revision, &reply.encode_to_vec()).unwrap();
     let expected = [("c1".to_owned(), CONTAINER_EXITED), ("c3".to_owned(), CONTAINER_RUNNING)];
     assert_eq!(shown(&backend, ListKind::Containers).unwrap(), expected, "c2 was removed, c4 has no sandbox");
-    backend.update_items(ListKind::Containers, backend.epoch(), &[]).unwrap();
+    backend.update_items(ListKind::Containers, backend.revision(), &[]).unwrap();
     assert_eq!(shown(&backend, ListKind::Containers).unwrap(), expected);
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
     assert_eq!(shown(&backend, ListKind::Containers).unwrap(), [("c1".to_owned(), CONTAINER_RUNNING)]);
@@ -271,7 +272,7 @@ fn a_filtered_reply_adds_and_updates_and_never_removes() {
 #[test]
 fn a_filtered_reply_older_than_the_list_says_nothing() {
     let (_dir, backend) = backend();
-    let old = backend.epoch();
+    let old = backend.revision();
     take_pair(&backend, &["s1"], &[]);
     backend.update_items(ListKind::Sandboxes, old, &sandboxes(&["s2"])).unwrap();
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
@@ -283,7 +284,7 @@ fn an_unreadable_filtered_reply_is_an_error_and_changes_nothing() {
     take_pair(&backend, &["s1"], &[]);
     let mut torn = sandboxes(&["s2", "s3"]).to_vec();
     torn.pop();
-    assert!(backend.update_items(ListKind::Sandboxes, backend.epoch(), &torn).is_err());
+    assert!(backend.update_items(ListKind::Sandboxes, backend.revision(), &torn).is_err());
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
 }
 
@@ -298,15 +299,15 @@ fn a_removed_image_is_gone_at_once_and_stays_gone_for_a_list_sent_before() {
         Some(cri::ListImagesResponse::decode(list).unwrap().images.len())
     };
     assert_eq!(count(), None);
-    backend.replace_list(ListKind::Images, backend.epoch(), images.clone());
-    let before = backend.epoch();
-    backend.image_removed("sha256:aa");
+    backend.replace_list(ListKind::Images, backend.revision(), images.clone());
+    let before = backend.revision();
+    backend.record_image_removed("sha256:aa");
     assert_eq!(count(), Some(1));
     backend.replace_list(ListKind::Images, before, images.clone());
     assert_eq!(count(), Some(1));
-    backend.replace_list(ListKind::Images, backend.epoch(), images.clone());
+    backend.replace_list(ListKind::Images, backend.revision(), images.clone());
     assert_eq!(count(), Some(2), "the backend lists it again");
-    let before = backend.epoch();
+    let before = backend.revision();
     backend.forget_images();
     backend.replace_list(ListKind::Images, before, images);
     assert_eq!(count(), None);
@@ -320,7 +321,7 @@ fn stats_are_those_of_what_is_listed() {
         cri::ContainerStats { attributes: Some(attributes), ..Default::default() }
     };
     let reply = cri::ListContainerStatsResponse { stats: vec![stats("c1"), stats("c2")] };
-    backend.replace_list(ListKind::ContainerStats, backend.epoch(), reply.encode_to_vec().into());
+    backend.replace_list(ListKind::ContainerStats, backend.revision(), reply.encode_to_vec().into());
     take_pair(&backend, &["s1", "s2"], &[("c1", "s1"), ("c2", "s2")]);
     let listed = |filter: &Filter| {
         let list = backend.list(ListKind::ContainerStats, filter).unwrap();
@@ -331,7 +332,7 @@ fn stats_are_those_of_what_is_listed() {
     };
     let of_s2 = Filter::parse(ListKind::ContainerStats, &of_s2.encode_to_vec()).unwrap();
     assert_eq!(listed(&of_s2), [stats("c2")]);
-    backend.sandbox_removed("s2");
+    backend.record_sandbox_removed("s2");
     assert_eq!(listed(&Filter::default()), [stats("c1")]);
     assert_eq!(listed(&of_s2), []);
 }

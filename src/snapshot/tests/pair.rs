@@ -142,7 +142,7 @@ impl Run {
 
     fn receive(&mut self, index: usize, bits: u8) -> Result<(), TestCaseError> {
         let (kind, revision) = self.in_flight.remove(index);
-        self.sync.take(kind, revision, encoded(kind, bits), self.now, &[]);
+        self.sync.receive(kind, revision, encoded(kind, bits), self.now, &[]);
         self.model.receive(kind, revision.seq, revision.at, self.now, bits);
         let expected = self.model.served.map(|(sandboxes, containers)| {
             (
@@ -171,7 +171,8 @@ proptest! {
         }
     }
 
-    /// Once a pair is served, kubelet's own order, sandboxes then containers, is served whatever happened before.
+    /// Once a pair is served, kubelet's own order, sandboxes then containers, is served whatever happened
+    /// before.
     #[test]
     fn sandboxes_and_then_containers_are_always_served(
         steps in prop::collection::vec(step(), 0..40),

@@ -41,7 +41,7 @@ enum Deed {
 
 struct InFlight {
     kind: ListKind,
-    epoch: Revision,
+    revision: Revision,
     answer: Option<Bytes>,
 }
 
@@ -149,7 +149,7 @@ impl Model {
         match event {
             Event::Send => {
                 for kind in [ListKind::Sandboxes, ListKind::Containers] {
-                    self.lists.push(InFlight { kind, epoch: backend.epoch(), answer: None });
+                    self.lists.push(InFlight { kind, revision: backend.revision(), answer: None });
                 }
             }
             Event::Answer(at) if at < self.lists.len() => {
@@ -157,7 +157,7 @@ impl Model {
             }
             Event::Arrive(at) if self.lists.get(at).is_some_and(|list| list.answer.is_some()) => {
                 let list = self.lists.remove(at);
-                backend.replace_list(list.kind, list.epoch, list.answer.unwrap());
+                backend.replace_list(list.kind, list.revision, list.answer.unwrap());
             }
             Event::Do(deed) if !self.is_busy(deed.pod()) && self.done(deed) => self.on_the_way.push(deed),
             Event::Record => self.record(backend),
@@ -210,13 +210,13 @@ impl Model {
         for deed in std::mem::take(&mut self.on_the_way) {
             let (sandbox, container) = (format!("s{}", deed.pod()), format!("c{}", deed.pod()));
             match deed {
-                Deed::CreateSandbox(_) => backend.sandbox_created(&sandbox, &run_request("a")),
-                Deed::CreateContainer(_) => backend.container_created(&container, &sandbox, &[]),
-                Deed::StartContainer(_) => backend.container_started(&container),
-                Deed::StopContainer(_) => backend.container_stopped(&container),
-                Deed::StopSandbox(_) => backend.sandbox_stopped(&sandbox),
-                Deed::RemoveSandbox(_) => backend.sandbox_removed(&sandbox),
-                Deed::RemoveContainer(_) => backend.container_removed(&container),
+                Deed::CreateSandbox(_) => backend.record_sandbox_created(&sandbox, &run_request("a")),
+                Deed::CreateContainer(_) => backend.record_container_created(&container, &sandbox, &[]),
+                Deed::StartContainer(_) => backend.record_container_started(&container),
+                Deed::StopContainer(_) => backend.record_container_stopped(&container),
+                Deed::StopSandbox(_) => backend.record_sandbox_stopped(&sandbox),
+                Deed::RemoveSandbox(_) => backend.record_sandbox_removed(&sandbox),
+                Deed::RemoveContainer(_) => backend.record_container_removed(&container),
             }
         }
     }

@@ -51,7 +51,7 @@ fn rename(config: &str, from: &str, to: &str) -> String {
         .replace(&format!("backend: {from} }}"), &format!("backend: {to} }}"))
 }
 
-/// Puts another configuration in force.
+/// Applies another configuration.
 fn edit(node: &Node, path: &str, text: &str) {
     std::fs::write(path, text).unwrap();
     node.run(&["crimux", "reload"]);

@@ -1,0 +1,129 @@
+//! Refreshes: the calls that crimux makes itself, one in flight for each class and backend, until it answers.
+//!
+//! A refresh runs on each new connection and while a class is late. It is cancelled with the connection. Its
+//! answers are recorded like those of a client's calls.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tonic::Code;
+
+use crate::backend::{Backend, Class, Refresh, own_headers};
+use crate::codec::Message;
+use crate::error::Error;
+use crate::method::{Deadline, List, Method};
+use crate::proxy::asking::until_answered;
+use crate::proxy::fan_out::{is_optional, lacking};
+use crate::proxy::{ProxyState, answer, learn, pod_metrics};
+
+/// The timeout of one attempt of a refresh. Further attempts start long before that (`asking.rs`).
+pub(super) const REFRESH_TIMEOUT: Duration = Duration::from_secs(60);
+/// The longest pause between attempts to refresh lists and `Status`.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest pause between attempts of the other classes.
+const LONGEST_PAUSE_ONCE: Duration = Duration::from_secs(2);
+
+/// Records that a call exceeded the backend's deadline.
+pub(super) fn record_timeout(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Class, method: &Method) {
+    if backend.health.mark_late(class) && method.deadline != Deadline::Fast {
+        tracing::warn!(backend = %backend.name, method = method.name, "backend is late");
+    }
+    refresh(node, backend, class);
+}
+
+/// Records that a backend's list failed. If it is the sandbox or container list, the other one must not be of
+/// a later moment: both are last-known until both were listed again.
+pub(super) fn record_failure(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Class, cause: String) {
+    backend.health.record_error(cause);
+    if class == Class::Lists {
+        backend.health.mark_late(class);
+        refresh(node, backend, class);
+    }
+}
+
+/// Starts the one refresh of a class of calls, unless it is in flight already. It ends with the connection.
+pub(super) fn refresh(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Class) {
+    if !backend.is_up() {
+        return;
+    }
+    let Some(guard) = backend.begin_refresh(class) else { return };
+    let (node, backend) = (Arc::clone(node), Arc::clone(backend));
+    tokio::spawn(async move {
+        tokio::select! {
+            () = backend.disconnected() => {}
+            () = refresh_until_ok(&node, &backend, class, &guard) => {}
+        }
+    });
+}
+
+/// Retries until the backend answers. Lists, `Status` and what is called once for each connection need an OK
+/// reply; for the other classes any answer ends the retry.
+async fn refresh_until_ok(node: &ProxyState, backend: &Arc<Backend>, class: Class, guard: &Refresh) {
+    let judged = matches!(class, Class::Lists | Class::Status);
+    let once = matches!(class, Class::Images | Class::Filesystems | Class::Metrics | Class::RuntimeConfig);
+    let failed = |error: &Error| {
+        if guard.is_outdated() {
+            return false;
+        }
+        let silent = matches!(error, Error::Late { .. } | Error::Overdue { .. } | Error::Busy { .. });
+        backend.health.record_error(error.to_string());
+        if judged || (silent && class != Class::RuntimeConfig) {
+            backend.health.mark_late(class);
+        } else {
+            backend.health.mark_answered(class);
+        }
+        judged || once || silent
+    };
+    let longest_pause = if judged { LONGEST_PAUSE } else { LONGEST_PAUSE_ONCE };
+    until_answered(longest_pause, || refresh_once(node, backend, class), failed).await;
+    if !guard.is_outdated() && backend.health.mark_answered(class) {
+        tracing::info!(backend = %backend.name, ?class, "backend answers in time again");
+    }
+}
+
+async fn refresh_once(node: &ProxyState, backend: &Arc<Backend>, class: Class) -> Result<(), Error> {
+    let lists: &[List] = match class {
+        Class::Lists => &[List::Sandboxes, List::Containers],
+        Class::Images => &[List::Images],
+        Class::ContainerStats => &[List::ContainerStats],
+        Class::SandboxStats => &[List::SandboxStats],
+        Class::Metrics => &[List::MetricDescriptors],
+        Class::Filesystems => &[List::Filesystems],
+        Class::Reads => return backend.ask_version(REFRESH_TIMEOUT).await,
+        Class::Status | Class::RuntimeConfig => return answer::refresh_reply(node, backend, class).await,
+    };
+    for list in lists {
+        match list_all(node, backend, *list).await {
+            Err(Error::Unimplemented(_)) => backend.health.record_unimplemented(list.unary()),
+            listed => listed?,
+        }
+    }
+    Ok(())
+}
+
+/// Lists everything of one kind at one backend, and records it.
+pub(super) async fn list_all(node: &ProxyState, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
+    let method = list.unary();
+    let revision = backend.last.revision();
+    let listed = backend.fetch(method, own_headers(REFRESH_TIMEOUT), Message::new(&[]).framed());
+    let late = || Error::Late { backend: Arc::clone(&backend.name), waited: REFRESH_TIMEOUT };
+    let reply = tokio::time::timeout(REFRESH_TIMEOUT, listed).await.map_err(|_| late())??;
+    match reply.code {
+        Code::Ok => {
+            backend.record_support(method, false);
+            learn::record_list(node, backend, list, revision, true, &reply.message.encoded_bytes())?;
+            if list == List::MetricDescriptors {
+                pod_metrics::record_unannounced(node, backend);
+            }
+            Ok(())
+        }
+        Code::Unimplemented if is_optional(list) => {
+            backend.record_support(method, true);
+            Err(lacking(backend, method))
+        }
+        code => {
+            let cause = format!("{} was answered with {code:?}", method.name);
+            Err(Error::Lost { backend: Arc::clone(&backend.name), cause })
+        }
+    }
+}

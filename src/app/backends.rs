@@ -134,7 +134,7 @@ impl Backends {
                 if self.started || self.node.snapshot.was_whole() {
                     last.set_instance(&instance);
                 } else {
-                    last.begin_as(instance);
+                    last.begin_as(&instance);
                 }
                 last
             }

@@ -61,10 +61,9 @@ impl LastKnown {
         }
     }
 
-    /// Notes who the backend is without a record of it: before a snapshot has been written, there is none
-    /// that a start could take for whole.
-    pub fn begin_as(&self, instance: Instance) {
-        self.lock().instance = instance;
+    /// Writes down who the backend is in the journal alone: the first snapshot comes with the first lists.
+    pub fn begin_as(&self, instance: &Instance) {
+        self.record(vec![Op::Instance(Box::new(instance.save()))]);
     }
 
     /// Tells whether the operator declared it lost, and nothing was heard of it since.
@@ -459,6 +458,11 @@ impl LastKnown {
 
     /// Writes `ops` to the journal as one record, and applies them.
     pub(super) fn change(&self, ops: Vec<Op>) {
+        self.record(ops);
+        self.shared.mark_dirty();
+    }
+
+    fn record(&self, ops: Vec<Op>) {
         let mut state = self.lock();
         let seq = self.shared.next_seq();
         let changes: Vec<Change> = ops.into_iter().map(|op| Change { seq, op: Some(op) }).collect();
@@ -467,8 +471,6 @@ impl LastKnown {
         for change in record.changes {
             state.apply(change);
         }
-        drop(state);
-        self.shared.mark_dirty();
     }
 
     /// Copies lists out of larger buffers, and drops the statuses of objects that are no longer listed.

@@ -285,6 +285,18 @@ fn a_removed_instance_is_kept_with_what_is_on_it_until_it_ends() {
 }
 
 #[test]
+fn where_an_instance_is_survives_a_kill_before_the_first_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.create("w", Life::Member);
+    backend.begin_as(&Instance { endpoint: "unix:///run/w.sock".into(), ..backend.instance() });
+    let survivor = copy(dir.path());
+    let again = open(survivor.path());
+    assert_eq!(again.instances(), [backend.instance()]);
+    assert!(!again.was_whole(), "there is no snapshot");
+}
+
+#[test]
 fn what_another_instance_owns_is_not_shown_and_that_is_remembered() {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = open(dir.path());

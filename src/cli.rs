@@ -89,7 +89,7 @@ enum Command {
     },
     /// Read the configuration again, or say what it would do to running pods.
     ///
-    /// The running crimux reads the file that it was started with. It ends with 0 only once that is in force.
+    /// The running crimux reads the file that it was started with. It exits with 0 only once that is applied.
     /// With --dry-run nothing is changed, and the file is that of --config.
     Reload(reload::ReloadArgs),
     /// Drain a backend, undo that, or declare one lost.

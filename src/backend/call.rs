@@ -79,7 +79,7 @@ struct InFlightGuard {
 impl Backend {
     /// Sends a request and returns the head of the reply.
     ///
-    /// The client's headers are forwarded, except those for which [`is_not_forwarded`] is true.
+    /// The client's headers are forwarded, except those for which `is_not_forwarded` is true.
     ///
     /// # Errors
     /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] if `max_in_flight` is reached,

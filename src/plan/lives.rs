@@ -72,7 +72,7 @@ impl Played {
                 (Meaning::Moved { .. }, old) => self.add(step, Life::Joining, old),
                 (Meaning::Elsewhere { .. }, Some(id)) => {
                     let kept = self.instance(id);
-                    assert_eq!(kept.pods, BTreeSet::new(), "pods are left behind: {:?}", step);
+                    assert_eq!(kept.pods, BTreeSet::new(), "pods are left behind: {step:?}");
                     (kept.endpoint, kept.name) = (step.endpoint.clone(), step.name.clone());
                     (kept.life, kept.listed) = (Life::Joining, false);
                 }

@@ -117,7 +117,7 @@ impl ProxyState {
         self.backends.load_full()
     }
 
-    /// Puts another list of backends in force.
+    /// Replaces the list of backends.
     pub fn replace_backends(&self, backends: Vec<Arc<Backend>>) {
         self.backends.store(Arc::new(backends));
     }

@@ -29,7 +29,7 @@ pub(super) struct Statuses {
     containers: HashMap<Box<str>, Slot>,
 }
 
-/// The cached statuses of one ID, after [`Statuses::forget`].
+/// The cached statuses of one ID, after `Statuses::forget`.
 #[derive(Debug, Default)]
 pub struct ForgottenStatus(Vec<(StatusKind, u64, Bytes)>);
 

@@ -1,8 +1,8 @@
 //! Unary calls over a pair of Unix sockets with this crate on both sides, and with h2 on both sides.
 //!
 //! Everything runs on one thread, so that the time of a call is the CPU that both sides need for it, the
-//! kernel's part included. Rounds of both alternate, and the fastest of each counts: a machine that others use
-//! only makes a round slower. `cargo bench -p grpc-http2`.
+//! kernel's part included. Rounds of both alternate, and the fastest of each counts: other load only
+//! makes a round slower. `cargo bench -p grpc-http2`.
 
 use std::convert::Infallible;
 use std::pin::Pin;

@@ -61,7 +61,7 @@ impl Machine {
         let machine = Self { keeper, pid, shared };
         machine.sh("mkdir -p /run/containerd && ln -s /srv/containerd.sock /run/containerd/containerd.sock");
         machine.sh("echo 'APT::Get::Assume-Yes \"true\";' >/etc/apt/apt.conf.d/99yes");
-        // The index of all manual pages of this machine would be made anew at each step.
+        // The index of all manual pages of this machine would be written again at each step.
         machine.sh("rm -f /var/lib/man-db/auto-update");
         Some(machine)
     }

@@ -2,7 +2,8 @@
 //!
 //! Every method takes the lock for a moment and does no I/O: a change is queued for the journal's thread
 //! before it is applied, and [`LastKnown::wait_for_journal`] waits for the disk. Queueing under the lock
-//! makes the journal's order the order of the changes. It must not ask the backend anything, nor know whether it is up.
+//! makes the journal's order the order of the changes. It must not ask the backend anything, nor know
+//! whether it is up.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -10,6 +10,7 @@ use testkit::runtime::{ApiVersions, Call, Fault, MetricLabels, Reply, SimRuntime
 use testkit::{Client, cri, eventually};
 use tonic::{Code, Status};
 
+use crate::outage::state::snapshot_holds;
 use crate::support::{Crimux, SOON, config};
 
 fn runtime(method: &str) -> String {
@@ -291,8 +292,12 @@ async fn a_restored_pod_goes_by_its_handler_and_is_known_with_its_containers() {
 #[tokio::test]
 async fn a_restored_pod_is_owned_whole_over_a_lost_reply_and_a_restart() {
     let a = SimRuntime::builder("a").start().await;
-    let b = SimRuntime::builder("b").start().await;
+    let b = SimRuntime::builder("b").sandboxes(1, 0).start().await;
+    let before = b.state().sandboxes().next().unwrap().id.clone();
     let mut crimux = start(&[("a", &a), ("b", &b)], |yaml| yaml).await;
+    // A backend whose lists were never saved is waited for after a start.
+    let state = crimux.dir.path().join("state");
+    eventually(SOON, async || snapshot_holds(&state, &before)).await;
     let restore = |name: &str| cri::RestorePodRequest {
         checkpoint_path: "/checkpoints/pod".into(),
         config: Some(sandbox_config(name).build()),

@@ -193,8 +193,10 @@ impl Churn {
     /// Judges a refusal: a backend may be out, and crimux itself may be.
     fn refused(&self, what: &str, status: &Status, kills: u32) {
         let killed = self.no_crimux.load(Ordering::SeqCst) || self.kills.load(Ordering::SeqCst) != kills;
-        // What a runtime says by itself is its own affair, as long as it does not deny what exists.
-        let own = !status.message().starts_with("crimux") && status.code() != Code::NotFound;
+        // What a runtime says by itself is its own affair, as long as it does not deny what exists. A removal whose
+        // reply was lost may have been done.
+        let leaving = self.model().leaving.keys().any(|id| status.message().contains(id.as_str()));
+        let own = !status.message().starts_with("crimux") && (status.code() != Code::NotFound || leaving);
         let ours = status.code() == Code::Unavailable;
         assert!(killed || own || ours, "{what} was refused with {:?}: {}", status.code(), status.message());
     }

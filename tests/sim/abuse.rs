@@ -65,6 +65,23 @@ impl Watched {
         Hostile::connect(&self.crimux).await
     }
 
+    /// Another client is answered while this one sends one flood after the other.
+    async fn assert_others_are_served_beside(
+        &self,
+        client: &mut Hostile,
+        mut flood: impl FnMut() -> Vec<u8>,
+    ) {
+        let flooding = async {
+            loop {
+                client.send_and_read(&flood()).await;
+            }
+        };
+        tokio::select! {
+            () = self.assert_others_are_served() => {}
+            () = flooding => {}
+        }
+    }
+
     /// Another client is answered, for little CPU.
     async fn assert_others_are_served(&self) {
         let other: Client = self.crimux.client();
@@ -236,16 +253,7 @@ async fn frames_that_cost_more_than_they_carry_delay_nobody() {
         frame(2, 0, 1, &[0; 5]).repeat(2000),
     ];
     for flood in floods {
-        let client = &mut client;
-        let flooding = async {
-            loop {
-                client.send_and_read(&flood).await;
-            }
-        };
-        tokio::select! {
-            () = watched.assert_others_are_served() => {}
-            () = flooding => {}
-        }
+        watched.assert_others_are_served_beside(&mut client, || flood.clone()).await;
     }
     drop(client);
     watched.assert_given_back().await;
@@ -267,15 +275,7 @@ async fn frames_that_carry_nothing_delay_nobody() {
     for (first, flood) in floods {
         let (mut client, flood) = (watched.client().await, flood.repeat(2000));
         client.send(&first).await;
-        let flooding = async {
-            loop {
-                client.send_and_read(&flood).await;
-            }
-        };
-        tokio::select! {
-            () = watched.assert_others_are_served() => {}
-            () = flooding => {}
-        }
+        watched.assert_others_are_served_beside(&mut client, || flood.clone()).await;
     }
     watched.assert_given_back().await;
 }
@@ -287,21 +287,16 @@ async fn streams_that_are_opened_and_reset_start_no_work() {
     for (kind, payload) in [(3, [0, 0, 0, 8]), (8, [0; 4])] {
         let mut client = watched.client().await;
         let mut stream = 1;
-        let flooding = async {
-            loop {
-                let mut flood = Vec::new();
-                for _ in 0..500 {
-                    flood.extend(headers(stream, false, &request(LIST)));
-                    flood.extend(frame(kind, 0, stream, &payload));
-                    stream += 2;
-                }
-                client.send_and_read(&flood).await;
+        let flood = || {
+            let mut flood = Vec::new();
+            for _ in 0..500 {
+                flood.extend(headers(stream, false, &request(LIST)));
+                flood.extend(frame(kind, 0, stream, &payload));
+                stream += 2;
             }
+            flood
         };
-        tokio::select! {
-            () = watched.assert_others_are_served() => {}
-            () = flooding => {}
-        }
+        watched.assert_others_are_served_beside(&mut client, flood).await;
     }
     watched.assert_given_back().await;
 }

@@ -153,6 +153,21 @@ impl Run {
         prop_assert_eq!(served(self.sync.pair.as_ref()), expected);
         Ok(())
     }
+
+    /// Takes these steps, at most four requests in flight.
+    fn play(&mut self, steps: Vec<PairStep>) -> Result<(), TestCaseError> {
+        for step in steps {
+            match step {
+                PairStep::Request(kind) if self.in_flight.len() < 4 => self.request(kind),
+                PairStep::Receive(index, bits) if index < self.in_flight.len() => {
+                    self.receive(index, bits)?;
+                }
+                PairStep::Pass(time) => self.now += time,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
 }
 
 proptest! {
@@ -161,14 +176,7 @@ proptest! {
     #[test]
     fn the_served_pair_is_the_one_that_the_table_names(steps in prop::collection::vec(step(), 1..80)) {
         let mut run = Run::new();
-        for step in steps {
-            match step {
-                PairStep::Request(kind) if run.in_flight.len() < 4 => run.request(kind),
-                PairStep::Receive(index, bits) if index < run.in_flight.len() => run.receive(index, bits)?,
-                PairStep::Pass(time) => run.now += time,
-                _ => {}
-            }
-        }
+        run.play(steps)?;
     }
 
     /// Once a pair is served, kubelet's own order, sandboxes then containers, is served whatever happened
@@ -183,14 +191,7 @@ proptest! {
             run.request(kind);
             run.receive(0, 0)?;
         }
-        for step in steps {
-            match step {
-                PairStep::Request(kind) if run.in_flight.len() < 4 => run.request(kind),
-                PairStep::Receive(index, bits) if index < run.in_flight.len() => run.receive(index, bits)?,
-                PairStep::Pass(time) => run.now += time,
-                _ => {}
-            }
-        }
+        run.play(steps)?;
         for (kind, bits) in [(ListKind::Sandboxes, bits.0), (ListKind::Containers, bits.1)] {
             run.request(kind);
             run.now += Duration::from_millis(1);

@@ -45,7 +45,9 @@ impl Drop for OpenStreamGuard<'_> {
 
 /// Serves one connection until it closes. Until its head is complete, a newer client may evict it.
 pub(super) async fn serve(relay: &Relay, mut client: TcpStream, admitted: Admitted) {
+    // A head that has arrived is read, though its client was evicted meanwhile.
     let head = tokio::select! {
+        biased;
         head = timeout(HEAD_TIME, read_head(&mut client)) => head,
         () = admitted.evicted() => return,
     };

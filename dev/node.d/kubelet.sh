@@ -6,11 +6,13 @@ SYSCTLS=(vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops 
   kernel/keys/root_maxbytes)
 
 kubelet_configure() {
+  local socket=$NODE/crimux.sock
+  [ -z "${NODE_DIRECT:-}" ] || socket=$RUN/$NODE_DIRECT/containerd.sock
   mkdir -p "$NODE/kubelet"
   cat >"$NODE/kubelet.yaml" <<CONFIG
 apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
-containerRuntimeEndpoint: unix://$NODE/crimux.sock
+containerRuntimeEndpoint: unix://$socket
 failCgroupV1: false
 failSwapOn: false
 cgroupDriver: cgroupfs

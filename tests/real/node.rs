@@ -17,6 +17,7 @@ use testkit::bed::{Bed, skipped};
 mod chaos;
 mod identity;
 mod migration;
+mod numbers;
 mod reach;
 
 /// The script that does the work.
@@ -24,6 +25,10 @@ const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/dev/node");
 
 /// The backends of a node; each is a `RuntimeClass` too. The first is the default one.
 const CLASSES: [&str; 4] = ["new", "old", "crun", "gvisor"];
+
+/// The gates that change how kubelet asks a runtime.
+const GATES: &str =
+    "EventedPLEG=true,CRIListStreaming=true,PodAndContainerStatsFromCRI=true,RuntimeClassInImageCriApi=true";
 
 /// How kubectl prints a pod: name, restarts, readiness.
 const LINES: &str = concat!(
@@ -54,11 +59,11 @@ type Seen = (String, String);
 impl Node {
     /// A node with these feature gates (`A=true,B=false`), or `None` after a loud skip.
     fn up_or_skip(features: &str) -> Option<Self> {
-        Self::up_over("", features)
+        Self::up_with(&[("NODE_FEATURES", features)])
     }
 
-    /// The same over other backends (`NAME:RUNTIME@VERSION ...`); none for those of [`CLASSES`].
-    fn up_over(backends: &str, features: &str) -> Option<Self> {
+    /// The same with these variables of `dev/node`; the backends are those of [`CLASSES`] if none are named.
+    fn up_with(variables: &[(&str, &str)]) -> Option<Self> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         if std::env::var_os("CRIMUX_NODE").is_none_or(|value| value != "1") {
             skipped("a Kubernetes node was not asked for (./dev/test node, or CRIMUX_NODE=1)");
@@ -73,8 +78,7 @@ impl Node {
         std::fs::create_dir(&directory).unwrap();
         let said = directory.with_extension("err");
         let mut holder = command(&directory, &["hold"])
-            .env("NODE_FEATURES", features)
-            .env("NODE_BACKENDS", backends)
+            .envs(variables.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(File::create(&said).unwrap())

@@ -9,7 +9,7 @@ const LOSING_SUPPORT: &str = "kubelet_cri_losing_support{version=\"1.38.0\"}";
 
 #[test]
 fn a_node_on_an_old_containerd_becomes_one_on_a_new_containerd_without_losing_a_pod() {
-    let Some(node) = Node::up_over("old:runc@debian", "") else { return };
+    let Some(node) = Node::up_with(&[("NODE_BACKENDS", "old:runc@debian")]) else { return };
     let pods = ["first", "second"];
     for pod in pods {
         node.pod(pod, "old", "trap 'exit 0' TERM; sleep 86400 & wait");

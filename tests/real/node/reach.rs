@@ -44,6 +44,8 @@ fn the_gates_of_kubelet_find_what_they_look_for() {
     // Of the four `old` has neither an event stream nor RuntimeConfig, and `crun` is made to lack pod stats.
     let Some(node) = Node::up_with(&[("NODE_FEATURES", GATES), ("NODE_LACKS", LACKS)]) else { return };
     node.one_pod_per_class();
+    let probe = node.run(&["crimux", "check", "--probe"]);
+    assert!(probe.contains("crun: it has no PodSandboxStats and keeps them from being offered"), "{probe}");
     let log = node.run(&["logs", "kubelet"]);
     assert!(!log.contains("unrecognized feature gate"), "{log}");
     for class in CLASSES {
@@ -64,6 +66,7 @@ fn the_gates_of_kubelet_find_what_they_look_for() {
     }
     restarted_so_far(&node, &["new", "old", "crun"], "2");
     node.run(&["start-crimux"]);
+    node.run(&["restart", "gvisor"]);
     stop_behind_kubelet(&node, "gvisor");
     restarted_so_far(&node, &CLASSES, "2");
     numbers_have(&node, "stats/summary", &CLASSES);

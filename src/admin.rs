@@ -30,6 +30,7 @@ pub use change::ReloadRequest;
 pub(crate) use change::planned;
 use http::Port;
 
+pub mod aim;
 pub mod api;
 mod cache;
 mod change;
@@ -144,6 +145,7 @@ fn root_routes() -> Router<Arc<AdminState>> {
         .route("/v1/routes", get(read::routes))
         .route("/v1/routes/", get(read::default_route))
         .route("/v1/routes/{handler}", get(read::route))
+        .route("/v1/next", post(aim::aim))
         .route("/v1/reload", post(change::reload))
         .route("/v1/plan", post(change::plan))
         .route("/v1/backends/{name}/drain", post(change::drain))

@@ -21,6 +21,7 @@ mod client;
 mod finding;
 mod generate;
 mod inspect;
+mod names;
 mod output;
 mod probe;
 mod reload;
@@ -72,10 +73,17 @@ enum Command {
         #[command(flatten)]
         reading: ReadArgs,
     },
-    /// Show where new sandboxes of a handler go; without one, of every handler.
+    /// Show where new sandboxes of a handler go; without one, of every handler. With --next, aim one pod.
     Route {
         /// The RuntimeClass handler; "" is for pods without a RuntimeClass.
         handler: Option<String>,
+        /// Send the next sandbox of the pod NAMESPACE/NAME to BACKEND, whatever the weights; "none" drops that.
+        ///
+        /// The pod's handler must lead to that backend, with a weight of 0 if need be; a pod without a
+        /// RuntimeClass can go to any. It holds for one pod: for its first sandbox within an hour, and for that
+        /// pod's later sandboxes. A start of crimux ends it.
+        #[arg(long, num_args = 2, value_names = ["POD", "BACKEND"], conflicts_with = "handler")]
+        next: Option<Vec<String>>,
         #[command(flatten)]
         reading: ReadArgs,
     },
@@ -109,6 +117,14 @@ enum Command {
     Completions {
         /// The shell.
         shell: clap_complete::Shell,
+    },
+    /// Print the names that a completion offers, one on each line; nothing if they cannot be had.
+    #[command(hide = true)]
+    Names {
+        /// Of what.
+        kind: names::NameKind,
+        #[command(flatten)]
+        client: client::AdminClient,
     },
     /// Write man pages, completions or the reference of the command line into a directory, for packages.
     #[command(hide = true)]
@@ -147,7 +163,13 @@ pub fn run(cli: Cli) -> ExitCode {
 /// Reports a fatal error: as an event once logging has started, in the format of the log, else as text.
 fn report(error: &anyhow::Error) {
     if telemetry::is_started() {
-        tracing::error!(error = format!("{error:#}"), "crimux ends");
+        let text = format!("{error:#}");
+        if let Some(problems @ ConfigError::Invalid { .. }) = error.downcast_ref::<ConfigError>() {
+            telemetry::log_problems(problems);
+            tracing::error!(error = text.lines().next(), "crimux ends: its configuration has problems");
+        } else {
+            tracing::error!(error = text, "crimux ends");
+        }
     } else if error.downcast_ref::<ConfigError>().is_some() {
         eprintln!("{error}");
     } else {
@@ -160,13 +182,20 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         // One thread serves all calls: a call then never waits for another thread to wake up (see
         // ARCHITECTURE.md).
         Command::Serve(ConfigFile { config }) => {
-            block_on(async { App::start(&config).await?.run().await })?;
+            let served = block_on(async { App::start(&config).await?.run().await });
+            if served.is_err() && !telemetry::is_started() && config::is_log_json(&config) {
+                telemetry::start_for_errors()?;
+            }
+            served?;
             ExitCode::SUCCESS
         }
         Command::Check(check) => block_on(check.run())?,
         Command::Status { watch, check, reading } => block_on(show::status(&reading, watch, check))?,
         Command::Ps { filter, reading } => block_on(show::pods(&reading, &filter))?,
-        Command::Route { handler, reading } => block_on(show::routes(&reading, handler.as_deref()))?,
+        Command::Route { handler, next: None, reading } => {
+            block_on(show::routes(&reading, handler.as_deref()))?
+        }
+        Command::Route { next: Some(next), reading, .. } => block_on(backend::aim(&reading.client, &next))?,
         Command::Images { explain: None, reading } => block_on(show::images(&reading))?,
         Command::Images { explain: Some(reference), reading } => {
             block_on(show::explain_image(&reading, &reference))?
@@ -176,7 +205,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Config(verb) => block_on(verb.run())?,
         Command::LogLevel(verb) => block_on(verb.run())?,
         Command::Debug(verb) => block_on(verb.run())?,
-        Command::Completions { shell } => generate::completions(shell, Cli::command()),
+        Command::Names { kind, client } => block_on(names::print(kind, client))?,
+        Command::Completions { shell } => generate::completions(shell, &Cli::command())?,
         Command::Generate { what, directory } => generate::all(what, &directory, Cli::command())?,
     };
     Ok(code)

@@ -54,6 +54,8 @@ pub struct Config {
     pub identity: Identity,
     /// The backend of pods without a `RuntimeClass`, and of calls that name nothing.
     pub default_backend: String,
+    /// Where sandboxes of pods without a `RuntimeClass` go; empty: all to the default backend.
+    pub default_split: Vec<Target>,
     /// All backends by name.
     pub backends: BTreeMap<String, BackendConfig>,
     /// `RuntimeClass` handler → where its sandboxes go. Never holds the handler `""`.
@@ -324,16 +326,26 @@ impl Config {
 
 /// Returns `admin.socket` of a file that may have problems elsewhere; `None` if it cannot be read.
 pub fn admin_socket_of(path: &Path) -> Option<PathBuf> {
+    values::socket(&raw_value(path, "admin", "socket")?).ok()
+}
+
+/// Tells whether a file that may have problems elsewhere sets `log.format: json`.
+pub fn is_log_json(path: &Path) -> bool {
+    raw_value(path, "log", "format").is_some_and(|format| format == "json")
+}
+
+/// Returns the text of `section.key` in a file that may have problems elsewhere.
+fn raw_value(path: &Path, section: &str, key: &str) -> Option<String> {
     let (text, _) = read_bounded(path).ok()?;
     let text = String::from_utf8_lossy(&text);
-    let value = tree::find_text(&text, &["admin", "socket"]);
+    let value = tree::find_text(&text, &[section, key]);
     // Behind a YAML syntax error there is no tree; then the line of the key is enough.
-    let value = value.or_else(|| {
-        let admin = text.split("\nadmin:").nth(1)?;
-        let rest = admin.split_once("socket:")?.1.lines().next()?;
+    value.or_else(|| {
+        let text = format!("\n{text}");
+        let section = text.split(&format!("\n{section}:")).nth(1)?;
+        let rest = section.split_once(&format!("{key}:"))?.1.lines().next()?;
         Some(rest.trim().trim_matches(['"', '\'', '}', ' ']).split([',', ' ']).next()?.to_owned())
-    })?;
-    values::socket(&value).ok()
+    })
 }
 
 /// Checks a log filter as the key `log.level` is checked.

@@ -54,6 +54,7 @@ mod recover;
 mod refresh;
 mod reply;
 mod stream_lists;
+mod unknown_ids;
 
 /// One of crimux's sockets, as a service: the node's, or one that shows a single backend.
 #[derive(Debug, Clone)]

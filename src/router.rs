@@ -10,9 +10,11 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::snapshot::InstanceId;
+pub use aims::{AIM_LIFETIME, Aim, Aims};
 pub use handlers::{Choice, Handlers};
 pub use owners::{Annotations, Lookup, OwnedPod, Owners, Pod};
 
+mod aims;
 mod handlers;
 pub mod images;
 mod owners;
@@ -24,6 +26,8 @@ pub struct Router {
     pub owners: Owners,
     /// Container starts under way.
     pub image_starts: images::Starts,
+    /// Pods that an operator has aimed at a backend.
+    pub aims: Aims,
     handlers: ArcSwap<Handlers>,
 }
 
@@ -33,6 +37,7 @@ impl Router {
         Self {
             owners: Owners::default(),
             image_starts: images::Starts::default(),
+            aims: Aims::default(),
             handlers: ArcSwap::from_pointee(handlers),
         }
     }

@@ -6,9 +6,10 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Log, LogFormat};
+use crate::config::{ConfigError, Log, LogFormat};
 
 #[cfg(feature = "otlp")]
 pub mod spans;
@@ -31,11 +32,36 @@ static LEVEL: Mutex<String> = Mutex::new(String::new());
 /// If the filter is invalid, or logging was started before.
 pub fn start(log: &Log) -> anyhow::Result<()> {
     let level = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| log.level.clone());
+    let filter = EnvFilter::try_new(&level)
+        .with_context(|| format!("{level:?} is not a log filter (log.level, {FILTER_VARIABLE})"))?;
+    start_with(log.format, filter, level)
+}
+
+/// Starts logging as JSON at the level `error`, for a process that ends before its configuration is known.
+///
+/// # Errors
+/// If logging was started before.
+pub fn start_for_errors() -> anyhow::Result<()> {
+    start_with(LogFormat::Json, EnvFilter::new("error"), "error".to_owned())
+}
+
+/// Logs each problem of a configuration file as an event of its own.
+pub fn log_problems(error: &ConfigError) {
+    if let ConfigError::Invalid { path, problems } = error {
+        let file = path.display();
+        for problem in &problems.0 {
+            let (line, column, key) = (problem.line, problem.column, &problem.key);
+            tracing::error!(%file, line, column, key, problem = problem.message, "the configuration has a problem");
+        }
+    }
+}
+
+fn start_with(format: LogFormat, filter: EnvFilter, level: String) -> anyhow::Result<()> {
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::try_new(&level)?)
+        .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    let (replace, started): (Replace, _) = match log.format {
+    let (replace, started): (Replace, _) = match format {
         LogFormat::Text => {
             let builder = builder.with_filter_reloading();
             let handle = builder.reload_handle();

@@ -87,6 +87,8 @@ fn the_example_is_valid_and_means_what_it_says() {
     let share = |backend: &str, weight| Target { backend: backend.into(), handler: "runc".into(), weight };
     assert_eq!(config.handlers["canary"], [share("containerd", 9), share("containerd-2", 1)]);
     assert_eq!(config.handlers["runc"][0].handler, "", "the backend's own default");
+    let shares = [Target { handler: String::new(), ..share("containerd", 1) }, share("containerd-2", 0)];
+    assert_eq!(config.default_split, shares);
     assert_eq!(config.warnings(), []);
 }
 
@@ -462,6 +464,10 @@ fn a_split_needs_weight_somewhere() {
         &[("5:25: handlers.a.split", "weight above 0")],
     );
     refused(&split(""), &[("5:25: handlers.a.split", "weight above 0")]);
+    let of_default = |shares: &str| with(&format!("default_split: [{shares}]"));
+    refused(&of_default(&share("0")), &[("5:16: default_split", "weight above 0")]);
+    refused(&of_default("{ backend: three }"), &[("5:28: default_split[0].backend", "no backend \"three\"")]);
+    refused(&with("default_split: { backend: one }"), &[("5:16: default_split", "expected a list")]);
     refused(
         &split(&share("-1")),
         &[("5:50: handlers.a.split[0].weight", "out of range (expected 0 to 10000)")],
@@ -792,10 +798,11 @@ fn every_configuration_that_we_show_or_install_is_valid() {
     for text in whole {
         valid(text);
     }
-    let [backends, split, re_pointed] = pieces(include_str!("../docs/migration.md"))[..] else {
-        panic!("the migration guide shows backends, a split, and the handler re-pointed");
+    let [backends, split, default_split, re_pointed] = pieces(include_str!("../docs/migration.md"))[..]
+    else {
+        panic!("the migration guide shows backends, two splits, and the handler re-pointed");
     };
-    for handlers in [split, re_pointed] {
+    for handlers in [split, default_split, re_pointed] {
         valid(&format!("default_backend: containerd\n{backends}{handlers}"));
     }
 }

@@ -224,6 +224,20 @@ pub struct PodsView {
 pub struct RoutesView {
     /// The handler `""` first, then every configured one.
     pub routes: Vec<RouteView>,
+    /// Pods whose next sandbox an operator has aimed at a backend.
+    #[serde(default)]
+    pub aimed: Vec<AimView>,
+}
+
+/// A pod whose next sandbox is aimed at a backend.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct AimView {
+    /// `NAMESPACE/NAME`.
+    pub pod: String,
+    /// The backend.
+    pub backend: String,
+    /// How long the aim still waits for the pod.
+    pub seconds_left: u64,
 }
 
 /// `GET /v1/routes/HANDLER`, and one item of `GET /v1/routes`.

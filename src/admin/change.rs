@@ -215,11 +215,11 @@ pub(crate) fn planned(node: &ProxyState, config: &Config) -> ReloadReport {
     }
 }
 
-fn changed(message: String, warnings: Vec<String>) -> Json<ChangeResult> {
+pub(super) fn changed(message: String, warnings: Vec<String>) -> Json<ChangeResult> {
     Json(ChangeResult { message, warnings })
 }
 
-fn configured(node: &ProxyState, name: &str) -> Result<Arc<Backend>, ApiError> {
+pub(super) fn configured(node: &ProxyState, name: &str) -> Result<Arc<Backend>, ApiError> {
     node.backend_named(name).ok_or_else(|| unknown(node, name))
 }
 

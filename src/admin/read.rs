@@ -17,7 +17,7 @@ use crate::admin::api::{
     BackendView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView, PodView, PodsView, ReloadView,
     ReloadsView, RouteView, RoutesView, StateView, StatusView, TargetView, VerdictView,
 };
-use crate::admin::{AdminState, verdict};
+use crate::admin::{AdminState, aim, verdict};
 use crate::backend::{Backend, BackendState, Link};
 use crate::cri::{ListImagesResponse, VersionResponse};
 use crate::history::ReloadResult;
@@ -51,8 +51,16 @@ pub(super) async fn pods(State(state): State<Arc<AdminState>>) -> Json<PodsView>
     Json(PodsView { pods })
 }
 
+/// Returns the pod of this name as it was listed last, the latest attempt of several.
+pub(super) fn known_pod(node: &ProxyState, namespace: &str, name: &str) -> Option<PodView> {
+    let backends = node.backends();
+    let pods = backends.iter().flat_map(|backend| pods_of(node, backend));
+    let named = pods.filter(|pod| pod.namespace == namespace && pod.name == name);
+    named.max_by(|a, b| a.created_at.cmp(&b.created_at))
+}
+
 pub(super) async fn routes(State(state): State<Arc<AdminState>>) -> Json<RoutesView> {
-    Json(RoutesView { routes: all_routes(&state.node) })
+    Json(RoutesView { routes: all_routes(&state.node), aimed: aim::waiting(&state.node) })
 }
 
 pub(super) async fn default_route(State(state): State<Arc<AdminState>>) -> Result<Json<RouteView>, ApiError> {
@@ -146,12 +154,9 @@ fn one_route(node: &ProxyState, handler: &str) -> Result<Json<RouteView>, ApiErr
 }
 
 fn compose_route(node: &ProxyState, handlers: &Handlers, handler: &str) -> RouteView {
-    let targets: Vec<(InstanceId, String, u32)> = match handlers.targets_of(handler) {
-        Ok(targets) => {
-            targets.iter().map(|(b, target)| (*b, target.handler.clone(), target.weight)).collect()
-        }
-        Err(_) => vec![(handlers.default_backend(), String::new(), 1)],
-    };
+    let configured = handlers.targets_of(handler).unwrap_or_default();
+    let targets: Vec<(InstanceId, String, u32)> =
+        configured.iter().map(|(b, target)| (*b, target.handler.clone(), target.weight)).collect();
     let drained = |id| node.backend(id).is_ok_and(|backend| backend.last.is_draining());
     let open = |(id, _, weight): &(InstanceId, String, u32)| if drained(*id) { 0 } else { *weight };
     let name = |id| node.backend(id).map_or_else(|_| "gone".to_owned(), |backend| backend.name.to_string());
@@ -262,12 +267,12 @@ fn pods_of(node: &ProxyState, backend: &Backend) -> Vec<PodView> {
 
 /// Returns the `RuntimeClass` handler that leads to the handler `known_as` of `backend`.
 fn public_handler(handlers: &Handlers, backend: InstanceId, known_as: &str) -> String {
-    if known_as.is_empty() && handlers.default_backend() == backend {
-        return String::new();
-    }
     let leads = |targets: &[(InstanceId, crate::config::Target)]| {
         targets.iter().any(|(id, target)| *id == backend && target.handler == known_as)
     };
+    if known_as.is_empty() && handlers.targets_of("").is_ok_and(leads) {
+        return String::new();
+    }
     let mut public: Vec<_> = handlers
         .iter()
         .filter(|(_, targets)| leads(targets))

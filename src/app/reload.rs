@@ -141,15 +141,9 @@ impl Reloads {
     }
 }
 
-/// Logs every problem of a file as an event of its own.
+/// Logs every problem of a file as an event of its own, and that the file is not applied.
 fn log_problems(error: &ConfigError) {
-    if let ConfigError::Invalid { path, problems } = error {
-        let file = path.display();
-        for problem in &problems.0 {
-            let (line, column, key) = (problem.line, problem.column, &problem.key);
-            tracing::error!(%file, line, column, key, problem = problem.message, "the configuration has a problem");
-        }
-    }
+    telemetry::log_problems(error);
     let first = first_line(&error.to_string());
     tracing::error!(error = first, "configuration not reloaded, the old one stays current");
 }

@@ -59,6 +59,14 @@ pub struct Collected {
     pub code: Code,
 }
 
+impl Collected {
+    /// Returns an empty reply with code OK.
+    pub fn empty() -> Self {
+        let (headers, trailers) = (codec::reply_headers(), codec::ok_trailers());
+        Self { headers, message: Message::new(&[]), trailers, code: Code::Ok }
+    }
+}
+
 /// A connection to a backend, and the API that the backend speaks.
 #[derive(Debug)]
 pub(super) struct Channel {

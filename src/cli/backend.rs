@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::io::{BufRead, Write};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Subcommand;
 
@@ -13,6 +14,10 @@ use crate::admin::api::{ChangeResult, PodView, PodsView, StatusView};
 use crate::cli::client::{AdminClient, segment};
 use crate::cli::output;
 
+mod empty;
+
+/// How long `--wait` waits where it has no duration: longer than a node lives.
+const LONGEST_WAIT: &str = "10years";
 /// How many pods the question lists by name.
 const LISTED: usize = 20;
 
@@ -30,6 +35,12 @@ pub(super) enum BackendChange {
         /// Drain it although new sandboxes of some handler will be refused.
         #[arg(long)]
         force: bool,
+        /// Wait until nothing is left on it, naming what is and why; at most DURATION if one is given.
+        ///
+        /// The exit code is 1 if something is left then. Interrupting the wait does not end the drain.
+        #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true,
+              default_missing_value = LONGEST_WAIT, value_parser = humantime::parse_duration)]
+        wait: Option<Duration>,
         #[command(flatten)]
         client: AdminClient,
     },
@@ -69,7 +80,13 @@ impl BackendChange {
     /// If crimux cannot be reached or refuses, or if the operator does not confirm.
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let changed = match self {
-            Self::Drain { name, force, client } => post(&client, &name, "drain", force, "").await?,
+            Self::Drain { name, force, wait, client } => {
+                report(post(&client, &name, "drain", force, "").await?)?;
+                return match wait {
+                    Some(limit) => empty::wait(&client, &name, limit).await,
+                    None => Ok(ExitCode::SUCCESS),
+                };
+            }
             Self::Undrain { name, client } => post(&client, &name, "undrain", false, "").await?,
             Self::Forget { name, pod, yes, force, client } => {
                 if !force {
@@ -82,12 +99,28 @@ impl BackendChange {
                 post(&client, &name, "forget", force, &pod).await?
             }
         };
-        for warning in &changed.warnings {
-            anstream::eprintln!("{} {warning}", output::warn("warning:"));
-        }
-        output::print(&(changed.message + "\n"))?;
+        report(changed)?;
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// Aims the next sandbox of a pod at a backend: `next` is the two.
+///
+/// # Errors
+/// If crimux cannot be reached or refuses.
+pub(super) async fn aim(client: &AdminClient, next: &[String]) -> anyhow::Result<ExitCode> {
+    let [pod, backend] = next else { anyhow::bail!("--next takes a pod and a backend") };
+    report(client.post(&format!("/v1/next?pod={}&backend={}", segment(pod), segment(backend))).await?)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints the answer to a change, its warnings to standard error.
+fn report(changed: ChangeResult) -> anyhow::Result<()> {
+    for warning in &changed.warnings {
+        anstream::eprintln!("{} {warning}", output::warn("warning:"));
+    }
+    output::print(&(changed.message + "\n"))?;
+    Ok(())
 }
 
 async fn post(

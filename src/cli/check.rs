@@ -58,6 +58,8 @@ impl Check {
         findings.extend(running::compare(&config, &text).await);
         if self.probe {
             findings.extend(probe::all(&config).await);
+        } else {
+            findings.extend(missing_files(&config));
         }
         if let Some(file) = &self.runtime_classes {
             findings.extend(runtime_classes::compare(&config, &read(file)?)?);
@@ -110,6 +112,25 @@ fn show_problems(format: Format, file: &Path, problems: &Problems) -> anyhow::Re
     let document = json!({ "file": file.display().to_string(), "verdict": verdict, "problems": problems, "findings": [] });
     output::show(format, &document, |_| String::new())?;
     Ok(ExitCode::from(BAD_CONFIG))
+}
+
+/// Names the TLS files that do not exist here; `--probe` reads them.
+fn missing_files(config: &Config) -> Vec<Finding> {
+    let backends = config.backends.iter().filter_map(|(name, backend)| Some((name, backend.tls.as_ref()?)));
+    let files = backends.flat_map(|(name, tls)| {
+        let files = [("ca", Some(&tls.ca)), ("cert", tls.cert.as_ref()), ("key", tls.key.as_ref())];
+        files.into_iter().filter_map(move |(key, file)| Some((format!("backends.{name}.tls.{key}"), file?)))
+    });
+    let missing = files.filter(|(_, file)| !file.exists());
+    missing
+        .map(|(key, file)| {
+            let text = format!(
+                "{} does not exist on this machine; the backend cannot be connected without it",
+                file.display()
+            );
+            Finding::new(Grade::Warning, key, text)
+        })
+        .collect()
 }
 
 fn counted(number: usize, what: &str) -> String {

@@ -35,6 +35,9 @@ pub(super) struct AdminClient {
     /// How long to wait for an answer.
     #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
     timeout: Duration,
+    /// Whether a configuration with problems is passed over in silence.
+    #[arg(skip)]
+    quiet: bool,
 }
 
 /// The arguments of every verb that reads.
@@ -51,7 +54,13 @@ impl AdminClient {
     /// Returns a client of the admin socket at `path`.
     pub(super) fn at(path: &Path, timeout: Duration) -> Self {
         let socket = Some(path.display().to_string());
-        Self { config: PathBuf::from(config::DEFAULT_PATH), socket, timeout }
+        Self { config: PathBuf::from(config::DEFAULT_PATH), socket, timeout, quiet: true }
+    }
+
+    /// Returns the same client, which prints nothing and waits no longer than this.
+    pub(super) fn quiet(&self, timeout: Duration) -> Self {
+        let (config, socket) = (self.config.clone(), self.socket.clone());
+        Self { config, socket, timeout, quiet: true }
     }
 
     /// Sends a GET.
@@ -110,7 +119,10 @@ impl AdminClient {
                 let first = first.lines().next().unwrap_or_default();
                 let named = config::admin_socket_of(&self.config);
                 let socket = named.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
-                eprintln!("crimux: {first}\ncrimux: trying {}; --socket names another one", socket.display());
+                if !self.quiet {
+                    let at = socket.display();
+                    eprintln!("crimux: {first}\ncrimux: trying {at}; --socket names another one");
+                }
                 socket
             }
         }

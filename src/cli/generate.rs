@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Command, ValueEnum};
-use clap_complete::Shell;
+use clap_complete::{Generator, Shell};
 
 /// How wide help is in docs/cli.md.
 const WIDTH: usize = 110;
@@ -25,23 +25,57 @@ pub(super) enum What {
     Reference,
 }
 
+/// Completes names in bash: in front of clap's function, which knows verbs and options.
+const BASH_NAMES: &str = include_str!("generate/names.bash");
+/// Completes names in fish, beside clap's rules.
+const FISH_NAMES: &str = include_str!("generate/names.fish");
+/// Prints names for zsh.
+const ZSH_NAMES: &str = include_str!("generate/names.zsh");
+/// What zsh completes, as clap writes it, and the function of [`ZSH_NAMES`] in its place.
+const ZSH_ACTIONS: [(&str, &str); 6] = [
+    ("on this backend]:NAME:_default", "on this backend]:NAME:_crimux_names backends"),
+    ("RuntimeClass]:HANDLER:_default", "RuntimeClass]:HANDLER:_crimux_names handlers"),
+    ("of this namespace]:NAMESPACE:_default", "of this namespace]:NAMESPACE:_crimux_names namespaces"),
+    (":POD:_default:POD:_default", ":POD:_crimux_names pods:BACKEND:_crimux_names backends"),
+    ("':name -- The backend:_default'", "':name -- The backend:_crimux_names backends'"),
+    ("pods without a RuntimeClass:_default'", "pods without a RuntimeClass:_crimux_names handlers'"),
+];
+
 /// Writes one shell's completions to standard output.
-pub(super) fn completions(shell: Shell, mut cli: Command) -> ExitCode {
-    clap_complete::generate(shell, &mut cli, "crimux", &mut std::io::stdout());
-    ExitCode::SUCCESS
+pub(super) fn completions(shell: Shell, cli: &Command) -> anyhow::Result<ExitCode> {
+    crate::cli::output::print(&completion(shell, cli))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Composes the completions of a shell: clap's, of what `--help` shows, and names of crimux's own.
+fn completion(shell: Shell, cli: &Command) -> String {
+    let mut shown = Command::new("crimux").args(cli.get_arguments().cloned().collect::<Vec<_>>());
+    shown = shown.subcommands(cli.get_subcommands().filter(|verb| !verb.is_hide_set()).cloned());
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut shown.version("0"), "crimux", &mut text);
+    let text = String::from_utf8_lossy(&text).into_owned();
+    match shell {
+        Shell::Bash => text + BASH_NAMES,
+        Shell::Fish => text + FISH_NAMES,
+        Shell::Zsh => {
+            let named = ZSH_ACTIONS.iter().fold(text, |text, (clap, own)| text.replace(clap, own));
+            named.replacen("autoload -U is-at-least\n", &format!("autoload -U is-at-least\n\n{ZSH_NAMES}"), 1)
+        }
+        _ => text,
+    }
 }
 
 /// Writes all files of a kind into a directory.
 ///
 /// # Errors
 /// If they cannot be written.
-pub(super) fn all(what: What, directory: &Path, mut cli: Command) -> anyhow::Result<ExitCode> {
+pub(super) fn all(what: What, directory: &Path, cli: Command) -> anyhow::Result<ExitCode> {
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let written = match what {
         What::Man => clap_mangen::generate_to(cli, directory),
-        What::Completions => [Shell::Bash, Shell::Zsh, Shell::Fish]
-            .into_iter()
-            .try_for_each(|shell| clap_complete::generate_to(shell, &mut cli, "crimux", directory).map(drop)),
+        What::Completions => [Shell::Bash, Shell::Zsh, Shell::Fish].into_iter().try_for_each(|shell| {
+            fs::write(directory.join(shell.file_name("crimux")), completion(shell, &cli))
+        }),
         What::Reference => fs::write(directory.join("cli.md"), reference(cli)),
     };
     written.with_context(|| format!("cannot write in {}", directory.display()))?;
@@ -86,6 +120,21 @@ mod tests {
             kept == reference(Cli::command()),
             "docs/cli.md is outdated: run `cargo run -- generate reference docs`"
         );
+    }
+
+    #[test]
+    fn every_shell_completes_names_and_no_hidden_verb() {
+        let zsh = completion(Shell::Zsh, &Cli::command());
+        for (_, own) in ZSH_ACTIONS {
+            assert!(zsh.contains(own), "{own}");
+        }
+        assert!(zsh.contains("_crimux_names() {"), "{zsh}");
+        assert_eq!(zsh.matches("_crimux_names backends'").count(), 6, "ps has two, route one, backend three");
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let text = completion(shell, &Cli::command());
+            assert!(!text.contains("cli.md"), "the hidden verb generate is offered");
+            assert!(text.contains("crimux names"), "{shell}");
+        }
     }
 
     #[test]

@@ -178,12 +178,15 @@ fn handlers(config: &Config, patient: &Patient<'_>) -> Vec<Finding> {
     let Some(announced) = patient.handlers.as_ref().filter(|announced| !announced.is_empty()) else {
         return Vec::new();
     };
-    let asked = config.handlers.iter().flat_map(|(handler, targets)| {
-        targets.iter().filter(|t| t.backend == patient.name).map(move |target| (handler, &target.handler))
+    let keys = config.handlers.iter().map(|(handler, targets)| (format!("handlers.{handler}"), targets));
+    let keys = keys.chain([("default_split".to_owned(), &config.default_split)]);
+    let asked = keys.flat_map(|(key, targets)| {
+        let here = targets.iter().filter(|target| target.backend == patient.name);
+        here.map(|target| (key.clone(), &target.handler)).collect::<Vec<_>>()
     });
     let unknown = asked.filter(|(_, known_as)| !known_as.is_empty() && !announced.contains(*known_as));
     unknown
-        .map(|(handler, known_as)| {
+        .map(|(key, known_as)| {
             let known: Vec<_> =
                 announced.iter().filter(|name| !name.is_empty()).map(String::as_str).collect();
             let text = format!(
@@ -192,7 +195,7 @@ fn handlers(config: &Config, patient: &Patient<'_>) -> Vec<Finding> {
                 if announces_all { "know" } else { "announce" },
                 known.join(", ")
             );
-            Finding::new(grade, format!("handlers.{handler}"), text)
+            Finding::new(grade, key, text)
         })
         .collect()
 }

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use crate::admin::api::{ImagesView, Level, PodView, PodsView, RouteView, RoutesView, StatusView};
+use crate::admin::api::{AimView, ImagesView, Level, PodView, PodsView, RouteView, RoutesView, StatusView};
 use crate::admin::duration;
 use crate::admin::explain::ExplanationView;
 use crate::cli::client::{ReadArgs, segment};
@@ -112,7 +112,9 @@ pub(super) async fn routes(reading: &ReadArgs, handler: Option<&str>) -> anyhow:
     match handler {
         None => {
             let routes: RoutesView = reading.client.get("/v1/routes").await?;
-            output::show(reading.output, &routes, |routes| routes_table(&routes.routes))?;
+            output::show(reading.output, &routes, |routes| {
+                routes_table(&routes.routes) + &aims(&routes.aimed)
+            })?;
         }
         Some(handler) => {
             let path = format!("/v1/routes/{}", segment(handler));
@@ -216,6 +218,15 @@ fn routes_table(routes: &[RouteView]) -> String {
         })
     });
     table(header, rows)
+}
+
+/// Returns a line for each pod that is aimed.
+fn aims(aimed: &[AimView]) -> String {
+    let line = |aim: &AimView| {
+        let left = duration::human(Duration::from_secs(aim.seconds_left));
+        output::warn(&format!("next sandbox of pod {}: {} (for {left})", aim.pod, aim.backend)) + "\n"
+    };
+    aimed.iter().map(line).collect()
 }
 
 fn images_table(images: &ImagesView) -> String {

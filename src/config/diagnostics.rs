@@ -21,11 +21,12 @@ impl Position {
     pub(super) const START: Self = Self { line: 1, column: 1 };
 }
 
-/// Whether crimux listens on a socket or dials it.
+/// Whether crimux listens on a path, dials it, or makes a directory of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum SocketUse {
     Listen,
     Dial,
+    Directory,
 }
 
 #[derive(Debug)]
@@ -68,7 +69,8 @@ impl Diagnostics {
         self.sockets.borrow_mut().push(NamedSocket { path: plain(path), usage, position, key });
     }
 
-    /// Reports sockets that two keys would bind, and backends whose endpoint is crimux itself.
+    /// Reports sockets that two keys would bind, a directory in the place of one, and backends whose endpoint is
+    /// crimux itself.
     pub(super) fn check_sockets(&self) {
         let sockets = self.sockets.take();
         let mut bound: BTreeMap<&Path, &str> = BTreeMap::new();
@@ -78,6 +80,12 @@ impl Diagnostics {
                 self.add(socket.position, &socket.key, message);
             } else {
                 bound.insert(&socket.path, &socket.key);
+            }
+        }
+        for directory in sockets.iter().filter(|socket| socket.usage == SocketUse::Directory) {
+            if let Some((_, own)) = bound.iter().find(|(path, _)| directory.path.starts_with(path)) {
+                let message = format!("this is where {own} listens (name a directory of its own)");
+                self.add(directory.position, &directory.key, message);
             }
         }
         for socket in sockets.iter().filter(|socket| socket.usage == SocketUse::Dial) {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use super::diagnostics::Diagnostics;
+use super::diagnostics::{Diagnostics, SocketUse};
 use super::problem::Problems;
 use super::section::Section;
 use super::{
@@ -28,11 +28,15 @@ fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
     let listen_mode = top.read("listen_mode", values::mode);
     let listen_owner = top.read("listen_owner", values::owner);
     let state_dir = top.read("state_dir", values::directory);
+    if let Some(directory) = &state_dir {
+        top.note_socket("state_dir", directory, SocketUse::Directory);
+    }
     let admin = top.section("admin").and_then(|section| admin(&section));
     let identity = top
         .one_of("identity", &[("default-backend", Identity::DefaultBackend), ("crimux", Identity::Crimux)]);
     let (names, backends) = backends::read(top, base_dir);
     let default_backend = top.read("default_backend", |name| names.check(name));
+    let default_split = handlers::read_default_split(top, &names);
     let handlers = handlers::read(top, &names);
     let drain_timeout = top.duration("drain_timeout");
     let pod_sandbox_stats = top.one_of(
@@ -52,6 +56,7 @@ fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
         admin: admin?,
         identity: identity?,
         default_backend: default_backend?,
+        default_split: default_split?,
         backends: with_limits(backends?, &limits?),
         handlers: handlers?,
         drain_timeout: drain_timeout?,

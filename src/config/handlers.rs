@@ -1,7 +1,7 @@
 //! The `handlers` section: where the sandboxes of each `RuntimeClass` handler go.
 //!
 //! An entry names one backend, or splits new sandboxes among several by weight. The handler `""` is not
-//! configured here: it always goes to `default_backend`.
+//! an entry: it goes to `default_backend`, or by `default_split`.
 
 use std::collections::BTreeMap;
 
@@ -18,9 +18,14 @@ pub(super) fn read(top: &Section<'_>, backends: &BackendNames) -> Option<BTreeMa
     read.into_iter().map(|(name, targets)| Some((name, targets?))).collect()
 }
 
+/// Reads `default_split`; empty if it is not given.
+pub(super) fn read_default_split(top: &Section<'_>, backends: &BackendNames) -> Option<Vec<Target>> {
+    if top.has("default_split") { split(top, "default_split", backends) } else { Some(Vec::new()) }
+}
+
 fn one(top: &Section<'_>, named: &Named<'_>, backends: &BackendNames) -> Option<Vec<Target>> {
     if named.name.is_empty() {
-        let message = "pods without a RuntimeClass always go to default_backend (remove this entry)";
+        let message = "pods without a RuntimeClass go to default_backend (remove this entry; default_split shares them)";
         top.problem_of_name("handlers", named, message);
         return None;
     }
@@ -36,16 +41,16 @@ fn one(top: &Section<'_>, named: &Named<'_>, backends: &BackendNames) -> Option<
             );
         }
     }
-    split(section, backends)
+    split(section, "split", backends)
 }
 
-fn split(section: &Section<'_>, backends: &BackendNames) -> Option<Vec<Target>> {
-    let shares = section.list("split")?;
+fn split(section: &Section<'_>, key: &str, backends: &BackendNames) -> Option<Vec<Target>> {
+    let shares = section.list(key)?;
     let targets: Vec<_> =
         shares.iter().map(|share| target(share, backends, share.integer("weight"))).collect();
     let targets: Vec<Target> = targets.into_iter().collect::<Option<_>>()?;
     if targets.iter().all(|target| target.weight == 0) {
-        section.problem("split", "no share has a weight above 0 (give at least one)");
+        section.problem(key, "no share has a weight above 0 (give at least one)");
     }
     Some(targets)
 }

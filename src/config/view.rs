@@ -36,6 +36,14 @@ impl Config {
             "default_backend": self.default_backend,
             "backends": backends,
             "handlers": handlers,
+            "limits": {
+                "connections": self.limits.connections,
+                "streams": self.limits.streams,
+                "metadata_kib": self.limits.metadata_bytes >> 10,
+                "requests_mib": self.limits.request_bytes >> 20,
+                "unread_mib": self.limits.unread_bytes >> 20,
+                "list_mib": self.limits.list_bytes >> 20,
+            },
             "drain_timeout": duration(self.drain_timeout),
             "pod_sandbox_stats": match self.pod_sandbox_stats {
                 StatsPolicy::Unimplemented => "unimplemented",
@@ -47,12 +55,16 @@ impl Config {
                 "level": self.log.level,
             },
         });
+        if !self.default_split.is_empty() {
+            view["default_split"] = shares_view(&self.default_split);
+        }
         if let Some(driver) = self.cgroup_driver {
             view["cgroup_driver"] = json!(driver.word());
         }
-        if let Some(tracing) = &self.tracing {
-            view["tracing"] = json!({ "otlp": tracing.otlp, "sample_ratio": tracing.sample_ratio });
-        }
+        view["tracing"] = match &self.tracing {
+            Some(tracing) => json!({ "otlp": tracing.otlp, "sample_ratio": tracing.sample_ratio }),
+            None => json!({ "otlp": "off" }),
+        };
         view
     }
 }
@@ -61,6 +73,7 @@ fn backend_view(backend: &BackendConfig) -> Value {
     let mut view = json!({
         "endpoint": backend.endpoint.to_string(),
         "required": backend.required,
+        "optional": backend.optional,
         "local": backend.local,
         "max_in_flight": backend.max_in_flight,
         "image_handler": match backend.image_handler {
@@ -72,6 +85,8 @@ fn backend_view(backend: &BackendConfig) -> Value {
             "list": duration(backend.timeouts.list),
             "read": duration(backend.timeouts.read),
             "stats": duration(backend.timeouts.stats),
+            "runtime_config": duration(backend.timeouts.runtime_config),
+            "remove_image": duration(backend.timeouts.remove_image),
         },
         "streaming": {
             "relay": match backend.streaming.relay {
@@ -103,24 +118,27 @@ fn backend_view(backend: &BackendConfig) -> Value {
 }
 
 fn handler_view(targets: &[Target]) -> Value {
-    let view = |target: &Target| {
-        let mut view = json!({ "backend": target.backend });
-        if !target.handler.is_empty() {
-            view["handler"] = json!(target.handler);
-        }
-        view
-    };
     match targets {
-        [target] => view(target),
-        shares => {
-            let share = |target: &Target| {
-                let mut share = view(target);
-                share["weight"] = json!(target.weight);
-                share
-            };
-            json!({ "split": shares.iter().map(share).collect::<Vec<_>>() })
-        }
+        [target] if target.weight == 1 => target_view(target),
+        shares => json!({ "split": shares_view(shares) }),
     }
+}
+
+fn shares_view(shares: &[Target]) -> Value {
+    let share = |target: &Target| {
+        let mut share = target_view(target);
+        share["weight"] = json!(target.weight);
+        share
+    };
+    shares.iter().map(share).collect()
+}
+
+fn target_view(target: &Target) -> Value {
+    let mut view = json!({ "backend": target.backend });
+    if !target.handler.is_empty() {
+        view["handler"] = json!(target.handler);
+    }
+    view
 }
 
 /// Formats a duration as the file has it: `1m30s`.
@@ -149,6 +167,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::config::keys::{DefaultValue, KEYS};
 
     #[test]
     fn the_view_is_the_configuration_again() {
@@ -157,11 +176,27 @@ mod tests {
         let remote = "listen_owner: self\ndrain_timeout: 1500ms\nadmin: { http: off }\ndefault_backend: a\nbackends:\n  \
                       a: { endpoint: 'http://10.0.0.1:1', insecure: true, streaming: { address: '[::1]:2' } }\n  \
                       b: { endpoint: 'https://[fd00::1]:1', tls: { ca: /ca, cert: /c, key: /k, server_name: n } }\n\
-                      handlers: { s: { split: [ { backend: a, weight: 9 }, { backend: b, handler: x, weight: 1 } ] } }\n";
+                      handlers: { s: { split: [ { backend: a, weight: 9 }, { backend: b, handler: x, weight: 1 } ] } }\n\
+                      default_split: [ { backend: a, weight: 3 }, { backend: b, handler: y } ]\n";
         for text in [example, minimal, remote] {
             let config = Config::parse(text, Path::new("/etc/crimux")).expect("a valid configuration");
             let view = config.view().to_string();
             assert_eq!(Config::parse(&view, Path::new("/")).expect("the view is valid"), config, "{view}");
+        }
+    }
+
+    /// The keys that have a value of their own in every file.
+    #[test]
+    fn the_view_has_every_key_that_has_a_default() {
+        let minimal = "default_backend: a\nbackends: { a: { endpoint: unix:///a.sock } }\n";
+        let view = Config::parse(minimal, Path::new("/")).expect("a valid configuration").view();
+        for key in KEYS.iter().filter(|key| matches!(key.default, DefaultValue::Is(_))) {
+            // What depends on another key: the shares of a split, and what a backend or a collector adds.
+            if key.path.contains("[]") || ["insecure", "sample_ratio"].contains(&key.name()) {
+                continue;
+            }
+            let pointer = format!("/{}", key.path.replace("backends.*", "backends.a").replace('.', "/"));
+            assert!(view.pointer(&pointer).is_some(), "{}: {view}", key.path);
         }
     }
 }

@@ -26,12 +26,14 @@ impl Call {
         let handler = wire::peek_str(request, &[field])?.to_owned();
         let uid = wire::peek_str(request, &learn::uid_path(method))?.to_owned();
         self.node.router.note_seen(&uid, learn::config_seen(method, request));
-        let choice = match self.scope {
-            Some(backend) => router::Choice { backend, handler: handler.clone() },
-            None => self.node.choose(&handler, &uid).inspect_err(|error| {
+        let choice = if let Some(backend) = self.scope {
+            router::Choice { backend, handler: handler.clone() }
+        } else {
+            let choice = self.node.choose_for_pod(&handler, learn::requested_name(method, request));
+            choice.inspect_err(|error| {
                 self.node.record_placement(&handler, None, error.code());
                 log_refusal(method, &handler, request, &error.to_string());
-            })?,
+            })?
         };
         let backend = self.node.backend(choice.backend)?;
         let message = if choice.handler == handler {
@@ -111,7 +113,10 @@ impl Call {
                 self.node.rewrite_stream_url(backend, reply).map(Outcome::from)
             }
             _ => {
-                let reply = self.fetch(backend, method, &message).await?;
+                let mut reply = self.fetch(backend, method, &message).await?;
+                if reply.code == Code::NotFound && Box::pin(self.is_gone(backend, method, id)).await {
+                    reply = Collected::empty();
+                }
                 if reply.code == Code::Ok {
                     log_change(backend, method, id);
                     let (request, reply) = (message.encoded(), reply.message.encoded());

@@ -69,7 +69,7 @@ impl LeftOut {
     ) {
         metrics.left_out.backends.with_label_values(&[&**backend, method]).inc();
         if let Some(cause) = cause {
-            self.record((Arc::clone(backend), method, "its part"), 1, cause);
+            self.record((Arc::clone(backend), method, "the whole backend"), 1, cause);
         }
     }
 

@@ -24,6 +24,7 @@ use crate::plan::KnownInstance;
 use crate::proxy::images::ImageLists;
 use crate::proxy::left_out::LeftOut;
 use crate::proxy::pod_metrics::Unannounced;
+use crate::proxy::unknown_ids::UnknownIds;
 use crate::relay::{Relay, StreamRoute};
 use crate::router::{Choice, Router};
 use crate::snapshot::{Instance, InstanceId, Life, Snapshot};
@@ -66,6 +67,8 @@ pub struct ProxyState {
     backends: ArcSwap<Vec<Arc<Backend>>>,
     /// When the backends that list the same IDs were named last.
     pub(super) conflicts_reported: Mutex<Option<Instant>>,
+    /// What was logged of IDs without a known owner.
+    pub(super) unknown_ids: UnknownIds,
     /// Wakes who decides whether a moved backend is the one that it was.
     listed: Notify,
 }
@@ -97,6 +100,7 @@ impl ProxyState {
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
             conflicts_reported: Mutex::default(),
+            unknown_ids: UnknownIds::default(),
             listed: Notify::new(),
         })
     }
@@ -178,10 +182,39 @@ impl ProxyState {
         self.listed.notify_one();
     }
 
+    /// Chooses the backend of a new sandbox of a pod, which an operator may have aimed at one.
+    ///
+    /// # Errors
+    /// What [`ProxyState::choose`] returns; [`Error::Draining`] too for an aim at a backend that drains.
+    pub(super) fn choose_for_pod(
+        &self,
+        handler: &str,
+        [namespace, name, uid]: [&str; 3],
+    ) -> Result<Choice, Error> {
+        let Some(aimed) = self.router.aims.meet(namespace, name, uid) else {
+            return self.choose(handler, uid);
+        };
+        let Ok(backend) = self.backend(aimed) else { return self.choose(handler, uid) };
+        let is_removed = backend.last.instance().life == Life::Removed;
+        let choice = self.router.handlers().choose_at(handler, aimed).filter(|_| !is_removed);
+        let Some(choice) = choice else {
+            let backend = &backend.name;
+            tracing::warn!(namespace, name, uid, handler, %backend, "aim ignored: the handler does not lead there");
+            return self.choose(handler, uid);
+        };
+        if backend.last.is_draining() {
+            return Err(Error::Draining { backend: Arc::clone(&backend.name), handler: handler.to_owned() });
+        }
+        self.refuse_joining(choice)
+    }
+
     /// Chooses the backend of a new sandbox.
     pub(super) fn choose(&self, handler: &str, uid: &str) -> Result<Choice, Error> {
         let drained = |id| self.backend(id).is_ok_and(|backend| backend.last.is_draining());
-        let choice = self.router.handlers().choose(handler, uid, drained)?;
+        self.refuse_joining(self.router.handlers().choose(handler, uid, drained)?)
+    }
+
+    fn refuse_joining(&self, choice: Choice) -> Result<Choice, Error> {
         let backend = self.backend(choice.backend)?;
         if self.is_joining(&backend) {
             return Err(Error::Joining { backend: Arc::clone(&backend.name) });

@@ -14,7 +14,7 @@ use crate::backend::{Backend, Class, own_headers};
 use crate::codec::Message;
 use crate::cri::{FILTER_ID, ITEM_ID, LIST_FILTER, LIST_ITEMS, OBJECT_ID, Rpc};
 use crate::error::Error;
-use crate::method::{Kind, List, Method, OnUnknownId, Service};
+use crate::method::{self, Kind, List, Method, OnUnknownId, Route, Service};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, learn};
 use crate::router::Lookup;
@@ -63,7 +63,7 @@ impl Call {
         let id = wire::peek_str(message.encoded(), &[FIRST_FIELD]).unwrap_or_default().to_owned();
         let known = self.node.router.owners.find(None, &id, self.scope);
         // An image ID has 64 digits too, and no sandbox or container is the object of an image call.
-        let of_images = crate::method::service(&self.path) == Some(Service::Image);
+        let of_images = method::service(&self.path) == Some(Service::Image);
         let name = match known {
             _ if of_images => self.node.default_in(self.scope),
             Lookup::Exact(backend) => backend,
@@ -88,9 +88,27 @@ impl Call {
         }
     }
 
+    /// Tells whether an object that its owner answered `NotFound` for is one that stopping or removing
+    /// succeeds for: the owner does not list it either.
+    ///
+    /// containerd 1.6 answers `NotFound` to `StopPodSandbox` of a sandbox that is gone. critest
+    /// (`idempotence.go`) wants OK, and kubelet's sandbox collection (`removeSandbox`) fails without it.
+    pub(super) async fn is_gone(&self, backend: &Arc<Backend>, method: &Method, id: &str) -> bool {
+        let Route::Owner(kind, OnUnknownId::Ok) = method.route else { return false };
+        let listed = look_up_at(&self.node, backend, &[kind], id).await;
+        listed.is_ok_and(|ids| !ids.iter().any(|listed| listed == id))
+    }
+
     /// Looks an unknown ID up at every backend.
     async fn look_up(&self, kind: Option<Kind>, id: &str) -> Result<OwnedId, Error> {
         self.node.metrics.count_unknown_id();
+        let found = self.look_up_everywhere(kind, id).await;
+        let method = self.method.map_or(method::UNKNOWN_NAME, |method| method.name);
+        self.node.unknown_ids.log(method, id, found.is_ok());
+        found
+    }
+
+    async fn look_up_everywhere(&self, kind: Option<Kind>, id: &str) -> Result<OwnedId, Error> {
         let kinds = kind.map_or(vec![Kind::Sandbox, Kind::Container], |kind| vec![kind]);
         let (backends, undecided): (Vec<_>, Vec<_>) =
             self.backends().into_iter().partition(|backend| backend.last.moved_from().is_none());

@@ -1,7 +1,8 @@
 //! `RuntimeClass` handlers and the backends they lead to.
 //!
-//! The handler `""` is the default backend's own default. Where a handler is split, the pod's uid decides, so
-//! that kubelet's retry of a sandbox lands where the first try did; a drained target takes no share.
+//! The handler `""`, of pods without a `RuntimeClass`, is the default backend's own default unless
+//! `default_split` shares it. Where a handler is split, the pod's uid decides, so that kubelet's retry of a
+//! sandbox lands where the first try did; a drained target takes no share.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,6 +20,8 @@ const NOBODY: InstanceId = InstanceId(0);
 pub struct Handlers {
     default: InstanceId,
     default_name: Arc<str>,
+    /// Of the handler `""`; never empty.
+    default_targets: Vec<(InstanceId, Target)>,
     targets: BTreeMap<String, Vec<(InstanceId, Target)>>,
 }
 
@@ -35,12 +38,15 @@ impl Handlers {
     /// Reads the handlers of a checked configuration.
     pub fn new(config: &Config, names: &Names) -> Self {
         let id = |backend: &String| names.get(backend).copied().unwrap_or(NOBODY);
-        let targets = config.handlers.iter().map(|(handler, targets)| {
-            (handler.clone(), targets.iter().map(|t| (id(&t.backend), t.clone())).collect())
-        });
+        let meant = |targets: &[Target]| targets.iter().map(|t| (id(&t.backend), t.clone())).collect();
+        let targets = config.handlers.iter().map(|(handler, targets)| (handler.clone(), meant(targets)));
+        let backend = config.default_backend.clone();
+        let default_target = [Target { backend, handler: String::new(), weight: 1 }];
+        let shares = &config.default_split;
         Self {
             default: id(&config.default_backend),
             default_name: config.default_backend.as_str().into(),
+            default_targets: meant(if shares.is_empty() { &default_target } else { shares }),
             targets: targets.collect(),
         }
     }
@@ -50,7 +56,7 @@ impl Handlers {
         self.default
     }
 
-    /// Returns every handler with its targets, by name.
+    /// Returns every configured handler with its targets, by name; not the handler `""`.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[(InstanceId, Target)])> {
         self.targets.iter().map(|(handler, targets)| (handler.as_str(), targets.as_slice()))
     }
@@ -65,13 +71,6 @@ impl Handlers {
         uid: &str,
         drained: impl Fn(InstanceId) -> bool,
     ) -> Result<Choice, Error> {
-        if handler.is_empty() {
-            if drained(self.default) {
-                let backend = Arc::clone(&self.default_name);
-                return Err(Error::Draining { backend, handler: String::new() });
-            }
-            return Ok(Choice { backend: self.default, handler: String::new() });
-        }
         let targets = self.targets_of(handler)?;
         let open = || targets.iter().filter(|(backend, _)| !drained(*backend));
         let total: u64 = open().map(|(_, target)| u64::from(target.weight)).sum();
@@ -87,11 +86,23 @@ impl Handlers {
         Err(Error::Draining { backend, handler: handler.to_owned() })
     }
 
+    /// Returns the target of a handler at this backend, whatever its weight; `None` if the handler does not
+    /// lead there. A pod without a `RuntimeClass` can go anywhere, to the backend's own default.
+    pub fn choose_at(&self, handler: &str, backend: InstanceId) -> Option<Choice> {
+        let targets = self.targets_of(handler).ok()?;
+        let target = targets.iter().find(|(id, _)| *id == backend).map(|(_, target)| target.handler.clone());
+        let handler = target.or_else(|| handler.is_empty().then(String::new))?;
+        Some(Choice { backend, handler })
+    }
+
     /// Returns the targets of a handler.
     ///
     /// # Errors
     /// [`Error::UnknownHandler`].
     pub fn targets_of(&self, handler: &str) -> Result<&[(InstanceId, Target)], Error> {
+        if handler.is_empty() {
+            return Ok(&self.default_targets);
+        }
         self.targets.get(handler).map(Vec::as_slice).ok_or_else(|| Error::UnknownHandler {
             handler: handler.to_owned(),
             known: self.targets.keys().map(String::as_str).collect::<Vec<_>>().join(", "),
@@ -126,7 +137,8 @@ mod tests {
             ("one".to_owned(), vec![target("a", 1)]),
             ("split".to_owned(), vec![target("a", 9), target("b", 1)]),
         ]);
-        Handlers { default: A, default_name: "a".into(), targets }
+        let default_targets = vec![(A, Target { handler: String::new(), ..target("a", 1).1 })];
+        Handlers { default: A, default_name: "a".into(), default_targets, targets }
     }
 
     #[test]
@@ -151,6 +163,18 @@ mod tests {
         let to_b = (0..1000).filter(|n| pick(&format!("uid-{n}")) == B).count();
         assert!((60..140).contains(&to_b), "{to_b} of 1000 went to the tenth share");
         assert_eq!(pick("uid-7"), pick("uid-7"));
+    }
+
+    #[test]
+    fn pods_without_a_runtime_class_follow_the_default_split() {
+        let shares = vec![target("a", 1), target("b", 1)];
+        let handlers = Handlers { default_targets: shares, ..handlers() };
+        let pick = |uid: &str| handlers.choose("", uid, |_| false).expect("open");
+        let to_b = (0..1000).filter(|n| pick(&format!("uid-{n}")).backend == B).count();
+        assert!((400..600).contains(&to_b), "{to_b} of 1000 went to the half of b");
+        assert_eq!(pick("uid-7"), pick("uid-7"));
+        assert_eq!(handlers.choose("", "uid", |b| b == A).expect("b is open").handler, "b-h");
+        assert_eq!(handlers.default_backend(), A);
     }
 
     #[test]

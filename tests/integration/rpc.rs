@@ -65,7 +65,7 @@ fn handler(field: u32) -> String {
 fn owner(kind: Kind, absent: OnUnknownId) -> String {
     let denied = match absent {
         OnUnknownId::NotFound => "`NotFound`",
-        OnUnknownId::Ok => "OK",
+        OnUnknownId::Ok => "OK, as for one that its owner answers `NotFound` for and does not list",
     };
     format!("to the owner of the {} in field 1; an ID that every backend denies: {denied}", kind.word())
 }

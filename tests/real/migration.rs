@@ -13,7 +13,7 @@ use testkit::cri::{
 use tonic::Code;
 
 use super::world::{self, container_state, eventually, sandbox_state};
-use node::{NEW, Node, OLD, SPEAK, configuration, guide};
+use node::{NEW, Node, OLD, SPEAK, configuration, guide, guide_piece};
 
 mod node;
 
@@ -179,10 +179,30 @@ async fn try_it_with_a_few_pods(bed: &Bed, node: &mut Node<'_>) {
         }
     }
 
-    // "A split works for named handlers. Pods without a RuntimeClass follow `default_backend`."
+    // "Pods without a RuntimeClass … are shared by `default_split` in the same way. Without it they go to
+    // `default_backend`."
     let config = node.pods.config("without");
     let (id, holder) = node.place(&config, "").await.unwrap();
     assert_eq!(holder, OLD);
+    node.pods.remove(&id).await.unwrap();
+    let shares = guide_piece(bed, "3.", 2);
+    node.reconfigure(&configuration(bed, OLD, &[&guide(bed, "2."), &guide(bed, "3."), &shares]));
+    eventually("the default is split", async || {
+        node.does("route").lines().any(|row| row.starts_with('-') && row.contains("10%")).then_some(())
+    })
+    .await;
+    for (uid, backend) in CANARIES {
+        let (id, holder) = node.place(&named(node.pods.config(uid), uid, 0), "").await.unwrap();
+        assert_eq!(holder, backend, "{uid}");
+        node.pods.remove(&id).await.unwrap();
+    }
+    // "To try one pod, aim it, whatever the weights"
+    let config = named(node.pods.config("aimed"), CANARIES[0].0, 0);
+    let metadata = config.metadata.clone().unwrap();
+    let said = node.does(&format!("route --next {}/{} {NEW}", metadata.namespace, metadata.name));
+    assert!(said.contains("goes to backend containerd-2"), "{said}");
+    let (id, holder) = node.place(&config, "").await.unwrap();
+    assert_eq!(holder, NEW);
     node.pods.remove(&id).await.unwrap();
 }
 

@@ -150,5 +150,5 @@ async fn a_backend_without_an_answer_beside_one_with_values_is_named_as_left_out
     let series = "crimux_backends_left_out_total{backend=\"b\",method=\"ListPodSandboxMetrics\"}";
     assert_eq!(crimux.metric(series).await, Some(1.0));
     let (_, status) = crimux.get("/v1/status").await.unwrap();
-    assert!(status.contains("ListPodSandboxMetrics: its part"), "{status}");
+    assert!(status.contains("ListPodSandboxMetrics: the whole backend (backend b"), "{status}");
 }

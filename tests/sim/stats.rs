@@ -54,7 +54,14 @@ async fn the_question_and_the_lists_agree_about_pod_stats() {
     assert_eq!(list(&crimux).await, (Code::Ok, 2));
     let series = "crimux_backends_left_out_total{backend=\"b\",method=\"ListPodSandboxStats\"}";
     assert!(crimux.metric(series).await >= Some(1.0));
-    assert!(crimux.get("/v1/status").await.unwrap().1.contains("ListPodSandboxStats: its part"));
+    assert!(
+        crimux
+            .get("/v1/status")
+            .await
+            .unwrap()
+            .1
+            .contains("ListPodSandboxStats: the whole backend (backend b")
+    );
 }
 
 #[tokio::test]

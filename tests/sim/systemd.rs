@@ -140,6 +140,23 @@ async fn no_list_is_refused_while_crimux_is_restarted_twenty_times() {
 }
 
 #[tokio::test]
+async fn the_log_names_the_socket_that_systemd_passed_and_says_that_listen_is_ignored() {
+    let runtime = SimRuntime::builder("a").sandboxes(1, 1).start().await;
+    let systemd = Systemd::new(&runtime);
+    let yaml = config(&systemd.dir, &[("a", &runtime)], "").replace("/crimux.sock", "/other.sock");
+    std::fs::write(systemd.path("crimux.yaml"), yaml).unwrap();
+    let _crimux = systemd.start(None);
+    systemd.told("READY=1").await;
+    let (own, other) = (systemd.path("crimux.sock"), systemd.path("other.sock"));
+    let log = systemd.log();
+    let line = |part: &str| log.lines().find(|line| line.contains(part)).expect(part).to_owned();
+    assert!(line(" serving ").contains(&format!("listen={}", own.display())), "{log}");
+    let ignored = line("listen is ignored");
+    assert!(ignored.contains(own.to_str().unwrap()) && ignored.contains(other.to_str().unwrap()), "{log}");
+    assert!(!other.exists());
+}
+
+#[tokio::test]
 async fn systemd_is_told_of_ready_reload_and_end() {
     let runtime = SimRuntime::builder("a").start().await;
     let systemd = Systemd::new(&runtime);

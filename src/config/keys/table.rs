@@ -71,6 +71,28 @@ pub const KEYS: &[Key] = &[
          names under `backends`.",
     ),
     key(
+        "default_split",
+        List,
+        Derived("all go to `default_backend`"),
+        "Several backends that share the new sandboxes of pods without a RuntimeClass by weight. `default_backend` takes a \
+         share only if it is listed; it still answers all calls that name nothing.",
+    ),
+    key("default_split[]", Section, Required, "One share."),
+    key("default_split[].backend", Backend, Required, "The backend of this share."),
+    key(
+        "default_split[].handler",
+        Text,
+        Derived("the backend's own default handler"),
+        "The handler that its sandboxes ask that backend for.",
+    ),
+    key(
+        "default_split[].weight",
+        Integer { min: 0, max: 10_000 },
+        Is("1"),
+        "Its share of new sandboxes, relative to the sum of the weights. 0 takes none but pods that `crimux route --next` \
+         aims there; not all may be 0.",
+    ),
+    key(
         "backends",
         Named,
         Required,
@@ -248,7 +270,8 @@ pub const KEYS: &[Key] = &[
         "handlers.*.split[].weight",
         Integer { min: 0, max: 10_000 },
         Is("1"),
-        "Its share of new sandboxes, relative to the sum of the weights. 0 takes none; not all may be 0.",
+        "Its share of new sandboxes, relative to the sum of the weights. 0 takes none but pods that `crimux route --next` \
+         aims there; not all may be 0.",
     ),
     key(
         "drain_timeout",

@@ -192,10 +192,15 @@ pub(super) fn configuration(bed: &Bed, default: &str, pieces: &[&str]) -> String
     world::with_default(bed, default, &pieces.concat())
 }
 
-/// The piece of configuration that the guide shows in a step, with this bed's sockets.
+/// The first piece of configuration that the guide shows in a step, with this bed's sockets.
 pub(super) fn guide(bed: &Bed, step: &str) -> String {
+    guide_piece(bed, step, 1)
+}
+
+/// The piece of this number, counted from 1.
+pub(super) fn guide_piece(bed: &Bed, step: &str, number: usize) -> String {
     let section = GUIDE.split("\n## ").find(|section| section.starts_with(step)).unwrap();
-    let piece = section.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap();
+    let piece = section.split("```yaml\n").nth(number).unwrap().split("```").next().unwrap();
     let socket = |name: &str| format!("unix://{}", bed.socket(name).display());
     let piece = piece.replace("unix:///run/containerd/containerd.sock", &socket(OLD));
     piece.replace("unix:///run/containerd-2/containerd.sock", &socket(NEW))

@@ -41,6 +41,7 @@ mod http;
 mod metrics;
 mod page;
 mod read;
+mod timeline;
 mod verdict;
 
 /// Permission bits of the admin socket: a process that may connect may command crimux.
@@ -72,6 +73,7 @@ pub async fn spawn(
     let (calls, port) = (Handle::current(), Port::default());
     let (node, started) = (Arc::clone(node), SystemTime::now());
     let state = Arc::new(AdminState { node: Arc::clone(&node), calls, port, started, reload });
+    side.handle().spawn(timeline::record(Arc::clone(&node)));
     let socket = config.socket.clone();
     let bound = side.run(async move { Listener::bind(&socket, SOCKET_MODE, None).await }).await??;
     let (listener, file) = bound.split();

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 
+use crate::backend::certificates::Certificates;
 use crate::backend::connect::Connector;
 use crate::config::BackendConfig;
 use crate::method::{Api, PLACES};
@@ -21,6 +22,7 @@ pub use health::{BackendState, Class, Health, LastError};
 pub use link::Link;
 
 mod call;
+mod certificates;
 pub mod connect;
 mod errors;
 mod health;
@@ -45,6 +47,7 @@ pub struct Backend {
     redial: Notify,
     api: Mutex<Option<Api>>,
     connector: Mutex<Option<Arc<Connector>>>,
+    certificates: Certificates,
     /// Calls in flight by the kind of place they take.
     in_flight: [AtomicUsize; PLACES],
     side: Side,
@@ -70,6 +73,7 @@ impl Backend {
             redial: Notify::new(),
             api: Mutex::new(None),
             connector: Mutex::new(None),
+            certificates: Certificates::default(),
             in_flight: Default::default(),
             side,
         })

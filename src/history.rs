@@ -1,11 +1,12 @@
-//! The last placements of sandboxes and the last reloads, for the status page.
+//! The last placements of sandboxes, the last reloads, and the last hour of each backend's state, for the status
+//! page.
 //!
 //! An operator who looks at a node asks first where new pods went and when the configuration last changed. A
 //! short list in memory answers that; logs and metrics have the rest. Nothing here is saved.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tonic::Code;
 
@@ -24,6 +25,20 @@ pub struct Placement {
     /// The code of the answer.
     pub code: Code,
 }
+
+/// A backend's state since a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StateChange {
+    /// Since when.
+    pub at: SystemTime,
+    /// One of [`crate::metrics::STATES`].
+    pub state: &'static str,
+}
+
+/// How long changes of state are kept.
+pub const STATES_KEPT: Duration = Duration::from_secs(3600);
+/// How many changes of one backend are kept: one that flaps each second fills ten minutes.
+const STATE_CHANGES: usize = 600;
 
 /// How a reload of the configuration ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,6 +72,7 @@ pub struct RecentEvents {
     reloads: Mutex<VecDeque<Reload>>,
     restart_keys: Mutex<Vec<&'static str>>,
     requested_handlers: Mutex<HashMap<Box<str>, Box<str>>>,
+    states: Mutex<BTreeMap<Box<str>, VecDeque<StateChange>>>,
 }
 
 impl ReloadResult {
@@ -113,6 +129,29 @@ impl RecentEvents {
         lock(&self.requested_handlers).get(sandbox).cloned()
     }
 
+    /// Records the states that all backends have now; drops backends that are not among them.
+    pub fn record_states(&self, at: SystemTime, now: &[(&str, &'static str)]) {
+        let mut states = lock(&self.states);
+        states.retain(|name, _| now.iter().any(|(backend, _)| **backend == **name));
+        for (backend, state) in now {
+            let changes = states.entry((*backend).into()).or_default();
+            if changes.back().is_none_or(|last| last.state != *state) {
+                changes.push_back(StateChange { at, state });
+            }
+            // The last change before the hour tells the state at its beginning.
+            let is_old =
+                |change: &StateChange| at.duration_since(change.at).is_ok_and(|age| age > STATES_KEPT);
+            while changes.get(1).is_some_and(is_old) || changes.len() > STATE_CHANGES {
+                changes.pop_front();
+            }
+        }
+    }
+
+    /// Returns the changes of a backend's state, oldest first: those of the last hour, and the one before.
+    pub fn states(&self, backend: &str) -> Vec<StateChange> {
+        lock(&self.states).get(backend).map(|changes| changes.iter().copied().collect()).unwrap_or_default()
+    }
+
     /// Tells whether the last reload failed, so that the file is not what is current.
     pub fn is_reload_failed(&self) -> bool {
         lock(&self.reloads).front().is_some_and(|reload| reload.result == ReloadResult::Failed)
@@ -142,6 +181,24 @@ fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn states_are_kept_for_an_hour_with_the_one_before_it() {
+        let events = RecentEvents::default();
+        let at = |minute: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(minute * 60);
+        for (minute, state) in [(0, "ready"), (1, "ready"), (10, "down"), (20, "ready"), (75, "ready")] {
+            events.record_states(at(minute), &[("a", state), ("b", "ready")]);
+        }
+        let kept: Vec<_> = events.states("a").into_iter().map(|change| (change.at, change.state)).collect();
+        assert_eq!(
+            kept,
+            [(at(10), "down"), (at(20), "ready")],
+            "the first hour has the state at its beginning"
+        );
+        events.record_states(at(76), &[("b", "late")]);
+        assert!(events.states("a").is_empty(), "it runs no longer");
+        assert_eq!(events.states("b").len(), 2);
+    }
 
     #[test]
     fn only_the_newest_are_kept_and_they_come_first() {

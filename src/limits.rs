@@ -28,6 +28,7 @@ const NAMES: [&str; 6] =
 pub struct ClientLimits {
     current: Mutex<Limits>,
     connections: AtomicUsize,
+    streams: AtomicUsize,
     request_budget: Arc<Budget>,
     unread_budget: Arc<Budget>,
     reached: [IntCounter; NAMES.len()],
@@ -38,12 +39,17 @@ pub struct ClientLimits {
 #[derive(Debug)]
 pub struct ConnectionSlot(Arc<ClientLimits>);
 
+/// An open stream, for the count alone: the HTTP/2 crate holds each connection to its limit.
+#[derive(Debug)]
+pub struct OpenStream(Arc<ClientLimits>);
+
 impl ClientLimits {
     /// Starts with these limits.
     pub fn new(limits: &Limits, metrics: &Metrics) -> Arc<Self> {
         Arc::new(Self {
             current: Mutex::new(*limits),
             connections: AtomicUsize::new(0),
+            streams: AtomicUsize::new(0),
             request_budget: Budget::new(limits.request_bytes),
             unread_budget: Budget::new(limits.unread_bytes),
             // A series that appears with its first increment cannot be alerted on.
@@ -68,6 +74,17 @@ impl ClientLimits {
         self.connections.fetch_sub(1, Ordering::Relaxed);
         self.note_reached(0);
         None
+    }
+
+    /// Counts a call until the returned value is dropped.
+    pub fn open_stream(self: &Arc<Self>) -> OpenStream {
+        self.streams.fetch_add(1, Ordering::Relaxed);
+        OpenStream(Arc::clone(self))
+    }
+
+    /// Returns how many connections and streams clients have open.
+    pub fn open(&self) -> (usize, usize) {
+        (self.connections.load(Ordering::Relaxed), self.streams.load(Ordering::Relaxed))
     }
 
     /// Returns what a connection announces and accepts.
@@ -104,6 +121,12 @@ impl ClientLimits {
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
         self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for OpenStream {
+    fn drop(&mut self) {
+        self.0.streams.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -20,10 +20,12 @@ use backends::BackendGauges;
 use registration::Registrar;
 
 mod backends;
+mod clients;
 mod left_out;
 mod registration;
 
 pub use backends::{BackendSample, STATES};
+pub use clients::ClientGauges;
 pub use left_out::LeftOutMetrics;
 
 /// From a tenth of a millisecond, where forwarded calls live, to the minutes of a pull.
@@ -62,6 +64,8 @@ pub struct Metrics {
     stall: Histogram,
     longest_stall: Gauge,
     limits_reached: IntCounterVec,
+    /// What clients have open.
+    pub clients: ClientGauges,
 }
 
 /// The handles of every method under one value of the `backend` label.
@@ -146,6 +150,7 @@ impl Metrics {
                 "Times that a client has reached a limit.",
                 &["limit"],
             )?,
+            clients: ClientGauges::new(&make)?,
             registry: registry.clone(),
         };
         metrics.config_last_reload_successful.set(1);

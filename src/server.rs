@@ -127,8 +127,9 @@ async fn serve_connection(stream: UnixStream, mut proxy: Proxy, slot: Connection
         };
         match call {
             Some(Ok(IncomingRequest { request, mut respond })) => {
-                let answer = proxy.call(request);
+                let (answer, stream) = (proxy.call(request), proxy.limits().open_stream());
                 tokio::spawn(async move {
+                    let _stream = stream;
                     if let Some(Ok(response)) = respond.unless_cancelled(answer).await {
                         respond.send_response(response).await;
                     }

@@ -73,6 +73,9 @@ fn backend_dump(node: &ProxyState, backend: &Backend) -> Value {
         "owned_sandboxes": sandboxes,
         "owned_containers": containers,
         "list_age_seconds": backend.last.age().map(|age| age.as_secs_f64()),
+        "states": node.history.states(&backend.name).iter().map(|change| json!({
+            "at": read::rfc3339(change.at), "state": change.state,
+        })).collect::<Vec<_>>(),
         "calls_answered": node.metrics.calls_answered_by(&backend.name),
     })
 }

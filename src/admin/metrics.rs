@@ -1,6 +1,7 @@
 //! `/metrics`: refreshes the gauges of the backends and encodes the registry.
 
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -28,6 +29,12 @@ fn refresh(node: &ProxyState) {
     let backends = node.backends();
     let samples: Vec<_> = backends.iter().map(|backend| sample(node, backend)).collect();
     node.metrics.refresh(&samples, node.snapshot.write_failures());
+    let (connections, streams) = node.limits().open();
+    node.metrics.clients.set(connections, streams);
+}
+
+fn certificates(backend: &Backend) -> Vec<(&'static str, SystemTime)> {
+    backend.certificate_ends().into_iter().map(|(role, end)| (role.word(), end)).collect()
 }
 
 fn sample<'a>(node: &ProxyState, backend: &'a Backend) -> BackendSample<'a> {
@@ -44,5 +51,6 @@ fn sample<'a>(node: &ProxyState, backend: &'a Backend) -> BackendSample<'a> {
         list_age: backend.last.age(),
         sandboxes,
         containers,
+        certificates: certificates(backend),
     }
 }

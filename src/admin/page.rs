@@ -13,7 +13,7 @@ use axum::response::IntoResponse;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::admin::api::{BackendView, Level, RouteView, StatusView};
-use crate::admin::{AdminState, duration, read};
+use crate::admin::{AdminState, duration, read, timeline};
 use crate::history::{Placement, Reload, ReloadResult};
 use crate::metrics::code_name;
 
@@ -66,6 +66,7 @@ fn render(state: &AdminState, refreshes: bool) -> Markup {
                 }
                 main {
                     (backends(&status, calls))
+                    (timeline::section(&state.node))
                     (routes(&read::all_routes(&state.node)))
                     div.columns {
                         (placements(&state.node.history.placements()))

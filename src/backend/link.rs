@@ -127,6 +127,7 @@ impl Backend {
             // A handshake takes milliseconds of CPU, which would delay calls to other backends.
             let handshake = self.side.run(async move { connector.connect().await }).await;
             let stream = handshake.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+            self.certificates.set_shown(stream.peer_certificate());
             stream.move_here().map_err(|error| error.to_string())?
         } else {
             connector.connect().await.map_err(|error| error.to_string())?

@@ -80,6 +80,17 @@ pub enum CertificateRole {
     Backend,
 }
 
+impl CertificateRole {
+    /// Returns the value of the `role` label.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Authority => "authority",
+            Self::Client => "client",
+            Self::Backend => "backend",
+        }
+    }
+}
+
 /// One certificate, for the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CertificateInfo {

@@ -17,7 +17,7 @@ const WIDTH: usize = 110;
 /// What can be generated.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(super) enum What {
-    /// One man page for each verb, `crimux-VERB.1`.
+    /// One man page for each verb, `crimux-VERB.1`, and crimux.yaml(5).
     Man,
     /// Completions for bash, zsh and fish.
     Completions,
@@ -72,7 +72,7 @@ fn completion(shell: Shell, cli: &Command) -> String {
 pub(super) fn all(what: What, directory: &Path, cli: Command) -> anyhow::Result<ExitCode> {
     fs::create_dir_all(directory).with_context(|| format!("cannot make {}", directory.display()))?;
     let written = match what {
-        What::Man => clap_mangen::generate_to(cli, directory),
+        What::Man => manuals(cli, directory),
         What::Completions => [Shell::Bash, Shell::Zsh, Shell::Fish].into_iter().try_for_each(|shell| {
             fs::write(directory.join(shell.file_name("crimux")), completion(shell, &cli))
         }),
@@ -80,6 +80,26 @@ pub(super) fn all(what: What, directory: &Path, cli: Command) -> anyhow::Result<
     };
     written.with_context(|| format!("cannot write in {}", directory.display()))?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// The files that every verb's manual page names.
+const MANUAL_END: &str = ".SH FILES\n.TP\n.I /etc/crimux/config.yaml\nThe configuration, see\n.BR crimux.yaml (5).\n\
+     .TP\n.I /run/crimux/admin.sock\nThe socket of the verbs that ask a running crimux.\n\
+     .TP\n.I /var/lib/crimux\nWhat crimux remembers over a restart.\n\
+     .TP\n.I /usr/share/doc/crimux/runbook.md\nWhat to do about an alert.\n\
+     .SH \"SEE ALSO\"\n.BR crimux (1),\n.BR crimux.yaml (5),\n.BR crictl (1),\n.BR systemctl (1)\n";
+
+/// Writes one manual page for each verb that `--help` shows, and that of the configuration.
+fn manuals(cli: Command, directory: &Path) -> std::io::Result<()> {
+    clap_mangen::generate_to(cli, directory)?;
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "1") {
+            let page = fs::read_to_string(&path)?;
+            fs::write(&path, page + MANUAL_END)?;
+        }
+    }
+    fs::write(directory.join("crimux.yaml.5"), crate::config::reference::manual())
 }
 
 /// Composes docs/cli.md.
@@ -135,6 +155,29 @@ mod tests {
             assert!(!text.contains("cli.md"), "the hidden verb generate is offered");
             assert!(text.contains("crimux names"), "{shell}");
         }
+    }
+
+    #[test]
+    fn manual_pages_name_files_and_each_other_and_the_configuration_has_one() {
+        let directory = std::env::temp_dir().join(format!("crimux-manuals-{}", std::process::id()));
+        fs::create_dir_all(&directory).expect("a directory");
+        manuals(Cli::command(), &directory).expect("the pages are written");
+        let read = |name: &str| fs::read_to_string(directory.join(name)).expect("a page");
+        for page in ["crimux.1", "crimux-status.1", "crimux-backend-drain.1"] {
+            let page = read(page);
+            assert!(page.contains(".SH FILES\n") && page.contains(".BR crimux.yaml (5)"), "{page}");
+        }
+        let page = read("crimux.yaml.5");
+        for key in crate::config::keys::KEYS {
+            let heading = format!(".TP\n.B {}\n", key.path.replace('-', "\\-"));
+            assert!(page.contains(&heading), "{}: {page}", key.path);
+        }
+        // A line that begins with a dot or a quote is a request to roff.
+        let requests = [".TH ", ".SH ", ".TP", ".B ", ".BR ", ".I ", ".br"];
+        for line in page.lines().filter(|line| line.starts_with(['.', '\''])) {
+            assert!(requests.iter().any(|request| line.starts_with(request)), "{line}");
+        }
+        fs::remove_dir_all(&directory).expect("the directory is this test's");
     }
 
     #[test]

@@ -51,6 +51,46 @@ fn table(page: &mut String, section: &str) {
     }
 }
 
+/// The reference as a manual page, crimux.yaml(5), in roff.
+pub fn manual() -> String {
+    let mut page = format!(
+        ".TH crimux.yaml 5 \"\" \"crimux {}\"\n.SH NAME\ncrimux.yaml \\- configuration of crimux\n.SH SYNOPSIS\n\
+         .I /etc/crimux/config.yaml\n.SH DESCRIPTION\n{}\n.SH KEYS\n",
+        env!("CARGO_PKG_VERSION"),
+        roff(
+            "crimux reads one YAML file, and reads it again on SIGHUP and when it changes. `crimux check` reports every \
+             problem of a file at once; a reload with a problem changes nothing. `*` stands for a name that you choose, \
+             `[]` for an item of a list. Durations are whole numbers with `ms`, `s`, `m` or `h`."
+        )
+    );
+    for key in keys::KEYS {
+        let default = match key.default {
+            DefaultValue::Required => "must be given".to_owned(),
+            DefaultValue::Is(text) => format!("default: `{text}`"),
+            DefaultValue::Derived(text) => format!("default: {text}"),
+        };
+        let (path, kind) = (roff(key.path), roff(&key.kind.expected()));
+        let _ = write!(page, ".TP\n.B {path}\n{kind}; {}.\n.br\n{}\n", roff(&default), roff(key.about));
+    }
+    page + ".SH \"SEE ALSO\"\n.BR crimux (1),\n.BR crimux-check (1),\n.BR crimux-reload (1).\n\
+            .I /usr/share/doc/crimux/examples/config.example.yaml\nshows every key in its place.\n"
+}
+
+/// Escapes a text for roff; what stands in backticks becomes bold.
+fn roff(text: &str) -> String {
+    let escaped = text.replace('\\', "\\e").replace('-', "\\-").replace('\'', "\\(aq");
+    let mut bold = false;
+    let mut marked = String::new();
+    for part in escaped.split('`') {
+        marked += if bold { "\\fB" } else { "" };
+        marked += part;
+        marked += if bold { "\\fR" } else { "" };
+        bold = !bold;
+    }
+    // A dot at the beginning of a line is a request to roff.
+    if marked.starts_with('.') { format!("\\&{marked}") } else { marked }
+}
+
 /// The JSON schema (draft 7, which editors understand best).
 pub fn schema() -> Value {
     let mut schema = mapping("");

@@ -1,6 +1,6 @@
 //! The gauges of each backend, set when Prometheus scrapes.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::{GaugeVec, IntGaugeVec, Result};
 
@@ -32,6 +32,8 @@ pub struct BackendSample<'a> {
     pub sandboxes: usize,
     /// Containers it owns.
     pub containers: usize,
+    /// The role and the end of each certificate of its connection.
+    pub certificates: Vec<(&'static str, SystemTime)>,
 }
 
 #[derive(Debug)]
@@ -44,6 +46,7 @@ pub(super) struct BackendGauges {
     info: IntGaugeVec,
     list_age: GaugeVec,
     owned_ids: IntGaugeVec,
+    certificates: GaugeVec,
 }
 
 impl BackendGauges {
@@ -66,6 +69,11 @@ impl BackendGauges {
             info: make.gauges("backend_info", "Name and version of the backend's runtime.", &info)?,
             list_age: make.float_gauges("list_age_seconds", "Age of the last live list.", &["backend"])?,
             owned_ids: make.gauges("owned_ids", "IDs by owner.", &["backend", "kind"])?,
+            certificates: make.float_gauges(
+                "certificate_expiration_timestamp_seconds",
+                "When a certificate of the backend's connection ends.",
+                &["backend", "role"],
+            )?,
         })
     }
 
@@ -73,6 +81,8 @@ impl BackendGauges {
     /// version.
     pub(super) fn set_all(&self, samples: &[BackendSample<'_>]) {
         self.info.reset();
+        // A backend may lose its TLS by a reload.
+        self.certificates.reset();
         for sample in samples {
             self.set(sample);
         }
@@ -93,6 +103,10 @@ impl BackendGauges {
         }
         if let Some(age) = sample.list_age {
             self.list_age.with_label_values(&[name]).set(age.as_secs_f64());
+        }
+        for (role, end) in &sample.certificates {
+            let end = end.duration_since(UNIX_EPOCH).unwrap_or_default();
+            self.certificates.with_label_values(&[name, role]).set(end.as_secs_f64());
         }
         for (kind, owned) in [("sandbox", sample.sandboxes), ("container", sample.containers)] {
             self.owned_ids.with_label_values(&[name, kind]).set(count(owned));

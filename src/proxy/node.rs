@@ -116,6 +116,11 @@ impl ProxyState {
         self.config.store(Arc::new(config));
     }
 
+    /// Returns what clients may make crimux hold, and what they hold.
+    pub fn limits(&self) -> &Arc<ClientLimits> {
+        &self.limits
+    }
+
     /// Returns all backends.
     pub fn backends(&self) -> Arc<Vec<Arc<Backend>>> {
         self.backends.load_full()

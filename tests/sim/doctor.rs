@@ -18,7 +18,7 @@ fn in_days(days: i64) -> (i32, u8, u8) {
 }
 
 /// Serves a runtime over mutual TLS on a port of its own.
-async fn over_tls(runtime: &SimRuntime, shown: &Issued, clients: &Authority) -> u16 {
+pub(crate) async fn over_tls(runtime: &SimRuntime, shown: &Issued, clients: &Authority) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (acceptor, socket) = (server(shown, Some(clients), &[&TLS13, &TLS12]), runtime.socket().to_owned());

@@ -27,6 +27,7 @@ mod journal;
 mod left_out;
 mod lists;
 mod malformed;
+mod node_problem;
 mod operator;
 mod outage;
 mod page;

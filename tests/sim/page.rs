@@ -44,6 +44,15 @@ async fn drains_calls_placements_and_reloads_are_on_the_page_and_in_the_metrics(
     }
     assert_eq!(on(&crimux, &["backend", "undrain", "b"], "").await.0, 0);
     assert_eq!(crimux.metric("crimux_backend_draining{backend=\"b\"}").await, Some(0.0));
+    eventually(SOON, async || {
+        let (_, page) = crimux.http("GET", "/").await;
+        let (_, hour) = page.split_once("Last hour").unwrap();
+        let (hour, _) = hour.split_once("</section>").unwrap();
+        let b = hour.split("<th scope=\"row\">b</th>").nth(1).unwrap();
+        let bar = ["blank", "ready", "draining"].map(|state| b.contains(&format!("<span class=\"{state}\"")));
+        bar == [true; 3] && b.contains(", draining ") && b.contains("<td>ready ")
+    })
+    .await;
 
     crimux.client().runtime().run_pod_sandbox(sandbox_config("pod").run("b")).await.unwrap();
     crimux.rewrite("nonsense: [");

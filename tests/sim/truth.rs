@@ -11,6 +11,8 @@ use testkit::{cri, eventually};
 use tonic::Code;
 
 use crate::cli::{check, crimux as run, told};
+use crate::doctor::over_tls;
+use crate::pki::{Authority, Files};
 use crate::support::{Crimux, SOON, config};
 
 /// Starts crimux with a file that it refuses, and returns the lines it wrote.
@@ -125,6 +127,54 @@ async fn no_histogram_is_exposed_that_has_no_observation() {
     let empty: Vec<_> = counts.iter().filter(|line| line.ends_with(" 0")).collect();
     assert!(empty.is_empty(), "{empty:?}");
     assert!(!text.contains("crimux_backend_duration_seconds_count{backend=\"all\""), "{text}");
+}
+
+#[tokio::test]
+async fn the_ends_of_the_certificates_of_a_connection_are_a_metric() {
+    let a = SimRuntime::builder("a").sandboxes(1, 1).start().await;
+    let far = SimRuntime::builder("far").sandboxes(1, 1).start().await;
+    let authority = Authority::new("ca");
+    let shown = authority.issue_for("far", &["localhost"], (2020, 1, 1), (2050, 1, 1));
+    let files = Files::new(
+        &authority.pem(),
+        Some(&authority.issue_for("crimux", &["crimux"], (2020, 1, 1), (2040, 1, 1))),
+    );
+    let port = over_tls(&far, &shown, &authority).await;
+    let dir = tempfile::tempdir().unwrap();
+    let at = files.dir.path().display();
+    let backend = format!(
+        "  far: {{ endpoint: \"https://localhost:{port}\", local: false, timeouts: {{ connect: 10s }}, \
+         tls: {{ ca: {at}/ca.crt, cert: {at}/client.crt, key: {at}/client.key }} }}\nhandlers:\n"
+    );
+    let yaml = config(&dir, &[("a", &a)], "").replace("handlers:\n", &backend);
+    let crimux = Crimux::start_in(dir, &yaml);
+    crimux.wait_ready().await;
+    let end = async |role: &str| {
+        let labels = format!("{{backend=\"far\",role=\"{role}\"}}");
+        crimux.metric(&format!("crimux_certificate_expiration_timestamp_seconds{labels}")).await
+    };
+    // Midnight of 2040-01-01 and of 2050-01-01.
+    assert_eq!((end("client").await, end("backend").await), (Some(2_208_988_800.0), Some(2_524_608_000.0)));
+    assert!(end("authority").await.is_some());
+    let (_, text) = crimux.get("/metrics").await.unwrap();
+    assert!(!text.contains("expiration_timestamp_seconds{backend=\"a\""), "{text}");
+}
+
+#[tokio::test]
+async fn open_connections_and_streams_of_clients_are_counted() {
+    let a = SimRuntime::builder("a").events().sandboxes(1, 1).start().await;
+    let crimux = Crimux::start(&[("a", &a)]).await;
+    let open = async || {
+        let connections = crimux.metric("crimux_client_connections").await.unwrap();
+        (connections, crimux.metric("crimux_client_streams").await.unwrap())
+    };
+    eventually(SOON, async || open().await == (0.0, 0.0)).await;
+    let client = crimux.client();
+    let events = client.runtime().get_container_events(cri::GetEventsRequest {}).await.unwrap();
+    eventually(SOON, async || open().await == (1.0, 1.0)).await;
+    drop(events);
+    drop(client);
+    eventually(SOON, async || open().await == (0.0, 0.0)).await;
 }
 
 #[tokio::test]

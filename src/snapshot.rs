@@ -4,17 +4,19 @@
 //! the replies for a backend that does not answer are its last-known lists and statuses. They are saved in
 //! `state_dir`, because crimux may be killed meanwhile.
 //!
-//! Two kinds of file hold them. The *snapshot* is everything, replaced atomically by a background writer,
-//! only when something changed and at most every three seconds. The *journal* is every creation, removal and
-//! change of state since, one `write(2)` each before its call is answered. To write a snapshot, a new journal
-//! is started, then the state is captured, then the snapshot is put in place, then older journals are
-//! deleted: whatever the step at which crimux is killed, each acknowledged change is in the snapshot or in a
-//! journal that it names. Sequence numbers keep a change that is in both from being applied twice.
+//! Two kinds of file hold them. The *snapshot* is everything, replaced atomically by a background writer when
+//! the journal has grown. The *journal* is what happened since: every creation, removal and change of state,
+//! one `write(2)` each before its call is answered; and *deltas*, which say how lists and statuses differ from
+//! those on the disk, at most every three seconds. To write a snapshot, a new journal is started, then the
+//! state is captured, then the snapshot is put in place, then older journals are deleted: whatever the step at
+//! which crimux is killed, each acknowledged change is in the snapshot or in a journal that it names. Sequence
+//! numbers keep a change that is in both from being applied twice.
 //!
 //! Files that are torn, foreign or unreadable are quarantined with a warning: they are never trusted and
 //! never fatal. No verbose reply, container environment or credential may be stored.
 
 mod changes;
+mod delta;
 mod facts;
 mod file;
 mod filter;
@@ -28,6 +30,7 @@ mod lists;
 mod load;
 mod lock;
 mod marks;
+mod on_disk;
 mod pair;
 mod positions;
 mod queue;
@@ -77,12 +80,6 @@ pub enum ListKind {
     ContainerStats,
     /// `ListPodSandboxStats`.
     PodSandboxStats,
-}
-
-impl ListKind {
-    fn is_stats(self) -> bool {
-        matches!(self, Self::ContainerStats | Self::PodSandboxStats)
-    }
 }
 
 /// The statuses that are kept.
@@ -271,7 +268,12 @@ impl Snapshot {
         self.shared.failures()
     }
 
-    /// Writes the snapshot now if anything changed since the last. It blocks on the disk.
+    /// Returns how many bytes of records and snapshots were written since the start.
+    pub fn written_bytes(&self) -> u64 {
+        self.shared.written()
+    }
+
+    /// Writes a snapshot now. It blocks on the disk.
     ///
     /// # Errors
     /// What the disk says; it is noted in [`Snapshot::write_error`] too.

@@ -153,6 +153,9 @@ pub struct StateView {
     pub dir: String,
     /// Failed writes since the start.
     pub write_errors: u64,
+    /// Bytes written since the start.
+    #[serde(default)]
+    pub written_bytes: u64,
     /// Why the last write failed; absent if it succeeded.
     pub problem: Option<String>,
 }

@@ -28,7 +28,7 @@ pub(super) async fn scrape(State(state): State<Arc<AdminState>>) -> Response {
 fn refresh(node: &ProxyState) {
     let backends = node.backends();
     let samples: Vec<_> = backends.iter().map(|backend| sample(node, backend)).collect();
-    node.metrics.refresh(&samples, node.snapshot.write_failures());
+    node.metrics.refresh(&samples, node.snapshot.write_failures(), node.snapshot.written_bytes());
     let (connections, streams) = node.limits().open();
     node.metrics.clients.set(connections, streams);
 }

@@ -108,6 +108,7 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
         state: StateView {
             dir: node.config().state_dir.display().to_string(),
             write_errors: node.snapshot.write_failures(),
+            written_bytes: node.snapshot.written_bytes(),
             problem: node.snapshot.write_error(),
         },
         admin_http: HttpView {

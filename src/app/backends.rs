@@ -79,6 +79,8 @@ impl Backends {
             self.names.insert(step.name.clone(), id);
         }
         self.started = true;
+        // Where an instance stands is on the disk before a call meets it.
+        self.node.snapshot.wait_for_journal().await;
         // A handler must not lead to a backend that is not there yet.
         self.publish();
         self.node.router.replace_handlers(Handlers::new(config, &self.names));

@@ -122,7 +122,8 @@ impl Op {
         matches!(self, Self::SandboxRemoved(_) | Self::ContainerRemoved(_))
     }
 
-    fn is_seen(&self) -> bool {
+    /// Tells whether this was shown by a filtered reply.
+    pub(super) fn is_seen(&self) -> bool {
         matches!(self, Self::SandboxSeen(_) | Self::ContainerSeen(_))
     }
 }

@@ -16,7 +16,10 @@ use prost::Message;
 use super::changes::Change;
 use super::instance::SavedInstance;
 
-const MAGIC: &[u8; 8] = b"crmxsnp\x01";
+/// What a snapshot starts with: the name of the format and its version.
+const MAGIC: &[u8; 8] = b"crmxsnp\x02";
+/// The oldest version that is read: its journals have no deltas.
+const OLDEST_VERSION: u8 = 1;
 /// Magic, length and checksum.
 const PREAMBLE: usize = 20;
 /// How many files set aside are kept.
@@ -147,7 +150,7 @@ pub(super) fn decode(content: Vec<u8>) -> Result<Saved, &'static str> {
     if content[..7] != MAGIC[..7] {
         return Err("it is no snapshot");
     }
-    if content[7] != MAGIC[7] {
+    if !(OLDEST_VERSION..=MAGIC[7]).contains(&content[7]) {
         return Err("it was written by another version");
     }
     let (preamble, body) = (&content[..PREAMBLE], content.slice(PREAMBLE..));

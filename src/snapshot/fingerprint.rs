@@ -16,6 +16,19 @@ pub(super) fn fingerprint(message: &[u8]) -> u64 {
     unordered(message, DEPTH).unwrap_or_else(|| hash((0u32, message)))
 }
 
+/// Returns the fingerprint of an item of a list without its fields of this number.
+pub(super) fn fingerprint_without(item: &[u8], number: u32) -> u64 {
+    let mut sum = 0u64;
+    for field in wire::fields(item) {
+        match field {
+            Ok(field) if field.number == number => {}
+            Ok(field) => sum = sum.wrapping_add(of_field(&field, DEPTH - 1)),
+            Err(_) => return hash((0u32, item)),
+        }
+    }
+    sum
+}
+
 fn unordered(message: &[u8], depth: u32) -> Option<u64> {
     let mut sum = 0u64;
     for field in wire::fields(message) {

@@ -1,5 +1,5 @@
 //! The journal: every change since the snapshot was captured, one `write(2)` each, before its call is
-//! answered.
+//! answered, and what the writer found to differ from the disk.
 //!
 //! A process that is killed loses nothing that the kernel has, so there is no fsync on the way of a call.
 //! Each start and each snapshot begins a new generation, a file of its own; older ones are deleted only once
@@ -31,6 +31,9 @@ pub(super) struct Record {
     /// The identifier of the instance; zero in what a version wrote that had none.
     #[prost(uint64, tag = "3")]
     pub(super) instance: u64,
+    /// A compressed [`Delta`](super::delta::Delta) of the writer, or nothing.
+    #[prost(bytes = "vec", tag = "4")]
+    pub(super) delta: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -116,6 +119,11 @@ impl Journal {
     /// Returns the bytes of records in the current file.
     pub(super) fn len(&self) -> u64 {
         self.open.as_ref().map_or(0, |open| open.len - open.start)
+    }
+
+    /// Returns the current file for an `fsync` that holds up no append; `None` if there is none.
+    pub(super) fn file(&self) -> io::Result<Option<File>> {
+        self.open.as_ref().map(|open| open.file.try_clone()).transpose()
     }
 
     /// Returns the generation in use, or the last one that was.
@@ -221,7 +229,7 @@ mod tests {
 
     fn record(seq: u64) -> Record {
         let op = Some(Op::ContainerRemoved(format!("container-{seq}")));
-        Record { backend: "runc".into(), changes: vec![Change { seq, op }], instance: 1 }
+        Record { backend: "runc".into(), changes: vec![Change { seq, op }], instance: 1, delta: Vec::new() }
     }
 
     fn written(records: u64) -> Vec<u8> {

@@ -21,6 +21,7 @@ use super::items::{
 };
 use super::journal::Record;
 use super::lists::retain;
+use super::on_disk::Minor;
 use super::shared::Shared;
 use super::state::KnownState;
 use super::statuses::ForgottenStatus;
@@ -87,7 +88,7 @@ impl LastKnown {
         self.lock().restart(instance.life);
         self.set_instance(instance);
         self.shared.mark_dirty();
-        self.shared.flush_soon();
+        self.shared.demand_snapshot();
     }
 
     /// Tells whether this ID was created here, through crimux.
@@ -178,9 +179,6 @@ impl LastKnown {
             if replaced.paired {
                 state.record_pair(SystemTime::now());
             }
-            if replaced.changed && kind.is_stats() {
-                state.minor_changes += 1;
-            }
             if replaced.paired && state.instance.life == Life::Joining && state.instance.moved_from.is_none()
             {
                 joined = Some(Instance { life: Life::Member, ..state.instance.clone() });
@@ -195,7 +193,7 @@ impl LastKnown {
         }
         if first {
             // A crimux that is killed now could not say afterwards what this backend had.
-            self.shared.flush_soon();
+            self.shared.demand_snapshot();
         }
     }
 
@@ -467,11 +465,22 @@ impl LastKnown {
         let mut state = self.lock();
         let seq = self.shared.next_seq();
         let changes: Vec<Change> = ops.into_iter().map(|op| Change { seq, op: Some(op) }).collect();
-        let record = Record { backend: state.instance.name.clone(), changes, instance: self.id.0 };
+        let backend = state.instance.name.clone();
+        let record = Record { backend, changes, instance: self.id.0, delta: Vec::new() };
         self.shared.append(&record);
         for change in record.changes {
             state.apply(change);
         }
+    }
+
+    /// Queues for the journal what is not on the disk yet; tells whether there was anything.
+    pub(super) fn append_delta(&self, minor: Minor) -> bool {
+        let mut state = self.lock();
+        let Some(delta) = state.take_delta(self.shared.next_seq(), minor) else { return false };
+        let backend = state.instance.name.clone();
+        let delta = delta.encode_compressed();
+        self.shared.append(&Record { backend, changes: Vec::new(), instance: self.id.0, delta });
+        true
     }
 
     /// Copies lists out of larger buffers, and drops the statuses of objects that are no longer listed.

@@ -12,12 +12,13 @@ use std::time::Instant;
 use bytes::Bytes;
 
 use super::changes::{self, Change, Op, Overlay};
+use super::delta::ListDelta;
 use super::filter::{Filter, item_id};
-use super::pair::{ListBytes, Pair, PodListSync, is_same_slice};
+use super::pair::{ListBytes, Pair, PodListSync, Watermarks, is_same_slice};
 use super::positions::Positions;
 use super::{ListKind, Revision, image_name};
 use crate::cri::LIST_ITEMS;
-use crate::wire;
+use crate::wire::{self, WireError};
 
 /// The lists of one backend.
 #[derive(Debug, Default)]
@@ -30,6 +31,10 @@ pub(super) struct Lists {
     changes: Vec<Change>,
     /// Images removed since their list was sent.
     removed_images: Vec<Change>,
+    /// The changes that a replay of the journal would still apply: their sequence numbers, and whether each is
+    /// of a sandbox. A list may show them all without a difference to the one on the disk.
+    replayed: Vec<(u64, bool)>,
+    replayed_removals: Vec<u64>,
     composed_sandboxes: Option<Bytes>,
     composed_containers: Option<Bytes>,
     /// Of the composed sandboxes and containers, once one of them was looked for.
@@ -96,12 +101,18 @@ impl Lists {
     /// Records a change on top of the lists.
     pub(super) fn record(&mut self, change: Change) {
         match &change.op {
-            Some(Op::ImageRemoved(_)) => self.removed_images.push(change),
+            Some(Op::ImageRemoved(_)) => {
+                self.replayed_removals.push(change.seq);
+                self.removed_images.push(change);
+            }
             Some(Op::ImagesForgotten(_)) => {
                 self.images = ListSlot { sent: change.seq, list: None };
                 self.removed_images.clear();
+                self.replayed_removals.clear();
             }
             _ => {
+                let of_sandbox = change.op.as_ref().is_some_and(Op::is_of_sandbox);
+                self.replayed.push((change.seq, of_sandbox));
                 changes::insert(&mut self.changes, change);
                 self.forget_composed();
             }
@@ -304,6 +315,90 @@ impl Lists {
             container_stats: slot(container_stats),
             sandbox_stats: slot(sandbox_stats),
             ..Self::default()
+        }
+    }
+
+    /// Returns the served sandboxes and containers, without the changes on top of them.
+    pub(super) fn pair(&self) -> Option<(&Bytes, &Bytes)> {
+        let pair = self.pod_sync.pair.as_ref()?;
+        Some((&pair.sandboxes.bytes, &pair.containers.bytes))
+    }
+
+    /// Returns the watermarks of the served pair.
+    pub(super) fn watermarks(&self) -> Watermarks {
+        self.pod_sync.watermarks()
+    }
+
+    /// Returns the list of images, without the removals on top of it, and the sequence number of its request.
+    pub(super) fn images(&self) -> Option<(u64, &Bytes)> {
+        Some((self.images.sent, &self.images.list.as_ref()?.bytes))
+    }
+
+    /// Returns the stats of containers and of sandboxes.
+    pub(super) fn stats(&self) -> [Option<&Bytes>; 2] {
+        [&self.container_stats, &self.sandbox_stats].map(|slot| slot.list.as_ref().map(|list| &list.bytes))
+    }
+
+    /// Iterates over what filtered replies showed and the served pair may not.
+    pub(super) fn seen(&self) -> impl Iterator<Item = &Change> {
+        self.changes.iter().filter(|change| change.op.as_ref().is_some_and(Op::is_seen))
+    }
+
+    /// Forgets the changes that a replay would apply and the served pair shows; tells whether there were any.
+    pub(super) fn forget_shown_replayed(&mut self) -> bool {
+        let (before, watermarks) = (self.replayed.len(), self.watermarks());
+        self.replayed.retain(|(seq, of_sandbox)| watermarks.is_later(*seq, *of_sandbox));
+        self.replayed.len() != before
+    }
+
+    /// The same of the removals of images.
+    pub(super) fn forget_shown_removals(&mut self) -> bool {
+        let before = self.replayed_removals.len();
+        self.replayed_removals.retain(|seq| *seq > self.images.sent);
+        self.replayed_removals.len() != before
+    }
+
+    /// Serves the pair that a record of the journal makes of the present one.
+    ///
+    /// # Errors
+    /// Whatever makes an item of the record unreadable.
+    pub(super) fn replay_pair(
+        &mut self,
+        sandboxes: ListDelta,
+        containers: ListDelta,
+        watermarks: Watermarks,
+    ) -> Result<(), WireError> {
+        let (old_sandboxes, old_containers) =
+            self.pair().map(|(one, other)| (one.clone(), other.clone())).unwrap_or_default();
+        let list = |bytes| ListBytes { bytes, is_compact: true };
+        let pair = Pair {
+            sandboxes: list(sandboxes.apply(ListKind::Sandboxes, &old_sandboxes)?),
+            containers: list(containers.apply(ListKind::Containers, &old_containers)?),
+        };
+        self.pod_sync = PodListSync::replaying(pair, watermarks);
+        self.changes.retain(|change| watermarks.must_keep(change));
+        self.forget_composed();
+        Ok(())
+    }
+
+    /// The same of the list of images.
+    ///
+    /// # Errors
+    /// As of [`Lists::replay_pair`].
+    pub(super) fn replay_images(&mut self, images: ListDelta, at: u64) -> Result<(), WireError> {
+        let old = self.images().map(|(_, list)| list.clone()).unwrap_or_default();
+        let bytes = images.apply(ListKind::Images, &old)?;
+        self.images = ListSlot { sent: at, list: Some(ListBytes { bytes, is_compact: true }) };
+        self.removed_images.retain(|change| change.seq > at);
+        Ok(())
+    }
+
+    /// The same of the stats of containers and of sandboxes.
+    pub(super) fn replay_stats(&mut self, stats: [Option<Bytes>; 2]) {
+        for (slot, stats) in [&mut self.container_stats, &mut self.sandbox_stats].into_iter().zip(stats) {
+            if let Some(bytes) = stats {
+                slot.list = Some(ListBytes { bytes, is_compact: true });
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use std::io::{self, ErrorKind};
 use std::path::Path;
 
 use super::StateWarning;
+use super::delta::Delta;
 use super::file;
 use super::instance::{Instance, InstanceId, Life};
 use super::journal::{self, Journal, Record, Replay};
@@ -57,6 +58,7 @@ pub(super) fn load(dir: &Path, boot_id: &str, doubted: bool) -> Loaded {
         .states
         .retain(|_, state| !state.ended && (!state.forgotten || state.instance.life != Life::Removed));
     for state in loaded.states.values_mut() {
+        state.purge();
         if state.forgotten {
             // The operator gave up what was on it: it is not awaited, and what it has counts once it was
             // listed.
@@ -125,6 +127,12 @@ impl Loaded {
                 self.seq = self.seq.max(change.seq);
                 change.op = change.op.map(detach);
                 state.replay(change, saved);
+            }
+            if !record.delta.is_empty() {
+                let delta = Delta::decode_compressed(&record.delta);
+                self.seq = self.seq.max(delta.as_ref().map_or(0, |delta| delta.seq));
+                // Without a delta between, a later one would make a state that never was.
+                self.whole &= delta.is_some_and(|delta| state.replay_delta(delta, saved));
             }
         }
     }

@@ -67,8 +67,8 @@ pub(super) struct PodListSync {
 /// The sequence numbers up to which the served pair shows all changes.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Watermarks {
-    sandboxes: u64,
-    containers: u64,
+    pub(super) sandboxes: u64,
+    pub(super) containers: u64,
 }
 
 /// The newest list of its kind.
@@ -210,6 +210,11 @@ impl PodListSync {
         Self { pair, watermarks: Watermarks { sandboxes: seq, containers: seq }, ..Self::default() }
     }
 
+    /// Serves `pair`, as it was served with these watermarks.
+    pub(super) fn replaying(pair: Pair, watermarks: Watermarks) -> Self {
+        Self { pair: Some(pair), watermarks, ..Self::default() }
+    }
+
     /// Iterates over all lists, served and newest.
     pub(super) fn buffers(&mut self) -> impl Iterator<Item = &mut ListBytes> {
         let newest = [&mut self.sandboxes, &mut self.containers].into_iter().flatten();
@@ -229,8 +234,12 @@ impl Watermarks {
 
     /// Tells whether `change` must stay applied, because the pair may not show it.
     pub(super) fn must_keep(self, change: &Change) -> bool {
-        let of_sandbox = change.op.as_ref().is_some_and(Op::is_of_sandbox);
-        change.seq > if of_sandbox { self.sandboxes } else { self.containers }
+        self.is_later(change.seq, change.op.as_ref().is_some_and(Op::is_of_sandbox))
+    }
+
+    /// Tells whether the pair may not show the change `seq`, of a sandbox or else of a container.
+    pub(super) fn is_later(self, seq: u64, of_sandbox: bool) -> bool {
+        seq > if of_sandbox { self.sandboxes } else { self.containers }
     }
 }
 

@@ -32,6 +32,10 @@ pub(super) struct Shared {
     problem: Mutex<Option<String>>,
     failures: AtomicU64,
     lost: AtomicU64,
+    /// Whether a snapshot was demanded.
+    demanded: AtomicBool,
+    /// Bytes of records and snapshots.
+    written: AtomicU64,
     /// Whether the queue refused a record since the journal's thread last looked.
     refused: AtomicBool,
     marks: Marks,
@@ -50,6 +54,8 @@ impl Shared {
             problem: Mutex::new(None),
             failures: AtomicU64::new(0),
             lost: AtomicU64::new(0),
+            demanded: AtomicBool::new(false),
+            written: AtomicU64::new(0),
             refused: AtomicBool::new(false),
         }
     }
@@ -81,6 +87,7 @@ impl Shared {
 
     fn write(&self, record: &[u8]) {
         let result = self.journal().append(record);
+        self.count_written(record.len());
         if let Err(error) = result {
             self.lost.fetch_add(1, Ordering::SeqCst);
             self.record_failure("the journal", &error);
@@ -92,6 +99,16 @@ impl Shared {
     /// lost since there were `lost`.
     pub(super) fn mark_whole(&self, lost: u64) {
         self.marks.set_whole(|| self.lost() == lost);
+    }
+
+    /// Counts bytes of a record or a snapshot.
+    pub(super) fn count_written(&self, bytes: usize) {
+        self.written.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Returns how many bytes were written since the start.
+    pub(super) fn written(&self) -> u64 {
+        self.written.load(Ordering::Relaxed)
     }
 
     /// Returns how many records could not be written since the start.
@@ -166,9 +183,20 @@ impl Shared {
         self.touched.notify_one();
     }
 
-    /// Makes the writer write a snapshot without its pause.
+    /// Makes the writer write without its pause.
     pub(super) fn flush_soon(&self) {
         self.urgent.notify_one();
+    }
+
+    /// Makes the writer write a snapshot, and without its pause.
+    pub(super) fn demand_snapshot(&self) {
+        self.demanded.store(true, Ordering::SeqCst);
+        self.flush_soon();
+    }
+
+    /// Tells whether a snapshot was demanded since the last call.
+    pub(super) fn take_demand(&self) -> bool {
+        self.demanded.swap(false, Ordering::SeqCst)
     }
 
     /// Waits for [`Shared::flush_soon`].

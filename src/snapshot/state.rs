@@ -15,6 +15,7 @@ use super::fingerprint::fingerprint;
 use super::instance::{Instance, Life};
 use super::items::{ContainerFacts, container_items, enum_value, sandbox_items};
 use super::lists::{Lists, ids};
+use super::on_disk::OnDisk;
 use super::statuses::Statuses;
 use super::{ListKind, Revision, StatusKind};
 use crate::cri::{ITEM_ID, LIST_ITEMS, field, field_path};
@@ -32,7 +33,7 @@ pub(super) struct KnownState {
     pub(super) seq: u64,
     pub(super) lists: Lists,
     pub(super) statuses: Statuses,
-    facts: BTreeMap<String, (u64, Bytes)>,
+    pub(super) facts: BTreeMap<String, (u64, Bytes)>,
     pub(super) drained: bool,
     /// Whether the operator declared it lost and nothing was heard of it since.
     pub(super) forgotten: bool,
@@ -45,11 +46,13 @@ pub(super) struct KnownState {
     /// The count of forgotten owners when the owners of the newest sandbox and container list were learnt.
     pub(super) learnt_at: [u64; 2],
     /// When the last live pair was completed.
-    listed_at: Option<SystemTime>,
+    pub(super) listed_at: Option<SystemTime>,
     /// Whether that was since the start.
     pub(super) listed: bool,
-    /// Counts the changes that may wait for the disk a little: stats and replies.
-    pub(super) minor_changes: u64,
+    /// What is on the disk; `None` if that is not all there was when it began.
+    pub(super) disk: Option<OnDisk>,
+    /// On replay, the sequence number of the snapshot or delta that was applied last.
+    pub(super) last_record: u64,
 }
 
 impl KnownState {
@@ -70,7 +73,8 @@ impl KnownState {
             learnt_at: [0; 2],
             listed_at: None,
             listed: false,
-            minor_changes: 0,
+            disk: None,
+            last_record: 0,
         }
     }
 
@@ -99,6 +103,9 @@ impl KnownState {
             Op::Forgotten(_) => self.forget(change.seq),
             _ => {
                 self.forget_statuses(op, change.seq);
+                if let (Op::ImagesForgotten(_), Some(disk)) = (op, &mut self.disk) {
+                    disk.forget_images();
+                }
                 self.lists.record(change);
             }
         }
@@ -130,12 +137,12 @@ impl KnownState {
             return;
         }
         if let Some(id) = op.id() {
-            self.statuses.forget(id, seq);
+            self.statuses.forget_by_change(id, seq);
         }
         if let Op::ContainerAdded(added) = op
             && let Ok(facts) = ContainerFacts::parse(&added.item)
         {
-            self.statuses.forget(facts.sandbox_id, seq);
+            self.statuses.forget_by_change(facts.sandbox_id, seq);
         }
     }
 
@@ -155,9 +162,8 @@ impl KnownState {
     }
 
     fn forget(&mut self, seq: u64) {
-        let minor_changes = self.minor_changes + 1;
         let fresh = Self::new(self.instance.clone(), &self.boot_id, seq);
-        *self = Self { forgotten: true, minor_changes, ..fresh };
+        *self = Self { forgotten: true, ..fresh };
         self.lists.clear(seq);
     }
 
@@ -215,6 +221,12 @@ impl KnownState {
     /// Returns how long ago the last live pair was completed.
     pub(super) fn age(&self, now: SystemTime) -> Option<Duration> {
         Some(now.duration_since(self.listed_at?).unwrap_or_default())
+    }
+
+    /// Returns when the last live pair was completed, in seconds since the Unix epoch; zero for never.
+    pub(super) fn listed_at_secs(&self) -> u64 {
+        let since = self.listed_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        since.map_or(0, |since| since.as_secs())
     }
 
     /// Notes the items of a filtered reply that the list does not show, or shows in another state.
@@ -307,7 +319,6 @@ impl KnownState {
             return false;
         }
         self.facts.insert(key.to_owned(), (fingerprint, Bytes::copy_from_slice(value)));
-        self.minor_changes += 1;
         true
     }
 
@@ -332,7 +343,6 @@ impl KnownState {
     /// Returns what is saved of this, as of the sequence number `seq`.
     pub(super) fn save(&self, seq: u64) -> SavedBackend {
         let [sandboxes, containers, images, container_stats, sandbox_stats] = self.lists.to_save();
-        let listed_at = self.listed_at.and_then(|at| at.duration_since(UNIX_EPOCH).ok());
         let statuses = self.statuses.iter().map(|(kind, id, reply)| SavedStatus {
             container: kind == StatusKind::Container,
             id: id.to_owned(),
@@ -350,7 +360,7 @@ impl KnownState {
             boot_id: self.boot_id.clone(),
             seq,
             drained: self.drained,
-            listed_at: listed_at.map_or(0, |at| at.as_secs()),
+            listed_at: self.listed_at_secs(),
             sandboxes,
             containers,
             images,
@@ -375,6 +385,7 @@ impl KnownState {
             forgotten: saved.forgotten,
             created: owned(saved.created),
             foreign: owned(saved.foreign),
+            last_record: saved.seq,
             listed_at: (saved.listed_at > 0).then(|| UNIX_EPOCH + Duration::from_secs(saved.listed_at)),
             ..Self::new(instance, &saved.boot_id, saved.seq)
         };

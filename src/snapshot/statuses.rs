@@ -6,7 +6,6 @@
 //! before a write to the same ID is never cached, nor is a verbose reply, which may contain secrets.
 
 use std::collections::{HashMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use bytes::Bytes;
 
@@ -37,8 +36,16 @@ pub struct ForgottenStatus(Vec<(StatusKind, u64, Bytes)>);
 struct Slot {
     reply: Option<Bytes>,
     fingerprint: u64,
+    /// The fingerprint of the reply on the disk.
+    disk: Option<u64>,
     /// Replies to reads sent before this sequence number are outdated.
     floor: u64,
+}
+
+impl Slot {
+    fn print(&self) -> Option<u64> {
+        self.reply.is_some().then_some(self.fingerprint)
+    }
 }
 
 impl Statuses {
@@ -72,13 +79,51 @@ impl Statuses {
         for kind in [StatusKind::Sandbox, StatusKind::Container] {
             let slots = self.of(kind);
             if let Some(slot) = slots.get_mut(id) {
-                let slot = std::mem::replace(slot, Slot { floor: seq, ..Slot::default() });
+                let emptied = Slot { floor: seq, disk: slot.disk, ..Slot::default() };
+                let slot = std::mem::replace(slot, emptied);
                 forgotten.0.extend(slot.reply.map(|reply| (kind, slot.fingerprint, reply)));
             } else if slots.len() < MAX_STATUSES {
                 slots.insert(id.into(), Slot { floor: seq, ..Slot::default() });
             }
         }
         forgotten
+    }
+
+    /// Drops the status of `id` by a change that is in the journal, which drops it on the disk as well.
+    pub(super) fn forget_by_change(&mut self, id: &str, seq: u64) {
+        self.forget(id, seq);
+        for kind in [StatusKind::Sandbox, StatusKind::Container] {
+            if let Some(slot) = self.of(kind).get_mut(id) {
+                slot.disk = None;
+            }
+        }
+    }
+
+    /// Notes that a snapshot has all statuses.
+    pub(super) fn mark_saved(&mut self) {
+        for slot in self.sandboxes.values_mut().chain(self.containers.values_mut()) {
+            slot.disk = slot.print();
+        }
+    }
+
+    /// Returns the statuses that are not on the disk, and those that are there and no longer known, without a
+    /// reply. They count as written from then on.
+    pub(super) fn take_unsaved(&mut self) -> Vec<(StatusKind, String, Option<Bytes>)> {
+        let mut unsaved = Vec::new();
+        let both =
+            [(StatusKind::Sandbox, &mut self.sandboxes), (StatusKind::Container, &mut self.containers)];
+        for (kind, slots) in both {
+            for (id, slot) in slots.iter_mut().filter(|(_, slot)| slot.disk != slot.print()) {
+                slot.disk = slot.print();
+                unsaved.push((kind, id.to_string(), slot.reply.clone()));
+            }
+        }
+        unsaved
+    }
+
+    /// Drops one status.
+    pub(super) fn remove(&mut self, kind: StatusKind, id: &str) {
+        self.of(kind).remove(id);
     }
 
     /// Restores the dropped status of `id`, unless a newer one was cached since.
@@ -99,10 +144,16 @@ impl Statuses {
         slots.get(id)?.reply.clone()
     }
 
-    /// Drops the statuses of IDs that are not listed.
+    /// Drops the statuses of IDs that are not listed; one on the disk leaves a slot until it is dropped there.
     pub(super) fn purge(&mut self, sandboxes: &HashSet<&str>, containers: &HashSet<&str>) {
-        self.sandboxes.retain(|id, _| sandboxes.contains(&**id));
-        self.containers.retain(|id, _| containers.contains(&**id));
+        let keep = |listed: bool, slot: &mut Slot| {
+            if !listed {
+                slot.reply = None;
+            }
+            listed || slot.disk.is_some()
+        };
+        self.sandboxes.retain(|id, slot| keep(sandboxes.contains(&**id), slot));
+        self.containers.retain(|id, slot| keep(containers.contains(&**id), slot));
     }
 
     /// Drops all statuses.
@@ -121,17 +172,6 @@ impl Statuses {
         self.slots().filter_map(|(kind, id, slot)| Some((kind, id, slot.reply.as_ref()?)))
     }
 
-    /// Returns a fingerprint of all statuses.
-    pub(super) fn fingerprint(&self) -> u64 {
-        let known = self.slots().filter(|(_, _, slot)| slot.reply.is_some());
-        let one = |(kind, id, slot): (StatusKind, &str, &Slot)| {
-            let mut hasher = DefaultHasher::new();
-            (kind, id, slot.fingerprint).hash(&mut hasher);
-            hasher.finish()
-        };
-        known.map(one).fold(0, u64::wrapping_add)
-    }
-
     fn slots(&self) -> impl Iterator<Item = (StatusKind, &str, &Slot)> {
         let sandboxes = self.sandboxes.iter().map(|(id, slot)| (StatusKind::Sandbox, &**id, slot));
         sandboxes.chain(self.containers.iter().map(|(id, slot)| (StatusKind::Container, &**id, slot)))
@@ -139,8 +179,8 @@ impl Statuses {
 
     /// Puts a saved status back.
     pub(super) fn restore(&mut self, kind: StatusKind, id: String, reply: &[u8]) {
-        let slot =
-            Slot { reply: Some(Bytes::copy_from_slice(reply)), fingerprint: fingerprint(reply), floor: 0 };
+        let reply = Some(Bytes::copy_from_slice(reply));
+        let slot = Slot { fingerprint: reply.as_deref().map_or(0, fingerprint), reply, ..Slot::default() };
         self.of(kind).insert(id.into_boxed_str(), slot);
     }
 

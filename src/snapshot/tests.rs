@@ -1,12 +1,15 @@
 //! Tests of the snapshot as a whole, from inside: what crashes and damaged files leave, what lists show.
 
+mod churn;
 mod crash;
+mod deltas;
 mod filters;
 mod lists;
 mod pair;
 mod races;
 mod statuses;
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -22,6 +25,16 @@ fn open(dir: &Path) -> Arc<Snapshot> {
     let (snapshot, warnings) = Snapshot::open(dir, BOOT);
     assert_eq!(warnings, []);
     snapshot
+}
+
+/// Copies the directory, as a kill leaves it.
+fn copy(from: &Path) -> tempfile::TempDir {
+    let to = tempfile::tempdir().unwrap();
+    let files = fs::read_dir(from).unwrap().map(Result::unwrap);
+    for entry in files.filter(|entry| entry.path().is_file()) {
+        fs::copy(entry.path(), to.path().join(entry.file_name())).unwrap();
+    }
+    to
 }
 
 fn sandbox(id: &str) -> cri::PodSandbox {

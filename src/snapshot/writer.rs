@@ -1,31 +1,42 @@
-//! Writes snapshots in the background.
+//! Writes what changed, in the background: to the journal, or all of it as a new snapshot.
 //!
-//! The order of its steps is the whole of crash safety: new journal, capture, write, rename, delete. It skips
-//! what would write the same facts again, since runtimes list and encode in random order, and lets stats and
-//! periodic replies wait for a quarter of an hour, since they never say the same twice. The first lists of a
-//! backend are written at once.
+//! What differs from the disk is appended to the journal, at most every three seconds, so that a container
+//! that restarts costs what changed for it and not the state of the node. Runtimes list and encode in random
+//! order: what says the same is not written again. Stats and periodic replies, which never say the same twice,
+//! wait for a quarter of an hour.
+//!
+//! | a snapshot is written | because |
+//! |---|---|
+//! | as the first that a process writes | the state came from files that may end in a torn record |
+//! | when a backend is new, and for its first lists | a crimux that is killed then could not say what it had |
+//! | after a record could not be written | deltas follow each other without a gap |
+//! | when the journal has 4 MiB, and twice the size of the last snapshot | a start reads all of it |
+//! | when the operator forgets something, and at the end of the process | it is on the disk, with fsync |
+//!
+//! The order of its steps is the whole of crash safety: new journal, capture, write, rename, delete.
 
 use std::fs;
 use std::future::Future;
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::file::{self, Saved, SavedBackend};
-use super::fingerprint::fingerprint;
 use super::journal;
+use super::on_disk::Minor;
 use super::{LastKnown, Snapshot};
 
-/// The least time between two snapshots.
+/// The least time between two writes.
 pub(super) const INTERVAL: Duration = Duration::from_secs(3);
-/// How long stats and replies alone wait for a snapshot.
+/// How long stats and replies alone wait for a write.
 const MINOR_INTERVAL: Duration = Duration::from_secs(900);
 /// How long the end of the process waits for the last snapshot.
 const LAST_TIMEOUT: Duration = Duration::from_secs(10);
-/// A journal of this many bytes is reason enough for a snapshot.
-const MAX_JOURNAL: u64 = 1 << 20;
+/// A journal of this many bytes is compacted, if it also has twice the size of the last snapshot.
+pub(super) const MAX_JOURNAL: u64 = 4 << 20;
+/// The longest time until a delta is safe from a power cut; one that crimux is killed at costs none.
+const SYNC_INTERVAL: Duration = Duration::from_secs(30);
 
 /// A step of writing a snapshot that was just done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,14 +51,17 @@ pub(super) enum Step {
     Renamed,
     /// A journal that is no longer needed was deleted.
     Deleted,
+    /// What changed was appended to the journal.
+    Appended,
 }
 
-/// What the last snapshot held.
+/// What was written last.
 #[derive(Debug, Default)]
 pub(super) struct LastWrite {
-    facts: Option<u64>,
-    minor_changes: u64,
-    at: Option<Instant>,
+    /// The size of the last snapshot, in bytes; `None` if a snapshot is due whatever changed.
+    snapshot: Option<u64>,
+    minor_at: Option<Instant>,
+    synced_at: Option<Instant>,
     failures: u64,
     /// Whether the present journal was begun for a snapshot that could then not be written.
     begun_in_vain: bool,
@@ -88,33 +102,77 @@ impl Snapshot {
         }
     }
 
-    /// Writes a snapshot if there is reason to; `all` makes minor changes a reason. `step` is told of each
-    /// step.
+    /// Appends what changed to the journal, or writes a snapshot if one is due; `all` makes one due. `step` is
+    /// told of each step.
     pub(super) fn write(&self, all: bool, step: &mut dyn FnMut(Step)) -> io::Result<()> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         for last_known in self.all() {
             last_known.compact();
         }
         let failures = self.shared.failures();
-        if !self.has_news(&written, all, failures) {
-            return Ok(());
+        let is_new = |last_known: &Arc<LastKnown>| !last_known.lock().is_in_snapshot();
+        let due =
+            all | self.shared.take_demand() || failures != written.failures || self.all().iter().any(is_new);
+        let snapshot = written.snapshot.filter(|_| !due);
+        if let Some(len) = snapshot {
+            self.append_deltas(&mut written, step);
+            if self.shared.journal().len() <= MAX_JOURNAL.max(2 * len) {
+                return Ok(());
+            }
         }
+        self.write_snapshot(&mut written, failures, step)
+    }
+
+    fn append_deltas(&self, written: &mut LastWrite, step: &mut dyn FnMut(Step)) {
+        let is_due = |at: Option<Instant>, interval| at.is_none_or(|at| at.elapsed() >= interval);
+        let minor = if is_due(written.minor_at, MINOR_INTERVAL) {
+            written.minor_at = Some(Instant::now());
+            Minor::Compared
+        } else {
+            Minor::Left
+        };
+        let appended = self.all().iter().filter(|last_known| last_known.append_delta(minor)).count();
+        if appended == 0 {
+            return;
+        }
+        step(Step::Appended);
+        if is_due(written.synced_at, SYNC_INTERVAL) {
+            written.synced_at = Some(Instant::now());
+            let file = self.shared.journal().file();
+            if let Err(error) = file.and_then(|file| file.map_or(Ok(()), |file| file.sync_data())) {
+                self.shared.record_failure("the journal", &error);
+            }
+        }
+    }
+
+    fn write_snapshot(
+        &self,
+        written: &mut LastWrite,
+        failures: u64,
+        step: &mut dyn FnMut(Step),
+    ) -> io::Result<()> {
         let generation = self.shared.journal().generation();
         let mut result = self.write_files(!written.begun_in_vain, step);
         if written.begun_in_vain && result.is_ok() {
             result = self.write_files(true, step);
         }
         match &result {
-            Ok((facts, minor_changes)) => {
-                let (facts, minor_changes) = (Some(*facts), *minor_changes);
-                let at = Some(Instant::now());
-                *written = LastWrite { facts, minor_changes, at, failures, begun_in_vain: false };
+            Ok(len) => {
+                let now = Some(Instant::now());
+                *written = LastWrite {
+                    snapshot: Some(*len),
+                    minor_at: now,
+                    synced_at: now,
+                    failures,
+                    begun_in_vain: false,
+                };
                 // A record that could not be appended meanwhile may not be in what was captured.
                 if self.shared.failures() == failures {
                     self.shared.record_success();
                 }
             }
             Err(error) => {
+                written.snapshot = None;
                 written.begun_in_vain |= self.shared.journal().generation() != generation;
                 self.shared.record_failure("the snapshot", error);
             }
@@ -122,17 +180,9 @@ impl Snapshot {
         result.map(drop)
     }
 
-    fn has_news(&self, written: &LastWrite, all: bool, failures: u64) -> bool {
-        let due = all || written.at.is_none_or(|at| at.elapsed() >= MINOR_INTERVAL);
-        failures != written.failures
-            || self.shared.journal().len() > MAX_JOURNAL
-            || written.facts != Some(facts(&self.capture()))
-            || (due && written.minor_changes != self.minor_changes())
-    }
-
-    /// Writes all files. Without a `new_journal` the present one stays in use: a disk that is full for hours
-    /// would else be filled by journals of one change each.
-    fn write_files(&self, new_journal: bool, step: &mut dyn FnMut(Step)) -> io::Result<(u64, u64)> {
+    /// Writes all files and returns the size of the snapshot. Without a `new_journal` the present one stays in
+    /// use: a disk that is full for hours would else be filled by journals of one change each.
+    fn write_files(&self, new_journal: bool, step: &mut dyn FnMut(Step)) -> io::Result<u64> {
         file::make_dir(&self.dir)?;
         let lost = self.shared.lost();
         let generation = {
@@ -140,13 +190,11 @@ impl Snapshot {
             if new_journal { journal.start_empty()? } else { journal.generation() }
         };
         step(Step::Rotated);
-        let minor_changes = self.minor_changes();
-        let captured = self.capture();
+        let backends = self.capture();
         step(Step::Captured);
-        let facts = facts(&captured);
-        let backends = captured.into_iter().map(|(saved, _)| saved).collect();
         let last_instance = self.last_instance.load(Ordering::Relaxed);
         let content = file::encode(&Saved { journal: generation, backends, last_instance });
+        self.shared.count_written(content.len());
         file::write_tmp(&self.dir, &content)?;
         step(Step::LastWrite);
         fs::rename(file::tmp_path(&self.dir), file::path(&self.dir))?;
@@ -157,46 +205,22 @@ impl Snapshot {
             fs::remove_file(journal::path(&self.dir, old))?;
             step(Step::Deleted);
         }
-        Ok((facts, minor_changes))
+        Ok(content.len() as u64)
     }
 
-    /// Returns what is to be saved of each instance, with the fingerprint of its statuses.
-    fn capture(&self) -> Vec<(SavedBackend, u64)> {
+    /// Returns what is to be saved of each instance, and notes that it is saved.
+    fn capture(&self) -> Vec<SavedBackend> {
         let capture = |last_known: &Arc<LastKnown>| {
-            let state = last_known.lock();
+            let mut state = last_known.lock();
             // Changes are numbered under this lock, so all up to this number are in.
             let seq = self.shared.last_seq();
-            (state.save(seq), state.statuses.fingerprint())
+            state.mark_saved(seq);
+            state.save(seq)
         };
         self.all().iter().map(capture).collect()
-    }
-
-    fn minor_changes(&self) -> u64 {
-        self.all().iter().map(|last_known| last_known.lock().minor_changes).sum()
     }
 
     fn all(&self) -> Vec<Arc<LastKnown>> {
         self.backends().values().cloned().collect()
     }
-}
-
-/// Returns a fingerprint of what is to be on disk soon: all but stats and replies.
-fn facts(backends: &[(SavedBackend, u64)]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for (backend, statuses) in backends {
-        let SavedBackend { instance, boot_id, drained, forgotten, created, foreign, .. } = backend;
-        instance.as_ref().map(prost::Message::encode_to_vec).hash(&mut hasher);
-        (boot_id, drained, forgotten, created, foreign, statuses).hash(&mut hasher);
-        for list in [&backend.sandboxes, &backend.containers, &backend.images] {
-            list.as_ref().map(|list| fingerprint(list)).hash(&mut hasher);
-        }
-        // Facts have a slash in their keys; replies, which may wait, have none.
-        for fact in backend.replies.iter().filter(|reply| reply.method.contains('/')) {
-            (&fact.method, &fact.reply[..]).hash(&mut hasher);
-        }
-        for change in &backend.changes {
-            prost::Message::encode_to_vec(change).hash(&mut hasher);
-        }
-    }
-    hasher.finish()
 }

@@ -89,6 +89,13 @@ impl Crimux {
         std::fs::write(self.dir.path().join("crimux.yaml"), yaml).unwrap();
     }
 
+    /// Adds a backend that nobody serves to the file: it is new, so crimux writes a snapshot.
+    pub(crate) fn add_backend(&self, name: &str) {
+        let yaml = std::fs::read_to_string(self.dir.path().join("crimux.yaml")).unwrap();
+        let line = format!("backends:\n  {name}: {{ endpoint: \"unix:///nobody/{name}.sock\" }}\n");
+        self.rewrite(&yaml.replacen("backends:\n", &line, 1));
+    }
+
     /// Returns its process ID.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id().expect("crimux runs")

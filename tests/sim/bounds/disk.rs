@@ -1,6 +1,6 @@
 //! A `state_dir` that takes no writes, as while a backup freezes its file system or a volume stalls.
 //!
-//! A FIFO that nobody reads stands where the next journal is to be made: opening it blocks the thread that writes
+//! A FIFO that nobody reads stands where the next journal is to be made, which a snapshot begins: opening it blocks the thread that writes
 //! snapshots, and with it the journal, as a frozen file system does.
 
 use std::fs::OpenOptions;
@@ -52,6 +52,7 @@ async fn a_state_dir_that_takes_no_writes_stops_no_call_and_what_was_not_saved_i
     let a = SimRuntime::builder("a").start().await;
     let mut crimux = start(&a, |yaml| yaml).await;
     let frozen = Frozen::freeze(&crimux.dir.path().join("state"));
+    crimux.add_backend("makes-a-snapshot-due");
     let mut made = Vec::new();
     let unsaved = async || status(&crimux).await["state"]["write_errors"].as_u64().unwrap() > 0;
     while !unsaved().await {
@@ -80,6 +81,7 @@ async fn a_state_dir_that_takes_no_writes_does_not_keep_crimux_from_its_end() {
     let a = SimRuntime::builder("a").start().await;
     let mut crimux = start(&a, |yaml| yaml).await;
     let _frozen = Frozen::freeze(&crimux.dir.path().join("state"));
+    crimux.add_backend("makes-a-snapshot-due");
     let mut count = 0;
     while status(&crimux).await["state"]["write_errors"].as_u64() == Some(0) {
         run(&crimux, &format!("pod-{count}")).await;

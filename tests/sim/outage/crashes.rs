@@ -22,6 +22,9 @@ use crate::support::SOON;
 /// Long enough to be killed in it.
 const HOLD: &str = "60000000";
 
+/// A backend that is added so that crimux writes a snapshot.
+const DUE: &str = "makes-a-snapshot-due";
+
 /// Where a call stands when crimux is killed.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Point {
@@ -80,7 +83,11 @@ async fn cut_off(deed: Deed, point: Point) {
     let mut world = World::new().await;
     let state = world.crimux.dir.path().join("state");
     let Acknowledged { made, removed } = Acknowledged::of(&world).await;
-    testkit::eventually(SOON, async || snapshot_holds(&state, &made)).await;
+    // With all of it listed and in a snapshot the next record of the journal is that of the call.
+    sandboxes(&world.client, None).await.unwrap();
+    containers(&world.client, None).await.unwrap();
+    world.crimux.add_backend(DUE);
+    testkit::eventually(SOON, async || snapshot_holds(&state, &made) && snapshot_holds(&state, DUE)).await;
     let before = ids(&world.b);
     let victim = world.b.state().sandboxes().find(|sandbox| !sandbox.ready).unwrap().id.clone();
     let Ok(strace) = hold_at(&world, deed, point, &state).await else { return };
@@ -233,6 +240,7 @@ async fn killed_at(calls: &str, when: &str) {
     let trace = world.crimux.dir.path().join("trace");
     let Some(mut strace) = strace(&world.crimux, &trace, &options).await else { return };
     let first = Acknowledged::of(&world).await;
+    world.crimux.add_backend(DUE);
     held(&world.crimux).await;
     let second = world.container_of_b();
     let request = RemoveContainerRequest { container_id: second.clone() };

@@ -1,0 +1,276 @@
+//! What the writer appends to the journal: it costs little, and a replay makes the same state of it.
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::cri::Rpc;
+use crate::snapshot::writer::{MAX_JOURNAL, Step};
+
+fn steps(snapshot: &Snapshot) -> Vec<Step> {
+    let mut steps = Vec::new();
+    snapshot.write(false, &mut |step| steps.push(step)).unwrap();
+    steps
+}
+
+fn journal(dir: &Path) -> std::path::PathBuf {
+    let last = crate::snapshot::journal::generations(dir).unwrap().pop().unwrap();
+    crate::snapshot::journal::path(dir, last)
+}
+
+/// All that is served of a backend, in an order of its own.
+fn served(backend: &LastKnown) -> String {
+    let images = list(backend, ListKind::Images).map(|list| {
+        let mut images = cri::ListImagesResponse::decode(list).unwrap().images;
+        images.sort_by(|one, other| one.id.cmp(&other.id));
+        images
+    });
+    let status = |kind, ids: Option<Vec<String>>| -> Vec<_> {
+        ids.unwrap_or_default().iter().map(|id| (id.clone(), backend.status(kind, id))).collect()
+    };
+    let (sandboxes, containers) = (ids(backend, ListKind::Sandboxes), ids(backend, ListKind::Containers));
+    format!(
+        "{:?}\n{:?}\n{images:?}\n{:?}\n{:?}\n{:?} {:?} {:?}",
+        shown(backend, ListKind::Sandboxes),
+        shown(backend, ListKind::Containers),
+        status(StatusKind::Sandbox, sandboxes),
+        status(StatusKind::Container, containers),
+        (backend.is_draining(), backend.is_forgotten(), backend.instance()),
+        backend.reply(Rpc::RuntimeConfig).is_some(),
+        backend.is_unimplemented(Rpc::ListPodSandboxStats),
+    )
+}
+
+/// Something that happens to a backend.
+#[derive(Debug, Clone)]
+enum Event {
+    /// A pair of lists: the state of each sandbox that is listed, and of its container.
+    Pair(Vec<(u8, i32, i32)>),
+    /// A filtered reply with one sandbox.
+    Seen(u8, i32),
+    Images(Vec<u8>),
+    ImageRemoved(u8),
+    ImagesForgotten,
+    Created(u8),
+    Started(u8),
+    Stopped(u8),
+    SandboxRemoved(u8),
+    ContainerRemoved(u8),
+    Status(u8, i32),
+    StatusDropped(u8),
+    Foreign(u8, bool),
+    Drained(bool),
+    LacksStats(bool),
+    Forgotten,
+    Write(bool),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let id = || 0..6u8;
+    prop_oneof![
+        6 => proptest::collection::vec((id(), 0..2, 0..4), 0..6).prop_map(Event::Pair),
+        2 => (id(), 0..2).prop_map(|(id, state)| Event::Seen(id, state)),
+        2 => proptest::collection::vec(id(), 0..4).prop_map(Event::Images),
+        1 => id().prop_map(Event::ImageRemoved),
+        1 => Just(Event::ImagesForgotten),
+        3 => id().prop_map(Event::Created),
+        2 => id().prop_map(Event::Started),
+        2 => id().prop_map(Event::Stopped),
+        2 => id().prop_map(Event::SandboxRemoved),
+        2 => id().prop_map(Event::ContainerRemoved),
+        4 => (id(), 0..4).prop_map(|(id, state)| Event::Status(id, state)),
+        1 => id().prop_map(Event::StatusDropped),
+        1 => (id(), any::<bool>()).prop_map(|(id, foreign)| Event::Foreign(id, foreign)),
+        1 => any::<bool>().prop_map(Event::Drained),
+        1 => any::<bool>().prop_map(Event::LacksStats),
+        1 => Just(Event::Forgotten),
+        8 => proptest::bool::weighted(0.1).prop_map(Event::Write),
+    ]
+}
+
+fn images(images: &[u8]) -> Bytes {
+    let image = |id: &u8| cri::Image { id: format!("i{id}"), ..Default::default() };
+    cri::ListImagesResponse { images: images.iter().map(image).collect() }.encode_to_vec().into()
+}
+
+fn play(snapshot: &Snapshot, backend: &LastKnown, event: Event) {
+    let (s, c) = (|id: u8| format!("s{id}"), |id: u8| format!("c{id}"));
+    match event {
+        Event::Pair(mut pods) => {
+            pods.sort_unstable();
+            pods.dedup_by_key(|(id, ..)| *id);
+            let items =
+                pods.iter().map(|(id, state, _)| cri::PodSandbox { state: *state, ..sandbox(&s(*id)) });
+            let containers = pods.iter().map(|(id, _, state)| container(&c(*id), &s(*id), *state)).collect();
+            let revision = backend.revision();
+            let list = cri::ListPodSandboxResponse { items: items.collect() }.encode_to_vec();
+            backend.replace_list(ListKind::Sandboxes, revision, list.into());
+            let list = cri::ListContainersResponse { containers }.encode_to_vec();
+            backend.replace_list(ListKind::Containers, revision, list.into());
+        }
+        Event::Seen(id, state) => {
+            let items = vec![cri::PodSandbox { state, ..sandbox(&s(id)) }];
+            let reply = cri::ListPodSandboxResponse { items }.encode_to_vec();
+            backend.update_items(ListKind::Sandboxes, backend.revision(), &reply).unwrap();
+        }
+        Event::Images(ids) => {
+            backend.replace_list(ListKind::Images, backend.revision(), images(&ids));
+        }
+        Event::ImageRemoved(id) => backend.record_image_removed(&format!("i{id}")),
+        Event::ImagesForgotten => backend.forget_images(),
+        Event::Created(id) => {
+            backend.record_sandbox_created(&s(id), &run_request("a"));
+            backend.record_container_created(&c(id), &s(id), &[]);
+        }
+        Event::Started(id) => backend.record_container_started(&c(id)),
+        Event::Stopped(id) => backend.record_sandbox_stopped(&s(id)),
+        Event::SandboxRemoved(id) => backend.record_sandbox_removed(&s(id)),
+        Event::ContainerRemoved(id) => backend.record_container_removed(&c(id)),
+        Event::Status(id, state) => {
+            let status = cri::ContainerStatus { id: c(id), state, ..Default::default() };
+            let reply = cri::ContainerStatusResponse { status: Some(status), ..Default::default() };
+            let revision = backend.revision();
+            backend.remember_status(StatusKind::Container, &c(id), revision, &reply.encode_to_vec());
+        }
+        Event::StatusDropped(id) => _ = backend.drop_status(&c(id)),
+        Event::Foreign(id, true) => _ = backend.mark_foreign(&s(id)),
+        Event::Foreign(id, false) => backend.mark_owned(&s(id)),
+        Event::Drained(drained) => backend.set_draining(drained),
+        Event::LacksStats(lacks) => backend.set_unimplemented(Rpc::ListPodSandboxStats, lacks),
+        Event::Forgotten => _ = snapshot.forget(backend.id()),
+        Event::Write(all) => snapshot.write(all, &mut |_| ()).unwrap(),
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(256))]
+    #[test]
+    fn a_replay_of_the_journal_makes_the_state_that_was_written(
+        events in proptest::collection::vec(event(), 1..40)
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let snapshot = open(dir.path());
+        let [backend, other] = ["runc", "other"].map(|name| snapshot.backend(name, true));
+        for (number, event) in events.into_iter().enumerate() {
+            play(&snapshot, if number % 5 == 0 { &other } else { &backend }, event);
+        }
+        snapshot.write(false, &mut |_| ()).unwrap();
+        let survivor = copy(dir.path());
+        let after = open(survivor.path());
+        prop_assert!(after.was_whole());
+        for live in [&backend, &other] {
+            let after = after.get(live.id()).unwrap();
+            if live.is_forgotten() {
+                prop_assert!(after.is_joining());
+            } else {
+                prop_assert_eq!(served(&after), served(live));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_list_that_changed_is_appended_and_one_in_another_order_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &["s1", "s2"], &[]);
+    assert!(steps(&snapshot).contains(&Step::Renamed), "the first is a snapshot");
+    take_pair(&backend, &["s2", "s1"], &[]);
+    assert_eq!(steps(&snapshot), []);
+    take_pair(&backend, &["s2"], &[]);
+    assert_eq!(steps(&snapshot), [Step::Appended]);
+    assert_eq!(steps(&snapshot), []);
+    let after = open(copy(dir.path()).path()).backend("runc", true);
+    assert_eq!(ids(&after, ListKind::Sandboxes).unwrap(), ["s2"]);
+}
+
+#[test]
+fn a_journal_with_a_gap_between_its_deltas_is_not_the_whole_state() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &["s1"], &[]);
+    steps(&snapshot);
+    let start = fs::read(journal(dir.path())).unwrap().len();
+    for next in ["s2", "s3"] {
+        take_pair(&backend, &["s1", next], &[]);
+        assert_eq!(steps(&snapshot), [Step::Appended]);
+    }
+    let path = journal(dir.path());
+    let mut content = fs::read(&path).unwrap();
+    content[start + 12] ^= 1;
+    fs::write(&path, content).unwrap();
+    let (after, warnings) = Snapshot::open(dir.path(), BOOT);
+    assert_eq!((warnings.len(), after.was_whole()), (1, false));
+    assert!(!after.backend("runc", true).is_known(), "heard of, not known");
+}
+
+#[test]
+fn a_journal_with_deltas_cut_at_any_byte_shows_one_of_the_lists_and_all_that_was_acknowledged() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &["s0"], &[]);
+    steps(&snapshot);
+    let mut acknowledged = Vec::new();
+    let mut ends = Vec::new();
+    for id in ["s1", "s2", "s3"] {
+        take_pair(&backend, &["s0"], &[]);
+        backend.record_sandbox_created(id, &run_request("a"));
+        acknowledged.push(id);
+        ends.push(fs::read(journal(dir.path())).unwrap().len());
+        let mut listed = vec!["s0"];
+        listed.extend(&acknowledged);
+        take_pair(&backend, &listed, &[]);
+        assert_eq!(steps(&snapshot), [Step::Appended]);
+    }
+    let content = fs::read(journal(dir.path())).unwrap();
+    for cut in ends[0]..=content.len() {
+        let survivor = copy(dir.path());
+        fs::write(journal(survivor.path()), &content[..cut]).unwrap();
+        let (after, warnings) = Snapshot::open(survivor.path(), BOOT);
+        let known = ids(&after.backend("runc", true), ListKind::Sandboxes).unwrap();
+        let count = ends.iter().filter(|end| **end <= cut).count();
+        assert_eq!(known[1..], acknowledged[..count], "cut at {cut}");
+        assert!(after.was_whole() && warnings.len() <= 1, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_snapshot_of_the_first_format_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    take_pair(&snapshot.backend("runc", true), &["s1"], &[]);
+    snapshot.flush().unwrap();
+    let path = dir.path().join("snapshot");
+    for (version, whole) in [(1, true), (2, true), (3, false)] {
+        let copy = copy(dir.path());
+        let mut content = fs::read(&path).unwrap();
+        content[7] = version;
+        fs::write(copy.path().join("snapshot"), content).unwrap();
+        let (after, warnings) = Snapshot::open(copy.path(), BOOT);
+        assert_eq!((after.was_whole(), warnings.is_empty()), (whole, whole), "version {version}");
+    }
+}
+
+#[test]
+fn a_journal_that_has_grown_is_compacted() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = open(dir.path());
+    let backend = snapshot.backend("runc", true);
+    take_pair(&backend, &["s0"], &[]);
+    steps(&snapshot);
+    let size = || fs::metadata(journal(dir.path())).unwrap().len();
+    let request = run_request(&"a".repeat(64 << 10));
+    let mut before = 0;
+    for round in 0..100 {
+        backend.record_sandbox_created("s1", &request);
+        take_pair(&backend, if round % 2 == 0 { &["s1"] } else { &["s0"] }, &[]);
+        if steps(&snapshot).contains(&Step::Renamed) {
+            break;
+        }
+        before = size();
+    }
+    assert!((MAX_JOURNAL - (128 << 10)..=MAX_JOURNAL).contains(&before), "{before}");
+    assert!(size() < 1 << 10);
+}

@@ -38,6 +38,9 @@ mod watch;
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// Period of [`timer_keepalive`]; shorter than any deadline of a call.
 const TIMER_PERIOD: Duration = Duration::from_millis(500);
+/// Free bytes that the heap keeps between two runs of [`trim_heap`]: several parts of a large list.
+const KEEP_FREE: usize = 8 << 20;
+
 /// Period of [`trim_heap`].
 const TRIM_PERIOD: Duration = Duration::from_secs(3);
 
@@ -253,8 +256,9 @@ async fn timer_keepalive(metrics: Arc<Metrics>) {
     }
 }
 
-/// Returns to the system what calls have freed, every [`TRIM_PERIOD`].
+/// Returns to the system what calls have freed, every [`TRIM_PERIOD`]; until then it is used again.
 async fn trim_heap() {
+    malloc_trim::keep_free(KEEP_FREE);
     loop {
         tokio::time::sleep(TRIM_PERIOD).await;
         malloc_trim::malloc_trim();

@@ -39,6 +39,7 @@ pub mod duration;
 pub mod explain;
 mod http;
 mod metrics;
+mod openmetrics;
 mod page;
 mod read;
 mod timeline;

@@ -129,13 +129,16 @@ impl RecentEvents {
         lock(&self.requested_handlers).get(sandbox).cloned()
     }
 
-    /// Records the states that all backends have now; drops backends that are not among them.
-    pub fn record_states(&self, at: SystemTime, now: &[(&str, &'static str)]) {
+    /// Records the states that all backends have now, `None` for one that is not known yet; drops backends that
+    /// are not among them.
+    pub fn record_states(&self, at: SystemTime, now: &[(&str, Option<&'static str>)]) {
         let mut states = lock(&self.states);
         states.retain(|name, _| now.iter().any(|(backend, _)| **backend == **name));
         for (backend, state) in now {
             let changes = states.entry((*backend).into()).or_default();
-            if changes.back().is_none_or(|last| last.state != *state) {
+            if let Some(state) = *state
+                && changes.back().is_none_or(|last| last.state != state)
+            {
                 changes.push_back(StateChange { at, state });
             }
             // The last change before the hour tells the state at its beginning.
@@ -187,7 +190,7 @@ mod tests {
         let events = RecentEvents::default();
         let at = |minute: u64| SystemTime::UNIX_EPOCH + Duration::from_secs(minute * 60);
         for (minute, state) in [(0, "ready"), (1, "ready"), (10, "down"), (20, "ready"), (75, "ready")] {
-            events.record_states(at(minute), &[("a", state), ("b", "ready")]);
+            events.record_states(at(minute), &[("a", Some(state)), ("b", Some("ready"))]);
         }
         let kept: Vec<_> = events.states("a").into_iter().map(|change| (change.at, change.state)).collect();
         assert_eq!(
@@ -195,7 +198,9 @@ mod tests {
             [(at(10), "down"), (at(20), "ready")],
             "the first hour has the state at its beginning"
         );
-        events.record_states(at(76), &[("b", "late")]);
+        events.record_states(at(75), &[("a", None), ("b", Some("ready"))]);
+        assert_eq!(events.states("a").len(), 2, "while it connects again, nothing is known");
+        events.record_states(at(76), &[("b", Some("late"))]);
         assert!(events.states("a").is_empty(), "it runs no longer");
         assert_eq!(events.states("b").len(), 2);
     }

@@ -5,7 +5,7 @@
 //! incremented, so that counting costs a call a few atomic additions.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use prometheus::core::Collector;
 use prometheus::{
@@ -21,11 +21,13 @@ use registration::Registrar;
 
 mod backends;
 mod clients;
+mod exemplars;
 mod left_out;
 mod registration;
 
 pub use backends::{BackendSample, STATES};
 pub use clients::ClientGauges;
+pub use exemplars::{Exemplar, Exemplars};
 pub use left_out::LeftOutMetrics;
 
 /// From a tenth of a millisecond, where forwarded calls live, to the minutes of a pull.
@@ -66,6 +68,8 @@ pub struct Metrics {
     limits_reached: IntCounterVec,
     /// What clients have open.
     pub clients: ClientGauges,
+    /// The last traced call of each series of `request_duration`.
+    pub exemplars: Exemplars,
 }
 
 /// The handles of every method under one value of the `backend` label.
@@ -150,6 +154,7 @@ impl Metrics {
                 &["limit"],
             )?,
             clients: ClientGauges::new(&make)?,
+            exemplars: Exemplars::default(),
             registry: registry.clone(),
         };
         metrics.config_last_reload_successful.set(1);
@@ -299,6 +304,12 @@ impl CallMetrics {
         let labels = [name(method), &*self.backend];
         let histogram = || self.metrics.request_duration.with_label_values(&labels);
         row.request_duration.get_or_init(histogram).observe(waited.as_secs_f64());
+    }
+
+    /// Records the trace of a call that was answered.
+    pub fn record_trace(&self, method: usize, waited: Duration, trace_id: String) {
+        let exemplar = Exemplar { trace_id, waited, at: SystemTime::now() };
+        self.metrics.exemplars.set(name(method), &self.backend, exemplar);
     }
 
     /// Records how long the backend took for a call.

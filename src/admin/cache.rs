@@ -17,12 +17,14 @@ use axum::response::{IntoResponse, Response};
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
+use crate::admin::metrics::prefers_openmetrics;
+
 /// How long a cached response is served.
 const LIFETIME: Duration = Duration::from_secs(1);
 
-/// The last response of one path.
+/// The last response of one path in each format: without and with OpenMetrics.
 #[derive(Debug, Default)]
-pub(super) struct Cache(Mutex<Option<CachedResponse>>);
+pub(super) struct Cache(Mutex<[Option<CachedResponse>; 2]>);
 
 #[derive(Debug, Clone)]
 struct CachedResponse {
@@ -38,7 +40,8 @@ pub(super) async fn cached(State(cache): State<Arc<Cache>>, request: Request, ne
         return next.run(request).await;
     }
     let takes_gzip = takes_gzip(request.headers());
-    if let Some(response) = cache.fresh() {
+    let format = usize::from(prefers_openmetrics(request.headers()));
+    if let Some(response) = cache.fresh(format) {
         return response.into_response(takes_gzip);
     }
     let (head, body) = next.run(request).await.into_parts();
@@ -50,16 +53,16 @@ pub(super) async fn cached(State(cache): State<Arc<Cache>>, request: Request, ne
     }
     let gzip = compress(&plain);
     let response = CachedResponse { made: Instant::now(), head, plain, gzip };
-    *cache.lock() = Some(response.clone());
+    cache.lock()[format] = Some(response.clone());
     response.into_response(takes_gzip)
 }
 
 impl Cache {
-    fn fresh(&self) -> Option<CachedResponse> {
-        self.lock().clone().filter(|response| response.made.elapsed() < LIFETIME)
+    fn fresh(&self, format: usize) -> Option<CachedResponse> {
+        self.lock()[format].clone().filter(|response| response.made.elapsed() < LIFETIME)
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<CachedResponse>> {
+    fn lock(&self) -> MutexGuard<'_, [Option<CachedResponse>; 2]> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -68,7 +71,7 @@ impl CachedResponse {
     fn into_response(self, takes_gzip: bool) -> Response {
         let Self { mut head, plain, gzip, .. } = self;
         head.headers.remove(header::CONTENT_LENGTH);
-        head.headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+        head.headers.insert(header::VARY, HeaderValue::from_static("accept, accept-encoding"));
         let body = if takes_gzip && !gzip.is_empty() {
             head.headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
             gzip

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use prometheus::TextEncoder;
 use prost::Message;
 
-use crate::admin::AdminState;
+use crate::admin::{AdminState, openmetrics};
 use crate::backend::Backend;
 use crate::cri::VersionResponse;
 use crate::method::Rpc;
@@ -17,12 +17,34 @@ use crate::metrics::BackendSample;
 use crate::proxy::ProxyState;
 use crate::snapshot::Life;
 
-pub(super) async fn scrape(State(state): State<Arc<AdminState>>) -> Response {
+pub(super) async fn scrape(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
     refresh(&state.node);
-    match TextEncoder::new().encode_to_string(&state.node.metrics.registry().gather()) {
+    let metrics = &state.node.metrics;
+    match TextEncoder::new().encode_to_string(&metrics.registry().gather()) {
+        Ok(text) if prefers_openmetrics(&headers) => {
+            let text = openmetrics::from_text(&text, &metrics.exemplars);
+            ([(header::CONTENT_TYPE, openmetrics::CONTENT_TYPE)], text).into_response()
+        }
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
     }
+}
+
+/// Tells whether a client accepts OpenMetrics at least as much as Prometheus's text format (RFC 9110, 12.5.1).
+pub(super) fn prefers_openmetrics(headers: &HeaderMap) -> bool {
+    let listed = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+    let mut weights = [0.0_f32; 2];
+    for range in listed.flat_map(|value| value.split(',')) {
+        let mut parts = range.split(';').map(str::trim);
+        let media_type = parts.next().unwrap_or_default();
+        let weight = parts.find_map(|part| part.strip_prefix("q=")?.parse::<f32>().ok()).unwrap_or(1.0);
+        for (known, name) in weights.iter_mut().zip([openmetrics::MEDIA_TYPE, "text/plain"]) {
+            if media_type == name {
+                *known = known.max(weight);
+            }
+        }
+    }
+    weights[0] > 0.0 && weights[0] >= weights[1]
 }
 
 fn refresh(node: &ProxyState) {
@@ -52,5 +74,30 @@ fn sample<'a>(node: &ProxyState, backend: &'a Backend) -> BackendSample<'a> {
         sandboxes,
         containers,
         certificates: certificates(backend),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    fn prefers(accept: &'static str) -> bool {
+        prefers_openmetrics(&HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]))
+    }
+
+    #[test]
+    fn openmetrics_is_for_whom_prefers_it() {
+        // What Prometheus 2 and 3 send.
+        assert!(prefers(
+            "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+        ));
+        assert!(prefers(
+            "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=1.0.0;q=0.4"
+        ));
+        assert!(!prefers("text/plain;version=0.0.4;q=0.5,application/openmetrics-text;q=0.3"));
+        assert!(!prefers("application/openmetrics-text;q=0") && !prefers("*/*"));
+        assert!(!prefers_openmetrics(&HeaderMap::new()));
     }
 }

@@ -111,7 +111,7 @@ fn backends(status: &StatusView, calls: impl Fn(&str) -> u64) -> Markup {
         section {
             h2 { "Backends" }
             div.scroll { table {
-                caption { "State of each backend; its last error stands below its name." }
+                (caption("State of each backend; its last error stands below its name."))
                 thead { tr {
                     th scope="col" { "Backend" } th scope="col" { "State" } th scope="col" { "Since" }
                     th scope="col" { "Runtime" }
@@ -146,9 +146,9 @@ fn backend_row(backend: &BackendView, calls: u64) -> Markup {
                 @if is_stale(backend) { " stale" } }
         }
         @if let Some(error) = &backend.last_error {
-            tr { td.error colspan="9" { "Last error " (since(&error.at)) ": " (error.text) } }
+            tr { td.error colspan="9" { span { "Last error " (since(&error.at)) ": " (error.text) } } }
         }
-        @for case in &backend.left_out { tr { td.error colspan="9" { "Left out: " (case) } } }
+        @for case in &backend.left_out { tr { td.error colspan="9" { span { "Left out: " (case) } } } }
         }
     }
 }
@@ -158,7 +158,7 @@ fn routes(routes: &[RouteView]) -> Markup {
         section {
             h2 { "Handlers" }
             div.scroll { table {
-                caption { "Where new sandboxes of each handler go." }
+                (caption("Where new sandboxes of each handler go."))
                 thead { tr { th scope="col" { "Handler" } th scope="col" { "Leads to" } th scope="col" { "New sandboxes" } } }
                 tbody { @for route in routes { tr {
                     th scope="row" { @if route.handler.is_empty() { em { "none" } } @else { (route.handler) } }
@@ -184,7 +184,7 @@ fn placements(placements: &[Placement]) -> Markup {
             h2 { "Last placements" }
             @if placements.is_empty() { p { "No sandbox was asked for since the start." } } @else {
                 div.scroll { table {
-                    caption { "Newest first." }
+                    (caption("Newest first."))
                     thead { tr { th scope="col" { "When" } th scope="col" { "Handler" } th scope="col" { "Backend" } th scope="col" { "Answer" } } }
                     tbody { @for placement in placements { tr {
                         td { (age(Some(placement.at))) " ago" }
@@ -211,7 +211,7 @@ fn reloads(reloads: &[Reload], status: &StatusView) -> Markup {
             }
             @if reloads.is_empty() { p { "The configuration was not reloaded since the start." } } @else {
                 div.scroll { table {
-                    caption { "Newest first." }
+                    (caption("Newest first."))
                     thead { tr { th scope="col" { "When" } th scope="col" { "Result" } } }
                     tbody { @for reload in reloads { tr {
                         td { (age(Some(reload.at))) " ago" }
@@ -222,6 +222,11 @@ fn reloads(reloads: &[Reload], status: &StatusView) -> Markup {
             }
         }
     }
+}
+
+/// The caption of a table, which stays in sight where the table is wider than the page.
+pub(super) fn caption(text: &str) -> Markup {
+    html! { caption { span { (text) } } }
 }
 
 /// kubelet lists every second; a list older than a minute means that it sees the past.

@@ -7,7 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use maud::{Markup, html};
 
-use crate::admin::read;
+use crate::admin::{page, read};
+use crate::backend::Link;
 use crate::history::{STATES_KEPT, StateChange};
 use crate::proxy::ProxyState;
 
@@ -22,8 +23,13 @@ pub(super) async fn record(node: Arc<ProxyState>) {
     loop {
         tick.tick().await;
         let backends = node.backends();
-        let states: Vec<_> =
-            backends.iter().map(|backend| (&*backend.name, node.state(backend).word())).collect();
+        let states: Vec<_> = backends
+            .iter()
+            .map(|backend| {
+                let is_known = !matches!(backend.link(), Link::Connecting);
+                (&*backend.name, is_known.then(|| node.state(backend).word()))
+            })
+            .collect();
         node.history.record_states(SystemTime::now(), &states);
     }
 }
@@ -35,7 +41,7 @@ pub(super) fn section(node: &ProxyState) -> Markup {
         section {
             h2 { "Last hour" }
             div.scroll { table {
-                caption { "State of each backend, oldest left; what was before the start of crimux is blank." }
+                (page::caption("State of each backend, oldest left; what was before the start of crimux is blank."))
                 thead { tr { th scope="col" { "Backend" } th scope="col" { "State" } th scope="col" { "Last changes" } } }
                 tbody { @for backend in node.backends().iter() { (row(&backend.name, &node.history.states(&backend.name), now)) } }
             } }

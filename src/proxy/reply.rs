@@ -136,7 +136,11 @@ impl Drop for CallRecorder {
     fn drop(&mut self) {
         let waited = self.started.elapsed();
         let name = self.method.map_or(method::UNKNOWN_NAME, |method| method.name);
-        self.calls.record_answer(self.method.map_or(method::COUNT, |method| method.index), self.code, waited);
+        let index = self.method.map_or(method::COUNT, |method| method.index);
+        self.calls.record_answer(index, self.code, waited);
+        if let Some(trace) = self.span.as_ref().and_then(CallSpan::trace_id) {
+            self.calls.record_trace(index, waited, trace);
+        }
         if let Some(span) = &mut self.span {
             span.backend(self.calls.backend());
             span.end(self.code);

@@ -91,6 +91,12 @@ impl CallSpan {
         self.span.set_attribute(KeyValue::new("crimux.backend", backend.to_owned()));
     }
 
+    /// Returns the ID of its trace in hexadecimal digits; `None` if the trace is not sampled.
+    pub fn trace_id(&self) -> Option<String> {
+        let context = self.span.span_context();
+        context.is_sampled().then(|| context.trace_id().to_string())
+    }
+
     /// Sets the code that the call ended with. A span without one was cancelled.
     pub fn end(&mut self, code: Code) {
         self.code = code;

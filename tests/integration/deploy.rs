@@ -8,6 +8,7 @@
 mod debian;
 mod helm;
 mod home;
+mod install;
 mod kubernetes;
 mod machine;
 mod node_script;

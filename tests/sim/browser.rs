@@ -1,7 +1,7 @@
 //! The status page in a real browser: headless Chromium, without scripts, light and dark.
 //!
 //! It runs only where `CRIMUX_BROWSER=1` says that a Chromium is there; `dev/test browser` sees to that. With
-//! `CRIMUX_SCREENSHOT=FILE` the picture in the docs is taken.
+//! `CRIMUX_SCREENSHOTS=DIRECTORY` the pictures in the docs are taken.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -43,7 +43,6 @@ fn chromium(profile: &Path) -> Command {
         "--disable-component-update",
         "--disable-sync",
         "--hide-scrollbars",
-        "--window-size=1440,1000",
     ]);
     command.arg(format!("--user-data-dir={}", profile.display())).stdin(Stdio::null()).kill_on_drop(true);
     command
@@ -114,17 +113,38 @@ impl World {
         format!("http://{}/", self.crimux.http_address())
     }
 
-    /// Takes a picture and returns the red, green and blue of its first pixel.
-    async fn corner(&self, scheme: &str, to: &Path) -> [u8; 3] {
+    /// Takes a picture of this width and returns the red, green and blue of its first pixel.
+    async fn picture(&self, dark: bool, width: u32, to: &Path) -> [u8; 3] {
+        // Chromium has no window below 500 pixels: the page is in a frame of this width then, and is cut out.
+        let (window, url) =
+            if width < 500 { (500, framed(self.crimux.http_address()).await) } else { (width, self.url()) };
+        let height = if width < 500 { FRAME_HEIGHT } else { 1280 };
         let mut command = chromium(self.profile.path());
-        command.arg(scheme).arg(format!("--screenshot={}", to.display())).arg(self.url());
+        command.arg(format!("--blink-settings=preferredColorScheme={}", u8::from(!dark)));
+        command.arg(format!("--window-size={window},{height}"));
+        command.args(["--virtual-time-budget=5000", &format!("--screenshot={}", to.display()), &url]);
         output(command).await;
-        let decoder = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(to).unwrap()));
-        let mut reader = decoder.read_info().unwrap();
-        let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
-        reader.next_frame(&mut pixels).unwrap();
-        [pixels[0], pixels[1], pixels[2]]
+        cut(to, width)
     }
+}
+
+/// Cuts a picture to this width, and returns the red, green and blue of its first pixel.
+fn cut(file: &Path, width: u32) -> [u8; 3] {
+    let decoder = png::Decoder::new(std::io::BufReader::new(std::fs::File::open(file).unwrap()));
+    let mut reader = decoder.read_info().unwrap();
+    let mut pixels = vec![0; reader.output_buffer_size().unwrap()];
+    let frame = reader.next_frame(&mut pixels).unwrap();
+    if frame.width > width {
+        let bytes = frame.color_type.samples();
+        let lines = pixels.chunks(frame.line_size).take(frame.height as usize);
+        let cut: Vec<_> = lines.flat_map(|line| &line[..width as usize * bytes]).copied().collect();
+        let mut encoder = png::Encoder::new(std::fs::File::create(file).unwrap(), width, frame.height);
+        encoder.set_color(frame.color_type);
+        encoder.set_depth(frame.bit_depth);
+        encoder.set_compression(png::Compression::High);
+        encoder.write_header().unwrap().write_image_data(&cut).unwrap();
+    }
+    [pixels[0], pixels[1], pixels[2]]
 }
 
 /// Drains a backend, as an operator does.
@@ -157,13 +177,81 @@ async fn the_page_is_complete_without_scripts_and_follows_the_colour_scheme() {
     // Its policy forbids scripts to the browser; there is none either.
     assert!(!page.contains("<script"), "{page}");
     assert!(!page.contains("firecracker"), "a handler that is not configured may be any text");
-    let kept = std::env::var_os("CRIMUX_SCREENSHOT").map(PathBuf::from);
-    let light_file = kept.unwrap_or_else(|| world.profile.path().join("light.png"));
-    let light = world.corner("--blink-settings=preferredColorScheme=1", &light_file).await;
-    let dark_file = world.profile.path().join("dark.png");
-    let dark = world.corner("--blink-settings=preferredColorScheme=0", &dark_file).await;
-    assert_eq!((light, dark), ([0xff, 0xff, 0xff], [0x0d, 0x11, 0x17]));
-    assert!(std::fs::metadata(&light_file).unwrap().len() <= 200_000);
+    let kept = std::env::var_os("CRIMUX_SCREENSHOTS").map(PathBuf::from);
+    let directory = kept.unwrap_or_else(|| world.profile.path().to_owned());
+    for width in [1280, 400] {
+        for (name, dark, ground) in [("light", false, [0xff, 0xff, 0xff]), ("dark", true, [0x0d, 0x11, 0x17])]
+        {
+            let file = directory.join(format!("status-page-{width}-{name}.png"));
+            assert_eq!(world.picture(dark, width, &file).await, ground, "{}", file.display());
+            assert!(std::fs::metadata(&file).unwrap().len() <= 250_000, "{}", file.display());
+        }
+    }
+}
+
+/// The height of the frame, in pixels: the page at 400 pixels fits.
+const FRAME_HEIGHT: u32 = 1750;
+
+/// A page that shows another at 400 pixels, and writes into itself how wide that one wants to be.
+const FRAME: &str = "<!doctype html><meta name=color-scheme content=\"light dark\"><body style=\"margin:0\">
+<iframe id=f style=\"display:block;border:0\" width=400 height=1750 src=\"/\"></iframe><pre id=said></pre><script>
+const f = document.getElementById('f');
+f.onload = () => {
+  const page = f.contentDocument;
+  const wide = [...page.querySelectorAll('body *')].filter(it => !it.closest('.scroll') && it.getBoundingClientRect().right > 400.5);
+  // Prose inside a table that scrolls must still fit.
+  const cut = [...page.querySelectorAll('caption span, td.error span')].filter(it => it.getBoundingClientRect().right > 400.5);
+  document.getElementById('said').textContent =
+    'width=' + page.documentElement.scrollWidth + ' wide=' + wide.map(it => it.tagName).join() + ' cut=' + cut.length + ' sections=' + page.querySelectorAll('section').length;
+};
+</script>";
+
+#[tokio::test]
+async fn at_400_pixels_nothing_scrolls_sideways_but_a_table() {
+    if !has_browser() {
+        return;
+    }
+    let world = World::new().await;
+    let url = framed(world.crimux.http_address()).await;
+    let mut command = chromium(world.profile.path());
+    command.args(["--virtual-time-budget=20000", "--dump-dom", &url]);
+    let page = output(command).await;
+    let (_, said) = page.rsplit_once("<pre id=\"said\">").expect("the frame has a place for what it finds");
+    let said = said.split('<').next().unwrap();
+    assert!(said.starts_with("width=400 wide= cut=0 sections=5"), "{said}");
+}
+
+/// Serves [`FRAME`] at `/frame`, and everything else from crimux, so that both are of one origin; crimux's page
+/// forbids to be framed, which is taken off.
+async fn framed(address: String) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/frame", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((visitor, _)) = listener.accept().await {
+            tokio::spawn(answer_framed(visitor, address.clone()));
+        }
+    });
+    url
+}
+
+async fn answer_framed(mut visitor: TcpStream, address: String) {
+    let mut request = vec![0; 1 << 16];
+    // A request of a browser arrives in one piece.
+    let Ok(length @ 1..) = visitor.read(&mut request).await else { return };
+    let body = if request[..length].starts_with(b"GET /frame ") {
+        FRAME.to_owned()
+    } else {
+        let mut crimux = TcpStream::connect(address).await.unwrap();
+        crimux.write_all(b"GET /paused HTTP/1.0\r\nhost: crimux\r\n\r\n").await.unwrap();
+        let mut reply = String::new();
+        crimux.read_to_string(&mut reply).await.unwrap();
+        reply.split_once("\r\n\r\n").unwrap().1.to_owned()
+    };
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/html\r\nconnection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    visitor.write_all((head + &body).as_bytes()).await.ok();
 }
 
 #[tokio::test]

@@ -16,15 +16,29 @@ use testkit::{cri, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
+use crate::doctor::over_tls;
+use crate::pki::Authority;
 use crate::support::{Crimux, SOON, config};
 
-/// crimux after one of everything that is counted: two backends, one of them then down.
+/// crimux after one of everything that is counted: two backends, one of them then down, and one behind TLS.
 async fn busy() -> (Vec<SimRuntime>, Crimux) {
     let a = SimRuntime::builder("a").handlers(["a"]).sandboxes(1, 1).start().await;
     let b = SimRuntime::builder("b").handlers(["b"]).sandboxes(1, 1).start().await;
     let dir = tempfile::tempdir().unwrap();
     let always = format!("a: {{ streaming: {{ relay: always }}, endpoint: \"{}\"", a.endpoint());
+    let far = SimRuntime::builder("far").start().await;
+    let authority = Authority::new("ca");
+    let port = over_tls(&far, &authority.issue("far", &["localhost"]), &authority).await;
+    let ours = authority.issue("crimux", &["crimux"]);
+    for (name, text) in [("ca.crt", authority.pem()), ("our.crt", ours.cert), ("our.key", ours.key)] {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let behind_tls = format!(
+        "  far: {{ endpoint: \"https://localhost:{port}\", timeouts: {{ connect: 10s }}, \
+         tls: {{ ca: ca.crt, cert: our.crt, key: our.key }} }}\nhandlers:\n"
+    );
     let yaml = config(&dir, &[("a", &a), ("b", &b)], "")
+        .replace("handlers:\n", &behind_tls)
         .replace(&format!("a: {{ endpoint: \"{}\"", a.endpoint()), &always)
         .replace("http: off", "http: 127.0.0.1:0");
     let crimux = Crimux::start_in(dir, &yaml);
@@ -44,7 +58,7 @@ async fn busy() -> (Vec<SimRuntime>, Crimux) {
     crimux.signal(Signal::SIGHUP);
     let reloads = "crimux_config_reloads_total{result=\"unchanged\"}";
     eventually(SOON, async || crimux.metric(reloads).await.is_some()).await;
-    (vec![a, b], crimux)
+    (vec![a, b, far], crimux)
 }
 
 /// Lets `b` list a sandbox with a handler that is not UTF-8, and stats of no container.

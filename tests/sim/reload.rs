@@ -236,3 +236,26 @@ async fn a_backend_can_move_to_another_endpoint_under_calls() {
     first.clear_faults();
     running.await.unwrap().expect("the call in flight was finished where it was begun");
 }
+
+#[tokio::test]
+async fn a_reload_that_was_applied_in_part_is_finished_by_the_next_of_the_same_file() {
+    let a = SimRuntime::builder("a").sandboxes(1, 1).start().await;
+    let crimux = Crimux::start(&[("a", &a)]).await;
+    let [first, second] = ["first.sock", "second.sock"].map(|name| crimux.dir.path().join(name));
+    std::fs::create_dir(&first).unwrap();
+    let b = SimRuntime::builder("b").start().await;
+    let with_socket = |yaml: String, runtime: &SimRuntime, socket: &std::path::Path| {
+        let endpoint = format!("endpoint: \"{}\"", runtime.endpoint());
+        yaml.replace(&endpoint, &format!("{endpoint}, socket: {}", socket.display()))
+    };
+    let yaml = config(&crimux.dir, &[("a", &a), ("b", &b)], "");
+    let yaml = with_socket(with_socket(yaml, &a, &first), &b, &second);
+    crimux.rewrite(&yaml);
+    let (code, _, error) = crate::cli::on(&crimux, &["reload"], "").await;
+    assert!(code == 1 && error.contains("first.sock"), "{error}");
+    assert!(second.exists(), "a socket that cannot be bound keeps no other from being bound");
+    std::fs::remove_dir(&first).unwrap();
+    let (code, text, error) = crate::cli::on(&crimux, &["reload"], "").await;
+    assert_eq!(code, 0, "{text}{error}");
+    assert!(first.exists());
+}

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use prost::Message;
 use testkit::runtime::SimRuntime;
 use testkit::{cri, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tonic::Code;
 use tonic::body::Body;
@@ -139,6 +140,23 @@ async fn runtime(name: &str) -> SimRuntime {
     SimRuntime::builder(name).containers(2, 1).start().await
 }
 
+/// Scrapes the admin socket as Prometheus does.
+async fn openmetrics(crimux: &Crimux) -> String {
+    let mut stream = tokio::net::UnixStream::connect(crimux.dir.path().join("admin.sock")).await.unwrap();
+    let accept = "application/openmetrics-text;version=1.0.0;q=0.6,text/plain;version=0.0.4;q=0.3";
+    let request = format!("GET /metrics HTTP/1.0\r\nhost: crimux\r\naccept: {accept}\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut reply = String::new();
+    stream.read_to_string(&mut reply).await.unwrap();
+    let (head, body) = reply.split_once("\r\n\r\n").unwrap();
+    assert!(head.contains("application/openmetrics-text; version=1.0.0"), "{head}");
+    assert!(body.ends_with("\n# EOF\n"), "{body}");
+    for line in body.lines().filter(|line| line.starts_with("# TYPE ") && line.ends_with(" counter")) {
+        assert!(!line.contains("_total "), "{line}");
+    }
+    body.to_owned()
+}
+
 /// The trace, span and flags of what a backend was sent.
 fn sent(runtime: &SimRuntime, method: &str) -> (String, String, String) {
     let calls = runtime.calls(method);
@@ -190,6 +208,14 @@ async fn crimux_stands_between_client_and_runtime_in_one_trace() {
     assert_eq!(sent(&b, STATUS), (client.trace.clone(), client.id.clone(), "01".to_owned()));
     let call = b.calls(STATUS).pop().unwrap();
     assert_eq!((call.header("tracestate"), call.header("baggage")), (Some("a=b"), Some("c=d")));
+    let scraped = openmetrics(&crimux).await;
+    let exemplar = scraped.lines().find(|line| line.contains(&server.trace)).expect(&scraped);
+    assert!(
+        exemplar.starts_with(
+            "crimux_request_duration_seconds_bucket{backend=\"b\",method=\"ContainerStatus\",le="
+        ),
+        "{exemplar}"
+    );
     for span in [server, client] {
         assert_eq!(span.name, "runtime.v1.RuntimeService/ContainerStatus");
         let wanted = [

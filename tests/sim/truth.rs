@@ -10,7 +10,7 @@ use testkit::runtime::{Fault, SimRuntime};
 use testkit::{cri, eventually};
 use tonic::Code;
 
-use crate::cli::{check, crimux as run, told};
+use crate::cli::{check, crimux as run, on, told};
 use crate::doctor::over_tls;
 use crate::pki::{Authority, Files};
 use crate::support::{Crimux, SOON, config};
@@ -223,21 +223,21 @@ async fn who_may_not_set_the_owner_of_a_socket_is_told_of_listen_owner_self() {
 }
 
 #[tokio::test]
-async fn a_line_of_the_log_names_both_backends_of_a_conflict() {
-    let a = SimRuntime::builder("a").sandboxes(1, 1).start().await;
+async fn a_pod_is_named_by_the_handler_that_was_asked_for_where_two_lead_to_one_place() {
+    let a = SimRuntime::builder("a").handlers(["runc"]).start().await;
+    let b = SimRuntime::builder("b").handlers(["runc"]).start().await;
     let dir = tempfile::tempdir().unwrap();
-    let yaml = config(&dir, &[("one", &a)], "");
-    // A second name for the same runtime, by a path that cannot be seen to be the same.
-    let link = dir.path().join("hard");
-    std::fs::create_dir(&link).unwrap();
-    let other = link.join("other.sock");
-    std::fs::hard_link(a.socket(), &other).unwrap();
-    let second = format!("  two: {{ endpoint: \"unix://{}\" }}\nhandlers:\n", other.display());
-    let crimux = Crimux::start_in(dir, &yaml.replace("handlers:\n", &second));
+    // By name the canary comes first.
+    let more = "  canary: { split: [ { backend: a, handler: runc, weight: 9 }, { backend: b, handler: runc, weight: 0 } ] }\n  \
+                runc: { backend: a, handler: runc }\n";
+    let yaml = config(&dir, &[("a", &a), ("b", &b)], more);
+    let crimux = Crimux::start_in(dir, &yaml);
     crimux.wait_ready().await;
-    let conflict = |line: &&str| line.contains("two backends list the same IDs");
-    eventually(SOON, async || crimux.log().lines().any(|line| conflict(&line))).await;
-    let log = crimux.log();
-    let line = log.lines().find(conflict).unwrap();
-    assert!(line.contains("\"one\"") && line.contains("\"two\""), "{line}");
+    for handler in ["runc", "canary"] {
+        crimux.client().runtime().run_pod_sandbox(sandbox_config(handler).run(handler)).await.unwrap();
+        let (_, json, _) = on(&crimux, &["ps", "--handler", handler, "-o", "json"], "").await;
+        let pods: Value = serde_json::from_str(&json).unwrap();
+        let names: Vec<_> = pods["pods"].as_array().unwrap().iter().map(|pod| &pod["name"]).collect();
+        assert_eq!(names, [handler], "{pods}");
+    }
 }

@@ -77,7 +77,9 @@ async fn the_metrics_are_made_once_a_second_and_compressed_for_whom_takes_it() {
     let mut reply = Vec::new();
     stream.read_to_end(&mut reply).await.unwrap();
     let head = String::from_utf8_lossy(&reply).to_lowercase();
-    assert!(head.contains("content-encoding: gzip\r\n") && head.contains("vary: accept-encoding\r\n"));
+    assert!(
+        head.contains("content-encoding: gzip\r\n") && head.contains("vary: accept, accept-encoding\r\n")
+    );
     let body = reply.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
     assert_eq!(reply[body..body + 2], [0x1f, 0x8b], "gzip begins like this");
 }

@@ -77,11 +77,12 @@ enum Command {
     Route {
         /// The RuntimeClass handler; "" is for pods without a RuntimeClass.
         handler: Option<String>,
-        /// Send the next sandbox of the pod NAMESPACE/NAME to BACKEND, whatever the weights; "none" drops that.
+        /// Send the next sandbox of the pod NAMESPACE/NAME to BACKEND, whatever the weights; "none" drops
+        /// that.
         ///
         /// The pod's handler must lead to that backend, with a weight of 0 if need be; a pod without a
-        /// RuntimeClass can go to any. It holds for one pod: for its first sandbox within an hour, and for that
-        /// pod's later sandboxes. A start of crimux ends it.
+        /// RuntimeClass can go to any. It holds for one pod: for its first sandbox within an hour, and for
+        /// that pod's later sandboxes. A start of crimux ends it.
         #[arg(long, num_args = 2, value_names = ["POD", "BACKEND"], conflicts_with = "handler")]
         next: Option<Vec<String>>,
         #[command(flatten)]

@@ -1,5 +1,5 @@
-//! The last placements of sandboxes, the last reloads, and the last hour of each backend's state, for the status
-//! page.
+//! The last placements of sandboxes, the last reloads, and the last hour of each backend's state, for the
+//! status page.
 //!
 //! An operator who looks at a node asks first where new pods went and when the configuration last changed. A
 //! short list in memory answers that; logs and metrics have the rest. Nothing here is saved.
@@ -129,8 +129,8 @@ impl RecentEvents {
         lock(&self.requested_handlers).get(sandbox).cloned()
     }
 
-    /// Records the states that all backends have now, `None` for one that is not known yet; drops backends that
-    /// are not among them.
+    /// Records the states that all backends have now, `None` for one that is not known yet; drops backends
+    /// that are not among them.
     pub fn record_states(&self, at: SystemTime, now: &[(&str, Option<&'static str>)]) {
         let mut states = lock(&self.states);
         states.retain(|name, _| now.iter().any(|(backend, _)| **backend == **name));

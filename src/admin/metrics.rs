@@ -30,7 +30,8 @@ pub(super) async fn scrape(State(state): State<Arc<AdminState>>, headers: Header
     }
 }
 
-/// Tells whether a client accepts OpenMetrics at least as much as Prometheus's text format (RFC 9110, 12.5.1).
+/// Tells whether a client accepts OpenMetrics at least as much as Prometheus's text format (RFC 9110,
+/// 12.5.1).
 pub(super) fn prefers_openmetrics(headers: &HeaderMap) -> bool {
     let listed = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let mut weights = [0.0_f32; 2];

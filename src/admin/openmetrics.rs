@@ -1,8 +1,8 @@
 //! Metrics in the OpenMetrics text format 1.0, for clients that prefer it, as Prometheus does.
 //!
-//! It is Prometheus's own text format with a few differences: the family of a counter has no `_total`, quotes in
-//! help are escaped, a bucket may have an exemplar, and the last line is `# EOF`. So it is made from that text, and
-//! every series has the same name and labels in both.
+//! It is Prometheus's own text format with a few differences: the family of a counter has no `_total`,
+//! quotes in help are escaped, a bucket may have an exemplar, and the last line is `# EOF`. So it is made
+//! from that text, and every series has the same name and labels in both.
 
 use std::fmt::Write as _;
 use std::time::UNIX_EPOCH;
@@ -72,8 +72,8 @@ impl<'a> Bucket<'a> {
         Some(Self { labels, upper })
     }
 
-    /// Returns the exemplar of the series, in the form that follows a sample, if it belongs to this bucket or one
-    /// below.
+    /// Returns the exemplar of the series, in the form that follows a sample, if it belongs to this bucket
+    /// or one below.
     fn exemplar(&self, exemplars: &Exemplars) -> Option<String> {
         let label = |name: &str| {
             let (_, rest) = self.labels.split_once(&format!("{name}=\""))?;

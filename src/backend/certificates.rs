@@ -34,8 +34,8 @@ impl Certificates {
 }
 
 impl Backend {
-    /// Returns when the connection's certificates of each role end. Of a chain, and of what was shown, the first
-    /// end counts; of the authorities the last, because any of them may have signed.
+    /// Returns when the connection's certificates of each role end. Of a chain, and of what was shown, the
+    /// first end counts; of the authorities the last, because any of them may have signed.
     pub fn certificate_ends(&self) -> Vec<(CertificateRole, SystemTime)> {
         let mut known = self.certificates.lock();
         if known.read.is_none_or(|read| read.elapsed() >= READ_EVERY) {

@@ -1,7 +1,7 @@
 //! The names that shells complete: backends, handlers and namespaces of the running crimux.
 //!
-//! A completion runs while somebody types, so this asks with a short deadline, falls back to the configuration
-//! file, and never prints an error.
+//! A completion runs while an operator types, so this asks with a short deadline, falls back to the
+//! configuration file, and never prints an error.
 
 use std::collections::BTreeSet;
 use std::process::ExitCode;
@@ -14,7 +14,7 @@ use crate::cli::client::AdminClient;
 use crate::cli::output;
 use crate::config::Config;
 
-/// How long somebody who types waits.
+/// How long an operator who types waits.
 const PATIENCE: Duration = Duration::from_millis(500);
 
 /// What a name names.

@@ -69,8 +69,8 @@ impl Diagnostics {
         self.sockets.borrow_mut().push(NamedSocket { path: plain(path), usage, position, key });
     }
 
-    /// Reports sockets that two keys would bind, a directory in the place of one, and backends whose endpoint is
-    /// crimux itself.
+    /// Reports sockets that two keys would bind, a directory in the place of one, and backends whose
+    /// endpoint is crimux itself.
     pub(super) fn check_sockets(&self) {
         let sockets = self.sockets.take();
         let mut bound: BTreeMap<&Path, &str> = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! The log of look-ups: an ID without a known owner is asked for at every backend, so the journal names what the
-//! alert `CrimuxUnknownIds` counts.
+//! The log of look-ups: an ID without a known owner is asked for at every backend, so the journal names
+//! what the alert `CrimuxUnknownIds` counts.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
 //! Pods that an operator has aimed at a backend: `crimux route --next`.
 //!
-//! An aim is for the next sandbox of a pod, and from then on for every sandbox of the same uid, so that kubelet's
-//! retry, and a later attempt of the same pod, land where the first one did. It is in memory alone: a start of
-//! crimux ends it. This module must not judge whether the pod's handler leads there.
+//! An aim is for the next sandbox of a pod, and from then on for every sandbox of the same uid, so that
+//! kubelet's retry, and a later attempt of the same pod, land where the first one did. It is in memory
+//! alone: a start of crimux ends it. This module must not judge whether the pod's handler leads there.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

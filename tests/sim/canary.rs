@@ -135,7 +135,7 @@ async fn a_drain_that_waits_names_what_is_left_and_ends_when_nothing_is() {
     assert!(code == 0 && text.ends_with("nothing is left on backend b\n"), "{text}{error}");
 }
 
-/// Completes a line in bash as somebody does who types it.
+/// Completes a line in bash as a user does who types it.
 async fn complete(crimux: &Crimux, words: &[&str]) -> Vec<String> {
     let (_, script, _) = told(&run(&["completions", "bash"], "").await);
     let program = std::path::Path::new(env!("CARGO_BIN_EXE_crimux"));

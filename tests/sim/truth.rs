@@ -204,7 +204,7 @@ async fn who_may_not_set_the_owner_of_a_socket_is_told_of_listen_owner_self() {
     let a = SimRuntime::builder("a").start().await;
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("crimux.yaml");
-    // Not the user that runs this test, whoever that is.
+    // An owner other than the user that runs this test.
     let yaml = config(&dir, &[("a", &a)], "").replace("listen_owner: self", "listen_owner: '12:12'");
     std::fs::write(&file, yaml).unwrap();
     let serve = move || {

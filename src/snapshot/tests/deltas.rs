@@ -42,7 +42,7 @@ fn served(backend: &LastKnown) -> String {
 
 /// Something that happens to a backend.
 #[derive(Debug, Clone)]
-enum Event {
+enum DeltaEvent {
     /// A pair of lists: the state of each sandbox that is listed, and of its container.
     Pair(Vec<(u8, i32, i32)>),
     /// A filtered reply with one sandbox.
@@ -64,26 +64,26 @@ enum Event {
     Write(bool),
 }
 
-fn event() -> impl Strategy<Value = Event> {
+fn event() -> impl Strategy<Value = DeltaEvent> {
     let id = || 0..6u8;
     prop_oneof![
-        6 => proptest::collection::vec((id(), 0..2, 0..4), 0..6).prop_map(Event::Pair),
-        2 => (id(), 0..2).prop_map(|(id, state)| Event::Seen(id, state)),
-        2 => proptest::collection::vec(id(), 0..4).prop_map(Event::Images),
-        1 => id().prop_map(Event::ImageRemoved),
-        1 => Just(Event::ImagesForgotten),
-        3 => id().prop_map(Event::Created),
-        2 => id().prop_map(Event::Started),
-        2 => id().prop_map(Event::Stopped),
-        2 => id().prop_map(Event::SandboxRemoved),
-        2 => id().prop_map(Event::ContainerRemoved),
-        4 => (id(), 0..4).prop_map(|(id, state)| Event::Status(id, state)),
-        1 => id().prop_map(Event::StatusDropped),
-        1 => (id(), any::<bool>()).prop_map(|(id, foreign)| Event::Foreign(id, foreign)),
-        1 => any::<bool>().prop_map(Event::Drained),
-        1 => any::<bool>().prop_map(Event::LacksStats),
-        1 => Just(Event::Forgotten),
-        8 => proptest::bool::weighted(0.1).prop_map(Event::Write),
+        6 => proptest::collection::vec((id(), 0..2, 0..4), 0..6).prop_map(DeltaEvent::Pair),
+        2 => (id(), 0..2).prop_map(|(id, state)| DeltaEvent::Seen(id, state)),
+        2 => proptest::collection::vec(id(), 0..4).prop_map(DeltaEvent::Images),
+        1 => id().prop_map(DeltaEvent::ImageRemoved),
+        1 => Just(DeltaEvent::ImagesForgotten),
+        3 => id().prop_map(DeltaEvent::Created),
+        2 => id().prop_map(DeltaEvent::Started),
+        2 => id().prop_map(DeltaEvent::Stopped),
+        2 => id().prop_map(DeltaEvent::SandboxRemoved),
+        2 => id().prop_map(DeltaEvent::ContainerRemoved),
+        4 => (id(), 0..4).prop_map(|(id, state)| DeltaEvent::Status(id, state)),
+        1 => id().prop_map(DeltaEvent::StatusDropped),
+        1 => (id(), any::<bool>()).prop_map(|(id, foreign)| DeltaEvent::Foreign(id, foreign)),
+        1 => any::<bool>().prop_map(DeltaEvent::Drained),
+        1 => any::<bool>().prop_map(DeltaEvent::LacksStats),
+        1 => Just(DeltaEvent::Forgotten),
+        8 => proptest::bool::weighted(0.1).prop_map(DeltaEvent::Write),
     ]
 }
 
@@ -92,10 +92,10 @@ fn images(images: &[u8]) -> Bytes {
     cri::ListImagesResponse { images: images.iter().map(image).collect() }.encode_to_vec().into()
 }
 
-fn play(snapshot: &Snapshot, backend: &LastKnown, event: Event) {
+fn play(snapshot: &Snapshot, backend: &LastKnown, event: DeltaEvent) {
     let (s, c) = (|id: u8| format!("s{id}"), |id: u8| format!("c{id}"));
     match event {
-        Event::Pair(mut pods) => {
+        DeltaEvent::Pair(mut pods) => {
             pods.sort_unstable();
             pods.dedup_by_key(|(id, ..)| *id);
             let items =
@@ -107,37 +107,37 @@ fn play(snapshot: &Snapshot, backend: &LastKnown, event: Event) {
             let list = cri::ListContainersResponse { containers }.encode_to_vec();
             backend.replace_list(ListKind::Containers, revision, list.into());
         }
-        Event::Seen(id, state) => {
+        DeltaEvent::Seen(id, state) => {
             let items = vec![cri::PodSandbox { state, ..sandbox(&s(id)) }];
             let reply = cri::ListPodSandboxResponse { items }.encode_to_vec();
             backend.update_items(ListKind::Sandboxes, backend.revision(), &reply).unwrap();
         }
-        Event::Images(ids) => {
+        DeltaEvent::Images(ids) => {
             backend.replace_list(ListKind::Images, backend.revision(), images(&ids));
         }
-        Event::ImageRemoved(id) => backend.record_image_removed(&format!("i{id}")),
-        Event::ImagesForgotten => backend.forget_images(),
-        Event::Created(id) => {
+        DeltaEvent::ImageRemoved(id) => backend.record_image_removed(&format!("i{id}")),
+        DeltaEvent::ImagesForgotten => backend.forget_images(),
+        DeltaEvent::Created(id) => {
             backend.record_sandbox_created(&s(id), &run_request("a"));
             backend.record_container_created(&c(id), &s(id), &[]);
         }
-        Event::Started(id) => backend.record_container_started(&c(id)),
-        Event::Stopped(id) => backend.record_sandbox_stopped(&s(id)),
-        Event::SandboxRemoved(id) => backend.record_sandbox_removed(&s(id)),
-        Event::ContainerRemoved(id) => backend.record_container_removed(&c(id)),
-        Event::Status(id, state) => {
+        DeltaEvent::Started(id) => backend.record_container_started(&c(id)),
+        DeltaEvent::Stopped(id) => backend.record_sandbox_stopped(&s(id)),
+        DeltaEvent::SandboxRemoved(id) => backend.record_sandbox_removed(&s(id)),
+        DeltaEvent::ContainerRemoved(id) => backend.record_container_removed(&c(id)),
+        DeltaEvent::Status(id, state) => {
             let status = cri::ContainerStatus { id: c(id), state, ..Default::default() };
             let reply = cri::ContainerStatusResponse { status: Some(status), ..Default::default() };
             let revision = backend.revision();
             backend.remember_status(StatusKind::Container, &c(id), revision, &reply.encode_to_vec());
         }
-        Event::StatusDropped(id) => _ = backend.drop_status(&c(id)),
-        Event::Foreign(id, true) => _ = backend.mark_foreign(&s(id)),
-        Event::Foreign(id, false) => backend.mark_owned(&s(id)),
-        Event::Drained(drained) => backend.set_draining(drained),
-        Event::LacksStats(lacks) => backend.set_unimplemented(Rpc::ListPodSandboxStats, lacks),
-        Event::Forgotten => _ = snapshot.forget(backend.id()),
-        Event::Write(all) => snapshot.write(all, &mut |_| ()).unwrap(),
+        DeltaEvent::StatusDropped(id) => _ = backend.drop_status(&c(id)),
+        DeltaEvent::Foreign(id, true) => _ = backend.mark_foreign(&s(id)),
+        DeltaEvent::Foreign(id, false) => backend.mark_owned(&s(id)),
+        DeltaEvent::Drained(drained) => backend.set_draining(drained),
+        DeltaEvent::LacksStats(lacks) => backend.set_unimplemented(Rpc::ListPodSandboxStats, lacks),
+        DeltaEvent::Forgotten => _ = snapshot.forget(backend.id()),
+        DeltaEvent::Write(all) => snapshot.write(all, &mut |_| ()).unwrap(),
     }
 }
 

@@ -58,6 +58,7 @@ pub struct Metrics {
     sandboxes_routed: IntCounterVec,
     unknown_ids: IntCounter,
     id_conflicts: IntCounter,
+    foreign_pods: IntCounter,
     config_reloads: IntCounterVec,
     config_last_reload_successful: IntGauge,
     config_restart_needed: IntGaugeVec,
@@ -128,6 +129,8 @@ impl Metrics {
             )?,
             unknown_ids: make.counter("unknown_ids_total", "Calls with an ID that had to be looked up.")?,
             id_conflicts: make.counter("id_conflicts_total", "IDs listed by two backends.")?,
+            foreign_pods: make
+                .counter("foreign_pods_total", "Claims to a pod that a pull did not follow.")?,
             config_reloads: make.counters("config_reloads_total", "Reloads by result.", &["result"])?,
             config_last_reload_successful: make
                 .gauge("config_last_reload_successful", "1 unless the last reload failed.")?,
@@ -213,6 +216,11 @@ impl Metrics {
     /// Counts an ID that two backends list.
     pub fn count_id_conflict(&self) {
         self.id_conflicts.inc();
+    }
+
+    /// Counts backends that list the pod of a pull which did not go to them.
+    pub fn count_foreign_pods(&self, backends: usize) {
+        self.foreign_pods.inc_by(backends as u64);
     }
 
     /// Counts event streams that ended because their client was slow.

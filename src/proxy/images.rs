@@ -110,7 +110,7 @@ impl ProxyState {
 
     /// Returns the sandbox that a pull is for: the newest of its uid, a ready one first. Credentials go
     /// nowhere because of a mere claim: the sandbox was created through crimux, or all of the pod are at one
-    /// backend, in a live list that no other contests.
+    /// backend, in a live list that no other contests. The claims that are not followed are counted.
     fn sandbox_of_pull(&self, uid: &str) -> Option<OwnedPod> {
         let sandboxes = self.router.owners.pods(|pod| !uid.is_empty() && &*pod.uid == uid);
         let rank = |owned: &&OwnedPod| (owned.pod.ready, owned.pod.created_at);
@@ -128,7 +128,12 @@ impl ProxyState {
             let is_contested = sandboxes.iter().any(is_foreign);
             (is_alone && is_live && !is_contested).then(|| sandboxes.iter().max_by_key(rank))?
         };
-        sandboxes.iter().filter(is_ours).max_by_key(rank).or_else(only).cloned()
+        let chosen = sandboxes.iter().filter(is_ours).max_by_key(rank).or_else(only);
+        let claimants: HashSet<_> = sandboxes.iter().map(|sandbox| sandbox.backend).collect();
+        let ignored =
+            claimants.iter().filter(|id| chosen.is_none_or(|chosen| chosen.backend != **id)).count();
+        self.metrics.count_foreign_pods(ignored);
+        chosen.cloned()
     }
 }
 

@@ -371,6 +371,12 @@ impl Life {
             4 => self.toggle().await,
             6 => self.slow(),
             5 if !self.made.is_empty() => self.remove().await,
+            7 if !self.made.is_empty() => {
+                let (id, at) = self.random.choice(self.made.iter()).unwrap();
+                let (id, at) = (id.clone(), *at);
+                self.story.push(format!("stop of {} of {at}", &id[..8]));
+                self.reach(&id, at).await;
+            }
             _ => self.create(step).await,
         }
         self.judge().await;
@@ -450,6 +456,18 @@ impl Life {
             let right = code == Code::Unavailable || code == Code::Ok;
             assert!(right, "{code:?} for {} on {at}: {story:#?}\n{}", &id[..8], crimux.log());
         }
+    }
+
+    /// A stop that is OK has reached the runtime of its pod; none reaches another.
+    async fn reach(&self, id: &str, at: usize) {
+        let calls = || self.runtimes.each_ref().map(|runtime| runtime.calls("StopPodSandbox").len());
+        let before = calls();
+        let code = stop(&self.crimux, id).await;
+        let mut expected = before;
+        expected[at] += usize::from(code == Code::Ok);
+        let story = || format!("{code:?} for {} on {at}: {:#?}\n{}", &id[..8], self.story, self.crimux.log());
+        assert!(matches!(code, Code::Ok | Code::Unavailable), "{}", story());
+        assert_eq!(calls(), expected, "{}", story());
     }
 
     /// With every runtime up again every pod is listed and reached.

@@ -149,6 +149,43 @@ async fn a_pull_goes_to_the_backend_of_its_pod_and_to_no_other() {
 }
 
 #[tokio::test]
+async fn a_backend_that_merely_lists_a_pods_uid_gets_no_pull_and_its_claim_is_counted() {
+    let mut node = node().await;
+    let pod = node.pod("web", "b", &[]).await;
+    // A newer sandbox of the same uid, made at the runtime itself; IDs and uids stand in the Kubernetes API.
+    node.o.state().run_sandbox(pod.config.clone(), "").unwrap();
+    let auth = cri::AuthConfig { username: "u".into(), password: "secret".into(), ..Default::default() };
+    let listed = async |mut kubelet: Kubelet| {
+        let listed = kubelet.runtime.list_pod_sandbox(cri::ListPodSandboxRequest::default()).await.unwrap();
+        listed.into_inner().items.len()
+    };
+    assert_eq!(listed(node.kubelet()).await, 2);
+    node.kubelet().pull(IMAGE, &pod.config, Some(auth.clone())).await.unwrap();
+    assert_eq!(node.pulls(), [0, 1, 0]);
+    assert_eq!(node.crimux.metric("crimux_foreign_pods_total").await, Some(1.0));
+    // Who created the pod is known after a restart too, whichever backend is listed first.
+    node.crimux.kill_and_start().await;
+    node.crimux.wait_ready().await;
+    assert_eq!(listed(node.kubelet()).await, 2);
+    node.kubelet().pull(IMAGE, &pod.config, Some(auth)).await.unwrap();
+    assert_eq!(node.pulls(), [0, 2, 0]);
+}
+
+#[tokio::test]
+async fn a_pod_that_two_backends_claim_and_none_created_here_is_pulled_for_by_neither() {
+    let node = node().await;
+    let config = sandbox_config("web").build();
+    for runtime in [&node.b, &node.o] {
+        runtime.state().run_sandbox(config.clone(), "").unwrap();
+    }
+    let request = cri::ListPodSandboxRequest::default();
+    node.kubelet().runtime.list_pod_sandbox(request).await.unwrap();
+    node.kubelet().pull(IMAGE, &config, None).await.unwrap();
+    assert_eq!(node.pulls(), [1, 0, 0], "as one of which nobody knows the pod");
+    assert_eq!(node.crimux.metric("crimux_foreign_pods_total").await, Some(2.0));
+}
+
+#[tokio::test]
 async fn a_pull_for_nobody_goes_to_the_default_backend() {
     let node = node().await;
     node.kubelet().pull(IMAGE, &sandbox_config("unknown").build(), None).await.unwrap();

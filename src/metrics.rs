@@ -129,8 +129,7 @@ impl Metrics {
             )?,
             unknown_ids: make.counter("unknown_ids_total", "Calls with an ID that had to be looked up.")?,
             id_conflicts: make.counter("id_conflicts_total", "IDs listed by two backends.")?,
-            foreign_pods: make
-                .counter("foreign_pods_total", "Claims to a pod that a pull did not follow.")?,
+            foreign_pods: make.counter("foreign_pods_total", "Claims to a pod that no pull followed.")?,
             config_reloads: make.counters("config_reloads_total", "Reloads by result.", &["result"])?,
             config_last_reload_successful: make
                 .gauge("config_last_reload_successful", "1 unless the last reload failed.")?,
@@ -153,7 +152,7 @@ impl Metrics {
                 .float_gauge("thread_longest_stall_seconds", "The longest of these since the start.")?,
             limits_reached: make.counters(
                 "limits_reached_total",
-                "Times that a client has reached a limit.",
+                "Limits that clients reached.",
                 &["limit"],
             )?,
             clients: ClientGauges::new(&make)?,
@@ -261,8 +260,8 @@ impl Metrics {
         self.limits_reached.with_label_values(&[limit])
     }
 
-    /// Sets the gauges of all backends, and the totals of failed writes and of written bytes of the last-known
-    /// state.
+    /// Sets the gauges of all backends, and the totals of failed writes and of written bytes of the
+    /// last-known state.
     pub fn refresh(&self, backends: &[BackendSample<'_>], write_failures: u64, written: u64) {
         self.backends.set_all(backends);
         let StateCounters { write_errors, written_bytes } = &self.state;

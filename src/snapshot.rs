@@ -4,13 +4,13 @@
 //! the replies for a backend that does not answer are its last-known lists and statuses. They are saved in
 //! `state_dir`, because crimux may be killed meanwhile.
 //!
-//! Two kinds of file hold them. The *snapshot* is everything, replaced atomically by a background writer when
-//! the journal has grown. The *journal* is what happened since: every creation, removal and change of state,
-//! one `write(2)` each before its call is answered; and *deltas*, which say how lists and statuses differ from
-//! those on the disk, at most every three seconds. To write a snapshot, a new journal is started, then the
-//! state is captured, then the snapshot is put in place, then older journals are deleted: whatever the step at
-//! which crimux is killed, each acknowledged change is in the snapshot or in a journal that it names. Sequence
-//! numbers keep a change that is in both from being applied twice.
+//! Two kinds of file hold them. The *snapshot* is everything, replaced atomically by a background writer
+//! when the journal has grown. The *journal* is what happened since: every creation, removal and change of
+//! state, one `write(2)` each before its call is answered; and *deltas*, which say how lists and statuses
+//! differ from those on the disk, at most every three seconds. To write a snapshot, a new journal is
+//! started, then the state is captured, then the snapshot is put in place, then older journals are deleted:
+//! whatever the step at which crimux is killed, each acknowledged change is in the snapshot or in a journal
+//! that it names. Sequence numbers keep a change that is in both from being applied twice.
 //!
 //! Files that are torn, foreign or unreadable are quarantined with a warning: they are never trusted and
 //! never fatal. No verbose reply, container environment or credential may be stored.

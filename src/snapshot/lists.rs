@@ -31,8 +31,8 @@ pub(super) struct Lists {
     changes: Vec<Change>,
     /// Images removed since their list was sent.
     removed_images: Vec<Change>,
-    /// The changes that a replay of the journal would still apply: their sequence numbers, and whether each is
-    /// of a sandbox. A list may show them all without a difference to the one on the disk.
+    /// The changes that a replay of the journal would still apply: their sequence numbers, and whether each
+    /// is of a sandbox. A list may show them all without a difference to the one on the disk.
     replayed: Vec<(u64, bool)>,
     replayed_removals: Vec<u64>,
     composed_sandboxes: Option<Bytes>,

@@ -61,8 +61,8 @@ impl KnownState {
         self.disk = Some(disk);
     }
 
-    /// Returns what is not on the disk yet, as the sequence number `seq`, and notes that it is. `None` if that
-    /// is nothing, or if the instance is in no snapshot: see [`KnownState::is_in_snapshot`].
+    /// Returns what is not on the disk yet, as the sequence number `seq`, and notes that it is. `None` if
+    /// that is nothing, or if the instance is in no snapshot: see [`KnownState::is_in_snapshot`].
     pub(super) fn take_delta(&mut self, seq: u64, minor: Minor) -> Option<Delta> {
         let mut disk = self.disk.take()?;
         let mut delta =

@@ -144,7 +144,8 @@ impl Statuses {
         slots.get(id)?.reply.clone()
     }
 
-    /// Drops the statuses of IDs that are not listed; one on the disk leaves a slot until it is dropped there.
+    /// Drops the statuses of IDs that are not listed; one on the disk leaves a slot until it is dropped
+    /// there.
     pub(super) fn purge(&mut self, sandboxes: &HashSet<&str>, containers: &HashSet<&str>) {
         let keep = |listed: bool, slot: &mut Slot| {
             if !listed {

@@ -1,14 +1,14 @@
 //! Writes what changed, in the background: to the journal, or all of it as a new snapshot.
 //!
 //! What differs from the disk is appended to the journal, at most every three seconds, so that a container
-//! that restarts costs what changed for it and not the state of the node. Runtimes list and encode in random
-//! order: what says the same is not written again. Stats and periodic replies, which never say the same twice,
-//! wait for a quarter of an hour.
+//! that restarts costs what changed for it and not the state of the node. Runtimes list and encode in
+//! random order: what says the same is not written again. Stats and periodic replies, which never say the
+//! same twice, wait for a quarter of an hour.
 //!
 //! | a snapshot is written | because |
 //! |---|---|
 //! | as the first that a process writes | the state came from files that may end in a torn record |
-//! | when a backend is new, and for its first lists | a crimux that is killed then could not say what it had |
+//! | for a backend that is new, and its first lists | after a kill then nobody could say what it had |
 //! | after a record could not be written | deltas follow each other without a gap |
 //! | when the journal has 4 MiB, and twice the size of the last snapshot | a start reads all of it |
 //! | when the operator forgets something, and at the end of the process | it is on the disk, with fsync |
@@ -102,8 +102,8 @@ impl Snapshot {
         }
     }
 
-    /// Appends what changed to the journal, or writes a snapshot if one is due; `all` makes one due. `step` is
-    /// told of each step.
+    /// Appends what changed to the journal, or writes a snapshot if one is due; `all` makes one due. `step`
+    /// is told of each step.
     pub(super) fn write(&self, all: bool, step: &mut dyn FnMut(Step)) -> io::Result<()> {
         let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
         for last_known in self.all() {
@@ -180,8 +180,8 @@ impl Snapshot {
         result.map(drop)
     }
 
-    /// Writes all files and returns the size of the snapshot. Without a `new_journal` the present one stays in
-    /// use: a disk that is full for hours would else be filled by journals of one change each.
+    /// Writes all files and returns the size of the snapshot. Without a `new_journal` the present one stays
+    /// in use: a disk that is full for hours would else be filled by journals of one change each.
     fn write_files(&self, new_journal: bool, step: &mut dyn FnMut(Step)) -> io::Result<u64> {
         file::make_dir(&self.dir)?;
         let lost = self.shared.lost();

@@ -55,6 +55,7 @@ async fn every_acknowledged_create_and_removal_survives_a_kill_at_any_moment() {
     let mut round = 0;
     while round < ROUNDS && Instant::now() < end {
         round += 1;
+        let before = model.lock().unwrap().created;
         let mut clients = Vec::new();
         for number in 0..CLIENTS {
             let rng = rng.fork();
@@ -65,6 +66,8 @@ async fn every_acknowledged_create_and_removal_survives_a_kill_at_any_moment() {
                 format!("{round}-{number}"),
             )));
         }
+        // However slow the machine is, something is created in each round.
+        testkit::eventually(SOON, async || model.lock().unwrap().created > before).await;
         tokio::time::sleep(Duration::from_micros(rng.u64(0..80_000))).await;
         crimux.signal(Signal::SIGKILL);
         a.stop().await;
@@ -84,7 +87,7 @@ async fn every_acknowledged_create_and_removal_survives_a_kill_at_any_moment() {
         assert_eq!(listed, real, "seed {seed}, round {round}: live");
     }
     let created = model.lock().unwrap().created;
-    assert!(created > round, "{created} creates in {round} rounds are no churn");
+    assert!(created >= round, "{created} creates in {round} rounds are no churn");
 }
 
 async fn settled(crimux: &Crimux) -> bool {

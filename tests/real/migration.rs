@@ -197,7 +197,7 @@ async fn try_it_with_a_few_pods(bed: &Bed, node: &mut Node<'_>) {
         node.pods.remove(&id).await.unwrap();
     }
     // "To try one pod, aim it, whatever the weights"
-    let config = named(node.pods.config("aimed"), CANARIES[0].0, 0);
+    let config = named(node.pods.config("web-0"), CANARIES[0].0, 0);
     let metadata = config.metadata.clone().unwrap();
     let said = node.does(&format!("route --next {}/{} {NEW}", metadata.namespace, metadata.name));
     assert!(said.contains("goes to backend containerd-2"), "{said}");

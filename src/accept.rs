@@ -3,8 +3,8 @@
 use std::io;
 use std::time::Duration;
 
-/// The first pause after a failed accept. Each further failure doubles it, up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+use crate::backoff::Backoff;
+
 /// The longest pause between two attempts.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
@@ -16,17 +16,17 @@ pub async fn accept_loop<C, A>(listener: &str, accept: impl Fn() -> A, mut serve
 where
     A: Future<Output = io::Result<C>>,
 {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(LONGEST_PAUSE);
     loop {
         match accept().await {
             Ok(connection) => {
-                pause = FIRST_PAUSE;
+                backoff.reset();
                 serve(connection);
             }
             Err(error) => {
+                let pause = backoff.next_pause();
                 tracing::warn!(listener, %error, ?pause, "a connection could not be accepted");
                 tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
             }
         }
     }

@@ -14,20 +14,17 @@ use axum::http::StatusCode;
 use axum::middleware;
 use axum::response::IntoResponse;
 use axum::routing::{get, post};
-use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 
-use crate::config;
-use crate::drain::{self, Drain, DrainResult};
+use crate::drain::Servers;
 use crate::method::List;
 use crate::proxy::ProxyState;
-use crate::server::{Listener, SocketFile};
+use crate::server::Listener;
 use crate::side::Side;
 use cache::Cache;
 pub use change::ReloadRequest;
-pub(crate) use change::planned;
+pub(crate) use change::plan_reload;
 use http::Port;
 
 pub mod aim;
@@ -64,61 +61,43 @@ pub(crate) struct AdminState {
 /// # Errors
 /// If the socket cannot be bound. A port that is taken is no error: it is tried again.
 pub async fn spawn(
-    servers: &mut JoinSet<DrainResult>,
-    config: &config::Admin,
+    servers: &mut Servers,
     node: &Arc<ProxyState>,
-    drain: &Drain,
     side: &Side,
     reload: mpsc::Sender<ReloadRequest>,
 ) -> anyhow::Result<()> {
-    let (calls, port) = (Handle::current(), Port::default());
-    let (node, started) = (Arc::clone(node), SystemTime::now());
-    let state = Arc::new(AdminState { node: Arc::clone(&node), calls, port, started, reload });
-    side.handle().spawn(timeline::record(Arc::clone(&node)));
-    let socket = config.socket.clone();
-    let bound = side.run(async move { Listener::bind(&socket, SOCKET_MODE, None).await }).await??;
-    let (listener, file) = bound.split();
+    let config = node.config().admin.clone();
+    let (calls, port, started) = (Handle::current(), Port::default(), SystemTime::now());
+    let state = Arc::new(AdminState { node: Arc::clone(node), calls, port, started, reload });
+    side.handle().spawn(timeline::record(Arc::clone(node)));
+    let bound = side.run(async move { Listener::bind(&config.socket, SOCKET_MODE, None).await }).await??;
     let routes = public_routes().merge(root_routes()).with_state(Arc::clone(&state));
-    servers.spawn_on(serve(listener, routes, node, drain.clone(), file), side.handle());
+    let begun = servers.drain().clone().into_begun();
+    servers.spawn("admin", side.handle(), async move {
+        // The file is removed once the last request is answered.
+        let (listener, _file) = bound.split();
+        if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(begun).await {
+            tracing::error!(%error, "an admin listener failed and no longer serves");
+        }
+    });
     if let Some(address) = config.http {
         let first = Arc::clone(&state);
         let listener = side.run(async move { first.port.listen(address).await.ok() }).await?;
         let routes = cached_routes().with_state(Arc::clone(&state));
-        let drain = drain.clone();
-        let serving = async move {
+        let drain = servers.drain().clone();
+        servers.spawn("admin.http", side.handle(), async move {
             let listen = || state.port.listen(address);
-            let serving = http::serve(listener, listen, routes, drain.clone());
-            let deadline = || state.node.config().drain_timeout;
-            drain::run_with_deadline("admin.http", &drain, deadline, serving).await
-        };
-        servers.spawn_on(serving, side.handle());
+            http::serve(listener, listen, routes, drain).await;
+        });
     }
     Ok(())
-}
-
-/// Serves until the drain begins and the last request is answered, at most `drain_timeout` longer. `_file` is
-/// removed then.
-async fn serve(
-    listener: UnixListener,
-    routes: Router,
-    node: Arc<ProxyState>,
-    drain: Drain,
-    _file: SocketFile,
-) -> DrainResult {
-    let begun = drain.clone().into_begun();
-    let serving = async {
-        if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(begun).await {
-            tracing::error!(%error, "an admin listener failed and no longer serves");
-        }
-    };
-    drain::run_with_deadline("admin", &drain, || node.config().drain_timeout, serving).await
 }
 
 /// Routes without authentication.
 fn public_routes() -> Router<Arc<AdminState>> {
     Router::new()
         .route("/", get(page::page))
-        .route("/paused", get(page::paused))
+        .route("/paused", get(page::paused_page))
         .route("/metrics", get(metrics::scrape))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
@@ -126,10 +105,10 @@ fn public_routes() -> Router<Arc<AdminState>> {
 
 /// Those routes, with answers that cost something made at most once a second.
 fn cached_routes() -> Router<Arc<AdminState>> {
-    let cached = || middleware::from_fn_with_state(Arc::new(Cache::default()), cache::cached);
+    let cached = || middleware::from_fn_with_state(Arc::new(Cache::default()), cache::serve_cached);
     Router::new()
         .route("/", get(page::page).layer(cached()))
-        .route("/paused", get(page::paused).layer(cached()))
+        .route("/paused", get(page::paused_page).layer(cached()))
         .route("/metrics", get(metrics::scrape).layer(cached()))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))

@@ -6,9 +6,11 @@
 //! evicted.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 
 use tokio_util::sync::CancellationToken;
+
+use crate::mutex::lock;
 
 /// The connections of one listener that count against its limit.
 #[derive(Debug)]
@@ -65,10 +67,6 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         lock(&self.admissions).open.remove(&self.number);
     }
-}
-
-fn lock(admissions: &Mutex<Admissions>) -> MutexGuard<'_, Admissions> {
-    admissions.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

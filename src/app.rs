@@ -11,17 +11,15 @@ use anyhow::Context;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::admin::ReloadRequest;
 use crate::admin::api::ReloadReport;
 use crate::config::Config;
-use crate::drain::{self, Drain, DrainResult};
+use crate::drain::{Drain, DrainResult, Servers};
 use crate::metrics::Metrics;
 use crate::proxy::{Proxy, ProxyState};
 use crate::relay::{Relay, RelayMetrics};
-use crate::router::{Handlers, Names, Router};
 use crate::server::Listener;
 use crate::side::Side;
 use crate::snapshot::{Snapshot, StateLock};
@@ -47,7 +45,6 @@ const TRIM_PERIOD: Duration = Duration::from_secs(3);
 /// A running crimux.
 #[derive(Debug)]
 pub struct App {
-    path: PathBuf,
     /// Yields after each change of the file since before it was read.
     changed: mpsc::Receiver<()>,
     node: Arc<ProxyState>,
@@ -56,7 +53,7 @@ pub struct App {
     /// Yields the reloads that operators ask for.
     requests: mpsc::Receiver<ReloadRequest>,
     drain: Drain,
-    servers: JoinSet<DrainResult>,
+    servers: Servers,
     writer: tokio::task::JoinHandle<()>,
     _lock: StateLock,
 }
@@ -94,37 +91,28 @@ impl App {
         if let Err(error) = snapshot.start_journal_thread() {
             tracing::warn!(%error, "the journal has no thread of its own: calls wait for the disk");
         }
-        let router = Router::new(Handlers::new(&config, &Names::new()));
         let side = Side::start().context("no thread beside that of the calls")?;
         let relay_metrics = RelayMetrics::new(metrics.registry())?;
         let relay = side
             .run(Relay::bind(relay_metrics))
             .await?
             .context("the relay cannot listen on a port of 127.0.0.1")?;
-        let node =
-            ProxyState::new(config.clone(), router, Arc::clone(&snapshot), metrics, Arc::clone(&relay));
+        let node = ProxyState::new(config.clone(), Arc::clone(&snapshot), metrics, Arc::clone(&relay));
         let mut backends = Backends::new(Arc::clone(&node), drain.clone(), side.clone());
         backends.apply(&config).await?;
         tokio::spawn(timer_keepalive(Arc::clone(&node.metrics)));
         side.handle().spawn(trim_heap());
         let writer = tokio::spawn(snapshot.run(drain.clone().into_begun()));
-        let (mut servers, calls) = (JoinSet::new(), Handle::current());
+        let limit = Arc::clone(&node);
+        let mut servers = Servers::new(drain.clone(), move || limit.config().drain_timeout);
         tracing::info!(listen = %listener.path().display(), backends = config.backends.len(), "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
-        spawn_with_deadline(
-            &mut servers,
-            &calls,
-            "listen",
-            &node,
-            &drain,
-            listener.serve(proxy, drain.clone()),
-        );
-        spawn_with_deadline(&mut servers, side.handle(), "relay", &node, &drain, relay.run(drain.clone()));
+        servers.spawn("listen", &Handle::current(), listener.serve(proxy, drain.clone()));
+        servers.spawn("relay", side.handle(), relay.run(drain.clone()));
         let (reload, requests) = mpsc::channel(1);
-        admin::spawn(&mut servers, &config.admin, &node, &drain, &side, reload).await?;
-        let reloads = Reloads::new(config, is_inherited);
-        let path = path.to_owned();
-        Ok(Self { path, changed, node, backends, reloads, requests, drain, servers, writer, _lock: lock })
+        admin::spawn(&mut servers, &node, &side, reload).await?;
+        let reloads = Reloads::new(Arc::clone(&node), path.to_owned(), config, is_inherited);
+        Ok(Self { changed, node, backends, reloads, requests, drain, servers, writer, _lock: lock })
     }
 
     /// Runs until SIGTERM or SIGINT, then drains.
@@ -160,7 +148,7 @@ impl App {
 
     async fn reload(&mut self, force: bool) -> ReloadReport {
         systemd::reloading();
-        let report = self.reloads.run(&self.path, &self.node, &mut self.backends, force).await;
+        let report = self.reloads.run(&mut self.backends, force).await;
         systemd::ready();
         report
     }
@@ -172,11 +160,9 @@ impl App {
         self.drain.begin();
         self.node.end_events();
         let drained = async {
-            let mut results = vec![self.backends.drained(limit).await];
-            while let Some(result) = self.servers.join_next().await {
-                results.push(result.unwrap_or(DrainResult::Cut));
-            }
-            results.iter().all(|result| *result == DrainResult::Finished)
+            let of_backends = self.backends.drain(limit).await;
+            let of_servers = self.servers.join().await;
+            [of_backends, of_servers].iter().all(|result| *result == DrainResult::Finished)
         };
         tokio::select! {
             finished = drained => if finished { tracing::info!("all calls have ended") },
@@ -191,24 +177,6 @@ impl App {
         }
         self.node.snapshot.close().await;
     }
-}
-
-/// Runs a server on `runtime`, as a task of `servers`, at most `drain_timeout` beyond the beginning of the
-/// drain.
-fn spawn_with_deadline(
-    servers: &mut JoinSet<DrainResult>,
-    runtime: &Handle,
-    component: &'static str,
-    node: &Arc<ProxyState>,
-    drain: &Drain,
-    serving: impl Future<Output = ()> + Send + 'static,
-) {
-    let (node, drain) = (Arc::clone(node), drain.clone());
-    let serving = async move {
-        let deadline = || node.config().drain_timeout;
-        drain::run_with_deadline(component, &drain, deadline, serving).await
-    };
-    servers.spawn_on(serving, runtime);
 }
 
 /// SIGTERM or SIGINT.

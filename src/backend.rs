@@ -1,10 +1,11 @@
 //! One CRI runtime that calls are forwarded to: its connection, its health, its last-known state.
 //!
-//! `link.rs` keeps the connection, `health.rs` says whether it is in time, `call.rs` sends over it. Nothing
-//! here knows what a method means.
+//! `connection.rs` keeps the connection, `health.rs` says whether it is in time, `call.rs` sends over it.
+//! Nothing here knows what a method means.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
@@ -12,22 +13,26 @@ use tokio::sync::{Notify, watch};
 use crate::backend::certificates::Certificates;
 use crate::backend::connect::Connector;
 use crate::config::BackendConfig;
-use crate::method::{Api, PLACES};
-use crate::metrics::{CallMetrics, Metrics};
+use crate::method::{Api, Deadline, Method, PLACES};
+use crate::metrics::CallMetrics;
 use crate::side::Side;
 use crate::snapshot::{InstanceId, LastKnown};
 
-pub use call::{Collected, Reply, ReplyBody, own_headers};
+pub use call::{CallRequest, Collected, Reply, ReplyBody, own_headers};
 pub use health::{BackendState, Class, Health, LastError};
 pub use link::Link;
 
 mod call;
 mod certificates;
 pub mod connect;
+mod connection;
 mod errors;
 mod health;
 mod link;
 pub mod tls;
+
+/// The deadline of calls by which kubelet decides whether the node is ready.
+pub const FAST_DEADLINE: Duration = Duration::from_millis(80);
 
 /// One backend.
 #[derive(Debug)]
@@ -54,18 +59,18 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Makes a backend that is not connected yet; [`Backend::run`] connects it.
+    /// Makes a backend that is not connected yet; [`Backend::run`] connects it. Its name is that of its
+    /// counters.
     pub fn new(
-        name: Arc<str>,
         config: BackendConfig,
         last: Arc<LastKnown>,
-        metrics: &Arc<Metrics>,
+        calls: Arc<CallMetrics>,
         side: Side,
     ) -> Arc<Self> {
         Arc::new(Self {
-            calls: metrics.calls(&name),
             id: last.id(),
-            name,
+            name: calls.backend().into(),
+            calls,
             health: Health::default(),
             last,
             config: ArcSwap::from_pointee(config),
@@ -111,6 +116,17 @@ impl Backend {
         let mut link = self.link.subscribe();
         // The sender lives as long as this.
         link.wait_for(|link| !matches!(link, Link::Up { .. })).await.ok();
+    }
+
+    /// Returns how long it may take for a method that has a deadline of its own.
+    pub fn deadline(&self, method: &Method) -> Duration {
+        let timeouts = self.config.load().timeouts;
+        match method.deadline {
+            Deadline::Stats => timeouts.stats,
+            Deadline::Read => timeouts.read,
+            Deadline::Fast => FAST_DEADLINE,
+            Deadline::List | Deadline::Caller => timeouts.list,
+        }
     }
 
     /// Returns how many calls are in flight to it.

@@ -18,6 +18,7 @@ use client::ReadArgs;
 mod backend;
 mod check;
 mod client;
+mod config_text;
 mod finding;
 mod generate;
 mod inspect;

@@ -4,8 +4,12 @@
 //! [`run_with_deadline`] gives a component that drains a limited time, so that the process always ends.
 //! Nothing here knows what is drained.
 
+use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// Tells its watchers to finish. Clones share one trigger.
@@ -73,6 +77,55 @@ pub async fn run_with_deadline(
             tracing::warn!(component, ?deadline, "the component did not finish within drain_timeout: calls still in flight are cut");
             DrainResult::Cut
         }
+    }
+}
+
+/// Components that drain together, each a task with the same deadline.
+pub struct Servers {
+    drain: Drain,
+    deadline: Arc<dyn Fn() -> Duration + Send + Sync>,
+    tasks: JoinSet<DrainResult>,
+}
+
+impl Servers {
+    /// Returns a set without components. `deadline` is as in [`run_with_deadline`].
+    pub fn new(drain: Drain, deadline: impl Fn() -> Duration + Send + Sync + 'static) -> Self {
+        Self { drain, deadline: Arc::new(deadline), tasks: JoinSet::new() }
+    }
+
+    /// Returns the drain that the components must watch.
+    pub fn drain(&self) -> &Drain {
+        &self.drain
+    }
+
+    /// Runs `serving` on `runtime` as [`run_with_deadline`] does.
+    pub fn spawn(
+        &mut self,
+        component: &'static str,
+        runtime: &Handle,
+        serving: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let (drain, deadline) = (self.drain.clone(), Arc::clone(&self.deadline));
+        let serving = async move { run_with_deadline(component, &drain, || deadline(), serving).await };
+        self.tasks.spawn_on(serving, runtime);
+    }
+
+    /// Waits until all components have ended. The result is [`DrainResult::Cut`] if any of them was cut off,
+    /// or failed.
+    pub async fn join(&mut self) -> DrainResult {
+        let mut joined = DrainResult::Finished;
+        while let Some(result) = self.tasks.join_next().await {
+            if !matches!(result, Ok(DrainResult::Finished)) {
+                joined = DrainResult::Cut;
+            }
+        }
+        joined
+    }
+}
+
+impl fmt::Debug for Servers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Servers").field("running", &self.tasks.len()).finish_non_exhaustive()
     }
 }
 

@@ -13,6 +13,9 @@ use tonic::{Code, Status};
 
 use crate::wire::WireError;
 
+/// What caused an error: another error, or a sentence. Cloned with it.
+pub type Cause = Arc<dyn std::error::Error + Send + Sync>;
+
 /// Why crimux cannot send a backend's reply, grouped by what is at fault.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -91,7 +94,8 @@ pub enum Error {
         /// The backend.
         backend: Arc<str>,
         /// The transport's error.
-        cause: String,
+        #[source]
+        cause: Cause,
     },
     /// The backend ended the call without a gRPC status: by a reset, by an HTTP status, or because its limits
     /// do not admit the request. The code is from gRPC's tables for these.
@@ -102,7 +106,8 @@ pub enum Error {
         /// The code that gRPC assigns.
         code: Code,
         /// The HTTP status or the HTTP/2 error.
-        cause: String,
+        #[source]
+        cause: Cause,
     },
     /// The caller's deadline is about to pass without an answer. It is answered before, because kubelet
     /// counts `DeadlineExceeded` as a failed exec probe.
@@ -155,7 +160,8 @@ pub enum Error {
         /// The backend.
         backend: Arc<str>,
         /// What is wrong with it.
-        cause: String,
+        #[source]
+        cause: Cause,
     },
     /// No backend sent a stats or metrics list, and this one answered with an error.
     #[error("backend {backend} answered {method} with {code:?}: {message}")]
@@ -175,7 +181,8 @@ pub enum Error {
         /// The backend.
         backend: Arc<str>,
         /// Why.
-        cause: String,
+        #[source]
+        cause: Cause,
     },
     // The backends together do not have an answer.
     /// A list would be incomplete: these backends were never listed and have no saved state.
@@ -220,6 +227,14 @@ pub enum Error {
 }
 
 impl Error {
+    /// Returns the error for a call to this backend that ended before its reply did.
+    pub fn lost_backend(
+        backend: Arc<str>,
+        cause: impl Into<Box<dyn std::error::Error + Send + Sync>>,
+    ) -> Self {
+        Self::Lost { backend, cause: cause.into().into() }
+    }
+
     /// The gRPC code that this error is answered with.
     pub fn code(&self) -> Code {
         match self {

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use tokio::sync::mpsc::error::TrySendError;
@@ -16,6 +16,7 @@ use tokio::sync::{Notify, mpsc};
 
 use crate::codec::{End, Frames};
 use crate::error::Error;
+use crate::mutex::lock;
 use crate::snapshot::InstanceId;
 
 /// One client's stream.
@@ -78,7 +79,7 @@ impl Client {
     }
 
     fn queue(&self) -> MutexGuard<'_, Option<mpsc::Sender<Bytes>>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.queue)
     }
 }
 
@@ -112,7 +113,7 @@ impl Subscription {
     }
 
     fn clients(&self) -> MutexGuard<'_, Vec<Arc<Client>>> {
-        self.clients.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.clients)
     }
 }
 
@@ -156,7 +157,7 @@ impl Subscriptions {
     }
 
     fn subscriptions(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<Subscription>>> {
-        self.by_backend.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.by_backend)
     }
 }
 

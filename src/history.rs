@@ -5,10 +5,12 @@
 //! short list in memory answers that; logs and metrics have the rest. Nothing here is saved.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use tonic::Code;
+
+use crate::mutex::lock;
 
 /// How many events of each kind are kept; a newer one drops the oldest.
 const CAPACITY: usize = 20;
@@ -175,10 +177,6 @@ fn push<T>(list: &Mutex<VecDeque<T>>, item: T) {
     let mut list = lock(list);
     list.truncate(CAPACITY - 1);
     list.push_front(item);
-}
-
-fn lock<T>(list: &Mutex<T>) -> MutexGuard<'_, T> {
-    list.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@
 //! Streams have two modules: [`events`] shares one stream of container events, [`relay`] carries exec, attach
 //! and port-forward. [`app`] starts and stops everything; [`admin`] and [`cli`] are the operator's side.
 //! Encodings are in [`wire`], [`codec`], [`cri`] and [`utf8`], what every layer may use in [`config`],
-//! [`error`], [`drain`], [`accept`], [`history`], [`metrics`] and [`telemetry`].
+//! [`error`], [`drain`], [`accept`], [`backoff`], [`mutex`], [`history`], [`metrics`] and [`telemetry`].
 //!
 //! ARCHITECTURE.md draws this, defines the words, and gives the reasons. `tests/layering.rs` checks that
 //! imports point only down.
@@ -25,6 +25,7 @@ pub mod admin;
 pub mod admission;
 pub mod app;
 pub mod backend;
+pub mod backoff;
 pub mod cli;
 pub mod codec;
 pub mod config;
@@ -37,6 +38,7 @@ pub mod limits;
 pub mod merge;
 pub mod method;
 pub mod metrics;
+pub mod mutex;
 pub mod plan;
 pub mod proxy;
 pub mod relay;

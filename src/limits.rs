@@ -6,7 +6,7 @@
 //! once a minute.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use grpc_http2::server::ServerConfig;
@@ -16,6 +16,7 @@ use prometheus::IntCounter;
 use crate::codec;
 use crate::config::Limits;
 use crate::metrics::Metrics;
+use crate::mutex::lock;
 
 /// How long the log says nothing more of a limit.
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
@@ -62,7 +63,7 @@ impl ClientLimits {
     pub fn replace(&self, limits: &Limits) {
         self.request_budget.set_limit(limits.request_bytes);
         self.unread_budget.set_limit(limits.unread_bytes);
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = *limits;
+        *lock(&self.current) = *limits;
     }
 
     /// Takes a place for a connection; `None` if all are taken.
@@ -102,12 +103,12 @@ impl ClientLimits {
     }
 
     fn current(&self) -> Limits {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.current)
     }
 
     fn note_reached(&self, index: usize) {
         self.reached[index].inc();
-        let mut logged = self.logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = lock(&self.logged);
         if logged[index].is_none_or(|last| last.elapsed() >= LOG_INTERVAL) {
             logged[index] = Some(Instant::now());
             tracing::warn!(

@@ -11,7 +11,10 @@ use std::sync::LazyLock;
 
 pub use crate::cri::Rpc;
 
+mod list;
 mod table;
+
+pub use list::List;
 
 use table::{ROWS, Row};
 
@@ -81,27 +84,6 @@ pub enum ImageCall {
     Status,
     /// `RemoveImage`.
     Remove,
-}
-
-/// The replies that can be merged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum List {
-    /// `PodSandbox` items.
-    Sandboxes,
-    /// `Container` items.
-    Containers,
-    /// `ContainerStats` items.
-    ContainerStats,
-    /// `PodSandboxStats` items.
-    SandboxStats,
-    /// `Image` items, merged by ID.
-    Images,
-    /// `FilesystemUsage` items, ordered.
-    Filesystems,
-    /// `MetricDescriptor` items, merged by name.
-    MetricDescriptors,
-    /// `PodSandboxMetrics` items, with reordered labels.
-    SandboxMetrics,
 }
 
 /// The replies that crimux composes.
@@ -264,6 +246,16 @@ impl Method {
     }
 }
 
+impl Effect {
+    /// Tells whether a call of this effect changes the object that it names.
+    pub fn is_write(self) -> bool {
+        !matches!(
+            self,
+            Self::None | Self::Status(_) | Self::Stats(_) | Self::StreamUrl | Self::ContainerCreated
+        )
+    }
+}
+
 impl Api {
     /// Returns the other version.
     #[must_use]
@@ -308,22 +300,6 @@ impl Kind {
             Self::Sandbox => "sandbox",
             Self::Container => "container",
         }
-    }
-}
-
-impl List {
-    /// Returns the unary method that lists these items.
-    pub fn unary(self) -> &'static Method {
-        of(match self {
-            Self::Sandboxes => Rpc::ListPodSandbox,
-            Self::Containers => Rpc::ListContainers,
-            Self::ContainerStats => Rpc::ListContainerStats,
-            Self::SandboxStats => Rpc::ListPodSandboxStats,
-            Self::Images => Rpc::ListImages,
-            Self::Filesystems => Rpc::ImageFsInfo,
-            Self::MetricDescriptors => Rpc::ListMetricDescriptors,
-            Self::SandboxMetrics => Rpc::ListPodSandboxMetrics,
-        })
     }
 }
 

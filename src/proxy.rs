@@ -39,9 +39,13 @@ use reply::{CallRecorder, Outcome};
 
 mod answer;
 mod asking;
+mod cgroup_drivers;
+mod creation;
+mod descriptors;
 mod events;
 mod fan_out;
 mod forward;
+mod image_lists;
 mod images;
 mod learn;
 mod left_out;
@@ -53,6 +57,7 @@ mod read;
 mod recover;
 mod refresh;
 mod reply;
+mod runtime_replies;
 mod stream_lists;
 mod unknown_ids;
 
@@ -111,7 +116,7 @@ impl Proxy {
 async fn serve(proxy: Proxy, request: Request<impl http_body::Body<Data = Bytes>>) -> Response<Body> {
     let (mut head, body) = request.into_parts();
     let Some(path) = method::find(head.uri.path()) else {
-        return reply::unimplemented(head.uri.path());
+        return reply::unimplemented_response(head.uri.path());
     };
     let span = spans::server(head.uri.path(), &mut head.headers);
     let mut call = Call {

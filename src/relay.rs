@@ -11,7 +11,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -22,6 +22,7 @@ use crate::admission::Admission;
 use crate::backend::connect::Connector;
 use crate::config::BackendConfig;
 use crate::drain::Drain;
+use crate::mutex::lock;
 
 mod copy;
 pub mod head;
@@ -110,7 +111,7 @@ impl Relay {
     ///
     /// Runs once; a second run returns at once.
     pub async fn run(self: Arc<Self>, drain: Drain) {
-        let Some(listener) = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take() else {
+        let Some(listener) = lock(&self.listener).take() else {
             return;
         };
         let mut streams = JoinSet::new();
@@ -143,6 +144,6 @@ impl Relay {
     }
 
     fn tokens(&self) -> MutexGuard<'_, Tokens> {
-        self.tokens.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.tokens)
     }
 }

@@ -56,7 +56,7 @@ impl Listener {
     ///
     /// # Errors
     /// If it cannot be set to non-blocking.
-    pub fn inherited(listener: std::os::unix::net::UnixListener, path: &Path) -> io::Result<Self> {
+    pub fn from_inherited(listener: std::os::unix::net::UnixListener, path: &Path) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let bound = address.as_pathname().unwrap_or(path);
@@ -260,7 +260,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        drop(Listener::inherited(listener, &path).unwrap());
+        drop(Listener::from_inherited(listener, &path).unwrap());
         assert!(path.exists());
     }
 

@@ -26,6 +26,8 @@ mod instance;
 mod items;
 mod journal;
 mod last_known;
+mod life;
+mod list_bytes;
 mod lists;
 mod load;
 mod lock;
@@ -47,20 +49,22 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 pub use filter::{Filter, item_id};
-pub use instance::{Instance, InstanceId, Life};
+pub use instance::{Instance, InstanceId};
 pub use items::{
     CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts,
     SANDBOX_NOTREADY, SANDBOX_READY, SandboxRef, container_items, sandbox_items,
 };
 pub use last_known::LastKnown;
+pub use life::{Life, LifeChange};
 pub use lock::StateLock;
 pub use statuses::ForgottenStatus;
 
-use crate::method::Kind;
+use crate::method::{Kind, List};
+use crate::mutex::lock;
 use changes::Op;
 use marks::Marks;
 use shared::Shared;
@@ -80,6 +84,20 @@ pub enum ListKind {
     ContainerStats,
     /// `ListPodSandboxStats`.
     PodSandboxStats,
+}
+
+impl ListKind {
+    /// Returns the kind of a list that is kept item by item; `None` for lists that are cached as replies.
+    pub fn of(list: List) -> Option<Self> {
+        match list {
+            List::Sandboxes => Some(Self::Sandboxes),
+            List::Containers => Some(Self::Containers),
+            List::ContainerStats => Some(Self::ContainerStats),
+            List::SandboxStats => Some(Self::PodSandboxStats),
+            List::Images => Some(Self::Images),
+            List::Filesystems | List::MetricDescriptors | List::SandboxMetrics => None,
+        }
+    }
 }
 
 /// The statuses that are kept.
@@ -193,18 +211,18 @@ impl Snapshot {
     }
 
     /// Returns the state of the instance that has this name; makes one that is configured, and of which
-    /// nothing is known, if there is none. See [`Snapshot::reached`] for `local`.
+    /// nothing is known, if there is none. See [`Snapshot::expire_if_rebooted`] for `local`.
     pub fn backend(&self, name: &str, local: bool) -> Arc<LastKnown> {
         let known = self.backends().values().find(|known| known.instance().name == name).cloned();
-        let last_known = known.unwrap_or_else(|| self.create(name, Life::Member));
-        self.reached(&last_known, local);
+        let last_known = known.unwrap_or_else(|| self.create(name, Life::first(true)));
+        self.expire_if_rebooted(&last_known, local);
         last_known
     }
 
     /// Makes an instance of which nothing is known.
     pub fn create(&self, name: &str, life: Life) -> Arc<LastKnown> {
         let id = self.last_instance.fetch_add(1, Ordering::Relaxed) + 1;
-        let instance = Instance { life, ..Instance::named(id, name) };
+        let instance = Instance { life, ..Instance::with_name(id, name) };
         let state = KnownState::new(instance.clone(), &self.boot_id, self.shared.last_seq());
         let last_known = Arc::new(LastKnown::new(instance.id, Arc::clone(&self.shared), state));
         self.backends().insert(instance.id, Arc::clone(&last_known));
@@ -213,7 +231,7 @@ impl Snapshot {
 
     /// Notes where an instance is, before calls are sent to it: if the node was rebooted since it was saved,
     /// a `local` one's saved items become NOTREADY and EXITED, and its saved statuses are dropped.
-    pub fn reached(&self, last_known: &LastKnown, local: bool) {
+    pub fn expire_if_rebooted(&self, last_known: &LastKnown, local: bool) {
         let rebooted = last_known.lock().boot_id != self.boot_id;
         if rebooted && local {
             last_known.change(vec![Op::Rebooted(self.boot_id.clone())]);
@@ -270,7 +288,7 @@ impl Snapshot {
 
     /// Returns how many bytes of records and snapshots were written since the start.
     pub fn written_bytes(&self) -> u64 {
-        self.shared.written()
+        self.shared.written_bytes()
     }
 
     /// Writes a snapshot now. It blocks on the disk.
@@ -282,6 +300,6 @@ impl Snapshot {
     }
 
     fn backends(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<LastKnown>>> {
-        self.backends.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.backends)
     }
 }

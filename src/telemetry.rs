@@ -4,12 +4,13 @@
 //! overrides both until the next start. No event carries the contents of a message, credentials, env or exec
 //! data.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{ConfigError, Log, LogFormat};
+use crate::mutex::lock;
 
 #[cfg(feature = "otlp")]
 pub mod spans;
@@ -111,5 +112,5 @@ pub fn reload(log: &Log) -> anyhow::Result<()> {
 }
 
 fn current() -> MutexGuard<'static, String> {
-    LEVEL.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&LEVEL)
 }

@@ -278,7 +278,7 @@ fn every_key_refuses_a_value_of_the_wrong_shape() {
         let path = key.path.replace('*', "chosen").replace("[]", "[0]");
         let problems = parse(&text).unwrap_err().0;
         let about = problems.iter().filter(|p| p.key == path).map(|p| p.message.as_str()).collect::<Vec<_>>();
-        let expected = format!("(expected {})", key.kind.expected());
+        let expected = format!("(expected {})", key.kind.shape());
         assert!(matches!(about[..], [one] if one.ends_with(&expected)), "{path}: {about:?}\n{text}");
     }
 }

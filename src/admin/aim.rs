@@ -11,12 +11,11 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 
 use crate::admin::AdminState;
-use crate::admin::api::{AimView, ChangeResult};
-use crate::admin::change::{changed, configured};
+use crate::admin::api::ChangeResult;
+use crate::admin::change::{change_result, configured_backend};
 use crate::admin::duration;
 use crate::admin::read::{ApiError, known_pod, refusal};
 use crate::error::handler_label;
-use crate::proxy::ProxyState;
 use crate::router::AIM_LIFETIME;
 
 /// The word in place of a backend that drops an aim; no backend can have that name.
@@ -44,9 +43,9 @@ pub(super) async fn aim(
     if backend == NO_AIM {
         let dropped = node.router.aims.cancel(namespace, name);
         let what = if dropped { "is no longer aimed" } else { "was not aimed" };
-        return Ok(changed(format!("pod {pod} {what}"), Vec::new()));
+        return Ok(change_result(format!("pod {pod} {what}"), Vec::new()));
     }
-    let target = configured(node, &backend)?;
+    let target = configured_backend(node, &backend)?;
     if !node.config().backends.contains_key(&backend) {
         let error =
             format!("backend {backend} is not in the configuration any more and takes no new sandboxes");
@@ -78,14 +77,8 @@ pub(super) async fn aim(
     node.router.aims.set(namespace, name, target.id);
     tracing::info!(namespace, name, backend, "pod aimed by the operator: its next sandbox goes there");
     let hold = duration::human(AIM_LIFETIME);
-    Ok(changed(format!("the next sandbox of pod {pod} goes to backend {backend} (for {hold})"), warnings))
-}
-
-/// Returns the aims that wait for their pod.
-pub(super) fn waiting(node: &ProxyState) -> Vec<AimView> {
-    let view = |(aim, left): (crate::router::Aim, std::time::Duration)| {
-        let backend = node.backend(aim.backend).map_or_else(|_| "gone".to_owned(), |b| b.name.to_string());
-        AimView { pod: format!("{}/{}", aim.namespace, aim.name), backend, seconds_left: left.as_secs() }
-    };
-    node.router.aims.waiting().into_iter().map(view).collect()
+    Ok(change_result(
+        format!("the next sandbox of pod {pod} goes to backend {backend} (for {hold})"),
+        warnings,
+    ))
 }

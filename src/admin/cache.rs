@@ -5,7 +5,7 @@
 //! cached.
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use axum::body::{Body, Bytes, to_bytes};
@@ -18,6 +18,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use crate::admin::metrics::prefers_openmetrics;
+use crate::mutex::lock;
 
 /// How long a cached response is served.
 const LIFETIME: Duration = Duration::from_secs(1);
@@ -35,7 +36,7 @@ struct CachedResponse {
 }
 
 /// Answers a GET from the cache, or from the handler behind it. Only 200 is cached.
-pub(super) async fn cached(State(cache): State<Arc<Cache>>, request: Request, next: Next) -> Response {
+pub(super) async fn serve_cached(State(cache): State<Arc<Cache>>, request: Request, next: Next) -> Response {
     if request.method() != Method::GET {
         return next.run(request).await;
     }
@@ -63,7 +64,7 @@ impl Cache {
     }
 
     fn lock(&self) -> MutexGuard<'_, [Option<CachedResponse>; 2]> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

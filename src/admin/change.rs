@@ -44,7 +44,7 @@ pub(super) async fn drain(
     Path(name): Path<String>,
     Query(query): Query<ForceQuery>,
 ) -> Result<Json<ChangeResult>, ApiError> {
-    let backend = configured(&state.node, &name)?;
+    let backend = configured_backend(&state.node, &name)?;
     let mut warnings = Vec::new();
     let cut_off = handlers_served_only_by(&state.node, &name);
     if !cut_off.is_empty() {
@@ -56,14 +56,14 @@ pub(super) async fn drain(
         warnings.push(format!("{what}: they are refused from now on"));
     }
     if backend.last.is_draining() {
-        return Ok(changed(format!("backend {name} was draining already"), warnings));
+        return Ok(change_result(format!("backend {name} was draining already"), warnings));
     }
     backend.last.set_draining(true);
     tracing::info!(backend = name, "drained by the operator: it takes no new sandboxes");
     backend.last.wait_for_journal().await;
-    warnings.extend(unsaved(&state.node));
+    warnings.extend(save_warnings(&state.node));
     let (sandboxes, _) = state.node.router.owners.count(backend.id);
-    Ok(changed(format!("backend {name} takes no new sandboxes; {sandboxes} are still on it"), warnings))
+    Ok(change_result(format!("backend {name} takes no new sandboxes; {sandboxes} are still on it"), warnings))
 }
 
 /// Routes new sandboxes to a backend again.
@@ -71,14 +71,14 @@ pub(super) async fn undrain(
     State(state): State<Arc<AdminState>>,
     Path(name): Path<String>,
 ) -> Result<Json<ChangeResult>, ApiError> {
-    let backend = configured(&state.node, &name)?;
+    let backend = configured_backend(&state.node, &name)?;
     if !backend.last.is_draining() {
-        return Ok(changed(format!("backend {name} was not draining"), Vec::new()));
+        return Ok(change_result(format!("backend {name} was not draining"), Vec::new()));
     }
     backend.last.set_draining(false);
     backend.last.wait_for_journal().await;
     tracing::info!(backend = name, "undrained by the operator: it takes new sandboxes");
-    Ok(changed(format!("backend {name} takes new sandboxes"), unsaved(&state.node)))
+    Ok(change_result(format!("backend {name} takes new sandboxes"), save_warnings(&state.node)))
 }
 
 /// Drops everything known of a backend.
@@ -88,7 +88,7 @@ pub(super) async fn forget(
     Query(query): Query<ForceQuery>,
 ) -> Result<Json<ChangeResult>, ApiError> {
     let node = &state.node;
-    let backend = configured(node, &name)?;
+    let backend = configured_backend(node, &name)?;
     if let Some(pod) = &query.pod {
         return forget_pod(node, &backend, pod).await;
     }
@@ -108,12 +108,12 @@ pub(super) async fn forget(
     }
     tracing::warn!(backend = name, sandboxes, containers, "forgotten by the operator");
     save(node).await;
-    let mut warnings = unsaved(node);
+    let mut warnings = save_warnings(node);
     if up {
         warnings.push(format!("backend {name} is up: its next list brings back what it still has"));
     }
     let what = format!("forgot {sandboxes} sandboxes and {containers} containers of backend {name}");
-    Ok(changed(what, warnings))
+    Ok(change_result(what, warnings))
 }
 
 /// Declares one sandbox, with its containers, to be gone.
@@ -151,7 +151,7 @@ async fn forget_pod(
     tracing::warn!(backend = %backend.name, sandbox = id, "forgotten by the operator");
     save(node).await;
     let what = format!("forgot sandbox {id} and {} containers of backend {}", containers.len(), backend.name);
-    Ok(changed(what, unsaved(node)))
+    Ok(change_result(what, save_warnings(node)))
 }
 
 /// A reload that an operator asks for.
@@ -188,12 +188,12 @@ pub(super) async fn plan(
 ) -> Result<Json<ReloadReport>, ApiError> {
     let config = Config::parse(&text, &from.base);
     let config = config.map_err(|error| refusal(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
-    Ok(Json(planned(&state.node, &config)))
+    Ok(Json(plan_reload(&state.node, &config)))
 }
 
 /// Returns what a configuration would do to the backends and the pods on them.
-pub(crate) fn planned(node: &ProxyState, config: &Config) -> ReloadReport {
-    let plan = Plan::new(&node.known(), &Wanted::of(config));
+pub(crate) fn plan_reload(node: &ProxyState, config: &Config) -> ReloadReport {
+    let plan = Plan::new(&node.known_instances(), &Wanted::of(config));
     let steps = plan.steps.iter().filter(|step| step.meaning != Meaning::Same).map(ToString::to_string);
     let removed = plan.removed.iter().filter(|removal| !removal.before).map(ToString::to_string);
     let old = node.config();
@@ -215,11 +215,11 @@ pub(crate) fn planned(node: &ProxyState, config: &Config) -> ReloadReport {
     }
 }
 
-pub(super) fn changed(message: String, warnings: Vec<String>) -> Json<ChangeResult> {
+pub(super) fn change_result(message: String, warnings: Vec<String>) -> Json<ChangeResult> {
     Json(ChangeResult { message, warnings })
 }
 
-pub(super) fn configured(node: &ProxyState, name: &str) -> Result<Arc<Backend>, ApiError> {
+pub(super) fn configured_backend(node: &ProxyState, name: &str) -> Result<Arc<Backend>, ApiError> {
     node.backend_named(name).ok_or_else(|| unknown(node, name))
 }
 
@@ -249,7 +249,7 @@ async fn save(node: &ProxyState) {
 }
 
 /// Returns a warning if the last write failed, so that the change would not survive a restart.
-fn unsaved(node: &ProxyState) -> Vec<String> {
+fn save_warnings(node: &ProxyState) -> Vec<String> {
     let problem = node.snapshot.write_error();
     problem
         .map(|problem| format!("this is not saved and ends with a restart: {problem}"))

@@ -7,7 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 use axum::Router;
@@ -20,6 +20,7 @@ use tokio_util::task::TaskTracker;
 use crate::accept::accept_loop;
 use crate::admission::{Admission, Admitted};
 use crate::drain::Drain;
+use crate::mutex::lock;
 
 /// How many connections may be open at once.
 const CONNECTIONS: usize = 64;
@@ -75,7 +76,7 @@ impl Port {
     }
 
     fn lock(&self) -> MutexGuard<'_, PortState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

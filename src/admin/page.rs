@@ -31,7 +31,7 @@ pub(super) async fn page(State(state): State<Arc<AdminState>>) -> impl IntoRespo
 }
 
 /// The page as it is now, for a reader who must not lose the place.
-pub(super) async fn paused(State(state): State<Arc<AdminState>>) -> impl IntoResponse {
+pub(super) async fn paused_page(State(state): State<Arc<AdminState>>) -> impl IntoResponse {
     answer(&state, false)
 }
 
@@ -66,7 +66,7 @@ fn render(state: &AdminState, refreshes: bool) -> Markup {
                 }
                 main {
                     (backends(&status, calls))
-                    (timeline::section(&state.node))
+                    (timeline::section(&state.node, &caption("State of each backend, oldest left; what was before the start of crimux is blank.")))
                     (routes(&read::all_routes(&state.node)))
                     div.columns {
                         (placements(&state.node.history.placements()))

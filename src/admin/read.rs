@@ -14,10 +14,10 @@ use axum::http::StatusCode;
 use prost::Message;
 
 use crate::admin::api::{
-    BackendView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView, PodView, PodsView, ReloadView,
-    ReloadsView, RouteView, RoutesView, StateView, StatusView, TargetView, VerdictView,
+    AimView, BackendView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView, PodView, PodsView,
+    ReloadView, ReloadsView, RouteView, RoutesView, StateView, StatusView, TargetView, VerdictView,
 };
-use crate::admin::{AdminState, aim, verdict};
+use crate::admin::{AdminState, verdict};
 use crate::backend::{Backend, BackendState, Link};
 use crate::cri::{ListImagesResponse, VersionResponse};
 use crate::history::ReloadResult;
@@ -60,7 +60,16 @@ pub(super) fn known_pod(node: &ProxyState, namespace: &str, name: &str) -> Optio
 }
 
 pub(super) async fn routes(State(state): State<Arc<AdminState>>) -> Json<RoutesView> {
-    Json(RoutesView { routes: all_routes(&state.node), aimed: aim::waiting(&state.node) })
+    Json(RoutesView { routes: all_routes(&state.node), aimed: aims(&state.node) })
+}
+
+/// Returns the aims that wait for their pod.
+fn aims(node: &ProxyState) -> Vec<AimView> {
+    let view = |(aim, left): (crate::router::Aim, std::time::Duration)| {
+        let backend = node.backend(aim.backend).map_or_else(|_| "gone".to_owned(), |b| b.name.to_string());
+        AimView { pod: format!("{}/{}", aim.namespace, aim.name), backend, seconds_left: left.as_secs() }
+    };
+    node.router.aims.waiting().into_iter().map(view).collect()
 }
 
 pub(super) async fn default_route(State(state): State<Arc<AdminState>>) -> Result<Json<RouteView>, ApiError> {

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use maud::{Markup, html};
 
-use crate::admin::{page, read};
+use crate::admin::read;
 use crate::backend::Link;
 use crate::history::{STATES_KEPT, StateChange};
 use crate::proxy::ProxyState;
@@ -35,13 +35,13 @@ pub(super) async fn record(node: Arc<ProxyState>) {
 }
 
 /// Draws the hour of every backend.
-pub(super) fn section(node: &ProxyState) -> Markup {
+pub(super) fn section(node: &ProxyState, caption: &Markup) -> Markup {
     let now = SystemTime::now();
     html! {
         section {
             h2 { "Last hour" }
             div.scroll { table {
-                (page::caption("State of each backend, oldest left; what was before the start of crimux is blank."))
+                (caption)
                 thead { tr { th scope="col" { "Backend" } th scope="col" { "State" } th scope="col" { "Last changes" } } }
                 tbody { @for backend in node.backends().iter() { (row(&backend.name, &node.history.states(&backend.name), now)) } }
             } }

@@ -22,7 +22,7 @@ use crate::proxy::{Proxy, ProxyState};
 use crate::router::{Handlers, Names};
 use crate::server::Listener;
 use crate::side::Side;
-use crate::snapshot::{Instance, InstanceId, LastKnown, Life};
+use crate::snapshot::{Instance, InstanceId, LastKnown, Life, LifeChange};
 
 /// The backends that run.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ impl Backends {
     /// # Errors
     /// Returns an error if a backend's own socket cannot be bound; everything else is applied then.
     pub(super) async fn apply(&mut self, config: &Config) -> anyhow::Result<()> {
-        let plan = Plan::new(&self.node.known(), &Wanted::of(config));
+        let plan = Plan::new(&self.node.known_instances(), &Wanted::of(config));
         for removal in &plan.removed {
             self.remove(removal, config.limits.list_bytes);
         }
@@ -107,7 +107,7 @@ impl Backends {
         let name = removal.label.clone();
         last.set_instance(&Instance {
             name: name.clone(),
-            life: Life::Removed,
+            life: instance.life.after(LifeChange::LeftFile),
             moved_from: None,
             ..instance
         });
@@ -120,18 +120,17 @@ impl Backends {
             tracing::info!(backend = step.name, "{step}");
         }
         let known = step.instance.and_then(|id| self.node.snapshot.get(id));
-        let joins = if self.started { Life::Joining } else { Life::Member };
         let (name, endpoint, config) = (step.name.clone(), step.endpoint.clone(), config.clone());
         let last = match (&step.meaning, known) {
             (Meaning::Moved { .. }, Some(old)) => {
-                let last = self.node.snapshot.create(&name, Life::Joining);
+                let last = self.node.snapshot.create(&name, Life::first(false));
                 let config = Some(config.clone());
                 let moved_from = Some(old.id());
                 last.set_instance(&Instance { endpoint, moved_from, config, ..last.instance() });
                 last
             }
             (Meaning::New | Meaning::Moved { .. }, _) | (_, None) => {
-                let last = self.node.snapshot.create(&name, joins);
+                let last = self.node.snapshot.create(&name, Life::first(!self.started));
                 let instance = Instance { endpoint, config: Some(config.clone()), ..last.instance() };
                 if self.started || self.node.snapshot.was_whole() {
                     last.set_instance(&instance);
@@ -141,7 +140,7 @@ impl Backends {
                 last
             }
             (Meaning::Elsewhere { .. }, Some(last)) => {
-                let life = if last.is_known() { joins } else { Life::Member };
+                let life = Life::first(!self.started || !last.is_known());
                 if last.instance().life == Life::Removed {
                     // An old drain does not come back unasked.
                     last.set_draining(false);
@@ -175,9 +174,9 @@ impl Backends {
             member.hidden = false;
             return member.backend.reconfigure(&config);
         }
-        self.node.snapshot.reached(last, config.local);
-        let backend =
-            Backend::new(name.into(), config, Arc::clone(last), &self.node.metrics, self.side.clone());
+        self.node.snapshot.expire_if_rebooted(last, config.local);
+        let calls = self.node.metrics.calls(name);
+        let backend = Backend::new(config, Arc::clone(last), calls, self.side.clone());
         // Not a child of the process's drain: calls in flight need the connection until they have ended.
         let drain = Drain::default();
         let node = Arc::clone(&self.node);
@@ -230,7 +229,7 @@ impl Backends {
             name: name.clone(),
             endpoint,
             config: Some(config.clone()),
-            life: Life::Member,
+            life: old.instance().life.after(LifeChange::Settled),
             moved_from: None,
             id: old.id(),
         });
@@ -256,7 +255,8 @@ impl Backends {
             backend = instance.name,
             "another runtime: what was listed before stays with the removed one"
         );
-        last.set_instance(&Instance { life: Life::Member, moved_from: None, ..instance });
+        let life = instance.life.after(LifeChange::Settled);
+        last.set_instance(&Instance { life, moved_from: None, ..instance });
         if let Ok(backend) = self.node.backend(last.id()) {
             self.node.restore(&backend);
         }
@@ -297,7 +297,7 @@ impl Backends {
 
     /// Waits until the calls through the backends' own sockets have ended, at most `deadline` from the
     /// drain's start.
-    pub(super) async fn drained(&mut self, deadline: Duration) -> DrainResult {
+    pub(super) async fn drain(&mut self, deadline: Duration) -> DrainResult {
         let sockets: Vec<_> = self.running.values_mut().filter_map(|entry| entry.socket.take()).collect();
         let ended = async {
             for socket in sockets {
@@ -376,7 +376,7 @@ fn adopt(last: &LastKnown, step: &PlanStep, config: &BackendConfig) {
         name: step.name.clone(),
         endpoint: step.endpoint.clone(),
         config: Some(config.clone()),
-        life: if taken_back { Life::Member } else { instance.life },
+        life: instance.life.after(LifeChange::TakenBack),
         ..instance
     });
 }

@@ -3,7 +3,8 @@
 //! A file with a problem changes nothing. A key that takes effect only at the next start ([`RESTART_KEYS`])
 //! is logged when it changes, and stays visible in `crimux status` and a metric until the restart.
 
-use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::admin::api::ReloadReport;
 use crate::app::backends::Backends;
@@ -16,6 +17,9 @@ use crate::{admin, server, telemetry};
 /// What a reload compares the file with.
 #[derive(Debug)]
 pub(super) struct Reloads {
+    node: Arc<ProxyState>,
+    /// The configuration file.
+    path: PathBuf,
     /// The configuration that the process started with.
     started_with: Config,
     /// Whether systemd owns the file of `listen`.
@@ -26,28 +30,27 @@ pub(super) struct Reloads {
 }
 
 impl Reloads {
-    pub(super) fn new(started_with: Config, is_inherited: bool) -> Self {
-        Self { started_with, is_inherited, is_partly_applied: false }
+    pub(super) fn new(
+        node: Arc<ProxyState>,
+        path: PathBuf,
+        started_with: Config,
+        is_inherited: bool,
+    ) -> Self {
+        Self { node, path, started_with, is_inherited, is_partly_applied: false }
     }
 
     /// Reads the file again and applies it; `force` also if that takes pods out of kubelet's sight. Every
     /// outcome is counted; all but an unchanged file are recorded.
-    pub(super) async fn run(
-        &mut self,
-        path: &Path,
-        node: &ProxyState,
-        backends: &mut Backends,
-        force: bool,
-    ) -> ReloadReport {
-        let failed_before = node.history.is_reload_failed();
-        let path = path.to_owned();
+    pub(super) async fn run(&mut self, backends: &mut Backends, force: bool) -> ReloadReport {
+        let failed_before = self.node.history.is_reload_failed();
+        let path = self.path.clone();
         // It reads files and looks up names, which calls must not wait for.
         let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
         let (result, report) =
             match loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
                 Ok(config) => {
-                    let report = admin::planned(node, &config);
-                    self.apply(config, node, backends, report, failed_before, force).await
+                    let report = admin::plan_reload(&self.node, &config);
+                    self.apply(config, backends, report, force).await
                 }
                 Err(error) => {
                     log_problems(&error);
@@ -55,12 +58,12 @@ impl Reloads {
                     (ReloadResult::Failed, ReloadReport { error, ..ReloadReport::default() })
                 }
             };
-        node.metrics.count_reload(result);
+        self.node.metrics.count_reload(result);
         // The watcher fires for any change in the file's directory. Only a change is an event, or the end of
         // a failure.
         if result != ReloadResult::Unchanged || failed_before {
             let problem = report.error.as_ref().or(report.refused.as_ref());
-            node.history.record_reload(result, problem.map(|problem| first_line(problem)));
+            self.node.history.record_reload(result, problem.map(|problem| first_line(problem)));
         }
         report
     }
@@ -68,16 +71,14 @@ impl Reloads {
     async fn apply(
         &mut self,
         config: Config,
-        node: &ProxyState,
         backends: &mut Backends,
         planned: ReloadReport,
-        failed_before: bool,
         force: bool,
     ) -> (ReloadResult, ReloadReport) {
-        let old = node.config();
-        self.note_restart_keys(&config, node);
+        let old = self.node.config();
+        self.note_restart_keys(&config);
         if config == *old && planned.plan.is_empty() && !self.is_partly_applied {
-            if failed_before {
+            if self.node.history.is_reload_failed() {
                 tracing::info!("the configuration file is valid again and equals the current configuration");
             }
             return (ReloadResult::Unchanged, ReloadReport { applied: true, ..planned });
@@ -86,7 +87,7 @@ impl Reloads {
             tracing::error!(refused, "configuration not reloaded, the old one stays current");
             return (ReloadResult::Failed, planned);
         }
-        warn_of_prefix(&old, &config, node);
+        warn_of_prefix(&old, &config, &self.node);
         let applied = match backends.apply(&config).await {
             Ok(()) => self.apply_rest(&old, &config),
             Err(error) => Err(error),
@@ -129,7 +130,8 @@ impl Reloads {
     }
 
     /// Logs, once for each change, the keys of the file that need a restart.
-    fn note_restart_keys(&self, new: &Config, node: &ProxyState) {
+    fn note_restart_keys(&self, new: &Config) {
+        let node = &self.node;
         let keys: Vec<_> = self.started_with.restart_keys(new).into_iter().collect();
         if keys != node.history.restart_keys() {
             for key in RESTART_KEYS.iter().filter(|key| keys.contains(key)) {

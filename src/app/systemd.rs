@@ -20,7 +20,7 @@ pub(super) fn listener(path: &Path) -> anyhow::Result<Option<Listener>> {
         return Ok(None);
     }
     let listener = passed.take_unix_listener(0)?;
-    Ok(listener.map(|listener| Listener::inherited(listener, path)).transpose()?)
+    Ok(listener.map(|listener| Listener::from_inherited(listener, path)).transpose()?)
 }
 
 /// Sends `READY=1`: calls are served.

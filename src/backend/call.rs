@@ -15,10 +15,11 @@ use grpc_http2::grpc::GrpcCode;
 use http::{HeaderMap, HeaderName, StatusCode};
 use tonic::Code;
 
-use super::{Backend, Link};
+use super::Backend;
+use super::link::{Channel, Link};
 use crate::codec::{self, Message};
 use crate::error::Error;
-use crate::method::{self, Api, Deadline, ImageCall, Method, Place, Route, Rpc};
+use crate::method::{self, Deadline, ImageCall, Method, Place, Route, Rpc};
 use crate::telemetry::spans::{self, CallSpan};
 
 /// The largest reply in bytes: what gRPC clients of the CRI read.
@@ -29,6 +30,26 @@ const MAX_EXEC_SYNC: usize = codec::PREFIX + (33 << 20);
 /// A call without an answer ends this long before its caller's deadline, or after nine tenths of it if that
 /// is later.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(250);
+
+/// A call as it is sent to a backend.
+#[derive(Debug)]
+pub struct CallRequest<'a> {
+    /// The row; `None` for a method that is not in the table.
+    pub method: Option<&'static Method>,
+    /// The client's path, for a method that is not in the table; of the others it is the row's.
+    pub path: &'a str,
+    /// The client's headers, or [`own_headers`].
+    pub headers: HeaderMap,
+    /// The framed message.
+    pub message: Bytes,
+}
+
+impl CallRequest<'static> {
+    /// Returns the request for a method of the table.
+    pub fn of(method: &'static Method, headers: HeaderMap, message: Bytes) -> Self {
+        Self { method: Some(method), path: "", headers, message }
+    }
+}
 
 /// The head of a reply, and a body that is still arriving.
 #[derive(Debug)]
@@ -67,13 +88,6 @@ impl Collected {
     }
 }
 
-/// A connection to a backend, and the API that the backend speaks.
-#[derive(Debug)]
-pub(super) struct Channel {
-    pub(super) sender: SendRequest,
-    pub(super) api: Api,
-}
-
 /// One call in flight; it holds a slot of `max_in_flight`, and records the backend's time when dropped.
 #[derive(Debug)]
 struct InFlightGuard {
@@ -93,31 +107,24 @@ impl Backend {
     /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] if `max_in_flight` is reached,
     /// [`Error::Lost`] if the connection ends first, [`Error::Overdue`] shortly before the caller's deadline,
     /// [`Error::Garbage`] for a reply that is not gRPC.
-    pub async fn call(
-        self: &Arc<Self>,
-        method: Option<&'static Method>,
-        path: &str,
-        headers: HeaderMap,
-        message: Bytes,
-    ) -> Result<Reply, Error> {
+    pub async fn call(self: &Arc<Self>, request: CallRequest<'_>) -> Result<Reply, Error> {
         let channel = self.channel().await?;
-        self.call_over(channel, method, path, headers, message).await
+        self.call_over(channel, request).await
     }
 
     /// Sends a request over `channel`.
     pub(super) async fn call_over(
         self: &Arc<Self>,
         channel: Channel,
-        method: Option<&'static Method>,
-        path: &str,
-        mut headers: HeaderMap,
-        message: Bytes,
+        mut request: CallRequest<'_>,
     ) -> Result<Reply, Error> {
+        let method = request.method;
         let mut flight = self.acquire_slot(method)?;
-        let head_timeout = HeadTimeout::of(&self.name, method, &headers);
-        let path = crate::method::path(method, path, channel.api);
-        flight.span = spans::client(&path, &self.name, &mut headers);
-        match self.send(&channel.sender, &path, &headers, message, head_timeout).await {
+        let head_timeout = HeadTimeout::of(&self.name, method, &request.headers);
+        let path = crate::method::path(method, request.path, channel.api);
+        flight.span = spans::client(&path, &self.name, &mut request.headers);
+        let request = CallRequest { path: &path, ..request };
+        match self.send(&channel.sender, request, head_timeout).await {
             Ok((headers, stream)) => {
                 flight.record_end(codec::status_code(&headers));
                 Ok(Reply { headers, body: ReplyBody { stream, flight } })
@@ -132,19 +139,17 @@ impl Backend {
     async fn send(
         &self,
         sender: &SendRequest,
-        path: &str,
-        headers: &HeaderMap,
-        message: Bytes,
+        request: CallRequest<'_>,
         head_timeout: Option<HeadTimeout>,
     ) -> Result<(HeaderMap, ClientStream), Error> {
         let answered = async {
-            match send_request(sender, path, headers, message.clone()).await {
+            match send_request(sender, &request).await {
                 // GOAWAY says that the request was not processed (RFC 9113, 6.8), so it is safe to send it
                 // again.
                 Err(Http2Error::GoAway(_)) => {
                     Box::pin(async {
                         let channel = self.next_channel().await?;
-                        send_request(&channel.sender, path, headers, message)
+                        send_request(&channel.sender, &request)
                             .await
                             .map_err(|error| self.transport_error(&error))
                     })
@@ -163,7 +168,7 @@ impl Backend {
         // A gRPC status counts, whatever the HTTP status is.
         if status != StatusCode::OK && codec::status_code(&headers).is_none() {
             let code = Code::from_i32(GrpcCode::from_http_status(status) as i32);
-            return Err(self.without_grpc_status(code, format!("HTTP status {status}")));
+            return Err(self.status_missing_error(code, format!("HTTP status {status}")));
         }
         Ok((headers, stream))
     }
@@ -178,7 +183,7 @@ impl Backend {
         headers: HeaderMap,
         message: Bytes,
     ) -> Result<Collected, Error> {
-        self.call(Some(method), "", headers, message).await?.collect().await
+        self.call(CallRequest::of(method, headers, message)).await?.collect().await
     }
 
     /// Sends a request and collects the whole reply within `limit`.
@@ -193,7 +198,7 @@ impl Backend {
         message: Bytes,
     ) -> Result<Collected, Error> {
         let reply = tokio::time::timeout(limit, self.fetch(method, headers, message)).await;
-        reply.unwrap_or_else(|_| Err(self.timed_out(method, limit)))
+        reply.unwrap_or_else(|_| Err(self.timeout_error(method, limit)))
     }
 
     /// Returns the channel to the backend; waits for the first attempt to connect.
@@ -207,8 +212,8 @@ impl Backend {
         tokio::time::timeout(self.config.load().timeouts.connect, first).await.ok();
         match &*self.link.borrow() {
             Link::Up { sender, api, .. } => Ok(Channel { sender: sender.clone(), api: *api }),
-            Link::Down { since, cause } => Err(self.down(*since, cause)),
-            Link::Connecting => Err(self.lost("not connected yet")),
+            Link::Down { since, cause } => Err(self.down_error(*since, cause)),
+            Link::Connecting => Err(self.lost_error("not connected yet")),
         }
     }
 
@@ -232,7 +237,7 @@ impl Backend {
         let method = method.map_or(crate::method::COUNT, |method| method.index);
         let flight =
             InFlightGuard { backend: Arc::clone(self), method, place, started: Instant::now(), span: None };
-        if in_flight >= limit { Err(self.busy(limit)) } else { Ok(flight) }
+        if in_flight >= limit { Err(self.busy_error(limit)) } else { Ok(flight) }
     }
 
     /// Returns the largest reply to a method, in bytes.
@@ -245,9 +250,9 @@ impl Backend {
     }
 
     fn transport_error(&self, error: &Http2Error) -> Error {
-        let with_code = |code| self.without_grpc_status(code, error.to_string());
+        let with_code = |code| self.status_missing_error(code, error.clone());
         match error {
-            Http2Error::TooLarge(_) => self.garbage(error.to_string()),
+            Http2Error::TooLarge(_) => self.garbage_error(error.clone()),
             // gRPC's table of codes, except INTERNAL: the stream broke, and kubelet must take that for a
             // backend that is unavailable.
             Http2Error::Reset(reason) if GrpcCode::from_reason(*reason) != GrpcCode::Internal => {
@@ -255,7 +260,7 @@ impl Backend {
             }
             // As grpc-go's client does.
             Http2Error::HeadersTooLarge { .. } => with_code(Code::Internal),
-            _ => self.lost(error.to_string()),
+            _ => self.lost_error(error.clone()),
         }
     }
 }
@@ -270,14 +275,14 @@ impl Reply {
         let backend = Arc::clone(&body.flight.backend);
         let limit = backend.max_reply(body.flight.method);
         let whole = body.stream.collect(limit).await.map_err(|error| backend.transport_error(&error))?;
-        let message = Message::from_body(whole).map_err(|error| backend.garbage(error.to_string()))?;
+        let message = Message::from_body(whole).map_err(|error| backend.garbage_error(error))?;
         let trailers = match codec::status_code(&headers) {
             Some(_) => headers.clone(),
             None => body.trailers().await?,
         };
-        let code = codec::status_code(&trailers).ok_or_else(|| backend.garbage("no gRPC status"))?;
+        let code = codec::status_code(&trailers).ok_or_else(|| backend.garbage_error("no gRPC status"))?;
         let message = match message {
-            None if code == Code::Ok => return Err(backend.garbage("status OK without a message")),
+            None if code == Code::Ok => return Err(backend.garbage_error("status OK without a message")),
             message => message.unwrap_or_default(),
         };
         Ok(Collected { headers, message, trailers, code })
@@ -318,7 +323,7 @@ impl ReplyBody {
 
     /// Returns the error for a reply that ended without a status.
     pub fn without_status(&self) -> Error {
-        self.flight.backend.garbage("the reply ended without a gRPC status")
+        self.flight.backend.garbage_error("the reply ended without a gRPC status")
     }
 }
 
@@ -367,11 +372,10 @@ impl HeadTimeout {
 /// Sends a request and waits for the head of its reply.
 async fn send_request(
     sender: &SendRequest,
-    path: &str,
-    headers: &HeaderMap,
-    message: Bytes,
+    request: &CallRequest<'_>,
 ) -> Result<((StatusCode, HeaderMap), ClientStream), Http2Error> {
-    let mut stream = sender.send_request(path, headers, is_not_forwarded, message).await?;
+    let CallRequest { path, headers, message, .. } = request;
+    let mut stream = sender.send_request(path, headers, is_not_forwarded, message.clone()).await?;
     stream.response().await.map(|head| (head, stream))
 }
 

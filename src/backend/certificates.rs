@@ -2,11 +2,13 @@
 //!
 //! The files are read again at most once a minute; what the backend showed is that of the last handshake.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::backend::Backend;
 use crate::backend::tls::{CertificateInfo, CertificateRole};
+
+use crate::mutex::lock;
 
 /// How long what was read of the files stands.
 const READ_EVERY: Duration = Duration::from_secs(60);
@@ -29,7 +31,7 @@ impl Certificates {
     }
 
     fn lock(&self) -> MutexGuard<'_, KnownCertificates> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }
 

@@ -64,6 +64,7 @@ enum Purpose {
 /// One attempt at a connection.
 struct Attempt<'a> {
     target: &'a str,
+    purpose: Purpose,
     deadline: Instant,
     after: Duration,
 }
@@ -86,17 +87,15 @@ impl Connector {
     ///
     /// A [`ConnectError`] that says which step failed.
     pub async fn connect(&self) -> Result<Stream, ConnectError> {
-        let attempt = self.attempt(&self.target);
+        let silence = self.timeouts.connect + self.timeouts.read;
+        let attempt = self.attempt(&self.target, Purpose::Calls(silence));
         match &self.endpoint {
             Endpoint::Unix(path) => attempt.step(ConnectStep::Connect, unix(path)).await.map(Stream::Unix),
             Endpoint::Vsock { cid, port } => {
                 let connected = VsockStream::connect(VsockAddr::new(*cid, *port));
                 attempt.step(ConnectStep::Connect, connected).await.map(Stream::Vsock)
             }
-            Endpoint::Tcp { host, port, tls } => {
-                let silence = self.timeouts.connect + self.timeouts.read;
-                self.tcp(&attempt, host, *port, *tls, Purpose::Calls(silence)).await
-            }
+            Endpoint::Tcp { host, port, tls } => self.tcp(&attempt, host, *port, *tls).await,
         }
     }
 
@@ -110,7 +109,7 @@ impl Connector {
     /// A [`ConnectError`] that says which step failed.
     pub async fn connect_to(&self, host: &str, port: u16, tls: bool) -> Result<Stream, ConnectError> {
         let target = host_and_port(host, port);
-        self.tcp(&self.attempt(&target), host, port, tls, Purpose::Streams).await
+        self.tcp(&self.attempt(&target, Purpose::Streams), host, port, tls).await
     }
 
     /// Describes the certificates in our TLS files as they are now: every authority, and our own. Empty
@@ -145,9 +144,9 @@ impl Connector {
         self.tls.is_some()
     }
 
-    fn attempt<'a>(&self, target: &'a str) -> Attempt<'a> {
+    fn attempt<'a>(&self, target: &'a str, purpose: Purpose) -> Attempt<'a> {
         let after = self.timeouts.connect;
-        Attempt { target, deadline: Instant::now() + after, after }
+        Attempt { target, purpose, deadline: Instant::now() + after, after }
     }
 
     async fn tcp(
@@ -156,15 +155,14 @@ impl Connector {
         host: &str,
         port: u16,
         tls: bool,
-        purpose: Purpose,
     ) -> Result<Stream, ConnectError> {
         let addrs =
             attempt.step(ConnectStep::Resolve, tokio::net::lookup_host((host, port))).await?.collect();
         let connected = attempt.step(ConnectStep::Connect, first_of(addrs, attempt.deadline)).await?;
-        attempt.step(ConnectStep::Connect, async { purpose.apply(&connected) }).await?;
+        attempt.step(ConnectStep::Connect, async { attempt.purpose.apply(&connected) }).await?;
         // Boxed because rustls' state is some kilobytes that every future around it would carry for life.
         if tls {
-            Box::pin(self.handshake(attempt, host, connected, purpose)).await
+            Box::pin(self.handshake(attempt, host, connected)).await
         } else {
             Ok(Stream::Tcp(connected))
         }
@@ -175,7 +173,6 @@ impl Connector {
         attempt: &Attempt<'_>,
         host: &str,
         connected: TcpStream,
-        purpose: Purpose,
     ) -> Result<Stream, ConnectError> {
         let files = |cause| files_error(attempt.target, cause);
         let tls = self.tls.clone().ok_or_else(|| files(TlsFileError::NotConfigured))?;
@@ -184,7 +181,7 @@ impl Connector {
         let read =
             async { tokio::task::spawn_blocking(move || tls.current()).await.map_err(io::Error::other) };
         let identity = attempt.step(ConnectStep::Files, read).await?;
-        let config = match purpose {
+        let config = match attempt.purpose {
             Purpose::Calls(_) => &identity.calls,
             Purpose::Streams => &identity.streams,
         };
@@ -193,7 +190,7 @@ impl Connector {
                 .connect_with(server_name, connected, |session| session.set_buffer_limit(Some(TLS_BUFFER)));
         let handshake_and_alert = async {
             let mut stream = handshake.await?;
-            if let Purpose::Calls(_) = purpose {
+            if let Purpose::Calls(_) = attempt.purpose {
                 await_certificate_alert(&mut stream).await?;
             }
             Ok(stream)

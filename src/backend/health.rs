@@ -7,12 +7,13 @@
 //! Health is learnt from calls of clients and from refreshes; there is no separate health check.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Instant, SystemTime};
 
 use tokio::sync::watch;
 
 use crate::method::{self, List, LocalReply, Method, Route};
+use crate::mutex::lock;
 
 /// The state that operators see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -154,7 +155,7 @@ const _: () = assert!(method::COUNT <= u64::BITS as usize, "one bit for each row
 
 impl Health {
     fn inner(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.inner)
     }
 
     /// Tells whether this class is late.

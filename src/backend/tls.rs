@@ -11,7 +11,7 @@ use std::fmt;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::client::Resumption;
@@ -20,6 +20,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 
 use crate::config::Tls;
+use crate::mutex::lock;
 
 mod error;
 
@@ -159,7 +160,7 @@ impl TlsClient {
 
     /// Returns the current identity, reading the files again if they changed. Does blocking file I/O.
     pub(crate) fn current(&self) -> Arc<TlsIdentity> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.state);
         let stamps = stamps(&self.files);
         if stamps != state.stamps {
             state.stamps = stamps;

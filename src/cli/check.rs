@@ -3,13 +3,13 @@
 //! A wrong file is reported with every problem, line and column, and exits with 64. Findings about backends
 //! and RuntimeClasses are one graded line each; an error among them exits with 1. Nothing is changed.
 
-use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
 use serde_json::json;
 
+use crate::cli::config_text::ConfigText;
 use crate::cli::finding::{Finding, Grade};
 use crate::cli::output::{self, Format};
 use crate::cli::{BAD_CONFIG, probe, running, runtime_classes};
@@ -68,8 +68,8 @@ impl Check {
         let (errors, warnings) = (count(Grade::Error), count(Grade::Warning));
         let verdict = match (errors, warnings) {
             (0, 0) => "ok".to_owned(),
-            (0, _) => format!("ok, {}", counted(warnings, "warning")),
-            _ => format!("{}, {}", counted(errors, "error"), counted(warnings, "warning")),
+            (0, _) => format!("ok, {}", count_of(warnings, "warning")),
+            _ => format!("{}, {}", count_of(errors, "error"), count_of(warnings, "warning")),
         };
         let document = json!({ "file": file.display().to_string(), "verdict": verdict, "problems": [],
                                "findings": findings });
@@ -81,24 +81,12 @@ impl Check {
     }
 }
 
-/// The text of a file, and where relative paths in it start.
-pub(super) struct Text {
-    pub(super) text: String,
-    pub(super) base: PathBuf,
-}
-
 /// Loads a file, or standard input if it is "-".
-fn load(file: &Path) -> Result<(Config, Text), ConfigError> {
+fn load(file: &Path) -> Result<(Config, ConfigText), ConfigError> {
     let is_stdin = file == Path::new("-");
     let path = if is_stdin { PathBuf::from("(standard input)") } else { file.to_owned() };
-    let read = || -> io::Result<Text> {
-        if is_stdin {
-            return Ok(Text { text: io::read_to_string(io::stdin())?, base: std::env::current_dir()? });
-        }
-        let base = std::path::absolute(file)?.parent().map(PathBuf::from).unwrap_or_default();
-        Ok(Text { text: std::fs::read_to_string(file)?, base })
-    };
-    let text = read().map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+    let read = if is_stdin { ConfigText::from_stdin() } else { ConfigText::read(file) };
+    let text = read.map_err(|source| ConfigError::Read { path: path.clone(), source })?;
     let config = Config::parse(&text.text, &text.base);
     config.map(|config| (config, text)).map_err(|problems| ConfigError::Invalid { path, problems })
 }
@@ -108,7 +96,7 @@ fn show_problems(format: Format, file: &Path, problems: &Problems) -> anyhow::Re
     let problems: Vec<_> = problems.0.iter().map(|problem| {
         json!({ "line": problem.line, "column": problem.column, "key": problem.key, "message": problem.message })
     }).collect();
-    let verdict = counted(problems.len(), "problem");
+    let verdict = count_of(problems.len(), "problem");
     let document = json!({ "file": file.display().to_string(), "verdict": verdict, "problems": problems, "findings": [] });
     output::show(format, &document, |_| String::new())?;
     Ok(ExitCode::from(BAD_CONFIG))
@@ -133,7 +121,7 @@ fn missing_files(config: &Config) -> Vec<Finding> {
         .collect()
 }
 
-fn counted(number: usize, what: &str) -> String {
+fn count_of(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 

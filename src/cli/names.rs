@@ -31,15 +31,15 @@ pub(super) enum NameKind {
 }
 
 pub(super) async fn print(kind: NameKind, client: AdminClient) -> anyhow::Result<ExitCode> {
-    let names = match known(kind, client.quiet(PATIENCE)).await {
+    let names = match fetch_names(kind, client.quiet(PATIENCE)).await {
         Ok(names) => names,
-        Err(_) => configured(kind, &client),
+        Err(_) => configured_names(kind, &client),
     };
     output::print(&names.into_iter().map(|name| name + "\n").collect::<String>())?;
     Ok(ExitCode::SUCCESS)
 }
 
-async fn known(kind: NameKind, client: AdminClient) -> anyhow::Result<BTreeSet<String>> {
+async fn fetch_names(kind: NameKind, client: AdminClient) -> anyhow::Result<BTreeSet<String>> {
     Ok(match kind {
         NameKind::Backends => {
             let status: StatusView = client.get("/v1/status").await?;
@@ -61,7 +61,7 @@ async fn pods(client: &AdminClient) -> anyhow::Result<PodsView> {
     client.get("/v1/pods").await
 }
 
-fn configured(kind: NameKind, client: &AdminClient) -> BTreeSet<String> {
+fn configured_names(kind: NameKind, client: &AdminClient) -> BTreeSet<String> {
     let Ok(config) = Config::load(client.config()) else { return BTreeSet::new() };
     match kind {
         NameKind::Backends => config.backends.into_keys().collect(),

@@ -5,12 +5,15 @@
 //! to both).
 
 use std::io::{self, Write};
+use std::time::SystemTime;
 
 use anstyle::{AnsiColor, Style};
 use clap::ValueEnum;
 use serde::Serialize;
 use tabled::builder::Builder;
 use tabled::settings::{Padding, Style as Lines};
+
+use crate::admin::duration;
 
 /// The format of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -81,27 +84,41 @@ pub(super) fn state(word: &str) -> String {
         "late" | "joining" | "draining" | "notready" => AnsiColor::Yellow,
         _ => AnsiColor::Red,
     };
-    painted(colour, word)
+    paint(colour, word)
 }
 
 /// Colours an error.
 pub(super) fn bad(text: &str) -> String {
-    painted(AnsiColor::Red, text)
+    paint(AnsiColor::Red, text)
 }
 
 /// Colours a warning.
 pub(super) fn warn(text: &str) -> String {
-    painted(AnsiColor::Yellow, text)
+    paint(AnsiColor::Yellow, text)
 }
 
 /// Colours a success.
 pub(super) fn good(text: &str) -> String {
-    painted(AnsiColor::Green, text)
+    paint(AnsiColor::Green, text)
 }
 
-fn painted(colour: AnsiColor, text: &str) -> String {
+fn paint(colour: AnsiColor, text: &str) -> String {
     let style = Style::new().fg_color(Some(colour.into()));
     format!("{style}{text}{style:#}")
+}
+
+/// Formats how long ago an RFC 3339 time was; `-` for the Unix epoch, which stands for an unknown time.
+pub(super) fn since(moment: &str) -> String {
+    let Ok(moment) = humantime::parse_rfc3339(moment) else { return "-".to_owned() };
+    if moment == SystemTime::UNIX_EPOCH {
+        return "-".to_owned();
+    }
+    duration::human(SystemTime::now().duration_since(moment).unwrap_or_default())
+}
+
+/// Returns `-` for an empty cell.
+pub(super) fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
 //! `crimux reload`, and what a configuration would do: said before it is done.
 
-use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 
 use crate::admin::api::ReloadReport;
-use crate::cli::check::Text;
-use crate::cli::client::{AdminClient, segment};
+use crate::cli::client::AdminClient;
+use crate::cli::config_text::ConfigText;
 use crate::cli::output::{self, print};
 
 #[derive(Debug, clap::Args)]
@@ -29,7 +28,9 @@ impl ReloadArgs {
     /// Returns an error if crimux cannot be reached, the file has problems, or it is not applied.
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         if self.dry_run {
-            let planned = plan(&self.client, self.client.config()).await?;
+            let file = self.client.config();
+            let text = ConfigText::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let planned = text.plan(&self.client).await?;
             print(&lines(&planned))?;
             if planned.refused.is_some() && !self.force {
                 return Ok(ExitCode::FAILURE);
@@ -51,22 +52,6 @@ impl ReloadArgs {
         })?;
         Ok(ExitCode::SUCCESS)
     }
-}
-
-async fn plan(client: &AdminClient, config: &Path) -> anyhow::Result<ReloadReport> {
-    let text =
-        std::fs::read_to_string(config).with_context(|| format!("cannot read {}", config.display()))?;
-    let base = std::path::absolute(config)?.parent().map(PathBuf::from).unwrap_or_default();
-    plan_of(client, &Text { text, base }).await
-}
-
-/// Asks a running crimux what a configuration would do.
-///
-/// # Errors
-/// If it cannot be reached.
-pub(super) async fn plan_of(client: &AdminClient, config: &Text) -> anyhow::Result<ReloadReport> {
-    let base = config.base.to_string_lossy().into_owned();
-    client.post_text(&format!("/v1/plan?base={}", segment(&base)), config.text.clone()).await
 }
 
 /// Writes down what a configuration does, or would do.

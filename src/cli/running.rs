@@ -8,16 +8,15 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::admin::api::{ReloadReport, StatusView};
-use crate::cli::check::Text;
 use crate::cli::client::AdminClient;
+use crate::cli::config_text::ConfigText;
 use crate::cli::finding::{Finding, Grade};
-use crate::cli::reload;
 use crate::config::{Config, Identity, restart_keys};
 
 /// A check must not hang with a hung crimux.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) async fn compare(config: &Config, text: &Text) -> Vec<Finding> {
+pub(super) async fn compare(config: &Config, text: &ConfigText) -> Vec<Finding> {
     let client = AdminClient::at(&config.admin.socket, TIMEOUT);
     let (Ok(running), Ok(status)) =
         (client.get::<Value>("/v1/config").await, client.get::<StatusView>("/v1/status").await)
@@ -37,7 +36,7 @@ pub(super) async fn compare(config: &Config, text: &Text) -> Vec<Finding> {
         let text = format!("not configured, {pods} on it; it is served until it owns nothing");
         Finding::new(Grade::Note, backend.name.as_str(), text)
     }));
-    if let Ok(planned) = reload::plan_of(&client, text).await {
+    if let Ok(planned) = text.plan(&client).await {
         findings.extend(changes(&planned));
     }
     findings

@@ -5,13 +5,13 @@
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::admin::api::{AimView, ImagesView, Level, PodView, PodsView, RouteView, RoutesView, StatusView};
 use crate::admin::duration;
 use crate::admin::explain::ExplanationView;
 use crate::cli::client::{ReadArgs, segment};
-use crate::cli::output::{self, Format, bad, table};
+use crate::cli::output::{self, Format, bad, or_dash, since, table};
 use crate::cli::status_table::status_table;
 
 /// How often `status --watch` asks.
@@ -259,19 +259,6 @@ fn never_listed<'a>(backends: impl Iterator<Item = &'a str>) -> String {
         return String::new();
     }
     output::warn(&format!("never listed: {}", names.join(", "))) + "\n"
-}
-
-/// Formats how long ago an RFC 3339 time was; `-` for the Unix epoch, which stands for an unknown time.
-pub(super) fn since(moment: &str) -> String {
-    let Ok(moment) = humantime::parse_rfc3339(moment) else { return "-".to_owned() };
-    if moment == SystemTime::UNIX_EPOCH {
-        return "-".to_owned();
-    }
-    duration::human(SystemTime::now().duration_since(moment).unwrap_or_default())
-}
-
-pub(super) fn or_dash(text: &str) -> String {
-    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
 }
 
 /// Formats a size in bytes as `docker images` does: three digits, powers of a thousand.

@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use crate::admin::api::{BackendView, Level, StatusView};
 use crate::admin::duration;
-use crate::cli::output::{self, Format, bad, good, table, warn};
-use crate::cli::show::{or_dash, since};
+use crate::cli::output::{self, Format, bad, good, or_dash, since, table, warn};
 
 /// Formats a status. Within 80 columns for names of usual length, unless `format` is wide.
 pub(super) fn status_table(status: &StatusView, format: Format) -> String {

@@ -10,7 +10,7 @@ use super::diagnostics::SocketUse;
 use super::hint::did_you_mean;
 use super::loopback::is_certainly_loopback;
 use super::section::{Named, Section};
-use super::values::{self, Parsed, quoted};
+use super::values::{self, Parsed, quote};
 use super::{BackendConfig, Endpoint, ImageHandler, RelayMode, Streaming, Timeouts, Tls};
 
 /// The names under `backends`, including those with problems.
@@ -31,7 +31,7 @@ impl BackendNames {
             "a name under backends".into()
         };
         let hint = did_you_mean(name, names()).unwrap_or_default();
-        Err(format!("there is no backend {} (expected {right}){hint}", quoted(name)))
+        Err(format!("there is no backend {} (expected {right}){hint}", quote(name)))
     }
 }
 
@@ -40,7 +40,7 @@ pub(super) fn read(
     top: &Section<'_>,
     base_dir: &Path,
 ) -> (BackendNames, Option<BTreeMap<String, BackendConfig>>) {
-    let Some(named) = top.named("backends") else { return (BackendNames(Vec::new()), None) };
+    let Some(named) = top.named_sections("backends") else { return (BackendNames(Vec::new()), None) };
     if named.is_empty() {
         top.problem("backends", "there is no backend (name at least one, with its endpoint)");
     }

@@ -11,7 +11,7 @@ use super::section::{Named, Section};
 
 /// Reads all handlers.
 pub(super) fn read(top: &Section<'_>, backends: &BackendNames) -> Option<BTreeMap<String, Vec<Target>>> {
-    let named = top.named("handlers")?;
+    let named = top.named_sections("handlers")?;
     // All are read before any is judged, so that each reports its own problems.
     let read: Vec<_> =
         named.iter().map(|handler| (handler.name.to_owned(), one(top, handler, backends))).collect();

@@ -91,7 +91,7 @@ pub enum DefaultValue {
 
 impl ValueKind {
     /// What a value must look like, in words that complete "expected …".
-    pub fn expected(self) -> String {
+    pub fn shape(self) -> String {
         match self {
             Section => "a mapping of keys".into(),
             Named => "a mapping of names".into(),

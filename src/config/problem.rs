@@ -37,7 +37,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file was read and is wrong. Shown as one line `FILE:LINE:COLUMN: key: message` for each problem.
-    #[error("{}", located(path, problems))]
+    #[error("{}", with_locations(path, problems))]
     Invalid {
         /// The file.
         path: PathBuf,
@@ -65,7 +65,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-fn located(path: &std::path::Path, problems: &Problems) -> String {
+fn with_locations(path: &std::path::Path, problems: &Problems) -> String {
     let lines: Vec<_> = problems.0.iter().map(|problem| format!("{}:{problem}", path.display())).collect();
     lines.join("\n")
 }

@@ -47,7 +47,7 @@ fn table(page: &mut String, section: &str) {
             DefaultValue::Is(text) => format!("`{text}`"),
             DefaultValue::Derived(text) => text.to_owned(),
         };
-        let _ = writeln!(page, "| `{}` | {} | {default} | {} |", key.name(), key.kind.expected(), key.about);
+        let _ = writeln!(page, "| `{}` | {} | {default} | {} |", key.name(), key.kind.shape(), key.about);
     }
 }
 
@@ -69,7 +69,7 @@ pub fn manual() -> String {
             DefaultValue::Is(text) => format!("default: `{text}`"),
             DefaultValue::Derived(text) => format!("default: {text}"),
         };
-        let (path, kind) = (roff(key.path), roff(&key.kind.expected()));
+        let (path, kind) = (roff(key.path), roff(&key.kind.shape()));
         let _ = write!(page, ".TP\n.B {path}\n{kind}; {}.\n.br\n{}\n", roff(&default), roff(key.about));
     }
     page + ".SH \"SEE ALSO\"\n.BR crimux (1),\n.BR crimux-check (1),\n.BR crimux-reload (1).\n\
@@ -116,7 +116,7 @@ fn mapping(path: &str) -> Map<String, Value> {
 fn property(key: &Key) -> Value {
     let mut schema = match key.kind {
         ValueKind::Section => mapping(key.path),
-        ValueKind::Named => named(key),
+        ValueKind::Named => named_schema(key),
         ValueKind::List => {
             object(json!({ "type": "array", "minItems": 1, "items": mapping(&format!("{}[]", key.path)) }))
         }
@@ -129,7 +129,7 @@ fn property(key: &Key) -> Value {
     Value::Object(schema)
 }
 
-fn named(key: &Key) -> Map<String, Value> {
+fn named_schema(key: &Key) -> Map<String, Value> {
     let path = format!("{}.*", key.path);
     let least = usize::from(key.default == DefaultValue::Required);
     let mut schema =

@@ -11,7 +11,7 @@ use super::diagnostics::{Diagnostics, Position, SocketUse};
 use super::hint::{did_you_mean, nearest};
 use super::keys::{self, DefaultValue, Key, ValueKind, child_path};
 use super::tree::{MapEntry, Node, YamlValue};
-use super::values::{self, Parsed, quoted};
+use super::values::{self, Parsed, quote};
 
 /// A mapping whose keys are in the table.
 #[derive(Debug)]
@@ -36,24 +36,31 @@ pub(super) struct Named<'a> {
     pub(super) section: Option<Section<'a>>,
 }
 
+/// Where a section stands: the row of the table of keys, and the path in the file.
+#[derive(Default)]
+struct SectionPath {
+    row: String,
+    path: String,
+}
+
 impl<'a> Section<'a> {
     /// The whole file.
     pub(super) fn top(root: &'a Node, diagnostics: &'a Diagnostics) -> Option<Self> {
-        Self::new(root, Position::START, String::new(), String::new(), diagnostics)
+        Self::new(root, Position::START, SectionPath::default(), diagnostics)
     }
 
     fn new(
         node: &'a Node,
         position: Position,
-        row: String,
-        path: String,
+        at: SectionPath,
         diagnostics: &'a Diagnostics,
     ) -> Option<Self> {
+        let SectionPath { row, path } = at;
         let entries: &[MapEntry] = match &node.value {
             YamlValue::Map(entries) => entries,
             YamlValue::Null => &[],
-            value => {
-                misshapen(diagnostics, node.position, &path, value, ValueKind::Section);
+            _ => {
+                misshapen(diagnostics, node, &path, ValueKind::Section);
                 return None;
             }
         };
@@ -110,7 +117,7 @@ impl<'a> Section<'a> {
 
     fn missing(&self, name: &str) {
         if !self.has(name) {
-            self.problem(name, format!("the key is missing (expected {})", self.key(name).kind.expected()));
+            self.problem(name, format!("the key is missing (expected {})", self.key(name).kind.shape()));
         }
     }
 
@@ -120,13 +127,7 @@ impl<'a> Section<'a> {
                 Ok(value) => return Some(value),
                 Err(message) => self.problem(name, message),
             },
-            value => misshapen(
-                self.diagnostics,
-                node.position,
-                &child_path(&self.path, name),
-                value,
-                self.key(name).kind,
-            ),
+            _ => misshapen(self.diagnostics, node, &child_path(&self.path, name), self.key(name).kind),
         }
         None
     }
@@ -180,7 +181,7 @@ impl<'a> Section<'a> {
             meaning.ok_or_else(|| {
                 let right = words().collect::<Vec<_>>().join(" or ");
                 let hint = did_you_mean(text, words()).unwrap_or_default();
-                format!("{} is not known here (expected {right}){hint}", quoted(text))
+                format!("{} is not known here (expected {right}){hint}", quote(text))
             })
         })
     }
@@ -199,8 +200,9 @@ impl<'a> Section<'a> {
     }
 
     fn child(&self, entry: &'a MapEntry) -> Option<Section<'a>> {
-        let (row, path) = (self.key(&entry.key).path.to_owned(), child_path(&self.path, &entry.key));
-        Section::new(&entry.value, entry.position, row, path, self.diagnostics)
+        let row = self.key(&entry.key).path.to_owned();
+        let at = SectionPath { row, path: child_path(&self.path, &entry.key) };
+        Section::new(&entry.value, entry.position, at, self.diagnostics)
     }
 
     /// The section under the key; an empty one if it is not given, `None` if it is mistyped.
@@ -221,7 +223,7 @@ impl<'a> Section<'a> {
     }
 
     /// The sections under the key by name, in the order of the file; `None` if there is no mapping of names.
-    pub(super) fn named(&self, name: &str) -> Option<Vec<Named<'a>>> {
+    pub(super) fn named_sections(&self, name: &str) -> Option<Vec<Named<'a>>> {
         let key = self.key(name);
         let path = child_path(&self.path, name);
         let entries = match self.entry(name).map(|entry| &entry.value) {
@@ -232,13 +234,13 @@ impl<'a> Section<'a> {
                 return None;
             }
             Some(node) => {
-                misshapen(self.diagnostics, node.position, &path, &node.value, key.kind);
+                misshapen(self.diagnostics, node, &path, key.kind);
                 return None;
             }
         };
         let section = |entry: &'a MapEntry| {
-            let (row, path) = (format!("{}.*", key.path), child_path(&path, &entry.key));
-            Section::new(&entry.value, entry.position, row, path, self.diagnostics)
+            let at = SectionPath { row: format!("{}.*", key.path), path: child_path(&path, &entry.key) };
+            Section::new(&entry.value, entry.position, at, self.diagnostics)
         };
         Some(
             entries
@@ -255,12 +257,12 @@ impl<'a> Section<'a> {
         let path = child_path(&self.path, name);
         let node = &self.entry(name)?.value;
         let YamlValue::List(items) = &node.value else {
-            misshapen(self.diagnostics, node.position, &path, &node.value, key.kind);
+            misshapen(self.diagnostics, node, &path, key.kind);
             return None;
         };
         let section = |(index, item): (usize, &'a Node)| {
-            let (row, path) = (format!("{}[]", key.path), format!("{path}[{index}]"));
-            Section::new(item, item.position, row, path, self.diagnostics)
+            let at = SectionPath { row: format!("{}[]", key.path), path: format!("{path}[{index}]") };
+            Section::new(item, item.position, at, self.diagnostics)
         };
         Some(items.iter().enumerate().filter_map(section).collect())
     }
@@ -273,13 +275,13 @@ impl<'a> Section<'a> {
 }
 
 /// Reports a value that is not of the shape its key needs.
-fn misshapen(diagnostics: &Diagnostics, position: Position, path: &str, value: &YamlValue, kind: ValueKind) {
-    let found = match value {
+fn misshapen(diagnostics: &Diagnostics, node: &Node, path: &str, kind: ValueKind) {
+    let found = match &node.value {
         YamlValue::Null => "the value is missing".to_owned(),
-        YamlValue::Text(text) => format!("{} is a single value", quoted(text)),
+        YamlValue::Text(text) => format!("{} is a single value", quote(text)),
         YamlValue::List(_) => "a list stands here".to_owned(),
         YamlValue::Map(_) => "a mapping stands here".to_owned(),
         YamlValue::Refused => return,
     };
-    diagnostics.add(position, path, format!("{found} (expected {})", kind.expected()));
+    diagnostics.add(node.position, path, format!("{found} (expected {})", kind.shape()));
 }

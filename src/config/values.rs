@@ -24,7 +24,7 @@ pub(super) fn boolean(text: &str) -> Parsed<bool> {
     match text {
         "true" => Ok(true),
         "false" => Ok(false),
-        other => Err(format!("{} is neither true nor false (write true or false)", quoted(other))),
+        other => Err(format!("{} is neither true nor false (write true or false)", quote(other))),
     }
 }
 
@@ -33,27 +33,27 @@ pub(super) fn integer(text: &str, min: u32, max: u32) -> Parsed<u32> {
     let fits = value.and_then(|value| u32::try_from(value).ok()).filter(|value| (min..=max).contains(value));
     fits.ok_or_else(|| {
         let fault = if value.is_some() { "is out of range" } else { "is not a whole number" };
-        format!("{} {fault} (expected {min} to {max})", quoted(text))
+        format!("{} {fault} (expected {min} to {max})", quote(text))
     })
 }
 
 pub(super) fn ratio(text: &str) -> Parsed<f64> {
     let value = text.parse().ok().filter(|value| (0.0..=1.0).contains(value));
-    value.ok_or_else(|| format!("{} is not a share (expected a number from 0 to 1)", quoted(text)))
+    value.ok_or_else(|| format!("{} is not a share (expected a number from 0 to 1)", quote(text)))
 }
 
 /// Reads a sum of numbers with units, such as `1m30s`.
 pub(super) fn duration(text: &str, max: &str) -> Parsed<Duration> {
     const RIGHT: &str = "expected a whole number with ms, s, m or h, such as 500ms, 1s or 1m30s";
     if text.starts_with('-') {
-        return Err(format!("{} is negative ({RIGHT})", quoted(text)));
+        return Err(format!("{} is negative ({RIGHT})", quote(text)));
     }
-    let millis = milliseconds(text).ok_or_else(|| format!("{} is not a duration ({RIGHT})", quoted(text)))?;
+    let millis = milliseconds(text).ok_or_else(|| format!("{} is not a duration ({RIGHT})", quote(text)))?;
     if millis == 0 {
         return Err("a duration of zero is not possible (expected at least 1ms)".into());
     }
     if milliseconds(max).is_some_and(|max| millis > max) {
-        return Err(format!("{} is too long (at most {max})", quoted(text)));
+        return Err(format!("{} is too long (at most {max})", quote(text)));
     }
     Ok(Duration::from_millis(millis))
 }
@@ -84,7 +84,7 @@ pub(super) fn mode(text: &str) -> Parsed<u32> {
     let octal = !digits.is_empty() && digits.chars().all(|c| c.is_digit(8));
     let mode = u32::from_str_radix(digits, 8).ok().filter(|mode| octal && *mode <= 0o777);
     mode.ok_or_else(|| {
-        format!("{} is not a file mode (expected octal up to \"0777\", such as \"0660\")", quoted(text))
+        format!("{} is not a file mode (expected octal up to \"0777\", such as \"0660\")", quote(text))
     })
 }
 
@@ -96,10 +96,7 @@ pub(super) fn owner(text: &str) -> Parsed<Option<(u32, u32)>> {
         return Ok(None);
     }
     let Some((user, group)) = text.split_once(':') else {
-        return Err(format!(
-            "{} has no group (expected USER:GROUP such as root:root, or self)",
-            quoted(text)
-        ));
+        return Err(format!("{} has no group (expected USER:GROUP such as root:root, or self)", quote(text)));
     };
     let uid = account(user, "user", |name| Ok(User::from_name(name)?.map(|user| user.uid.as_raw())))?;
     let gid = account(group, "group", |name| Ok(Group::from_name(name)?.map(|group| group.gid.as_raw())))?;
@@ -119,11 +116,11 @@ fn account(name: &str, what: &str, look_up: impl Fn(&str) -> nix::Result<Option<
         Ok(Some(id)) => Ok(id),
         Ok(None) => Err(format!(
             "there is no {what} {} on this node (name one that exists, or a number)",
-            quoted(name)
+            quote(name)
         )),
         Err(error) => Err(format!(
             "the {what} {} could not be looked up: {error} (a number needs no look-up)",
-            quoted(name)
+            quote(name)
         )),
     }
 }
@@ -132,7 +129,7 @@ fn account(name: &str, what: &str, look_up: impl Fn(&str) -> nix::Result<Option<
 pub(super) fn socket(text: &str) -> Parsed<PathBuf> {
     let path = text.strip_prefix("unix://").unwrap_or(text);
     if !path.starts_with('/') || path.ends_with('/') {
-        return Err(format!("{} is not an absolute path (expected unix:///PATH or /PATH)", quoted(text)));
+        return Err(format!("{} is not an absolute path (expected unix:///PATH or /PATH)", quote(text)));
     }
     no_zero(path)?;
     if path.len() > SUN_PATH {
@@ -149,7 +146,7 @@ pub(super) fn directory(text: &str) -> Parsed<PathBuf> {
     if text.starts_with('/') {
         Ok(text.into())
     } else {
-        Err(format!("{} is not an absolute path (start it with /)", quoted(text)))
+        Err(format!("{} is not an absolute path (start it with /)", quote(text)))
     }
 }
 
@@ -176,7 +173,7 @@ pub(super) fn endpoint(text: &str) -> Parsed<Endpoint> {
     const RIGHT: &str = "expected unix:///PATH, https://HOST:PORT, http://HOST:PORT or vsock://CID:PORT";
     let Some((scheme, rest)) = text.split_once("://") else {
         let right = if text.starts_with('/') { format!("write unix://{text}") } else { RIGHT.to_owned() };
-        return Err(format!("{} is not an endpoint ({right})", quoted(text)));
+        return Err(format!("{} is not an endpoint ({right})", quote(text)));
     };
     match scheme {
         "unix" => Ok(Endpoint::Unix(socket(text)?)),
@@ -185,7 +182,7 @@ pub(super) fn endpoint(text: &str) -> Parsed<Endpoint> {
             Ok(Endpoint::Tcp { host, port, tls: scheme == "https" })
         }
         "vsock" => vsock(rest),
-        _ => Err(format!("{} has an unknown scheme ({RIGHT})", quoted(text))),
+        _ => Err(format!("{} has an unknown scheme ({RIGHT})", quote(text))),
     }
 }
 
@@ -195,14 +192,14 @@ fn vsock(text: &str) -> Parsed<Endpoint> {
     let (cid, port) = text.split_once(':').unwrap_or((text, ""));
     match (below_any(cid), below_any(port)) {
         (Some(cid), Some(port)) => Ok(Endpoint::Vsock { cid, port }),
-        _ => Err(format!("{} is not CID:PORT (expected two numbers, as in vsock://3:10010)", quoted(text))),
+        _ => Err(format!("{} is not CID:PORT (expected two numbers, as in vsock://3:10010)", quote(text))),
     }
 }
 
 /// Reads `HOST:PORT`; an IPv6 address stands in brackets, which are not part of the result.
 pub(super) fn host_port(text: &str) -> Parsed<(String, u16)> {
     let fault = |fault: &str| {
-        Err(format!("{} {fault} (expected HOST:PORT, an IPv6 address in brackets)", quoted(text)))
+        Err(format!("{} {fault} (expected HOST:PORT, an IPv6 address in brackets)", quote(text)))
     };
     let (host, port) = match text.strip_prefix('[') {
         Some(inside) => match inside.split_once("]:") {
@@ -239,7 +236,7 @@ pub(super) fn server_name(text: &str) -> Parsed<String> {
     if is_host(text) || text.parse::<IpAddr>().is_ok() {
         return Ok(text.to_owned());
     }
-    Err(format!("{} is not a host name (expected a DNS name or an IP address, without a port)", quoted(text)))
+    Err(format!("{} is not a host name (expected a DNS name or an IP address, without a port)", quote(text)))
 }
 
 /// Whether the value is `off`, or the `false` that YAML 1.1 tools make of it.
@@ -253,7 +250,7 @@ pub(super) fn address(text: &str) -> Parsed<Option<SocketAddr>> {
         return Ok(None);
     }
     let fault =
-        || format!("{} is not an address (expected IP:PORT such as 127.0.0.1:19440, or off)", quoted(text));
+        || format!("{} is not an address (expected IP:PORT such as 127.0.0.1:19440, or off)", quote(text));
     text.parse().map(Some).map_err(|_| fault())
 }
 
@@ -265,7 +262,7 @@ pub(super) fn url(text: &str) -> Parsed<Option<String>> {
     let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else {
         return Err(format!(
             "{} is not an address (expected http://HOST:PORT or https://HOST:PORT, or off)",
-            quoted(text)
+            quote(text)
         ));
     };
     host_port(rest).map(|_| Some(text.to_owned()))
@@ -280,14 +277,14 @@ pub(super) fn filter(text: &str) -> Parsed<String> {
             let hint = did_you_mean(level, LEVELS).unwrap_or_default();
             return Err(format!(
                 "{} is not a log level (expected {}){hint}",
-                quoted(level),
+                quote(level),
                 LEVELS.join(", ")
             ));
         }
         if target.is_empty() || !target.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | ':')) {
             return Err(format!(
                 "{} is not a log target (expected a module such as crimux::router)",
-                quoted(target)
+                quote(target)
             ));
         }
     }
@@ -304,7 +301,7 @@ pub(super) fn is_label(name: &str) -> bool {
 }
 
 /// The value in quotes, shortened; what may hold `user:password@` is not quoted at all.
-pub(super) fn quoted(text: &str) -> String {
+pub(super) fn quote(text: &str) -> String {
     if text.contains('@') {
         return "the value".into();
     }

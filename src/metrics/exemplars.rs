@@ -1,8 +1,10 @@
 //! The last traced call of each series of `crimux_request_duration_seconds`, as its exemplar.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, SystemTime};
+
+use crate::mutex::lock;
 
 /// A call that a trace tells more of.
 #[derive(Debug, Clone, PartialEq)]
@@ -30,6 +32,6 @@ impl Exemplars {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<(&'static str, Arc<str>), Exemplar>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 }

@@ -55,7 +55,7 @@ impl Played {
     /// Applies a file as a reload does, or a start.
     fn edit(&mut self, file: BTreeMap<&'static str, &'static str>) {
         self.story.push(format!("file {file:?}"));
-        let known: Vec<_> = self.kept.iter().map(Kept::known).collect();
+        let known: Vec<_> = self.kept.iter().map(Kept::as_known).collect();
         let wanted = |(name, endpoint): (&&str, &&str)| Wanted {
             name: (*name).to_owned(),
             endpoint: (*endpoint).to_owned(),
@@ -179,7 +179,7 @@ impl Played {
 }
 
 impl Kept {
-    fn known(&self) -> KnownInstance {
+    fn as_known(&self) -> KnownInstance {
         KnownInstance {
             id: self.id,
             name: self.name.clone(),

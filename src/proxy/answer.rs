@@ -12,23 +12,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use prost::Message as _;
-use tonic::Code;
 
-use crate::backend::{Backend, Class, Link, own_headers};
+use crate::backend::{Backend, Class, FAST_DEADLINE, Link};
 use crate::codec::Message;
-use crate::config::{CgroupDriver, Identity};
-use crate::cri::{
-    self, LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusRequest, VersionResponse, field,
-};
+use crate::config::Identity;
+use crate::cri::{LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusRequest, VersionResponse, field};
 use crate::error::Error;
 use crate::merge::status::{self, BackendStatus, HandlerEntry};
 use crate::method::{self, LocalReply, Rpc};
-use crate::proxy::fan_out::FAST_DEADLINE;
-use crate::proxy::refresh::{self, REFRESH_TIMEOUT};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState};
-use crate::snapshot::InstanceId;
-use crate::utf8;
+use crate::proxy::{Call, ProxyState, cgroup_drivers, refresh, runtime_replies};
 use crate::wire;
 
 /// How long the last conditions of a backend that does not answer count.
@@ -59,10 +52,7 @@ impl Call {
         let mut version = match (self.node.config().identity, known) {
             (Identity::DefaultBackend, Some(version)) => version,
             (Identity::DefaultBackend, None) => {
-                return Err(Error::NotKnown {
-                    what: "the runtime's name and version",
-                    backend: Arc::clone(&backend.name),
-                });
+                return Err(backend.not_known_error("the runtime's name and version"));
             }
             (Identity::Crimux, _) => VersionResponse {
                 runtime_name: "crimux".to_owned(),
@@ -89,9 +79,7 @@ impl Call {
         let replies = join_all(replies).await;
         let handlers = self.node.router.handlers();
         let statuses: Vec<_> = std::iter::zip(&backends, &replies)
-            .map(|(backend, reply)| {
-                backend_status(&self.node, backend, reply.as_ref(), default, self.scope.is_some())
-            })
+            .map(|(backend, reply)| self.backend_status(backend, reply.as_ref()))
             .collect();
         let name = |id| self.node.backend(id).map(|backend| Arc::clone(&backend.name));
         let default_name = name(default)?;
@@ -107,6 +95,33 @@ impl Call {
         Ok(Outcome::message(&status::compose(&statuses, &entries).encode_to_vec()))
     }
 
+    /// Returns what the node's status is composed of for one backend. `reply` is its fresh or last one.
+    fn backend_status<'a>(&self, backend: &'a Backend, reply: Option<&Bytes>) -> BackendStatus<'a> {
+        let silent = backend.health.status_unanswered_since();
+        let lost = match backend.link() {
+            Link::Down { cause, .. } => Some(format!("down: {cause}")),
+            _ => silent.map(|_| "not answering Status".to_owned()),
+        };
+        let is_default = backend.id == self.node.default_in(self.scope);
+        let expired = silent.is_some_and(|since| !is_within_grace(since.elapsed()));
+        BackendStatus {
+            name: &backend.name,
+            reply: reply.and_then(|reply| status::decode(reply)),
+            decides: self.scope.is_some() || is_default || backend.config().required,
+            default: is_default,
+            expired: lost
+                .as_ref()
+                .filter(|_| expired)
+                .map(|why| format!("backend {} is {why}", backend.name)),
+            state: match lost {
+                Some(why) => Err(why),
+                None if backend.health.late_since().is_some() => Err("late: see `crimux status`".to_owned()),
+                None if self.node.is_joining(backend) => Err("joining: not listed yet".to_owned()),
+                None => Ok(()),
+            },
+        }
+    }
+
     /// Answers with the default backend's cgroup driver, or that it does not report one. The backend is
     /// called each time: kubelet calls once in its life, and a restarted runtime may have another driver.
     async fn runtime_config(&self) -> Result<Outcome, Error> {
@@ -117,7 +132,7 @@ impl Call {
             return Ok(Outcome::message(&known));
         }
         if let Some(driver) = self.node.config().cgroup_driver.filter(|_| self.scope.is_none()) {
-            let linux = LinuxRuntimeConfiguration { cgroup_driver: number(driver) };
+            let linux = LinuxRuntimeConfiguration { cgroup_driver: cgroup_drivers::number(driver) };
             return Ok(Outcome::message(&RuntimeConfigResponse { linux: Some(linux) }.encode_to_vec()));
         }
         if lacking || backend.last.is_unimplemented(Rpc::RuntimeConfig) {
@@ -127,7 +142,7 @@ impl Call {
             );
             return Err(Error::Unimplemented(text));
         }
-        Err(Error::NotKnown { what: "the cgroup driver", backend: Arc::clone(&backend.name) })
+        Err(backend.not_known_error("the cgroup driver"))
     }
 }
 
@@ -151,7 +166,7 @@ async fn call_briefly(
             _ => backend.last.reply(rpc).is_some(),
         };
         let wait = if known { FAST_DEADLINE } else { backend.config().timeouts.connect };
-        match tokio::time::timeout(wait, call(backend, rpc, request, wait)).await {
+        match tokio::time::timeout(wait, runtime_replies::call(backend, rpc, request, wait)).await {
             Ok(Ok(reply)) => return reply,
             Ok(Err(error)) => backend.health.record_error(error.to_string()),
             Err(_) => {}
@@ -162,127 +177,6 @@ async fn call_briefly(
     }
     refresh::refresh(node, backend, class);
     None
-}
-
-/// Calls a backend. A valid reply that is not verbose is cached.
-async fn call(
-    backend: &Arc<Backend>,
-    rpc: Rpc,
-    request: &[u8],
-    wait: Duration,
-) -> Result<Option<Bytes>, Error> {
-    if rpc == Rpc::Version {
-        backend.ask_version(wait).await?;
-        return Ok(backend.last.reply(rpc));
-    }
-    let reply = backend.fetch(method::of(rpc), own_headers(wait), Message::new(request).framed()).await?;
-    let garbage = |cause: String| Error::Garbage { backend: Arc::clone(&backend.name), cause };
-    let repaired = utf8::repair(&format!("{}Response", rpc.name()), &reply.message.encoded_bytes());
-    let (encoded, _) = repaired.map_err(|error| garbage(error.to_string()))?;
-    match reply.code {
-        Code::Ok if is_valid(rpc, &encoded) => {
-            let reply = encoded;
-            backend.health.record_answer(method::of(rpc));
-            if rpc == Rpc::Status {
-                backend.health.mark_status_answered();
-            }
-            if request.is_empty() {
-                backend.record_support(method::of(rpc), false);
-                backend.last.remember_reply(rpc, &reply);
-            }
-            Ok(Some(reply))
-        }
-        Code::Ok => Err(garbage(format!("{} cannot be read", rpc.name()))),
-        Code::Unimplemented if rpc == Rpc::RuntimeConfig && is_credibly_unimplemented(backend, rpc) => {
-            backend.record_support(method::of(rpc), true);
-            backend.health.record_unimplemented(method::of(rpc));
-            Ok(None)
-        }
-        code => Err(garbage(format!("{} was answered with {code:?}", rpc.name()))),
-    }
-}
-
-/// Tells whether `Unimplemented` is to be believed. It is not if `Version` was not answered: containerd
-/// answers every method so while its CRI plugin is not loaded. Nor is it if the backend answered the method
-/// over the same connection before: a process does not lose a method, so it must be faulty.
-fn is_credibly_unimplemented(backend: &Backend, rpc: Rpc) -> bool {
-    let answered = |rpc| backend.health.has_answered(method::of(rpc));
-    answered(Rpc::Version) && !answered(rpc)
-}
-
-/// Tells whether a reply has the fields that kubelet needs.
-fn is_valid(rpc: Rpc, reply: &[u8]) -> bool {
-    match rpc {
-        Rpc::Status => status::decode(reply).is_some_and(|reply| status::is_whole(&reply)),
-        _ => RuntimeConfigResponse::decode(reply).is_ok(),
-    }
-}
-
-/// Calls `Status` or `RuntimeConfig` once, in the background.
-pub(super) async fn refresh_reply(
-    node: &ProxyState,
-    backend: &Arc<Backend>,
-    class: Class,
-) -> Result<(), Error> {
-    let rpc = if class == Class::RuntimeConfig { Rpc::RuntimeConfig } else { Rpc::Status };
-    let late = Error::Late { backend: Arc::clone(&backend.name), waited: REFRESH_TIMEOUT };
-    tokio::time::timeout(REFRESH_TIMEOUT, call(backend, rpc, &[], REFRESH_TIMEOUT))
-        .await
-        .map_err(|_| late)??;
-    if rpc == Rpc::RuntimeConfig {
-        node.compare_cgroup_drivers(backend);
-    }
-    Ok(())
-}
-
-/// Returns a driver as `RuntimeConfig` gives it.
-fn number(driver: CgroupDriver) -> i32 {
-    match driver {
-        CgroupDriver::Systemd => cri::CgroupDriver::Systemd.into(),
-        CgroupDriver::Cgroupfs => cri::CgroupDriver::Cgroupfs.into(),
-    }
-}
-
-/// Returns the cgroup drivers that local backends report, and the configured one. They must agree, because
-/// kubelet has one.
-pub(super) fn cgroup_drivers(node: &ProxyState) -> Vec<(Arc<str>, i32)> {
-    let backends = node.backends();
-    let local = backends.iter().filter(|backend| backend.config().local);
-    let told = local.filter_map(|backend| {
-        let config = RuntimeConfigResponse::decode(backend.last.reply(Rpc::RuntimeConfig)?).ok()?;
-        Some((Arc::clone(&backend.name), config.linux?.cgroup_driver))
-    });
-    let configured = node.config().cgroup_driver.map(|driver| ("cgroup_driver".into(), number(driver)));
-    configured.into_iter().chain(told).collect()
-}
-
-fn backend_status<'a>(
-    node: &ProxyState,
-    backend: &'a Backend,
-    reply: Option<&Bytes>,
-    default: InstanceId,
-    alone: bool,
-) -> BackendStatus<'a> {
-    let silent = backend.health.status_unanswered_since();
-    let lost = match backend.link() {
-        Link::Down { cause, .. } => Some(format!("down: {cause}")),
-        _ => silent.map(|_| "not answering Status".to_owned()),
-    };
-    let is_default = backend.id == default;
-    let expired = silent.is_some_and(|since| !is_within_grace(since.elapsed()));
-    BackendStatus {
-        name: &backend.name,
-        reply: reply.and_then(|reply| status::decode(reply)),
-        decides: alone || is_default || backend.config().required,
-        default: is_default,
-        expired: lost.as_ref().filter(|_| expired).map(|why| format!("backend {} is {why}", backend.name)),
-        state: match lost {
-            Some(why) => Err(why),
-            None if backend.health.late_since().is_some() => Err("late: see `crimux status`".to_owned()),
-            None if node.is_joining(backend) => Err("joining: not listed yet".to_owned()),
-            None => Ok(()),
-        },
-    }
 }
 
 /// Tells whether the last conditions of a backend count that has not answered for this long.

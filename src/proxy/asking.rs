@@ -12,10 +12,11 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
+use crate::backoff::Backoff;
 use crate::error::Error;
 
-/// The first pause after a failed attempt; it doubles up to the caller's limit.
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
+/// The timeout of one attempt; further ones start long before that.
+pub(super) const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the newest attempt may be unanswered before a second one starts; the third starts after twice as
 /// long.
 const HEDGE_AFTER: Duration = Duration::from_secs(5);
@@ -29,7 +30,7 @@ pub(super) async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
     mut attempt: impl FnMut() -> F,
     mut is_retryable: impl FnMut(&Error) -> bool,
 ) -> Option<T> {
-    let mut pause = FIRST_PAUSE;
+    let mut backoff = Backoff::new(longest_pause);
     let mut attempts = FuturesUnordered::from_iter([attempt()]);
     let mut next = Instant::now() + HEDGE_AFTER;
     loop {
@@ -41,8 +42,7 @@ pub(super) async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
                     Err(error) if !is_retryable(&error) => return None,
                     Err(_) => {}
                 }
-                next = Instant::now() + pause;
-                pause = (pause * 2).min(longest_pause);
+                next = Instant::now() + backoff.next_pause();
             }
             () = tokio::time::sleep_until(next), if in_flight < MAX_ATTEMPTS => {
                 attempts.push(attempt());
@@ -61,7 +61,7 @@ mod tests {
     const LONGEST: Duration = Duration::from_secs(1);
 
     fn lost() -> Error {
-        Error::Lost { backend: "a".into(), cause: "gone".to_owned() }
+        Error::lost_backend("a".into(), "gone")
     }
 
     #[tokio::test(start_paused = true)]

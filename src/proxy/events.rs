@@ -3,40 +3,40 @@
 //! Every end of the stream costs kubelet one of five attempts, for as long as it lives (`pleg/evented.go`,
 //! 1.37). So the stream is always offered, and each backend is an event source of its own: its stream
 //! (`events/stream.rs`), or, while the stream is missing because it was lost, never offered or is of CRI
-//! 0.25, its lists, compared once a second (`events/told.rs`). The same comparison makes the events of what
+//! 0.25, its lists, compared once a second (`events/client_view.rs`). The same comparison makes the events of what
 //! changed while the stream or the backend was away. No backend is called while no client subscribes.
 //!
 //! Owners are learnt from each event. States are not taken from it, because an event may be older than a
 //! later call; instead an event makes crimux list that backend, at most once a second.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::backend::Backend;
+use crate::backoff::Backoff;
 use crate::error::Error;
 use crate::events::{Client, Subscription};
 use crate::method::List;
+use crate::mutex::lock;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, refresh};
 use crate::snapshot::{Filter, InstanceId, ListKind};
+use client_view::ClientView;
 use stream::Ended;
-use told::Told;
 
 mod body;
+mod client_view;
 mod stream;
-mod told;
 
-/// The first pause before a lost stream is asked for again; it doubles up to [`LONGEST_PAUSE`].
-const FIRST_PAUSE: Duration = Duration::from_millis(50);
 /// The longest pause before a lost stream is asked for again.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long a list waits for the events of a stream that has just been opened.
 const STREAM_FIRST: Duration = Duration::from_millis(300);
-/// How often a client's sources are compared with the backends, lists with what was told, and a backend with
+/// How often a client's sources are compared with the backends, lists with what clients know, and a backend with
 /// events is listed.
 const ROUND: Duration = Duration::from_secs(1);
 
@@ -136,10 +136,10 @@ struct Source {
     node: Arc<ProxyState>,
     backend: Arc<Backend>,
     feed: Arc<Subscription>,
-    /// What clients were told; `None` until there is a list to begin with.
-    told: Mutex<Option<Told>>,
-    /// Whether something may have happened that no event told.
-    behind: AtomicBool,
+    /// What clients know; `None` until there is a list to begin with.
+    view: Mutex<Option<ClientView>>,
+    /// Whether something may have happened without an event.
+    needs_compare: AtomicBool,
     /// How many events of the runtime had come at the last comparison.
     compared: AtomicU64,
     /// Wakes the comparison when a stream was opened.
@@ -154,13 +154,13 @@ impl Source {
             node,
             backend,
             feed,
-            told: Mutex::default(),
-            behind: AtomicBool::new(true),
+            view: Mutex::default(),
+            needs_compare: AtomicBool::new(true),
             compared: AtomicU64::new(0),
             opened: Notify::new(),
             events: Notify::new(),
         };
-        // What changed since that list is told, so that nothing is lost between it and the first comparison.
+        // What changed since that list becomes an event, so that nothing is lost between it and the first comparison.
         source.begin();
         source
     }
@@ -175,7 +175,7 @@ impl Source {
                 renamed = self.renamed() => renamed,
             };
             self.feed.set_streaming(false);
-            self.behind.store(true, Ordering::Relaxed);
+            self.needs_compare.store(true, Ordering::Relaxed);
             self.backend = renamed;
         }
     }
@@ -192,15 +192,16 @@ impl Source {
 
     /// Reads the backend's stream while there is one, and asks for it again.
     async fn read_streams(&self) {
-        let (mut lost, mut pause) = (None, FIRST_PAUSE);
+        let (mut lost, mut backoff) = (None, Backoff::new(LONGEST_PAUSE));
         loop {
             let known = self.backend.last.streams_events();
             let ended = self.read_stream().await;
             let streamed = self.feed.set_streaming(false);
             if streamed {
-                (lost, pause) = (None, FIRST_PAUSE);
+                lost = None;
+                backoff.reset();
             }
-            self.behind.store(true, Ordering::Relaxed);
+            self.needs_compare.store(true, Ordering::Relaxed);
             let since = *lost.get_or_insert_with(Instant::now);
             let in_time = since.elapsed() < self.node.config().events.grace;
             let (cause, again) = match ended {
@@ -210,18 +211,18 @@ impl Source {
             let backend = &self.backend;
             tracing::debug!(backend = %backend.name, %cause, again, "no event stream, its lists are compared");
             if again && backend.is_up() {
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                tokio::time::sleep(backoff.next_pause()).await;
             } else {
                 // What comes up may be another version.
                 backend.disconnected().await;
                 backend.connected().await;
-                (lost, pause) = (None, FIRST_PAUSE);
+                lost = None;
+                backoff.reset();
             }
         }
     }
 
-    /// Compares the backend's lists with what clients were told while it does not stream, and once when it
+    /// Compares the backend's lists with what clients know while it does not stream, and once when it
     /// does again.
     async fn compare_lists(&self) {
         loop {
@@ -230,13 +231,13 @@ impl Source {
                 () = self.opened.notified() => {}
             }
             let streaming = self.feed.is_streaming();
-            if !self.backend.is_up() || (streaming && !self.behind.load(Ordering::Relaxed)) {
+            if !self.backend.is_up() || (streaming && !self.needs_compare.load(Ordering::Relaxed)) {
                 continue;
             }
             match self.compare().await {
-                // A stream that was lost meanwhile leaves it behind.
+                // If the stream was lost meanwhile, the next comparison is needed.
                 Ok(()) if streaming && self.feed.is_streaming() => {
-                    self.behind.store(false, Ordering::Relaxed);
+                    self.needs_compare.store(false, Ordering::Relaxed);
                 }
                 Ok(()) => {}
                 Err(error) => self.backend.health.record_error(error.to_string()),
@@ -245,24 +246,24 @@ impl Source {
     }
 
     async fn compare(&self) -> Result<(), Error> {
-        let since = self.told().as_ref().map_or(0, Told::events);
+        let since = self.view().as_ref().map_or(0, ClientView::event_count);
         self.list(since).await?;
         if self.feed.is_streaming() {
             // What the stream tells of the same objects comes first.
             tokio::time::sleep(STREAM_FIRST).await;
         }
         self.compared.store(since, Ordering::Relaxed);
-        if self.told().is_none() {
+        if self.view().is_none() {
             self.begin();
             return Ok(());
         }
         let Some((sandboxes, containers)) = self.lists() else { return Ok(()) };
         let changes = {
-            let mut told = self.told();
-            let Some(told) = &mut *told else { return Ok(()) };
-            told.compare(&sandboxes, &containers, since)
+            let mut view = self.view();
+            let Some(view) = &mut *view else { return Ok(()) };
+            view.compare(&sandboxes, &containers, since)
         };
-        let changes = changes.map_err(|error| self.backend.garbage(error.to_string()))?;
+        let changes = changes.map_err(|error| self.backend.garbage_error(error))?;
         for event in self.events_of(&changes, &containers).await {
             self.publish(&event);
         }
@@ -279,8 +280,7 @@ impl Source {
         let limit = self.backend.config().timeouts.list;
         for list in [List::Sandboxes, List::Containers] {
             let listed = refresh::list_all(&self.node, &self.backend, list);
-            let late = || Error::Late { backend: Arc::clone(&self.backend.name), waited: limit };
-            tokio::time::timeout(limit, listed).await.map_err(|_| late())??;
+            tokio::time::timeout(limit, listed).await.map_err(|_| self.backend.late_error(limit))??;
         }
         Ok(())
     }
@@ -288,7 +288,7 @@ impl Source {
     /// Takes what the backend has, or was last known to have, for known to clients.
     fn begin(&self) {
         if let Some((sandboxes, containers)) = self.lists() {
-            *self.told() = Told::begin(&sandboxes, &containers).ok();
+            *self.view() = ClientView::begin(&sandboxes, &containers).ok();
         }
     }
 
@@ -316,7 +316,7 @@ impl Source {
         self.node.metrics.count_dropped_event_clients(self.feed.publish(event));
     }
 
-    fn told(&self) -> MutexGuard<'_, Option<Told>> {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner)
+    fn view(&self) -> MutexGuard<'_, Option<ClientView>> {
+        lock(&self.view)
     }
 }

@@ -9,118 +9,112 @@ use std::time::Duration;
 
 use tonic::Code;
 
-use crate::backend::{Backend, Collected};
+use crate::backend::{Backend, CallRequest, Collected};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{Effect, Method};
+use crate::proxy::Call;
+use crate::proxy::creation::{CreationRequest, PodName};
+use crate::proxy::learn::Learner;
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, learn};
 use crate::snapshot::ForgottenStatus;
 use crate::{router, wire};
+
+/// A call about one object, for the backend that owns it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ObjectCall<'a> {
+    pub(super) backend: &'a Arc<Backend>,
+    pub(super) method: &'static Method,
+    /// The full ID of the sandbox or container.
+    pub(super) id: &'a str,
+    pub(super) message: &'a Message,
+}
 
 impl Call {
     /// Sends a call that creates a sandbox to the backend of its handler.
     pub(super) async fn create_on_handler(&mut self, field: u32, message: Message) -> Result<Outcome, Error> {
         let method = self.method.expect("a handler route is a row of the table");
-        let request = message.encoded();
-        let handler = wire::peek_str(request, &[field])?.to_owned();
-        let uid = wire::peek_str(request, &learn::uid_path(method))?.to_owned();
-        self.node.router.note_seen(&uid, learn::config_seen(method, request));
+        let request = CreationRequest { method, encoded: message.encoded() };
+        let handler = wire::peek_str(request.encoded, &[field])?.to_owned();
+        let uid = request.uid()?.to_owned();
+        self.node.router.note_seen(&uid, request.config_seen());
         let choice = if let Some(backend) = self.scope {
             router::Choice { backend, handler: handler.clone() }
         } else {
-            let choice = self.node.choose_for_pod(&handler, learn::requested_name(method, request));
-            choice.inspect_err(|error| {
+            self.node.choose_for_pod(&handler, request.pod_name()).inspect_err(|error| {
                 self.node.record_placement(&handler, None, error.code());
-                log_refusal(method, &handler, request, &error.to_string());
+                log_refusal(request, &handler, &error.to_string());
             })?
         };
         let backend = self.node.backend(choice.backend)?;
         let message = if choice.handler == handler {
             message.clone()
         } else {
-            Message::new(&wire::append_str(request, &[field], &choice.handler))
+            Message::new(&wire::append_str(request.encoded, &[field], &choice.handler))
         };
         self.recorder.set_backend(&backend);
         self.node.router.owners.note_sent(&uid, backend.id);
         let reply = self.fetch(&backend, method, &message).await;
         let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
         self.node.record_placement(&handler, Some(&backend.name), code);
-        let reply = reply.inspect_err(|error| log_refusal(method, &handler, request, &error.to_string()))?;
-        if reply.code != Code::Ok {
-            let answer = format!("backend {} answered {:?}", backend.name, reply.code);
-            log_refusal(method, &handler, request, &answer);
-        }
+        let reply = reply.inspect_err(|error| log_refusal(request, &handler, &error.to_string()))?;
         if reply.code == Code::Ok {
-            let id = learn::record_created(
-                &self.node,
-                &backend,
-                method,
-                None,
-                message.encoded(),
-                reply.message.encoded(),
-            )?;
+            let sent = CreationRequest { method, encoded: message.encoded() };
+            let learner = Learner::new(&self.node, &backend);
+            let id = learner.record_sandbox_created(&sent, reply.message.encoded())?;
             backend.last.wait_for_journal().await;
             self.node.metrics.count_routed_sandbox(&handler, &backend.name);
             self.node.history.record_requested_handler(&id, &handler);
-            let [namespace, name, uid] = learn::requested_name(method, request);
+            let PodName { namespace, name, uid } = request.pod_name();
             let backend = &backend.name;
             tracing::info!(method = method.name, namespace, name, uid, handler, %backend, sandbox = id, "sandbox placed");
+        } else {
+            let answer = format!("backend {} answered {:?}", backend.name, reply.code);
+            log_refusal(request, &handler, &answer);
         }
         Ok(reply.into())
     }
 
-    /// Sends a call about one sandbox or container to its owner. `id` is the full ID.
-    pub(super) async fn forward(
-        &mut self,
-        backend: &Arc<Backend>,
-        method: &'static Method,
-        id: &str,
-        message: Message,
-    ) -> Result<Outcome, Error> {
-        self.recorder.set_backend(backend);
-        if !learn::is_write(method.effect) {
-            return self.forward_by_effect(backend, method, id, message).await;
+    /// Sends a call about one sandbox or container to its owner.
+    pub(super) async fn forward(&mut self, call: ObjectCall<'_>) -> Result<Outcome, Error> {
+        self.recorder.set_backend(call.backend);
+        if !call.method.effect.is_write() {
+            return self.forward_by_effect(call).await;
         }
-        let invalidation = StatusInvalidation::begin(backend, id);
-        let outcome = self.forward_by_effect(backend, method, id, message).await;
+        let invalidation = StatusInvalidation::begin(call.backend, call.id);
+        let outcome = self.forward_by_effect(call).await;
         if matches!(outcome, Err(Error::Down { .. } | Error::Busy { .. })) {
             invalidation.undo();
         }
         outcome
     }
 
-    async fn forward_by_effect(
-        &mut self,
-        backend: &Arc<Backend>,
-        method: &'static Method,
-        id: &str,
-        message: Message,
-    ) -> Result<Outcome, Error> {
+    async fn forward_by_effect(&mut self, call: ObjectCall<'_>) -> Result<Outcome, Error> {
+        let ObjectCall { backend, method, id, message } = call;
         if method.effect == Effect::ContainerCreated {
             self.note_creation(message.encoded())?;
         }
         match method.effect {
-            Effect::Stats(list) => self.read_stats(backend, method, list, id, message).await,
+            Effect::Stats(list) => self.read_stats(list, call).await,
             Effect::None => {
                 let headers = std::mem::take(&mut self.headers);
-                let reply = backend.call(Some(method), &self.path, headers, message.framed()).await?;
+                let reply = backend.call(CallRequest::of(method, headers, message.framed())).await?;
                 Ok(Outcome::Streaming(reply))
             }
-            Effect::Status(kind) => self.read_status(backend, method, kind.into(), id, message).await,
+            Effect::Status(kind) => self.read_status(kind.into(), call).await,
             Effect::StreamUrl => {
-                let reply = self.fetch(backend, method, &message).await?;
+                let reply = self.fetch(backend, method, message).await?;
                 self.node.rewrite_stream_url(backend, reply).map(Outcome::from)
             }
             _ => {
-                let mut reply = self.fetch(backend, method, &message).await?;
+                let mut reply = self.fetch(backend, method, message).await?;
                 if reply.code == Code::NotFound && Box::pin(self.is_gone(backend, method, id)).await {
                     reply = Collected::empty();
                 }
                 if reply.code == Code::Ok {
                     log_change(backend, method, id);
                     let (request, reply) = (message.encoded(), reply.message.encoded());
-                    learn::record_write(&self.node, backend, method, id, request, reply)?;
+                    Learner::new(&self.node, backend).record_write(method, id, request, reply)?;
                     backend.last.wait_for_journal().await;
                 }
                 Ok(reply.into())
@@ -182,9 +176,10 @@ impl Drop for StatusInvalidation<'_> {
 }
 
 /// Logs why a new sandbox was not created. kubelet retries with backoff, so each attempt is one line.
-fn log_refusal(method: &Method, handler: &str, request: &[u8], reason: &str) {
-    let [namespace, name, uid] = learn::requested_name(method, request);
-    tracing::warn!(method = method.name, namespace, name, uid, handler, reason, "sandbox refused");
+fn log_refusal(request: CreationRequest<'_>, handler: &str, reason: &str) {
+    let PodName { namespace, name, uid } = request.pod_name();
+    let method = request.method.name;
+    tracing::warn!(method, namespace, name, uid, handler, reason, "sandbox refused");
 }
 
 /// Logs a successful Stop or Remove with the pod it belongs to, as far as last-known state has it.

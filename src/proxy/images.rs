@@ -26,7 +26,6 @@ use crate::snapshot::{ContainerFacts, Filter, InstanceId, ListKind};
 use crate::wire;
 
 pub use explain::{CallExplanation, ImageExplanation, StoreExplanation};
-pub(super) use remove::ImageLists;
 
 mod explain;
 mod remove;
@@ -141,8 +140,10 @@ impl ProxyState {
 fn sandboxes_using(backend: &Backend, reference: &str) -> HashSet<String> {
     let full = normalise(reference);
     let list = backend.last.list(ListKind::Images, &Filter::default()).unwrap_or_default();
-    let ids: HashSet<String> =
-        images::stored(&list, reference).into_iter().map(|image| bare_id(&image.id).to_owned()).collect();
+    let ids: HashSet<String> = images::matching_images(&list, reference)
+        .into_iter()
+        .map(|image| bare_id(&image.id).to_owned())
+        .collect();
     let mut sandboxes = HashSet::new();
     backend.last.for_each_container(|facts| {
         if uses(&facts, &full, &ids) {

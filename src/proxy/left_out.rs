@@ -5,10 +5,11 @@
 //! This module must not decide what is left out.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::metrics::Metrics;
+use crate::mutex::lock;
 
 /// How often one case is logged.
 const LOGGED_EVERY: Duration = Duration::from_secs(60);
@@ -16,8 +17,9 @@ const LOGGED_EVERY: Duration = Duration::from_secs(60);
 const SHOWN_FOR: Duration = Duration::from_secs(300);
 
 /// The cases of the last five minutes.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct LeftOut {
+    metrics: Arc<Metrics>,
     cases: Mutex<BTreeMap<CaseKey, Case>>,
 }
 
@@ -34,10 +36,14 @@ struct Case {
 }
 
 impl LeftOut {
+    pub(super) fn new(metrics: Arc<Metrics>) -> Self {
+        Self { metrics, cases: Mutex::default() }
+    }
+
     /// Records items that would crash a client.
-    pub(super) fn items(&self, metrics: &Metrics, backend: &Arc<str>, method: &'static str, count: usize) {
+    pub(super) fn items(&self, backend: &Arc<str>, method: &'static str, count: usize) {
         if count > 0 {
-            metrics.left_out.items.with_label_values(&[&**backend, method]).inc_by(count as u64);
+            self.metrics.left_out.items.with_label_values(&[&**backend, method]).inc_by(count as u64);
             self.record(
                 (Arc::clone(backend), method, "items"),
                 count,
@@ -47,9 +53,9 @@ impl LeftOut {
     }
 
     /// Records strings that were not UTF-8 and were repaired.
-    pub(super) fn texts(&self, metrics: &Metrics, backend: &Arc<str>, method: &'static str, count: usize) {
+    pub(super) fn texts(&self, backend: &Arc<str>, method: &'static str, count: usize) {
         if count > 0 {
-            metrics.left_out.texts.with_label_values(&[&**backend, method]).inc_by(count as u64);
+            self.metrics.left_out.texts.with_label_values(&[&**backend, method]).inc_by(count as u64);
             self.record(
                 (Arc::clone(backend), method, "bytes that are not UTF-8"),
                 count,
@@ -60,14 +66,8 @@ impl LeftOut {
 
     /// Records that a reply lacks a backend. `cause` is the backend's own error; `None` if it could not be
     /// called.
-    pub(super) fn backend(
-        &self,
-        metrics: &Metrics,
-        backend: &Arc<str>,
-        method: &'static str,
-        cause: Option<&str>,
-    ) {
-        metrics.left_out.backends.with_label_values(&[&**backend, method]).inc();
+    pub(super) fn backend(&self, backend: &Arc<str>, method: &'static str, cause: Option<&str>) {
+        self.metrics.left_out.backends.with_label_values(&[&**backend, method]).inc();
         if let Some(cause) = cause {
             self.record((Arc::clone(backend), method, "the whole backend"), 1, cause);
         }
@@ -98,6 +98,6 @@ impl LeftOut {
     }
 
     fn cases(&self) -> MutexGuard<'_, BTreeMap<CaseKey, Case>> {
-        self.cases.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.cases)
     }
 }

@@ -3,7 +3,7 @@
 //! The backends, the router, the last-known state and the metrics, each of which knows nothing of the others.
 //! A reload replaces the list of backends and the handlers, never the objects that calls in flight hold.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -20,13 +20,15 @@ use crate::history::RecentEvents;
 use crate::limits::ClientLimits;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND};
+use crate::mutex::lock;
 use crate::plan::KnownInstance;
-use crate::proxy::images::ImageLists;
+use crate::proxy::creation::PodName;
+use crate::proxy::descriptors::Unannounced;
+use crate::proxy::image_lists::ImageLists;
 use crate::proxy::left_out::LeftOut;
-use crate::proxy::pod_metrics::Unannounced;
 use crate::proxy::unknown_ids::UnknownIds;
 use crate::relay::{Relay, StreamRoute};
-use crate::router::{Choice, Router};
+use crate::router::{Choice, Handlers, Names, Router};
 use crate::snapshot::{Instance, InstanceId, Life, Snapshot};
 use crate::wire;
 
@@ -77,21 +79,20 @@ impl ProxyState {
     /// Makes a node of these parts; backends are added by [`ProxyState::replace_backends`].
     pub fn new(
         config: Config,
-        router: Router,
         snapshot: Arc<Snapshot>,
         metrics: Arc<Metrics>,
         relay: Arc<Relay>,
     ) -> Arc<Self> {
         Arc::new(Self {
-            router,
+            router: Router::new(Handlers::new(&config, &Names::new())),
             snapshot,
             all_calls: metrics.calls(ALL_BACKENDS),
             own_calls: metrics.calls(NO_BACKEND),
             limits: ClientLimits::new(&config.limits, &metrics),
-            metrics,
             feeds: Subscriptions::default(),
             history: RecentEvents::default(),
-            left_out: LeftOut::default(),
+            left_out: LeftOut::new(Arc::clone(&metrics)),
+            metrics,
             large_list_logged: Mutex::default(),
             unannounced: Unannounced::default(),
             image_lists: ImageLists::default(),
@@ -137,9 +138,9 @@ impl ProxyState {
     /// [`Error::Lost`] if it ended while its ID was being looked up.
     pub fn backend(&self, id: InstanceId) -> Result<Arc<Backend>, Error> {
         let backends = self.backends.load();
-        backends.iter().find(|backend| backend.id == id).cloned().ok_or_else(|| Error::Lost {
-            backend: format!("#{id}").into(),
-            cause: "it was removed and owns nothing any more".to_owned(),
+        let running = backends.iter().find(|backend| backend.id == id).cloned();
+        running.ok_or_else(|| {
+            Error::lost_backend(format!("#{id}").into(), "it was removed and owns nothing any more")
         })
     }
 
@@ -160,7 +161,7 @@ impl ProxyState {
     }
 
     /// Returns what is known of every backend, for [`crate::plan::Plan::new`].
-    pub fn known(&self) -> Vec<KnownInstance> {
+    pub fn known_instances(&self) -> Vec<KnownInstance> {
         let known = |instance: Instance| {
             let Instance { id, name, endpoint, life, .. } = instance;
             let last_known = self.snapshot.get(id);
@@ -170,7 +171,7 @@ impl ProxyState {
                 (None, Some(last_known)) => last_known.count(),
                 _ => self.router.owners.count(id),
             };
-            let awaited = life == Life::Member && last_known.is_some_and(|last_known| !last_known.is_known());
+            let awaited = last_known.is_some_and(|last_known| life.is_awaited(last_known.is_known()));
             let busy = backend.is_some_and(|backend| backend.in_flight() > 0);
             KnownInstance { id, name, endpoint, life, pods, holds: pods + containers > 0 || awaited || busy }
         };
@@ -194,7 +195,7 @@ impl ProxyState {
     pub(super) fn choose_for_pod(
         &self,
         handler: &str,
-        [namespace, name, uid]: [&str; 3],
+        PodName { namespace, name, uid }: PodName<'_>,
     ) -> Result<Choice, Error> {
         let Some(aimed) = self.router.aims.meet(namespace, name, uid) else {
             return self.choose(handler, uid);
@@ -222,7 +223,7 @@ impl ProxyState {
     fn refuse_joining(&self, choice: Choice) -> Result<Choice, Error> {
         let backend = self.backend(choice.backend)?;
         if self.is_joining(&backend) {
-            return Err(Error::Joining { backend: Arc::clone(&backend.name) });
+            return Err(backend.joining_error());
         }
         Ok(choice)
     }
@@ -253,12 +254,11 @@ impl ProxyState {
         if reply.code != Code::Ok {
             return Ok(reply);
         }
-        let refused = |cause: String| Error::Stream { backend: Arc::clone(&backend.name), cause };
         let url = wire::peek_str(reply.message.encoded(), &[STREAM_URL])
-            .map_err(|error| refused(error.to_string()))?;
-        let connector = backend.connector().map_err(|error| refused(error.to_string()))?;
+            .map_err(|error| backend.stream_url_error(error))?;
+        let connector = backend.connector().map_err(|error| backend.stream_url_error(error))?;
         let decided = self.relay.route(&backend.name, &backend.config(), &connector, url);
-        match decided.map_err(|error| refused(error.to_string()))? {
+        match decided.map_err(|error| backend.stream_url_error(error))? {
             StreamRoute::Direct => Ok(reply),
             StreamRoute::Relay(ours) => {
                 let message = Message::new(&wire::append_str(reply.message.encoded(), &[STREAM_URL], &ours));
@@ -277,7 +277,7 @@ impl ProxyState {
     /// Tells whether a large merged list is to be logged; true at most once a minute, because kubelet lists
     /// every second.
     pub(super) fn is_time_to_log_large_list(&self) -> bool {
-        let mut logged = self.large_list_logged.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut logged = lock(&self.large_list_logged);
         let due = logged.is_none_or(|at| at.elapsed() >= LARGE_LIST_LOGGED_EVERY);
         if due {
             *logged = Some(Instant::now());

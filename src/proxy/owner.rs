@@ -10,13 +10,15 @@ use bytes::BytesMut;
 use futures_util::future::join_all;
 use tonic::Code;
 
-use crate::backend::{Backend, Class, own_headers};
+use crate::backend::{Backend, CallRequest, Class, own_headers};
 use crate::codec::Message;
 use crate::cri::{FILTER_ID, ITEM_ID, LIST_FILTER, LIST_ITEMS, OBJECT_ID, Rpc};
 use crate::error::Error;
 use crate::method::{self, Kind, List, Method, OnUnknownId, Route, Service};
+use crate::proxy::forward::ObjectCall;
+use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState, learn};
+use crate::proxy::{Call, ProxyState};
 use crate::router::Lookup;
 use crate::snapshot::InstanceId;
 use crate::wire;
@@ -54,7 +56,8 @@ impl Call {
         };
         let backend = self.node.backend(found.backend)?;
         let message = with_full_id(message, &id, &found.id);
-        self.forward(&backend, method, &found.id, message).await
+        let call = ObjectCall { backend: &backend, method, id: &found.id, message: &message };
+        self.forward(call).await
     }
 
     /// Sends a call of a method that is not in the table to the owner of its first string if that is an ID,
@@ -75,7 +78,8 @@ impl Call {
         let backend = self.node.backend(name)?;
         self.recorder.set_backend(&backend);
         let headers = std::mem::take(&mut self.headers);
-        let reply = backend.call(None, &self.path, headers, message.framed()).await?;
+        let request = CallRequest { method: None, path: &self.path, headers, message: message.framed() };
+        let reply = backend.call(request).await?;
         Ok(Outcome::Streaming(reply))
     }
 
@@ -159,7 +163,7 @@ async fn look_up_at(
         };
         let method = list.unary();
         let wait = backend.config().timeouts.list;
-        let late = Error::Late { backend: Arc::clone(&backend.name), waited: wait };
+        let late = backend.late_error(wait);
         if backend.health.is_late(Class::Lists) {
             return Err(late);
         }
@@ -167,11 +171,11 @@ async fn look_up_at(
         let listed = backend.fetch(method, own_headers(wait), request.framed());
         let reply = tokio::time::timeout(wait, listed).await.map_err(|_| late)??;
         if reply.code != Code::Ok {
-            let cause = format!("{} was answered with {:?}", method.name, reply.code);
-            return Err(Error::Lost { backend: Arc::clone(&backend.name), cause });
+            return Err(backend.not_ok_error(method, reply.code));
         }
-        let items = reply.message.encoded_bytes();
-        let items = learn::record_list(node, backend, list, revision, false, &items)?;
+        let encoded = &reply.message.encoded_bytes();
+        let received = ReceivedList { list, revision, unfiltered: false, encoded };
+        let items = Learner::new(node, backend).record_list(received)?;
         for item in wire::items(&items, LIST_ITEMS) {
             let known = wire::peek_str(item?, &[ITEM_ID])?;
             // A backend that ignores the filter lists other objects too.

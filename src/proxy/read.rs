@@ -19,11 +19,11 @@ use crate::cri::{FILTER_ID, LIST_FILTER, LIST_ITEMS, field, field_path};
 use crate::error::Error;
 use crate::merge::{required, stats};
 use crate::method::{List, Method};
-use crate::proxy::asking::until_answered;
-use crate::proxy::refresh::REFRESH_TIMEOUT;
+use crate::proxy::asking::{ATTEMPT_TIMEOUT, until_answered};
+use crate::proxy::forward::ObjectCall;
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, learn, refresh};
-use crate::snapshot::{Filter, StatusKind};
+use crate::proxy::{Call, refresh};
+use crate::snapshot::{Filter, ListKind, StatusKind};
 use crate::wire;
 
 /// The field `verbose` of both status requests.
@@ -37,16 +37,14 @@ impl Call {
     /// Reads a status, and caches it unless it is verbose.
     pub(super) async fn read_status(
         &mut self,
-        backend: &Arc<Backend>,
-        method: &'static Method,
         kind: StatusKind,
-        id: &str,
-        message: Message,
+        call: ObjectCall<'_>,
     ) -> Result<Outcome, Error> {
+        let ObjectCall { backend, method, id, message } = call;
         let verbose = wire::peek_varint(message.encoded(), &VERBOSE)? != 0;
         let revision = backend.last.revision();
         let last_known = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
-        let reply = match self.read(backend, method, id, &message).await {
+        let reply = match self.read(call).await {
             Ok(reply) => reply,
             Err(error) => return last_known().map(|status| Outcome::message(&status)).ok_or(error),
         };
@@ -72,26 +70,20 @@ impl Call {
             required::CheckedReply::SandboxStatus,
             &reply.message.encoded_bytes(),
         );
-        let (encoded, count) = checked.map_err(|error| backend.garbage(error.to_string()))?;
+        let (encoded, count) = checked.map_err(|error| backend.garbage_error(error))?;
         if count == 0 {
             return Ok(reply);
         }
-        self.node.left_out.items(&self.node.metrics, &backend.name, method.name, count);
+        self.node.left_out.items(&backend.name, method.name, count);
         Ok(Collected { message: Message::new(&encoded), ..reply })
     }
 
     /// Reads the stats of one object; if the backend does not answer, they are taken from its last list of
     /// stats.
-    pub(super) async fn read_stats(
-        &mut self,
-        backend: &Arc<Backend>,
-        method: &'static Method,
-        list: List,
-        id: &str,
-        message: Message,
-    ) -> Result<Outcome, Error> {
+    pub(super) async fn read_stats(&mut self, list: List, call: ObjectCall<'_>) -> Result<Outcome, Error> {
+        let ObjectCall { backend, id, .. } = call;
         let local = backend.config().local;
-        match self.read(backend, method, id, &message).await {
+        match self.read(call).await {
             Ok(reply) if local || reply.code != Code::Ok => Ok(reply.into()),
             Ok(reply) => {
                 let message =
@@ -108,16 +100,11 @@ impl Call {
 
     /// Calls the backend unless it or the object is late, within the deadline of reads. After half the
     /// deadline `Version` is called too: if that is answered, only this object is late.
-    async fn read(
-        &mut self,
-        backend: &Arc<Backend>,
-        method: &'static Method,
-        id: &str,
-        message: &Message,
-    ) -> Result<Collected, Error> {
+    async fn read(&mut self, call: ObjectCall<'_>) -> Result<Collected, Error> {
+        let ObjectCall { backend, method, id, message } = call;
         let limit = backend.config().timeouts.read;
         let wait = self.cap_to_caller(limit);
-        let late = backend.late(wait);
+        let late = backend.late_error(wait);
         if backend.health.is_late(Class::Reads) {
             refresh::refresh(&self.node, backend, Class::Reads);
             return Err(late);
@@ -139,7 +126,7 @@ impl Call {
         };
         if wait == limit {
             if is_alive {
-                mark_object_late(backend, method, id, message);
+                mark_object_late(call);
             } else {
                 refresh::record_timeout(&self.node, backend, Class::Reads, method);
             }
@@ -167,7 +154,8 @@ async fn await_read_and_probe<R, E>(
 
 /// Marks one object late, and reads it in the background until that is answered. Other objects are read as
 /// before.
-fn mark_object_late(backend: &Arc<Backend>, method: &'static Method, id: &str, message: &Message) {
+fn mark_object_late(call: ObjectCall<'_>) {
+    let ObjectCall { backend, method, id, message } = call;
     if !backend.health.mark_object_late(id) {
         return;
     }
@@ -176,7 +164,7 @@ fn mark_object_late(backend: &Arc<Backend>, method: &'static Method, id: &str, m
     let connection = backend.health.connection();
     tokio::spawn(async move {
         let ask =
-            || backend.fetch_within(REFRESH_TIMEOUT, method, own_headers(REFRESH_TIMEOUT), message.clone());
+            || backend.fetch_within(ATTEMPT_TIMEOUT, method, own_headers(ATTEMPT_TIMEOUT), message.clone());
         let is_retryable = |error: &Error| matches!(error, Error::NotInTime { .. } | Error::Busy { .. });
         tokio::select! {
             () = backend.disconnected() => return,
@@ -190,13 +178,13 @@ fn mark_object_late(backend: &Arc<Backend>, method: &'static Method, id: &str, m
 
 /// Removes the filesystem paths from the stats of a backend on another host.
 fn without_local_paths(backend: &Backend, list: List, stats: &Bytes) -> Result<Bytes, Error> {
-    stats::without_filesystems(list, stats).map_err(|error| backend.garbage(error.to_string()))
+    stats::without_filesystems(list, stats).map_err(|error| backend.garbage_error(error))
 }
 
 /// Returns the stats of `id` from the last-known list: a list of one item has the encoding of the reply about
 /// that item.
 fn last_known_stats(backend: &Backend, list: List, id: &str) -> Option<Bytes> {
-    let kind = learn::list_kind(list)?;
+    let kind = ListKind::of(list)?;
     let mut filter = BytesMut::new();
     wire::put_bytes(&mut filter, FILTER_ID, id.as_bytes());
     let mut request = BytesMut::new();

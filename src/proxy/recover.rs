@@ -4,13 +4,13 @@
 //! backend is connected, without waiting for a call of kubelet.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Class};
-use crate::cri::Rpc;
 use crate::method::List;
-use crate::proxy::{ProxyState, answer, learn, refresh};
+use crate::mutex::lock;
+use crate::proxy::{ProxyState, learn, refresh};
 
 /// How often backends that list the same IDs are named.
 const REPORT_EVERY: Duration = Duration::from_secs(60);
@@ -101,7 +101,7 @@ impl ProxyState {
                 }
             }
         }
-        let mut reported = self.conflicts_reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut reported = lock(&self.conflicts_reported);
         if counts.is_empty() || reported.is_some_and(|at| at.elapsed() < REPORT_EVERY) {
             return;
         }
@@ -112,26 +112,6 @@ impl ProxyState {
                 other,
                 ids,
                 "two backends list the same IDs: each is served by its owner alone"
-            );
-        }
-    }
-
-    /// Warns if local backends have different cgroup drivers, because kubelet has one.
-    pub(super) fn compare_cgroup_drivers(&self, backend: &Backend) {
-        let told = answer::cgroup_drivers(self);
-        if let Some((first, driver)) = told.first() {
-            for (other, _) in told.iter().filter(|(_, theirs)| theirs != driver) {
-                tracing::warn!(backends = ?[first, other], "local backends have different cgroup drivers");
-            }
-        }
-        let is_default = self.config().default_backend == *backend.name;
-        if is_default
-            && self.config().cgroup_driver.is_none()
-            && backend.last.is_unimplemented(Rpc::RuntimeConfig)
-        {
-            tracing::warn!(
-                backend = %backend.name,
-                "backend does not tell its cgroup driver: kubelet uses its own cgroupDriver, and from 1.38 on it needs cgroup_driver here"
             );
         }
     }

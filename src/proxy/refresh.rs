@@ -12,12 +12,10 @@ use crate::backend::{Backend, Class, Refresh, own_headers};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{Deadline, List, Method};
-use crate::proxy::asking::until_answered;
-use crate::proxy::fan_out::{is_optional, lacking};
-use crate::proxy::{ProxyState, answer, learn, pod_metrics};
+use crate::proxy::asking::{ATTEMPT_TIMEOUT, until_answered};
+use crate::proxy::learn::{Learner, ReceivedList};
+use crate::proxy::{ProxyState, descriptors, runtime_replies};
 
-/// The timeout of one attempt of a refresh. Further attempts start long before that (`asking.rs`).
-pub(super) const REFRESH_TIMEOUT: Duration = Duration::from_secs(60);
 /// The longest pause between attempts to refresh lists and `Status`.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between attempts of the other classes.
@@ -89,8 +87,10 @@ async fn refresh_once(node: &ProxyState, backend: &Arc<Backend>, class: Class) -
         Class::SandboxStats => &[List::SandboxStats],
         Class::Metrics => &[List::MetricDescriptors],
         Class::Filesystems => &[List::Filesystems],
-        Class::Reads => return backend.ask_version(REFRESH_TIMEOUT).await,
-        Class::Status | Class::RuntimeConfig => return answer::refresh_reply(node, backend, class).await,
+        Class::Reads => return backend.ask_version(ATTEMPT_TIMEOUT).await,
+        Class::Status | Class::RuntimeConfig => {
+            return runtime_replies::refresh_reply(node, backend, class).await;
+        }
     };
     for list in lists {
         match list_all(node, backend, *list).await {
@@ -105,25 +105,26 @@ async fn refresh_once(node: &ProxyState, backend: &Arc<Backend>, class: Class) -
 pub(super) async fn list_all(node: &ProxyState, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
     let method = list.unary();
     let revision = backend.last.revision();
-    let listed = backend.fetch(method, own_headers(REFRESH_TIMEOUT), Message::new(&[]).framed());
-    let late = || Error::Late { backend: Arc::clone(&backend.name), waited: REFRESH_TIMEOUT };
-    let reply = tokio::time::timeout(REFRESH_TIMEOUT, listed).await.map_err(|_| late())??;
+    let listed = backend.fetch(method, own_headers(ATTEMPT_TIMEOUT), Message::new(&[]).framed());
+    let late = |_| backend.late_error(ATTEMPT_TIMEOUT);
+    let reply = tokio::time::timeout(ATTEMPT_TIMEOUT, listed).await.map_err(late)??;
     match reply.code {
         Code::Ok => {
             backend.record_support(method, false);
-            learn::record_list(node, backend, list, revision, true, &reply.message.encoded_bytes())?;
-            if list == List::MetricDescriptors {
-                pod_metrics::record_unannounced(node, backend);
+            let encoded = &reply.message.encoded_bytes();
+            let received = ReceivedList { list, revision, unfiltered: true, encoded };
+            Learner::new(node, backend).record_list(received)?;
+            if list == List::MetricDescriptors
+                && let Some(announced) = descriptors::last_announced(&node.backends())
+            {
+                node.unannounced.record(backend, &announced);
             }
             Ok(())
         }
-        Code::Unimplemented if is_optional(list) => {
+        Code::Unimplemented if list.is_optional() => {
             backend.record_support(method, true);
-            Err(lacking(backend, method))
+            Err(backend.unimplemented_error(method))
         }
-        code => {
-            let cause = format!("{} was answered with {code:?}", method.name);
-            Err(Error::Lost { backend: Arc::clone(&backend.name), cause })
-        }
+        code => Err(backend.not_ok_error(method, code)),
     }
 }

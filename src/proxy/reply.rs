@@ -47,11 +47,11 @@ pub(super) enum Outcome {
 impl Outcome {
     /// A message that crimux authored.
     pub(super) fn message(encoded: &[u8]) -> Self {
-        Self::framed(vec![Message::new(encoded).framed()])
+        Self::from_pieces(vec![Message::new(encoded).framed()])
     }
 
     /// A framed message, in pieces, that crimux put together.
-    pub(super) fn framed(chunks: Vec<Bytes>) -> Self {
+    pub(super) fn from_pieces(chunks: Vec<Bytes>) -> Self {
         Self::Buffered {
             headers: codec::reply_headers(),
             chunks,
@@ -205,7 +205,7 @@ impl http_body::Body for MessagesBody {
 }
 
 /// Returns the answer to a path that is not of the CRI API.
-pub(super) fn unimplemented(path: &str) -> Response<Body> {
+pub(super) fn unimplemented_response(path: &str) -> Response<Body> {
     Status::unimplemented(format!("crimux: {path} is not a method of the CRI API")).into_http()
 }
 

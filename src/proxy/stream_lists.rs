@@ -20,16 +20,17 @@ use http::HeaderMap;
 use tokio::sync::mpsc;
 use tonic::Code;
 
-use crate::backend::{Backend, Class, ReplyBody};
+use crate::backend::{CallRequest, Class, ReplyBody};
 use crate::codec::{self, Deframer, Frames, Message, PREFIX};
 use crate::cri::{LIST_ITEMS, field};
 use crate::error::Error;
 use crate::merge::{self, stats};
 use crate::method::{List, Method};
-use crate::proxy::fan_out::{self, Completeness, Contribution, ListQuery, NoContribution};
+use crate::proxy::fan_out::{Completeness, Contribution, ListQuery, NoContribution, owned_items};
+use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState, learn, pod_metrics, refresh};
-use crate::snapshot::{Filter, Revision, item_id};
+use crate::proxy::{Call, descriptors, refresh};
+use crate::snapshot::{ListKind, Revision, item_id};
 use crate::wire;
 
 /// The largest message made here, in bytes, unless one item is larger: grpc-go's default limit is 4 MiB.
@@ -41,15 +42,9 @@ const AHEAD: usize = 4;
 
 /// One backend's share of a streamed list.
 struct Share {
-    node: Arc<ProxyState>,
-    backend: Arc<Backend>,
+    query: ListQuery,
+    /// The method that streams the list.
     method: &'static Method,
-    list: List,
-    filter: Arc<Filter>,
-    headers: HeaderMap,
-    message: Message,
-    limit: Duration,
-    wait: Duration,
     /// The descriptors that pod metrics must fit.
     wanted: Option<Bytes>,
     out: Sink,
@@ -86,39 +81,18 @@ impl Call {
         message: Message,
     ) -> Result<Outcome, Error> {
         self.recorder.set_all_backends(&self.node);
-        self.refuse_pod_stats(list)?;
-        let filter = Arc::new(learn::parse_filter(list, &message)?);
         let wanted = match list {
             List::SandboxMetrics => self.target_descriptors().await,
             _ => None,
         };
-        let backends = self.backends_with(list, &filter);
-        let caller = self.caller_budget();
-        let headers = std::mem::take(&mut self.headers);
-        let share = |backend: Arc<Backend>, out| {
-            let limit = fan_out::deadline(&backend, method);
-            Share {
-                node: Arc::clone(&self.node),
-                method,
-                list,
-                filter: Arc::clone(&filter),
-                headers: headers.clone(),
-                message: message.clone(),
-                limit,
-                wait: caller.map_or(limit, |caller| limit.min(caller)),
-                wanted: wanted.clone(),
-                backend,
-                out,
-            }
-        };
-        let shares = backends.into_iter();
+        let queries = self.list_queries(method, list, &message)?.into_iter();
+        let share = |query, out| Share { query, method, wanted: wanted.clone(), out };
         if list == List::Images {
-            let shares = shares.map(|backend| share(backend, Sink::Buffer(Vec::new())));
+            let shares = queries.map(|query| share(query, Sink::Buffer(Vec::new())));
             return self.send_merged(list, shares.collect()).await;
         }
         let (sender, end, frames) = Frames::channel(AHEAD);
-        let shares: Vec<_> =
-            shares.map(|backend| share(backend, Sink::Client(sender.clone(), false))).collect();
+        let shares: Vec<_> = queries.map(|query| share(query, Sink::Client(sender.clone(), false))).collect();
         let (node, scoped) = (Arc::clone(&self.node), self.scope.is_some());
         tokio::spawn(async move {
             let sent = async { join_all(shares.into_iter().map(Share::send)).await };
@@ -128,10 +102,7 @@ impl Call {
             };
             let mut completeness = Completeness::default();
             for share in sent {
-                match share {
-                    Ok(share) => completeness.add(Ok(&share)),
-                    Err(lacking) => completeness.add(Err(lacking)),
-                }
+                completeness.add(share);
             }
             if let Err(error) = completeness.check(&node, list, scoped) {
                 end.set(error).ok();
@@ -143,16 +114,8 @@ impl Call {
     /// Buffers the shares of all backends, and sends the merged list as messages.
     async fn send_merged(&self, list: List, shares: Vec<Share>) -> Result<Outcome, Error> {
         let mut completeness = Completeness::default();
-        let mut parts = Vec::new();
-        for share in join_all(shares.into_iter().map(Share::send)).await {
-            match share {
-                Ok(part) => {
-                    completeness.add(Ok(&part));
-                    parts.push(part);
-                }
-                Err(lacking) => completeness.add(Err(lacking)),
-            }
-        }
+        let sent = join_all(shares.into_iter().map(Share::send)).await;
+        let parts: Vec<_> = sent.into_iter().filter_map(|share| completeness.add(share)).collect();
         completeness.check(&self.node, list, self.scope.is_some())?;
         let default = self.node.default_in(self.scope);
         let parts: Vec<_> = parts.iter().map(|part| part.to_merge(default)).collect();
@@ -161,7 +124,7 @@ impl Call {
         for frame in wire::split(&merged, FRAME)? {
             chunks.extend([Bytes::copy_from_slice(&codec::prefix(frame.len())), frame]);
         }
-        Ok(Outcome::framed(chunks))
+        Ok(Outcome::from_pieces(chunks))
     }
 }
 
@@ -170,40 +133,43 @@ impl Share {
     async fn send(mut self) -> Result<Contribution, NoContribution> {
         let class = Class::of(self.method);
         let mut sent_frames = Vec::new();
-        if !self.backend.health.is_unimplemented(self.method) && !self.backend.health.is_late(class) {
+        if !self.query.backend.health.is_unimplemented(self.method)
+            && !self.query.backend.health.is_late(class)
+        {
             match self.stream(&mut sent_frames).await {
                 Ok(()) => return Ok(self.contribution(true, None)),
                 Err(StreamFailure::ClientGone) => return Ok(self.contribution(false, None)),
-                Err(StreamFailure::Unimplemented) => self.backend.health.record_unimplemented(self.method),
+                Err(StreamFailure::Unimplemented) => {
+                    self.query.backend.health.record_unimplemented(self.method);
+                }
                 Err(StreamFailure::Late) => {
-                    if self.wait == self.limit {
-                        refresh::record_timeout(&self.node, &self.backend, class, self.method);
+                    if self.query.wait == self.query.limit {
+                        refresh::record_timeout(&self.query.node, &self.query.backend, class, self.method);
                     }
                     return self.send_last_known(&sent_frames, None).await;
                 }
                 Err(StreamFailure::Failed(cause)) => {
-                    refresh::record_failure(&self.node, &self.backend, class, cause);
+                    refresh::record_failure(&self.query.node, &self.query.backend, class, cause);
                     return self.send_last_known(&sent_frames, None).await;
                 }
                 Err(StreamFailure::Refused(error)) => {
-                    refresh::record_failure(&self.node, &self.backend, class, error.to_string());
+                    refresh::record_failure(&self.query.node, &self.query.backend, class, error.to_string());
                     return self.send_last_known(&sent_frames, Some(error)).await;
                 }
             }
         }
-        let unary = self.list.unary();
-        let query = self.query();
-        let part =
-            query.contribution(&self.node, &self.backend, unary, self.headers.clone(), &self.message).await?;
-        self.send_items(&items_not_in(self.list, &part.items, &sent_frames)).await;
+        let part = self.query.contribution().await?;
+        self.send_items(&items_not_in(self.query.list, &part.items, &sent_frames)).await;
         Ok(self.contribution(part.live, part.refusal))
     }
 
     /// Forwards the backend's own stream; every message is added to `sent_frames`.
     async fn stream(&mut self, sent_frames: &mut Vec<Bytes>) -> Result<(), StreamFailure> {
-        let revision = self.backend.last.revision();
-        let mut left = self.wait;
-        let calling = self.backend.call(Some(self.method), "", self.headers.clone(), self.message.framed());
+        let revision = self.query.backend.last.revision();
+        let mut left = self.query.wait;
+        let ListQuery { backend, headers, message, .. } = &self.query;
+        let request = CallRequest::of(self.method, headers.clone(), message.framed());
+        let calling = backend.call(request);
         let reply = within_budget(&mut left, calling)
             .await?
             .map_err(|error| StreamFailure::Failed(error.to_string()))?;
@@ -233,7 +199,7 @@ impl Share {
         match code {
             Code::Ok => Ok(()),
             Code::Unimplemented => Err(StreamFailure::Unimplemented),
-            _ => Err(StreamFailure::Refused(fan_out::refusal(&self.backend, self.method, trailers))),
+            _ => Err(StreamFailure::Refused(self.query.backend.refused_error(self.method, trailers))),
         }
     }
 
@@ -244,7 +210,9 @@ impl Share {
         sent_frames: &mut Vec<Bytes>,
     ) -> Result<(), StreamFailure> {
         let came = frame.slice(PREFIX..);
-        let encoded = learn::record_frame(&self.node, &self.backend, self.list, &came)
+        let encoded = self
+            .learner()
+            .record_frame(self.query.list, &came)
             .map_err(|error| StreamFailure::Failed(error.to_string()))?;
         if encoded.is_empty() {
             return Ok(());
@@ -259,16 +227,19 @@ impl Share {
     }
 
     fn record_list(&self, revision: Revision, sent_frames: &[Bytes]) {
-        if learn::list_kind(self.list).is_none() {
+        let ListQuery { list, filter, backend, .. } = &self.query;
+        if ListKind::of(*list).is_none() {
             return;
         }
-        let whole = concat(sent_frames);
-        let unfiltered = self.filter.is_empty();
-        if let Err(error) =
-            learn::record_list(&self.node, &self.backend, self.list, revision, unfiltered, &whole)
-        {
-            self.backend.health.record_error(error.to_string());
+        let encoded = &concat(sent_frames);
+        let received = ReceivedList { list: *list, revision, unfiltered: filter.is_empty(), encoded };
+        if let Err(error) = self.learner().record_list(received) {
+            backend.health.record_error(error.to_string());
         }
+    }
+
+    fn learner(&self) -> Learner<'_> {
+        Learner::new(&self.query.node, &self.query.backend)
     }
 
     /// Sends the last-known items that were not sent yet.
@@ -277,8 +248,8 @@ impl Share {
         sent_frames: &[Bytes],
         refusal: Option<Error>,
     ) -> Result<Contribution, NoContribution> {
-        let part = self.query().last_known(&self.node, &self.backend, self.list.unary(), refusal)?;
-        self.send_items(&items_not_in(self.list, &part.items, sent_frames)).await;
+        let part = self.query.last_known(refusal)?;
+        self.send_items(&items_not_in(self.query.list, &part.items, sent_frames)).await;
         Ok(self.contribution(false, part.refusal))
     }
 
@@ -294,11 +265,11 @@ impl Share {
 
     /// Returns the items with reordered labels, or without the paths of another host.
     fn adapt_to_node(&self, items: &Bytes) -> Bytes {
-        let items = &fan_out::owned_items(&self.backend, self.list, items.clone());
-        match self.list {
-            List::SandboxMetrics => pod_metrics::reorder(&self.backend, self.wanted.as_ref(), items),
-            List::ContainerStats | List::SandboxStats if !self.backend.config().local => {
-                stats::without_filesystems(self.list, items).unwrap_or_default()
+        let items = &owned_items(&self.query.backend, self.query.list, items.clone());
+        match self.query.list {
+            List::SandboxMetrics => descriptors::reorder(&self.query.backend, self.wanted.as_ref(), items),
+            List::ContainerStats | List::SandboxStats if !self.query.backend.config().local => {
+                stats::without_filesystems(self.query.list, items).unwrap_or_default()
             }
             _ => items.clone(),
         }
@@ -318,16 +289,12 @@ impl Share {
         }
     }
 
-    fn query(&self) -> ListQuery {
-        ListQuery { list: self.list, filter: Arc::clone(&self.filter), limit: self.limit, wait: self.wait }
-    }
-
     fn contribution(self, live: bool, refusal: Option<Error>) -> Contribution {
         let (items, has_items) = match &self.out {
             Sink::Client(_, sent) => (Bytes::new(), *sent),
             Sink::Buffer(frames) => (concat(frames), !frames.is_empty()),
         };
-        Contribution { backend: self.backend, items, has_items, live, refusal }
+        Contribution { backend: self.query.backend, items, has_items, live, refusal }
     }
 }
 
@@ -351,7 +318,7 @@ fn items_not_in(list: List, items: &Bytes, frames: &[Bytes]) -> Bytes {
     if frames.is_empty() {
         return items.clone();
     }
-    let key = |item| match learn::list_kind(list) {
+    let key = |item| match ListKind::of(list) {
         Some(kind) => item_id(kind, item).ok(),
         None => wire::peek_str(item, &[field!(PodSandboxMetrics.pod_sandbox_id)]).ok(),
     };

@@ -1,8 +1,10 @@
 //! The log of look-ups: an ID without a known owner is asked for at every backend, so the journal names
 //! what the alert `CrimuxUnknownIds` counts.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
+
+use crate::mutex::lock;
 
 /// How often a look-up is logged.
 const LOGGED_EVERY: Duration = Duration::from_secs(60);
@@ -23,7 +25,7 @@ struct LogState {
 impl UnknownIds {
     /// Logs a look-up, at most one a minute, with how many there were since the last line.
     pub(super) fn log(&self, method: &'static str, id: &str, found: bool) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = lock(&self.0);
         state.unlogged += 1;
         if state.at.is_some_and(|at| at.elapsed() < LOGGED_EVERY) {
             return;

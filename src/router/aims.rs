@@ -4,10 +4,12 @@
 //! kubelet's retry, and a later attempt of the same pod, land where the first one did. It is in memory
 //! alone: a start of crimux ends it. This module must not judge whether the pod's handler leads there.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::snapshot::InstanceId;
+
+use crate::mutex::lock;
 
 /// How long an aim waits for its pod.
 pub const AIM_LIFETIME: Duration = Duration::from_secs(3600);
@@ -75,7 +77,7 @@ impl Aims {
 
     /// Drops first what has waited too long.
     fn lock(&self) -> MutexGuard<'_, Vec<Aim>> {
-        let mut aims = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut aims = lock(&self.0);
         aims.retain(|aim| aim.uid.is_some() || aim.since.elapsed() < AIM_LIFETIME);
         aims
     }

@@ -19,7 +19,7 @@ use crate::wire::{self, WireError};
 pub use answers::{StoreAnswer, Verdict, agree, same_image, user};
 pub use rules::{RULES, Rule, RuleRow};
 pub use starts::Starts;
-pub use stored::{StoredImage, keep_best_match, stored};
+pub use stored::{StoredImage, keep_best_match, matching_images};
 
 mod answers;
 mod rules;
@@ -97,7 +97,7 @@ pub struct StoreTarget {
 
 impl StoreTarget {
     /// The store of a backend, with the call unchanged.
-    pub fn unchanged(backend: InstanceId) -> Self {
+    pub fn same_handler(backend: InstanceId) -> Self {
         Self { backend, handler: None }
     }
 }
@@ -114,11 +114,11 @@ pub struct ImageRoute {
 impl ImageRoute {
     /// A route to one store, with the call unchanged.
     pub fn to(rule: Rule, backend: InstanceId) -> Self {
-        Self { rule, stores: vec![StoreTarget::unchanged(backend)] }
+        Self { rule, stores: vec![StoreTarget::same_handler(backend)] }
     }
 
     fn to_all(rule: Rule, backends: Vec<InstanceId>) -> Self {
-        Self { rule, stores: backends.into_iter().map(StoreTarget::unchanged).collect() }
+        Self { rule, stores: backends.into_iter().map(StoreTarget::same_handler).collect() }
     }
 }
 

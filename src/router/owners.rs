@@ -7,16 +7,20 @@
 //! kubelet does not.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry;
 
 use crate::method::Kind;
+use crate::mutex::lock;
 use crate::snapshot::InstanceId;
+
+pub use pod::{Annotations, Pod};
+
+mod pod;
 
 /// How long it is remembered who owned an ID that was removed: kubelet asks once more for what it has just
 /// removed (`pod_container_deletor.go`, `kuberuntime_gc.go`), and that question is for its owner alone.
@@ -26,70 +30,6 @@ const MAX_REMOVED: usize = 10_000;
 
 /// How long a sandbox that was sent to be made may be there without any list that shows it.
 const SENT: Duration = Duration::from_secs(600);
-
-/// What is remembered of a sandbox beside its owner.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Pod {
-    /// `metadata.uid`.
-    pub uid: Box<str>,
-    /// The handler as its backend knows it.
-    pub handler: Box<str>,
-    /// Annotation `kubernetes.io/config.seen`: ties kubelet's image calls to a sandbox.
-    pub config_seen: Box<str>,
-    /// Digest of the other annotations without `kubernetes.io/config.*`.
-    pub annotations: u64,
-    /// `created_at` in nanoseconds: the newest sandbox of a pod decides.
-    pub created_at: i64,
-    /// Whether the sandbox was ready when it was last heard of.
-    pub ready: bool,
-}
-
-impl Pod {
-    /// Makes it from what a request or a list says of a sandbox.
-    pub fn new<'a>(
-        uid: &str,
-        handler: &str,
-        annotations: impl Iterator<Item = (&'a str, &'a str)>,
-        created_at: i64,
-        ready: bool,
-    ) -> Self {
-        let annotations = Annotations::read(annotations);
-        Self {
-            uid: uid.into(),
-            handler: handler.into(),
-            config_seen: annotations.config_seen.into(),
-            annotations: annotations.digest,
-            created_at,
-            ready,
-        }
-    }
-}
-
-/// What of a pod's annotations ties an image call to its sandbox.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Annotations<'a> {
-    /// `kubernetes.io/config.seen`: set once for each pod by each kubelet process.
-    pub config_seen: &'a str,
-    /// Digest of all others but `kubernetes.io/config.*`; it does not depend on their order. Zero if none.
-    pub digest: u64,
-}
-
-impl<'a> Annotations<'a> {
-    /// Reads the entries of an annotation map.
-    pub fn read(entries: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
-        entries.fold(Self::default(), |read, (key, value)| match key {
-            "kubernetes.io/config.seen" => Self { config_seen: value, ..read },
-            _ if key.starts_with("kubernetes.io/config.") => read,
-            _ => Self { digest: read.digest.wrapping_add(entry_digest(key, value)), ..read },
-        })
-    }
-}
-
-fn entry_digest(key: &str, value: &str) -> u64 {
-    let mut hasher = std::hash::DefaultHasher::new();
-    (key, value).hash(&mut hasher);
-    hasher.finish() | 1
-}
 
 /// Who owns an ID.
 #[derive(Debug, Clone)]
@@ -259,7 +199,7 @@ impl Owners {
         if let Some(owner) = self.map.get(id).filter(|owner| fits(owner.backend, owner.kind)) {
             return Lookup::Exact(owner.backend);
         }
-        let of_removed = self.removed().owner(id);
+        let of_removed = self.removed_ids().owner(id);
         if let Some((owner, _)) = of_removed.filter(|(owner, of)| fits(*owner, *of)) {
             return Lookup::Exact(owner);
         }
@@ -280,7 +220,7 @@ impl Owners {
         if let Some((id, owner)) = self.map.remove(id) {
             self.forgotten.fetch_add(1, Ordering::Relaxed);
             self.release(&owner);
-            self.removed().push(id, owner.backend, owner.kind);
+            self.removed_ids().push(id, owner.backend, owner.kind);
         }
     }
 
@@ -342,16 +282,16 @@ impl Owners {
     /// Forgets all IDs of `backend`, the removed ones too.
     pub fn forget_all_of(&self, backend: InstanceId) {
         self.of(backend).iter().for_each(|id| self.forget(id));
-        self.removed().owners.retain(|_, (owner, _)| *owner != backend);
+        self.removed_ids().owners.retain(|_, (owner, _)| *owner != backend);
     }
 
     /// Returns how often an ID was forgotten.
-    pub fn forgotten(&self) -> u64 {
+    pub fn forget_count(&self) -> u64 {
         self.forgotten.load(Ordering::Relaxed)
     }
 
-    fn removed(&self) -> std::sync::MutexGuard<'_, Removed> {
-        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn removed_ids(&self) -> std::sync::MutexGuard<'_, Removed> {
+        lock(&self.removed)
     }
 
     /// Returns the IDs of `backend`.
@@ -405,106 +345,4 @@ impl Removed {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const A: InstanceId = InstanceId(1);
-    const B: InstanceId = InstanceId(2);
-
-    #[test]
-    fn a_removed_id_is_its_owners_alone_and_is_no_prefix_of_anything() {
-        let owners = owners();
-        owners.remove("xyz");
-        assert_eq!(owners.find(Some(Kind::Container), "xyz", None), Lookup::Exact(B));
-        assert_eq!(owners.find(Some(Kind::Sandbox), "xyz", None), Lookup::Unknown);
-        assert_eq!(owners.find(None, "xy", None), Lookup::Unknown);
-        assert_eq!((owners.owner_of("xyz"), owners.count(B)), (None, (0, 1)));
-        owners.forget_all_of(B);
-        assert_eq!(owners.find(None, "xyz", None), Lookup::Unknown);
-    }
-
-    fn owners() -> Owners {
-        let owners = Owners::default();
-        owners.learn_sandbox("abc1", A, Pod::default());
-        owners.learn_container("abc2", B);
-        owners.learn_container("xyz", B);
-        owners
-    }
-
-    #[test]
-    fn a_prefix_must_mean_one_id_over_all_backends() {
-        let owners = owners();
-        assert_eq!(owners.find(None, "ab", None), Lookup::Ambiguous);
-        assert_eq!(owners.find(Some(Kind::Container), "ab", None), Lookup::Prefix(B, "abc2".into()));
-        assert_eq!(owners.find(None, "xyz", None), Lookup::Exact(B));
-        assert_eq!(owners.find(None, "q", None), Lookup::Unknown);
-    }
-
-    #[test]
-    fn a_scope_hides_what_other_backends_own() {
-        assert_eq!(owners().find(None, "xyz", Some(A)), Lookup::Unknown);
-    }
-
-    fn pod(uid: &str, seen: &str, created_at: i64, ready: bool) -> Pod {
-        let annotations = [("kubernetes.io/config.seen", seen)];
-        Pod::new(uid, "", annotations.into_iter(), created_at, ready)
-    }
-
-    #[test]
-    fn the_newest_ready_sandbox_of_a_pod_decides() {
-        let owners = Owners::default();
-        owners.learn_sandbox("s1", A, pod("u", "t1", 1, true));
-        owners.learn_sandbox("s2", B, pod("u", "t1", 2, true));
-        let newest = || owners.newest(|pod| &*pod.uid == "u").expect("two match").backend;
-        assert_eq!(newest(), B);
-        owners.note_ready("s2", false);
-        assert_eq!(newest(), A);
-        owners.note_ready("s1", false);
-        assert_eq!(newest(), B);
-    }
-
-    #[test]
-    fn a_pod_has_one_owner_while_all_its_sandboxes_are_or_may_be_at_one_backend() {
-        let owners = Owners::default();
-        assert_eq!(owners.of_pod("u"), None);
-        owners.note_sent("u", A);
-        assert_eq!(owners.of_pod("u"), None, "nothing is known to be there");
-        owners.learn_sandbox("s1", A, pod("u", "t", 1, true));
-        owners.learn_sandbox("s1", A, pod("u", "t", 1, false));
-        assert_eq!(owners.of_pod("u"), Some(A));
-        owners.note_sent("u", B);
-        assert_eq!(owners.of_pod("u"), None, "the reply may have been lost");
-        owners.learn_sandbox("s2", B, pod("u", "t", 2, true));
-        owners.forget("s1");
-        assert_eq!(owners.of_pod("u"), None, "it was sent to a, too");
-        owners.learn_sandbox("s3", B, pod("v", "t", 2, true));
-        assert_eq!(owners.of_pod("v"), Some(B));
-        owners.forget("s3");
-        owners.forget_sent();
-        assert_eq!((owners.of_pod("v"), owners.pods.contains_key("v")), (None, false));
-    }
-
-    #[test]
-    fn a_new_config_seen_takes_the_place_of_the_old_one_in_all_sandboxes_of_its_pod() {
-        let owners = Owners::default();
-        owners.learn_sandbox("s1", A, pod("u", "t1", 1, true));
-        owners.learn_sandbox("s2", B, pod("v", "t2", 2, true));
-        owners.learn_sandbox("s3", B, pod("w", "t2", 3, true));
-        let replaced = |uid: &str, seen: &str| owners.note_seen(uid, seen).into_iter().collect::<String>();
-        assert_eq!(replaced("u", "t3"), "t1");
-        assert_eq!(replaced("u", "t3"), "");
-        assert_eq!(replaced("", "t4"), "");
-        assert_eq!(replaced("v", ""), "");
-        assert_eq!(replaced("w", "t5"), "", "t2 still means v");
-        let seen = |seen: &str| owners.newest(|pod| &*pod.config_seen == seen).map(|owned| owned.backend);
-        assert_eq!((seen("t3"), seen("t2")), (Some(A), Some(B)));
-        assert_eq!((seen("t1"), seen("t4")), (None, None));
-    }
-
-    #[test]
-    fn an_id_at_two_backends_keeps_its_first_owner_and_is_reported() {
-        let owners = owners();
-        assert_eq!(owners.learn_container("xyz", A), Some(B));
-        assert_eq!(owners.find(None, "xyz", None), Lookup::Exact(B));
-    }
-}
+mod tests;

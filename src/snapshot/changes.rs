@@ -238,11 +238,11 @@ impl<'a> Overlay<'a> {
     /// Returns the sandbox list: that of `base` with the changes applied.
     pub(super) fn sandboxes(&self, base: &[u8]) -> Bytes {
         let mut out = Composer::new(base, field!(PodSandbox.state), sandbox_state);
-        for (id, item) in listed(base) {
+        for (id, item) in items_by_id(base) {
             let patch = self.sandboxes.by_id.get(id).copied();
             out.emit(id, item, patch, false);
         }
-        for (id, item) in self.sandboxes.added() {
+        for (id, item) in self.sandboxes.added_items() {
             out.emit_if_new(id, item, self.sandboxes.by_id.get(id).copied(), false);
         }
         out.finish()
@@ -252,13 +252,13 @@ impl<'a> Overlay<'a> {
     /// have is only added if `has_sandbox` says so of its sandbox.
     pub(super) fn containers(&self, base: &[u8], has_sandbox: impl Fn(&str) -> bool) -> Bytes {
         let mut out = Composer::new(base, field!(Container.state), container_state);
-        for (id, item) in listed(base) {
+        for (id, item) in items_by_id(base) {
             let sandbox = wire::peek_str(item, &[field!(Container.pod_sandbox_id)]).unwrap_or_default();
             if !self.removed.contains(sandbox) {
                 out.emit(id, item, self.containers.by_id.get(id).copied(), self.stopped.contains(sandbox));
             }
         }
-        for (id, item) in self.containers.added() {
+        for (id, item) in self.containers.added_items() {
             let sandbox = ContainerFacts::parse(item).map(|facts| facts.sandbox_id).unwrap_or_default();
             if !self.removed.contains(sandbox) && has_sandbox(sandbox) {
                 let patch = self.containers.by_id.get(id).copied();
@@ -270,12 +270,12 @@ impl<'a> Overlay<'a> {
 
     /// Tells whether composing the container list asks for the sandbox list.
     pub(super) fn adds_containers(&self) -> bool {
-        self.containers.added().next().is_some()
+        self.containers.added_items().next().is_some()
     }
 }
 
 impl<'a> Patches<'a> {
-    fn added(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+    fn added_items(&self) -> impl Iterator<Item = (&'a str, &'a [u8])> {
         self.order.iter().filter_map(|id| match self.by_id.get(id)?.presence {
             Presence::Added(item) | Presence::Seen(item) => Some((*id, item)),
             Presence::Listed | Presence::Removed => None,
@@ -352,7 +352,7 @@ fn container_state(listed: i32, steps: Steps) -> i32 {
 }
 
 /// Iterates over the items of a list with their IDs, up to the first that cannot be read.
-fn listed(base: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
+fn items_by_id(base: &[u8]) -> impl Iterator<Item = (&str, &[u8])> {
     wire::items(base, LIST_ITEMS).map_while(|item| {
         let item = item.ok()?;
         Some((wire::peek_str(item, &[ITEM_ID]).ok()?, item))

@@ -13,7 +13,7 @@ const DEPTH: u32 = 4;
 
 /// Returns a fingerprint that is the same for messages which differ in the order of their fields only.
 pub(super) fn fingerprint(message: &[u8]) -> u64 {
-    unordered(message, DEPTH).unwrap_or_else(|| hash((0u32, message)))
+    unordered_hash(message, DEPTH).unwrap_or_else(|| hash((0u32, message)))
 }
 
 /// Returns the fingerprint of an item of a list without its fields of this number.
@@ -29,7 +29,7 @@ pub(super) fn fingerprint_without(item: &[u8], number: u32) -> u64 {
     sum
 }
 
-fn unordered(message: &[u8], depth: u32) -> Option<u64> {
+fn unordered_hash(message: &[u8], depth: u32) -> Option<u64> {
     let mut sum = 0u64;
     for field in wire::fields(message) {
         sum = sum.wrapping_add(of_field(&field.ok()?, depth));
@@ -39,7 +39,7 @@ fn unordered(message: &[u8], depth: u32) -> Option<u64> {
 
 fn of_field(field: &Field<'_>, depth: u32) -> u64 {
     let inner = match field.value {
-        Value::Bytes(bytes) if depth > 1 && !bytes.is_empty() => unordered(bytes, depth - 1),
+        Value::Bytes(bytes) if depth > 1 && !bytes.is_empty() => unordered_hash(bytes, depth - 1),
         _ => None,
     };
     match inner {

@@ -2,20 +2,8 @@
 //!
 //! Everything that is remembered belongs to an instance. The name in the configuration is a label, which an
 //! edit of the file may change; the endpoint says where the runtime answers, and may change too. So both are
-//! saved with the instance, and `plan.rs` decides which instance a name in a new file means. Where an
-//! instance stands in its life is written down when it changes, because a start can only act on what was
-//! written: a backend that was added and not listed yet must be left out of lists, one that is listed and not
-//! known is awaited.
-//!
-//! ```text
-//!              reload adds it            first full pair of lists
-//! (nothing) ──────────────────► Joining ─────────────────────────► Member
-//!     │                            ▲                                 │  ▲
-//!     │ a start finds it in the    │ `backend forget`, then a start  │  │ taken back
-//!     └─► file: Member, awaited    └─────────────────────────────────┤  │
-//!                                                                    ▼  │
-//!                                     gone from the file:          Removed ──► ended, once it owns nothing
-//! ```
+//! saved with the instance, and `plan.rs` decides which instance a name in a new file means. `life.rs` says
+//! where an instance stands in its life.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -23,6 +11,7 @@ use std::time::Duration;
 
 use prost::Message;
 
+use super::life::Life;
 use crate::config::{BackendConfig, Endpoint, ImageHandler, RelayMode, Streaming, Timeouts, Tls};
 
 /// The identifier of an instance: unique within one `state_dir`, never used again.
@@ -33,18 +22,6 @@ impl fmt::Display for InstanceId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
-}
-
-/// Where an instance stands in its life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Life {
-    /// Configured. Until its lists are known, the node's lists wait for it.
-    #[default]
-    Member,
-    /// Added by a reload: left out of lists, and given no sandbox, until its first full pair of lists.
-    Joining,
-    /// Gone from the file: still dialled, listed and served, until it owns nothing.
-    Removed,
 }
 
 /// Who a backend is.
@@ -67,7 +44,7 @@ pub struct Instance {
 
 impl Instance {
     /// Makes a configured instance of which only the name is known.
-    pub(super) fn named(id: u64, name: &str) -> Self {
+    pub(super) fn with_name(id: u64, name: &str) -> Self {
         Self {
             id: InstanceId(id),
             name: name.to_owned(),
@@ -290,7 +267,7 @@ mod tests {
             moved_from: Some(InstanceId(3)),
             endpoint: "tcp://node-7:10010".into(),
             config: Some(config),
-            ..Instance::named(9, "edge@9")
+            ..Instance::with_name(9, "edge@9")
         };
         let saved = SavedInstance::decode(&instance.save().encode_to_vec()[..]).unwrap();
         assert_eq!(Instance::load(saved), instance);

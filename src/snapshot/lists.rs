@@ -7,18 +7,17 @@
 //! which sandbox list is served with which container list.
 
 use std::collections::HashSet;
-use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::changes::{self, Change, Op, Overlay};
 use super::delta::ListDelta;
 use super::filter::{Filter, item_id};
-use super::pair::{ListBytes, Pair, PodListSync, Watermarks, is_same_slice};
+use super::list_bytes::{FullList, ListBytes, ids, is_same_slice, retain};
+use super::pair::{Pair, PodListSync, Watermarks};
 use super::positions::Positions;
 use super::{ListKind, Revision, image_name};
-use crate::cri::LIST_ITEMS;
-use crate::wire::{self, WireError};
+use crate::wire::WireError;
 
 /// The lists of one backend.
 #[derive(Debug, Default)]
@@ -57,35 +56,23 @@ pub(super) struct Replaced {
 }
 
 impl Lists {
-    /// Takes the full list `reply`, sent at `revision`.
-    pub(super) fn replace(
-        &mut self,
-        kind: ListKind,
-        revision: Revision,
-        reply: Bytes,
-        now: Instant,
-    ) -> Replaced {
-        match kind {
-            ListKind::Sandboxes | ListKind::Containers => self.replace_pod_list(kind, revision, reply, now),
+    /// Replaces a list by a newer one.
+    pub(super) fn replace(&mut self, list: FullList) -> Replaced {
+        match list.kind {
+            ListKind::Sandboxes | ListKind::Containers => self.replace_pod_list(list),
             ListKind::Images => {
-                let replaced = self.images.replace(revision, reply);
+                let replaced = self.images.replace(list);
                 let sent = self.images.sent;
                 self.removed_images.retain(|change| change.seq > sent);
                 replaced
             }
-            ListKind::ContainerStats => self.container_stats.replace(revision, reply),
-            ListKind::PodSandboxStats => self.sandbox_stats.replace(revision, reply),
+            ListKind::ContainerStats => self.container_stats.replace(list),
+            ListKind::PodSandboxStats => self.sandbox_stats.replace(list),
         }
     }
 
-    fn replace_pod_list(
-        &mut self,
-        kind: ListKind,
-        revision: Revision,
-        reply: Bytes,
-        now: Instant,
-    ) -> Replaced {
-        let Some(other) = self.pod_sync.receive(kind, revision, reply, now, &self.changes) else {
+    fn replace_pod_list(&mut self, list: FullList) -> Replaced {
+        let Some(other) = self.pod_sync.receive(list, &self.changes) else {
             return Replaced::NOTHING;
         };
         let before = self.changes.len();
@@ -130,7 +117,7 @@ impl Lists {
     pub(super) fn unpaired_ids(&self) -> HashSet<Box<str>> {
         let mut unpaired = HashSet::new();
         for kind in [ListKind::Sandboxes, ListKind::Containers] {
-            let Some((list, sent)) = self.pod_sync.unpaired(kind) else { continue };
+            let Some((list, sent)) = self.pod_sync.unpaired_list(kind) else { continue };
             let later: Vec<_> = self.changes.iter().filter(|change| change.seq > sent).cloned().collect();
             let overlay = Overlay::new(&later);
             let list = match kind {
@@ -340,7 +327,7 @@ impl Lists {
     }
 
     /// Iterates over what filtered replies showed and the served pair may not.
-    pub(super) fn seen(&self) -> impl Iterator<Item = &Change> {
+    pub(super) fn seen_changes(&self) -> impl Iterator<Item = &Change> {
         self.changes.iter().filter(|change| change.op.as_ref().is_some_and(Op::is_seen))
     }
 
@@ -403,7 +390,7 @@ impl Lists {
     }
 
     /// Returns the lists whose bytes may pin a bigger buffer.
-    pub(super) fn oversized(&mut self) -> Vec<Bytes> {
+    pub(super) fn oversized_buffers(&mut self) -> Vec<Bytes> {
         self.buffers().filter(|list| !list.is_compact).map(|list| list.bytes.clone()).collect()
     }
 
@@ -430,29 +417,14 @@ impl Replaced {
 }
 
 impl ListSlot {
-    fn replace(&mut self, revision: Revision, reply: Bytes) -> Replaced {
-        if revision.seq < self.sent {
+    fn replace(&mut self, list: FullList) -> Replaced {
+        let sent = list.requested.seq;
+        if sent < self.sent {
             return Replaced::NOTHING;
         }
-        let list = ListBytes::replacing(self.list.as_ref(), reply);
+        let list = ListBytes::replacing(self.list.as_ref(), list.encoded);
         let changed = !self.list.as_ref().is_some_and(|old| is_same_slice(&old.bytes, &list.bytes));
-        *self = Self { sent: revision.seq, list: Some(list) };
+        *self = Self { sent, list: Some(list) };
         Replaced { changed, paired: false }
     }
-}
-
-/// Returns the IDs of the items of a list.
-pub(super) fn ids(kind: ListKind, list: &[u8]) -> HashSet<&str> {
-    wire::items(list, LIST_ITEMS).map_while(|item| item_id(kind, item.ok()?).ok()).collect()
-}
-
-/// Copies the items that `keep` lets through; shares the list if it is all of them.
-pub(super) fn retain(list: &Bytes, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes {
-    let mut out = Vec::new();
-    for field in wire::fields(list).map_while(Result::ok).filter(|field| field.number == LIST_ITEMS) {
-        if field.bytes().is_ok_and(&mut keep) {
-            out.extend_from_slice(field.raw);
-        }
-    }
-    if out.len() == list.len() { list.clone() } else { Bytes::from(out) }
 }

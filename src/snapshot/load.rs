@@ -10,8 +10,9 @@ use std::path::Path;
 use super::StateWarning;
 use super::delta::Delta;
 use super::file;
-use super::instance::{Instance, InstanceId, Life};
+use super::instance::{Instance, InstanceId};
 use super::journal::{self, Journal, Record, Replay};
+use super::life::{Life, LifeChange};
 use super::state::{KnownState, detach};
 
 /// What was loaded.
@@ -62,7 +63,7 @@ pub(super) fn load(dir: &Path, boot_id: &str, doubted: bool) -> Loaded {
         if state.forgotten {
             // The operator gave up what was on it: it is not awaited, and what it has counts once it was
             // listed.
-            state.restart(Life::Joining);
+            state.restart(state.instance.life.after(LifeChange::GivenUp));
         } else if !loaded.whole {
             state.doubt();
         }
@@ -121,7 +122,7 @@ impl Loaded {
             let saved = saved.get(&id).copied().unwrap_or(0);
             let state = self.states.entry(id);
             let state = state.or_insert_with(|| {
-                KnownState::new(Instance::named(id.0, &record.backend), &replay.boot_id, 0)
+                KnownState::new(Instance::with_name(id.0, &record.backend), &replay.boot_id, 0)
             });
             for mut change in record.changes {
                 self.seq = self.seq.max(change.seq);

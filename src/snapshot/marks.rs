@@ -12,9 +12,11 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 
 use super::file;
+
+use crate::mutex::lock;
 
 /// The marks of one `state_dir`. The thread of the calls may use [`Marks::set_waiting`] only.
 #[derive(Debug)]
@@ -106,11 +108,11 @@ impl Marks {
     }
 
     fn partial(&self) -> MutexGuard<'_, bool> {
-        self.partial.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.partial)
     }
 
     fn waiting(&self) -> MutexGuard<'_, bool> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.waiting)
     }
 }
 

@@ -34,18 +34,11 @@ use bytes::Bytes;
 
 use super::changes::{Change, Op, Overlay};
 use super::items::container_items;
-use super::lists::ids;
+use super::list_bytes::{FullList, ListBytes, ids, is_same_slice};
 use super::{ListKind, Revision};
 
 /// The longest time between receiving one list and requesting the other of a pair.
 pub(super) const PAIR_WINDOW: Duration = Duration::from_secs(10);
-
-/// The bytes of a list, and whether their buffer holds nothing else.
-#[derive(Debug, Clone)]
-pub(super) struct ListBytes {
-    pub(super) bytes: Bytes,
-    pub(super) is_compact: bool,
-}
 
 /// Two lists of one moment.
 #[derive(Debug, Clone)]
@@ -98,17 +91,10 @@ enum Decision {
 }
 
 impl PodListSync {
-    /// Receives the full list `reply` of sandboxes or containers, requested at `requested`. `changes` are
-    /// those that are applied on top of the served pair. Returns `None` if no pair was served for it,
-    /// otherwise whether the served bytes changed.
-    pub(super) fn receive(
-        &mut self,
-        kind: ListKind,
-        requested: Revision,
-        reply: Bytes,
-        now: Instant,
-        changes: &[Change],
-    ) -> Option<bool> {
+    /// Receives a full list of sandboxes or containers. `changes` are those that are applied on top of the
+    /// served pair. Returns `None` if no pair was served for it, otherwise whether the served bytes changed.
+    pub(super) fn receive(&mut self, list: FullList, changes: &[Change]) -> Option<bool> {
+        let FullList { kind, requested, received, encoded } = list;
         if self.is_past(kind, requested) {
             return None;
         }
@@ -116,9 +102,9 @@ impl PodListSync {
         if newest.as_ref().is_some_and(|list| list.requested.seq > requested.seq) {
             return None;
         }
-        let list = ListBytes::replacing(newest.as_ref().map(|newest| &newest.list), reply);
-        *newest = Some(PendingList { requested, received: now, list, paired: false });
-        self.pair_up(now, changes)
+        let list = ListBytes::replacing(newest.as_ref().map(|newest| &newest.list), encoded);
+        *newest = Some(PendingList { requested, received, list, paired: false });
+        self.pair_up(received, changes)
     }
 
     /// Decides about the newest two lists, and serves them or remembers the refusal.
@@ -184,7 +170,7 @@ impl PodListSync {
 
     /// Returns the newest list of sandboxes or containers and the sequence number of its request, if it was
     /// in no served pair yet.
-    pub(super) fn unpaired(&self, kind: ListKind) -> Option<(&Bytes, u64)> {
+    pub(super) fn unpaired_list(&self, kind: ListKind) -> Option<(&Bytes, u64)> {
         let newest = self.newest(kind).filter(|newest| !newest.paired);
         newest.map(|newest| (&newest.list.bytes, newest.requested.seq))
     }
@@ -269,24 +255,4 @@ impl PendingList {
     fn follows(&self, earlier: &Self) -> bool {
         self.requested.at.saturating_duration_since(earlier.received) <= PAIR_WINDOW
     }
-}
-
-impl ListBytes {
-    /// Keeps the old buffer if the new one has the same bytes.
-    pub(super) fn replacing(old: Option<&Self>, reply: Bytes) -> Self {
-        match old {
-            Some(old) if is_same_slice(&old.bytes, &reply) || old.bytes == reply => old.clone(),
-            _ => Self { bytes: reply, is_compact: false },
-        }
-    }
-
-    /// Returns a list without items.
-    pub(super) fn empty() -> Self {
-        Self { bytes: Bytes::new(), is_compact: true }
-    }
-}
-
-/// Tells whether both are the same part of the same buffer.
-pub(super) fn is_same_slice(one: &Bytes, other: &Bytes) -> bool {
-    one.as_ptr() == other.as_ptr() && one.len() == other.len()
 }

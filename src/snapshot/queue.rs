@@ -9,6 +9,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
+use crate::mutex::lock;
+
 /// The most bytes of queued records, so that a disk that hangs for hours cannot exhaust the memory.
 const MAX_BYTES: usize = 8 << 20;
 
@@ -88,7 +90,7 @@ impl Queue {
     }
 
     fn pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.pending)
     }
 }
 

@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -14,6 +14,8 @@ use tokio::sync::Notify;
 use super::journal::{self, Journal, Record};
 use super::marks::Marks;
 use super::queue::Queue;
+
+use crate::mutex::lock;
 
 /// How long a call waits until its record is in the journal.
 const DISK_TIMEOUT: Duration = Duration::from_millis(100);
@@ -98,7 +100,7 @@ impl Shared {
     /// Makes the next start take the snapshot, which has just been written, for whole, unless records were
     /// lost since there were `lost`.
     pub(super) fn mark_whole(&self, lost: u64) {
-        self.marks.set_whole(|| self.lost() == lost);
+        self.marks.set_whole(|| self.lost_records() == lost);
     }
 
     /// Counts bytes of a record or a snapshot.
@@ -107,12 +109,12 @@ impl Shared {
     }
 
     /// Returns how many bytes were written since the start.
-    pub(super) fn written(&self) -> u64 {
+    pub(super) fn written_bytes(&self) -> u64 {
         self.written.load(Ordering::Relaxed)
     }
 
     /// Returns how many records could not be written since the start.
-    pub(super) fn lost(&self) -> u64 {
+    pub(super) fn lost_records(&self) -> u64 {
         self.lost.load(Ordering::SeqCst)
     }
 
@@ -175,7 +177,7 @@ impl Shared {
 
     /// Returns the journal.
     pub(super) fn journal(&self) -> MutexGuard<'_, Journal> {
-        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.journal)
     }
 
     /// Wakes the writer.
@@ -229,7 +231,7 @@ impl Shared {
 
     /// Returns what the last write failed for, unless one has succeeded since.
     pub(super) fn problem(&self) -> MutexGuard<'_, Option<String>> {
-        self.problem.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.problem)
     }
 
     /// Returns how many writes failed since the start.

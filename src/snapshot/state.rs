@@ -3,6 +3,8 @@
 //! It is plain data without locks, files or clocks, so that the same code answers calls and rebuilds the
 //! state after a restart. It must not decide when anything is written.
 
+mod deltas;
+
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,9 +14,11 @@ use super::changes::{Change, Op};
 use super::facts::Fact;
 use super::file::{SavedBackend, SavedReply, SavedStatus};
 use super::fingerprint::fingerprint;
-use super::instance::{Instance, Life};
+use super::instance::Instance;
 use super::items::{ContainerFacts, container_items, enum_value, sandbox_items};
-use super::lists::{Lists, ids};
+use super::life::Life;
+use super::list_bytes::ids;
+use super::lists::Lists;
 use super::on_disk::OnDisk;
 use super::statuses::Statuses;
 use super::{ListKind, Revision, StatusKind};
@@ -355,8 +359,8 @@ impl KnownState {
         SavedBackend {
             name: self.instance.name.clone(),
             instance: Some(self.instance.save()),
-            created: sorted(&self.created),
-            foreign: sorted(&self.foreign),
+            created: in_order(&self.created),
+            foreign: in_order(&self.foreign),
             boot_id: self.boot_id.clone(),
             seq,
             drained: self.drained,
@@ -377,7 +381,7 @@ impl KnownState {
     pub(super) fn load(saved: SavedBackend, id: u64) -> Self {
         let lists =
             [saved.sandboxes, saved.containers, saved.images, saved.container_stats, saved.sandbox_stats];
-        let instance = saved.instance.map_or_else(|| Instance::named(id, &saved.name), Instance::load);
+        let instance = saved.instance.map_or_else(|| Instance::with_name(id, &saved.name), Instance::load);
         let owned = |ids: Vec<String>| ids.into_iter().map(String::into_boxed_str).collect();
         let mut state = Self {
             lists: Lists::load(lists),
@@ -405,7 +409,7 @@ impl KnownState {
     }
 }
 
-fn sorted(ids: &HashSet<Box<str>>) -> Vec<String> {
+fn in_order(ids: &HashSet<Box<str>>) -> Vec<String> {
     let mut ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
     ids.sort_unstable();
     ids

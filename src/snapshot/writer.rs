@@ -18,14 +18,16 @@
 use std::fs;
 use std::future::Future;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::file::{self, Saved, SavedBackend};
 use super::journal;
 use super::on_disk::Minor;
 use super::{LastKnown, Snapshot};
+
+use crate::mutex::lock;
 
 /// The least time between two writes.
 pub(super) const INTERVAL: Duration = Duration::from_secs(3);
@@ -105,7 +107,7 @@ impl Snapshot {
     /// Appends what changed to the journal, or writes a snapshot if one is due; `all` makes one due. `step`
     /// is told of each step.
     pub(super) fn write(&self, all: bool, step: &mut dyn FnMut(Step)) -> io::Result<()> {
-        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut written = lock(&self.written);
         for last_known in self.all() {
             last_known.compact();
         }
@@ -184,7 +186,7 @@ impl Snapshot {
     /// in use: a disk that is full for hours would else be filled by journals of one change each.
     fn write_files(&self, new_journal: bool, step: &mut dyn FnMut(Step)) -> io::Result<u64> {
         file::make_dir(&self.dir)?;
-        let lost = self.shared.lost();
+        let lost = self.shared.lost_records();
         let generation = {
             let mut journal = self.shared.journal();
             if new_journal { journal.start_empty()? } else { journal.generation() }

@@ -72,7 +72,9 @@ pub fn server(path: &str, headers: &mut HeaderMap) -> Option<CallSpan> {
     let (_, tracer) = SPANS.get()?;
     let parent =
         parent(headers).map_or_else(Context::new, |parent| Context::new().with_remote_span_context(parent));
-    Some(begin(tracer, path, SpanKind::Server, &parent, headers))
+    let span = begin(tracer, path, SpanKind::Server, &parent);
+    span.inject(headers);
+    Some(span)
 }
 
 /// Starts the span of a call to a backend, if it belongs to a client's call, and puts it in the place of that
@@ -80,12 +82,20 @@ pub fn server(path: &str, headers: &mut HeaderMap) -> Option<CallSpan> {
 pub fn client(path: &str, backend: &str, headers: &mut HeaderMap) -> Option<CallSpan> {
     let (_, tracer) = SPANS.get()?;
     let parent = Context::new().with_remote_span_context(parent(headers)?);
-    let mut span = begin(tracer, path, SpanKind::Client, &parent, headers);
+    let mut span = begin(tracer, path, SpanKind::Client, &parent);
+    span.inject(headers);
     span.backend(backend);
     Some(span)
 }
 
 impl CallSpan {
+    /// Sets `traceparent`, so that the receiver's spans belong to this one.
+    fn inject(&self, headers: &mut HeaderMap) {
+        if let Ok(value) = HeaderValue::try_from(traceparent(self.span.span_context())) {
+            headers.insert(TRACEPARENT, value);
+        }
+    }
+
     /// Sets the backend that the call went to.
     pub fn backend(&mut self, backend: &str) {
         self.span.set_attribute(KeyValue::new("crimux.backend", backend.to_owned()));
@@ -113,13 +123,7 @@ impl Drop for CallSpan {
     }
 }
 
-fn begin(
-    tracer: &SdkTracer,
-    path: &str,
-    kind: SpanKind,
-    parent: &Context,
-    headers: &mut HeaderMap,
-) -> CallSpan {
+fn begin(tracer: &SdkTracer, path: &str, kind: SpanKind, parent: &Context) -> CallSpan {
     let name = path.trim_start_matches('/');
     let (service, method) = name.split_once('/').unwrap_or(("", name));
     let attributes = [
@@ -129,9 +133,6 @@ fn begin(
     ];
     let builder = tracer.span_builder(name.to_owned()).with_kind(kind).with_attributes(attributes);
     let span = tracer.build_with_context(builder, parent);
-    if let Ok(value) = HeaderValue::try_from(written(span.span_context())) {
-        headers.insert(TRACEPARENT, value);
-    }
     CallSpan { span: Box::new(span), code: Code::Cancelled }
 }
 
@@ -156,7 +157,7 @@ fn hex(text: &str, digits: usize) -> Option<u128> {
     (text.len() == digits && lower).then(|| u128::from_str_radix(text, 16).ok()).flatten()
 }
 
-fn written(context: &SpanContext) -> String {
+fn traceparent(context: &SpanContext) -> String {
     let flags = context.trace_flags().to_u8() & 1;
     format!("00-{:032x}-{:016x}-{flags:02x}", context.trace_id(), context.span_id())
 }
@@ -168,7 +169,7 @@ mod tests {
     fn read(value: &str) -> Option<String> {
         let mut headers = HeaderMap::new();
         headers.insert(TRACEPARENT, value.parse().expect("a header value"));
-        parent(&headers).map(|context| written(&context))
+        parent(&headers).map(|context| traceparent(&context))
     }
 
     #[test]

@@ -25,7 +25,7 @@ pub(super) async fn wait(client: &AdminClient, name: &str, limit: Duration) -> a
     let until = Instant::now() + limit;
     let mut shown = String::new();
     loop {
-        let left = match left(client, name).await {
+        let left = match describe_rest(client, name).await {
             Ok(None) => {
                 output::print(&format!("nothing is left on backend {name}\n"))?;
                 return Ok(ExitCode::SUCCESS);
@@ -48,7 +48,7 @@ pub(super) async fn wait(client: &AdminClient, name: &str, limit: Duration) -> a
 }
 
 /// Describes what is left on a backend; `None` if nothing is.
-async fn left(client: &AdminClient, name: &str) -> anyhow::Result<Option<String>> {
+async fn describe_rest(client: &AdminClient, name: &str) -> anyhow::Result<Option<String>> {
     let pods: PodsView = client.get("/v1/pods").await?;
     let status: StatusView = client.get("/v1/status").await?;
     let Some(backend) = status.backends.iter().find(|backend| backend.name == name) else { return Ok(None) };

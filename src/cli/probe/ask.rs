@@ -58,15 +58,15 @@ impl Conversation {
     async fn exchange(&mut self, rpc: Rpc, api: Api, request: &[u8]) -> Result<ProbeReply, String> {
         let (path, message) = (method::path(Some(method::of(rpc)), "", api), Message::new(request).framed());
         let sent = self.sender.send_request(&path, &own_headers(PATIENCE), |_| false, message).await;
-        let mut stream = sent.map_err(broken)?;
-        let (status, headers) = stream.response().await.map_err(broken)?;
+        let mut stream = sent.map_err(transport_cause)?;
+        let (status, headers) = stream.response().await.map_err(transport_cause)?;
         if status != StatusCode::OK {
             return Err(format!("it is no gRPC server (HTTP status {status})"));
         }
-        let whole = stream.collect(MAX_ANSWER).await.map_err(broken)?;
+        let whole = stream.collect(MAX_ANSWER).await.map_err(transport_cause)?;
         let message = Message::from_body(whole).map_err(|error| error.to_string())?;
         let trailers = std::future::poll_fn(|cx| stream.poll_trailers(cx)).await;
-        let trailers = trailers.map_err(broken)?.unwrap_or(headers);
+        let trailers = trailers.map_err(transport_cause)?.unwrap_or(headers);
         match codec::status_code(&trailers) {
             Some(Code::Ok) => Ok(ProbeReply::Message(message.unwrap_or_default().encoded_bytes())),
             Some(code) => Ok(ProbeReply::Code(code)),
@@ -83,7 +83,7 @@ impl Drop for Conversation {
 
 /// What an operator takes from a conversation that broke off: most often the wrong kind of server.
 #[allow(clippy::needless_pass_by_value, reason = "it is given to map_err")]
-fn broken(error: Http2Error) -> String {
+fn transport_cause(error: Http2Error) -> String {
     format!("connected, but it ended the conversation or does not speak gRPC: {error}")
 }
 

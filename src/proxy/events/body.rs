@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use tonic::Code;
 
 use super::Source;
-use super::told::MissingEvent;
+use super::client_view::MissingEvent;
 use crate::backend::own_headers;
 use crate::codec::Message;
 use crate::cri::{OBJECT_ID, Rpc, field};

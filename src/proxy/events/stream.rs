@@ -2,7 +2,7 @@
 //!
 //! A quiet stream is a stream: grpc-go sends not even headers before the first event, so one that has not
 //! ended within [`TRIAL`] counts; CRI-O with events switched off ends at once with OK and does not. Events
-//! pass as the bytes they came in. One that would crash a client, or that clients were told of already, is
+//! pass as the bytes they came in. One that would crash a client, or that clients know already, is
 //! left out.
 
 use std::time::Duration;
@@ -13,13 +13,13 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use super::Source;
-use crate::backend::own_headers;
+use crate::backend::{CallRequest, own_headers};
 use crate::codec::{self, Deframer, Message, PREFIX};
 use crate::cri::{Rpc, field};
 use crate::error::Error;
 use crate::merge::required;
 use crate::method;
-use crate::proxy::learn;
+use crate::proxy::learn::Learner;
 use crate::utf8;
 use crate::wire::{self, Value, WireError};
 
@@ -55,7 +55,8 @@ impl Source {
 
     async fn follow(&self, trial: &mut Option<Instant>) -> Result<Code, Error> {
         let method = method::of(Rpc::GetContainerEvents);
-        let calling = self.backend.call(Some(method), "", without_deadline(), Message::new(&[]).framed());
+        let request = CallRequest::of(method, without_deadline(), Message::new(&[]).framed());
+        let calling = self.backend.call(request);
         let reply = self.on_trial(trial, calling).await?;
         if let Some(code) = codec::status_code(&reply.headers) {
             return Ok(code);
@@ -92,17 +93,17 @@ impl Source {
     fn readable(&self, encoded: &Bytes) -> Result<Option<Bytes>, Error> {
         let (whole, left_out) = required::remove_incomplete(required::CheckedReply::Event, encoded)?;
         let (text, repaired) = utf8::repair("ContainerEventResponse", &whole)?;
-        let (left, metrics, name) = (&self.node.left_out, &self.node.metrics, &self.backend.name);
-        left.items(metrics, name, Rpc::GetContainerEvents.name(), left_out);
-        left.texts(metrics, name, Rpc::GetContainerEvents.name(), repaired);
+        let (left, name) = (&self.node.left_out, &self.backend.name);
+        left.items(name, Rpc::GetContainerEvents.name(), left_out);
+        left.texts(name, Rpc::GetContainerEvents.name(), repaired);
         if left_out > 0 {
             return Ok(None);
         }
-        if !learn::record_event(&self.node, &self.backend, &text)? {
+        if !Learner::new(&self.node, &self.backend).record_event(&text)? {
             return Ok(None);
         }
-        let news = match &mut *self.told() {
-            Some(told) => told.event(&text)?,
+        let news = match &mut *self.view() {
+            Some(view) => view.record_event(&text)?,
             None => true,
         };
         Ok(news.then_some(text))

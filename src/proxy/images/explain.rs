@@ -50,7 +50,8 @@ impl ProxyState {
         let mut stores = Vec::new();
         for backend in backends.iter() {
             let list = backend.last.list(ListKind::Images, &Filter::default());
-            let images = list.as_ref().map(|list| images::stored(list, reference)).unwrap_or_default();
+            let images =
+                list.as_ref().map(|list| images::matching_images(list, reference)).unwrap_or_default();
             stores.push(StoreExplanation {
                 backend: backend.name.to_string(),
                 known: list.is_some(),

@@ -6,12 +6,10 @@
 //! stores that can be reached; if a store that lists it cannot be reached, the call fails, and kubelet
 //! retries.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
-use http::HeaderMap;
 use tonic::Code;
 
 use crate::backend::{Backend, Class, Collected};
@@ -22,38 +20,12 @@ use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, ProxyState, refresh};
 use crate::router::images::{self, REFERENCE, StoredImage};
 use crate::snapshot::image_name::{MatchKind, is_whole_id};
-use crate::snapshot::{Filter, InstanceId, ListKind};
+use crate::snapshot::{Filter, ListKind};
 use crate::wire;
 
 /// How long a list of images is trusted for IDs, if no image was pulled through crimux since. kubelet lists
 /// all images right before it removes some by the IDs of that list.
 const FRESH: Duration = Duration::from_secs(60);
-
-/// When each backend's images were last listed.
-#[derive(Debug, Default)]
-pub(in crate::proxy) struct ImageLists {
-    at: Mutex<HashMap<InstanceId, Instant>>,
-}
-
-impl ImageLists {
-    /// Records that all images of a backend were listed just now.
-    pub(in crate::proxy) fn record(&self, backend: InstanceId) {
-        self.lock().insert(backend, Instant::now());
-    }
-
-    /// Forgets that a backend was listed, because its images may have changed.
-    pub(in crate::proxy) fn forget(&self, backend: InstanceId) {
-        self.lock().remove(&backend);
-    }
-
-    fn is_younger(&self, backend: InstanceId, age: Duration) -> bool {
-        self.lock().get(&backend).is_some_and(|at| at.elapsed() < age)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<InstanceId, Instant>> {
-        self.at.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// One store, and how recent its list of images is.
 struct Store {
@@ -62,6 +34,14 @@ struct Store {
     live: bool,
     /// Whether it was ever listed.
     known: bool,
+}
+
+/// A request to remove an image.
+struct RemoveRequest<'a> {
+    method: &'static Method,
+    message: &'a Message,
+    /// The name or ID in it.
+    reference: &'a str,
 }
 
 impl Call {
@@ -100,10 +80,8 @@ impl Call {
         let is_unlisted = found.iter().all(Vec::is_empty);
         let unreachable = unreachable(&stores, is_unlisted, &reference);
         let having = std::iter::zip(&stores, &found).filter(|(_, images)| !images.is_empty());
-        let removed = having.map(|(store, images)| {
-            let headers = self.headers.clone();
-            remove(&self.node, &store.backend, method, headers, &message, &reference, images)
-        });
+        let request = RemoveRequest { method, message: &message, reference: &reference };
+        let removed = having.map(|(store, images)| self.remove_from(&store.backend, &request, images));
         let (mut refused, mut lost) = (None, None);
         for outcome in join_all(removed).await {
             match outcome {
@@ -156,12 +134,48 @@ impl Call {
         tracing::debug!(image = reference, ?rule, scope = ?self.scope, "removal routed");
         Ok(found)
     }
+
+    /// Removes images from one store. Returns the backend's reply if its code is neither OK nor `NotFound`.
+    async fn remove_from(
+        &self,
+        backend: &Arc<Backend>,
+        request: &RemoveRequest<'_>,
+        images: &[StoredImage],
+    ) -> Result<Option<Collected>, Error> {
+        let RemoveRequest { method, message, reference } = request;
+        if backend.health.is_late(Class::Images) {
+            return Err(backend.late_error(backend.config().timeouts.list));
+        }
+        let by_name = images.iter().any(|image| image.match_kind == MatchKind::Name);
+        // By its name an image is removed once, as the client wrote it; by ID as the store lists it.
+        let names = if by_name { vec![*reference] } else { images.iter().map(|image| &*image.id).collect() };
+        for name in names {
+            let framed = if name == *reference {
+                message.framed()
+            } else {
+                Message::new(&wire::append_str(message.encoded(), &REFERENCE, name)).framed()
+            };
+            let limit = backend.config().timeouts.remove_image;
+            let reply = backend.fetch_within(limit, method, self.headers.clone(), framed).await?;
+            if !is_gone(&reply) {
+                return Ok(Some(reply));
+            }
+        }
+        if by_name {
+            // The runtime decides whether removing a tag removes the image.
+            self.node.image_lists.forget(backend.id);
+            refresh::refresh(&self.node, backend, Class::Images);
+        }
+        forget_images(&self.node, backend, images);
+        backend.last.wait_for_journal().await;
+        Ok(None)
+    }
 }
 
 /// Returns the images of one store's last-known list that match the reference.
 fn matches_in(backend: &Backend, reference: &str) -> Vec<StoredImage> {
     let list = backend.last.list(ListKind::Images, &Filter::default());
-    list.map(|list| images::stored(&list, reference)).unwrap_or_default()
+    list.map(|list| images::matching_images(&list, reference)).unwrap_or_default()
 }
 
 /// Returns an error if the image may remain somewhere: in stores that were never listed, or, if no store
@@ -170,44 +184,6 @@ fn unreachable(stores: &[Store], is_unlisted: bool, reference: &str) -> Option<E
     let unasked = stores.iter().filter(|store| !store.known || (is_unlisted && !store.live));
     let backends: Vec<_> = unasked.map(|store| Arc::clone(&store.backend.name)).collect();
     (!backends.is_empty()).then(|| Error::Unasked { kind: "image", id: reference.to_owned(), backends })
-}
-
-/// Removes images from one store. Returns the backend's reply if its code is neither OK nor `NotFound`.
-async fn remove(
-    node: &Arc<ProxyState>,
-    backend: &Arc<Backend>,
-    method: &'static Method,
-    headers: HeaderMap,
-    message: &Message,
-    reference: &str,
-    images: &[StoredImage],
-) -> Result<Option<Collected>, Error> {
-    if let Some(waited) = backend.health.is_late(Class::Images).then(|| backend.config().timeouts.list) {
-        return Err(backend.late(waited));
-    }
-    let by_name = images.iter().any(|image| image.match_kind == MatchKind::Name);
-    // By its name an image is removed once, as the client wrote it; by ID as the store lists it.
-    let names = if by_name { vec![reference] } else { images.iter().map(|image| &*image.id).collect() };
-    for name in names {
-        let framed = if name == reference {
-            message.framed()
-        } else {
-            Message::new(&wire::append_str(message.encoded(), &REFERENCE, name)).framed()
-        };
-        let limit = backend.config().timeouts.remove_image;
-        let reply = backend.fetch_within(limit, method, headers.clone(), framed).await?;
-        if !is_gone(&reply) {
-            return Ok(Some(reply));
-        }
-    }
-    if by_name {
-        // The runtime decides whether removing a tag removes the image.
-        node.image_lists.forget(backend.id);
-        refresh::refresh(node, backend, Class::Images);
-    }
-    forget_images(node, backend, images);
-    backend.last.wait_for_journal().await;
-    Ok(None)
 }
 
 fn is_gone(reply: &Collected) -> bool {

@@ -11,11 +11,10 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tonic::Code;
 
-use crate::backend::{Backend, Class, Collected};
+use crate::backend::{Backend, Class, Collected, FAST_DEADLINE};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::Method;
-use crate::proxy::fan_out::FAST_DEADLINE;
 use crate::proxy::images::with_handler;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, refresh};
@@ -155,7 +154,7 @@ impl Call {
         if outlasted {
             refresh::record_timeout(&self.node, backend, Class::Reads, method);
         }
-        Error::Late { backend: Arc::clone(&backend.name), waited }
+        backend.late_error(waited)
     }
 }
 

@@ -15,9 +15,10 @@
 //! one failure for each start they all end, a second later.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::mutex::lock;
 use crate::snapshot::InstanceId;
 use crate::snapshot::image_name::normalise;
 
@@ -72,13 +73,15 @@ impl Starts {
     /// Records that these backends answered `pod` that the image is present. A pod without `config.seen` is
     /// not kubelet's and is not recorded.
     pub fn begin(&self, reference: &str, pod: &str, backends: Vec<InstanceId>, now: Instant) {
-        self.record(reference, pod, backends, false, now + LONGEST_START);
+        let start = Start { pod: pod.into(), backends, pulled: false, until: now + LONGEST_START };
+        self.record(reference, start);
     }
 
     /// Records that `pod` pulls the image to `backend`.
     pub fn pull<'a>(&'a self, reference: &'a str, pod: &'a str, backend: InstanceId) -> Pull<'a> {
-        self.record(reference, pod, vec![backend], true, Instant::now() + LONGEST_PULL);
-        Pull { starts: self, reference, pod, backend, succeeded: false }
+        let pull = Pull { starts: self, reference, pod, backend, succeeded: false };
+        self.record(reference, pull.start(LONGEST_PULL));
+        pull
     }
 
     /// Returns the backends of the starts of an image that are in progress, the latest first.
@@ -137,8 +140,8 @@ impl Starts {
         }
     }
 
-    fn record(&self, reference: &str, pod: &str, backends: Vec<InstanceId>, pulled: bool, until: Instant) {
-        if pod.is_empty() {
+    fn record(&self, reference: &str, new: Start) {
+        if new.pod.is_empty() {
             return;
         }
         let now = Instant::now();
@@ -154,7 +157,7 @@ impl Starts {
         }
         let entry = map.entry(key).or_default();
         let before = entry.starts.len();
-        entry.starts.retain(|start| start.until > now && *start.pod != *pod);
+        entry.starts.retain(|start| start.until > now && start.pod != new.pod);
         if entry.starts.len() < before {
             // A pod that starts again has received the answer to its last call without annotations.
             entry.refused = entry.refused.saturating_sub(1);
@@ -162,15 +165,21 @@ impl Starts {
         if entry.starts.len() >= MAX_STARTS {
             entry.starts.remove(0);
         }
-        entry.starts.push(Start { pod: pod.into(), backends, pulled, until });
+        entry.starts.push(new);
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<String, ReferenceStarts>> {
-        self.map.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.map)
     }
 }
 
 impl Pull<'_> {
+    /// Returns the pod's start, which ends after `longest` from now.
+    fn start(&self, longest: Duration) -> Start {
+        let until = Instant::now() + longest;
+        Start { pod: self.pod.into(), backends: vec![self.backend], pulled: true, until }
+    }
+
     /// Records that the pull succeeded.
     pub fn succeed(&mut self) {
         self.succeeded = true;
@@ -180,8 +189,7 @@ impl Pull<'_> {
 impl Drop for Pull<'_> {
     fn drop(&mut self) {
         if self.succeeded {
-            let backends = vec![self.backend];
-            self.starts.record(self.reference, self.pod, backends, true, Instant::now() + LONGEST_START);
+            self.starts.record(self.reference, self.start(LONGEST_START));
         } else {
             self.starts.retain(self.reference, |start| *start.pod != *self.pod);
         }

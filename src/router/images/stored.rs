@@ -19,7 +19,7 @@ pub struct StoredImage {
 
 /// Returns the images of an encoded `ListImagesResponse` that `reference` names, only those of the best kind
 /// of match.
-pub fn stored(list: &[u8], reference: &str) -> Vec<StoredImage> {
+pub fn matching_images(list: &[u8], reference: &str) -> Vec<StoredImage> {
     let images = wire::items(list, LIST_ITEMS).map_while(Result::ok).filter_map(|image| {
         Some(StoredImage {
             match_kind: image_name::match_kind(image, reference)?,

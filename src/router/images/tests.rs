@@ -35,7 +35,7 @@ fn name(backend: InstanceId) -> &'static str {
 }
 
 fn learn(router: &Router, id: &str, backend: &str, uid: &str, annotations: &[(&str, &str)]) {
-    let pod = Pod::new(uid, backend, annotations.iter().copied(), 1, true);
+    let pod = Pod { created_at: 1, ready: true, ..Pod::new(uid, backend, annotations.iter().copied()) };
     router.owners.learn_sandbox(id, super::tests::id(backend), pod);
 }
 
@@ -319,7 +319,7 @@ fn a_reference_means_the_most_certain_images_of_all_stores() {
     let a = list(&[("sha256:cafe01", "docker.io/library/web:1"), ("sha256:cafe02", "docker.io/library/b:1")]);
     let b = list(&[("cafe01", "docker.io/library/web:1"), ("00", "docker.io/library/cafe:latest")]);
     let ids = |reference: &str| {
-        let mut stores = [stored(&a, reference), stored(&b, reference)];
+        let mut stores = [matching_images(&a, reference), matching_images(&b, reference)];
         keep_best_match(&mut stores, reference).map(|rule| {
             (
                 rule,

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::snapshot::list_bytes::FullList;
 use crate::snapshot::pair::PAIR_WINDOW;
 
 fn backend() -> (tempfile::TempDir, Arc<LastKnown>) {
@@ -105,8 +106,9 @@ fn a_sandbox_list_from_before_an_outage_makes_no_pair_after_it() {
     let long_after = arrived + PAIR_WINDOW + Duration::from_millis(1);
     let sent = |at| Revision { seq: backend.revision().seq, at };
     let mut state = backend.lock();
-    let mut replace =
-        |kind, revision: Revision, reply| state.lists.replace(kind, revision, reply, revision.at).paired;
+    let mut replace = |kind, requested: Revision, encoded| {
+        state.lists.replace(FullList { kind, requested, received: requested.at, encoded }).paired
+    };
     assert!(!replace(ListKind::Sandboxes, sent(arrived), sandboxes(&["s2"])));
     assert!(!replace(ListKind::Containers, sent(long_after), containers(&[("c3", "s3")])));
     assert!(!replace(ListKind::Sandboxes, sent(long_after), sandboxes(&["s3"])));

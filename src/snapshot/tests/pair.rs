@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
+use crate::snapshot::list_bytes::FullList;
 use crate::snapshot::pair::{PAIR_WINDOW, Pair, PodListSync};
 
 /// The next thing that happens.
@@ -43,7 +44,8 @@ struct PairModel {
 }
 
 impl PairModel {
-    fn receive(&mut self, kind: ListKind, seq: u64, requested: Instant, received: Instant, objects: u8) {
+    fn receive(&mut self, kind: ListKind, requested: Revision, received: Instant, objects: u8) {
+        let Revision { seq, at: requested } = requested;
         let served =
             self.served.map(|(s, c)| if kind == ListKind::Sandboxes { s.seq.min(c.seq) } else { c.seq });
         let newest = if kind == ListKind::Sandboxes { &mut self.sandboxes } else { &mut self.containers };
@@ -142,8 +144,10 @@ impl Run {
 
     fn receive(&mut self, index: usize, bits: u8) -> Result<(), TestCaseError> {
         let (kind, revision) = self.in_flight.remove(index);
-        self.sync.receive(kind, revision, encoded(kind, bits), self.now, &[]);
-        self.model.receive(kind, revision.seq, revision.at, self.now, bits);
+        let encoded_list = encoded(kind, bits);
+        let list = FullList { kind, requested: revision, received: self.now, encoded: encoded_list };
+        self.sync.receive(list, &[]);
+        self.model.receive(kind, revision, self.now, bits);
         let expected = self.model.served.map(|(sandboxes, containers)| {
             (
                 encoded(ListKind::Sandboxes, sandboxes.objects),

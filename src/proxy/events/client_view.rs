@@ -18,20 +18,20 @@ use crate::snapshot::{
 use crate::wire::{self, WireError};
 
 /// Beyond so many objects with events, those of long ago are forgotten.
-const TOUCHED: usize = 1000;
+const MAX_LAST_EVENTS: usize = 1000;
 /// How long a runtime's own event may come after the one that was made here.
 const LATE_EVENTS: Duration = Duration::from_secs(60);
 
-/// What clients were told of the sandboxes and containers of one backend.
+/// What clients know of the sandboxes and containers of one backend.
 #[derive(Debug, Default)]
-pub(super) struct Told {
+pub(super) struct ClientView {
     sandboxes: HashMap<Box<str>, Sandbox>,
     containers: HashMap<Box<str>, Container>,
-    /// Events that were made here, by ID and type.
-    made: HashMap<(Box<str>, u64), Instant>,
-    /// What the runtime's own events were about, and which of them was the last: a list that was asked for
-    /// before it is older.
-    touched: HashMap<Box<str>, (u64, Instant)>,
+    /// Events that crimux made, by ID and type.
+    synthesized: HashMap<(Box<str>, u64), Instant>,
+    /// The number and time of the runtime's last event about each object: a list that was requested before
+    /// it is older.
+    last_events: HashMap<Box<str>, (u64, Instant)>,
     events: u64,
     /// The lists that were compared last: the same bytes have nothing new.
     compared: Option<(Bytes, Bytes)>,
@@ -63,20 +63,20 @@ pub(super) struct MissingEvent {
     pub(super) status: Bytes,
 }
 
-impl Told {
+impl ClientView {
     /// Starts with these lists as known to clients.
     ///
     /// # Errors
     /// Whatever makes one of them unreadable.
     pub(super) fn begin(sandboxes: &Bytes, containers: &Bytes) -> Result<Self, WireError> {
-        let mut told = Self::default();
-        told.compare(sandboxes, containers, 0)?;
-        told.made.clear();
-        Ok(told)
+        let mut view = Self::default();
+        view.compare(sandboxes, containers, 0)?;
+        view.synthesized.clear();
+        Ok(view)
     }
 
     /// Returns how many events of the runtime came so far; take it *before* asking for lists to compare.
-    pub(super) fn events(&self) -> u64 {
+    pub(super) fn event_count(&self) -> u64 {
         self.events
     }
 
@@ -84,13 +84,13 @@ impl Told {
     ///
     /// # Errors
     /// Whatever makes it unreadable.
-    pub(super) fn event(&mut self, event: &[u8]) -> Result<bool, WireError> {
+    pub(super) fn record_event(&mut self, event: &[u8]) -> Result<bool, WireError> {
         let id = wire::peek_str(event, &[field!(ContainerEventResponse.container_id)])?;
         let kind = wire::peek_varint(event, &[field!(ContainerEventResponse.container_event_type)])?;
         let path = field_path!(ContainerEventResponse.pod_sandbox_status.id);
         let sandbox = wire::peek_str(event, &path)?;
-        self.touch(id);
-        if self.made.remove(&(id.into(), kind)).is_some_and(|made| made.elapsed() < LATE_EVENTS) {
+        self.note_event(id);
+        if self.synthesized.remove(&(id.into(), kind)).is_some_and(|made| made.elapsed() < LATE_EVENTS) {
             return Ok(false);
         }
         if id == sandbox {
@@ -115,19 +115,19 @@ impl Told {
         Ok(true)
     }
 
-    fn touch(&mut self, id: &str) {
+    fn note_event(&mut self, id: &str) {
         self.events += 1;
-        if self.touched.len() >= TOUCHED {
-            self.touched.retain(|_, (_, at)| at.elapsed() < LATE_EVENTS);
+        if self.last_events.len() >= MAX_LAST_EVENTS {
+            self.last_events.retain(|_, (_, at)| at.elapsed() < LATE_EVENTS);
         }
-        self.touched.insert(id.into(), (self.events, Instant::now()));
+        self.last_events.insert(id.into(), (self.events, Instant::now()));
     }
 
-    /// Compares lists, asked for when `since` events had come, with what clients were told, and takes the
-    /// changes for told.
+    /// Compares lists, asked for when `since` events had come, with what clients were view, and takes the
+    /// changes for view.
     ///
     /// # Errors
-    /// Whatever makes one of them unreadable; nothing is taken for told then.
+    /// Whatever makes one of them unreadable; nothing changes then.
     pub(super) fn compare(
         &mut self,
         sandboxes: &Bytes,
@@ -138,8 +138,8 @@ impl Told {
         if self.compared.as_ref().is_some_and(|(s, c)| same(s, sandboxes) && same(c, containers)) {
             return Ok(Vec::new());
         }
-        self.touched.retain(|_, (event, _)| *event > since);
-        let newer = |id: &str| self.touched.contains_key(id);
+        self.last_events.retain(|_, (event, _)| *event > since);
+        let newer = |id: &str| self.last_events.contains_key(id);
         let mut listed_sandboxes: Vec<SandboxRef<'_>> = sandbox_items(sandboxes).collect::<Result<_, _>>()?;
         let mut listed_containers: Vec<ContainerFacts<'_>> =
             container_items(containers).collect::<Result<_, _>>()?;
@@ -149,11 +149,12 @@ impl Told {
         self.new_sandboxes(&listed_sandboxes, &mut changes);
         self.new_containers(&listed_containers, &mut changes);
         self.stopped_sandboxes(&listed_sandboxes, &mut changes);
-        self.gone(&listed_sandboxes, &listed_containers, &mut changes);
+        self.find_removed(&listed_sandboxes, &listed_containers, &mut changes);
         self.compared = Some((sandboxes.clone(), containers.clone()));
         let now = Instant::now();
-        self.made.retain(|_, made| now.duration_since(*made) < LATE_EVENTS);
-        self.made.extend(changes.iter().map(|change| ((change.id.as_str().into(), change.kind as u64), now)));
+        self.synthesized.retain(|_, made| now.duration_since(*made) < LATE_EVENTS);
+        self.synthesized
+            .extend(changes.iter().map(|change| ((change.id.as_str().into(), change.kind as u64), now)));
         Ok(changes)
     }
 
@@ -209,7 +210,7 @@ impl Told {
         }
     }
 
-    fn gone(
+    fn find_removed(
         &mut self,
         sandboxes: &[SandboxRef<'_>],
         containers: &[ContainerFacts<'_>],
@@ -217,7 +218,7 @@ impl Told {
     ) {
         let listed: std::collections::HashSet<&str> =
             sandboxes.iter().map(|facts| facts.id).chain(containers.iter().map(|facts| facts.id)).collect();
-        let is_gone = |id: &str| !listed.contains(id) && !self.touched.contains_key(id);
+        let is_gone = |id: &str| !listed.contains(id) && !self.last_events.contains_key(id);
         let gone: Vec<_> = self.containers.keys().filter(|id| is_gone(id)).cloned().collect();
         let gone_sandboxes: Vec<_> = self.sandboxes.keys().filter(|id| is_gone(id)).cloned().collect();
         for id in gone {
@@ -292,9 +293,9 @@ mod tests {
             .into()
     }
 
-    fn changes(told: &mut Told, s: &[(&str, i32)], c: &[(&str, i32)]) -> Vec<(String, Type)> {
-        let since = told.events();
-        let changes = told.compare(&sandboxes(s), &containers(c), since).expect("lists");
+    fn changes(view: &mut ClientView, s: &[(&str, i32)], c: &[(&str, i32)]) -> Vec<(String, Type)> {
+        let since = view.event_count();
+        let changes = view.compare(&sandboxes(s), &containers(c), since).expect("lists");
         changes.into_iter().map(|change| (change.id, change.kind)).collect()
     }
 
@@ -314,22 +315,22 @@ mod tests {
     fn each_step_that_lists_show_is_one_change_and_none_comes_twice() {
         use Type::{ContainerCreatedEvent as Created, ContainerDeletedEvent as Deleted};
         use Type::{ContainerStartedEvent as Started, ContainerStoppedEvent as Stopped};
-        let mut told = Told::begin(&Bytes::new(), &Bytes::new()).expect("lists");
+        let mut view = ClientView::begin(&Bytes::new(), &Bytes::new()).expect("lists");
         let of = |id: &str, kind| (id.to_owned(), kind);
-        let new = changes(&mut told, &READY, &[("c", CONTAINER_CREATED)]);
+        let new = changes(&mut view, &READY, &[("c", CONTAINER_CREATED)]);
         assert_eq!(new, [of("s", Created), of("s", Started), of("c", Created)]);
-        assert_eq!(changes(&mut told, &READY, &[("c", CONTAINER_RUNNING)]), [of("c", Started)]);
-        assert_eq!(changes(&mut told, &READY, &[("c", CONTAINER_RUNNING)]), []);
-        let both = changes(&mut told, &[("s", SANDBOX_NOTREADY)], &[("c", CONTAINER_EXITED)]);
+        assert_eq!(changes(&mut view, &READY, &[("c", CONTAINER_RUNNING)]), [of("c", Started)]);
+        assert_eq!(changes(&mut view, &READY, &[("c", CONTAINER_RUNNING)]), []);
+        let both = changes(&mut view, &[("s", SANDBOX_NOTREADY)], &[("c", CONTAINER_EXITED)]);
         assert_eq!(both, [of("c", Stopped), of("s", Stopped)]);
-        assert_eq!(changes(&mut told, &[], &[]), [of("c", Deleted), of("s", Deleted)]);
+        assert_eq!(changes(&mut view, &[], &[]), [of("c", Deleted), of("s", Deleted)]);
     }
 
     #[test]
     fn a_change_has_the_metadata_of_its_sandbox_also_when_both_are_gone() {
-        let mut told =
-            Told::begin(&sandboxes(&READY), &containers(&[("c", CONTAINER_RUNNING)])).expect("lists");
-        let changes = told.compare(&Bytes::new(), &Bytes::new(), 0).expect("lists");
+        let mut view =
+            ClientView::begin(&sandboxes(&READY), &containers(&[("c", CONTAINER_RUNNING)])).expect("lists");
+        let changes = view.compare(&Bytes::new(), &Bytes::new(), 0).expect("lists");
         for change in changes {
             let status = cri::PodSandboxStatus::decode(change.status).expect("a status");
             assert_eq!((status.id.as_str(), status.runtime_handler.as_str()), ("s", "runc"));
@@ -339,25 +340,29 @@ mod tests {
 
     #[test]
     fn what_an_event_told_is_no_change_and_what_was_made_is_not_told_again() {
-        let mut told =
-            Told::begin(&sandboxes(&READY), &containers(&[("c", CONTAINER_RUNNING)])).expect("lists");
-        assert_eq!(told.event(&event("c", Type::ContainerStoppedEvent)), Ok(true));
-        assert_eq!(changes(&mut told, &READY, &[("c", CONTAINER_EXITED)]), []);
-        let stopped = changes(&mut told, &[("s", SANDBOX_NOTREADY)], &[("c", CONTAINER_EXITED)]);
+        let mut view =
+            ClientView::begin(&sandboxes(&READY), &containers(&[("c", CONTAINER_RUNNING)])).expect("lists");
+        assert_eq!(view.record_event(&event("c", Type::ContainerStoppedEvent)), Ok(true));
+        assert_eq!(changes(&mut view, &READY, &[("c", CONTAINER_EXITED)]), []);
+        let stopped = changes(&mut view, &[("s", SANDBOX_NOTREADY)], &[("c", CONTAINER_EXITED)]);
         assert_eq!(stopped, [("s".to_owned(), Type::ContainerStoppedEvent)]);
-        assert_eq!(told.event(&event("s", Type::ContainerStoppedEvent)), Ok(false), "it was made here");
-        assert_eq!(told.event(&event("s", Type::ContainerDeletedEvent)), Ok(true));
-        assert_eq!(changes(&mut told, &[], &[("c", CONTAINER_EXITED)]), []);
+        assert_eq!(
+            view.record_event(&event("s", Type::ContainerStoppedEvent)),
+            Ok(false),
+            "it was made here"
+        );
+        assert_eq!(view.record_event(&event("s", Type::ContainerDeletedEvent)), Ok(true));
+        assert_eq!(changes(&mut view, &[], &[("c", CONTAINER_EXITED)]), []);
     }
 
     #[test]
     fn a_list_that_was_asked_for_before_an_event_says_nothing_about_its_object() {
-        let mut told =
-            Told::begin(&sandboxes(&READY), &containers(&[("c", CONTAINER_RUNNING)])).expect("lists");
-        let since = told.events();
-        told.event(&event("c", Type::ContainerDeletedEvent)).expect("an event");
-        told.event(&event("d", Type::ContainerCreatedEvent)).expect("an event");
+        let mut view =
+            ClientView::begin(&sandboxes(&READY), &containers(&[("c", CONTAINER_RUNNING)])).expect("lists");
+        let since = view.event_count();
+        view.record_event(&event("c", Type::ContainerDeletedEvent)).expect("an event");
+        view.record_event(&event("d", Type::ContainerCreatedEvent)).expect("an event");
         let old = containers(&[("c", CONTAINER_RUNNING)]);
-        assert_eq!(told.compare(&sandboxes(&READY), &old, since), Ok(Vec::new()));
+        assert_eq!(view.compare(&sandboxes(&READY), &old, since), Ok(Vec::new()));
     }
 }

@@ -1,0 +1,143 @@
+//! One backend's part of a list: called within its deadline, otherwise last-known.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::HeaderMap;
+use tonic::Code;
+
+use super::completeness::{Absence, Contribution, NoContribution};
+use crate::backend::{Backend, Class, Collected};
+use crate::codec::Message;
+use crate::error::Error;
+use crate::method::{List, Method};
+use crate::proxy::ProxyState;
+use crate::proxy::learn::{Learner, ReceivedList};
+use crate::proxy::refresh::{record_failure, record_timeout, refresh};
+use crate::snapshot::{Filter, ListKind, Revision};
+
+/// A list call to one backend: what is asked for, and how long the backend may take.
+pub(in crate::proxy) struct ListQuery {
+    pub(in crate::proxy) node: Arc<ProxyState>,
+    pub(in crate::proxy) backend: Arc<Backend>,
+    pub(in crate::proxy) list: List,
+    pub(in crate::proxy) filter: Arc<Filter>,
+    pub(in crate::proxy) headers: HeaderMap,
+    pub(in crate::proxy) message: Message,
+    /// The backend's own deadline; a backend that exceeds it is late.
+    pub(in crate::proxy) limit: Duration,
+    /// `limit`, or the caller's budget if that is less.
+    pub(in crate::proxy) wait: Duration,
+}
+
+impl ListQuery {
+    /// Returns the backend's items, live or last-known.
+    pub(in crate::proxy) async fn contribution(&self) -> Result<Contribution, NoContribution> {
+        let (backend, method) = (&self.backend, self.method());
+        let class = Class::of(method);
+        let mut own_error = None;
+        match tokio::time::timeout(self.wait, self.ask(class)).await {
+            Ok(None) => refresh(&self.node, backend, class),
+            Ok(Some((revision, Ok(reply)))) if reply.code == Code::Ok => {
+                match self.record(revision, &reply) {
+                    Ok(items) => return Ok(self.live(items)),
+                    Err(error) => record_failure(&self.node, backend, class, error.to_string()),
+                }
+            }
+            Ok(Some((_, Ok(reply)))) if reply.code == Code::Unimplemented && self.list.is_optional() => {
+                backend.record_support(method, true);
+                return Err(self.nothing(Absence::Unimplemented(backend.unimplemented_error(method))));
+            }
+            Ok(Some((_, Ok(reply)))) => {
+                let cause = format!("{} was answered with {:?}", method.name, reply.code);
+                record_failure(&self.node, backend, class, cause);
+                own_error = Some(backend.refused_error(method, &reply.trailers));
+            }
+            Ok(Some((_, Err(Error::Down { .. })))) => {}
+            Ok(Some((_, Err(error)))) => record_failure(&self.node, backend, class, error.to_string()),
+            Err(_) if self.wait == self.limit => record_timeout(&self.node, backend, class, method),
+            Err(_) => {}
+        }
+        self.last_known(own_error)
+    }
+
+    /// Returns the backend's last-known items. `refusal` is the error that it answered with.
+    pub(in crate::proxy) fn last_known(
+        &self,
+        refusal: Option<Error>,
+    ) -> Result<Contribution, NoContribution> {
+        let (backend, method) = (&self.backend, self.method());
+        if self.list.is_optional() && backend.last.is_unimplemented(method.rpc) {
+            return Err(self.nothing(Absence::Unimplemented(backend.unimplemented_error(method))));
+        }
+        let items = match ListKind::of(self.list) {
+            Some(kind) => backend.last.list(kind, &self.filter),
+            None => backend.last.reply(method.rpc),
+        };
+        let Some(items) = items else {
+            return Err(self.nothing(refusal.map_or(Absence::Unknown, Absence::Refused)));
+        };
+        self.node.metrics.count_stale_list(&backend.name, method.name);
+        let has_items = !items.is_empty();
+        Ok(Contribution { backend: Arc::clone(backend), items, has_items, live: false, refusal })
+    }
+
+    /// Calls the backend; `None` if it is late already. The revision is that before the call.
+    async fn ask(&self, class: Class) -> Option<(Revision, Result<Collected, Error>)> {
+        let (backend, method) = (&self.backend, self.method());
+        if class == Class::Lists {
+            backend.listed_or_late().await;
+        }
+        if backend.health.is_late(class) {
+            return None;
+        }
+        let revision = backend.last.revision();
+        let fetch = || backend.fetch(method, self.headers.clone(), self.message.framed());
+        let reply = match fetch().await {
+            // One sandbox that goes away meanwhile makes containerd refuse the stats of all
+            // (sandbox_stats_list.go).
+            Ok(Collected { code: Code::NotFound | Code::Unknown, .. }) if self.list.is_measured() => {
+                fetch().await
+            }
+            reply => reply,
+        };
+        Some((revision, reply))
+    }
+
+    /// Records the backend's list, and returns it without items that clients cannot read.
+    fn record(&self, revision: Revision, reply: &Collected) -> Result<Bytes, Error> {
+        let received = ReceivedList {
+            list: self.list,
+            revision,
+            unfiltered: self.filter.is_empty(),
+            encoded: &reply.message.encoded_bytes(),
+        };
+        Learner::new(&self.node, &self.backend).record_list(received)
+    }
+
+    fn live(&self, items: Bytes) -> Contribution {
+        self.backend.record_support(self.method(), false);
+        let has_items = !items.is_empty();
+        Contribution { backend: Arc::clone(&self.backend), items, has_items, live: true, refusal: None }
+    }
+
+    fn nothing(&self, why: Absence) -> NoContribution {
+        NoContribution { backend: Arc::clone(&self.backend.name), why }
+    }
+
+    /// Returns the unary method that lists these items.
+    fn method(&self) -> &'static Method {
+        self.list.unary()
+    }
+}
+
+/// Leaves out of a backend's items what another backend owns.
+pub(in crate::proxy) fn owned_items(backend: &Backend, list: List, items: Bytes) -> Bytes {
+    match ListKind::of(list) {
+        Some(kind) => backend.last.without_foreign(kind, items),
+        // They begin with the ID of their sandbox, as sandboxes do.
+        None if list == List::SandboxMetrics => backend.last.without_foreign(ListKind::Sandboxes, items),
+        None => items,
+    }
+}

@@ -1,0 +1,76 @@
+//! What of a backend's lists is its own: the IDs that it created, and those that another instance owns.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+
+use super::LastKnown;
+use crate::snapshot::ListKind;
+use crate::snapshot::changes::Op;
+use crate::snapshot::filter::item_id;
+use crate::snapshot::list_bytes::retain;
+
+impl LastKnown {
+    /// Tells whether this ID was created here, through crimux.
+    pub fn has_created(&self, id: &str) -> bool {
+        self.lock().created.contains(id)
+    }
+
+    /// Tells whether this ID is in the last-known lists.
+    pub fn has_id(&self, id: &str) -> bool {
+        self.lock().has_id(id)
+    }
+
+    /// Returns all IDs in the last-known lists, also those that another instance owns.
+    pub fn all_ids(&self) -> HashSet<Box<str>> {
+        self.lock().all_ids()
+    }
+
+    /// Returns the count of forgotten owners when the owners of the newest list of `kind` were learnt.
+    pub fn learnt_at(&self, kind: ListKind) -> u64 {
+        self.lock().learnt_at[usize::from(kind == ListKind::Containers)]
+    }
+
+    /// Records the count of forgotten owners when the owners of the newest list of `kind` were learnt.
+    pub fn set_learnt_at(&self, kind: ListKind, forgotten: u64) {
+        if matches!(kind, ListKind::Sandboxes | ListKind::Containers) {
+            self.lock().learnt_at[usize::from(kind == ListKind::Containers)] = forgotten;
+        }
+    }
+
+    /// Tells whether it lists this ID while another instance owns it.
+    pub fn is_foreign(&self, id: &str) -> bool {
+        self.lock().foreign.contains(id)
+    }
+
+    /// Returns the IDs that it lists and another instance owns.
+    pub fn foreign(&self) -> Vec<Box<str>> {
+        self.lock().foreign.iter().cloned().collect()
+    }
+
+    /// Records that another instance owns this ID, which is listed here too. Returns false if that was
+    /// recorded already.
+    pub fn mark_foreign(&self, id: &str) -> bool {
+        let news = !self.lock().foreign.contains(id);
+        if news {
+            self.change(vec![Op::Disowned(id.to_owned())]);
+        }
+        news
+    }
+
+    /// Records that no other instance owns this ID.
+    pub fn mark_owned(&self, id: &str) {
+        if self.lock().foreign.contains(id) {
+            self.change(vec![Op::Owned(id.to_owned())]);
+        }
+    }
+
+    /// Removes the items that another instance owns from a list of `kind`.
+    pub fn without_foreign(&self, kind: ListKind, list: Bytes) -> Bytes {
+        let state = self.lock();
+        if state.foreign.is_empty() || kind == ListKind::Images {
+            return list;
+        }
+        retain(&list, |item| item_id(kind, item).is_ok_and(|id| !state.foreign.contains(id)))
+    }
+}

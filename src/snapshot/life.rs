@@ -1,0 +1,105 @@
+//! The life of an instance: its states, what changes them, and what each change leads to.
+//!
+//! The state is written down when it changes, because a start can only act on what was written: a backend
+//! that was added and not listed yet is left out of lists, one that is a member and not known is awaited.
+//!
+//! ```text
+//!   a reload adds it                      a start finds it in the file
+//!         │                                          │
+//!         ▼            Listed, Settled               ▼
+//!      Joining ────────────────────────────────► Member
+//!         ▲  │                                   │    │ ▲
+//!         │  │           GivenUp                 │    │ │ TakenBack, Settled
+//!         └──┼───────────────────────────────────┘    │ │
+//!            └───────────── LeftFile ────────────► Removed ──► ended, once it owns nothing
+//! ```
+//!
+//! | change | Joining | Member | Removed |
+//! |---|---|---|---|
+//! | [`LifeChange::Listed`] | Member | Member | Removed |
+//! | [`LifeChange::Settled`] | Member | Member | Member |
+//! | [`LifeChange::LeftFile`] | Removed | Removed | Removed |
+//! | [`LifeChange::TakenBack`] | Joining | Member | Member |
+//! | [`LifeChange::GivenUp`] | Joining | Joining | is ended (`load.rs`) |
+//!
+//! | the state | its lists are not known | its lists are known |
+//! |---|---|---|
+//! | Joining | left out of lists, gets no sandbox | only while it may be another instance that moved |
+//! | Member | *awaited*: the node's lists fail until it is listed or given up | in all lists |
+//! | Removed | kept, until the operator declares it lost | in all lists until it owns nothing |
+
+/// Where an instance stands in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Life {
+    /// Configured. Until its lists are known, the node's lists wait for it.
+    #[default]
+    Member,
+    /// Added by a reload: left out of lists, and given no sandbox, until its first full pair of lists.
+    Joining,
+    /// Gone from the file: still dialled, listed and served, until it owns nothing.
+    Removed,
+}
+
+/// What changes where an instance stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LifeChange {
+    /// Its first full pair of lists was received.
+    Listed,
+    /// The lists of a backend that moved told whether it is the instance that it was.
+    Settled,
+    /// The file does not name it any more.
+    LeftFile,
+    /// The file names it, perhaps again.
+    TakenBack,
+    /// A start finds that the operator gave up what was on it.
+    GivenUp,
+}
+
+impl Life {
+    /// Returns where an instance begins: at a start, as all that the file names, or with a reload.
+    pub fn first(is_start: bool) -> Self {
+        if is_start { Self::Member } else { Self::Joining }
+    }
+
+    /// Returns where the instance stands after a change; see the first table above.
+    #[must_use]
+    pub fn after(self, change: LifeChange) -> Self {
+        match (change, self) {
+            (LifeChange::LeftFile, _) => Self::Removed,
+            (LifeChange::GivenUp, _) => Self::Joining,
+            (LifeChange::Listed, Self::Joining)
+            | (LifeChange::TakenBack, Self::Removed)
+            | (LifeChange::Settled, _) => Self::Member,
+            (LifeChange::Listed | LifeChange::TakenBack, same) => same,
+        }
+    }
+
+    /// Tells whether the node's lists wait for the instance; `is_known` tells whether its lists are known.
+    pub fn is_awaited(self, is_known: bool) -> bool {
+        self == Self::Member && !is_known
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_change_leads_from_every_state_to_the_one_in_the_table() {
+        use Life::{Joining, Member, Removed};
+        let table = [
+            (LifeChange::Listed, [Member, Member, Removed]),
+            (LifeChange::Settled, [Member, Member, Member]),
+            (LifeChange::LeftFile, [Removed, Removed, Removed]),
+            (LifeChange::TakenBack, [Joining, Member, Member]),
+            (LifeChange::GivenUp, [Joining, Joining, Joining]),
+        ];
+        for (change, after) in table {
+            assert_eq!([Joining, Member, Removed].map(|life| life.after(change)), after, "{change:?}");
+        }
+        assert_eq!([true, false].map(Life::first), [Member, Joining]);
+        let awaited =
+            [Joining, Member, Removed].map(|life| [false, true].map(|known| life.is_awaited(known)));
+        assert_eq!(awaited, [[false, false], [true, false], [false, false]]);
+    }
+}

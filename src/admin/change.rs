@@ -241,7 +241,7 @@ fn handlers_served_only_by(node: &ProxyState, backend: &str) -> Vec<String> {
 }
 
 /// Writes the last-known state to the disk, at most for [`DISK_TIMEOUT`]. A failure is reported by
-/// [`unsaved`].
+/// [`save_warnings`].
 async fn save(node: &ProxyState) {
     let snapshot = Arc::clone(&node.snapshot);
     node.snapshot.wait_for_journal().await;

@@ -16,12 +16,12 @@ pub fn malloc_trim() {
     }
 }
 
-/// Has glibc keep up to `len` free bytes at the end of its heap, and map only blocks of more than `len` bytes by
-/// themselves; does nothing without glibc, or if `len` is more than 32 MiB or the C type's maximum.
+/// Has glibc keep up to `len` free bytes at the end of its heap, and map only blocks of more than `len` bytes
+/// by themselves; does nothing without glibc, or if `len` is more than 32 MiB or the C type's maximum.
 ///
-/// A list of a megabyte needs a block as large for each of its parts. By default each of them would be a mapping
-/// of its own, or the end of the heap that is given back at once: then every list pays for every page again.
-/// What is kept goes with the next [`malloc_trim`].
+/// A list of a megabyte needs a block as large for each of its parts. By default each of them would be a
+/// mapping of its own, or the end of the heap that is given back at once: then every list pays for every page
+/// again. What is kept goes with the next [`malloc_trim`].
 pub fn keep_free(len: usize) {
     #[cfg(target_env = "gnu")]
     if let Ok(len) = libc::c_int::try_from(len) {

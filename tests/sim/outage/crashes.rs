@@ -99,6 +99,12 @@ async fn cut_off(deed: Deed, point: Point) {
         // A process is gone only once its tracer has let go of all its threads.
         strace.kill().await.unwrap();
     }
+    // On a slow machine the held record may be one of the writer instead.
+    let text = if deed == Deed::Create { "half-way" } else { victim.as_str() };
+    let records = journals(&state).into_iter().filter_map(|path| std::fs::read(path).ok());
+    let is_noted = records
+        .into_iter()
+        .any(|records| records.windows(text.len()).any(|window| window == text.as_bytes()));
     // A call waits for the disk 100 ms at most: one that is held at the journal may have been answered by now.
     let answered = call.await.unwrap().is_ok();
     assert!(
@@ -133,7 +139,7 @@ async fn cut_off(deed: Deed, point: Point) {
     assert!(!answered, "{deed:?} {point:?}: it was answered before it was on the disk, which is not whole");
     let vanished: Vec<_> = truth.intersection(&before).filter(|id| !listed.contains(*id)).collect();
     assert!(vanished.is_empty(), "{deed:?} {point:?}: {vanished:?} vanished");
-    if point == Point::Noted {
+    if point == Point::Noted && is_noted {
         assert!(truth.is_subset(&listed), "{deed:?}: what was made is not listed");
         assert_eq!(listed.contains(&victim), deed == Deed::Create, "{deed:?}");
     }

@@ -3,8 +3,8 @@
 //! Every end of the stream costs kubelet one of five attempts, for as long as it lives (`pleg/evented.go`,
 //! 1.37). So the stream is always offered, and each backend is an event source of its own: its stream
 //! (`events/stream.rs`), or, while the stream is missing because it was lost, never offered or is of CRI
-//! 0.25, its lists, compared once a second (`events/client_view.rs`). The same comparison makes the events of what
-//! changed while the stream or the backend was away. No backend is called while no client subscribes.
+//! 0.25, its lists, compared once a second (`events/client_view.rs`). The same comparison makes the events of
+//! what changed while the stream or the backend was away. No backend is called while no client subscribes.
 //!
 //! Owners are learnt from each event. States are not taken from it, because an event may be older than a
 //! later call; instead an event makes crimux list that backend, at most once a second.
@@ -36,8 +36,8 @@ mod stream;
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How long a list waits for the events of a stream that has just been opened.
 const STREAM_FIRST: Duration = Duration::from_millis(300);
-/// How often a client's sources are compared with the backends, lists with what clients know, and a backend with
-/// events is listed.
+/// How often a client's sources are compared with the backends, lists with what clients know, and a backend
+/// with events is listed.
 const ROUND: Duration = Duration::from_secs(1);
 
 impl Call {
@@ -160,7 +160,7 @@ impl Source {
             opened: Notify::new(),
             events: Notify::new(),
         };
-        // What changed since that list becomes an event, so that nothing is lost between it and the first comparison.
+        // What changed since that list becomes an event: nothing is lost between it and the first comparison.
         source.begin();
         source
     }

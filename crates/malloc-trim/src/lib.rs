@@ -61,7 +61,7 @@ mod tests {
         rounds(2);
         let before = page_faults();
         rounds(100);
-        // Without it each round takes hundreds of pages anew.
+        // Without it each round takes hundreds of new pages.
         let taken = page_faults() - before;
         assert!(taken < 100 * 16, "{taken} pages for 100 rounds");
     }

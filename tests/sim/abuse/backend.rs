@@ -95,7 +95,11 @@ async fn a_hostile_backend_is_held_to_its_limits_and_the_others_are_served() {
 #[tokio::test]
 async fn an_error_text_of_a_megabyte_arrives() {
     let a = SimRuntime::builder("a").containers(1, 1).start().await;
-    let crimux = Crimux::start(&[("a", &a)]).await;
+    let dir = tempfile::tempdir().unwrap();
+    // A debug build on a busy machine takes its time for a megabyte.
+    let yaml = config(&dir, &[("a", &a)], "").replace("\" }\n", "\", timeouts: { read: 1m } }\n");
+    let crimux = Crimux::start_in(dir, &yaml);
+    crimux.wait_ready().await;
     let id = a.state().containers().next().unwrap().id.clone();
     let text = "x".repeat(1 << 20);
     a.fault("ContainerStatus", testkit::runtime::Fault::error(Code::Unknown, text.clone()));

@@ -30,8 +30,10 @@ fn has_browser() -> bool {
     wanted
 }
 
-/// Chromium with a profile of its own.
-fn chromium(profile: &Path) -> Command {
+/// Chromium with a new profile below this directory: one that has just ended may still hold its own.
+fn chromium(profiles: &Path) -> Command {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    let profile = profiles.join(NEXT.fetch_add(1, Ordering::Relaxed).to_string());
     let mut command = Command::new("chromium");
     command.args([
         "--headless",
@@ -122,7 +124,8 @@ impl World {
         let mut command = chromium(self.profile.path());
         command.arg(format!("--blink-settings=preferredColorScheme={}", u8::from(!dark)));
         command.arg(format!("--window-size={window},{height}"));
-        command.args(["--virtual-time-budget=5000", &format!("--screenshot={}", to.display()), &url]);
+        // Less than the time after which the page loads itself again.
+        command.args(["--virtual-time-budget=2000", &format!("--screenshot={}", to.display()), &url]);
         output(command).await;
         cut(to, width)
     }

@@ -298,7 +298,7 @@ async fn a_slow_client_is_dropped_and_counted_and_nobody_waits_for_it() {
     let client = crimux.client();
     let mut fast = subscribe(&client).await;
     // The window of the slow client takes the first, its queue ten, and what is on the way between them some.
-    for number in 0..200 {
+    for number in 0..80 {
         let large = testkit::client::sandbox_config(&format!("pod-{number}"));
         let id = a.state().run_sandbox(large.annotation("large", &"x".repeat(64 << 10)).build(), "").unwrap();
         next_about(&mut fast, &id).await;

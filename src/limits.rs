@@ -7,7 +7,6 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use grpc_http2::server::ServerConfig;
 use grpc_http2::{Budget, Limit, LimitHook};
@@ -15,11 +14,10 @@ use prometheus::IntCounter;
 
 use crate::codec;
 use crate::config::Limits;
+use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::mutex::lock;
 
-/// How long the log says nothing more of a limit.
-const LOG_INTERVAL: Duration = Duration::from_secs(60);
 /// The limits as the `limit` label and the log name them: the keys of the configuration.
 const NAMES: [&str; 6] =
     ["connections", "streams", "metadata_kib", "requests_mib", "receive_time", "unread_mib"];
@@ -33,7 +31,7 @@ pub struct ClientLimits {
     request_budget: Arc<Budget>,
     unread_budget: Arc<Budget>,
     reached: [IntCounter; NAMES.len()],
-    logged: Mutex<[Option<Instant>; NAMES.len()]>,
+    log_limits: Mutex<[LogLimit; NAMES.len()]>,
 }
 
 /// The place of one connection; given back when dropped.
@@ -55,7 +53,7 @@ impl ClientLimits {
             unread_budget: Budget::new(limits.unread_bytes),
             // A series that appears with its first increment cannot be alerted on.
             reached: NAMES.map(|name| metrics.limit_reached(name)),
-            logged: Mutex::default(),
+            log_limits: Mutex::default(),
         })
     }
 
@@ -108,9 +106,7 @@ impl ClientLimits {
 
     fn note_reached(&self, index: usize) {
         self.reached[index].inc();
-        let mut logged = lock(&self.logged);
-        if logged[index].is_none_or(|last| last.elapsed() >= LOG_INTERVAL) {
-            logged[index] = Some(Instant::now());
+        if lock(&self.log_limits)[index].count(1).is_some() {
             tracing::warn!(
                 limit = NAMES[index],
                 "a client has reached a limit; the next minute says no more of it"

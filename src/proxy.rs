@@ -108,7 +108,7 @@ impl Proxy {
 
     /// Returns what clients may make crimux hold.
     pub fn limits(&self) -> &Arc<ClientLimits> {
-        &self.node.limits
+        self.node.limits()
     }
 }
 

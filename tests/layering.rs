@@ -29,6 +29,7 @@ const ROWS: [&[&str]; 12] = [
         "accept",
         "backoff",
         "mutex",
+        "log_limit",
         "admission",
         "side",
         "history",

@@ -18,6 +18,7 @@ use crate::cri::Rpc;
 use crate::error::Error;
 use crate::merge;
 use crate::method::{Kind, List, Method};
+use crate::mutex::lock;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, descriptors};
 use crate::router::Lookup;
@@ -61,7 +62,9 @@ impl Call {
             _ => merge::merge(list, &parts.iter().map(|part| part.to_merge(default)).collect::<Vec<_>>()),
         };
         let size = encoded.iter().map(Bytes::len).sum::<usize>();
-        if self.node.metrics.record_merged_list(method.name, size) && self.node.is_time_to_log_large_list() {
+        if self.node.metrics.record_merged_list(method.name, size)
+            && lock(&self.node.large_list_log).count(1).is_some()
+        {
             tracing::warn!(method = method.name, size, "a merged list nears kubelet's limit of 16 MiB");
         }
         let prefix = Bytes::copy_from_slice(&crate::codec::prefix(size));

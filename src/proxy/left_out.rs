@@ -8,11 +8,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::mutex::lock;
 
-/// How often one case is logged.
-const LOGGED_EVERY: Duration = Duration::from_secs(60);
 /// How long a case is shown after it last happened.
 const SHOWN_FOR: Duration = Duration::from_secs(300);
 
@@ -29,9 +28,8 @@ type CaseKey = (Arc<str>, &'static str, &'static str);
 #[derive(Debug)]
 struct Case {
     at: Instant,
-    logged: Option<Instant>,
-    /// How many items, texts or backends since the last log line.
-    count: u64,
+    /// Counts items, texts or backends.
+    log_limit: LogLimit,
     cause: String,
 }
 
@@ -86,14 +84,13 @@ impl LeftOut {
         let now = Instant::now();
         let mut cases = self.cases();
         cases.retain(|_, entry| now.duration_since(entry.at) <= SHOWN_FOR);
-        let new = || Case { at: now, logged: None, count: 0, cause: String::new() };
+        let new = || Case { at: now, log_limit: LogLimit::default(), cause: String::new() };
         let entry = cases.entry(key.clone()).or_insert_with(new);
-        (entry.at, entry.count) = (now, entry.count + count as u64);
+        entry.at = now;
         cause.clone_into(&mut entry.cause);
-        if entry.logged.is_none_or(|logged| now.duration_since(logged) >= LOGGED_EVERY) {
+        if let Some(count) = entry.log_limit.count(count as u64) {
             let (backend, method, what) = key;
-            tracing::warn!(%backend, method, what, count = entry.count, cause, "left out of answers");
-            (entry.logged, entry.count) = (Some(now), 0);
+            tracing::warn!(%backend, method, what, count, cause, "left out of answers");
         }
     }
 

@@ -4,7 +4,7 @@
 //! A reload replaces the list of backends and the handlers, never the objects that calls in flight hold.
 
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -18,9 +18,9 @@ use crate::error::Error;
 use crate::events::Subscriptions;
 use crate::history::RecentEvents;
 use crate::limits::ClientLimits;
+use crate::log_limit::LogLimit;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND};
-use crate::mutex::lock;
 use crate::plan::KnownInstance;
 use crate::proxy::creation::PodName;
 use crate::proxy::descriptors::Unannounced;
@@ -31,9 +31,6 @@ use crate::relay::{Relay, StreamRoute};
 use crate::router::{Choice, Handlers, Names, Router};
 use crate::snapshot::{Instance, InstanceId, Life, Snapshot};
 use crate::wire;
-
-/// How often a merged list that nears kubelet's limit is logged.
-const LARGE_LIST_LOGGED_EVERY: Duration = Duration::from_secs(60);
 
 /// The node.
 #[derive(Debug)]
@@ -56,19 +53,19 @@ pub struct ProxyState {
     pub(super) own_calls: Arc<CallMetrics>,
     /// The backends' event streams that are wanted at the moment.
     pub(super) feeds: Subscriptions,
-    /// When a large merged list was last logged.
-    large_list_logged: Mutex<Option<Instant>>,
+    /// Counts merged lists near kubelet's limit: kubelet lists every second.
+    pub(super) large_list_log: Mutex<LogLimit>,
     /// When each backend's images were last listed.
     pub(super) image_lists: ImageLists,
     /// When crimux started.
     pub(super) started: Instant,
     /// What clients may make crimux hold.
-    pub limits: Arc<ClientLimits>,
+    limits: Arc<ClientLimits>,
     relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
-    /// When the backends that list the same IDs were named last.
-    pub(super) conflicts_reported: Mutex<Option<Instant>>,
+    /// Counts comparisons that found two backends listing the same IDs.
+    pub(super) conflicts_log: Mutex<LogLimit>,
     /// What was logged of IDs without a known owner.
     pub(super) unknown_ids: UnknownIds,
     /// Wakes who decides whether a moved backend is the one that it was.
@@ -93,14 +90,14 @@ impl ProxyState {
             history: RecentEvents::default(),
             left_out: LeftOut::new(Arc::clone(&metrics)),
             metrics,
-            large_list_logged: Mutex::default(),
+            large_list_log: Mutex::default(),
             unannounced: Unannounced::default(),
             image_lists: ImageLists::default(),
             started: Instant::now(),
             relay,
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
-            conflicts_reported: Mutex::default(),
+            conflicts_log: Mutex::default(),
             unknown_ids: UnknownIds::default(),
             listed: Notify::new(),
         })
@@ -272,17 +269,6 @@ impl ProxyState {
         let handlers = self.router.handlers();
         let known = handler.is_empty() || handlers.targets_of(handler).is_ok();
         self.history.record_placement(known.then_some(handler), backend, code);
-    }
-
-    /// Tells whether a large merged list is to be logged; true at most once a minute, because kubelet lists
-    /// every second.
-    pub(super) fn is_time_to_log_large_list(&self) -> bool {
-        let mut logged = lock(&self.large_list_logged);
-        let due = logged.is_none_or(|at| at.elapsed() >= LARGE_LIST_LOGGED_EVERY);
-        if due {
-            *logged = Some(Instant::now());
-        }
-        due
     }
 
     /// Returns the state that operators see.

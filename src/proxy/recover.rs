@@ -5,15 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use crate::backend::{Backend, Class};
 use crate::method::List;
 use crate::mutex::lock;
 use crate::proxy::{ProxyState, learn, refresh};
-
-/// How often backends that list the same IDs are named.
-const REPORT_EVERY: Duration = Duration::from_secs(60);
 
 impl ProxyState {
     /// Learns the owners that the saved state of a backend names.
@@ -101,11 +97,9 @@ impl ProxyState {
                 }
             }
         }
-        let mut reported = lock(&self.conflicts_reported);
-        if counts.is_empty() || reported.is_some_and(|at| at.elapsed() < REPORT_EVERY) {
+        if counts.is_empty() || lock(&self.conflicts_log).count(1).is_none() {
             return;
         }
-        *reported = Some(Instant::now());
         for ((owner, other), ids) in counts {
             tracing::error!(
                 owner,

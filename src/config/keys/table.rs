@@ -11,6 +11,17 @@ const fn key(path: &'static str, kind: ValueKind, default: DefaultValue, about: 
     Key { path, kind, default, about }
 }
 
+/// The weight of a share, in `default_split` and in the `split` of a handler.
+const fn weight(path: &'static str) -> Key {
+    key(
+        path,
+        Integer { min: 0, max: 10_000 },
+        Is("1"),
+        "Its share of new sandboxes, relative to the sum of the weights. 0 takes none but pods that `crimux route --next` \
+         aims there; not all may be 0.",
+    )
+}
+
 const NOTHING: DefaultValue = Derived("nothing");
 
 /// The table. Sections come before their keys.
@@ -85,13 +96,7 @@ pub const KEYS: &[Key] = &[
         Derived("the backend's own default handler"),
         "The handler that its sandboxes ask that backend for.",
     ),
-    key(
-        "default_split[].weight",
-        Integer { min: 0, max: 10_000 },
-        Is("1"),
-        "Its share of new sandboxes, relative to the sum of the weights. 0 takes none but pods that `crimux route --next` \
-         aims there; not all may be 0.",
-    ),
+    weight("default_split[].weight"),
     key(
         "backends",
         Named,
@@ -266,13 +271,7 @@ pub const KEYS: &[Key] = &[
         Derived("the backend's own default handler"),
         "The name by which that backend knows the handler.",
     ),
-    key(
-        "handlers.*.split[].weight",
-        Integer { min: 0, max: 10_000 },
-        Is("1"),
-        "Its share of new sandboxes, relative to the sum of the weights. 0 takes none but pods that `crimux route --next` \
-         aims there; not all may be 0.",
-    ),
+    weight("handlers.*.split[].weight"),
     key(
         "drain_timeout",
         Duration { max: "20s" },

@@ -15,7 +15,8 @@
 //! Streams have two modules: [`events`] shares one stream of container events, [`relay`] carries exec, attach
 //! and port-forward. [`app`] starts and stops everything; [`admin`] and [`cli`] are the operator's side.
 //! Encodings are in [`wire`], [`codec`], [`cri`] and [`utf8`], what every layer may use in [`config`],
-//! [`error`], [`drain`], [`accept`], [`backoff`], [`mutex`], [`log_limit`], [`history`], [`metrics`] and [`telemetry`].
+//! [`error`], [`drain`], [`accept`], [`backoff`], [`mutex`], [`log_limit`], [`history`], [`metrics`]
+//! and [`telemetry`].
 //!
 //! ARCHITECTURE.md draws this, defines the words, and gives the reasons. `tests/layering.rs` checks that
 //! imports point only down.

@@ -26,15 +26,15 @@ impl LastKnown {
         self.lock().all_ids()
     }
 
-    /// Returns the count of forgotten owners when the owners of the newest list of `kind` were learnt.
-    pub fn learnt_at(&self, kind: ListKind) -> u64 {
-        self.lock().learnt_at[usize::from(kind == ListKind::Containers)]
+    /// Returns the version of the owners map when the newest list of `kind` was last learnt from.
+    pub fn owners_version(&self, kind: ListKind) -> u64 {
+        self.lock().owners_version[usize::from(kind == ListKind::Containers)]
     }
 
-    /// Records the count of forgotten owners when the owners of the newest list of `kind` were learnt.
-    pub fn set_learnt_at(&self, kind: ListKind, forgotten: u64) {
+    /// Records the version of the owners map when the newest list of `kind` was learnt from.
+    pub fn set_owners_version(&self, kind: ListKind, forgotten: u64) {
         if matches!(kind, ListKind::Sandboxes | ListKind::Containers) {
-            self.lock().learnt_at[usize::from(kind == ListKind::Containers)] = forgotten;
+            self.lock().owners_version[usize::from(kind == ListKind::Containers)] = forgotten;
         }
     }
 

@@ -17,9 +17,9 @@ pub(super) enum Fact {
     AnnouncedDescriptors,
     /// The backend answered `ListPodSandboxStats` with `Unimplemented`; empty means that it has the RPC.
     LacksPodStats,
-    /// The backend answered `ListMetricDescriptors` with `Unimplemented`.
+    /// The same of `ListMetricDescriptors`.
     LacksDescriptors,
-    /// The backend answered `ListPodSandboxMetrics` with `Unimplemented`.
+    /// The same of `ListPodSandboxMetrics`.
     LacksPodMetrics,
     /// The last answer to kubelet's question whether pod stats exist, and when.
     PodStatsAnswer,

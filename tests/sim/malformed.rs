@@ -1,5 +1,4 @@
-//! Malformed input, from clients and from backends: a clear status, nothing lost, nothing allocated on a
-//! claim.
+//! Malformed input, from clients and from backends: a clear status, nothing lost, nothing allocated on a claim.
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
-//! The disk under `state_dir` is full or takes no writes: calls go on, it is said, and what can be kept is
-//! kept.
+//! The disk under `state_dir` is full or takes no writes: calls go on, it is said, and what can be kept is kept.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -150,8 +149,7 @@ async fn restart(world: &mut World) {
     world.client = world.crimux.client();
 }
 
-/// Kills crimux and starts it again while b is away, over a state that is not whole: lists are refused, never
-/// short.
+/// Kills crimux and starts it again while b is away, over a state that is not whole: lists are refused, never short.
 async fn restart_without_lists(world: &mut World) {
     world.crimux.kill_and_start().await;
     testkit::eventually(SOON, async || {

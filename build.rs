@@ -1,6 +1,6 @@
-//! Generates, from `proto/cri.proto`: its message types, its descriptor for the tests that hold the method table
-//! against it, the number of every field (`cri::fields`), and the list of RPCs (`cri::Rpc`). protox compiles in
-//! process, so no `protoc` is needed.
+//! Generates, from `proto/cri.proto`: its message types, its descriptor for the tests that hold the method
+//! table against it, the number of every field (`cri::fields`), and the list of RPCs (`cri::Rpc`). protox
+//! compiles in process, so no `protoc` is needed.
 
 use std::fmt::Write as _;
 
@@ -20,8 +20,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// One module for each message, in it one module for each field with its `NUMBER`. For a field that is a message,
-/// `message` is that message's module, so that a path of fields is resolved by the compiler.
+/// One module for each message, in it one module for each field with its `NUMBER`. For a field that is a
+/// message, `message` is that message's module, so that a path of fields is resolved by the compiler.
 fn fields(descriptors: &FileDescriptorSet) -> Result<String, std::fmt::Error> {
     let mut code = String::new();
     for message in descriptors.file.iter().flat_map(|file| &file.message_type) {

@@ -1,7 +1,7 @@
 //! Starts the backends and the contenders, each with a configuration that is fair to it.
 //!
-//! All listen on Unix sockets and serve with one thread. What is tuned is said beside the setting; settings that
-//! make no measurable difference here are left at their defaults.
+//! All listen on Unix sockets and serve with one thread. What is tuned is said beside the setting; settings
+//! that make no measurable difference here are left at their defaults.
 
 use std::cell::RefCell;
 use std::fmt::Write as _;

@@ -21,7 +21,8 @@ use crate::process::{self, Memory};
 const LARGE: Stock = Stock { sandboxes: 500, containers: 5000, events: false };
 /// What the node has whose start is timed, at one backend.
 const STARTED: Stock = Stock { sandboxes: 500, containers: 1000, events: false };
-/// What the node has whose events are made from its lists, at one backend without an event stream: kubelet's limit.
+/// What the node has whose events are made from its lists, at one backend without an event stream: kubelet's
+/// limit.
 const COMPARED: Stock = Stock { sandboxes: 110, containers: 110, events: false };
 /// How long its CPU time is counted.
 const COUNTED: Duration = Duration::from_secs(5);
@@ -39,8 +40,8 @@ pub(crate) struct Footprint {
     pub(crate) start: f64,
     /// Milliseconds, likewise, with the saved state of the large node.
     pub(crate) start_large: f64,
-    /// Milliseconds of CPU time a second, 110 pods on a backend without an event stream: while nobody listens, and
-    /// while one client does.
+    /// Milliseconds of CPU time a second, 110 pods on a backend without an event stream: while nobody
+    /// listens, and while one client does.
     pub(crate) events: [f64; 2],
 }
 

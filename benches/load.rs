@@ -1,7 +1,7 @@
 //! What is done to a contender in one slice of a round, and how long each piece of it took.
 //!
-//! Messages are encoded outside the timed part. A slice ends by time, never by count, so that a slow contender
-//! does not prolong the run.
+//! Messages are encoded outside the timed part. A slice ends by time, never by count, so that a slow
+//! contender does not prolong the run.
 
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
@@ -21,8 +21,8 @@ use crate::client::{Client, PATIENCE, Target, check, framed, next_chunk};
 
 /// Pods under way at once while events are made.
 const PODS_AT_ONCE: usize = 4;
-/// Events that may be on their way while more pods are made. A client that leaves `events.buffer` (1000) events unread
-/// loses its stream, and a proxy that gets no processor for a moment finds all of them at once.
+/// Events that may be on their way while more pods are made. A client that leaves `events.buffer` (1000)
+/// events unread loses its stream, and a proxy that gets no processor for a moment finds all of them at once.
 const LEAD: usize = 500;
 /// Events of one sandbox from its creation to its removal.
 const EVENTS_OF_A_POD: usize = 4;
@@ -199,8 +199,8 @@ async fn more_events(stream: &mut RecvStream) -> Result<Bytes> {
     anyhow::bail!("the event stream ended")
 }
 
-/// Makes pods until an event of one arrives, and waits until no more come: a proxy may still be on its way to the
-/// backend.
+/// Makes pods until an event of one arrives, and waits until no more come: a proxy may still be on its way to
+/// the backend.
 async fn settle(backend: &Client, stream: &mut RecvStream) -> Result<()> {
     let quiet = Duration::from_millis(20);
     for _ in 0..100 {

@@ -1,9 +1,10 @@
-//! The benchmark behind `dev/bench`: direct, crimux and two general proxies side by side over one simulated backend.
+//! The benchmark behind `dev/bench`: direct, crimux and two general proxies side by side over one simulated
+//! backend.
 //!
 //! The machine it runs on is noisy and shared, so no contender is measured in one go: all take turns in short
 //! rounds, every ratio compares neighbours of one round, and what is reported is the median over the rounds.
-//! Client, proxy and backend are processes of one thread each. Nothing here may favour a contender: all get the
-//! same bytes, and a reply that differs from the direct one ends the run.
+//! Client, proxy and backend are processes of one thread each. Nothing here may favour a contender: all get
+//! the same bytes, and a reply that differs from the direct one ends the run.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -1,6 +1,7 @@
 //! Which cases there are, on which backends they run, and who takes part.
 //!
-//! Cases that share backends form a group: its processes live as long as the group is measured, and no longer.
+//! Cases that share backends form a group: its processes live as long as the group is measured, and no
+//! longer.
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -101,7 +102,8 @@ impl Spread {
         Ok(Self(spread))
     }
 
-    /// Returns lists of single pods of the first backend, and who is asked: that backend, and the first crimux.
+    /// Returns lists of single pods of the first backend, and who is asked: that backend, and the first
+    /// crimux.
     async fn of_one_pod(&self) -> Result<(Load, Vec<Entry>)> {
         let (name, crimux, backends) = self.0.first().context("no backends")?;
         let direct = Entry { process: None, ..entry(&backends[0], "direct", true) };

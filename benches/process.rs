@@ -1,7 +1,7 @@
 //! A process that is measured: started, asked for its CPU time and memory, ended with this value.
 //!
-//! Its ID stands in the file `pids` of the run's directory while it lives, so that `dev/bench` can end it if the
-//! benchmark itself is killed.
+//! Its ID stands in the file `pids` of the run's directory while it lives, so that `dev/bench` can end it if
+//! the benchmark itself is killed.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -86,8 +86,8 @@ impl Drop for Process {
     }
 }
 
-/// Returns the CPU time of all threads of a process, user and system. Its CPU clock counts nanoseconds, /proc only
-/// ticks of ten milliseconds.
+/// Returns the CPU time of all threads of a process, user and system. Its CPU clock counts nanoseconds, /proc
+/// only ticks of ten milliseconds.
 pub(crate) fn cpu(process: Pid) -> Result<Duration> {
     let clock = nix::time::clock_getcpuclockid(process)?;
     Ok(nix::time::clock_gettime(clock)?.into())

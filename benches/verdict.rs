@@ -85,7 +85,8 @@ fn judge_case(case: &Measured) -> Vec<Verdict> {
     }
 }
 
-/// Ten times the bytes may cost ten times as much, and a list of so many bytes as much from eight backends as from two.
+/// Ten times the bytes may cost ten times as much, and a list of so many bytes as much from eight backends as
+/// from two.
 fn judge_growth(report: &Report) -> impl Iterator<Item = Verdict> {
     let cost = |case: &str, row: &str| {
         let samples = &report.cases.iter().find(|measured| measured.name == case)?.row(row)?.samples;

@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 
 use crate::drain::Servers;
 use crate::method::List;
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 use crate::server::Listener;
 use crate::side::Side;
 use cache::Cache;
@@ -48,7 +48,7 @@ const SOCKET_MODE: u32 = 0o600;
 /// What the handlers of the admin listeners share.
 #[derive(Debug)]
 pub(crate) struct AdminState {
-    node: Arc<ProxyState>,
+    node: Arc<NodeState>,
     /// The runtime of the calls, where backends are asked; the listeners are on another thread.
     calls: Handle,
     port: Port,
@@ -62,7 +62,7 @@ pub(crate) struct AdminState {
 /// If the socket cannot be bound. A port that is taken is no error: it is tried again.
 pub async fn spawn(
     servers: &mut Servers,
-    node: &Arc<ProxyState>,
+    node: &Arc<NodeState>,
     side: &Side,
     reload: mpsc::Sender<ReloadRequest>,
 ) -> anyhow::Result<()> {
@@ -150,7 +150,7 @@ async fn ready(State(state): State<Arc<AdminState>>) -> impl IntoResponse {
         .node
         .backends()
         .iter()
-        .filter(|backend| !backend.last.is_known() && !state.node.is_joining(backend))
+        .filter(|backend| !backend.last_known.is_known() && !state.node.is_joining(backend))
         .map(|backend| backend.name.to_string())
         .collect();
     if unknown.is_empty() {

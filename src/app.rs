@@ -18,7 +18,7 @@ use crate::admin::api::ReloadReport;
 use crate::config::Config;
 use crate::drain::{Drain, DrainResult, Servers};
 use crate::metrics::Metrics;
-use crate::proxy::{Proxy, ProxyState};
+use crate::proxy::{NodeState, Proxy};
 use crate::relay::{Relay, RelayMetrics};
 use crate::server::Listener;
 use crate::side::Side;
@@ -47,7 +47,7 @@ const TRIM_PERIOD: Duration = Duration::from_secs(3);
 pub struct App {
     /// Yields after each change of the file since before it was read.
     changed: mpsc::Receiver<()>,
-    node: Arc<ProxyState>,
+    node: Arc<NodeState>,
     backends: Backends,
     reloads: Reloads,
     /// Yields the reloads that operators ask for.
@@ -97,7 +97,7 @@ impl App {
             .run(Relay::bind(relay_metrics))
             .await?
             .context("the relay cannot listen on a port of 127.0.0.1")?;
-        let node = ProxyState::new(config.clone(), Arc::clone(&snapshot), metrics, Arc::clone(&relay));
+        let node = NodeState::new(config.clone(), Arc::clone(&snapshot), metrics, Arc::clone(&relay));
         let mut backends = Backends::new(Arc::clone(&node), drain.clone(), side.clone());
         backends.apply(&config).await?;
         tokio::spawn(timer_keepalive(Arc::clone(&node.metrics)));
@@ -136,7 +136,7 @@ impl App {
                     // The operator may have left.
                     request.reply.send(report).ok();
                 }
-                () = node.moved_was_listed() => self.backends.settle_moved(),
+                () = node.moved_backend_listed() => self.backends.resolve_moved(),
                 _ = housekeeping.tick() => self.backends.housekeep(),
                 () = &mut watchdog => {}
                 () = shutdown.recv() => break,

@@ -13,13 +13,13 @@ use tokio::sync::{Notify, watch};
 use crate::backend::certificates::Certificates;
 use crate::backend::connect::Connector;
 use crate::config::BackendConfig;
-use crate::method::{Api, Deadline, Method, PLACES};
+use crate::method::{Api, Deadline, IN_FLIGHT_LIMITS, Method};
 use crate::metrics::CallMetrics;
 use crate::side::Side;
 use crate::snapshot::{InstanceId, LastKnown};
 
-pub use call::{CallRequest, Collected, Reply, ReplyBody, own_headers};
-pub use health::{BackendState, Class, Health, LastError};
+pub use call::{BufferedReply, CallRequest, Reply, ReplyBody, own_headers};
+pub use health::{BackendState, Health, LastError, MethodClass};
 pub use link::Link;
 
 mod call;
@@ -43,8 +43,8 @@ pub struct Backend {
     pub name: Arc<str>,
     /// Late or not, by kind of list, and the last error.
     pub health: Health,
-    /// What it said last.
-    pub last: Arc<LastKnown>,
+    /// What it answered last, in memory and in `state_dir`.
+    pub last_known: Arc<LastKnown>,
     /// Counters under its name.
     pub calls: Arc<CallMetrics>,
     config: ArcSwap<BackendConfig>,
@@ -54,7 +54,7 @@ pub struct Backend {
     connector: Mutex<Option<Arc<Connector>>>,
     certificates: Certificates,
     /// Calls in flight by the kind of place they take.
-    in_flight: [AtomicUsize; PLACES],
+    in_flight: [AtomicUsize; IN_FLIGHT_LIMITS],
     side: Side,
 }
 
@@ -63,16 +63,16 @@ impl Backend {
     /// counters.
     pub fn new(
         config: BackendConfig,
-        last: Arc<LastKnown>,
+        last_known: Arc<LastKnown>,
         calls: Arc<CallMetrics>,
         side: Side,
     ) -> Arc<Self> {
         Arc::new(Self {
-            id: last.id(),
+            id: last_known.id(),
             name: calls.backend().into(),
             calls,
             health: Health::default(),
-            last,
+            last_known,
             config: ArcSwap::from_pointee(config),
             link: watch::Sender::new(Link::Connecting),
             redial: Notify::new(),
@@ -139,7 +139,7 @@ impl Backend {
 #[derive(Debug)]
 pub struct Refresh {
     backend: Arc<Backend>,
-    class: Class,
+    class: MethodClass,
     connection: u64,
 }
 
@@ -152,7 +152,7 @@ impl Refresh {
 
 impl Backend {
     /// Takes the place of the one refresh in flight over the present connection; `None` if it is taken.
-    pub fn begin_refresh(self: &Arc<Self>, class: Class) -> Option<Refresh> {
+    pub fn begin_refresh(self: &Arc<Self>, class: MethodClass) -> Option<Refresh> {
         let connection = self.health.begin_refresh(class)?;
         Some(Refresh { backend: Arc::clone(self), class, connection })
     }

@@ -195,19 +195,19 @@ pub struct BufferedBody {
     chunks: std::vec::IntoIter<Bytes>,
     trailers: Option<HeaderMap>,
     /// Given back when the reply was sent.
-    _place: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl BufferedBody {
     /// Returns a body of these chunks, as framed, and these trailers.
     pub fn new(chunks: Vec<Bytes>, trailers: HeaderMap) -> Self {
-        Self { chunks: chunks.into_iter(), trailers: Some(trailers), _place: None }
+        Self { chunks: chunks.into_iter(), trailers: Some(trailers), _permit: None }
     }
 
-    /// Keeps a place until the reply is sent or given up.
+    /// Keeps a permit until the reply is sent or given up.
     #[must_use]
-    pub fn holding(self, place: Option<OwnedSemaphorePermit>) -> Self {
-        Self { _place: place, ..self }
+    pub fn holding(self, permit: Option<OwnedSemaphorePermit>) -> Self {
+        Self { _permit: permit, ..self }
     }
 }
 

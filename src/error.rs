@@ -112,7 +112,7 @@ pub enum Error {
     /// The caller's deadline is about to pass without an answer. It is answered before, because kubelet
     /// counts `DeadlineExceeded` as a failed exec probe.
     #[error("backend {backend} did not answer while the caller waited ({waited:?})")]
-    Overdue {
+    CallerDeadline {
         /// The backend.
         backend: Arc<str>,
         /// How long the caller has waited.
@@ -120,7 +120,7 @@ pub enum Error {
     },
     /// The deadline of a pull is about to pass; its callers expect `DeadlineExceeded`.
     #[error("backend {backend} did not answer before the caller's deadline ({waited:?})")]
-    Expired {
+    PullDeadline {
         /// The backend.
         backend: Arc<str>,
         /// How long the caller has waited.
@@ -128,7 +128,7 @@ pub enum Error {
     },
     /// The backend did not answer within its deadline for this method.
     #[error("backend {backend} did not answer {method} within {limit:?}")]
-    NotInTime {
+    Timeout {
         /// The backend.
         backend: Arc<str>,
         /// The RPC.
@@ -156,7 +156,7 @@ pub enum Error {
     },
     /// The backend's reply is not a valid gRPC reply.
     #[error("backend {backend} sent an unreadable reply: {cause}")]
-    Garbage {
+    InvalidReply {
         /// The backend.
         backend: Arc<str>,
         /// What is wrong with it.
@@ -190,7 +190,7 @@ pub enum Error {
     NeverListed(Vec<Arc<str>>),
     /// An unknown ID, and these backends could not be called to look it up.
     #[error("{kind} {id:?} is unknown and could not be looked up at: {}", names(.backends))]
-    Unasked {
+    LookupIncomplete {
         /// `sandbox` or `container`.
         kind: &'static str,
         /// As in the request.
@@ -244,21 +244,21 @@ impl Error {
             | Self::Malformed(_)
             | Self::Framing(_) => Code::InvalidArgument,
             Self::NotFound { .. } => Code::NotFound,
-            Self::Expired { .. } => Code::DeadlineExceeded,
+            Self::PullDeadline { .. } => Code::DeadlineExceeded,
             Self::TooLarge(_) | Self::SlowClient(_) => Code::ResourceExhausted,
             Self::Compressed | Self::Unimplemented(_) => Code::Unimplemented,
-            Self::Garbage { .. } | Self::Stream { .. } => Code::Internal,
+            Self::InvalidReply { .. } | Self::Stream { .. } => Code::Internal,
             Self::Transport { code, .. } | Self::Refused { code, .. } => *code,
             Self::Draining { .. }
             | Self::Joining { .. }
             | Self::Down { .. }
             | Self::Lost { .. }
-            | Self::Overdue { .. }
+            | Self::CallerDeadline { .. }
             | Self::Late { .. }
-            | Self::NotInTime { .. }
+            | Self::Timeout { .. }
             | Self::Busy { .. }
             | Self::NeverListed(_)
-            | Self::Unasked { .. }
+            | Self::LookupIncomplete { .. }
             | Self::ImageUndecided { .. }
             | Self::ShuttingDown
             | Self::NotKnown { .. } => Code::Unavailable,

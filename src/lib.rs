@@ -10,13 +10,14 @@
 //! | [`router`] | chooses the backend: by handler, by owner, by image |
 //! | [`backend`] | sends the call to one runtime, and knows the health of its connection |
 //! | [`merge`] | makes one reply of the replies of several backends |
-//! | [`snapshot`] | remembers what a backend said last, in memory and on disk |
+//! | [`snapshot`] | keeps the last-known state of each backend, in memory and on disk |
 //!
 //! Streams have two modules: [`events`] shares one stream of container events, [`relay`] carries exec, attach
-//! and port-forward. [`app`] starts and stops everything; [`admin`] and [`cli`] are the operator's side.
-//! Encodings are in [`wire`], [`codec`], [`cri`] and [`utf8`], what every layer may use in [`config`],
-//! [`error`], [`drain`], [`accept`], [`backoff`], [`mutex`], [`log_limit`], [`history`], [`metrics`]
-//! and [`telemetry`].
+//! and port-forward. [`app`] starts and stops everything, and applies to the running backends what [`plan`]
+//! says of a changed file; [`admin`] and [`cli`] are the operator's side. Encodings are in [`wire`],
+//! [`codec`], [`cri`] and [`utf8`]; what clients may make crimux hold is in [`limits`] and [`admission`];
+//! what every layer may use in [`config`], [`error`], [`drain`], [`accept`], [`backoff`], [`mutex`],
+//! [`log_limit`], [`history`], [`side`], [`metrics`] and [`telemetry`].
 //!
 //! ARCHITECTURE.md draws this, defines the words, and gives the reasons. `tests/layering.rs` checks that
 //! imports point only down.

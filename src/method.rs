@@ -147,7 +147,7 @@ pub enum Deadline {
 /// calls that may take long, such as a stop or a pull, cannot use up the slots of lists and reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Place {
+pub enum InFlightLimit {
     /// Lists, statuses and stats, which have deadlines of their own.
     Read,
     /// Writes, which may take as long as their caller waits.
@@ -157,7 +157,7 @@ pub enum Place {
 }
 
 /// The number of limits.
-pub const PLACES: usize = Place::Stream as usize + 1;
+pub const IN_FLIGHT_LIMITS: usize = InFlightLimit::Stream as usize + 1;
 
 /// One RPC.
 #[derive(Debug)]
@@ -191,7 +191,7 @@ pub fn all() -> &'static [Method] {
 }
 
 /// Returns the row of an RPC.
-pub fn of(rpc: Rpc) -> &'static Method {
+pub fn row(rpc: Rpc) -> &'static Method {
     &TABLE[rpc as usize]
 }
 
@@ -205,7 +205,7 @@ pub struct Path {
 }
 
 /// Parses a request path; `None` if it is not of the CRI API.
-pub fn find(path: &str) -> Option<Path> {
+pub fn parse_path(path: &str) -> Option<Path> {
     let (package, method) = path.strip_prefix('/')?.split_once('.').and_then(|(runtime, rest)| {
         let (version, method) = rest.split_once('.')?;
         (runtime == "runtime").then_some((version, method))
@@ -237,11 +237,11 @@ pub fn path(method: Option<&'static Method>, path: &str, api: Api) -> Cow<'stati
 
 impl Method {
     /// Returns the limit that its calls count against.
-    pub fn place(&self) -> Place {
+    pub fn in_flight_limit(&self) -> InFlightLimit {
         match (self.route, self.deadline) {
-            (Route::Events | Route::StreamList(_), _) => Place::Stream,
-            (_, Deadline::Caller) => Place::Write,
-            _ => Place::Read,
+            (Route::Events | Route::StreamList(_), _) => InFlightLimit::Stream,
+            (_, Deadline::Caller) => InFlightLimit::Write,
+            _ => InFlightLimit::Read,
         }
     }
 }
@@ -338,36 +338,36 @@ mod tests {
     fn rows_equal_the_methods_of_the_api() {
         let rows: Vec<_> = all().iter().map(|m| (m.service.name().to_owned(), m.name.to_owned())).collect();
         assert_eq!(rows, described());
-        assert!(all().iter().all(|method| of(method.rpc).index == method.index));
+        assert!(all().iter().all(|method| row(method.rpc).index == method.index));
     }
 
     #[test]
     fn what_may_last_takes_no_place_of_lists_and_reads() {
-        let place = |rpc| of(rpc).place();
+        let place = |rpc| row(rpc).in_flight_limit();
         for rpc in [Rpc::PullImage, Rpc::StopContainer, Rpc::ExecSync, Rpc::RunPodSandbox] {
-            assert_eq!(place(rpc), Place::Write, "{rpc:?}");
+            assert_eq!(place(rpc), InFlightLimit::Write, "{rpc:?}");
         }
         for rpc in [Rpc::ListContainers, Rpc::Status, Rpc::Version, Rpc::ContainerStatus, Rpc::ImageFsInfo] {
-            assert_eq!(place(rpc), Place::Read, "{rpc:?}");
+            assert_eq!(place(rpc), InFlightLimit::Read, "{rpc:?}");
         }
         for rpc in [Rpc::GetContainerEvents, Rpc::StreamContainers] {
-            assert_eq!(place(rpc), Place::Stream, "{rpc:?}");
+            assert_eq!(place(rpc), InFlightLimit::Stream, "{rpc:?}");
         }
     }
 
     #[test]
     fn both_packages_share_the_rows_and_other_paths_have_none() {
-        let v1 = find("/runtime.v1.RuntimeService/Version").expect("a CRI path");
-        let alpha = find("/runtime.v1alpha2.RuntimeService/Version").expect("a CRI path");
+        let v1 = parse_path("/runtime.v1.RuntimeService/Version").expect("a CRI path");
+        let alpha = parse_path("/runtime.v1alpha2.RuntimeService/Version").expect("a CRI path");
         assert_eq!((v1.api, alpha.api), (Api::V1, Api::V1Alpha2));
         assert_eq!(v1.method.map(|m| m.index), alpha.method.map(|m| m.index));
-        assert!(find("/grpc.health.v1.Health/Check").is_none());
-        assert!(find("/runtime.v1.RuntimeService/Tomorrow").expect("a CRI path").method.is_none());
+        assert!(parse_path("/grpc.health.v1.Health/Check").is_none());
+        assert!(parse_path("/runtime.v1.RuntimeService/Tomorrow").expect("a CRI path").method.is_none());
     }
 
     #[test]
     fn a_backend_is_addressed_in_the_api_it_speaks() {
-        let status = of(Rpc::Status);
+        let status = row(Rpc::Status);
         let uri = |method, at| path(method, at, Api::V1Alpha2);
         assert_eq!(uri(Some(status), ""), "/runtime.v1alpha2.RuntimeService/Status");
         assert_eq!(

@@ -1,14 +1,13 @@
-//! What a configuration means for the backends that are known: which of them each name in it is.
+//! Maps each backend name in a file to a known instance.
 //!
-//! A backend is what answers, not what it is called. So a name in a file is matched by its endpoint first and
-//! by the name itself second, and what is left over is not gone but *removed*: it is served until it owns
-//! nothing.
+//! A name is matched by its endpoint first and by the name itself second. Instances without a name become
+//! *removed* and are served until they own nothing.
 //!
 //! | the file says | with | it is |
 //! |---|---|---|
 //! | a known endpoint | the same name | the same |
 //! | a known endpoint | another name | renamed; taken back, if it was removed |
-//! | an unknown endpoint | the name of one on which nothing is | that one, elsewhere |
+//! | an unknown endpoint | the name of one on which nothing is | that one, moved empty |
 //! | an unknown endpoint | the name of one on which something is | moved or another runtime; lists decide |
 //! | an unknown endpoint | an unknown name, or one that was matched already | new |
 //! | nothing of it | | removed |
@@ -36,7 +35,7 @@ pub struct KnownInstance {
     /// The sandboxes on it.
     pub pods: usize,
     /// Whether anything is remembered to be on it, or it was not listed yet.
-    pub holds: bool,
+    pub is_occupied: bool,
 }
 
 /// A backend as a file wants it.
@@ -64,12 +63,12 @@ pub enum Meaning {
         from: String,
     },
     /// The instance of this name, on which nothing is, at another endpoint.
-    Elsewhere {
+    MovedEmpty {
         /// The endpoint it had.
         from: String,
     },
     /// The instance of this name at another endpoint, or another runtime: the first full pair of lists tells.
-    Moved {
+    MaybeMoved {
         /// The endpoint it had.
         from: String,
     },
@@ -86,7 +85,7 @@ pub struct PlanStep {
     pub endpoint: String,
     /// The instance it means, or, if it has moved, the one that it may be; `None` for a new one.
     pub instance: Option<InstanceId>,
-    /// How.
+    /// How the name was matched.
     pub meaning: Meaning,
     /// The sandboxes on that instance.
     pub pods: usize,
@@ -101,8 +100,8 @@ pub struct Removal {
     pub name: String,
     /// The label it has from then on: `NAME@ID` if the file gives its name to another.
     pub label: String,
-    /// Whether it was removed before.
-    pub before: bool,
+    /// Whether an earlier file removed it.
+    pub was_removed: bool,
     /// The sandboxes on it.
     pub pods: usize,
 }
@@ -127,73 +126,90 @@ impl Wanted {
     }
 }
 
+/// The instance that a name in the file was matched with.
+#[derive(Debug, Clone, Copy)]
+struct Match<'a> {
+    known: &'a KnownInstance,
+    /// Whether it answers at the endpoint in the file; otherwise it has only the name.
+    by_endpoint: bool,
+}
+
 impl Plan {
     /// Decides what `wanted` means for what is `known`.
     pub fn new(known: &[KnownInstance], wanted: &[Wanted]) -> Self {
-        let mut taken: BTreeSet<InstanceId> = BTreeSet::new();
-        let mut found: Vec<Option<(&KnownInstance, bool)>> = vec![None; wanted.len()];
-        // By endpoint: the one that has the name already first, then those that are configured, then removed
-        // ones.
-        for same_name in [true, false] {
-            for (at, want) in wanted.iter().enumerate().filter(|(_, want)| !want.endpoint.is_empty()) {
-                let fits = |have: &&KnownInstance| {
-                    have.endpoint == want.endpoint
-                        && !taken.contains(&have.id)
-                        && (!same_name || have.name == want.name)
-                };
-                if found[at].is_none()
-                    && let Some(have) =
-                        known.iter().filter(fits).min_by_key(|have| (have.life == Life::Removed, have.id))
-                {
-                    taken.insert(have.id);
-                    found[at] = Some((have, true));
-                }
-            }
-        }
-        for (at, want) in wanted.iter().enumerate() {
-            let fits = |have: &&KnownInstance| have.name == want.name && !taken.contains(&have.id);
-            if found[at].is_none()
-                && let Some(have) = known.iter().find(fits)
-            {
-                taken.insert(have.id);
-                found[at] = Some((have, have.endpoint.is_empty()));
-            }
-        }
-        let steps = std::iter::zip(wanted, &found).map(|(want, found)| PlanStep::new(want, *found)).collect();
-        // One whose name has moved keeps running under another label until it is known which it is.
-        let stays: BTreeSet<_> = std::iter::zip(wanted, &found)
-            .filter_map(|(want, found)| {
-                let (have, at_endpoint) = (*found)?;
-                let moved = matches!(PlanStep::new(want, *found).meaning, Meaning::Moved { .. });
-                (at_endpoint || !moved).then_some(have.id)
-            })
-            .collect();
-        let names: BTreeSet<&str> = wanted.iter().map(|want| want.name.as_str()).collect();
-        let gone = known.iter().filter(|have| !stays.contains(&have.id));
-        let removed = gone.map(|have| Removal::new(have, &names)).collect();
+        let mut matches = vec![None; wanted.len()];
+        match_by_endpoint(known, wanted, &mut matches);
+        match_by_name(known, wanted, &mut matches);
+        let steps: Vec<_> =
+            std::iter::zip(wanted, &matches).map(|(want, found)| PlanStep::new(want, *found)).collect();
+        let removed = removals(known, &steps);
         Self { steps, removed }
     }
 
     /// Tells whether the file means what is there already.
     pub fn is_nothing(&self) -> bool {
         self.steps.iter().all(|step| step.meaning == Meaning::Same)
-            && self.removed.iter().all(|removal| removal.before)
+            && self.removed.iter().all(|removal| removal.was_removed)
     }
 }
 
+fn is_matched(matches: &[Option<Match<'_>>], id: InstanceId) -> bool {
+    matches.iter().flatten().any(|found| found.known.id == id)
+}
+
+/// Matches names with the instances at their endpoints: first those that have the name already, then those
+/// that are configured, then removed ones.
+fn match_by_endpoint<'a>(known: &'a [KnownInstance], wanted: &[Wanted], matches: &mut [Option<Match<'a>>]) {
+    for same_name in [true, false] {
+        for (index, want) in wanted.iter().enumerate().filter(|(_, want)| !want.endpoint.is_empty()) {
+            if matches[index].is_some() {
+                continue;
+            }
+            let candidates = known.iter().filter(|have| {
+                have.endpoint == want.endpoint
+                    && !is_matched(matches, have.id)
+                    && (!same_name || have.name == want.name)
+            });
+            let best = candidates.min_by_key(|have| (have.life == Life::Removed, have.id));
+            matches[index] = best.map(|known| Match { known, by_endpoint: true });
+        }
+    }
+}
+
+/// Matches the names that are left with the instances that have them. An instance of which no endpoint was
+/// saved counts as matched by its endpoint.
+fn match_by_name<'a>(known: &'a [KnownInstance], wanted: &[Wanted], matches: &mut [Option<Match<'a>>]) {
+    for (index, want) in wanted.iter().enumerate() {
+        if matches[index].is_none() {
+            let mut unmatched = known.iter().filter(|have| !is_matched(matches, have.id));
+            let namesake = unmatched.find(|have| have.name == want.name);
+            matches[index] = namesake.map(|known| Match { known, by_endpoint: known.endpoint.is_empty() });
+        }
+    }
+}
+
+/// Returns the instances that the file does not name. The old instance of a name that may have moved is one
+/// of them until its new endpoint has been listed.
+fn removals(known: &[KnownInstance], steps: &[PlanStep]) -> Vec<Removal> {
+    let settled = steps.iter().filter(|step| !matches!(step.meaning, Meaning::MaybeMoved { .. }));
+    let in_file: BTreeSet<InstanceId> = settled.filter_map(|step| step.instance).collect();
+    let names: BTreeSet<&str> = steps.iter().map(|step| step.name.as_str()).collect();
+    let left = known.iter().filter(|have| !in_file.contains(&have.id));
+    left.map(|have| Removal::new(have, &names)).collect()
+}
+
 impl PlanStep {
-    /// `found` is the instance, and whether it is meant for its endpoint.
-    fn new(want: &Wanted, found: Option<(&KnownInstance, bool)>) -> Self {
+    fn new(want: &Wanted, found: Option<Match<'_>>) -> Self {
         let Wanted { name, endpoint } = want.clone();
-        let Some((have, at_endpoint)) = found else {
+        let Some(Match { known: have, by_endpoint }) = found else {
             return Self { name, endpoint, instance: None, meaning: Meaning::New, pods: 0 };
         };
-        let meaning = match (at_endpoint, have.life) {
+        let meaning = match (by_endpoint, have.life) {
             (true, Life::Removed) => Meaning::TakenBack { from: have.name.clone() },
             (true, _) if have.name == want.name => Meaning::Same,
             (true, _) => Meaning::Renamed { from: have.name.clone() },
-            (false, _) if have.holds => Meaning::Moved { from: have.endpoint.clone() },
-            (false, _) => Meaning::Elsewhere { from: have.endpoint.clone() },
+            (false, _) if have.is_occupied => Meaning::MaybeMoved { from: have.endpoint.clone() },
+            (false, _) => Meaning::MovedEmpty { from: have.endpoint.clone() },
         };
         Self { name, endpoint, instance: Some(have.id), meaning, pods: have.pods }
     }
@@ -206,7 +222,7 @@ impl Removal {
             id: have.id,
             name: have.name.clone(),
             label: if given_away { format!("{}@{}", have.name, have.id) } else { have.name.clone() },
-            before: have.life == Life::Removed,
+            was_removed: have.life == Life::Removed,
             pods: have.pods,
         }
     }
@@ -232,10 +248,10 @@ impl fmt::Display for PlanStep {
             Meaning::TakenBack { from } => {
                 write!(f, "backend {from} → {name}: taken back, {pods} {stay} with it")
             }
-            Meaning::Elsewhere { from } => {
+            Meaning::MovedEmpty { from } => {
                 write!(f, "backend {name}: at {endpoint} instead of {from}; nothing is on it")
             }
-            Meaning::Moved { from } => write!(
+            Meaning::MaybeMoved { from } => write!(
                 f,
                 "backend {name}: moved from {from} to {endpoint}, or another runtime; its {pods} {stay} as last known \
                  until {endpoint} has been listed"
@@ -258,14 +274,14 @@ impl fmt::Display for Removal {
 }
 
 #[cfg(test)]
-mod lives;
+mod property_tests;
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn known(id: u64, name: &str, endpoint: &str) -> KnownInstance {
         let (name, endpoint) = (name.to_owned(), endpoint.to_owned());
-        KnownInstance { id: InstanceId(id), name, endpoint, life: Life::Member, pods: 2, holds: true }
+        KnownInstance { id: InstanceId(id), name, endpoint, life: Life::Member, pods: 2, is_occupied: true }
     }
 
     fn removed(id: u64, name: &str, endpoint: &str) -> KnownInstance {
@@ -312,10 +328,10 @@ mod tests {
     fn a_known_name_with_an_unknown_endpoint_is_undecided_while_something_is_on_it() {
         let main = known(1, "main", "/A");
         let (steps, gone) = plan(std::slice::from_ref(&main), &[("main", "/G")]);
-        assert_eq!(steps, [(Some(1), Meaning::Moved { from: "/A".into() })]);
+        assert_eq!(steps, [(Some(1), Meaning::MaybeMoved { from: "/A".into() })]);
         assert_eq!(gone, [(1, "main@1".to_owned())]);
-        let (steps, gone) = plan(&[KnownInstance { holds: false, ..main }], &[("main", "/G")]);
-        assert_eq!(steps, [(Some(1), Meaning::Elsewhere { from: "/A".into() })]);
+        let (steps, gone) = plan(&[KnownInstance { is_occupied: false, ..main }], &[("main", "/G")]);
+        assert_eq!(steps, [(Some(1), Meaning::MovedEmpty { from: "/A".into() })]);
         assert_eq!(gone, []);
     }
 

@@ -34,11 +34,10 @@ use crate::method::{self, Method, Route};
 use crate::snapshot::InstanceId;
 use crate::telemetry::spans;
 pub use images::{CallExplanation, ImageExplanation, StoreExplanation};
-pub use node::ProxyState;
+pub use node::NodeState;
 use reply::{CallRecorder, Outcome};
 
 mod answer;
-mod asking;
 mod cgroup_drivers;
 mod creation;
 mod descriptors;
@@ -51,12 +50,14 @@ mod learn;
 mod left_out;
 mod node;
 mod owner;
+mod placement;
 mod pod_metrics;
 mod pod_stats;
 mod read;
 mod recover;
 mod refresh;
 mod reply;
+mod retry;
 mod runtime_replies;
 mod stream_lists;
 mod unknown_ids;
@@ -64,10 +65,10 @@ mod unknown_ids;
 /// One of crimux's sockets, as a service: the node's, or one that shows a single backend.
 #[derive(Debug, Clone)]
 pub struct Proxy {
-    node: Arc<ProxyState>,
+    node: Arc<NodeState>,
     scope: Option<InstanceId>,
     /// Lists that the client of this connection may have in memory.
-    lists: Arc<Semaphore>,
+    list_permits: Arc<Semaphore>,
 }
 
 /// How many lists are collected, or wait to be read, for one connection at once. kubelet asks for a few; more
@@ -78,7 +79,7 @@ const LISTS_AT_ONCE: usize = 16;
 /// One RPC in flight.
 #[derive(Debug)]
 struct Call {
-    node: Arc<ProxyState>,
+    node: Arc<NodeState>,
     /// The only backend this call may see; `None` for the node's socket.
     scope: Option<InstanceId>,
     /// The API that the client speaks.
@@ -89,15 +90,15 @@ struct Call {
     path: String,
     headers: HeaderMap,
     recorder: CallRecorder,
-    lists: Arc<Semaphore>,
-    /// The place of a list, until its reply was read.
-    list: Option<OwnedSemaphorePermit>,
+    list_permits: Arc<Semaphore>,
+    /// The permit of a list, held until its reply was read.
+    list_permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Proxy {
     /// Serves the whole node, or one backend alone.
-    pub fn new(node: Arc<ProxyState>, scope: Option<InstanceId>) -> Self {
-        Self { node, scope, lists: Arc::new(Semaphore::new(LISTS_AT_ONCE)) }
+    pub fn new(node: Arc<NodeState>, scope: Option<InstanceId>) -> Self {
+        Self { node, scope, list_permits: Arc::new(Semaphore::new(LISTS_AT_ONCE)) }
     }
 
     /// Returns the same service for one more connection.
@@ -115,7 +116,7 @@ impl Proxy {
 /// Answers one request. Every way out of here is a gRPC response.
 async fn serve(proxy: Proxy, request: Request<impl http_body::Body<Data = Bytes>>) -> Response<Body> {
     let (mut head, body) = request.into_parts();
-    let Some(path) = method::find(head.uri.path()) else {
+    let Some(path) = method::parse_path(head.uri.path()) else {
         return reply::unimplemented_response(head.uri.path());
     };
     let span = spans::server(head.uri.path(), &mut head.headers);
@@ -127,14 +128,14 @@ async fn serve(proxy: Proxy, request: Request<impl http_body::Body<Data = Bytes>
         method: path.method,
         path: path.method.map_or_else(|| head.uri.path().to_owned(), |_| String::new()),
         headers: head.headers,
-        lists: proxy.lists,
-        list: None,
+        list_permits: proxy.list_permits,
+        list_permit: None,
     };
     let outcome = match codec::collect_request(body).await {
         Ok(message) => call.answer(message).await,
         Err(error) => Err(error),
     };
-    call.recorder.respond(outcome, call.list)
+    call.recorder.respond(outcome, call.list_permit)
 }
 
 impl Call {

@@ -100,10 +100,10 @@ impl Relay {
     ) -> Result<StreamRoute, UrlError> {
         let Some(stream) = url::stream_to_relay(config, url)? else { return Ok(StreamRoute::Direct) };
         let token = tokens::mint().map_err(UrlError::NoRandom)?;
-        let ours = format!("http://{}/{}/{token}{}", self.address, stream.kind.as_str(), stream.query);
+        let relay_url = format!("http://{}/{}/{token}{}", self.address, stream.kind.as_str(), stream.query);
         let grant = Grant { backend: backend.to_owned(), connector: Arc::clone(connector), stream };
         self.tokens().insert(token, grant, Instant::now());
-        Ok(StreamRoute::Relay(ours))
+        Ok(StreamRoute::Relay(relay_url))
     }
 
     /// Accepts streams until `drain` begins, then completes with the last open stream. Dropping it cuts the

@@ -42,10 +42,10 @@ impl Router {
         }
     }
 
-    /// Notes that the pod `uid` is now meant by another `config.seen`. What the kubelet before was starting
-    /// under the old one is over: its container is not created under that any more.
-    pub fn note_seen(&self, uid: &str, config_seen: &str) {
-        for replaced in self.owners.note_seen(uid, config_seen) {
+    /// Records a new `config.seen` of the pod `uid`, which kubelet sets when it restarts, and ends the
+    /// container starts under the old one.
+    pub fn record_config_seen(&self, uid: &str, config_seen: &str) {
+        for replaced in self.owners.record_config_seen(uid, config_seen) {
             self.image_starts.end_all(&replaced);
         }
     }

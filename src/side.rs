@@ -1,4 +1,4 @@
-//! The thread of everything that is no call: admin HTTP, relayed streams, TLS handshakes.
+//! A second runtime thread, for work that must not delay calls: admin HTTP, relayed streams, TLS handshakes.
 //!
 //! Calls have the main thread to themselves. A status page, a scrape, a stream that is copied or a handshake
 //! takes milliseconds of CPU, and each of them would be waited for by every call. Nothing here knows what

@@ -55,12 +55,11 @@ use std::time::Instant;
 pub use filter::{Filter, item_id};
 pub use instance::{Instance, InstanceId};
 pub use items::{
-    CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts,
+    CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerRef,
     SANDBOX_NOTREADY, SANDBOX_READY, SandboxRef, container_items, sandbox_items,
 };
 pub use last_known::LastKnown;
 pub use life::{Life, LifeChange};
-pub use list_bytes::retain_ids;
 pub use lock::StateLock;
 pub use statuses::ForgottenStatus;
 
@@ -195,8 +194,8 @@ impl Snapshot {
         (Arc::new(snapshot), loaded.warnings)
     }
 
-    /// Tells whether the start found all there was. What it found is heard of in any case; only what is whole
-    /// is known, and answers a list.
+    /// Tells whether the loaded state was complete. Items of a partial state keep their owners but never
+    /// answer a list.
     pub fn was_whole(&self) -> bool {
         self.whole
     }

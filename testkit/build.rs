@@ -1,5 +1,6 @@
 //! Generates messages and clients of the CRI API, apart from crimux's own, so that a test double never
-//! shares code with what it tests. The simulated runtime answers from raw bytes and needs no generated server.
+//! shares code with what it tests. The simulated runtime answers from raw bytes and needs no generated
+//! server.
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=../proto/cri.proto");

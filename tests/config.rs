@@ -1,7 +1,7 @@
 //! The configuration file as operators meet it: what is accepted, what is refused, and with which words.
 //!
-//! Every check has a test that names the exact place; the last ones hold the generated reference, the schema and
-//! the example to the table of keys.
+//! Every check has a test that names the exact place; the last ones hold the generated reference, the schema
+//! and the example to the table of keys.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -1,8 +1,10 @@
-//! The order of the modules: an import points only down this list. And their names: no type is declared twice.
+//! The order of the modules: an import points only down this list. And their names: no type is declared
+//! twice.
 //!
-//! main > cli > app > admin > server > proxy > plan > router, backend, merge, events, relay > snapshot > metrics >
-//! method > the leaves. The hops of a call (router, backend, merge, events, relay) do not import each other;
-//! only the proxy knows their order. Leaves import only leaves. Read from `crate::` paths in `src/`.
+//! main > cli > app > admin > server > proxy > plan > router, backend, merge, events, relay > snapshot >
+//! metrics > method > the leaves. The hops of a call (router, backend, merge, events, relay) do not import
+//! each other; only the proxy knows their order. Leaves import only leaves. Read from `crate::` paths in
+//! `src/`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -151,7 +153,8 @@ fn an_import_points_only_down_the_list() {
     assert_eq!(stale.count(), 0, "an exception that the order allows is none");
 }
 
-/// Returns the names that the file of a folder re-exports or imports from the files in it, each with its file.
+/// Returns the names that the file of a folder re-exports or imports from the files in it, each with its
+/// file.
 fn re_exports(parent: &str, siblings: &BTreeSet<String>) -> BTreeMap<String, String> {
     let mut names = BTreeMap::new();
     for statement in code_of(parent).split(';') {
@@ -355,8 +358,8 @@ const PARTICIPLES: [(&str, &str); 2] = [
     ("framed", "the bytes of a message with its gRPC prefix (PROTOCOL-HTTP2.md)"),
 ];
 
-/// Returns the name of the function that a line declares if it is a participle and nothing else. A future that
-/// waits for an event is named by it, as in tokio: it takes nothing but `self`.
+/// Returns the name of the function that a line declares if it is a participle and nothing else. A future
+/// that waits for an event is named by it, as in tokio: it takes nothing but `self`.
 fn participle(line: &str) -> Option<&str> {
     let (before, rest) = line.split_once("fn ")?;
     let is_declaration = before.split_whitespace().all(|word| {

@@ -1,5 +1,5 @@
-//! The relay's request head: what is refused stays refused, what is rewritten is a head with only path and host
-//! changed.
+//! The relay's request head: what is refused stays refused, what is rewritten is a head with only path and
+//! host changed.
 #![no_main]
 
 use crimux::relay::head::{MAX_HEAD, rewrite_head};

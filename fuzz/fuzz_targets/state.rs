@@ -1,4 +1,5 @@
-//! The state directory: whatever stands in its files, loading ends, and what was loaded can be read and written.
+//! The state directory: whatever stands in its files, loading ends, and what was loaded can be read and
+//! written.
 //!
 //! Checksums are made right, because a fuzzer would never pass them; the first byte says which file it is.
 #![no_main]
@@ -79,7 +80,8 @@ fn journal(body: &[u8]) -> Vec<u8> {
     [&MAGICS.1[..], &record(&header), &record(body)].concat()
 }
 
-/// A record of the writer: the name of a backend, and what differs, in one deflate block that stores it as it is.
+/// A record of the writer: the name of a backend, and what differs, in one deflate block that stores it as it
+/// is.
 fn delta(body: &[u8]) -> Vec<u8> {
     let len = u16::try_from(body.len()).expect("a small input");
     let block = [&[1][..], &len.to_le_bytes(), &(!len).to_le_bytes(), body].concat();

@@ -1,4 +1,5 @@
-//! The wire reader: whatever prost reads, it reads the same; nothing makes it panic; what it writes is readable.
+//! The wire reader: whatever prost reads, it reads the same; nothing makes it panic; what it writes is
+//! readable.
 #![no_main]
 
 use bytes::Bytes;

@@ -14,7 +14,7 @@ use crate::admin::AdminState;
 use crate::admin::api::ChangeResult;
 use crate::admin::change::{change_result, configured_backend};
 use crate::admin::duration;
-use crate::admin::read::{ApiError, known_pod, refusal};
+use crate::admin::read::{ApiError, api_error, known_pod};
 use crate::error::handler_label;
 use crate::router::AIM_LIFETIME;
 
@@ -38,7 +38,7 @@ pub(super) async fn aim(
         .split_once('/')
         .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty() && !name.contains('/'));
     let (namespace, name) = parts.ok_or_else(|| {
-        refusal(StatusCode::BAD_REQUEST, format!("{pod:?} is not a pod (expected NAMESPACE/NAME)"))
+        api_error(StatusCode::BAD_REQUEST, format!("{pod:?} is not a pod (expected NAMESPACE/NAME)"))
     })?;
     if backend == NO_AIM {
         let dropped = node.router.aims.cancel(namespace, name);
@@ -49,13 +49,13 @@ pub(super) async fn aim(
     if !node.config().backends.contains_key(&backend) {
         let error =
             format!("backend {backend} is not in the configuration any more and takes no new sandboxes");
-        return Err(refusal(StatusCode::CONFLICT, error));
+        return Err(api_error(StatusCode::CONFLICT, error));
     }
     let state_word = node.state(&target).word();
-    if target.last.is_draining() || state_word == "joining" {
-        let state = if target.last.is_draining() { "draining" } else { state_word };
+    if target.last_known.is_draining() || state_word == "joining" {
+        let state = if target.last_known.is_draining() { "draining" } else { state_word };
         let error = format!("backend {backend} is {state} and takes no new sandboxes");
-        return Err(refusal(StatusCode::CONFLICT, error));
+        return Err(api_error(StatusCode::CONFLICT, error));
     }
     let mut warnings = Vec::new();
     match known_pod(node, namespace, name) {
@@ -64,7 +64,7 @@ pub(super) async fn aim(
             let advice = "give it a share there, of weight 0 if no other pod is to follow";
             let error =
                 format!("pod {pod} has {handler}, which does not lead to backend {backend}; {advice}");
-            return Err(refusal(StatusCode::CONFLICT, error));
+            return Err(api_error(StatusCode::CONFLICT, error));
         }
         Some(known) if known.backend == backend => {
             warnings.push(format!("pod {pod} is on backend {backend} already"));

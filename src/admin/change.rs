@@ -17,13 +17,13 @@ use tokio::sync::oneshot;
 
 use crate::admin::AdminState;
 use crate::admin::api::{ChangeResult, ReloadReport};
-use crate::admin::read::{self, ApiError, refusal};
+use crate::admin::read::{self, ApiError, api_error};
 use crate::backend::Backend;
 use crate::config::Config;
 use crate::error::handler_label;
 use crate::method::Kind;
 use crate::plan::{Meaning, Plan, Wanted};
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 use crate::router::Lookup;
 
 /// How long an operator waits for the disk.
@@ -49,18 +49,18 @@ pub(super) async fn drain(
     let cut_off = handlers_served_only_by(&state.node, &name);
     if !cut_off.is_empty() {
         let what = format!("no other backend takes new sandboxes of {}", cut_off.join(", "));
-        if !query.force && !backend.last.is_draining() {
+        if !query.force && !backend.last_known.is_draining() {
             let advice = "re-point it in the configuration first, or use --force to have them refused";
-            return Err(refusal(StatusCode::CONFLICT, format!("{what}; {advice}")));
+            return Err(api_error(StatusCode::CONFLICT, format!("{what}; {advice}")));
         }
         warnings.push(format!("{what}: they are refused from now on"));
     }
-    if backend.last.is_draining() {
+    if backend.last_known.is_draining() {
         return Ok(change_result(format!("backend {name} was draining already"), warnings));
     }
-    backend.last.set_draining(true);
+    backend.last_known.set_draining(true);
     tracing::info!(backend = name, "drained by the operator: it takes no new sandboxes");
-    backend.last.wait_for_journal().await;
+    backend.last_known.wait_for_journal().await;
     warnings.extend(save_warnings(&state.node));
     let (sandboxes, _) = state.node.router.owners.count(backend.id);
     Ok(change_result(format!("backend {name} takes no new sandboxes; {sandboxes} are still on it"), warnings))
@@ -72,11 +72,11 @@ pub(super) async fn undrain(
     Path(name): Path<String>,
 ) -> Result<Json<ChangeResult>, ApiError> {
     let backend = configured_backend(&state.node, &name)?;
-    if !backend.last.is_draining() {
+    if !backend.last_known.is_draining() {
         return Ok(change_result(format!("backend {name} was not draining"), Vec::new()));
     }
-    backend.last.set_draining(false);
-    backend.last.wait_for_journal().await;
+    backend.last_known.set_draining(false);
+    backend.last_known.wait_for_journal().await;
     tracing::info!(backend = name, "undrained by the operator: it takes new sandboxes");
     Ok(change_result(format!("backend {name} takes new sandboxes"), save_warnings(&state.node)))
 }
@@ -96,15 +96,15 @@ pub(super) async fn forget(
     if up && !query.force {
         let what =
             format!("backend {name} is up: its next list would bring back everything that is forgotten");
-        return Err(refusal(StatusCode::CONFLICT, format!("{what}; use --force to forget it anyway")));
+        return Err(api_error(StatusCode::CONFLICT, format!("{what}; use --force to forget it anyway")));
     }
-    let drained = backend.last.is_draining();
+    let drained = backend.last_known.is_draining();
     let (sandboxes, containers) = node.router.owners.count(backend.id);
     node.snapshot.forget(backend.id);
     node.router.owners.forget_all_of(backend.id);
     // Forgetting drops the objects, not the drain.
     if drained {
-        backend.last.set_draining(true);
+        backend.last_known.set_draining(true);
     }
     tracing::warn!(backend = name, sandboxes, containers, "forgotten by the operator");
     save(node).await;
@@ -118,7 +118,7 @@ pub(super) async fn forget(
 
 /// Declares one sandbox, with its containers, to be gone.
 async fn forget_pod(
-    node: &Arc<ProxyState>,
+    node: &Arc<NodeState>,
     backend: &Backend,
     pod: &str,
 ) -> Result<Json<ChangeResult>, ApiError> {
@@ -126,24 +126,24 @@ async fn forget_pod(
         Lookup::Exact(_) if node.router.owners.is_owned_by(pod, backend.id) => pod.to_owned(),
         Lookup::Prefix(_, id) => id,
         Lookup::Ambiguous => {
-            return Err(refusal(StatusCode::CONFLICT, format!("several sandboxes begin with {pod:?}")));
+            return Err(api_error(StatusCode::CONFLICT, format!("several sandboxes begin with {pod:?}")));
         }
         Lookup::Exact(_) | Lookup::Unknown => {
             let what = format!("backend {} has no sandbox {pod:?}; `crimux ps` names them", backend.name);
-            return Err(refusal(StatusCode::NOT_FOUND, what));
+            return Err(api_error(StatusCode::NOT_FOUND, what));
         }
     };
     if backend.is_up() {
         let what = format!("backend {} is up: what it has is learnt again from its next list", backend.name);
-        return Err(refusal(StatusCode::CONFLICT, format!("{what}; remove the pod itself (crictl rmp)")));
+        return Err(api_error(StatusCode::CONFLICT, format!("{what}; remove the pod itself (crictl rmp)")));
     }
     let mut containers = Vec::new();
-    backend.last.for_each_container(|facts| {
+    backend.last_known.for_each_container(|facts| {
         if facts.sandbox_id == id {
             containers.push(facts.id.to_owned());
         }
     });
-    backend.last.record_sandbox_removed(&id);
+    backend.last_known.record_sandbox_removed(&id);
     node.router.owners.remove(&id);
     for container in &containers {
         node.router.owners.remove(container);
@@ -169,7 +169,7 @@ pub(super) async fn reload(
     Query(how): Query<ForceQuery>,
 ) -> Result<Json<ReloadReport>, ApiError> {
     let (reply, reloaded) = oneshot::channel();
-    let ending = || refusal(StatusCode::SERVICE_UNAVAILABLE, "crimux is shutting down");
+    let ending = || api_error(StatusCode::SERVICE_UNAVAILABLE, "crimux is shutting down");
     state.reload.send(ReloadRequest { force: how.force, reply }).await.map_err(|_| ending())?;
     reloaded.await.map(Json).map_err(|_| ending())
 }
@@ -187,15 +187,15 @@ pub(super) async fn plan(
     text: String,
 ) -> Result<Json<ReloadReport>, ApiError> {
     let config = Config::parse(&text, &from.base);
-    let config = config.map_err(|error| refusal(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
+    let config = config.map_err(|error| api_error(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
     Ok(Json(plan_reload(&state.node, &config)))
 }
 
 /// Returns what a configuration would do to the backends and the pods on them.
-pub(crate) fn plan_reload(node: &ProxyState, config: &Config) -> ReloadReport {
+pub(crate) fn plan_reload(node: &NodeState, config: &Config) -> ReloadReport {
     let plan = Plan::new(&node.known_instances(), &Wanted::of(config));
     let steps = plan.steps.iter().filter(|step| step.meaning != Meaning::Same).map(ToString::to_string);
-    let removed = plan.removed.iter().filter(|removal| !removal.before).map(ToString::to_string);
+    let removed = plan.removed.iter().filter(|removal| !removal.was_removed).map(ToString::to_string);
     let old = node.config();
     let held = plan.removed.iter().filter(|removal| removal.pods > 0);
     let (names, pods): (Vec<_>, Vec<_>) = held.map(|removal| (removal.label.as_str(), removal.pods)).unzip();
@@ -219,19 +219,19 @@ pub(super) fn change_result(message: String, warnings: Vec<String>) -> Json<Chan
     Json(ChangeResult { message, warnings })
 }
 
-pub(super) fn configured_backend(node: &ProxyState, name: &str) -> Result<Arc<Backend>, ApiError> {
+pub(super) fn configured_backend(node: &NodeState, name: &str) -> Result<Arc<Backend>, ApiError> {
     node.backend_named(name).ok_or_else(|| unknown(node, name))
 }
 
-fn unknown(node: &ProxyState, name: &str) -> ApiError {
+fn unknown(node: &NodeState, name: &str) -> ApiError {
     let backends = node.backends();
     let names: Vec<_> = backends.iter().map(|backend| &*backend.name).collect();
     let error = format!("there is no backend {name:?} (backends: {})", names.join(", "));
-    refusal(StatusCode::NOT_FOUND, error)
+    api_error(StatusCode::NOT_FOUND, error)
 }
 
 /// Returns the handlers, in words, that only `backend` serves.
-fn handlers_served_only_by(node: &ProxyState, backend: &str) -> Vec<String> {
+fn handlers_served_only_by(node: &NodeState, backend: &str) -> Vec<String> {
     let routes = read::all_routes(node).into_iter().filter(|route| {
         let leads_here = route.targets.iter().any(|target| target.backend == backend && target.weight > 0);
         let elsewhere = route.targets.iter().any(|target| target.backend != backend && target.share > 0.0);
@@ -242,14 +242,14 @@ fn handlers_served_only_by(node: &ProxyState, backend: &str) -> Vec<String> {
 
 /// Writes the last-known state to the disk, at most for [`DISK_TIMEOUT`]. A failure is reported by
 /// [`save_warnings`].
-async fn save(node: &ProxyState) {
+async fn save(node: &NodeState) {
     let snapshot = Arc::clone(&node.snapshot);
     node.snapshot.wait_for_journal().await;
     tokio::time::timeout(DISK_TIMEOUT, tokio::task::spawn_blocking(move || snapshot.flush())).await.ok();
 }
 
 /// Returns a warning if the last write failed, so that the change would not survive a restart.
-fn save_warnings(node: &ProxyState) -> Vec<String> {
+fn save_warnings(node: &NodeState) -> Vec<String> {
     let problem = node.snapshot.write_error();
     problem
         .map(|problem| format!("this is not saved and ends with a restart: {problem}"))

@@ -9,10 +9,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::admin::api::LogLevelView;
-use crate::admin::read::{ApiError, refusal};
+use crate::admin::read::{ApiError, api_error};
 use crate::admin::{AdminState, read};
 use crate::backend::Backend;
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 use crate::telemetry;
 
 #[derive(Debug, Deserialize)]
@@ -31,9 +31,9 @@ pub(super) async fn log_level() -> Json<LogLevelView> {
 
 /// Sets the log filter until the next start, or until a reload changes `log.level`.
 pub(super) async fn set_log_level(Query(query): Query<LevelQuery>) -> Result<Json<LogLevelView>, ApiError> {
-    crate::config::check_filter(&query.level).map_err(|error| refusal(StatusCode::BAD_REQUEST, error))?;
+    crate::config::check_filter(&query.level).map_err(|error| api_error(StatusCode::BAD_REQUEST, error))?;
     telemetry::set_level(&query.level)
-        .map_err(|error| refusal(StatusCode::BAD_REQUEST, format!("{error:#}")))?;
+        .map_err(|error| api_error(StatusCode::BAD_REQUEST, format!("{error:#}")))?;
     tracing::info!(level = query.level, "log level set by the operator");
     Ok(log_level().await)
 }
@@ -59,7 +59,7 @@ pub(super) async fn dump(State(state): State<Arc<AdminState>>) -> Json<Value> {
     }))
 }
 
-fn backend_dump(node: &ProxyState, backend: &Backend) -> Value {
+fn backend_dump(node: &NodeState, backend: &Backend) -> Value {
     let (sandboxes, containers) = node.router.owners.count(backend.id);
     json!({
         "name": &*backend.name,
@@ -72,7 +72,7 @@ fn backend_dump(node: &ProxyState, backend: &Backend) -> Value {
         "refreshing": backend.health.refreshing().iter().map(|class| format!("{class:?}")).collect::<Vec<_>>(),
         "owned_sandboxes": sandboxes,
         "owned_containers": containers,
-        "list_age_seconds": backend.last.age().map(|age| age.as_secs_f64()),
+        "list_age_seconds": backend.last_known.age().map(|age| age.as_secs_f64()),
         "states": node.history.states(&backend.name).iter().map(|change| json!({
             "at": read::rfc3339(change.at), "state": change.state,
         })).collect::<Vec<_>>(),

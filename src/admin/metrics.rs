@@ -14,7 +14,7 @@ use crate::backend::Backend;
 use crate::cri::VersionResponse;
 use crate::method::Rpc;
 use crate::metrics::BackendSample;
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 use crate::snapshot::Life;
 
 pub(super) async fn scrape(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
@@ -48,7 +48,7 @@ pub(super) fn prefers_openmetrics(headers: &HeaderMap) -> bool {
     weights[0] > 0.0 && weights[0] >= weights[1]
 }
 
-fn refresh(node: &ProxyState) {
+fn refresh(node: &NodeState) {
     let backends = node.backends();
     let samples: Vec<_> = backends.iter().map(|backend| sample(node, backend)).collect();
     node.metrics.refresh(&samples, node.snapshot.write_failures(), node.snapshot.written_bytes());
@@ -60,18 +60,19 @@ fn certificates(backend: &Backend) -> Vec<(&'static str, SystemTime)> {
     backend.certificate_ends().into_iter().map(|(role, end)| (role.word(), end)).collect()
 }
 
-fn sample<'a>(node: &ProxyState, backend: &'a Backend) -> BackendSample<'a> {
-    let version = backend.last.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
+fn sample<'a>(node: &NodeState, backend: &'a Backend) -> BackendSample<'a> {
+    let version =
+        backend.last_known.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
     let (sandboxes, containers) = node.router.owners.count(backend.id);
     BackendSample {
         name: &backend.name,
         state: node.state(backend).word(),
         up: backend.is_up(),
-        draining: backend.last.is_draining(),
-        configured: backend.last.instance().life != Life::Removed,
+        draining: backend.last_known.is_draining(),
+        configured: backend.last_known.instance().life != Life::Removed,
         in_flight: backend.in_flight(),
         runtime: version.map(|version| (version.runtime_name, version.runtime_version)),
-        list_age: backend.last.age(),
+        list_age: backend.last_known.age(),
         sandboxes,
         containers,
         certificates: certificates(backend),

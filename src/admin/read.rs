@@ -22,7 +22,7 @@ use crate::backend::{Backend, BackendState, Link};
 use crate::cri::{ListImagesResponse, VersionResponse};
 use crate::history::ReloadResult;
 use crate::method::{List, Rpc};
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 use crate::router::Handlers;
 use crate::snapshot::{Filter, InstanceId, ListKind, SANDBOX_READY};
 
@@ -32,7 +32,7 @@ const UNABLE: [&str; 3] = ["down", "joining", "gone"];
 /// The HTTP status and reason of a refused request.
 pub(super) type ApiError = (StatusCode, Json<ErrorBody>);
 
-pub(super) fn refusal(status: StatusCode, error: impl Into<String>) -> ApiError {
+pub(super) fn api_error(status: StatusCode, error: impl Into<String>) -> ApiError {
     (status, Json(ErrorBody { error: error.into() }))
 }
 
@@ -52,7 +52,7 @@ pub(super) async fn pods(State(state): State<Arc<AdminState>>) -> Json<PodsView>
 }
 
 /// Returns the pod of this name as it was listed last, the latest attempt of several.
-pub(super) fn known_pod(node: &ProxyState, namespace: &str, name: &str) -> Option<PodView> {
+pub(super) fn known_pod(node: &NodeState, namespace: &str, name: &str) -> Option<PodView> {
     let backends = node.backends();
     let pods = backends.iter().flat_map(|backend| pods_of(node, backend));
     let named = pods.filter(|pod| pod.namespace == namespace && pod.name == name);
@@ -64,7 +64,7 @@ pub(super) async fn routes(State(state): State<Arc<AdminState>>) -> Json<RoutesV
 }
 
 /// Returns the aims that wait for their pod.
-fn aims(node: &ProxyState) -> Vec<AimView> {
+fn aims(node: &NodeState) -> Vec<AimView> {
     let view = |(aim, left): (crate::router::Aim, std::time::Duration)| {
         let backend = node.backend(aim.backend).map_or_else(|_| "gone".to_owned(), |b| b.name.to_string());
         AimView { pod: format!("{}/{}", aim.namespace, aim.name), backend, seconds_left: left.as_secs() }
@@ -89,7 +89,7 @@ pub(super) async fn images(State(admin): State<Arc<AdminState>>) -> Json<ImagesV
     let mut images: BTreeMap<String, ImageView> = BTreeMap::new();
     for backend in admin.node.backends().iter() {
         let name = backend.name.to_string();
-        let list = backend.last.list(ListKind::Images, &Filter::default());
+        let list = backend.last_known.list(ListKind::Images, &Filter::default());
         let Some(list) = list.and_then(|list| ListImagesResponse::decode(list).ok()) else {
             unknown.push(name);
             continue;
@@ -143,7 +143,7 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
 }
 
 /// Returns where the handler `""` and every configured one lead.
-pub(super) fn all_routes(node: &ProxyState) -> Vec<RouteView> {
+pub(super) fn all_routes(node: &NodeState) -> Vec<RouteView> {
     let handlers = node.router.handlers();
     let named = handlers.iter().map(|(handler, _)| compose_route(node, &handlers, handler));
     std::iter::once(compose_route(node, &handlers, "")).chain(named).collect()
@@ -154,20 +154,20 @@ pub(super) fn rfc3339(moment: SystemTime) -> String {
     humantime::format_rfc3339_seconds(moment).to_string()
 }
 
-fn one_route(node: &ProxyState, handler: &str) -> Result<Json<RouteView>, ApiError> {
+fn one_route(node: &NodeState, handler: &str) -> Result<Json<RouteView>, ApiError> {
     let handlers = node.router.handlers();
     if !handler.is_empty() {
         let known = handlers.targets_of(handler);
-        known.map_err(|error| refusal(StatusCode::NOT_FOUND, error.to_string()))?;
+        known.map_err(|error| api_error(StatusCode::NOT_FOUND, error.to_string()))?;
     }
     Ok(Json(compose_route(node, &handlers, handler)))
 }
 
-fn compose_route(node: &ProxyState, handlers: &Handlers, handler: &str) -> RouteView {
+fn compose_route(node: &NodeState, handlers: &Handlers, handler: &str) -> RouteView {
     let configured = handlers.targets_of(handler).unwrap_or_default();
     let targets: Vec<(InstanceId, String, u32)> =
         configured.iter().map(|(b, target)| (*b, target.handler.clone(), target.weight)).collect();
-    let drained = |id| node.backend(id).is_ok_and(|backend| backend.last.is_draining());
+    let drained = |id| node.backend(id).is_ok_and(|backend| backend.last_known.is_draining());
     let open = |(id, _, weight): &(InstanceId, String, u32)| if drained(*id) { 0 } else { *weight };
     let name = |id| node.backend(id).map_or_else(|_| "gone".to_owned(), |backend| backend.name.to_string());
     let total: u32 = targets.iter().map(open).sum();
@@ -205,17 +205,18 @@ fn refusal_reason(targets: &[TargetView]) -> Option<String> {
     (!reasons.is_empty()).then(|| reasons.join(", "))
 }
 
-fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
+fn backend_view(node: &NodeState, backend: &Backend) -> BackendView {
     let config = backend.config();
     let state = node.state(backend);
     let (sandboxes, containers) = node.router.owners.count(backend.id);
-    let version = backend.last.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
+    let version =
+        backend.last_known.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
     let (since, api) = match backend.link() {
         Link::Connecting => (None, None),
         Link::Down { since, .. } => (Some(since), None),
         Link::Up { since, api, .. } => (Some(since), Some(api.version().to_owned())),
     };
-    let since = if state == BackendState::Late { backend.health.late_since().or(since) } else { since };
+    let since = if state == BackendState::Late { backend.health.first_late_since().or(since) } else { since };
     BackendView {
         name: backend.name.to_string(),
         id: backend.id.0,
@@ -226,8 +227,8 @@ fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
         configured: node.config().backends.contains_key(&*backend.name),
         state: state.word().to_owned(),
         since: since.map(rfc3339),
-        draining: backend.last.is_draining(),
-        list_age_seconds: backend.last.age().map(|age| age.as_secs_f64()),
+        draining: backend.last_known.is_draining(),
+        list_age_seconds: backend.last_known.age().map(|age| age.as_secs_f64()),
         last_error: backend
             .health
             .last_error()
@@ -244,15 +245,15 @@ fn backend_view(node: &ProxyState, backend: &Backend) -> BackendView {
 }
 
 /// Returns the pods of one backend.
-fn pods_of(node: &ProxyState, backend: &Backend) -> Vec<PodView> {
+fn pods_of(node: &NodeState, backend: &Backend) -> Vec<PodView> {
     let mut containers: HashMap<String, usize> = HashMap::new();
-    backend.last.for_each_container(|facts| {
+    backend.last_known.for_each_container(|facts| {
         *containers.entry(facts.sandbox_id.to_owned()).or_default() += 1;
     });
     let handlers = node.router.handlers();
     let stale = !is_answering(node, backend);
     let mut pods = Vec::new();
-    backend.last.for_each_sandbox(|facts| {
+    backend.last_known.for_each_sandbox(|facts| {
         let created = UNIX_EPOCH + Duration::from_nanos(u64::try_from(facts.created_at).unwrap_or(0));
         pods.push(PodView {
             namespace: facts.namespace.to_owned(),
@@ -303,7 +304,7 @@ fn public_handler(handlers: &Handlers, backend: InstanceId, known_as: &str) -> S
 }
 
 /// Tells whether the backend's lists are live, not last known.
-fn is_answering(node: &ProxyState, backend: &Backend) -> bool {
+fn is_answering(node: &NodeState, backend: &Backend) -> bool {
     !matches!(node.state(backend), BackendState::Down | BackendState::Late)
 }
 

@@ -10,7 +10,7 @@ use maud::{Markup, html};
 use crate::admin::read;
 use crate::backend::Link;
 use crate::history::{STATES_KEPT, StateChange};
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 
 /// How often the states are looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -18,7 +18,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const IN_WORDS: usize = 4;
 
 /// Records the states of all backends. Never completes.
-pub(super) async fn record(node: Arc<ProxyState>) {
+pub(super) async fn record(node: Arc<NodeState>) {
     let mut tick = tokio::time::interval(EVERY);
     loop {
         tick.tick().await;
@@ -35,7 +35,7 @@ pub(super) async fn record(node: Arc<ProxyState>) {
 }
 
 /// Draws the hour of every backend.
-pub(super) fn section(node: &ProxyState, caption: &Markup) -> Markup {
+pub(super) fn section(node: &NodeState, caption: &Markup) -> Markup {
     let now = SystemTime::now();
     html! {
         section {

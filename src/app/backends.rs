@@ -1,37 +1,41 @@
 //! The backends that run, and how a changed configuration changes them.
 //!
-//! `plan.rs` says which instance each name in the file means; here that is done. A backend that is no longer
-//! in the file but still owns sandboxes is kept, reachable by their IDs and in lists, until it owns none,
-//! over restarts of crimux too: no edit of a file makes a running pod vanish. A name that was given another
-//! endpoint is run twice, the instance that it named as a removed one and the other as one that joins, until
-//! the first full pair of lists of the second tells whether it is the first.
+//! `plan.rs` says which instance each name in the file means; [`Backends::apply`] carries that out. A backend
+//! that is no longer in the file but still owns sandboxes is kept, reachable by their IDs and in lists, until
+//! it owns none, over restarts of crimux too: no edit of a file makes a running pod vanish. Owners are keyed
+//! by [`InstanceId`], not by name, so no edit changes an owner:
+//!
+//! | edit | what runs |
+//! |---|---|
+//! | rename | a [`Backend`] with the new label over the same [`LastKnown`]; the old one ends its calls |
+//! | another endpoint | the old instance as a removed one, and the new endpoint as one that joins |
+//! | name taken out | the instance as a removed one, until it owns nothing |
+//!
+//! The first full pair of lists at another endpoint tells whether the two are one instance
+//! ([`Backends::resolve_moved`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::backend::Backend;
 use crate::config::{BackendConfig, Config, Endpoint, ImageHandler, RelayMode, Streaming, Timeouts};
 use crate::drain::{self, Drain, DrainResult};
 use crate::plan::{Meaning, Plan, PlanStep, Removal, Wanted};
-use crate::proxy::{Proxy, ProxyState};
+use crate::proxy::{NodeState, Proxy};
 use crate::router::{Handlers, Names};
 use crate::server::Listener;
 use crate::side::Side;
 use crate::snapshot::{Instance, InstanceId, LastKnown, Life, LifeChange};
 
-/// How long a removed backend owns nothing and has no call before it ends.
-const IDLE: Duration = Duration::from_secs(1);
-
 /// The backends that run.
 #[derive(Debug)]
 pub(super) struct Backends {
-    node: Arc<ProxyState>,
+    node: Arc<NodeState>,
     drain: Drain,
     side: Side,
     running: BTreeMap<InstanceId, RunningBackend>,
@@ -48,8 +52,8 @@ struct RunningBackend {
     backend: Arc<Backend>,
     drain: Drain,
     socket: Option<Socket>,
-    /// Since when it is removed and owns nothing, as far as it was looked at.
-    idle_since: Option<Instant>,
+    /// Whether new calls no longer see it. It ends at the next housekeeping if it is still idle then.
+    hidden: bool,
 }
 
 /// A socket that serves one backend alone.
@@ -62,7 +66,7 @@ struct Socket {
 }
 
 impl Backends {
-    pub(super) fn new(node: Arc<ProxyState>, drain: Drain, side: Side) -> Self {
+    pub(super) fn new(node: Arc<NodeState>, drain: Drain, side: Side) -> Self {
         let (running, names, replaced) = (BTreeMap::new(), Names::new(), Vec::new());
         Self { node, drain, side, running, names, replaced, started: false }
     }
@@ -74,16 +78,12 @@ impl Backends {
     pub(super) async fn apply(&mut self, config: &Config) -> anyhow::Result<()> {
         let plan = Plan::new(&self.node.known_instances(), &Wanted::of(config));
         for removal in &plan.removed {
-            self.remove(removal, config.limits.list_bytes);
+            self.keep_removed(removal, config.limits.list_bytes);
         }
         self.names.clear();
         for step in &plan.steps {
-            let id = self.take(step, &config.backends[&step.name]);
+            let id = self.apply_step(step, &config.backends[&step.name]);
             self.names.insert(step.name.clone(), id);
-        }
-        if !self.started {
-            // The first lists of one are compared with what the others have.
-            self.publish();
         }
         self.started = true;
         // Where an instance stands is on the disk before a call meets it.
@@ -93,18 +93,18 @@ impl Backends {
         self.node.router.replace_handlers(Handlers::new(config, &self.names));
         self.node.replace_config(config.clone());
         self.housekeep();
-        self.sockets(config).await
+        self.bind_sockets(config).await
     }
 
     /// Keeps an instance that the file does not name, for what it owns.
-    fn remove(&mut self, removal: &Removal, max_list: usize) {
+    fn keep_removed(&mut self, removal: &Removal, max_list: usize) {
         let Some(last) = self.node.snapshot.get(removal.id) else { return };
         let instance = last.instance();
         if instance.life == Life::Joining && !last.is_known() {
             // It was given nothing, so there is nothing to keep it for.
             self.node.snapshot.forget(removal.id);
         }
-        if !removal.before {
+        if !removal.was_removed {
             let pods = removal.pods;
             tracing::warn!(backend = %removal.name, label = removal.label, pods, "backend removed; kept until it owns nothing");
         } else if !self.started && removal.pods > 0 {
@@ -122,21 +122,21 @@ impl Backends {
     }
 
     /// Runs what a name in the file means, and returns which instance that is.
-    fn take(&mut self, step: &PlanStep, config: &BackendConfig) -> InstanceId {
+    fn apply_step(&mut self, step: &PlanStep, config: &BackendConfig) -> InstanceId {
         if !matches!(step.meaning, Meaning::Same | Meaning::New) {
             tracing::info!(backend = step.name, "{step}");
         }
         let known = step.instance.and_then(|id| self.node.snapshot.get(id));
         let (name, endpoint, config) = (step.name.clone(), step.endpoint.clone(), config.clone());
         let last = match (&step.meaning, known) {
-            (Meaning::Moved { .. }, Some(old)) => {
+            (Meaning::MaybeMoved { .. }, Some(old)) => {
                 let last = self.node.snapshot.create(&name, Life::first(false));
                 let config = Some(config.clone());
                 let moved_from = Some(old.id());
                 last.set_instance(&Instance { endpoint, moved_from, config, ..last.instance() });
                 last
             }
-            (Meaning::New | Meaning::Moved { .. }, _) | (_, None) => {
+            (Meaning::New | Meaning::MaybeMoved { .. }, _) | (_, None) => {
                 let last = self.node.snapshot.create(&name, Life::first(!self.started));
                 let instance = Instance { endpoint, config: Some(config.clone()), ..last.instance() };
                 if self.started || self.node.snapshot.was_whole() {
@@ -146,7 +146,7 @@ impl Backends {
                 }
                 last
             }
-            (Meaning::Elsewhere { .. }, Some(last)) => {
+            (Meaning::MovedEmpty { .. }, Some(last)) => {
                 let life = Life::first(!self.started || !last.is_known());
                 if last.instance().life == Life::Removed {
                     // An old drain does not come back unasked.
@@ -175,11 +175,11 @@ impl Backends {
     /// Runs an instance under this label with this configuration.
     fn run(&mut self, last: &Arc<LastKnown>, name: &str, config: BackendConfig) {
         let id = last.id();
-        if let Some(member) = self.running.get_mut(&id)
-            && &*member.backend.name == name
+        if let Some(running) = self.running.get_mut(&id)
+            && &*running.backend.name == name
         {
-            member.idle_since = None;
-            return member.backend.reconfigure(&config);
+            running.hidden = false;
+            return running.backend.reconfigure(&config);
         }
         self.node.snapshot.expire_if_rebooted(last, config.local);
         let calls = self.node.metrics.calls(name);
@@ -190,15 +190,15 @@ impl Backends {
         let running = Arc::clone(&backend)
             .run(drain.clone(), async move |backend: &Arc<Backend>| node.on_connected(backend).await);
         tokio::spawn(running);
-        let mut member = RunningBackend { backend, drain, socket: None, idle_since: None };
+        let mut running = RunningBackend { backend, drain, socket: None, hidden: false };
         match self.running.remove(&id) {
             Some(old) => {
-                member.socket = old.socket;
+                running.socket = old.socket;
                 self.retire(old.backend, old.drain);
             }
-            None => self.node.restore(&member.backend),
+            None => self.node.restore(&running.backend),
         }
-        self.running.insert(id, member);
+        self.running.insert(id, running);
     }
 
     /// Lets a backend whose place was taken finish its calls.
@@ -208,18 +208,19 @@ impl Backends {
     }
 
     /// Decides for each moved backend that has been listed whether it is the one that it was.
-    pub(super) fn settle_moved(&mut self) {
-        let listed = self.running.values().map(|member| &member.backend);
-        let listed = listed.filter(|backend| backend.last.is_known() && backend.last.moved_from().is_some());
-        let listed: Vec<_> = listed.map(|backend| (backend.id, Arc::clone(&backend.last))).collect();
+    pub(super) fn resolve_moved(&mut self) {
+        let listed = self.running.values().map(|running| &running.backend);
+        let listed = listed
+            .filter(|backend| backend.last_known.is_known() && backend.last_known.moved_from().is_some());
+        let listed: Vec<_> = listed.map(|backend| (backend.id, Arc::clone(&backend.last_known))).collect();
         for (id, last) in listed {
             let old = last.moved_from().and_then(|old| self.node.snapshot.get(old));
             let known = old.as_ref().map(|old| old.all_ids()).unwrap_or_default();
             // One that was taken back meanwhile is a backend of its own: two names for one runtime.
             let old = old.filter(|old| old.instance().life == Life::Removed);
             match old.filter(|_| !known.is_disjoint(&last.all_ids())) {
-                Some(old) => self.become_one(id, &last, &old),
-                None => self.become_another(&last),
+                Some(old) => self.merge_into_old(id, &last, &old),
+                None => self.admit_as_new(&last),
             }
         }
         self.publish();
@@ -228,7 +229,7 @@ impl Backends {
 
     /// The new endpoint has what the old one had: it is the same runtime, and the instance that is known goes
     /// on there.
-    fn become_one(&mut self, id: InstanceId, last: &LastKnown, old: &Arc<LastKnown>) {
+    fn merge_into_old(&mut self, id: InstanceId, last: &LastKnown, old: &Arc<LastKnown>) {
         let Instance { name, endpoint, config, .. } = last.instance();
         tracing::info!(backend = name, endpoint, "moved: it lists what it listed before");
         let config = config.unwrap_or_else(unreachable_config);
@@ -236,14 +237,14 @@ impl Backends {
             name: name.clone(),
             endpoint,
             config: Some(config.clone()),
-            life: old.instance().life.after(LifeChange::Settled),
+            life: old.instance().life.after(LifeChange::MoveResolved),
             moved_from: None,
             id: old.id(),
         });
         let mut socket = None;
-        if let Some(member) = self.running.remove(&id) {
-            socket = member.socket;
-            self.retire(member.backend, member.drain);
+        if let Some(running) = self.running.remove(&id) {
+            socket = running.socket;
+            self.retire(running.backend, running.drain);
         }
         self.node.snapshot.end(id);
         self.run(old, &name, config);
@@ -256,13 +257,13 @@ impl Backends {
 
     /// The new endpoint has nothing that the old one had: it is another runtime, which joins; the old one is
     /// removed.
-    fn become_another(&self, last: &LastKnown) {
+    fn admit_as_new(&self, last: &LastKnown) {
         let instance = last.instance();
         tracing::warn!(
             backend = instance.name,
             "another runtime: what was listed before stays with the removed one"
         );
-        let life = instance.life.after(LifeChange::Settled);
+        let life = instance.life.after(LifeChange::MoveResolved);
         last.set_instance(&Instance { life, moved_from: None, ..instance });
         if let Ok(backend) = self.node.backend(last.id()) {
             self.node.restore(&backend);
@@ -272,29 +273,23 @@ impl Backends {
     /// Forgets what is no longer listed, and ends removed backends that own nothing.
     pub(super) fn housekeep(&mut self) {
         self.node.prune_owners();
-        self.give_up_succeeded();
         let node = Arc::clone(&self.node);
-        // What is created through one whose place was taken is on the same instance.
-        let replaced = self.replaced.iter().filter(|(backend, _)| backend.in_flight() > 0);
-        let busy: BTreeSet<_> = replaced.map(|(backend, _)| backend.id).collect();
-        self.running.retain(|id, member| {
-            let last = &member.backend.last;
+        self.running.retain(|id, running| {
+            let last = &running.backend.last_known;
             let idle = last.instance().life == Life::Removed
                 // Otherwise the operator has to declare it lost: what it has is not known.
                 && (last.is_listed() || last.is_forgotten())
-                && member.backend.in_flight() == 0
-                && !busy.contains(id)
+                && running.backend.in_flight() == 0
                 && node.router.owners.count(*id) == (0, 0);
-            // A creation that chose it before the reload may not have been sent yet.
-            let since = idle.then(|| member.idle_since.unwrap_or_else(Instant::now));
-            member.idle_since = since;
-            let ended = since.is_some_and(|since| since.elapsed() >= IDLE);
+            // A call that chose it before the reload may not have been sent yet: it is hidden first.
+            let ended = idle && running.hidden;
+            running.hidden = idle;
             if ended {
-                tracing::info!(backend = %member.backend.name, "backend owns nothing any more and is gone");
-                member.drain.begin();
+                tracing::info!(backend = %running.backend.name, "backend owns nothing any more and is gone");
+                running.drain.begin();
                 node.snapshot.end(*id);
                 node.router.owners.forget_all_of(*id);
-                node.metrics.forget_backend(&member.backend.name);
+                node.metrics.forget_backend(&running.backend.name);
             }
             !ended
         });
@@ -306,19 +301,6 @@ impl Backends {
             busy
         });
         self.publish();
-    }
-
-    /// Gives up what is left on a removed backend that is down, once another one lists what it listed: one
-    /// that was moved and renamed in one edit. What the other does not list has ended.
-    fn give_up_succeeded(&self) {
-        let removed = self.running.values().map(|member| &member.backend);
-        for backend in removed.filter(|backend| backend.last.instance().life == Life::Removed) {
-            if let Some(successor) = self.node.successor(backend) {
-                tracing::info!(backend = %backend.name, successor = %successor.name, "moved and renamed: the successor lists what it listed before");
-                self.node.snapshot.forget(backend.id);
-                self.node.router.owners.forget_all_of(backend.id);
-            }
-        }
     }
 
     /// Waits until the calls through the backends' own sockets have ended, at most `deadline` from the
@@ -345,29 +327,29 @@ impl Backends {
     }
 
     fn publish(&self) {
-        let running = self.running.values();
-        self.node.replace_backends(running.map(|member| Arc::clone(&member.backend)).collect());
+        let shown = self.running.values().filter(|running| !running.hidden);
+        self.node.replace_backends(shown.map(|running| Arc::clone(&running.backend)).collect());
     }
 
     /// Binds the backends' own sockets; one that cannot be bound keeps no other from being bound.
-    async fn sockets(&mut self, config: &Config) -> anyhow::Result<()> {
+    async fn bind_sockets(&mut self, config: &Config) -> anyhow::Result<()> {
         let mut failed = Ok(());
-        for member in self.running.values_mut() {
-            let named = self.names.iter().find(|(_, id)| **id == member.backend.id);
+        for running in self.running.values_mut() {
+            let named = self.names.iter().find(|(_, id)| **id == running.backend.id);
             let wanted = named.and_then(|(name, _)| config.backends.get(name)?.socket.clone());
-            if member.socket.as_ref().map(|socket| &socket.path) == wanted.as_ref() {
+            if running.socket.as_ref().map(|socket| &socket.path) == wanted.as_ref() {
                 continue;
             }
-            if let Some(socket) = member.socket.take() {
+            if let Some(socket) = running.socket.take() {
                 socket.close().await;
             }
             if let Some(path) = wanted {
                 match Listener::bind(&path, config.listen_mode, config.listen_owner).await {
                     Ok(listener) => {
                         let drain = self.drain.child();
-                        let proxy = Proxy::new(Arc::clone(&self.node), Some(member.backend.id));
+                        let proxy = Proxy::new(Arc::clone(&self.node), Some(running.backend.id));
                         let accepting = tokio::spawn(listener.accept(proxy, drain.clone()));
-                        member.socket = Some(Socket { path, drain, accepting });
+                        running.socket = Some(Socket { path, drain, accepting });
                     }
                     Err(error) => failed = failed.and(Err(error)),
                 }

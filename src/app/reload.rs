@@ -11,13 +11,13 @@ use crate::app::backends::Backends;
 use crate::config::{Config, ConfigError, Identity, RESTART_KEYS};
 use crate::history::ReloadResult;
 use crate::method::Rpc;
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 use crate::{admin, server, telemetry};
 
 /// What a reload compares the file with.
 #[derive(Debug)]
 pub(super) struct Reloads {
-    node: Arc<ProxyState>,
+    node: Arc<NodeState>,
     /// The configuration file.
     path: PathBuf,
     /// The configuration that the process started with.
@@ -30,12 +30,7 @@ pub(super) struct Reloads {
 }
 
 impl Reloads {
-    pub(super) fn new(
-        node: Arc<ProxyState>,
-        path: PathBuf,
-        started_with: Config,
-        is_inherited: bool,
-    ) -> Self {
+    pub(super) fn new(node: Arc<NodeState>, path: PathBuf, started_with: Config, is_inherited: bool) -> Self {
         Self { node, path, started_with, is_inherited, is_partly_applied: false }
     }
 
@@ -160,12 +155,12 @@ fn first_line(text: &str) -> String {
 }
 
 /// Warns, before it happens, that the prefix of every container ID changes with the default backend.
-fn warn_of_prefix(old: &Config, new: &Config, node: &ProxyState) {
+fn warn_of_prefix(old: &Config, new: &Config, node: &NodeState) {
     if new.identity == Identity::Crimux || old.default_backend == new.default_backend {
         return;
     }
     let prefix = |name: &str| {
-        let reply = node.backend_named(name)?.last.reply(Rpc::Version)?;
+        let reply = node.backend_named(name)?.last_known.reply(Rpc::Version)?;
         let version: crate::cri::VersionResponse = prost::Message::decode(reply).ok()?;
         Some(version.runtime_name)
     };

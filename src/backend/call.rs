@@ -19,7 +19,7 @@ use super::Backend;
 use super::link::{Channel, Link};
 use crate::codec::{self, Message};
 use crate::error::Error;
-use crate::method::{self, Deadline, ImageCall, Method, Place, Route, Rpc};
+use crate::method::{self, Deadline, ImageCall, InFlightLimit, Method, Route, Rpc};
 use crate::telemetry::spans::{self, CallSpan};
 
 /// The largest reply in bytes: what gRPC clients of the CRI read.
@@ -69,7 +69,7 @@ pub struct ReplyBody {
 
 /// A complete reply.
 #[derive(Debug)]
-pub struct Collected {
+pub struct BufferedReply {
     /// The backend's response headers.
     pub headers: HeaderMap,
     /// The message; empty if the status is not OK.
@@ -80,7 +80,7 @@ pub struct Collected {
     pub code: Code,
 }
 
-impl Collected {
+impl BufferedReply {
     /// Returns an empty reply with code OK.
     pub fn empty() -> Self {
         let (headers, trailers) = (codec::reply_headers(), codec::ok_trailers());
@@ -93,7 +93,7 @@ impl Collected {
 struct InFlightGuard {
     backend: Arc<Backend>,
     method: usize,
-    place: Place,
+    kind: InFlightLimit,
     started: Instant,
     span: Option<CallSpan>,
 }
@@ -105,8 +105,8 @@ impl Backend {
     ///
     /// # Errors
     /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] if `max_in_flight` is reached,
-    /// [`Error::Lost`] if the connection ends first, [`Error::Overdue`] shortly before the caller's deadline,
-    /// [`Error::Garbage`] for a reply that is not gRPC.
+    /// [`Error::Lost`] if the connection ends first, [`Error::CallerDeadline`] before the caller's deadline,
+    /// [`Error::InvalidReply`] for a reply that is not gRPC.
     pub async fn call(self: &Arc<Self>, request: CallRequest<'_>) -> Result<Reply, Error> {
         let channel = self.channel().await?;
         self.call_over(channel, request).await
@@ -176,27 +176,27 @@ impl Backend {
     /// Sends a request and collects the whole reply.
     ///
     /// # Errors
-    /// As [`Backend::call`]; also [`Error::Garbage`] for a reply without exactly one message.
+    /// As [`Backend::call`]; also [`Error::InvalidReply`] for a reply without exactly one message.
     pub async fn fetch(
         self: &Arc<Self>,
         method: &'static Method,
         headers: HeaderMap,
         message: Bytes,
-    ) -> Result<Collected, Error> {
+    ) -> Result<BufferedReply, Error> {
         self.call(CallRequest::of(method, headers, message)).await?.collect().await
     }
 
     /// Sends a request and collects the whole reply within `limit`.
     ///
     /// # Errors
-    /// As [`Backend::fetch`]; [`Error::NotInTime`] after `limit`.
+    /// As [`Backend::fetch`]; [`Error::Timeout`] after `limit`.
     pub async fn fetch_within(
         self: &Arc<Self>,
         limit: Duration,
         method: &'static Method,
         headers: HeaderMap,
         message: Bytes,
-    ) -> Result<Collected, Error> {
+    ) -> Result<BufferedReply, Error> {
         let reply = tokio::time::timeout(limit, self.fetch(method, headers, message)).await;
         reply.unwrap_or_else(|_| Err(self.timeout_error(method, limit)))
     }
@@ -232,11 +232,11 @@ impl Backend {
     /// Takes a slot for a call in flight.
     fn acquire_slot(self: &Arc<Self>, method: Option<&'static Method>) -> Result<InFlightGuard, Error> {
         let limit = self.config.load().max_in_flight;
-        let place = method.map_or(Place::Write, Method::place);
-        let in_flight = self.in_flight[place as usize].fetch_add(1, Ordering::Relaxed);
+        let kind = method.map_or(InFlightLimit::Write, Method::in_flight_limit);
+        let in_flight = self.in_flight[kind as usize].fetch_add(1, Ordering::Relaxed);
         let method = method.map_or(crate::method::COUNT, |method| method.index);
         let flight =
-            InFlightGuard { backend: Arc::clone(self), method, place, started: Instant::now(), span: None };
+            InFlightGuard { backend: Arc::clone(self), method, kind, started: Instant::now(), span: None };
         if in_flight >= limit { Err(self.busy_error(limit)) } else { Ok(flight) }
     }
 
@@ -252,7 +252,7 @@ impl Backend {
     fn transport_error(&self, error: &Http2Error) -> Error {
         let with_code = |code| self.status_missing_error(code, error.clone());
         match error {
-            Http2Error::TooLarge(_) => self.garbage_error(error.clone()),
+            Http2Error::TooLarge(_) => self.invalid_reply_error(error.clone()),
             // gRPC's table of codes, except INTERNAL: the stream broke, and kubelet must take that for a
             // backend that is unavailable.
             Http2Error::Reset(reason) if GrpcCode::from_reason(*reason) != GrpcCode::Internal => {
@@ -269,23 +269,26 @@ impl Reply {
     /// Collects the rest of a unary reply.
     ///
     /// # Errors
-    /// [`Error::Lost`] or [`Error::Garbage`].
-    pub async fn collect(self) -> Result<Collected, Error> {
+    /// [`Error::Lost`] or [`Error::InvalidReply`].
+    pub async fn collect(self) -> Result<BufferedReply, Error> {
         let Self { headers, mut body } = self;
         let backend = Arc::clone(&body.flight.backend);
         let limit = backend.max_reply(body.flight.method);
         let whole = body.stream.collect(limit).await.map_err(|error| backend.transport_error(&error))?;
-        let message = Message::from_body(whole).map_err(|error| backend.garbage_error(error))?;
+        let message = Message::from_body(whole).map_err(|error| backend.invalid_reply_error(error))?;
         let trailers = match codec::status_code(&headers) {
             Some(_) => headers.clone(),
             None => body.trailers().await?,
         };
-        let code = codec::status_code(&trailers).ok_or_else(|| backend.garbage_error("no gRPC status"))?;
+        let code =
+            codec::status_code(&trailers).ok_or_else(|| backend.invalid_reply_error("no gRPC status"))?;
         let message = match message {
-            None if code == Code::Ok => return Err(backend.garbage_error("status OK without a message")),
+            None if code == Code::Ok => {
+                return Err(backend.invalid_reply_error("status OK without a message"));
+            }
             message => message.unwrap_or_default(),
         };
-        Ok(Collected { headers, message, trailers, code })
+        Ok(BufferedReply { headers, message, trailers, code })
     }
 }
 
@@ -323,7 +326,7 @@ impl ReplyBody {
 
     /// Returns the error for a reply that ended without a status.
     pub fn without_status(&self) -> Error {
-        self.flight.backend.garbage_error("the reply ended without a gRPC status")
+        self.flight.backend.invalid_reply_error("the reply ended without a gRPC status")
     }
 }
 
@@ -338,7 +341,7 @@ impl InFlightGuard {
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        self.backend.in_flight[self.place as usize].fetch_sub(1, Ordering::Relaxed);
+        self.backend.in_flight[self.kind as usize].fetch_sub(1, Ordering::Relaxed);
         self.backend.calls.backend_took(self.method, self.started.elapsed());
     }
 }
@@ -362,8 +365,8 @@ impl HeadTimeout {
         let waited = caller.saturating_sub(caller.mul_f64(0.1).min(DEADLINE_MARGIN));
         let backend = Arc::clone(backend);
         let error = match method.map(|method| method.route) {
-            Some(Route::Image(ImageCall::Pull)) => Error::Expired { backend, waited },
-            _ => Error::Overdue { backend, waited },
+            Some(Route::Image(ImageCall::Pull)) => Error::PullDeadline { backend, waited },
+            _ => Error::CallerDeadline { backend, waited },
         };
         Some(Self { after: waited, error })
     }

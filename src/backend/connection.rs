@@ -15,7 +15,7 @@ use tokio::task::AbortHandle;
 use tonic::Code;
 
 use crate::backend::connect::{ConnectError, Connector, Stream};
-use crate::backend::health::Class;
+use crate::backend::health::MethodClass;
 use crate::backend::link::{Channel, Link};
 use crate::backend::{Backend, CallRequest, own_headers};
 use crate::backoff::Backoff;
@@ -191,12 +191,12 @@ impl Backend {
     async fn probe(self: &Arc<Self>, sender: &SendRequest, wait: Duration) {
         match tokio::time::timeout(wait, self.version(sender, wait)).await {
             Ok(Ok(())) => {
-                if self.health.mark_answered(Class::Reads) {
+                if self.health.mark_answered(MethodClass::Reads) {
                     tracing::info!(backend = %self.name, "backend answers in time again");
                 }
             }
-            Err(_) | Ok(Err(Error::Overdue { .. })) => {
-                if self.health.mark_late(Class::Reads) {
+            Err(_) | Ok(Err(Error::CallerDeadline { .. })) => {
+                if self.health.mark_late(MethodClass::Reads) {
                     tracing::warn!(backend = %self.name, "backend does not answer Version within {wait:?}");
                 }
                 self.health.record_error(format!("Version was not answered within {wait:?}"));
@@ -208,14 +208,14 @@ impl Backend {
     /// Calls `Version`, to find out whether the backend answers at all.
     ///
     /// # Errors
-    /// As [`Backend::call`], or [`Error::Garbage`] for an invalid reply.
+    /// As [`Backend::call`], or [`Error::InvalidReply`] for an invalid reply.
     pub async fn ask_version(self: &Arc<Self>, wait: Duration) -> Result<(), Error> {
         let channel = self.channel().await?;
         self.version(&channel.sender, wait).await
     }
 
     async fn version(self: &Arc<Self>, sender: &SendRequest, wait: Duration) -> Result<(), Error> {
-        let method = method::of(Rpc::Version);
+        let method = method::row(Rpc::Version);
         let known = self.api();
         for api in [known, known.other()] {
             let (headers, message) = (own_headers(wait), Message::new(&[]).framed());
@@ -230,30 +230,31 @@ impl Backend {
                     return Ok(());
                 }
                 Code::Unimplemented => {}
-                code => return Err(self.garbage_error(format!("Version was answered with {code:?}"))),
+                code => return Err(self.invalid_reply_error(format!("Version was answered with {code:?}"))),
             }
         }
-        Err(self.garbage_error("it speaks neither runtime.v1 nor runtime.v1alpha2"))
+        Err(self.invalid_reply_error("it speaks neither runtime.v1 nor runtime.v1alpha2"))
     }
 
     /// Caches a `Version` reply without empty fields; kubelet refuses one with an empty field (`cri-client`,
     /// `Version`).
     fn learn_version(&self, reply: &Message) -> Result<(), Error> {
         let (encoded, _) = utf8::repair("VersionResponse", &reply.encoded_bytes())
-            .map_err(|error| self.garbage_error(error))?;
-        let version = VersionResponse::decode(&encoded[..]).map_err(|error| self.garbage_error(error))?;
+            .map_err(|error| self.invalid_reply_error(error))?;
+        let version =
+            VersionResponse::decode(&encoded[..]).map_err(|error| self.invalid_reply_error(error))?;
         let VersionResponse { version, runtime_name, runtime_version, runtime_api_version } = version;
         if [version, runtime_name, runtime_version, runtime_api_version].iter().any(String::is_empty) {
-            return Err(self.garbage_error("its version has an empty field"));
+            return Err(self.invalid_reply_error("its version has an empty field"));
         }
-        self.last.remember_reply(Rpc::Version, &encoded);
+        self.last_known.remember_reply(Rpc::Version, &encoded);
         Ok(())
     }
 
     /// Records whether the backend lacks an RPC. While its API is not known, `Unimplemented` is not believed.
     pub fn record_support(&self, method: &Method, lacks: bool) {
         if !lacks || self.is_api_known() {
-            self.last.set_unimplemented(method.rpc, lacks);
+            self.last_known.set_unimplemented(method.rpc, lacks);
         }
     }
 

@@ -30,8 +30,8 @@ impl Backend {
     }
 
     /// Returns the error for a reply of this backend that cannot be read.
-    pub fn garbage_error(&self, cause: impl Into<BoxedCause>) -> Error {
-        Error::Garbage { backend: Arc::clone(&self.name), cause: cause.into().into() }
+    pub fn invalid_reply_error(&self, cause: impl Into<BoxedCause>) -> Error {
+        Error::InvalidReply { backend: Arc::clone(&self.name), cause: cause.into().into() }
     }
 
     /// Returns the error for a late backend without a last-known reply. `waited` is its deadline.
@@ -41,7 +41,7 @@ impl Backend {
 
     /// Returns the error for a call that exceeded the backend's deadline for this method.
     pub fn timeout_error(&self, method: &Method, limit: Duration) -> Error {
-        Error::NotInTime { backend: Arc::clone(&self.name), method: method.name, limit }
+        Error::Timeout { backend: Arc::clone(&self.name), method: method.name, limit }
     }
 
     /// Returns the error for a call beyond `max_in_flight`.

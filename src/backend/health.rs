@@ -46,7 +46,7 @@ impl BackendState {
 /// The classes of methods; each is late on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(usize)]
-pub enum Class {
+pub enum MethodClass {
     /// `ListPodSandbox` and `ListContainers`, which are one pair.
     Lists,
     /// `ListImages`.
@@ -67,23 +67,23 @@ pub enum Class {
     RuntimeConfig,
 }
 
-const CLASSES: usize = Class::RuntimeConfig as usize + 1;
+const CLASSES: usize = MethodClass::RuntimeConfig as usize + 1;
 /// The most late objects that are remembered; reads of further ones wait for their deadline each time.
 const MAX_LATE_OBJECTS: usize = 64;
 /// Every class, in the order of its values.
-const ALL_CLASSES: [Class; CLASSES] = [
-    Class::Lists,
-    Class::Images,
-    Class::ContainerStats,
-    Class::SandboxStats,
-    Class::Metrics,
-    Class::Filesystems,
-    Class::Reads,
-    Class::Status,
-    Class::RuntimeConfig,
+const ALL_CLASSES: [MethodClass; CLASSES] = [
+    MethodClass::Lists,
+    MethodClass::Images,
+    MethodClass::ContainerStats,
+    MethodClass::SandboxStats,
+    MethodClass::Metrics,
+    MethodClass::Filesystems,
+    MethodClass::Reads,
+    MethodClass::Status,
+    MethodClass::RuntimeConfig,
 ];
 
-impl Class {
+impl MethodClass {
     /// Returns the class of a list.
     pub fn of_list(list: List) -> Self {
         match list {
@@ -159,24 +159,24 @@ impl Health {
     }
 
     /// Tells whether this class is late.
-    pub fn is_late(&self, class: Class) -> bool {
-        self.late(class).is_some()
+    pub fn is_late(&self, class: MethodClass) -> bool {
+        self.late_since(class).is_some()
     }
 
     /// Returns since when this class is late.
-    pub fn late(&self, class: Class) -> Option<SystemTime> {
+    pub fn late_since(&self, class: MethodClass) -> Option<SystemTime> {
         self.inner().late[class as usize]
     }
 
     /// Returns the classes that are late, each with the time since when.
-    pub fn late_classes(&self) -> Vec<(Class, SystemTime)> {
+    pub fn late_classes(&self) -> Vec<(MethodClass, SystemTime)> {
         let inner = self.inner();
         let late = ALL_CLASSES.into_iter().zip(inner.late);
         late.filter_map(|(class, since)| Some((class, since?))).collect()
     }
 
     /// Returns the classes with a refresh in flight.
-    pub fn refreshing(&self) -> Vec<Class> {
+    pub fn refreshing(&self) -> Vec<MethodClass> {
         let inner = self.inner();
         ALL_CLASSES
             .into_iter()
@@ -187,13 +187,13 @@ impl Health {
     }
 
     /// Returns since when the first late class is late; `None` if none is.
-    pub fn late_since(&self) -> Option<SystemTime> {
+    pub fn first_late_since(&self) -> Option<SystemTime> {
         self.inner().late.iter().flatten().min().copied()
     }
 
     /// Records that a call of this class outlasted its deadline. Returns false if the class was late already.
-    pub fn mark_late(&self, class: Class) -> bool {
-        if class == Class::Status {
+    pub fn mark_late(&self, class: MethodClass) -> bool {
+        if class == MethodClass::Status {
             self.mark_status_unanswered();
         }
         let late = &mut self.inner().late[class as usize];
@@ -204,7 +204,7 @@ impl Health {
     }
 
     /// Records an answer of this class. Returns whether the class was late.
-    pub fn mark_answered(&self, class: Class) -> bool {
+    pub fn mark_answered(&self, class: MethodClass) -> bool {
         let ended = self.inner().late[class as usize].take().is_some();
         self.mark_listed_or_late(class);
         ended
@@ -232,8 +232,8 @@ impl Health {
         self.listed_or_late.subscribe().wait_for(|done| *done).await.ok();
     }
 
-    fn mark_listed_or_late(&self, class: Class) {
-        if class == Class::Lists {
+    fn mark_listed_or_late(&self, class: MethodClass) {
+        if class == MethodClass::Lists {
             self.listed_or_late.send_if_modified(|done| !std::mem::replace(done, true));
         }
     }
@@ -291,7 +291,7 @@ impl Health {
 
     /// Begins a refresh of this class, and returns the number of the connection; `None` if one is in flight
     /// over the current connection already. A refresh over an earlier connection does not count.
-    pub(super) fn begin_refresh(&self, class: Class) -> Option<u64> {
+    pub(super) fn begin_refresh(&self, class: MethodClass) -> Option<u64> {
         let mut inner = self.inner();
         let connection = inner.connection;
         let before = inner.refreshing[class as usize].replace(connection);
@@ -299,7 +299,7 @@ impl Health {
     }
 
     /// Ends the refresh that began over this connection.
-    pub(super) fn end_refresh(&self, class: Class, connection: u64) {
+    pub(super) fn end_refresh(&self, class: MethodClass, connection: u64) {
         self.inner().refreshing[class as usize].take_if(|of| *of == connection);
     }
 

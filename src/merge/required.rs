@@ -60,14 +60,16 @@ pub struct RequiredField {
     pub reader: &'static str,
 }
 
-const fn rule(
-    reply: CheckedReply,
-    message: &'static [u32],
-    field: &'static [u32],
-    need: Need,
-    reader: &'static str,
-) -> RequiredField {
-    RequiredField { reply, message, field, need, remedy: Remedy::LeaveOut, reader }
+/// A field of a list's items; an item without it is left out.
+const fn item_field(list: List, field: &'static [u32], need: Need, reader: &'static str) -> RequiredField {
+    RequiredField {
+        reply: CheckedReply::List(list),
+        message: &[LIST_ITEMS],
+        field,
+        need,
+        remedy: Remedy::LeaveOut,
+        reader,
+    }
 }
 
 use CheckedReply::{Event, SandboxStatus};
@@ -79,142 +81,121 @@ use Need::{Present, Text};
 
 /// The table. IDs are in it because no call can name an object without one, and because kubelet's PLEG keys
 /// its records by ID.
-pub const RULES: [RequiredField; 19] = [
-    rule(
-        CheckedReply::List(Sandboxes),
-        &[LIST_ITEMS],
-        &field_path!(PodSandbox.id),
-        Text,
-        "kuberuntime/helpers.go",
-    ),
-    rule(
-        CheckedReply::List(Sandboxes),
-        &[LIST_ITEMS],
+pub const REQUIRED_FIELDS: [RequiredField; 19] = [
+    item_field(Sandboxes, &field_path!(PodSandbox.id), Text, "kuberuntime/helpers.go"),
+    item_field(
+        Sandboxes,
         &field_path!(PodSandbox.metadata),
         Present,
         "cm/helpers.go, kuberuntime_gc.go, stats buildPodStats",
     ),
-    rule(
-        CheckedReply::List(Containers),
-        &[LIST_ITEMS],
-        &field_path!(Container.id),
-        Text,
-        "kuberuntime/helpers.go",
-    ),
-    rule(
-        CheckedReply::List(Containers),
-        &[LIST_ITEMS],
+    item_field(Containers, &field_path!(Container.id), Text, "kuberuntime/helpers.go"),
+    item_field(
+        Containers,
         &field_path!(Container.metadata),
         Present,
         "cm/helpers.go, kuberuntime_gc.go evictableContainers",
     ),
-    rule(
-        CheckedReply::List(ContainerStats),
-        &[LIST_ITEMS],
+    item_field(
+        ContainerStats,
         &field_path!(ContainerStats.attributes.id),
         Text,
         "stats/cri_stats_provider.go, Attributes.Id",
     ),
-    rule(
-        CheckedReply::List(ContainerStats),
-        &[LIST_ITEMS],
+    item_field(
+        ContainerStats,
         &field_path!(ContainerStats.attributes.metadata),
         Present,
         "stats makeContainerStats, Attributes.Metadata.Name",
     ),
-    rule(
-        CheckedReply::List(SandboxStats),
-        &[LIST_ITEMS],
+    item_field(
+        SandboxStats,
         &field_path!(PodSandboxStats.attributes.id),
         Text,
         "stats ListPodCPUAndMemoryStats, Attributes.Id",
     ),
-    rule(
-        CheckedReply::List(SandboxStats),
-        &[LIST_ITEMS],
+    item_field(
+        SandboxStats,
         &field_path!(PodSandboxStats.linux),
         Present,
         "stats addCRIPodContainerStats, Linux.Containers",
     ),
-    rule(
-        CheckedReply::List(SandboxStats),
-        &field_path!(ListPodSandboxStatsResponse.stats.linux.network),
-        &field_path!(NetworkUsage.default_interface),
-        Present,
-        "stats criInterfaceToSummary, DefaultInterface.Name",
-    ),
-    rule(
-        CheckedReply::List(SandboxStats),
-        &field_path!(ListPodSandboxStatsResponse.stats.linux.containers),
-        &field_path!(ContainerStats.attributes.id),
-        Text,
-        "stats addCRIPodContainerStats, Attributes.Id",
-    ),
-    rule(
-        CheckedReply::List(SandboxStats),
-        &field_path!(ListPodSandboxStatsResponse.stats.linux.containers),
-        &field_path!(ContainerStats.attributes.metadata),
-        Present,
-        "stats makeContainerStats, Attributes.Metadata.Name",
-    ),
-    rule(
-        CheckedReply::List(Images),
-        &[LIST_ITEMS],
-        &field_path!(Image.id),
-        Text,
-        "images/image_gc_manager.go keys by it",
-    ),
-    rule(
-        CheckedReply::List(Filesystems),
-        &[LIST_ITEMS],
+    RequiredField {
+        reply: CheckedReply::List(SandboxStats),
+        message: &field_path!(ListPodSandboxStatsResponse.stats.linux.network),
+        field: &field_path!(NetworkUsage.default_interface),
+        need: Present,
+        remedy: Remedy::LeaveOut,
+        reader: "stats criInterfaceToSummary, DefaultInterface.Name",
+    },
+    RequiredField {
+        reply: CheckedReply::List(SandboxStats),
+        message: &field_path!(ListPodSandboxStatsResponse.stats.linux.containers),
+        field: &field_path!(ContainerStats.attributes.id),
+        need: Text,
+        remedy: Remedy::LeaveOut,
+        reader: "stats addCRIPodContainerStats, Attributes.Id",
+    },
+    RequiredField {
+        reply: CheckedReply::List(SandboxStats),
+        message: &field_path!(ListPodSandboxStatsResponse.stats.linux.containers),
+        field: &field_path!(ContainerStats.attributes.metadata),
+        need: Present,
+        remedy: Remedy::LeaveOut,
+        reader: "stats makeContainerStats, Attributes.Metadata.Name",
+    },
+    item_field(Images, &field_path!(Image.id), Text, "images/image_gc_manager.go keys by it"),
+    item_field(
+        Filesystems,
         &field_path!(FilesystemUsage.used_bytes),
         Present,
         "stats ImageFsStats, UsedBytes.Value",
     ),
-    rule(
-        CheckedReply::List(MetricDescriptors),
-        &[LIST_ITEMS],
+    item_field(
+        MetricDescriptors,
         &field_path!(MetricDescriptor.name),
         Text,
         "component-base/metrics, BaseStableCollector.add panics",
     ),
-    rule(
-        CheckedReply::List(SandboxMetrics),
-        &field_path!(ListPodSandboxMetricsResponse.pod_metrics.metrics),
-        &field_path!(Metric.value),
-        Present,
-        "collectors/cri_metrics.go, GetValue().Value",
-    ),
-    rule(
-        CheckedReply::List(SandboxMetrics),
-        &field_path!(ListPodSandboxMetricsResponse.pod_metrics.container_metrics.metrics),
-        &field_path!(Metric.value),
-        Present,
-        "collectors/cri_metrics.go, GetValue().Value",
-    ),
-    rule(
-        Event,
-        &field_path!(ContainerEventResponse.pod_sandbox_status),
-        &field_path!(PodSandboxStatus.metadata),
-        Present,
-        "pleg/evented.go up to 1.36, PodSandboxStatus.Metadata.Uid",
-    ),
-    rule(
-        Event,
-        &field_path!(ContainerEventResponse.containers_statuses),
-        &field_path!(ContainerStatus.image),
-        Present,
-        "kuberuntime GeneratePodStatus, status.Image.Image",
-    ),
     RequiredField {
+        reply: CheckedReply::List(SandboxMetrics),
+        message: &field_path!(ListPodSandboxMetricsResponse.pod_metrics.metrics),
+        field: &field_path!(Metric.value),
+        need: Present,
+        remedy: Remedy::LeaveOut,
+        reader: "collectors/cri_metrics.go, GetValue().Value",
+    },
+    RequiredField {
+        reply: CheckedReply::List(SandboxMetrics),
+        message: &field_path!(ListPodSandboxMetricsResponse.pod_metrics.container_metrics.metrics),
+        field: &field_path!(Metric.value),
+        need: Present,
+        remedy: Remedy::LeaveOut,
+        reader: "collectors/cri_metrics.go, GetValue().Value",
+    },
+    RequiredField {
+        reply: Event,
+        message: &field_path!(ContainerEventResponse.pod_sandbox_status),
+        field: &field_path!(PodSandboxStatus.metadata),
+        need: Present,
+        remedy: Remedy::LeaveOut,
+        reader: "pleg/evented.go up to 1.36, PodSandboxStatus.Metadata.Uid",
+    },
+    RequiredField {
+        reply: Event,
+        message: &field_path!(ContainerEventResponse.containers_statuses),
+        field: &field_path!(ContainerStatus.image),
+        need: Present,
+        remedy: Remedy::LeaveOut,
+        reader: "kuberuntime GeneratePodStatus, status.Image.Image",
+    },
+    RequiredField {
+        reply: SandboxStatus,
+        message: &field_path!(PodSandboxStatusResponse.containers_statuses),
+        field: &field_path!(ContainerStatus.image),
+        need: Present,
         remedy: Remedy::ClearTimestamp,
-        ..rule(
-            SandboxStatus,
-            &field_path!(PodSandboxStatusResponse.containers_statuses),
-            &field_path!(ContainerStatus.image),
-            Present,
-            "kuberuntime GetPodStatus with EventedPLEG, status.Image.Image",
-        )
+        reader: "kuberuntime GetPodStatus with EventedPLEG, status.Image.Image",
     },
 ];
 
@@ -224,7 +205,7 @@ pub const RULES: [RequiredField; 19] = [
 /// # Errors
 /// Returns an error if it cannot be parsed.
 pub fn remove_incomplete(reply: CheckedReply, encoded: &Bytes) -> Result<(Bytes, usize), WireError> {
-    let rules = RULES.each_ref().map(|rule| (rule.reply == reply).then_some(rule));
+    let rules = REQUIRED_FIELDS.each_ref().map(|rule| (rule.reply == reply).then_some(rule));
     let rules: Vec<&RequiredField> = rules.into_iter().flatten().collect();
     let broken = count_broken(&rules, 0, encoded)?;
     if broken == 0 {

@@ -1,6 +1,6 @@
 //! The replies that are lists, and what each may lack.
 
-use super::{Method, Rpc, of};
+use super::{Method, Rpc, row};
 
 /// The replies that can be merged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,7 +26,7 @@ pub enum List {
 impl List {
     /// Returns the unary method that lists these items.
     pub fn unary(self) -> &'static Method {
-        of(match self {
+        row(match self {
             Self::Sandboxes => Rpc::ListPodSandbox,
             Self::Containers => Rpc::ListContainers,
             Self::ContainerStats => Rpc::ListContainerStats,
@@ -37,7 +37,7 @@ impl List {
             Self::SandboxMetrics => Rpc::ListPodSandboxMetrics,
         })
     }
-    /// Tells whether a list without one backend does harm that an error does not.
+    /// Tells whether an incomplete list is worse than an error: kubelet acts on missing items.
     pub fn must_be_complete(self) -> bool {
         matches!(self, Self::Sandboxes | Self::Containers | Self::Images)
     }

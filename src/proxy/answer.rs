@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use prost::Message as _;
 
-use crate::backend::{Backend, Class, FAST_DEADLINE, Link};
+use crate::backend::{Backend, FAST_DEADLINE, Link, MethodClass};
 use crate::codec::Message;
 use crate::config::Identity;
 use crate::cri::{LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusRequest, VersionResponse, field};
@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::merge::status::{self, BackendStatus, HandlerEntry};
 use crate::method::{self, LocalReply, Rpc};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState, cgroup_drivers, refresh, runtime_replies};
+use crate::proxy::{Call, NodeState, cgroup_drivers, refresh, runtime_replies};
 use crate::wire;
 
 /// How long the last conditions of a backend that does not answer count.
@@ -45,10 +45,11 @@ impl Call {
 
     async fn version(&self) -> Result<Outcome, Error> {
         let backend = self.node.backend(self.node.default_in(self.scope))?;
-        if backend.last.reply(Rpc::Version).is_none() {
+        if backend.last_known.reply(Rpc::Version).is_none() {
             call_briefly(&self.node, &backend, Rpc::Version, &[]).await;
         }
-        let known = backend.last.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
+        let known =
+            backend.last_known.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
         let mut version = match (self.node.config().identity, known) {
             (Identity::DefaultBackend, Some(version)) => version,
             (Identity::DefaultBackend, None) => {
@@ -74,7 +75,7 @@ impl Call {
         let request = &request[..];
         let replies = backends.iter().map(|backend| async move {
             let fresh = call_briefly(&self.node, backend, Rpc::Status, request).await;
-            fresh.or_else(|| backend.last.reply(Rpc::Status))
+            fresh.or_else(|| backend.last_known.reply(Rpc::Status))
         });
         let replies = join_all(replies).await;
         let handlers = self.node.router.handlers();
@@ -115,7 +116,9 @@ impl Call {
                 .map(|why| format!("backend {} is {why}", backend.name)),
             state: match lost {
                 Some(why) => Err(why),
-                None if backend.health.late_since().is_some() => Err("late: see `crimux status`".to_owned()),
+                None if backend.health.first_late_since().is_some() => {
+                    Err("late: see `crimux status`".to_owned())
+                }
                 None if self.node.is_joining(backend) => Err("joining: not listed yet".to_owned()),
                 None => Ok(()),
             },
@@ -127,15 +130,17 @@ impl Call {
     async fn runtime_config(&self) -> Result<Outcome, Error> {
         let backend = self.node.backend(self.node.default_in(self.scope))?;
         let fresh = call_briefly(&self.node, &backend, Rpc::RuntimeConfig, &[]).await;
-        let lacking = backend.health.is_unimplemented(method::of(Rpc::RuntimeConfig));
-        if let Some(known) = fresh.or_else(|| backend.last.reply(Rpc::RuntimeConfig).filter(|_| !lacking)) {
+        let lacking = backend.health.is_unimplemented(method::row(Rpc::RuntimeConfig));
+        if let Some(known) =
+            fresh.or_else(|| backend.last_known.reply(Rpc::RuntimeConfig).filter(|_| !lacking))
+        {
             return Ok(Outcome::message(&known));
         }
         if let Some(driver) = self.node.config().cgroup_driver.filter(|_| self.scope.is_none()) {
             let linux = LinuxRuntimeConfiguration { cgroup_driver: cgroup_drivers::number(driver) };
             return Ok(Outcome::message(&RuntimeConfigResponse { linux: Some(linux) }.encode_to_vec()));
         }
-        if lacking || backend.last.is_unimplemented(Rpc::RuntimeConfig) {
+        if lacking || backend.last_known.is_unimplemented(Rpc::RuntimeConfig) {
             let text = format!(
                 "backend {} does not tell its cgroup driver (cgroup_driver is not set)",
                 backend.name
@@ -149,7 +154,7 @@ impl Call {
 /// Calls a backend with a deadline of 80 ms, or, without a last reply, of `timeouts.connect`. A backend that
 /// did not answer the last time is not called here: it is refreshed in the background.
 async fn call_briefly(
-    node: &Arc<ProxyState>,
+    node: &Arc<NodeState>,
     backend: &Arc<Backend>,
     rpc: Rpc,
     request: &[u8],
@@ -157,13 +162,13 @@ async fn call_briefly(
     if !backend.is_up() {
         return None;
     }
-    let class = if rpc == Rpc::RuntimeConfig { Class::RuntimeConfig } else { Class::Status };
+    let class = if rpc == Rpc::RuntimeConfig { MethodClass::RuntimeConfig } else { MethodClass::Status };
     if !backend.health.is_late(class) {
         // Without a last reply kubelet would get a node that is not ready, or would not start.
         let known = match rpc {
             // A reply of an earlier connection may be of another version of the runtime.
-            Rpc::RuntimeConfig => backend.health.has_answered(method::of(rpc)),
-            _ => backend.last.reply(rpc).is_some(),
+            Rpc::RuntimeConfig => backend.health.has_answered(method::row(rpc)),
+            _ => backend.last_known.reply(rpc).is_some(),
         };
         let wait = if known { FAST_DEADLINE } else { backend.config().timeouts.connect };
         match tokio::time::timeout(wait, runtime_replies::call(backend, rpc, request, wait)).await {
@@ -171,7 +176,7 @@ async fn call_briefly(
             Ok(Err(error)) => backend.health.record_error(error.to_string()),
             Err(_) => {}
         }
-        if class == Class::Status {
+        if class == MethodClass::Status {
             backend.health.mark_late(class);
         }
     }

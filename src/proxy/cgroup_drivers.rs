@@ -7,9 +7,9 @@ use prost::Message;
 use crate::backend::Backend;
 use crate::config::CgroupDriver;
 use crate::cri::{self, Rpc, RuntimeConfigResponse};
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 
-impl ProxyState {
+impl NodeState {
     /// Warns if local backends have different cgroup drivers, because kubelet has one.
     pub(super) fn compare_cgroup_drivers(&self, backend: &Backend) {
         let drivers = cgroup_drivers(self);
@@ -21,7 +21,7 @@ impl ProxyState {
         let is_default = self.config().default_backend == *backend.name;
         if is_default
             && self.config().cgroup_driver.is_none()
-            && backend.last.is_unimplemented(Rpc::RuntimeConfig)
+            && backend.last_known.is_unimplemented(Rpc::RuntimeConfig)
         {
             tracing::warn!(
                 backend = %backend.name,
@@ -41,11 +41,11 @@ pub(super) fn number(driver: CgroupDriver) -> i32 {
 
 /// Returns the cgroup drivers that local backends report, and the configured one. They must agree, because
 /// kubelet has one.
-fn cgroup_drivers(node: &ProxyState) -> Vec<(Arc<str>, i32)> {
+fn cgroup_drivers(node: &NodeState) -> Vec<(Arc<str>, i32)> {
     let backends = node.backends();
     let local = backends.iter().filter(|backend| backend.config().local);
     let reported = local.filter_map(|backend| {
-        let config = RuntimeConfigResponse::decode(backend.last.reply(Rpc::RuntimeConfig)?).ok()?;
+        let config = RuntimeConfigResponse::decode(backend.last_known.reply(Rpc::RuntimeConfig)?).ok()?;
         Some((Arc::clone(&backend.name), config.linux?.cgroup_driver))
     });
     let configured = node.config().cgroup_driver.map(|driver| ("cgroup_driver".into(), number(driver)));

@@ -23,7 +23,7 @@ use crate::events::{Client, Subscription};
 use crate::method::List;
 use crate::mutex::lock;
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState, refresh};
+use crate::proxy::{Call, NodeState, refresh};
 use crate::snapshot::{Filter, InstanceId, ListKind};
 use client_view::ClientView;
 use stream::Ended;
@@ -65,7 +65,7 @@ impl Call {
     }
 }
 
-impl ProxyState {
+impl NodeState {
     /// Ends all event streams, so that shutting down does not wait for them.
     pub fn end_events(&self) {
         self.feeds.end_all(&Error::ShuttingDown);
@@ -79,13 +79,13 @@ impl ProxyState {
 }
 
 /// Returns the backends whose events a client of this socket gets.
-fn readable(node: &ProxyState, scope: Option<InstanceId>) -> Vec<Arc<Backend>> {
+fn readable(node: &NodeState, scope: Option<InstanceId>) -> Vec<Arc<Backend>> {
     node.backends_in(scope).into_iter().filter(|backend| !node.is_joining(backend)).collect()
 }
 
 /// A client and the sources it reads; it leaves them when dropped.
 struct Reader {
-    node: Arc<ProxyState>,
+    node: Arc<NodeState>,
     client: Arc<Client>,
     attached: Vec<InstanceId>,
 }
@@ -133,7 +133,7 @@ impl Drop for Reader {
 
 /// The events of one backend, shared by all clients.
 struct Source {
-    node: Arc<ProxyState>,
+    node: Arc<NodeState>,
     backend: Arc<Backend>,
     feed: Arc<Subscription>,
     /// What clients know; `None` until there is a list to begin with.
@@ -149,7 +149,7 @@ struct Source {
 }
 
 impl Source {
-    fn new(node: Arc<ProxyState>, backend: Arc<Backend>, feed: Arc<Subscription>) -> Self {
+    fn new(node: Arc<NodeState>, backend: Arc<Backend>, feed: Arc<Subscription>) -> Self {
         let source = Self {
             node,
             backend,
@@ -194,7 +194,7 @@ impl Source {
     async fn read_streams(&self) {
         let (mut lost, mut backoff) = (None, Backoff::new(LONGEST_PAUSE));
         loop {
-            let known = self.backend.last.streams_events();
+            let known = self.backend.last_known.streams_events();
             let ended = self.read_stream().await;
             let streamed = self.feed.set_streaming(false);
             if streamed {
@@ -263,7 +263,7 @@ impl Source {
             let Some(view) = &mut *view else { return Ok(()) };
             view.compare(&sandboxes, &containers, since)
         };
-        let changes = changes.map_err(|error| self.backend.garbage_error(error))?;
+        let changes = changes.map_err(|error| self.backend.invalid_reply_error(error))?;
         for event in self.events_of(&changes, &containers).await {
             self.publish(&event);
         }
@@ -274,7 +274,7 @@ impl Source {
     async fn list(&self, events: u64) -> Result<(), Error> {
         // A stream that was just opened hides what happened before it, which only a list asked for now shows.
         let quiet = !self.feed.is_streaming() && self.compared.load(Ordering::Relaxed) == events;
-        if quiet && self.backend.last.age().is_some_and(|age| age < ROUND) {
+        if quiet && self.backend.last_known.age().is_some_and(|age| age < ROUND) {
             return Ok(());
         }
         let limit = self.backend.config().timeouts.list;
@@ -293,7 +293,7 @@ impl Source {
     }
 
     fn lists(&self) -> Option<(bytes::Bytes, bytes::Bytes)> {
-        let list = |kind| self.backend.last.list(kind, &Filter::default());
+        let list = |kind| self.backend.last_known.list(kind, &Filter::default());
         Some((list(ListKind::Sandboxes)?, list(ListKind::Containers)?))
     }
 

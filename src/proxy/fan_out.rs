@@ -25,11 +25,9 @@ use crate::router::Lookup;
 use crate::snapshot::{Filter, ListKind};
 
 pub(super) use completeness::{Completeness, Contribution, NoContribution};
-pub(super) use contested::owned_items;
-pub(super) use query::ListQuery;
+pub(super) use query::{ListQuery, owned_items};
 
 mod completeness;
-mod contested;
 mod query;
 
 /// The label by which kubelet lists one pod after each sync (`types/labels.go`, `KubernetesPodUIDLabel`).
@@ -47,7 +45,7 @@ impl Call {
     ) -> Result<Outcome, Error> {
         self.recorder.set_all_backends(&self.node);
         // The semaphore is never closed.
-        self.list = Arc::clone(&self.lists).acquire_owned().await.ok();
+        self.list_permit = Arc::clone(&self.list_permits).acquire_owned().await.ok();
         let mut parts = self.collect_contributions(method, list, &message).await?;
         if list == List::SandboxMetrics {
             let wanted = self.target_descriptors().await;
@@ -89,8 +87,10 @@ impl Call {
         let asked = join_all(queries.iter().map(ListQuery::contribution)).await;
         let mut parts: Vec<_> = asked.into_iter().filter_map(|part| completeness.add(part)).collect();
         completeness.check(&self.node, list, self.scope.is_some())?;
-        // Only now is it known who owns what: an ID may have changed hands while the others were asked.
-        contested::leave_to_one(&self.node.router.owners, list, &mut parts);
+        // Filtered after all replies: each reply may have transferred an ID to its backend.
+        for part in &mut parts {
+            part.items = owned_items(&part.backend, list, part.items.clone());
+        }
         Ok(parts)
     }
 
@@ -171,8 +171,9 @@ impl Call {
             backends.retain(|backend| !self.node.is_joining(backend));
         }
         // A backend that was never listed may hold any pod.
-        if backends.iter().all(|backend| backend.last.is_known())
-            && let Some(owner) = filter.label(POD_UID).and_then(|uid| self.node.router.owners.of_pod(uid))
+        if backends.iter().all(|backend| backend.last_known.is_known())
+            && let Some(owner) =
+                filter.label(POD_UID).and_then(|uid| self.node.router.owners.sole_backend_of_pod(uid))
             && let Some(backend) = backends.iter().find(|backend| backend.id == owner)
         {
             return vec![Arc::clone(backend)];
@@ -186,7 +187,7 @@ impl Call {
 async fn await_descriptors(queries: &[ListQuery], caller: Option<Duration>) {
     let wait = caller.map_or(DESCRIPTORS, |caller| caller.min(DESCRIPTORS));
     let unheard = queries.iter().filter(|query| {
-        let last = &query.backend.last;
+        let last = &query.backend.last_known;
         last.reply(Rpc::ListMetricDescriptors).is_none() && !last.is_unimplemented(Rpc::ListMetricDescriptors)
     });
     join_all(unheard.map(|query| tokio::time::timeout(wait, query.backend.connected()))).await;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tonic::Code;
 
-use crate::backend::{Backend, CallRequest, Collected};
+use crate::backend::{Backend, BufferedReply, CallRequest};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{Effect, Method};
@@ -37,7 +37,7 @@ impl Call {
         let request = CreationRequest { method, encoded: message.encoded() };
         let handler = wire::peek_str(request.encoded, &[field])?.to_owned();
         let uid = request.uid()?.to_owned();
-        self.node.router.note_seen(&uid, request.config_seen());
+        self.node.router.record_config_seen(&uid, request.config_seen());
         let choice = if let Some(backend) = self.scope {
             router::Choice { backend, handler: handler.clone() }
         } else {
@@ -53,7 +53,7 @@ impl Call {
             Message::new(&wire::append_str(request.encoded, &[field], &choice.handler))
         };
         self.recorder.set_backend(&backend);
-        self.node.router.owners.note_sent(&uid, backend.id);
+        self.node.router.owners.record_create_sent(&uid, backend.id);
         let reply = self.fetch(&backend, method, &message).await;
         let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
         self.node.record_placement(&handler, Some(&backend.name), code);
@@ -62,7 +62,7 @@ impl Call {
             let sent = CreationRequest { method, encoded: message.encoded() };
             let learner = Learner::new(&self.node, &backend);
             let id = learner.record_sandbox_created(&sent, reply.message.encoded())?;
-            backend.last.wait_for_journal().await;
+            backend.last_known.wait_for_journal().await;
             self.node.metrics.count_routed_sandbox(&handler, &backend.name);
             self.node.history.record_requested_handler(&id, &handler);
             let PodName { namespace, name, uid } = request.pod_name();
@@ -109,13 +109,13 @@ impl Call {
             _ => {
                 let mut reply = self.fetch(backend, method, message).await?;
                 if reply.code == Code::NotFound && Box::pin(self.is_gone(backend, method, id)).await {
-                    reply = Collected::empty();
+                    reply = BufferedReply::empty();
                 }
                 if reply.code == Code::Ok {
                     log_change(backend, method, id);
                     let (request, reply) = (message.encoded(), reply.message.encoded());
                     Learner::new(&self.node, backend).record_write(method, id, request, reply)?;
-                    backend.last.wait_for_journal().await;
+                    backend.last_known.wait_for_journal().await;
                 }
                 Ok(reply.into())
             }
@@ -127,7 +127,7 @@ impl Call {
         backend: &Arc<Backend>,
         method: &'static Method,
         message: &Message,
-    ) -> Result<Collected, Error> {
+    ) -> Result<BufferedReply, Error> {
         backend.fetch(method, std::mem::take(&mut self.headers), message.framed()).await
     }
 
@@ -155,14 +155,14 @@ struct StatusInvalidation<'a> {
 
 impl<'a> StatusInvalidation<'a> {
     fn begin(backend: &'a Backend, id: &'a str) -> Self {
-        Self { backend, id, before: Some(backend.last.drop_status(id)) }
+        Self { backend, id, before: Some(backend.last_known.drop_status(id)) }
     }
 
     /// Restores the status, because the write was not sent. One missing status stops kubelet's image
     /// collection for the whole node (`images/image_gc_manager.go handleImageVolumes`).
     fn undo(mut self) {
         if let Some(before) = self.before.take() {
-            self.backend.last.put_status_back(self.id, before);
+            self.backend.last_known.put_status_back(self.id, before);
         }
     }
 }
@@ -170,7 +170,7 @@ impl<'a> StatusInvalidation<'a> {
 impl Drop for StatusInvalidation<'_> {
     fn drop(&mut self) {
         if self.before.is_some() {
-            self.backend.last.drop_status(self.id);
+            self.backend.last_known.drop_status(self.id);
         }
     }
 }
@@ -190,14 +190,14 @@ fn log_change(backend: &Backend, method: &Method, id: &str) {
     }
     let mut sandbox = is_sandbox.then(|| id.to_owned());
     if !is_sandbox {
-        backend.last.for_each_container(|container| {
+        backend.last_known.for_each_container(|container| {
             if container.id == id {
                 sandbox = Some(container.sandbox_id.to_owned());
             }
         });
     }
     let mut pod = [String::new(), String::new(), String::new()];
-    backend.last.for_each_sandbox(|known| {
+    backend.last_known.for_each_sandbox(|known| {
         if Some(known.id) == sandbox.as_deref() {
             pod = [known.namespace, known.name, known.uid].map(str::to_owned);
         }

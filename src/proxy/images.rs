@@ -11,18 +11,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use tonic::Code;
 
-use crate::backend::{Backend, Class};
+use crate::backend::{Backend, MethodClass};
 use crate::codec::Message;
 use crate::config::ImageHandler;
 use crate::cri::{field, field_path};
 use crate::error::Error;
 use crate::method::{ImageCall, Method, Rpc};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState, refresh};
-use crate::router::images::{self, HANDLER, ImageRequest, ImageRoute, Known, Rule, StoreTarget};
+use crate::proxy::{Call, NodeState, refresh};
+use crate::router::images::{self, BackendFacts, HANDLER, ImageRequest, ImageRoute, Rule, StoreTarget};
 use crate::router::{OwnedPod, Pod};
 use crate::snapshot::image_name::{bare_id, normalise};
-use crate::snapshot::{ContainerFacts, Filter, InstanceId, ListKind};
+use crate::snapshot::{ContainerRef, Filter, InstanceId, ListKind};
 use crate::wire;
 
 pub use explain::{CallExplanation, ImageExplanation, StoreExplanation};
@@ -50,35 +50,35 @@ impl Call {
     }
 
     async fn pull(&mut self, method: &'static Method, message: Message) -> Result<Outcome, Error> {
-        let asked = ImageRequest::read(message.encoded())?;
+        let request = ImageRequest::read(message.encoded())?;
         let router = &self.node.router;
-        router.note_seen(asked.uid, asked.pod.config_seen);
-        let pod = self.node.sandbox_of_pull(asked.uid);
+        router.record_config_seen(request.uid, request.pod.config_seen);
+        let pod = self.node.sandbox_of_pull(request.uid);
         let choose = |handler: &str, uid: &str| self.node.choose(handler, uid);
         let ImageRoute { rule, mut stores } = match self.scope {
             Some(scope) => ImageRoute::to(Rule::OwnSocket, scope),
-            None => router.route_of_pull(&asked, pod.as_ref(), choose)?,
+            None => router.route_of_pull(&request, pod.as_ref(), choose)?,
         };
         let mut store = stores.swap_remove(0);
         let backend = self.node.backend(store.backend)?;
         if let Some(pod) = pod.filter(|_| rule == Rule::PodUid)
-            && asked.handler.is_empty()
+            && request.handler.is_empty()
         {
             store.handler = handler_to_fill_in(&backend, &pod.pod);
         }
-        tracing::debug!(image = asked.reference, backend = %backend.name, ?rule, "pull routed");
+        tracing::debug!(image = request.reference, backend = %backend.name, ?rule, "pull routed");
         self.recorder.set_backend(&backend);
         let headers = std::mem::take(&mut self.headers);
         // On a backend's own socket nothing is unclear, and nothing is to be remembered.
-        let pod = if self.scope.is_none() { asked.pod.config_seen } else { "" };
+        let pod = if self.scope.is_none() { request.pod.config_seen } else { "" };
         let node = Arc::clone(&self.node);
-        let mut start = node.router.image_starts.pull(asked.reference, pod, backend.id);
+        let mut start = node.router.image_starts.pull(request.reference, pod, backend.id);
         let reply = backend.fetch(method, headers, with_handler(&message, &store)).await?;
         if reply.code == Code::Ok {
             start.succeed();
             // What was pulled just before an outage must not be missing from the last-known list.
             self.node.image_lists.forget(backend.id);
-            refresh::refresh(&self.node, &backend, Class::Images);
+            refresh::refresh(&self.node, &backend, MethodClass::Images);
         }
         Ok(reply.into())
     }
@@ -88,23 +88,23 @@ impl Call {
     pub(super) fn note_creation(&self, request: &[u8]) -> Result<(), Error> {
         let uid = wire::peek_str(request, &images::SANDBOX_UID)?;
         let seen = images::annotations_of_sandbox(request).config_seen;
-        self.node.router.note_seen(uid, seen);
+        self.node.router.record_config_seen(uid, seen);
         self.node.router.image_starts.end_all(seen);
         Ok(())
     }
 }
 
-impl ProxyState {
+impl NodeState {
     /// Returns where an `ImageStatus` goes.
-    fn route_of_status(&self, asked: &ImageRequest<'_>) -> Result<ImageRoute, Error> {
-        let known = Known {
+    fn route_of_status(&self, request: &ImageRequest<'_>) -> Result<ImageRoute, Error> {
+        let known = BackendFacts {
             is_down: &|id| !self.backend(id).is_ok_and(|backend| backend.is_up()),
             sandboxes_using: &|id, reference| {
                 self.backend(id).map(|backend| sandboxes_using(&backend, reference)).unwrap_or_default()
             },
             just_started: self.started.elapsed() < JUST_STARTED,
         };
-        self.router.route_of_status(asked, &known)
+        self.router.route_of_status(request, &known)
     }
 
     /// Returns the sandbox that a pull is for: the newest of its uid, a ready one first. Credentials go
@@ -115,15 +115,15 @@ impl ProxyState {
         let rank = |owned: &&OwnedPod| (owned.pod.ready, owned.pod.created_at);
         let backend = |id: InstanceId| self.backend(id).ok();
         let is_ours = |owned: &&OwnedPod| {
-            backend(owned.backend).is_some_and(|backend| backend.last.has_created(&owned.id))
+            backend(owned.backend).is_some_and(|backend| backend.last_known.has_created(&owned.id))
         };
         let only = || {
             let first = sandboxes.first()?;
             let is_alone = sandboxes.iter().all(|other| other.backend == first.backend);
-            let is_live = backend(first.backend).is_some_and(|backend| backend.last.is_listed());
+            let is_live = backend(first.backend).is_some_and(|backend| backend.last_known.is_listed());
             let backends = self.backends();
             let is_foreign =
-                |owned: &OwnedPod| backends.iter().any(|backend| backend.last.is_foreign(&owned.id));
+                |owned: &OwnedPod| backends.iter().any(|backend| backend.last_known.is_foreign(&owned.id));
             let is_contested = sandboxes.iter().any(is_foreign);
             (is_alone && is_live && !is_contested).then(|| sandboxes.iter().max_by_key(rank))?
         };
@@ -139,13 +139,13 @@ impl ProxyState {
 /// Returns the sandboxes that have, or had, a container of this reference, as last known.
 fn sandboxes_using(backend: &Backend, reference: &str) -> HashSet<String> {
     let full = normalise(reference);
-    let list = backend.last.list(ListKind::Images, &Filter::default()).unwrap_or_default();
+    let list = backend.last_known.list(ListKind::Images, &Filter::default()).unwrap_or_default();
     let ids: HashSet<String> = images::matching_images(&list, reference)
         .into_iter()
         .map(|image| bare_id(&image.id).to_owned())
         .collect();
     let mut sandboxes = HashSet::new();
-    backend.last.for_each_container(|facts| {
+    backend.last_known.for_each_container(|facts| {
         if uses(&facts, &full, &ids) {
             sandboxes.insert(facts.sandbox_id.to_owned());
         }
@@ -154,7 +154,7 @@ fn sandboxes_using(backend: &Backend, reference: &str) -> HashSet<String> {
 }
 
 /// Returns whether a container was made of the image with this full name or of one of these IDs.
-fn uses(facts: &ContainerFacts<'_>, full: &str, ids: &HashSet<String>) -> bool {
+fn uses(facts: &ContainerRef<'_>, full: &str, ids: &HashSet<String>) -> bool {
     let specified = wire::peek_str(facts.item, &field_path!(Container.image.user_specified_image));
     let is_named = |name: &str| !name.is_empty() && normalise(name) == full;
     specified.is_ok_and(is_named)
@@ -170,7 +170,7 @@ fn handler_to_fill_in(backend: &Backend, pod: &Pod) -> Option<String> {
     if pod.handler.is_empty() || backend.config().image_handler != ImageHandler::Auto {
         return None;
     }
-    let status = backend.last.reply(Rpc::Status)?;
+    let status = backend.last_known.reply(Rpc::Status)?;
     let announced = wire::items(&status, field!(StatusResponse.runtime_handlers))
         .map_while(Result::ok)
         .any(|handler| wire::peek_str(handler, &[field!(RuntimeHandler.name)]) == Ok(&*pod.handler));

@@ -11,23 +11,20 @@ use crate::cri::{ITEM_ID, LIST_ITEMS, field};
 use crate::error::Error;
 use crate::merge::required;
 use crate::method::List;
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 use crate::router::Pod;
-use crate::snapshot::{InstanceId, ListKind, Revision, SANDBOX_READY, SandboxRef};
+use crate::snapshot::{ListKind, Revision, SANDBOX_READY, SandboxRef};
 use crate::utf8;
 use crate::wire::{self, WireError};
 
-mod claims;
+mod conflicts;
 mod created;
 mod event;
-
-/// A count of forgotten owners that is never reached: the owners of the list are learnt again from the next.
-const NOT_LEARNT: u64 = u64::MAX;
 
 /// Learns from the replies of one backend.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Learner<'a> {
-    node: &'a ProxyState,
+    node: &'a NodeState,
     backend: &'a Backend,
 }
 
@@ -42,49 +39,47 @@ pub(super) struct ReceivedList<'a> {
     pub(super) encoded: &'a Bytes,
 }
 
-/// How an ID was seen at a backend.
+/// The kind of reply that showed an ID; only a complete list can change its owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Claim {
-    /// In a list as a whole, which may take an ID from another owner.
+enum SeenIn {
+    /// A complete list, which may take an ID from another owner.
     List,
-    /// In one frame of a list whose other frames may have gone out already: nothing changes hands.
+    /// One frame of a streamed list, whose other frames may have been sent already: no owner changes.
     Frame,
 }
 
 impl<'a> Learner<'a> {
-    pub(super) fn new(node: &'a ProxyState, backend: &'a Backend) -> Self {
+    pub(super) fn new(node: &'a NodeState, backend: &'a Backend) -> Self {
         Self { node, backend }
     }
 
     /// Records a list, and returns it without items that clients cannot read.
     pub(super) fn record_list(self, received: ReceivedList<'_>) -> Result<Bytes, Error> {
         let ReceivedList { list, revision, unfiltered, encoded } = received;
-        let last = &self.backend.last;
+        let last = &self.backend.last_known;
         let kind = ListKind::of(list);
         // kubelet lists every second and mostly nothing has changed.
         let unchanged = kind.filter(|_| unfiltered).and_then(|kind| last.newest_equal(kind, encoded));
-        let (forgotten, is_joining) =
-            (self.node.router.owners.forget_count(), self.node.is_joining(self.backend));
-        let is_learnt = kind.is_some_and(|kind| last.learnt_at(kind) == forgotten);
+        let version = self.node.router.owners.version();
+        let is_learnt = kind.is_some_and(|kind| last.owners_version(kind) == version);
         let encoded = match unchanged {
             Some(unchanged) if is_learnt => unchanged,
             Some(unchanged) => {
-                // It is as it was, but owners that it taught were forgotten since.
-                self.learn_owners(list, &unchanged, Claim::List).map_err(|error| self.unreadable(error))?;
+                // The list is unchanged, but owners learnt from it were forgotten since.
+                self.learn_owners(list, &unchanged, SeenIn::List).map_err(|error| self.unreadable(error))?;
                 unchanged
             }
-            None => self.check_and_learn(list, encoded, Claim::List)?,
+            None => self.check_and_learn(list, encoded, SeenIn::List)?,
         };
         if list == List::Images && unfiltered {
             self.node.image_lists.record(self.backend.id);
         }
         match kind {
             Some(kind) if unfiltered => {
-                // What another backend owns is decided by the first list after it has joined.
-                last.set_learnt_at(kind, if is_joining { NOT_LEARNT } else { forgotten });
+                last.set_owners_version(kind, version);
                 last.replace_list(kind, revision, encoded.clone());
                 if last.moved_from().is_some() && last.is_known() {
-                    self.node.note_moved_listed();
+                    self.node.notify_moved_listed();
                 }
             }
             Some(kind) => {
@@ -104,13 +99,13 @@ impl<'a> Learner<'a> {
     /// Learns the owners of the items in one message of a streamed list. Returns it without items that
     /// clients cannot read.
     pub(super) fn record_frame(self, list: List, frame: &Bytes) -> Result<Bytes, Error> {
-        self.check_and_learn(list, frame, Claim::Frame)
+        self.check_and_learn(list, frame, SeenIn::Frame)
     }
 
-    fn check_and_learn(self, list: List, encoded: &Bytes, claim: Claim) -> Result<Bytes, Error> {
+    fn check_and_learn(self, list: List, encoded: &Bytes, seen_in: SeenIn) -> Result<Bytes, Error> {
         let learn = || {
             let encoded = self.remove_invalid(list, encoded)?;
-            self.learn_owners(list, &encoded, claim)?;
+            self.learn_owners(list, &encoded, seen_in)?;
             Ok(encoded)
         };
         learn().map_err(|error| self.unreadable(error))
@@ -121,17 +116,17 @@ impl<'a> Learner<'a> {
     fn remove_invalid(self, list: List, encoded: &Bytes) -> Result<Bytes, WireError> {
         let method = list.unary().name;
         let (whole, left_out) = required::remove_incomplete(required::CheckedReply::List(list), encoded)?;
-        self.node.left_out.items(&self.backend.name, method, left_out);
+        self.node.left_out.record_items(&self.backend.name, method, left_out);
         let (text, repaired) = utf8::repair(&format!("{method}Response"), &whole)?;
-        self.node.left_out.texts(&self.backend.name, method, repaired);
+        self.node.left_out.record_texts(&self.backend.name, method, repaired);
         Ok(text)
     }
 
     /// Validates a list and learns IDs not seen before, in one pass.
-    fn learn_owners(self, list: List, encoded: &[u8], claim: Claim) -> Result<(), WireError> {
+    fn learn_owners(self, list: List, encoded: &[u8], seen_in: SeenIn) -> Result<(), WireError> {
         let owners = &self.node.router.owners;
         // One that may be another instance owns nothing until that is known.
-        let may_be_moved = self.backend.last.moved_from().is_some();
+        let may_be_moved = self.backend.last_known.moved_from().is_some();
         for item in wire::items(encoded, LIST_ITEMS) {
             let item = item?;
             if !matches!(list, List::Sandboxes | List::Containers) {
@@ -144,49 +139,39 @@ impl<'a> Learner<'a> {
             }
             if owners.is_owned_by(id, self.backend.id) {
                 if list == List::Sandboxes {
-                    owners.note_ready(id, state == u64::from(SANDBOX_READY.cast_unsigned()));
+                    owners.record_ready(id, state == u64::from(SANDBOX_READY.cast_unsigned()));
                 }
                 continue;
             }
-            self.learn_new_id(list, id, item, claim)?;
+            self.learn_new_id(list, id, item, seen_in)?;
         }
         Ok(())
     }
 
     /// Learns the owner of a listed sandbox or container that is not known as this backend's.
-    fn learn_new_id(self, list: List, id: &str, item: &[u8], claim: Claim) -> Result<(), WireError> {
+    fn learn_new_id(self, list: List, id: &str, item: &[u8], seen_in: SeenIn) -> Result<(), WireError> {
+        let owners = &self.node.router.owners;
         if list == List::Containers {
             let sandbox = wire::peek_str(item, &[field!(Container.pod_sandbox_id)])?;
-            self.learn_container(id, sandbox, claim);
-            return Ok(());
+            // A pod is never in two places: such a container is its sandbox's owner's.
+            if owners.owner_of(sandbox).is_some_and(|owner| owner != self.backend.id) {
+                self.record_foreign(id);
+                return Ok(());
+            }
         }
-        let other = self.node.router.owners.learn_sandbox(id, self.backend.id, listed_pod(item)?);
-        self.claim(id, other, claim);
+        let other = match list {
+            List::Sandboxes => owners.learn_sandbox(id, self.backend.id, listed_pod(item)?),
+            _ => owners.learn_container(id, self.backend.id),
+        };
+        match other {
+            Some(_) if seen_in == SeenIn::Frame => self.record_foreign(id),
+            other => self.resolve_owner(id, other),
+        }
         Ok(())
     }
 
-    fn learn_container(self, id: &str, sandbox: &str, claim: Claim) {
-        let owners = &self.node.router.owners;
-        // A pod is never in two places: such a container is its sandbox's owner's.
-        if owners.owner_of(sandbox).is_some_and(|owner| owner != self.backend.id) {
-            return self.record_foreign(id);
-        }
-        self.claim(id, owners.learn_container(id, self.backend.id), claim);
-    }
-
-    /// Decides who owns an ID that this backend shows; `other` owns it, if anyone does.
-    fn claim(self, id: &str, other: Option<InstanceId>, claim: Claim) {
-        match other {
-            // A backend that joins is left out of lists: what it took over would be in none.
-            Some(_) if claim == Claim::Frame || self.node.is_joining(self.backend) => {
-                self.record_foreign(id);
-            }
-            other => self.resolve_owner(id, other),
-        }
-    }
-
     fn unreadable(self, error: WireError) -> Error {
-        self.backend.garbage_error(error)
+        self.backend.invalid_reply_error(error)
     }
 }
 

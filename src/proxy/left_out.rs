@@ -39,7 +39,7 @@ impl LeftOut {
     }
 
     /// Records items that would crash a client.
-    pub(super) fn items(&self, backend: &Arc<str>, method: &'static str, count: usize) {
+    pub(super) fn record_items(&self, backend: &Arc<str>, method: &'static str, count: usize) {
         if count > 0 {
             self.metrics.left_out.items.with_label_values(&[&**backend, method]).inc_by(count as u64);
             self.record(
@@ -51,7 +51,7 @@ impl LeftOut {
     }
 
     /// Records strings that were not UTF-8 and were repaired.
-    pub(super) fn texts(&self, backend: &Arc<str>, method: &'static str, count: usize) {
+    pub(super) fn record_texts(&self, backend: &Arc<str>, method: &'static str, count: usize) {
         if count > 0 {
             self.metrics.left_out.texts.with_label_values(&[&**backend, method]).inc_by(count as u64);
             self.record(
@@ -64,7 +64,7 @@ impl LeftOut {
 
     /// Records that a reply lacks a backend. `cause` is the backend's own error; `None` if it could not be
     /// called.
-    pub(super) fn backend(&self, backend: &Arc<str>, method: &'static str, cause: Option<&str>) {
+    pub(super) fn record_backend(&self, backend: &Arc<str>, method: &'static str, cause: Option<&str>) {
         self.metrics.left_out.backends.with_label_values(&[&**backend, method]).inc();
         if let Some(cause) = cause {
             self.record((Arc::clone(backend), method, "the whole backend"), 1, cause);

@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tonic::Code;
 
-use crate::backend::{Backend, BackendState, Collected};
+use crate::backend::{Backend, BackendState, BufferedReply};
 use crate::codec::Message;
 use crate::config::{Config, StatsPolicy};
 use crate::cri::STREAM_URL;
@@ -22,19 +22,18 @@ use crate::log_limit::LogLimit;
 use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND};
 use crate::plan::KnownInstance;
-use crate::proxy::creation::PodName;
 use crate::proxy::descriptors::Unannounced;
 use crate::proxy::image_lists::ImageLists;
 use crate::proxy::left_out::LeftOut;
 use crate::proxy::unknown_ids::UnknownIds;
 use crate::relay::{Relay, StreamRoute};
-use crate::router::{Choice, Handlers, Names, Router};
-use crate::snapshot::{Instance, InstanceId, Life, Snapshot};
+use crate::router::{Handlers, Names, Router};
+use crate::snapshot::{Instance, InstanceId, Snapshot};
 use crate::wire;
 
-/// The node.
+/// The state that all calls share.
 #[derive(Debug)]
-pub struct ProxyState {
+pub struct NodeState {
     /// Handlers and owners.
     pub router: Router,
     /// Last-known state of every backend.
@@ -68,12 +67,12 @@ pub struct ProxyState {
     pub(super) conflicts_log: Mutex<LogLimit>,
     /// What was logged of IDs without a known owner.
     pub(super) unknown_ids: UnknownIds,
-    /// Wakes who decides whether a moved backend is the one that it was.
-    listed: Notify,
+    /// Notified when a backend that may have moved has its first pair of lists.
+    moved_listed: Notify,
 }
 
-impl ProxyState {
-    /// Makes a node of these parts; backends are added by [`ProxyState::replace_backends`].
+impl NodeState {
+    /// Makes a node of these parts; backends are added by [`NodeState::replace_backends`].
     pub fn new(
         config: Config,
         snapshot: Arc<Snapshot>,
@@ -99,7 +98,7 @@ impl ProxyState {
             backends: ArcSwap::default(),
             conflicts_log: Mutex::default(),
             unknown_ids: UnknownIds::default(),
-            listed: Notify::new(),
+            moved_listed: Notify::new(),
         })
     }
 
@@ -164,71 +163,38 @@ impl ProxyState {
             let last_known = self.snapshot.get(id);
             let backend = self.backend(id).ok();
             let (pods, containers) = match (&backend, &last_known) {
-                // At a start owners are learnt once it is decided who runs.
+                // At a start owners are learnt once it is route who runs.
                 (None, Some(last_known)) => last_known.count(),
                 _ => self.router.owners.count(id),
             };
             let awaited = last_known.is_some_and(|last_known| life.is_awaited(last_known.is_known()));
             let busy = backend.is_some_and(|backend| backend.in_flight() > 0);
-            KnownInstance { id, name, endpoint, life, pods, holds: pods + containers > 0 || awaited || busy }
+            KnownInstance {
+                id,
+                name,
+                endpoint,
+                life,
+                pods,
+                is_occupied: pods + containers > 0 || awaited || busy,
+            }
         };
         self.snapshot.instances().into_iter().map(known).collect()
     }
 
-    /// Completes once a moved backend has been listed.
-    pub async fn moved_was_listed(&self) {
-        self.listed.notified().await;
+    /// Completes once a backend that may have moved has been listed.
+    pub async fn moved_backend_listed(&self) {
+        self.moved_listed.notified().await;
     }
 
-    /// Wakes who waits in [`ProxyState::moved_was_listed`].
-    pub(super) fn note_moved_listed(&self) {
-        self.listed.notify_one();
-    }
-
-    /// Chooses the backend of a new sandbox of a pod, which an operator may have aimed at one.
-    ///
-    /// # Errors
-    /// What [`ProxyState::choose`] returns; [`Error::Draining`] too for an aim at a backend that drains.
-    pub(super) fn choose_for_pod(
-        &self,
-        handler: &str,
-        PodName { namespace, name, uid }: PodName<'_>,
-    ) -> Result<Choice, Error> {
-        let Some(aimed) = self.router.aims.meet(namespace, name, uid) else {
-            return self.choose(handler, uid);
-        };
-        let Ok(backend) = self.backend(aimed) else { return self.choose(handler, uid) };
-        let is_removed = backend.last.instance().life == Life::Removed;
-        let choice = self.router.handlers().choose_at(handler, aimed).filter(|_| !is_removed);
-        let Some(choice) = choice else {
-            let backend = &backend.name;
-            tracing::warn!(namespace, name, uid, handler, %backend, "aim ignored: the handler does not lead there");
-            return self.choose(handler, uid);
-        };
-        if backend.last.is_draining() {
-            return Err(Error::Draining { backend: Arc::clone(&backend.name), handler: handler.to_owned() });
-        }
-        self.refuse_joining(choice)
-    }
-
-    /// Chooses the backend of a new sandbox.
-    pub(super) fn choose(&self, handler: &str, uid: &str) -> Result<Choice, Error> {
-        let drained = |id| self.backend(id).is_ok_and(|backend| backend.last.is_draining());
-        self.refuse_joining(self.router.handlers().choose(handler, uid, drained)?)
-    }
-
-    fn refuse_joining(&self, choice: Choice) -> Result<Choice, Error> {
-        let backend = self.backend(choice.backend)?;
-        if self.is_joining(&backend) {
-            return Err(backend.joining_error());
-        }
-        Ok(choice)
+    /// Completes [`NodeState::moved_backend_listed`].
+    pub(super) fn notify_moved_listed(&self) {
+        self.moved_listed.notify_one();
     }
 
     /// Tells whether a backend is left out until its first full pair of lists: a reload has added it, it may
     /// turn out to be another instance, or the file says that the node may start without it.
     pub fn is_joining(&self, backend: &Backend) -> bool {
-        backend.last.is_joining() || (backend.config().optional && !backend.last.is_known())
+        backend.last_known.is_joining() || (backend.config().optional && !backend.last_known.is_known())
     }
 
     /// Returns the labels of the backends that are left out of lists.
@@ -247,28 +213,26 @@ impl ProxyState {
     }
 
     /// Replaces a streaming URL that kubelet could not dial by one of the relay.
-    pub(super) fn rewrite_stream_url(&self, backend: &Backend, reply: Collected) -> Result<Collected, Error> {
+    pub(super) fn rewrite_stream_url(
+        &self,
+        backend: &Backend,
+        reply: BufferedReply,
+    ) -> Result<BufferedReply, Error> {
         if reply.code != Code::Ok {
             return Ok(reply);
         }
         let url = wire::peek_str(reply.message.encoded(), &[STREAM_URL])
             .map_err(|error| backend.stream_url_error(error))?;
         let connector = backend.connector().map_err(|error| backend.stream_url_error(error))?;
-        let decided = self.relay.route(&backend.name, &backend.config(), &connector, url);
-        match decided.map_err(|error| backend.stream_url_error(error))? {
+        let route = self.relay.route(&backend.name, &backend.config(), &connector, url);
+        match route.map_err(|error| backend.stream_url_error(error))? {
             StreamRoute::Direct => Ok(reply),
-            StreamRoute::Relay(ours) => {
-                let message = Message::new(&wire::append_str(reply.message.encoded(), &[STREAM_URL], &ours));
-                Ok(Collected { message, ..reply })
+            StreamRoute::Relay(relay_url) => {
+                let message =
+                    Message::new(&wire::append_str(reply.message.encoded(), &[STREAM_URL], &relay_url));
+                Ok(BufferedReply { message, ..reply })
             }
         }
-    }
-
-    /// Records where a sandbox was created, or that it was refused, for the status page.
-    pub(super) fn record_placement(&self, handler: &str, backend: Option<&Arc<str>>, code: Code) {
-        let handlers = self.router.handlers();
-        let known = handler.is_empty() || handlers.targets_of(handler).is_ok();
-        self.history.record_placement(known.then_some(handler), backend, code);
     }
 
     /// Returns the state that operators see.
@@ -277,9 +241,9 @@ impl ProxyState {
             BackendState::Joining
         } else if !backend.is_up() {
             BackendState::Down
-        } else if backend.health.late_since().is_some() {
+        } else if backend.health.first_late_since().is_some() {
             BackendState::Late
-        } else if backend.last.is_draining() {
+        } else if backend.last_known.is_draining() {
             BackendState::Draining
         } else {
             BackendState::Ready

@@ -10,7 +10,7 @@ use bytes::BytesMut;
 use futures_util::future::join_all;
 use tonic::Code;
 
-use crate::backend::{Backend, CallRequest, Class, own_headers};
+use crate::backend::{Backend, CallRequest, MethodClass, own_headers};
 use crate::codec::Message;
 use crate::cri::{FILTER_ID, ITEM_ID, LIST_FILTER, LIST_ITEMS, OBJECT_ID, Rpc};
 use crate::error::Error;
@@ -18,7 +18,7 @@ use crate::method::{self, Kind, List, Method, OnUnknownId, Route, Service};
 use crate::proxy::forward::ObjectCall;
 use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState};
+use crate::proxy::{Call, NodeState};
 use crate::router::Lookup;
 use crate::snapshot::InstanceId;
 use crate::wire;
@@ -115,11 +115,12 @@ impl Call {
     async fn look_up_everywhere(&self, kind: Option<Kind>, id: &str) -> Result<OwnedId, Error> {
         let kinds = kind.map_or(vec![Kind::Sandbox, Kind::Container], |kind| vec![kind]);
         let (backends, undecided): (Vec<_>, Vec<_>) =
-            self.backends().into_iter().partition(|backend| backend.last.moved_from().is_none());
+            self.backends().into_iter().partition(|backend| backend.last_known.moved_from().is_none());
         let asked =
             join_all(backends.iter().map(|backend| look_up_at(&self.node, backend, &kinds, id))).await;
         let mut found = Vec::new();
-        // It may be there, and not be that backend's own: what was moved from will tell.
+        // A backend that may have moved is not called: until its lists are compared, its IDs may belong to
+        // the old instance.
         let mut unasked: Vec<_> = undecided.iter().map(|backend| Arc::clone(&backend.name)).collect();
         for (backend, answer) in backends.iter().zip(asked) {
             match answer {
@@ -135,7 +136,7 @@ impl Call {
             (Some(exact), _) => Ok(found.swap_remove(exact)),
             (None, 2..) => Err(Error::Ambiguous { kind: word, prefix: id.to_owned() }),
             _ if !unasked.is_empty() => {
-                Err(Error::Unasked { kind: word, id: id.to_owned(), backends: unasked })
+                Err(Error::LookupIncomplete { kind: word, id: id.to_owned(), backends: unasked })
             }
             (None, 1) => Ok(found.swap_remove(0)),
             _ => Err(Error::NotFound { kind: word, id: id.to_owned() }),
@@ -145,7 +146,7 @@ impl Call {
 
 /// Lists the IDs at one backend that `id` equals, or is a prefix of, and learns their owner.
 async fn look_up_at(
-    node: &ProxyState,
+    node: &NodeState,
     backend: &Arc<Backend>,
     kinds: &[Kind],
     id: &str,
@@ -164,10 +165,10 @@ async fn look_up_at(
         let method = list.unary();
         let wait = backend.config().timeouts.list;
         let late = backend.late_error(wait);
-        if backend.health.is_late(Class::Lists) {
+        if backend.health.is_late(MethodClass::Lists) {
             return Err(late);
         }
-        let revision = backend.last.revision();
+        let revision = backend.last_known.revision();
         let listed = backend.fetch(method, own_headers(wait), request.framed());
         let reply = tokio::time::timeout(wait, listed).await.map_err(|_| late)??;
         if reply.code != Code::Ok {

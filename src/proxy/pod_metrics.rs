@@ -10,12 +10,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use crate::backend::{Backend, Class};
+use crate::backend::{Backend, MethodClass};
 use crate::error::Error;
 use crate::merge::metrics;
 use crate::method::List;
 use crate::proxy::descriptors::{last_announced, own};
-use crate::proxy::{Call, ProxyState, refresh};
+use crate::proxy::{Call, NodeState, refresh};
 use crate::snapshot::InstanceId;
 
 impl Call {
@@ -32,7 +32,7 @@ impl Call {
         if let Ok(backend) = self.node.backend(default) {
             let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
-            backend.last.set_announced_descriptors(at, &united);
+            backend.last_known.set_announced_descriptors(at, &united);
         }
         self.node.unannounced.clear();
         Ok(united)
@@ -56,15 +56,15 @@ impl Call {
 }
 
 /// Waits until a backend has told its descriptors over the present connection, or that it has none.
-async fn fetch_descriptors(node: &Arc<ProxyState>, backend: &Arc<Backend>) {
+async fn fetch_descriptors(node: &Arc<NodeState>, backend: &Arc<Backend>) {
     let method = List::MetricDescriptors.unary();
     let known = backend.health.has_answered(method) || backend.health.is_unimplemented(method);
-    if known || !backend.is_up() || backend.health.is_late(Class::Metrics) {
+    if known || !backend.is_up() || backend.health.is_late(MethodClass::Metrics) {
         return;
     }
-    refresh::refresh(node, backend, Class::Metrics);
+    refresh::refresh(node, backend, MethodClass::Metrics);
     let limit = backend.config().timeouts.stats;
     if tokio::time::timeout(limit, backend.health.wait_for_answer(method)).await.is_err() {
-        backend.health.mark_late(Class::Metrics);
+        backend.health.mark_late(MethodClass::Metrics);
     }
 }

@@ -13,14 +13,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use futures_util::future::join_all;
 use tonic::Code;
 
-use crate::backend::{Backend, Collected, own_headers};
+use crate::backend::{Backend, BufferedReply, own_headers};
 use crate::codec::Message;
 use crate::config::StatsPolicy;
 use crate::cri::Rpc;
 use crate::error::Error;
 use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState};
+use crate::proxy::{Call, NodeState};
 
 /// How long the reply waits for the snapshot to be written.
 const DISK: Duration = Duration::from_secs(1);
@@ -54,7 +54,7 @@ impl Call {
             }
         }
         let lacking: Vec<_> =
-            backends.iter().filter(|b| b.last.is_unimplemented(Rpc::ListPodSandboxStats)).collect();
+            backends.iter().filter(|b| b.last_known.is_unimplemented(Rpc::ListPodSandboxStats)).collect();
         let denied = match self.node.config().pod_sandbox_stats {
             StatsPolicy::Unimplemented => !lacking.is_empty(),
             StatsPolicy::Union => lacking.len() == backends.len(),
@@ -83,7 +83,7 @@ impl Call {
 }
 
 /// Tells whether a runtime rejected the empty ID, which shows that it has the RPC.
-fn is_refusal(reply: &Collected) -> bool {
+fn is_refusal(reply: &BufferedReply) -> bool {
     !matches!(reply.code, Code::Ok | Code::Unimplemented)
 }
 
@@ -92,12 +92,12 @@ fn unimplemented_at(lacking: &[&Arc<Backend>]) -> Error {
     Error::Unimplemented(format!("without PodSandboxStats: {} (pod_sandbox_stats)", names.join(", ")))
 }
 
-impl ProxyState {
+impl NodeState {
     /// Returns the last answer to the question whether pod stats exist, also from before a restart of crimux;
     /// `None` before the first.
     pub fn promised_pod_stats(&self) -> Option<bool> {
         let answers = self.backends();
-        let answers = answers.iter().filter_map(|backend| backend.last.pod_stats_answer());
+        let answers = answers.iter().filter_map(|backend| backend.last_known.pod_stats_answer());
         answers.max_by_key(|(at, _)| *at).map(|(_, exist)| exist)
     }
 
@@ -106,7 +106,7 @@ impl ProxyState {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
         for backend in self.backends().iter() {
-            backend.last.set_pod_stats_answer(at, exist);
+            backend.last_known.set_pod_stats_answer(at, exist);
         }
         let snapshot = Arc::clone(&self.snapshot);
         let written = tokio::task::spawn_blocking(move || snapshot.flush());

@@ -13,15 +13,15 @@ use bytes::{Bytes, BytesMut};
 use tokio::time::error::Elapsed;
 use tonic::Code;
 
-use crate::backend::{Backend, Class, Collected, own_headers};
+use crate::backend::{Backend, BufferedReply, MethodClass, own_headers};
 use crate::codec::Message;
 use crate::cri::{FILTER_ID, LIST_FILTER, LIST_ITEMS, field, field_path};
 use crate::error::Error;
 use crate::merge::{required, stats};
 use crate::method::{List, Method};
-use crate::proxy::asking::{ATTEMPT_TIMEOUT, until_answered};
 use crate::proxy::forward::ObjectCall;
 use crate::proxy::reply::Outcome;
+use crate::proxy::retry::{ATTEMPT_TIMEOUT, retry_hedged};
 use crate::proxy::{Call, refresh};
 use crate::snapshot::{Filter, ListKind, StatusKind};
 use crate::wire;
@@ -42,16 +42,16 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let ObjectCall { backend, method, id, message } = call;
         let verbose = wire::peek_varint(message.encoded(), &VERBOSE)? != 0;
-        let revision = backend.last.revision();
-        let last_known = || (!verbose).then(|| backend.last.status(kind, id)).flatten();
-        let reply = match self.read(call).await {
+        let revision = backend.last_known.revision();
+        let last_known = || (!verbose).then(|| backend.last_known.status(kind, id)).flatten();
+        let reply = match self.fetch_unless_late(call).await {
             Ok(reply) => reply,
             Err(error) => return last_known().map(|status| Outcome::message(&status)).ok_or(error),
         };
         let reply =
             if kind == StatusKind::Sandbox { self.check_required(backend, method, reply)? } else { reply };
         if reply.code == Code::Ok && !verbose {
-            backend.last.remember_status(kind, id, revision, reply.message.encoded());
+            backend.last_known.remember_status(kind, id, revision, reply.message.encoded());
         }
         Ok(reply.into())
     }
@@ -61,8 +61,8 @@ impl Call {
         &self,
         backend: &Backend,
         method: &'static Method,
-        reply: Collected,
-    ) -> Result<Collected, Error> {
+        reply: BufferedReply,
+    ) -> Result<BufferedReply, Error> {
         if reply.code != Code::Ok {
             return Ok(reply);
         }
@@ -70,12 +70,12 @@ impl Call {
             required::CheckedReply::SandboxStatus,
             &reply.message.encoded_bytes(),
         );
-        let (encoded, count) = checked.map_err(|error| backend.garbage_error(error))?;
+        let (encoded, count) = checked.map_err(|error| backend.invalid_reply_error(error))?;
         if count == 0 {
             return Ok(reply);
         }
-        self.node.left_out.items(&backend.name, method.name, count);
-        Ok(Collected { message: Message::new(&encoded), ..reply })
+        self.node.left_out.record_items(&backend.name, method.name, count);
+        Ok(BufferedReply { message: Message::new(&encoded), ..reply })
     }
 
     /// Reads the stats of one object; if the backend does not answer, they are taken from its last list of
@@ -83,12 +83,12 @@ impl Call {
     pub(super) async fn read_stats(&mut self, list: List, call: ObjectCall<'_>) -> Result<Outcome, Error> {
         let ObjectCall { backend, id, .. } = call;
         let local = backend.config().local;
-        match self.read(call).await {
+        match self.fetch_unless_late(call).await {
             Ok(reply) if local || reply.code != Code::Ok => Ok(reply.into()),
             Ok(reply) => {
                 let message =
                     Message::new(&without_local_paths(backend, list, &reply.message.encoded_bytes())?);
-                Ok(Collected { message, ..reply }.into())
+                Ok(BufferedReply { message, ..reply }.into())
             }
             Err(error) => {
                 let stats = last_known_stats(backend, list, id).ok_or(error)?;
@@ -100,13 +100,13 @@ impl Call {
 
     /// Calls the backend unless it or the object is late, within the deadline of reads. After half the
     /// deadline `Version` is called too: if that is answered, only this object is late.
-    async fn read(&mut self, call: ObjectCall<'_>) -> Result<Collected, Error> {
+    async fn fetch_unless_late(&mut self, call: ObjectCall<'_>) -> Result<BufferedReply, Error> {
         let ObjectCall { backend, method, id, message } = call;
         let limit = backend.config().timeouts.read;
         let wait = self.cap_to_caller(limit);
         let late = backend.late_error(wait);
-        if backend.health.is_late(Class::Reads) {
-            refresh::refresh(&self.node, backend, Class::Reads);
+        if backend.health.is_late(MethodClass::Reads) {
+            refresh::refresh(&self.node, backend, MethodClass::Reads);
             return Err(late);
         }
         if backend.health.is_object_late(id) {
@@ -128,7 +128,7 @@ impl Call {
             if is_alive {
                 mark_object_late(call);
             } else {
-                refresh::record_timeout(&self.node, backend, Class::Reads, method);
+                refresh::record_timeout(&self.node, backend, MethodClass::Reads, method);
             }
         }
         Err(late)
@@ -165,10 +165,10 @@ fn mark_object_late(call: ObjectCall<'_>) {
     tokio::spawn(async move {
         let ask =
             || backend.fetch_within(ATTEMPT_TIMEOUT, method, own_headers(ATTEMPT_TIMEOUT), message.clone());
-        let is_retryable = |error: &Error| matches!(error, Error::NotInTime { .. } | Error::Busy { .. });
+        let is_retryable = |error: &Error| matches!(error, Error::Timeout { .. } | Error::Busy { .. });
         tokio::select! {
             () = backend.disconnected() => return,
-            _ = until_answered(OBJECT_PAUSE, ask, is_retryable) => {}
+            _ = retry_hedged(OBJECT_PAUSE, ask, is_retryable) => {}
         }
         if backend.health.connection() == connection {
             backend.health.mark_object_answered(&id);
@@ -178,7 +178,7 @@ fn mark_object_late(call: ObjectCall<'_>) {
 
 /// Removes the filesystem paths from the stats of a backend on another host.
 fn without_local_paths(backend: &Backend, list: List, stats: &Bytes) -> Result<Bytes, Error> {
-    stats::without_filesystems(list, stats).map_err(|error| backend.garbage_error(error))
+    stats::without_filesystems(list, stats).map_err(|error| backend.invalid_reply_error(error))
 }
 
 /// Returns the stats of `id` from the last-known list: a list of one item has the encoding of the reply about
@@ -189,6 +189,6 @@ fn last_known_stats(backend: &Backend, list: List, id: &str) -> Option<Bytes> {
     wire::put_bytes(&mut filter, FILTER_ID, id.as_bytes());
     let mut request = BytesMut::new();
     wire::put_bytes(&mut request, LIST_FILTER, &filter);
-    let stats = backend.last.list(kind, &Filter::parse(kind, &request).ok()?)?;
+    let stats = backend.last_known.list(kind, &Filter::parse(kind, &request).ok()?)?;
     (wire::items(&stats, LIST_ITEMS).count() == 1).then_some(stats)
 }

@@ -6,37 +6,41 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::backend::{Backend, Class};
-use crate::method::{Kind, List};
+use crate::backend::{Backend, MethodClass};
+use crate::method::List;
 use crate::mutex::lock;
-use crate::proxy::{ProxyState, learn, refresh};
-use crate::router::Lookup;
+use crate::proxy::{NodeState, learn, refresh};
 
-impl ProxyState {
-    /// Learns the owners that the last-known state of a backend names.
+impl NodeState {
+    /// Learns the owners that the saved state of a backend names.
     pub fn restore(&self, backend: &Backend) {
-        learn::Learner::new(self, backend).learn_last_known();
+        backend.last_known.for_each_sandbox(|facts| {
+            self.router.owners.learn_sandbox(facts.id, backend.id, learn::pod_of(&facts));
+        });
+        backend.last_known.for_each_container(|facts| {
+            self.router.owners.learn_container(facts.id, backend.id);
+        });
     }
 
     /// Lists everything at a backend; runs on every new connection.
     pub async fn on_connected(self: &Arc<Self>, backend: &Arc<Backend>) {
         // kubelet asks for metric descriptors once in its life, perhaps while this backend is down.
         for class in [
-            Class::Lists,
-            Class::Images,
-            Class::Filesystems,
-            Class::Metrics,
-            Class::Status,
-            Class::RuntimeConfig,
+            MethodClass::Lists,
+            MethodClass::Images,
+            MethodClass::Filesystems,
+            MethodClass::Metrics,
+            MethodClass::Status,
+            MethodClass::RuntimeConfig,
         ] {
             refresh::refresh(self, backend, class);
         }
         let limit = backend.config().timeouts.list;
         if tokio::time::timeout(limit, backend.health.listed_or_late()).await.is_err() {
-            backend.health.mark_late(Class::Lists);
+            backend.health.mark_late(MethodClass::Lists);
         }
         // What it lists, not what is owned: owners of vanished objects are forgotten later.
-        let (sandboxes, containers) = backend.last.count();
+        let (sandboxes, containers) = backend.last_known.count();
         tracing::info!(backend = %backend.name, sandboxes, containers, "backend is up");
     }
 
@@ -44,7 +48,7 @@ impl ProxyState {
     /// they do not show the state of kubelet's last list.
     pub async fn relist(self: &Arc<Self>, list: List) {
         let backends = self.backends();
-        let class = Class::of_list(list);
+        let class = MethodClass::of_list(list);
         let asked = backends.iter().filter(|b| b.is_up() && !b.health.is_late(class)).map(|backend| {
             let limit = backend.config().timeouts.list;
             tokio::time::timeout(limit, refresh::list_all(self, backend, list))
@@ -56,82 +60,38 @@ impl ProxyState {
     /// Forgets the owners of IDs that their backend no longer lists, so that the map does not grow forever,
     /// and lets a backend own the IDs that no other one owns any more.
     pub fn prune_owners(&self) {
-        self.router.owners.forget_sent();
+        self.router.owners.expire_sent();
         for backend in self.backends().iter() {
             // Owned before, not listed after: what is created meanwhile is in neither.
-            let owned = self.router.owners.of(backend.id);
-            let foreign = backend.last.foreign();
+            let owned = self.router.owners.ids_of(backend.id);
+            let foreign = backend.last_known.foreign();
             if owned.is_empty() && foreign.is_empty() {
                 continue;
             }
-            let heard = backend.last.all_ids();
-            if backend.last.is_listed() {
-                for id in owned.difference(&heard) {
-                    self.record_gone(id);
-                }
+            let heard = backend.last_known.all_ids();
+            if backend.last_known.is_listed() {
+                owned.difference(&heard).for_each(|id| self.router.owners.forget(id));
             }
             let mut given_back = false;
-            // Whose those in half a pair of lists are is decided once they are in the last-known lists.
-            let unpaired = backend.last.unpaired_ids();
-            for id in foreign.iter().filter(|id| !unpaired.contains(*id)) {
+            for id in &foreign {
                 let holder = self.router.owners.owner_of(id);
                 if !heard.contains(id) || holder.is_none_or(|holder| holder == backend.id) {
-                    backend.last.mark_owned(id);
+                    backend.last_known.mark_owned(id);
                     given_back |= heard.contains(id);
                 }
             }
             if given_back {
                 self.restore(backend);
             }
-            if backend.is_up() && backend.last.is_listed() && !self.is_joining(backend) {
-                learn::Learner::new(self, backend).claim_again(&backend.last.foreign());
-            }
         }
         self.report_conflicts();
-    }
-
-    /// Forgets the owner of an object that its owner lists no more.
-    fn record_gone(&self, id: &str) {
-        let owners = &self.router.owners;
-        let is_sandbox = matches!(owners.find(Some(Kind::Sandbox), id, None), Lookup::Exact(_));
-        owners.forget(id);
-        let kind = if is_sandbox { Kind::Sandbox } else { Kind::Container };
-        // One that answers says itself what it has.
-        self.record_gone_at(kind, id, |backend| !backend.is_up() || backend.health.is_late(Class::Lists));
-    }
-
-    /// Records that what was removed at its owner is also gone at those that list it as another's.
-    pub(super) fn record_gone_elsewhere(&self, kind: Kind, id: &str) {
-        self.record_gone_at(kind, id, |_| true);
-    }
-
-    /// A backend that is down would list it as last known forever.
-    fn record_gone_at(&self, kind: Kind, id: &str, is_at: impl Fn(&Backend) -> bool) {
-        let backends = self.backends();
-        for backend in backends.iter().filter(|backend| backend.last.is_foreign(id) && is_at(backend)) {
-            match kind {
-                Kind::Sandbox => backend.last.record_sandbox_removed(id),
-                Kind::Container => backend.last.record_container_removed(id),
-            }
-        }
-    }
-
-    /// Returns the backend that lists what this one, which is down, listed: it is the same runtime at another
-    /// endpoint.
-    pub fn successor(&self, backend: &Backend) -> Option<Arc<Backend>> {
-        if backend.is_up() {
-            return None;
-        }
-        let owners = backend.last.foreign().into_iter().filter_map(|id| self.router.owners.owner_of(&id));
-        let mut owners = owners.filter_map(|owner| self.backend(owner).ok());
-        owners.find(|owner| owner.id != backend.id && owner.is_up() && owner.last.is_listed())
     }
 
     /// Names, once a minute, the backends that show what another one owns.
     fn report_conflicts(&self) {
         let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
         for backend in self.backends().iter() {
-            for id in backend.last.foreign() {
+            for id in backend.last_known.foreign() {
                 if let Some(owner) = self.router.owners.owner_of(&id).and_then(|id| self.backend(id).ok()) {
                     *counts.entry((owner.name.to_string(), backend.name.to_string())).or_default() += 1;
                 }

@@ -8,13 +8,13 @@ use std::time::Duration;
 
 use tonic::Code;
 
-use crate::backend::{Backend, Class, Refresh, own_headers};
+use crate::backend::{Backend, MethodClass, Refresh, own_headers};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{Deadline, List, Method};
-use crate::proxy::asking::{ATTEMPT_TIMEOUT, until_answered};
 use crate::proxy::learn::{Learner, ReceivedList};
-use crate::proxy::{ProxyState, descriptors, runtime_replies};
+use crate::proxy::retry::{ATTEMPT_TIMEOUT, retry_hedged};
+use crate::proxy::{NodeState, descriptors, runtime_replies};
 
 /// The longest pause between attempts to refresh lists and `Status`.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -22,7 +22,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE_ONCE: Duration = Duration::from_secs(2);
 
 /// Records that a call exceeded the backend's deadline.
-pub(super) fn record_timeout(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Class, method: &Method) {
+pub(super) fn record_timeout(
+    node: &Arc<NodeState>,
+    backend: &Arc<Backend>,
+    class: MethodClass,
+    method: &Method,
+) {
     if backend.health.mark_late(class) && method.deadline != Deadline::Fast {
         tracing::warn!(backend = %backend.name, method = method.name, "backend is late");
     }
@@ -31,16 +36,21 @@ pub(super) fn record_timeout(node: &Arc<ProxyState>, backend: &Arc<Backend>, cla
 
 /// Records that a backend's list failed. If it is the sandbox or container list, the other one must not be of
 /// a later moment: both are last-known until both were listed again.
-pub(super) fn record_failure(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Class, cause: String) {
+pub(super) fn record_failure(
+    node: &Arc<NodeState>,
+    backend: &Arc<Backend>,
+    class: MethodClass,
+    cause: String,
+) {
     backend.health.record_error(cause);
-    if class == Class::Lists {
+    if class == MethodClass::Lists {
         backend.health.mark_late(class);
         refresh(node, backend, class);
     }
 }
 
 /// Starts the one refresh of a class of calls, unless it is in flight already. It ends with the connection.
-pub(super) fn refresh(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Class) {
+pub(super) fn refresh(node: &Arc<NodeState>, backend: &Arc<Backend>, class: MethodClass) {
     if !backend.is_up() {
         return;
     }
@@ -56,16 +66,19 @@ pub(super) fn refresh(node: &Arc<ProxyState>, backend: &Arc<Backend>, class: Cla
 
 /// Retries until the backend answers. Lists, `Status` and what is called once for each connection need an OK
 /// reply; for the other classes any answer ends the retry.
-async fn refresh_until_ok(node: &ProxyState, backend: &Arc<Backend>, class: Class, guard: &Refresh) {
-    let judged = matches!(class, Class::Lists | Class::Status);
-    let once = matches!(class, Class::Images | Class::Filesystems | Class::Metrics | Class::RuntimeConfig);
+async fn refresh_until_ok(node: &NodeState, backend: &Arc<Backend>, class: MethodClass, guard: &Refresh) {
+    let judged = matches!(class, MethodClass::Lists | MethodClass::Status);
+    let once = matches!(
+        class,
+        MethodClass::Images | MethodClass::Filesystems | MethodClass::Metrics | MethodClass::RuntimeConfig
+    );
     let failed = |error: &Error| {
         if guard.is_outdated() {
             return false;
         }
-        let silent = matches!(error, Error::Late { .. } | Error::Overdue { .. } | Error::Busy { .. });
+        let silent = matches!(error, Error::Late { .. } | Error::CallerDeadline { .. } | Error::Busy { .. });
         backend.health.record_error(error.to_string());
-        if judged || (silent && class != Class::RuntimeConfig) {
+        if judged || (silent && class != MethodClass::RuntimeConfig) {
             backend.health.mark_late(class);
         } else {
             backend.health.mark_answered(class);
@@ -73,22 +86,22 @@ async fn refresh_until_ok(node: &ProxyState, backend: &Arc<Backend>, class: Clas
         judged || once || silent
     };
     let longest_pause = if judged { LONGEST_PAUSE } else { LONGEST_PAUSE_ONCE };
-    until_answered(longest_pause, || refresh_once(node, backend, class), failed).await;
+    retry_hedged(longest_pause, || refresh_once(node, backend, class), failed).await;
     if !guard.is_outdated() && backend.health.mark_answered(class) {
         tracing::info!(backend = %backend.name, ?class, "backend answers in time again");
     }
 }
 
-async fn refresh_once(node: &ProxyState, backend: &Arc<Backend>, class: Class) -> Result<(), Error> {
+async fn refresh_once(node: &NodeState, backend: &Arc<Backend>, class: MethodClass) -> Result<(), Error> {
     let lists: &[List] = match class {
-        Class::Lists => &[List::Sandboxes, List::Containers],
-        Class::Images => &[List::Images],
-        Class::ContainerStats => &[List::ContainerStats],
-        Class::SandboxStats => &[List::SandboxStats],
-        Class::Metrics => &[List::MetricDescriptors],
-        Class::Filesystems => &[List::Filesystems],
-        Class::Reads => return backend.ask_version(ATTEMPT_TIMEOUT).await,
-        Class::Status | Class::RuntimeConfig => {
+        MethodClass::Lists => &[List::Sandboxes, List::Containers],
+        MethodClass::Images => &[List::Images],
+        MethodClass::ContainerStats => &[List::ContainerStats],
+        MethodClass::SandboxStats => &[List::SandboxStats],
+        MethodClass::Metrics => &[List::MetricDescriptors],
+        MethodClass::Filesystems => &[List::Filesystems],
+        MethodClass::Reads => return backend.ask_version(ATTEMPT_TIMEOUT).await,
+        MethodClass::Status | MethodClass::RuntimeConfig => {
             return runtime_replies::refresh_reply(node, backend, class).await;
         }
     };
@@ -102,9 +115,9 @@ async fn refresh_once(node: &ProxyState, backend: &Arc<Backend>, class: Class) -
 }
 
 /// Lists everything of one kind at one backend, and records it.
-pub(super) async fn list_all(node: &ProxyState, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
+pub(super) async fn list_all(node: &NodeState, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
     let method = list.unary();
-    let revision = backend.last.revision();
+    let revision = backend.last_known.revision();
     let listed = backend.fetch(method, own_headers(ATTEMPT_TIMEOUT), Message::new(&[]).framed());
     let late = |_| backend.late_error(ATTEMPT_TIMEOUT);
     let reply = tokio::time::timeout(ATTEMPT_TIMEOUT, listed).await.map_err(late)??;

@@ -16,12 +16,12 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::body::Body;
 use tonic::{Code, Status};
 
-use crate::backend::{Backend, Collected, Reply, ReplyBody};
+use crate::backend::{Backend, BufferedReply, Reply, ReplyBody};
 use crate::codec::{self, BufferedBody, Frames, Message};
 use crate::error::Error;
 use crate::method::{self, Method};
 use crate::metrics::CallMetrics;
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 use crate::telemetry::spans::CallSpan;
 
 /// What a route returns.
@@ -61,9 +61,9 @@ impl Outcome {
     }
 }
 
-impl From<Collected> for Outcome {
-    fn from(reply: Collected) -> Self {
-        let Collected { headers, message, trailers, code } = reply;
+impl From<BufferedReply> for Outcome {
+    fn from(reply: BufferedReply) -> Self {
+        let BufferedReply { headers, message, trailers, code } = reply;
         Self::Buffered { headers, chunks: vec![message.into_framed()], trailers, code }
     }
 }
@@ -79,7 +79,7 @@ pub(super) struct CallRecorder {
 }
 
 impl CallRecorder {
-    pub(super) fn new(node: &ProxyState, method: Option<&'static Method>, span: Option<CallSpan>) -> Self {
+    pub(super) fn new(node: &NodeState, method: Option<&'static Method>, span: Option<CallSpan>) -> Self {
         Self {
             calls: Arc::clone(&node.own_calls),
             method,
@@ -95,7 +95,7 @@ impl CallRecorder {
     }
 
     /// Counts the call under all backends.
-    pub(super) fn set_all_backends(&mut self, node: &ProxyState) {
+    pub(super) fn set_all_backends(&mut self, node: &NodeState) {
         self.calls = Arc::clone(&node.all_calls);
     }
 

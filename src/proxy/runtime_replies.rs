@@ -7,14 +7,14 @@ use bytes::Bytes;
 use prost::Message as _;
 use tonic::Code;
 
-use crate::backend::{Backend, Class, own_headers};
+use crate::backend::{Backend, MethodClass, own_headers};
 use crate::codec::Message;
 use crate::cri::RuntimeConfigResponse;
 use crate::error::Error;
 use crate::merge::status;
 use crate::method::{self, Rpc};
-use crate::proxy::ProxyState;
-use crate::proxy::asking::ATTEMPT_TIMEOUT;
+use crate::proxy::NodeState;
+use crate::proxy::retry::ATTEMPT_TIMEOUT;
 use crate::utf8;
 
 /// Calls `Version`, `Status` or `RuntimeConfig`. A valid reply that is not verbose is cached.
@@ -26,31 +26,31 @@ pub(super) async fn call(
 ) -> Result<Option<Bytes>, Error> {
     if rpc == Rpc::Version {
         backend.ask_version(wait).await?;
-        return Ok(backend.last.reply(rpc));
+        return Ok(backend.last_known.reply(rpc));
     }
-    let reply = backend.fetch(method::of(rpc), own_headers(wait), Message::new(request).framed()).await?;
+    let reply = backend.fetch(method::row(rpc), own_headers(wait), Message::new(request).framed()).await?;
     let repaired = utf8::repair(&format!("{}Response", rpc.name()), &reply.message.encoded_bytes());
-    let (encoded, _) = repaired.map_err(|error| backend.garbage_error(error))?;
+    let (encoded, _) = repaired.map_err(|error| backend.invalid_reply_error(error))?;
     match reply.code {
         Code::Ok if is_valid(rpc, &encoded) => {
             let reply = encoded;
-            backend.health.record_answer(method::of(rpc));
+            backend.health.record_answer(method::row(rpc));
             if rpc == Rpc::Status {
                 backend.health.mark_status_answered();
             }
             if request.is_empty() {
-                backend.record_support(method::of(rpc), false);
-                backend.last.remember_reply(rpc, &reply);
+                backend.record_support(method::row(rpc), false);
+                backend.last_known.remember_reply(rpc, &reply);
             }
             Ok(Some(reply))
         }
-        Code::Ok => Err(backend.garbage_error(format!("{} cannot be read", rpc.name()))),
+        Code::Ok => Err(backend.invalid_reply_error(format!("{} cannot be read", rpc.name()))),
         Code::Unimplemented if rpc == Rpc::RuntimeConfig && is_credibly_unimplemented(backend, rpc) => {
-            backend.record_support(method::of(rpc), true);
-            backend.health.record_unimplemented(method::of(rpc));
+            backend.record_support(method::row(rpc), true);
+            backend.health.record_unimplemented(method::row(rpc));
             Ok(None)
         }
-        code => Err(backend.garbage_error(format!("{} was answered with {code:?}", rpc.name()))),
+        code => Err(backend.invalid_reply_error(format!("{} was answered with {code:?}", rpc.name()))),
     }
 }
 
@@ -58,7 +58,7 @@ pub(super) async fn call(
 /// answers every method so while its CRI plugin is not loaded. Nor is it if the backend answered the method
 /// over the same connection before: a process does not lose a method, so it must be faulty.
 fn is_credibly_unimplemented(backend: &Backend, rpc: Rpc) -> bool {
-    let answered = |rpc| backend.health.has_answered(method::of(rpc));
+    let answered = |rpc| backend.health.has_answered(method::row(rpc));
     answered(Rpc::Version) && !answered(rpc)
 }
 
@@ -72,11 +72,11 @@ fn is_valid(rpc: Rpc, reply: &[u8]) -> bool {
 
 /// Calls `Status` or `RuntimeConfig` once, in the background.
 pub(super) async fn refresh_reply(
-    node: &ProxyState,
+    node: &NodeState,
     backend: &Arc<Backend>,
-    class: Class,
+    class: MethodClass,
 ) -> Result<(), Error> {
-    let rpc = if class == Class::RuntimeConfig { Rpc::RuntimeConfig } else { Rpc::Status };
+    let rpc = if class == MethodClass::RuntimeConfig { Rpc::RuntimeConfig } else { Rpc::Status };
     let called = call(backend, rpc, &[], ATTEMPT_TIMEOUT);
     tokio::time::timeout(ATTEMPT_TIMEOUT, called)
         .await

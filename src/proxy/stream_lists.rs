@@ -20,7 +20,7 @@ use http::HeaderMap;
 use tokio::sync::mpsc;
 use tonic::Code;
 
-use crate::backend::{CallRequest, Class, ReplyBody};
+use crate::backend::{CallRequest, MethodClass, ReplyBody};
 use crate::codec::{self, Deframer, Frames, Message, PREFIX};
 use crate::cri::{LIST_ITEMS, field};
 use crate::error::Error;
@@ -65,9 +65,9 @@ enum StreamFailure {
     /// The backend exceeded its deadline.
     Late,
     /// The stream failed.
-    Failed(String),
+    Broken(String),
     /// The backend answered with an error.
-    Refused(Error),
+    Failed(Error),
     /// The client disconnected.
     ClientGone,
 }
@@ -131,7 +131,7 @@ impl Call {
 impl Share {
     /// Sends the backend's items, live or last-known.
     async fn send(mut self) -> Result<Contribution, NoContribution> {
-        let class = Class::of(self.method);
+        let class = MethodClass::of(self.method);
         let mut sent_frames = Vec::new();
         if !self.query.backend.health.is_unimplemented(self.method)
             && !self.query.backend.health.is_late(class)
@@ -148,11 +148,11 @@ impl Share {
                     }
                     return self.send_last_known(&sent_frames, None).await;
                 }
-                Err(StreamFailure::Failed(cause)) => {
+                Err(StreamFailure::Broken(cause)) => {
                     refresh::record_failure(&self.query.node, &self.query.backend, class, cause);
                     return self.send_last_known(&sent_frames, None).await;
                 }
-                Err(StreamFailure::Refused(error)) => {
+                Err(StreamFailure::Failed(error)) => {
                     refresh::record_failure(&self.query.node, &self.query.backend, class, error.to_string());
                     return self.send_last_known(&sent_frames, Some(error)).await;
                 }
@@ -160,36 +160,36 @@ impl Share {
         }
         let part = self.query.contribution().await?;
         self.send_items(&items_not_in(self.query.list, &part.items, &sent_frames)).await;
-        Ok(self.contribution(part.live, part.refusal))
+        Ok(self.contribution(part.live, part.error))
     }
 
     /// Forwards the backend's own stream; every message is added to `sent_frames`.
     async fn stream(&mut self, sent_frames: &mut Vec<Bytes>) -> Result<(), StreamFailure> {
-        let revision = self.query.backend.last.revision();
+        let revision = self.query.backend.last_known.revision();
         let mut left = self.query.wait;
         let ListQuery { backend, headers, message, .. } = &self.query;
         let request = CallRequest::of(self.method, headers.clone(), message.framed());
         let calling = backend.call(request);
         let reply = within_budget(&mut left, calling)
             .await?
-            .map_err(|error| StreamFailure::Failed(error.to_string()))?;
+            .map_err(|error| StreamFailure::Broken(error.to_string()))?;
         let mut body = reply.body;
         if let Some(code) = codec::status_code(&reply.headers) {
             return self.check_end(code, &reply.headers);
         }
         let mut deframer = Deframer::default();
         while let Some(chunk) = within_budget(&mut left, body.chunk()).await? {
-            deframer.push(&chunk.map_err(|error| StreamFailure::Failed(error.to_string()))?);
-            let failed = |error: Error| StreamFailure::Failed(error.to_string());
+            deframer.push(&chunk.map_err(|error| StreamFailure::Broken(error.to_string()))?);
+            let failed = |error: Error| StreamFailure::Broken(error.to_string());
             while let Some(frame) = deframer.next(MAX_FRAME).map_err(failed)? {
                 self.forward_frame(frame, sent_frames).await?;
             }
         }
         let (code, trailers) =
-            within_budget(&mut left, trailing_code(&mut body)).await?.map_err(StreamFailure::Failed)?;
+            within_budget(&mut left, trailing_code(&mut body)).await?.map_err(StreamFailure::Broken)?;
         self.check_end(code, &trailers)?;
         if !deframer.is_empty() {
-            return Err(StreamFailure::Failed(format!("{} ended inside a message", self.method.name)));
+            return Err(StreamFailure::Broken(format!("{} ended inside a message", self.method.name)));
         }
         self.record_list(revision, sent_frames);
         Ok(())
@@ -199,7 +199,7 @@ impl Share {
         match code {
             Code::Ok => Ok(()),
             Code::Unimplemented => Err(StreamFailure::Unimplemented),
-            _ => Err(StreamFailure::Refused(self.query.backend.refused_error(self.method, trailers))),
+            _ => Err(StreamFailure::Failed(self.query.backend.refused_error(self.method, trailers))),
         }
     }
 
@@ -213,7 +213,7 @@ impl Share {
         let encoded = self
             .learner()
             .record_frame(self.query.list, &came)
-            .map_err(|error| StreamFailure::Failed(error.to_string()))?;
+            .map_err(|error| StreamFailure::Broken(error.to_string()))?;
         if encoded.is_empty() {
             return Ok(());
         }
@@ -246,11 +246,11 @@ impl Share {
     async fn send_last_known(
         mut self,
         sent_frames: &[Bytes],
-        refusal: Option<Error>,
+        error: Option<Error>,
     ) -> Result<Contribution, NoContribution> {
-        let part = self.query.last_known(refusal)?;
+        let part = self.query.last_known(error)?;
         self.send_items(&items_not_in(self.query.list, &part.items, sent_frames)).await;
-        Ok(self.contribution(false, part.refusal))
+        Ok(self.contribution(false, part.error))
     }
 
     /// Sends a list as messages.
@@ -289,12 +289,12 @@ impl Share {
         }
     }
 
-    fn contribution(self, live: bool, refusal: Option<Error>) -> Contribution {
+    fn contribution(self, live: bool, error: Option<Error>) -> Contribution {
         let (items, has_items) = match &self.out {
             Sink::Client(_, sent) => (Bytes::new(), *sent),
             Sink::Buffer(frames) => (concat(frames), !frames.is_empty()),
         };
-        Contribution { backend: self.query.backend, items, foreign: Vec::new(), has_items, live, refusal }
+        Contribution { backend: self.query.backend, items, has_items, live, error }
     }
 }
 

@@ -143,7 +143,7 @@ impl StreamUrl {
         self.host.as_deref().is_none_or(may_be_loopback)
     }
 
-    fn this_node(&self) -> UrlError {
+    fn this_node_error(&self) -> UrlError {
         UrlError::ThisNode { host: self.host.clone().unwrap_or_else(|| "no host".to_owned()) }
     }
 
@@ -163,17 +163,17 @@ pub(super) fn stream_to_relay(config: &BackendConfig, url: &str) -> Result<Optio
     let parsed = StreamUrl::parse(url);
     match (config.local, config.streaming.relay) {
         (true, RelayMode::Never) => Ok(None),
-        (true, mode) => parsed.map_or(Ok(None), |url| plan_local(config, mode, url)),
+        (true, mode) => parsed.map_or(Ok(None), |url| relay_local(config, mode, url)),
         (false, RelayMode::Never) => match parsed? {
-            url if url.names_this_node() => Err(url.this_node()),
+            url if url.names_this_node() => Err(url.this_node_error()),
             _ => Ok(None),
         },
-        (false, _) => plan_remote(config, parsed?),
+        (false, _) => relay_remote(config, parsed?),
     }
 }
 
 /// A backend on this node may name any address. A TLS server that crimux cannot verify is left to kubelet.
-fn plan_local(
+fn relay_local(
     config: &BackendConfig,
     mode: RelayMode,
     url: StreamUrl,
@@ -192,16 +192,16 @@ fn plan_local(
 }
 
 /// A remote backend never chooses the host that is dialled.
-fn plan_remote(config: &BackendConfig, url: StreamUrl) -> Result<Option<RelayedStream>, UrlError> {
+fn relay_remote(config: &BackendConfig, url: StreamUrl) -> Result<Option<RelayedStream>, UrlError> {
     if (url.tls || config.streaming.tls) && config.tls.is_none() {
         return Err(UrlError::NoTls);
     }
     if let Some(address) = &config.streaming.address {
         return url.relay_to(address.clone(), &config.streaming);
     }
-    let (Some(host), Some(port)) = (&url.host, url.port) else { return Err(url.this_node()) };
+    let (Some(host), Some(port)) = (&url.host, url.port) else { return Err(url.this_node_error()) };
     if may_be_loopback(host) {
-        return Err(url.this_node());
+        return Err(url.this_node_error());
     }
     match &config.endpoint {
         Endpoint::Tcp { host: own, .. } if is_same_host(own, host) => {

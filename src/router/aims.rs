@@ -25,7 +25,7 @@ pub struct Aim {
     pub name: String,
     /// The backend.
     pub backend: InstanceId,
-    /// The pod that has met the aim; `None` while it waits for one.
+    /// The uid of the pod that the aim is bound to; `None` while it waits for one.
     pub uid: Option<String>,
     /// When it was set.
     since: Instant,
@@ -55,8 +55,8 @@ impl Aims {
         aims.len() < before
     }
 
-    /// Returns the backend that a new sandbox of this pod is aimed at, and ties the aim to its uid.
-    pub fn meet(&self, namespace: &str, name: &str, uid: &str) -> Option<InstanceId> {
+    /// Returns the backend that a new sandbox of this pod is aimed at, and binds the aim to its uid.
+    pub fn bind_to_uid(&self, namespace: &str, name: &str, uid: &str) -> Option<InstanceId> {
         let mut aims = self.lock();
         let waits = |aim: &Aim| aim.uid.is_none() && aim.namespace == namespace && aim.name == name;
         let met = aims.iter().position(waits);
@@ -75,7 +75,7 @@ impl Aims {
         aims.iter().filter(|aim| aim.uid.is_none()).map(|aim| (aim.clone(), left(aim))).collect()
     }
 
-    /// Drops first what has waited too long.
+    /// Locks the aims, and drops those that have waited too long.
     fn lock(&self) -> MutexGuard<'_, Vec<Aim>> {
         let mut aims = lock(&self.0);
         aims.retain(|aim| aim.uid.is_some() || aim.since.elapsed() < AIM_LIFETIME);
@@ -91,14 +91,14 @@ mod tests {
     fn an_aim_is_for_one_pod_and_all_of_its_sandboxes() {
         let (aims, b, c) = (Aims::default(), InstanceId(2), InstanceId(3));
         aims.set("default", "web-0", b);
-        assert_eq!(aims.meet("default", "web-1", "u1"), None);
-        assert_eq!(aims.meet("default", "web-0", "u2"), Some(b));
-        assert_eq!(aims.meet("default", "web-0", "u2"), Some(b), "the next attempt of the same pod");
-        assert_eq!(aims.meet("default", "web-0", "u3"), None, "the pod after it");
+        assert_eq!(aims.bind_to_uid("default", "web-1", "u1"), None);
+        assert_eq!(aims.bind_to_uid("default", "web-0", "u2"), Some(b));
+        assert_eq!(aims.bind_to_uid("default", "web-0", "u2"), Some(b), "the next attempt of the same pod");
+        assert_eq!(aims.bind_to_uid("default", "web-0", "u3"), None, "the pod after it");
         aims.set("default", "web-0", b);
         aims.set("default", "web-0", c);
         assert_eq!(aims.waiting().len(), 1);
-        assert_eq!(aims.meet("default", "web-0", "u2"), Some(c), "the newer aim counts");
+        assert_eq!(aims.bind_to_uid("default", "web-0", "u2"), Some(c), "the newer aim counts");
     }
 
     #[test]
@@ -106,6 +106,6 @@ mod tests {
         let aims = Aims::default();
         aims.set("default", "web-0", InstanceId(2));
         assert!(aims.cancel("default", "web-0") && !aims.cancel("default", "web-0"));
-        assert_eq!(aims.meet("default", "web-0", "u1"), None);
+        assert_eq!(aims.bind_to_uid("default", "web-0", "u1"), None);
     }
 }

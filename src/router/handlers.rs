@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::router::Names;
 use crate::snapshot::InstanceId;
 
-/// What a name means that no backend runs under yet.
+/// The instance of a name without a running backend; a call to it fails with `Lost`.
 const NOBODY: InstanceId = InstanceId(0);
 
 /// The handlers of one configuration.

@@ -16,7 +16,7 @@ use crate::router::{Annotations, Choice, OwnedPod, Pod, Router};
 use crate::snapshot::InstanceId;
 use crate::wire::{self, WireError};
 
-pub use answers::{StoreAnswer, Verdict, agree, same_image, user};
+pub use answers::{StoreAnswer, Verdict, compare_answers, index_of_same_image, user};
 pub use rules::{RULES, Rule, RuleRow};
 pub use starts::Starts;
 pub use stored::{StoredImage, keep_best_match, matching_images};
@@ -124,7 +124,7 @@ impl ImageRoute {
 
 /// What the rules need to know of the backends; asked only where a rule needs it.
 #[allow(missing_debug_implementations, reason = "closures")]
-pub struct Known<'a> {
+pub struct BackendFacts<'a> {
     /// Whether nothing can be started on this backend, because it is down.
     pub is_down: &'a dyn Fn(InstanceId) -> bool,
     /// The IDs of the sandboxes of this backend that have, or had, a container of this reference.
@@ -138,30 +138,34 @@ impl Router {
     ///
     /// # Errors
     /// [`Error::UnknownHandler`] if the call names a handler that is not configured, and no known pod.
-    pub fn route_of_status(&self, asked: &ImageRequest<'_>, known: &Known<'_>) -> Result<ImageRoute, Error> {
-        let seen = asked.pod.config_seen;
-        if seen.is_empty() && asked.handler.is_empty() {
-            return Ok(self.route_without_annotations(asked.reference, known));
+    pub fn route_of_status(
+        &self,
+        request: &ImageRequest<'_>,
+        backends: &BackendFacts<'_>,
+    ) -> Result<ImageRoute, Error> {
+        let seen = request.pod.config_seen;
+        if seen.is_empty() && request.handler.is_empty() {
+            return Ok(self.route_without_annotations(request.reference, backends));
         }
         let own = self.ready_pods(|pod| !seen.is_empty() && &*pod.config_seen == seen);
         if !own.is_empty() {
-            return Ok(ImageRoute { rule: Rule::ConfigSeen, stores: self.targets(asked.handler, &own) });
+            return Ok(ImageRoute { rule: Rule::ConfigSeen, stores: self.targets(request.handler, &own) });
         }
-        let (rule, alike) = self.pods_alike(asked, known);
+        let (rule, alike) = self.pods_alike(request, backends);
         let handlers = self.handlers();
-        if asked.handler.is_empty() {
+        if request.handler.is_empty() {
             if alike.is_empty() {
                 return Ok(ImageRoute::to(Rule::NoPod, handlers.default_backend()));
             }
             return Ok(ImageRoute { rule, stores: self.targets("", &alike) });
         }
-        match handlers.targets_of(asked.handler) {
+        match handlers.targets_of(request.handler) {
             Err(_) if !alike.is_empty() => {
-                Ok(ImageRoute { rule, stores: self.targets(asked.handler, &alike) })
+                Ok(ImageRoute { rule, stores: self.targets(request.handler, &alike) })
             }
             Err(error) => Err(error),
             Ok(targets) => {
-                let renamed = |name: &String| Some(name.clone()).filter(|name| name != asked.handler);
+                let renamed = |name: &String| Some(name.clone()).filter(|name| name != request.handler);
                 let mut stores: Vec<_> = targets
                     .iter()
                     .map(|(backend, target)| StoreTarget {
@@ -186,30 +190,30 @@ impl Router {
     /// What `choose` returns.
     pub fn route_of_pull(
         &self,
-        asked: &ImageRequest<'_>,
+        request: &ImageRequest<'_>,
         pod: Option<&OwnedPod>,
         choose: impl FnOnce(&str, &str) -> Result<Choice, Error>,
     ) -> Result<ImageRoute, Error> {
         if let Some(pod) = pod {
-            let stores = self.targets(asked.handler, std::slice::from_ref(pod));
+            let stores = self.targets(request.handler, std::slice::from_ref(pod));
             return Ok(ImageRoute { rule: Rule::PodUid, stores });
         }
-        if asked.handler.is_empty() {
+        if request.handler.is_empty() {
             return Ok(ImageRoute::to(Rule::PullWithoutPod, self.handlers().default_backend()));
         }
-        let Choice { backend, handler } = choose(asked.handler, asked.uid)?;
-        let handler = Some(handler).filter(|handler| handler != asked.handler);
+        let Choice { backend, handler } = choose(request.handler, request.uid)?;
+        let handler = Some(handler).filter(|handler| handler != request.handler);
         Ok(ImageRoute { rule: Rule::PullHandler, stores: vec![StoreTarget { backend, handler }] })
     }
 
     /// A call without annotations: kubelet's question which user the image runs as, or another client's.
-    fn route_without_annotations(&self, reference: &str, known: &Known<'_>) -> ImageRoute {
+    fn route_without_annotations(&self, reference: &str, backends: &BackendFacts<'_>) -> ImageRoute {
         let starting = self.image_starts.stores(reference, Instant::now());
         if !starting.is_empty() {
             return ImageRoute::to_all(Rule::StartUnderWay, starting);
         }
         let default = self.handlers().default_backend();
-        if known.just_started {
+        if backends.just_started {
             let pods = self.ready_pods(|pod| !pod.config_seen.is_empty());
             let mut stores = vec![default];
             for pod in pods {
@@ -228,24 +232,26 @@ impl Router {
     /// Returns the pods that a call with an unknown `config.seen` may be for: those with equal annotations,
     /// and of these, if there are any, those with a container of the reference. Pods of backends that are
     /// down count only if there are no others.
-    fn pods_alike(&self, asked: &ImageRequest<'_>, known: &Known<'_>) -> (Rule, Vec<OwnedPod>) {
-        if asked.pod.config_seen.is_empty() {
+    fn pods_alike(&self, request: &ImageRequest<'_>, backends: &BackendFacts<'_>) -> (Rule, Vec<OwnedPod>) {
+        if request.pod.config_seen.is_empty() {
             return (Rule::Alike, Vec::new());
         }
         // kubelet's sandboxes have a config.seen, so a sandbox without one is never meant.
-        let is_alike = |pod: &Pod| !pod.config_seen.is_empty() && pod.annotations == asked.pod.digest;
+        let is_alike = |pod: &Pod| !pod.config_seen.is_empty() && pod.annotations == request.pod.digest;
         let mut alike = self.ready_pods(is_alike);
-        if alike.iter().any(|pod| !(known.is_down)(pod.backend)) {
-            alike.retain(|pod| !(known.is_down)(pod.backend));
+        if alike.iter().any(|pod| !(backends.is_down)(pod.backend)) {
+            alike.retain(|pod| !(backends.is_down)(pod.backend));
         }
         if alike.iter().all(|pod| pod.backend == alike[0].backend) {
             return (Rule::Alike, alike);
         }
-        let mut backends: Vec<_> = alike.iter().map(|pod| pod.backend).collect();
-        backends.sort();
-        backends.dedup();
-        let using: HashSet<String> =
-            backends.iter().flat_map(|backend| (known.sandboxes_using)(*backend, asked.reference)).collect();
+        let mut holders: Vec<_> = alike.iter().map(|pod| pod.backend).collect();
+        holders.sort();
+        holders.dedup();
+        let using: HashSet<String> = holders
+            .iter()
+            .flat_map(|backend| (backends.sandboxes_using)(*backend, request.reference))
+            .collect();
         if alike.iter().any(|pod| using.contains(&*pod.id)) {
             alike.retain(|pod| using.contains(&*pod.id));
             return (Rule::UsedBy, alike);

@@ -28,7 +28,7 @@ const REMOVED_FOR: Duration = Duration::from_secs(300);
 /// Beyond this many removed IDs, the oldest are not remembered.
 const MAX_REMOVED: usize = 10_000;
 
-/// How long a sandbox that was sent to be made may be there without any list that shows it.
+/// How long a creation that was sent counts as possibly done without a list that shows its sandbox.
 const SENT: Duration = Duration::from_secs(600);
 
 /// Who owns an ID.
@@ -81,9 +81,8 @@ pub struct Owners {
     map: DashMap<Box<str>, Owner, foldhash::fast::RandomState>,
     pods: DashMap<Box<str>, PodOwners, foldhash::fast::RandomState>,
     removed: Mutex<Removed>,
-    /// How often an ID was forgotten: a list that is the same as before teaches again what was forgotten
-    /// since.
-    forgotten: AtomicU64,
+    /// Increases with each forgotten ID. An unchanged list is read again if this has changed since.
+    version: AtomicU64,
 }
 
 /// The IDs that were removed lately, and whose they were.
@@ -148,18 +147,18 @@ impl Owners {
         self.map.get(id).is_some_and(|owner| owner.backend == backend)
     }
 
-    /// Notes whether a sandbox is ready.
-    pub fn note_ready(&self, id: &str, ready: bool) {
+    /// Records whether a sandbox is ready.
+    pub fn record_ready(&self, id: &str, ready: bool) {
         let differs = |owner: &Owner| owner.pod.as_ref().is_some_and(|pod| pod.ready != ready);
         if self.map.get(id).is_some_and(|owner| differs(&owner)) {
             self.change(id, |pod| pod.ready = ready);
         }
     }
 
-    /// Notes that the sandboxes of the pod `uid` are now meant by another `config.seen`: kubelet sets a
-    /// new one when it restarts, while a sandbox keeps the one it was made with. Returns those that no
+    /// Records a new `config.seen` of the pod `uid`: kubelet sets one when it restarts, while a sandbox keeps
+    /// the one it was created with. Returns those that no
     /// longer mean a sandbox.
-    pub(super) fn note_seen(&self, uid: &str, config_seen: &str) -> Vec<Box<str>> {
+    pub(super) fn record_config_seen(&self, uid: &str, config_seen: &str) -> Vec<Box<str>> {
         if uid.is_empty() || config_seen.is_empty() {
             return Vec::new();
         }
@@ -218,7 +217,7 @@ impl Owners {
     /// owner.
     pub fn remove(&self, id: &str) {
         if let Some((id, owner)) = self.map.remove(id) {
-            self.forgotten.fetch_add(1, Ordering::Relaxed);
+            self.version.fetch_add(1, Ordering::Relaxed);
             self.release(&owner);
             self.removed_ids().push(id, owner.backend, owner.kind);
         }
@@ -227,13 +226,13 @@ impl Owners {
     /// Forgets an ID.
     pub fn forget(&self, id: &str) {
         if let Some((_, owner)) = self.map.remove(id) {
-            self.forgotten.fetch_add(1, Ordering::Relaxed);
+            self.version.fetch_add(1, Ordering::Relaxed);
             self.release(&owner);
         }
     }
 
-    /// Notes that a sandbox of the pod `uid` is about to be made at `backend`.
-    pub fn note_sent(&self, uid: &str, backend: InstanceId) {
+    /// Records that the creation of a sandbox of the pod `uid` is about to be sent to `backend`.
+    pub fn record_create_sent(&self, uid: &str, backend: InstanceId) {
         if !uid.is_empty() {
             let mut pod = self.pods.entry(uid.into()).or_default();
             pod.sent.retain(|(other, at)| *other != backend && at.elapsed() < SENT);
@@ -243,7 +242,7 @@ impl Owners {
 
     /// Returns the only backend that holds, or may hold, sandboxes of the pod `uid`; `None` if there are
     /// several or none.
-    pub fn of_pod(&self, uid: &str) -> Option<InstanceId> {
+    pub fn sole_backend_of_pod(&self, uid: &str) -> Option<InstanceId> {
         let pod = self.pods.get(uid)?;
         let (first, _) = pod.held.first()?;
         let sent = pod.sent.iter().filter(|(_, at)| at.elapsed() < SENT).map(|(backend, _)| backend);
@@ -251,8 +250,8 @@ impl Owners {
         all.all(|backend| backend == first).then_some(*first)
     }
 
-    /// Forgets pods without sandboxes that were sent nowhere lately.
-    pub fn forget_sent(&self) {
+    /// Drops creations that were sent too long ago to be pending.
+    pub fn expire_sent(&self) {
         self.pods.retain(|_, pod| {
             pod.sent.retain(|(_, at)| at.elapsed() < SENT);
             !pod.held.is_empty() || !pod.sent.is_empty()
@@ -281,13 +280,13 @@ impl Owners {
 
     /// Forgets all IDs of `backend`, the removed ones too.
     pub fn forget_all_of(&self, backend: InstanceId) {
-        self.of(backend).iter().for_each(|id| self.forget(id));
+        self.ids_of(backend).iter().for_each(|id| self.forget(id));
         self.removed_ids().owners.retain(|_, (owner, _)| *owner != backend);
     }
 
-    /// Returns how often an ID was forgotten.
-    pub fn forget_count(&self) -> u64 {
-        self.forgotten.load(Ordering::Relaxed)
+    /// Returns the version of the map, which increases with each forgotten ID.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
     }
 
     fn removed_ids(&self) -> std::sync::MutexGuard<'_, Removed> {
@@ -295,7 +294,7 @@ impl Owners {
     }
 
     /// Returns the IDs of `backend`.
-    pub fn of(&self, backend: InstanceId) -> HashSet<Box<str>> {
+    pub fn ids_of(&self, backend: InstanceId) -> HashSet<Box<str>> {
         let owned = self.map.iter().filter(|entry| entry.backend == backend);
         owned.map(|entry| entry.key().clone()).collect()
     }

@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::instance::SavedInstance;
 use super::items::{
-    CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts,
+    CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerRef,
     SANDBOX_NOTREADY, SANDBOX_READY, enum_value,
 };
 use crate::cri::{ITEM_ID, LIST_ITEMS, field};
@@ -259,7 +259,7 @@ impl<'a> Overlay<'a> {
             }
         }
         for (id, item) in self.containers.added_items() {
-            let sandbox = ContainerFacts::parse(item).map(|facts| facts.sandbox_id).unwrap_or_default();
+            let sandbox = ContainerRef::parse(item).map(|facts| facts.sandbox_id).unwrap_or_default();
             if !self.removed.contains(sandbox) && has_sandbox(sandbox) {
                 let patch = self.containers.by_id.get(id).copied();
                 out.emit_if_new(id, item, patch, self.stopped.contains(sandbox));

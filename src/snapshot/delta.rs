@@ -60,7 +60,7 @@ pub(super) struct PairDelta {
     /// All changes of sandboxes up to this sequence number show in the pair.
     #[prost(uint64, tag = "1")]
     pub(super) sandboxes_at: u64,
-    /// The same of containers.
+    /// All changes of containers up to this sequence number show in the pair.
     #[prost(uint64, tag = "2")]
     pub(super) containers_at: u64,
     #[prost(message, optional, tag = "3")]

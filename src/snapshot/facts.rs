@@ -17,9 +17,9 @@ pub(super) enum Fact {
     AnnouncedDescriptors,
     /// The backend answered `ListPodSandboxStats` with `Unimplemented`; empty means that it has the RPC.
     LacksPodStats,
-    /// The same of `ListMetricDescriptors`.
+    /// The backend answered `ListMetricDescriptors` with `Unimplemented`.
     LacksDescriptors,
-    /// The same of `ListPodSandboxMetrics`.
+    /// The backend answered `ListPodSandboxMetrics` with `Unimplemented`.
     LacksPodMetrics,
     /// The last answer to kubelet's question whether pod stats exist, and when.
     PodStatsAnswer,

@@ -49,7 +49,7 @@ pub struct SandboxRef<'a> {
 
 /// A parsed `Container` of a list.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ContainerFacts<'a> {
+pub struct ContainerRef<'a> {
     /// Full ID.
     pub id: &'a str,
     /// Full ID of its sandbox.
@@ -128,7 +128,7 @@ impl<'a> SandboxRef<'a> {
     }
 }
 
-impl<'a> ContainerFacts<'a> {
+impl<'a> ContainerRef<'a> {
     /// Reads an encoded `Container`.
     ///
     /// # Errors
@@ -196,8 +196,8 @@ pub fn sandbox_items(list: &[u8]) -> impl Iterator<Item = Result<SandboxRef<'_>,
 }
 
 /// Iterates over the containers of an encoded `ListContainersResponse`.
-pub fn container_items(list: &[u8]) -> impl Iterator<Item = Result<ContainerFacts<'_>, WireError>> {
-    wire::items(list, LIST_ITEMS).map(|item| ContainerFacts::parse(item?))
+pub fn container_items(list: &[u8]) -> impl Iterator<Item = Result<ContainerRef<'_>, WireError>> {
+    wire::items(list, LIST_ITEMS).map(|item| ContainerRef::parse(item?))
 }
 
 /// Builds the `PodSandbox` of a new sandbox: `config` and `handler` are the numbers of those fields in
@@ -347,7 +347,7 @@ mod tests {
         assert_eq!((decoded.image_ref.as_str(), decoded.image_id.as_str()), ("sha256:aa", "sha256:aa"));
         assert_eq!(decoded.labels, labels(&[("a", "b")]));
         assert!(!item.windows(7).any(|bytes| bytes == b"hunter2"));
-        let facts = ContainerFacts::parse(&item).unwrap();
+        let facts = ContainerRef::parse(&item).unwrap();
         assert_eq!((facts.id, facts.sandbox_id, facts.name, facts.attempt), ("c1", "s1", "main", 2));
         assert_eq!((facts.image, facts.image_id, facts.state), ("sha256:aa", "sha256:aa", CONTAINER_CREATED));
     }

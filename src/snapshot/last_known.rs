@@ -18,7 +18,7 @@ use bytes::Bytes;
 use super::changes::{Change, Op};
 use super::filter::Filter;
 use super::instance::{Instance, InstanceId};
-use super::items::{ContainerFacts, SandboxRef, container_items, sandbox_items};
+use super::items::{ContainerRef, SandboxRef, container_items, sandbox_items};
 use super::journal::Record;
 use super::life::{Life, LifeChange};
 use super::list_bytes::FullList;
@@ -59,7 +59,8 @@ impl LastKnown {
         }
     }
 
-    /// Writes down who the backend is in the journal alone: the first snapshot comes with the first lists.
+    /// Records the identity in the journal without demanding a snapshot; the first full pair of lists demands
+    /// one.
     pub fn begin_as(&self, instance: &Instance) {
         self.record(vec![Op::Instance(Box::new(instance.save()))]);
     }
@@ -79,7 +80,8 @@ impl LastKnown {
         self.lock().instance.moved_from
     }
 
-    /// Forgets everything, that there is nothing too: it is elsewhere now, where nothing of it is known.
+    /// Resets the state to unknown, not to empty: the backend answers at another endpoint, which was not
+    /// listed yet.
     pub fn restart(&self, instance: &Instance) {
         self.lock().restart(instance.life);
         self.set_instance(instance);
@@ -155,14 +157,10 @@ impl LastKnown {
     }
 
     /// Returns the last-known list of `kind`, encoded and filtered, with later changes applied. `None` if it
-    /// was never listed: new objects alone are not a list. Without what another instance owns.
+    /// was never listed: new objects alone are not a list.
     pub fn list(&self, kind: ListKind, filter: &Filter) -> Option<Bytes> {
-        Some(self.without_foreign(kind, self.list_with_foreign(kind, filter)?))
-    }
-
-    /// The same, with what another instance owns.
-    pub fn list_with_foreign(&self, kind: ListKind, filter: &Filter) -> Option<Bytes> {
-        self.lock().lists.list(kind, filter)
+        let list = self.lock().lists.list(kind, filter)?;
+        Some(self.without_foreign(kind, list))
     }
 
     /// Counts the sandboxes and containers heard of that no other instance owns.
@@ -181,17 +179,10 @@ impl LastKnown {
     }
 
     /// Visits every container heard of that no other instance owns, also while no list of them is known.
-    pub fn for_each_container(&self, mut visit: impl FnMut(ContainerFacts<'_>)) {
+    pub fn for_each_container(&self, mut visit: impl FnMut(ContainerRef<'_>)) {
         let list = self.lock().lists.all_seen(ListKind::Containers);
         let list = self.without_foreign(ListKind::Containers, list);
         container_items(&list).map_while(Result::ok).for_each(&mut visit);
-    }
-
-    /// Returns the IDs of all containers heard of in this sandbox, also of those that another instance owns.
-    pub fn containers_of(&self, sandbox: &str) -> Vec<String> {
-        let list = self.lock().lists.all_seen(ListKind::Containers);
-        let items = container_items(&list).map_while(Result::ok);
-        items.filter(|facts| facts.sandbox_id == sandbox).map(|facts| facts.id.to_owned()).collect()
     }
 
     /// Returns the IDs in live lists of sandboxes and containers that wait for their other half, less what

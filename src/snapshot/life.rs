@@ -17,7 +17,7 @@
 //! | change | Joining | Member | Removed |
 //! |---|---|---|---|
 //! | [`LifeChange::Listed`] | Member | Member | Removed |
-//! | [`LifeChange::Settled`] | Member | Member | Member |
+//! | [`LifeChange::MoveResolved`] | Member | Member | Member |
 //! | [`LifeChange::LeftFile`] | Removed | Removed | Removed |
 //! | [`LifeChange::TakenBack`] | Joining | Member | Member |
 //! | [`LifeChange::GivenUp`] | Joining | Joining | is ended (`load.rs`) |
@@ -46,7 +46,7 @@ pub enum LifeChange {
     /// Its first full pair of lists was received.
     Listed,
     /// The lists of a backend that moved told whether it is the instance that it was.
-    Settled,
+    MoveResolved,
     /// The file does not name it any more.
     LeftFile,
     /// The file names it, perhaps again.
@@ -69,7 +69,7 @@ impl Life {
             (LifeChange::GivenUp, _) => Self::Joining,
             (LifeChange::Listed, Self::Joining)
             | (LifeChange::TakenBack, Self::Removed)
-            | (LifeChange::Settled, _) => Self::Member,
+            | (LifeChange::MoveResolved, _) => Self::Member,
             (LifeChange::Listed | LifeChange::TakenBack, same) => same,
         }
     }
@@ -89,7 +89,7 @@ mod tests {
         use Life::{Joining, Member, Removed};
         let table = [
             (LifeChange::Listed, [Member, Member, Removed]),
-            (LifeChange::Settled, [Member, Member, Member]),
+            (LifeChange::MoveResolved, [Member, Member, Member]),
             (LifeChange::LeftFile, [Removed, Removed, Removed]),
             (LifeChange::TakenBack, [Joining, Member, Member]),
             (LifeChange::GivenUp, [Joining, Joining, Joining]),

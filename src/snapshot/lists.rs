@@ -28,7 +28,7 @@ pub(super) struct Lists {
     sandbox_stats: ListSlot,
     /// Changes that the served pair may not show yet, oldest first.
     changes: Vec<Change>,
-    /// Images removed since their list was sent.
+    /// Images removed since their list was requested.
     removed_images: Vec<Change>,
     /// The changes that a replay of the journal would still apply: their sequence numbers, and whether each
     /// is of a sandbox. A list may show them all without a difference to the one on the disk.
@@ -42,7 +42,7 @@ pub(super) struct Lists {
 
 #[derive(Debug, Default)]
 struct ListSlot {
-    sent: u64,
+    requested_seq: u64,
     list: Option<ListBytes>,
 }
 
@@ -62,8 +62,8 @@ impl Lists {
             ListKind::Sandboxes | ListKind::Containers => self.replace_pod_list(list),
             ListKind::Images => {
                 let replaced = self.images.replace(list);
-                let sent = self.images.sent;
-                self.removed_images.retain(|change| change.seq > sent);
+                let requested_seq = self.images.requested_seq;
+                self.removed_images.retain(|change| change.seq > requested_seq);
                 replaced
             }
             ListKind::ContainerStats => self.container_stats.replace(list),
@@ -93,7 +93,7 @@ impl Lists {
                 self.removed_images.push(change);
             }
             Some(Op::ImagesForgotten(_)) => {
-                self.images = ListSlot { sent: change.seq, list: None };
+                self.images = ListSlot { requested_seq: change.seq, list: None };
                 self.removed_images.clear();
                 self.replayed_removals.clear();
             }
@@ -117,8 +117,9 @@ impl Lists {
     pub(super) fn unpaired_ids(&self) -> HashSet<Box<str>> {
         let mut unpaired = HashSet::new();
         for kind in [ListKind::Sandboxes, ListKind::Containers] {
-            let Some((list, sent)) = self.pod_sync.unpaired_list(kind) else { continue };
-            let later: Vec<_> = self.changes.iter().filter(|change| change.seq > sent).cloned().collect();
+            let Some((list, requested_seq)) = self.pod_sync.unpaired_list(kind) else { continue };
+            let later: Vec<_> =
+                self.changes.iter().filter(|change| change.seq > requested_seq).cloned().collect();
             let overlay = Overlay::new(&later);
             let list = match kind {
                 ListKind::Sandboxes => overlay.sandboxes(list),
@@ -245,7 +246,7 @@ impl Lists {
     /// Makes all lists known to be empty. Lists requested before `seq` are refused from then on.
     pub(super) fn clear(&mut self, seq: u64) {
         let nothing = Pair { sandboxes: ListBytes::empty(), containers: ListBytes::empty() };
-        let slot = || ListSlot { sent: seq, list: Some(ListBytes::empty()) };
+        let slot = || ListSlot { requested_seq: seq, list: Some(ListBytes::empty()) };
         *self = Self {
             pod_sync: PodListSync::serving(Some(nothing), seq),
             images: slot(),
@@ -290,7 +291,7 @@ impl Lists {
         [sandboxes, containers, images, container_stats, sandbox_stats]: [Option<Bytes>; 5],
     ) -> Self {
         let buffer = |bytes: Bytes| ListBytes { bytes, is_compact: false };
-        let slot = |bytes: Option<Bytes>| ListSlot { sent: 0, list: bytes.map(buffer) };
+        let slot = |bytes: Option<Bytes>| ListSlot { requested_seq: 0, list: bytes.map(buffer) };
         let pair = sandboxes.zip(containers);
         let pair = pair.map(|(sandboxes, containers)| Pair {
             sandboxes: buffer(sandboxes),
@@ -318,7 +319,7 @@ impl Lists {
 
     /// Returns the list of images, without the removals on top of it, and the sequence number of its request.
     pub(super) fn images(&self) -> Option<(u64, &Bytes)> {
-        Some((self.images.sent, &self.images.list.as_ref()?.bytes))
+        Some((self.images.requested_seq, &self.images.list.as_ref()?.bytes))
     }
 
     /// Returns the stats of containers and of sandboxes.
@@ -338,10 +339,10 @@ impl Lists {
         self.replayed.len() != before
     }
 
-    /// The same of the removals of images.
+    /// Drops the replayed removals of images that the list of images shows; tells whether there were any.
     pub(super) fn forget_shown_removals(&mut self) -> bool {
         let before = self.replayed_removals.len();
-        self.replayed_removals.retain(|seq| *seq > self.images.sent);
+        self.replayed_removals.retain(|seq| *seq > self.images.requested_seq);
         self.replayed_removals.len() != before
     }
 
@@ -368,19 +369,19 @@ impl Lists {
         Ok(())
     }
 
-    /// The same of the list of images.
+    /// Replays a change of the list of images.
     ///
     /// # Errors
     /// As of [`Lists::replay_pair`].
     pub(super) fn replay_images(&mut self, images: ListDelta, at: u64) -> Result<(), WireError> {
         let old = self.images().map(|(_, list)| list.clone()).unwrap_or_default();
         let bytes = images.apply(ListKind::Images, &old)?;
-        self.images = ListSlot { sent: at, list: Some(ListBytes { bytes, is_compact: true }) };
+        self.images = ListSlot { requested_seq: at, list: Some(ListBytes { bytes, is_compact: true }) };
         self.removed_images.retain(|change| change.seq > at);
         Ok(())
     }
 
-    /// The same of the stats of containers and of sandboxes.
+    /// Replays the stats of containers and of sandboxes.
     pub(super) fn replay_stats(&mut self, stats: [Option<Bytes>; 2]) {
         for (slot, stats) in [&mut self.container_stats, &mut self.sandbox_stats].into_iter().zip(stats) {
             if let Some(bytes) = stats {
@@ -418,13 +419,13 @@ impl Replaced {
 
 impl ListSlot {
     fn replace(&mut self, list: FullList) -> Replaced {
-        let sent = list.requested.seq;
-        if sent < self.sent {
+        let requested_seq = list.requested.seq;
+        if requested_seq < self.requested_seq {
             return Replaced::NOTHING;
         }
         let list = ListBytes::replacing(self.list.as_ref(), list.encoded);
         let changed = !self.list.as_ref().is_some_and(|old| is_same_slice(&old.bytes, &list.bytes));
-        *self = Self { sent, list: Some(list) };
+        *self = Self { requested_seq, list: Some(list) };
         Replaced { changed, paired: false }
     }
 }

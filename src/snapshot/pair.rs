@@ -54,7 +54,7 @@ pub(super) struct PodListSync {
     sandboxes: Option<PendingList>,
     containers: Option<PendingList>,
     watermarks: Watermarks,
-    refusal: Option<Refusal>,
+    rejected: Option<RejectedPair>,
 }
 
 /// The sequence numbers up to which the served pair shows all changes.
@@ -76,7 +76,7 @@ struct PendingList {
 
 /// The last pair that was refused for containers without a sandbox.
 #[derive(Debug)]
-struct Refusal {
+struct RejectedPair {
     at: Instant,
     /// Their IDs.
     containers: HashSet<String>,
@@ -115,7 +115,7 @@ impl PodListSync {
         match self.decide(sandboxes, containers, &pair, changes) {
             Decision::Wait | Decision::RefuseAgain => None,
             Decision::Refuse(containers) => {
-                self.refusal = Some(Refusal { at: now, containers });
+                self.rejected = Some(RejectedPair { at: now, containers });
                 None
             }
             Decision::Serve => {
@@ -123,7 +123,7 @@ impl PodListSync {
                 for list in [&mut self.sandboxes, &mut self.containers].into_iter().flatten() {
                     list.paired = true;
                 }
-                (self.pair, self.watermarks, self.refusal) = (Some(pair), watermarks, None);
+                (self.pair, self.watermarks, self.rejected) = (Some(pair), watermarks, None);
                 Some(!is_same)
             }
         }
@@ -154,10 +154,10 @@ impl PodListSync {
         }
         // The first refusal of these containers is the one that counts, or a backend that is listed every
         // second would never be believed.
-        match &self.refusal {
-            Some(refusal) if orphans.is_subset(&refusal.containers) => {
+        match &self.rejected {
+            Some(rejected) if orphans.is_subset(&rejected.containers) => {
                 let requested = sandboxes.requested.at.min(containers.requested.at);
-                if requested > refusal.at { Decision::Serve } else { Decision::RefuseAgain }
+                if requested > rejected.at { Decision::Serve } else { Decision::RefuseAgain }
             }
             _ => Decision::Refuse(orphans),
         }

@@ -38,8 +38,8 @@ pub(super) struct Shared {
     demanded: AtomicBool,
     /// Bytes of records and snapshots.
     written: AtomicU64,
-    /// Whether the queue refused a record since the journal's thread last looked.
-    refused: AtomicBool,
+    /// Whether the queue overflowed since the journal's thread last looked.
+    overflowed: AtomicBool,
     marks: Marks,
 }
 
@@ -58,7 +58,7 @@ impl Shared {
             lost: AtomicU64::new(0),
             demanded: AtomicBool::new(false),
             written: AtomicU64::new(0),
-            refused: AtomicBool::new(false),
+            overflowed: AtomicBool::new(false),
         }
     }
 
@@ -79,7 +79,7 @@ impl Shared {
         let Some(queue) = self.queue.get() else { return self.write(&record) };
         if queue.push(record).is_err() {
             self.lost.fetch_add(1, Ordering::SeqCst);
-            self.refused.store(true, Ordering::SeqCst);
+            self.overflowed.store(true, Ordering::SeqCst);
             self.record_failure(
                 "the journal",
                 &io::Error::new(io::ErrorKind::StorageFull, "too many records wait for the disk"),
@@ -128,7 +128,7 @@ impl Shared {
             let queue = shared.queue.get_or_init(Queue::default);
             while let Some(record) = queue.next() {
                 shared.write(&record);
-                if shared.refused.swap(false, Ordering::SeqCst) {
+                if shared.overflowed.swap(false, Ordering::SeqCst) {
                     shared.marks.set_partial();
                 }
                 queue.finish();

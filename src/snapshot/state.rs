@@ -15,7 +15,7 @@ use super::facts::Fact;
 use super::file::{SavedBackend, SavedReply, SavedStatus};
 use super::fingerprint::fingerprint;
 use super::instance::Instance;
-use super::items::{ContainerFacts, container_items, enum_value, sandbox_items};
+use super::items::{ContainerRef, container_items, enum_value, sandbox_items};
 use super::life::Life;
 use super::list_bytes::ids;
 use super::lists::Lists;
@@ -47,8 +47,8 @@ pub(super) struct KnownState {
     pub(super) created: HashSet<Box<str>>,
     /// The IDs that it lists and another instance owns: nothing of them is shown.
     pub(super) foreign: HashSet<Box<str>>,
-    /// The count of forgotten owners when the owners of the newest sandbox and container list were learnt.
-    pub(super) learnt_at: [u64; 2],
+    /// The version of the owners map when the newest sandbox and container list were last learnt from.
+    pub(super) owners_version: [u64; 2],
     /// When the last live pair was completed.
     pub(super) listed_at: Option<SystemTime>,
     /// Whether that was since the start.
@@ -74,7 +74,7 @@ impl KnownState {
             ended: false,
             created: HashSet::new(),
             foreign: HashSet::new(),
-            learnt_at: [0; 2],
+            owners_version: [0; 2],
             listed_at: None,
             listed: false,
             disk: None,
@@ -144,7 +144,7 @@ impl KnownState {
             self.statuses.forget_by_change(id, seq);
         }
         if let Op::ContainerAdded(added) = op
-            && let Ok(facts) = ContainerFacts::parse(&added.item)
+            && let Ok(facts) = ContainerRef::parse(&added.item)
         {
             self.statuses.forget_by_change(facts.sandbox_id, seq);
         }
@@ -171,7 +171,8 @@ impl KnownState {
         self.lists.clear(seq);
     }
 
-    /// Forgets everything, that there is nothing too: its lists are not known.
+    /// Resets the state to unknown, not to empty: the backend answers at another endpoint, which was not
+    /// listed yet.
     pub(super) fn restart(&mut self, life: Life) {
         let instance = Instance { life, ..self.instance.clone() };
         *self = Self { drained: self.drained, ..Self::new(instance, &self.boot_id, self.seq) };
@@ -196,7 +197,7 @@ impl KnownState {
             || self.lists.unpaired_ids().contains(id)
     }
 
-    /// Takes for heard of what was listed: what was saved is not all there was.
+    /// Turns the saved lists into single items: the saved state is partial and must not answer a list.
     pub(super) fn doubt(&mut self) {
         let sandboxes = self.lists.all_seen(ListKind::Sandboxes);
         let containers = self.lists.all_seen(ListKind::Containers);

@@ -2,7 +2,8 @@
 //!
 //! What crimux promises is about real runtimes, so its last word is a test against them. A `Bed` is one
 //! private world of containerds; it lives exactly as long as the value, and if the test process dies, however
-//! it dies, the end of a pipe ends the bed. Nothing here knows how a runtime is configured: that is `dev/bed`'s.
+//! it dies, the end of a pipe ends the bed. Nothing here knows how a runtime is configured: that is
+//! `dev/bed`'s.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -77,8 +78,8 @@ impl Bed {
         Self::up_with(&[("a", "runc"), ("b", "crun"), ("g", "runsc")])
     }
 
-    /// Brings up the named backends, each with its default runtime (`runc`, `crun` or `runsc`, with `@VERSION`
-    /// of its containerd where that matters).
+    /// Brings up the named backends, each with its default runtime (`runc`, `crun` or `runsc`, with
+    /// `@VERSION` of its containerd where that matters).
     ///
     /// # Errors
     /// What `dev/bed` said when it does not come up.
@@ -176,8 +177,8 @@ impl Bed {
         checked(self.script("backend").args([name, runtime, net]))
     }
 
-    /// Adds the remote node `r1`: CRI with mTLS on 10.77.1.2:10010, streaming on 10.77.1.2:10011, certificates
-    /// in `tls/` of [`Bed::directory`].
+    /// Adds the remote node `r1`: CRI with mTLS on 10.77.1.2:10010, streaming on 10.77.1.2:10011,
+    /// certificates in `tls/` of [`Bed::directory`].
     ///
     /// # Errors
     /// If it does not come up.
@@ -185,7 +186,8 @@ impl Bed {
         checked(&mut self.script("node"))
     }
 
-    /// Adds a virtual machine with a kernel of its own: CRI with mTLS on 10.99.0.2:10010, streaming on :10011.
+    /// Adds a virtual machine with a kernel of its own: CRI with mTLS on 10.99.0.2:10010, streaming on
+    /// :10011.
     ///
     /// # Errors
     /// If it does not come up.

@@ -1,7 +1,8 @@
 //! A small CRI client: typed calls by tonic, raw calls by bare HTTP/2.
 //!
 //! The typed clients say what a test means; the raw ones say what is on the wire and hide nothing: response
-//! headers, message bytes, trailers, how the stream ended. Neither retries, for a test must see every failure.
+//! headers, message bytes, trailers, how the stream ended. Neither retries, for a test must see every
+//! failure.
 
 mod raw;
 mod requests;

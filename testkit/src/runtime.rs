@@ -1,15 +1,16 @@
 //! A simulated CRI runtime: a real server on a real socket, with its pods in memory and faults on demand.
 //!
 //! Tests of a proxy need backends that fail in exact ways at exact moments, that say afterwards which bytes
-//! reached them, and of which there can be many. No real runtime offers that. This one works on raw gRPC bytes,
-//! so that unknown fields, unknown RPCs and metadata can be compared byte for byte, and only decodes what it
-//! answers. It must never share code with what it tests.
+//! reached them, and of which there can be many. No real runtime offers that. This one works on raw gRPC
+//! bytes, so that unknown fields, unknown RPCs and metadata can be compared byte for byte, and only decodes
+//! what it answers. It must never share code with what it tests.
 //!
 //! ```no_run
 //! # async fn example() {
 //! use testkit::runtime::{Fault, SimRuntime};
 //!
-//! let runtime = SimRuntime::builder("containerd").handlers(["runc", "runsc"]).containers(500, 1).start().await;
+//! let builder = SimRuntime::builder("containerd").handlers(["runc", "runsc"]);
+//! let runtime = builder.containers(500, 1).start().await;
 //! runtime.fault("ListContainers", Fault::Hang);
 //! // … point the proxy at runtime.endpoint() …
 //! let calls = runtime.wait_for_call("ListContainers", 1).await;
@@ -133,8 +134,8 @@ impl SimRuntime {
 
     // Faults.
 
-    /// Lets a fault strike every call of `method` (the last segment of its path; `*` is every method that has no
-    /// fault of its own) from now on, in place of the one before.
+    /// Lets a fault strike every call of `method` (the last segment of its path; `*` is every method that has
+    /// no fault of its own) from now on, in place of the one before.
     pub fn fault(&self, method: &str, fault: Fault) {
         self.shared.faults.set(method, fault, None);
     }
@@ -169,13 +170,14 @@ impl SimRuntime {
         self.breaking.send_replace(());
     }
 
-    /// Says goodbye (GOAWAY) on all connections: calls under way are finished, new ones are taken on new connections.
+    /// Says goodbye (GOAWAY) on all connections: calls under way are finished, new ones are taken on new
+    /// connections.
     pub fn say_goodbye(&self) {
         self.shared.goodbye.send_replace(());
     }
 
-    /// Stops listening, breaks all connections and removes the socket. What it knows is kept, and its streaming
-    /// server goes on.
+    /// Stops listening, breaks all connections and removes the socket. What it knows is kept, and its
+    /// streaming server goes on.
     pub async fn stop(&self) {
         self.refuse_connections().await;
         if let Address::Unix(path) = &self.address {
@@ -207,16 +209,6 @@ impl SimRuntime {
         let listener = listener.expect("the address can be bound again");
         let server = server::serve(listener, Arc::clone(&self.shared), self.breaking.subscribe());
         self.replace_server(Some(tokio::spawn(server)));
-    }
-
-    /// Listens on the Unix socket at `path` from now on, with what it knew, and no longer where it did.
-    ///
-    /// # Panics
-    /// If the path cannot be bound.
-    pub async fn move_to(&mut self, path: impl Into<PathBuf>) {
-        self.stop().await;
-        self.address = Address::Unix(path.into());
-        self.start_again().await;
     }
 
     fn replace_server(&self, server: Option<JoinHandle<()>>) -> Option<JoinHandle<()>> {

@@ -14,7 +14,8 @@ use tokio_rustls::TlsAcceptor;
 
 const BOTH: &[&SupportedProtocolVersion] = &[&TLS13, &TLS12];
 
-/// Serves TLS on a port of its own: greets every peer with its ALPN protocol, then echoes. Ends with the test.
+/// Serves TLS on a port of its own: greets every peer with its ALPN protocol, then echoes. Ends with the
+/// test.
 async fn greeter(acceptor: TlsAcceptor) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();

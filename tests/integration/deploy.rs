@@ -1,9 +1,10 @@
-//! Checks of everything in `deploy/` and of the metrics reference in `docs/`, with the tools that read those files in real life.
+//! Checks of everything in `deploy/` and of the metrics reference in `docs/`, with the tools that read those
+//! files in real life.
 //!
-//! Unit files, rules, manifests and the node script are programs too: a typo in them is found on a node at night if it
-//! is not found here. Every check runs the tool itself (systemd-analyze, promtool, shellcheck, kubectl, sh) on a private
-//! root directory; where a tool is missing, the check says so on standard error and is skipped. Nothing here starts
-//! crimux, touches the machine's own configuration, or needs root.
+//! Unit files, rules, manifests and the node script are programs too: a typo in them is found on a node at
+//! night if it is not found here. Every check runs the tool itself (systemd-analyze, promtool, shellcheck,
+//! kubectl, sh) on a private root directory; where a tool is missing, the check says so on standard error and
+//! is skipped. Nothing here starts crimux, touches the machine's own configuration, or needs root.
 
 mod debian;
 mod helm;

@@ -1,6 +1,7 @@
 //! `docs/images.md` has the table of rules that the router follows, and no other.
 //!
-//! `UPDATE=1 cargo test --test integration image_rules` rewrites the table; the text around it is written by hand.
+//! `UPDATE=1 cargo test --test integration image_rules` rewrites the table; the text around it is written by
+//! hand.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,5 @@
-//! Parts of crimux through their public interfaces, without a running crimux: one binary, one file for each topic.
+//! Parts of crimux through their public interfaces, without a running crimux: one binary, one file for each
+//! topic.
 #![allow(clippy::unwrap_used, reason = "a test helper that fails has failed the test")]
 
 mod connect;

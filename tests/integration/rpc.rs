@@ -1,6 +1,8 @@
-//! `docs/rpc.md`: every RPC with its route, its rule and what happens when a backend fails, from the method table.
+//! `docs/rpc.md`: every RPC with its route, its rule and what happens when a backend fails, from the method
+//! table.
 //!
-//! The document cannot differ from the table that the proxy walks. `UPDATE=1 cargo test --test integration rpc` rewrites it.
+//! The document cannot differ from the table that the proxy walks. `UPDATE=1 cargo test --test integration
+//! rpc` rewrites it.
 
 use std::fmt::Write as _;
 

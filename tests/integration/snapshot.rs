@@ -1,4 +1,5 @@
-//! The snapshot as its users see it: restarts, the background writer, a disk that takes no writes, who may read.
+//! The snapshot as its users see it: restarts, the background writer, a disk that takes no writes, who may
+//! read.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

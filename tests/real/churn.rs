@@ -1,11 +1,13 @@
-//! Pods come and go over three containerds while each of them, and crimux itself, is killed, stopped and started.
+//! Pods come and go over three containerds while each of them, and crimux itself, is killed, stopped and
+//! started.
 //!
-//! A model holds what clients were told. One client for each backend makes and removes pods as kubelet does, another
-//! one lists and inspects without pause as PLEG and crictl do, and every answer is held against the model: nothing
-//! vanishes, nothing removed comes back, no call is told OK or `NotFound` that is not true, no list is late. After each
-//! round the runtimes themselves have the last word.
+//! A model holds what clients were told. One client for each backend makes and removes pods as kubelet does,
+//! another one lists and inspects without pause as PLEG and crictl do, and every answer is held against the
+//! model: nothing vanishes, nothing removed comes back, no call is told OK or `NotFound` that is not true, no
+//! list is late. After each round the runtimes themselves have the last word.
 //!
-//! `CRIMUX_CHURN_ROUNDS` and `CRIMUX_CHURN_SEED` make it longer or other; `dev/churn` is one command for both.
+//! `CRIMUX_CHURN_ROUNDS` and `CRIMUX_CHURN_SEED` make it longer or other; `dev/churn` is one command for
+//! both.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -60,7 +62,8 @@ struct Churn {
     socket: PathBuf,
     logs: PathBuf,
     model: Mutex<Model>,
-    /// Whether crimux itself is being killed: its clients then see what a client sees of a server that is gone.
+    /// Whether crimux itself is being killed: its clients then see what a client sees of a server that is
+    /// gone.
     no_crimux: AtomicBool,
     /// Counts the times that crimux was killed.
     kills: AtomicU32,
@@ -193,8 +196,8 @@ impl Churn {
     /// Judges a refusal: a backend may be out, and crimux itself may be.
     fn refused(&self, what: &str, status: &Status, kills: u32) {
         let killed = self.no_crimux.load(Ordering::SeqCst) || self.kills.load(Ordering::SeqCst) != kills;
-        // What a runtime says by itself is its own affair, as long as it does not deny what exists. A removal whose
-        // reply was lost may have been done.
+        // What a runtime says by itself is its own affair, as long as it does not deny what exists. A removal
+        // whose reply was lost may have been done.
         let leaving = self.model().leaving.keys().any(|id| status.message().contains(id.as_str()));
         let own = !status.message().starts_with("crimux") && (status.code() != Code::NotFound || leaving);
         let ours = status.code() == Code::Unavailable;

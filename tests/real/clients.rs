@@ -1,7 +1,9 @@
-//! Clients that share no code with crimux: gRPC's own implementation, through Python, and grpc-go, which is kubelet's.
+//! Clients that share no code with crimux: gRPC's own implementation, through Python, and grpc-go, which is
+//! kubelet's.
 //!
-//! Two tonics understand each other even where both are wrong. The client in Python writes its messages byte by byte,
-//! so that not even the API's definition is shared; the one in Go is containerd's own, which asks for what is not CRI.
+//! Two tonics understand each other even where both are wrong. The client in Python writes its messages byte
+//! by byte, so that not even the API's definition is shared; the one in Go is containerd's own, which asks
+//! for what is not CRI.
 
 use std::path::Path;
 

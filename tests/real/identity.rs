@@ -1,7 +1,7 @@
 //! The file is edited under running pods: a runtime is what answers, whatever it is called.
 //!
-//! Each edit is judged as kubelet judges: the same sandboxes and containers, each listed once and in the same state,
-//! and the processes in them are those that were started.
+//! Each edit is judged as kubelet judges: the same sandboxes and containers, each listed once and in the same
+//! state, and the processes in them are those that were started.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -66,8 +66,8 @@ async fn started(pods: &mut Pods, pod: &Pod) -> Result<Vec<u8>, tonic::Code> {
     pods.exec(&pod.container, &script).await.map(|reply| reply.stdout).map_err(|status| status.code())
 }
 
-/// A configuration with these backends, each a name and the runtime of the bed that it leads to, and a handler named
-/// like each.
+/// A configuration with these backends, each a name and the runtime of the bed that it leads to, and a
+/// handler named like each.
 fn file(bed: &Bed, backends: &[(&str, &str)]) -> String {
     let entry = |(name, at): &(&str, &str)| {
         format!("  {name}: {{ endpoint: \"unix://{}\" }}\n", bed.socket(at).display())

@@ -1,7 +1,7 @@
 //! Images of two containerds that share nothing: each pod's image is its own backend's, whatever restarts.
 //!
-//! kubelet's image calls are played in its order, with its decisions, and what they led to is looked up on the
-//! backends themselves, past crimux.
+//! kubelet's image calls are played in its order, with its decisions, and what they led to is looked up on
+//! the backends themselves, past crimux.
 
 use std::path::Path;
 

@@ -53,7 +53,8 @@ async fn filters_filter_on_a_containerd_itself() {
     Box::pin(filters_filter(&mut pods, &ran)).await;
 }
 
-/// Each of three running pods is found by its ID, by its label, by its state, and its container by its sandbox.
+/// Each of three running pods is found by its ID, by its label, by its state, and its container by its
+/// sandbox.
 async fn filters_filter(pods: &mut Pods, ran: &[Pod]) {
     for pod in ran {
         let only = BTreeSet::from([pod.sandbox.clone()]);

@@ -2,7 +2,8 @@
 //!
 //! What runtimes really do is the last word, so each promise is shown here once on them; everything that a
 //! simulated runtime can show is tested against those, in less time. The checks that any runtime must pass
-//! also run against a containerd without crimux between, which shows that they test crimux and not themselves.
+//! also run against a containerd without crimux between, which shows that they test crimux and not
+//! themselves.
 //!
 //! They run where `CRIMUX_REAL=1` says so (`./dev/test real`), and are skipped loudly elsewhere.
 

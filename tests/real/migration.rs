@@ -1,7 +1,7 @@
 //! `docs/migration.md`, played step by step on a node whose pods run on: to a second containerd, and back.
 //!
-//! The pieces of configuration are the guide's own, taken out of its text with the sockets of this bed put in, and
-//! the commands are those that it names. Where a pod is, is asked at the containerds themselves.
+//! The pieces of configuration are the guide's own, taken out of its text with the sockets of this bed put
+//! in, and the commands are those that it names. Where a pod is, is asked at the containerds themselves.
 
 use testkit::bed::Bed;
 use testkit::bed::pods::{Pod, container_config};
@@ -17,8 +17,8 @@ use node::{NEW, Node, OLD, SPEAK, configuration, guide, guide_piece};
 
 mod node;
 
-/// A pod that the guide's split of 9 to 1 sends to the old backend, and one that it sends to the new one: by uid,
-/// in every release of crimux.
+/// A pod that the guide's split of 9 to 1 sends to the old backend, and one that it sends to the new one: by
+/// uid, in every release of crimux.
 const CANARIES: [(&str, &str); 2] = [("canary-0", OLD), ("canary-2", NEW)];
 
 /// The node before: one containerd, and the handler that leads to it.
@@ -36,8 +36,8 @@ fn re_pointed(bed: &Bed) -> String {
     configuration(bed, NEW, &[&guide(bed, "2."), &guide(bed, "4.")])
 }
 
-/// The pods of the node: one that stays untouched, one that is kept in place, one that is created again, and one
-/// without a RuntimeClass.
+/// The pods of the node: one that stays untouched, one that is kept in place, one that is created again, and
+/// one without a RuntimeClass.
 struct Running {
     untouched: Pod,
     working: Pod,
@@ -163,7 +163,8 @@ async fn try_it_with_a_few_pods(bed: &Bed, node: &mut Node<'_>) {
     let route = node.does("route runc");
     assert!(route.contains("10%") && route.contains(NEW), "{route}");
 
-    // "The choice depends on the pod's uid, so a retry lands where the first try did", over a restart as well.
+    // "The choice depends on the pod's uid, so a retry lands where the first try did", over a restart as
+    // well.
     for restarted in [false, true] {
         if restarted {
             node.kill_and_start().await;
@@ -338,7 +339,8 @@ async fn take_it_out(bed: &Bed, node: &mut Node<'_>, running: &Running) {
     assert_eq!(node.pods.list().await.unwrap().len(), 4);
 }
 
-/// "Going back", from step 6: "put it back into the configuration, reload; it recovers its sandboxes by listing"
+/// "Going back", from step 6: "put it back into the configuration, reload; it recovers its sandboxes by
+/// listing"
 async fn put_it_back(bed: &Bed, node: &mut Node<'_>) {
     bed.restart(OLD).unwrap();
     let mut direct = world::dial(bed, &bed.socket(OLD)).await;

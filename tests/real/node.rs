@@ -1,7 +1,7 @@
 //! A real kubelet on crimux: `dev/node`, driven by kubectl and watched through the API server.
 //!
-//! What crimux promises is that kubelet does not notice it, so the judge here is what Kubernetes records of each pod:
-//! a restart, a change of its readiness or a second sandbox is a failure, wherever it comes from.
+//! What crimux promises is that kubelet does not notice it, so the judge here is what Kubernetes records of
+//! each pod: a restart, a change of its readiness or a second sandbox is a failure, wherever it comes from.
 
 use std::collections::BTreeMap;
 use std::fs::File;

@@ -1,7 +1,8 @@
-//! A backend on another host: CRI over mutual TLS, streams through crimux, and everything that can go wrong between.
+//! A backend on another host: CRI over mutual TLS, streams through crimux, and everything that can go wrong
+//! between.
 //!
-//! The other host is a containerd with network, mounts and host name of its own, on the other end of a cable that can
-//! be pulled. kubelet's place is inside the bed, where crimux and the client of the streams are.
+//! The other host is a containerd with network, mounts and host name of its own, on the other end of a cable
+//! that can be pulled. kubelet's place is inside the bed, where crimux and the client of the streams are.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -259,13 +260,14 @@ async fn a_pulled_cable_is_noticed_and_mends_itself() {
 #[tokio::test]
 async fn a_black_hole_is_noticed_and_mends_itself() {
     let text = "10.77.1.2:10010: not connected within 1s: connecting took too long";
-    // On their way in: what netfilter drops on its way out fails at once in the kernel, which then may look at
-    // `TCP_USER_TIMEOUT` at its next retransmission only, and that is twice as late. No network does that.
+    // On their way in: what netfilter drops on its way out fails at once in the kernel, which then may look
+    // at `TCP_USER_TIMEOUT` at its next retransmission only, and that is twice as late. No network does that.
     let rule = "INPUT -s 10.77.1.2 -j DROP";
     silence(&format!("iptables -A {rule}"), &format!("iptables -D {rule}"), text).await;
 }
 
-/// Backends that cannot be reached for their certificates: name, entry of `backends`, what the error must say.
+/// Backends that cannot be reached for their certificates: name, entry of `backends`, what the error must
+/// say.
 fn faults(bed: &Bed) -> [(&'static str, String, String); 6] {
     let directory = bed.directory().join("tls");
     let directory = directory.display();

@@ -1,7 +1,8 @@
-//! Exec, attach and port-forward as kubectl uses them: the URL comes from the CRI, a client inside the bed dials it.
+//! Exec, attach and port-forward as kubectl uses them: the URL comes from the CRI, a client inside the bed
+//! dials it.
 //!
-//! The client is `stream.py`, which knows nothing of crimux and nothing of CRI runtimes: what it is told by a URL of
-//! crimux must be what a runtime's own URL would have told it.
+//! The client is `stream.py`, which knows nothing of crimux and nothing of CRI runtimes: what it is told by a
+//! URL of crimux must be what a runtime's own URL would have told it.
 
 use std::process::Output;
 
@@ -88,7 +89,8 @@ pub(crate) fn port(url: &str) -> u16 {
     authority.rsplit(':').next().unwrap().parse().unwrap()
 }
 
-/// Exec without and with a terminal, attach and port-forward, under a handler. Returns a URL of each, used up.
+/// Exec without and with a terminal, attach and port-forward, under a handler. Returns a URL of each, used
+/// up.
 pub(crate) async fn every_kind(bed: &Bed, pods: &mut Pods, handler: &str) -> [String; 4] {
     let pod = pods.run("web", handler, &SERVE).await.unwrap();
     let exec = exec_url(pods, &pod.container, &["head", "-c", MUCH], false).await.unwrap();

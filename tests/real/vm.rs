@@ -1,7 +1,7 @@
 //! A backend in a virtual machine: pods under a kernel of their own, beside those of this node.
 //!
-//! The machine is emulated where there is no hardware for it, so times are generous here; that crimux keeps its own
-//! times is shown on the others. Its logs and certificates are in a folder that both sides share.
+//! The machine is emulated where there is no hardware for it, so times are generous here; that crimux keeps
+//! its own times is shown on the others. Its logs and certificates are in a folder that both sides share.
 
 use std::collections::BTreeSet;
 

@@ -1,7 +1,7 @@
 //! What every real test stands in: three runtimes, crimux in front of them, a client on its socket.
 //!
-//! The configuration is text as a user would write it, and crimux is the built binary, so that nothing of it is
-//! tested that a user would not get.
+//! The configuration is text as a user would write it, and crimux is the built binary, so that nothing of it
+//! is tested that a user would not get.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use testkit::bed::{Bed, Inside};
 use testkit::cri::{ContainerState, ContainerStatusRequest, PodSandboxState, PodSandboxStatusRequest};
 use tonic::Code;
 
-/// The three usual backends and their default runtimes: the newest containerd, and the oldest that is supported.
+/// The three usual backends and their default runtimes: the newest containerd, and the oldest that is
+/// supported.
 pub(crate) const BACKENDS: [(&str, &str); 3] =
     [("a", "runc@newest"), ("b", "crun@2.1"), ("g", "runsc@newest")];
 

@@ -1,5 +1,5 @@
-//! The rest of the API: pod metrics, stats from elsewhere, checkpoint and restore, old and future versions, and
-//! four runtimes that differ in everything behind one crimux.
+//! The rest of the API: pod metrics, stats from elsewhere, checkpoint and restore, old and future versions,
+//! and four runtimes that differ in everything behind one crimux.
 
 use std::collections::{BTreeMap, BTreeSet};
 

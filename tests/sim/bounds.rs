@@ -1,4 +1,5 @@
-//! One slow thing is one slow thing: what a disk, a port, a stream, a call or an object that hangs leaves alone.
+//! One slow thing is one slow thing: what a disk, a port, a stream, a call or an object that hangs leaves
+//! alone.
 //!
 //! Bounds on time are those that a hang would break; nothing here measures how fast something is.
 

@@ -224,8 +224,8 @@ async fn at_400_pixels_nothing_scrolls_sideways_but_a_table() {
     assert!(said.starts_with("width=400 wide= cut=0 sections=5"), "{said}");
 }
 
-/// Serves [`FRAME`] at `/frame`, and everything else from crimux, so that both are of one origin; crimux's page
-/// forbids to be framed, which is taken off.
+/// Serves [`FRAME`] at `/frame`, and everything else from crimux, so that both are of one origin; crimux's
+/// page forbids to be framed, which is taken off.
 async fn framed(address: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/frame", listener.local_addr().unwrap());

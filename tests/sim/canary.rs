@@ -1,5 +1,5 @@
-//! Moving pods one by one: a split for pods without a RuntimeClass, one pod that an operator aims, a drain that
-//! says what is left; and the names that a shell completes meanwhile.
+//! Moving pods one by one: a split for pods without a RuntimeClass, one pod that an operator aims, a drain
+//! that says what is left; and the names that a shell completes meanwhile.
 
 use std::process::{Command, Stdio};
 

@@ -36,7 +36,8 @@ pub(crate) async fn over_tls(runtime: &SimRuntime, shown: &Issued, clients: &Aut
     port
 }
 
-/// Runs doctor with the TLS files `files` against a backend whose certificate is `shown`; returns exit code and findings.
+/// Runs doctor with the TLS files `files` against a backend whose certificate is `shown`; returns exit code
+/// and findings.
 async fn examined(shown: &Issued, clients: &Authority, files: &Files) -> (i32, String) {
     let runtime = SimRuntime::builder("containerd").start().await;
     let port = over_tls(&runtime, shown, clients).await;

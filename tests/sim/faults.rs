@@ -1,8 +1,8 @@
 //! Every fault of a simulated runtime on every RPC of the API.
 //!
-//! Two backends stand behind crimux and a fault strikes one of them. What the client is told must be one of the
-//! outcomes that the method's route allows, come within a bound, and leave the other backend alone; once the fault
-//! is over everything is as the backends have it, and every call works again.
+//! Two backends stand behind crimux and a fault strikes one of them. What the client is told must be one of
+//! the outcomes that the method's route allows, come within a bound, and leave the other backend alone; once
+//! the fault is over everything is as the backends have it, and every call works again.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -214,7 +214,7 @@ async fn strike_all(fault: Fault) {
         Rpc::ListPodSandboxMetrics,
         Rpc::ListMetricDescriptors,
     ] {
-        assert_eq!(world.call(method::of(rpc), None).await, Code::Ok, "{}", rpc.name());
+        assert_eq!(world.call(method::row(rpc), None).await, Code::Ok, "{}", rpc.name());
     }
     // The stream of events has no end to wait for; `events.rs` strikes it.
     for method in method::all().iter().filter(|method| method.route != Route::Events) {

@@ -1,8 +1,8 @@
 //! Forwarding: bytes in, same bytes out.
 //!
 //! Every claim is held on each of the ways that a reply can take through crimux: passed on while it arrives
-//! (`ReopenContainerLog`, `PullImage`), collected and learnt from (`UpdateContainerResources`, the creates) and
-//! read within a deadline (`ContainerStatus`).
+//! (`ReopenContainerLog`, `PullImage`), collected and learnt from (`UpdateContainerResources`, the creates)
+//! and read within a deadline (`ContainerStatus`).
 
 use bytes::Bytes;
 use http::HeaderMap;

@@ -1,9 +1,9 @@
 //! Whatever the order in which pods start, kubelet restarts and backends fail: no container is created where
 //! its image is not, none runs as another image's user, and a policy of Never never pulls.
 //!
-//! Pods on three backends use a handful of image names, which may mean different images with different users in
-//! each store. kubelet's calls are played one at a time, in a random interleaving, some of them at once; each
-//! answer is judged against the stores themselves.
+//! Pods on three backends use a handful of image names, which may mean different images with different users
+//! in each store. kubelet's calls are played one at a time, in a random interleaving, some of them at once;
+//! each answer is judged against the stores themselves.
 
 #![allow(clippy::large_futures)]
 
@@ -88,7 +88,8 @@ struct Pod {
     sandbox: String,
     /// Whether crimux has seen its `config.seen` together with its uid.
     known: bool,
-    /// When it was last told, by a `config.seen` that crimux has not seen with its uid, that its image is there.
+    /// When it was last told, by a `config.seen` that crimux has not seen with its uid, that its image is
+    /// there.
     told: Option<Instant>,
     /// `told` of a kubelet that restarted since: whose start that was, crimux cannot know.
     left: Option<Instant>,
@@ -203,8 +204,8 @@ impl World {
         testkit::eventually(SOON, async || self.crimux.metric(&series).await == Some(up)).await;
     }
 
-    /// Starts a backend again once crimux has seen it go: else what follows may meet the end of a connection that
-    /// crimux still takes for a good one.
+    /// Starts a backend again once crimux has seen it go: else what follows may meet the end of a connection
+    /// that crimux still takes for a good one.
     async fn back(&self, backend: usize) {
         self.is(BACKENDS[backend], 0.0).await;
         self.runtimes[backend].start_again().await;
@@ -233,7 +234,8 @@ impl World {
                     Step::KubeletRestarts => pods.iter_mut().for_each(restart),
                     Step::Collect(reference) => self.collect(&image(reference)).await,
                     Step::CollectId(reference, plain) => self.collect_id(&image(reference), plain).await?,
-                    // Soon after its start crimux answers from the other stores while the default backend's is away.
+                    // Soon after its start crimux answers from the other stores while the default backend's
+                    // is away.
                     Step::Client(_) if !steady => {}
                     Step::Client(reference) => self.ask_as_client(&image(reference), &pods).await?,
                     Step::Hang(backend) if hung.remove(&backend) => self.runtimes[backend].clear_faults(),
@@ -398,7 +400,8 @@ impl World {
         Some((image.id.clone(), image.uid.map_or(0, |uid| uid.value)))
     }
 
-    /// Removes an image by an ID: of the stores that list this very ID it is gone, and in all others as before.
+    /// Removes an image by an ID: of the stores that list this very ID it is gone, and in all others as
+    /// before.
     async fn collect_id(&self, image: &str, plain: bool) -> Result<(), TestCaseError> {
         let lists = || {
             self.runtimes.each_ref().map(|runtime| {
@@ -421,8 +424,8 @@ impl World {
         Ok(())
     }
 
-    /// What a client that names no pod is told while no pod is starting this image is what the default backend has,
-    /// or nothing while that is not certain.
+    /// What a client that names no pod is told while no pod is starting this image is what the default
+    /// backend has, or nothing while that is not certain.
     async fn ask_as_client(&self, image: &str, pods: &[Pod]) -> Result<(), TestCaseError> {
         let is_left = |pod: &Pod| pod.left.is_some_and(|told| told.elapsed() < LONGEST_START);
         let is_starting = |pod: &Pod| pod.image == image && (pod.next != Next::Done || is_left(pod));

@@ -1,4 +1,5 @@
-//! Malformed input, from clients and from backends: a clear status, nothing lost, nothing allocated on a claim.
+//! Malformed input, from clients and from backends: a clear status, nothing lost, nothing allocated on a
+//! claim.
 
 use std::time::Duration;
 

@@ -1,7 +1,7 @@
 //! An outage is never a lie: what crimux answers while a backend is killed, stopped, wrong or slow.
 //!
-//! Every test says what must not change for the client. Bounds on time are generous, because a slow machine is no
-//! fault of crimux; where "at once" is meant, the record of the calls that reached the backend says it.
+//! Every test says what must not change for the client. Bounds on time are generous, because a slow machine
+//! is no fault of crimux; where "at once" is meant, the record of the calls that reached the backend says it.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

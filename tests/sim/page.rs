@@ -1,4 +1,5 @@
-//! The status page and the metrics tell the same story as `crimux status`: who drains, who works, what was reloaded.
+//! The status page and the metrics tell the same story as `crimux status`: who drains, who works, what was
+//! reloaded.
 
 use nix::sys::signal::Signal;
 use testkit::client::sandbox_config;

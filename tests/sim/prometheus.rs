@@ -1,5 +1,5 @@
-//! What Prometheus sees: every metric that the docs, the rules and the dashboard name exists, with those labels,
-//! and a real Prometheus reads them.
+//! What Prometheus sees: every metric that the docs, the rules and the dashboard name exists, with those
+//! labels, and a real Prometheus reads them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader};

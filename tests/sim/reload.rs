@@ -105,7 +105,8 @@ async fn handlers_and_backends_come_and_go_under_calls_and_none_fails() {
         busy.goes_on().await;
         let refused = crimux.client().runtime().run_pod_sandbox(sandbox_config("n").run("more")).await;
         assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
-        // Two looks in a row, five seconds apart, must find no call of it in flight, and lists go on all the time.
+        // Two looks in a row, five seconds apart, must find no call of it in flight, and lists go on all the
+        // time.
         eventually(6 * SOON, async || crimux.metric("crimux_backend_up{backend=\"b\"}").await.is_none())
             .await;
     }

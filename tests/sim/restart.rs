@@ -24,8 +24,8 @@ const CLIENTS: usize = 4;
 /// What clients were told.
 #[derive(Debug, Default, Clone)]
 struct Model {
-    /// Said to be created, and not asked to be removed. What was made without a word is in none of these until it
-    /// is removed: a list shows it, but that is written only every few seconds.
+    /// Said to be created, and not asked to be removed. What was made without a word is in none of these
+    /// until it is removed: a list shows it, but that is written only every few seconds.
     there: BTreeSet<String>,
     /// Removed.
     gone: BTreeSet<String>,
@@ -44,7 +44,8 @@ async fn every_acknowledged_create_and_removal_survives_a_kill_at_any_moment() {
     crimux.wait_ready().await;
     let model = Arc::new(Mutex::new(Model::default()));
     let mut rng = Rng::with_seed(seed);
-    // An end in order leaves a first snapshot: a start without any says that it knows nothing, which is no lie.
+    // An end in order leaves a first snapshot: a start without any says that it knows nothing, which is no
+    // lie.
     crimux.restart().await;
     crimux.wait_ready().await;
     let first = create(&crimux.client(), "first", "a").await.unwrap();

@@ -1,5 +1,5 @@
-//! Where a call goes: by handler, by owner, by a unique prefix; and what happens to an ID that nobody is known
-//! to own. Nothing is ever guessed, and what cannot be asked is never taken for absent.
+//! Where a call goes: by handler, by owner, by a unique prefix; and what happens to an ID that nobody is
+//! known to own. Nothing is ever guessed, and what cannot be asked is never taken for absent.
 
 use bytes::Bytes;
 use crimux::method::{self, Kind, OnUnknownId, Route};

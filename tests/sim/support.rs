@@ -25,8 +25,8 @@ pub(crate) struct Crimux {
     pub(crate) dir: TempDir,
 }
 
-/// Writes the configuration: `backends` by name, each known under its name as handler too; `more` is YAML that
-/// is put at the end.
+/// Writes the configuration: `backends` by name, each known under its name as handler too; `more` is YAML
+/// that is put at the end.
 pub(crate) fn config(dir: &TempDir, backends: &[(&str, &SimRuntime)], more: &str) -> String {
     let at = dir.path().display();
     let mut yaml = format!("listen: unix://{at}/crimux.sock\nlisten_owner: self\nstate_dir: {at}/state\n");
@@ -44,7 +44,8 @@ pub(crate) fn config(dir: &TempDir, backends: &[(&str, &SimRuntime)], more: &str
 }
 
 impl Crimux {
-    /// Starts crimux in front of these backends, the first one being the default, and waits until it is ready.
+    /// Starts crimux in front of these backends, the first one being the default, and waits until it is
+    /// ready.
     pub(crate) async fn start(backends: &[(&str, &SimRuntime)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let yaml = config(&dir, backends, "");

@@ -1,8 +1,9 @@
-//! crimux under systemd, whose side of the protocols is played here: socket activation, notification, watchdog.
+//! crimux under systemd, whose side of the protocols is played here: socket activation, notification,
+//! watchdog.
 //!
-//! A socket that systemd holds outlives crimux, so a restart refuses no connection. The listening socket is handed
-//! over as systemd does it, by file descriptor 3 and `LISTEN_FDS`; where `systemd-socket-activate` is installed it
-//! does the same once more.
+//! A socket that systemd holds outlives crimux, so a restart refuses no connection. The listening socket is
+//! handed over as systemd does it, by file descriptor 3 and `LISTEN_FDS`; where `systemd-socket-activate` is
+//! installed it does the same once more.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
@@ -104,7 +105,8 @@ async fn list(socket: &Path) -> Result<usize, String> {
     }
 }
 
-/// Lists every 50 ms, whether or not the list before was answered, until it is told to stop; returns what it saw.
+/// Lists every 50 ms, whether or not the list before was answered, until it is told to stop; returns what it
+/// saw.
 async fn list_on(socket: PathBuf, answered: Arc<AtomicUsize>, stop: Drain) -> Vec<Result<usize, String>> {
     let mut lists = JoinSet::new();
     let mut tick = tokio::time::interval(Duration::from_millis(50));

@@ -1,5 +1,5 @@
-//! Small answers and texts that must be so: fatal errors in the format of the log, IDs that nobody owns, names of
-//! what conflicts, series that hold something.
+//! Small answers and texts that must be so: fatal errors in the format of the log, IDs that nobody owns,
+//! names of what conflicts, series that hold something.
 
 use std::collections::BTreeSet;
 use std::process::Command;

@@ -1,7 +1,7 @@
 //! The image calls of kubelet 1.36, in its order, for one container start at a time.
 //!
-//! kubelet decides by what each call answers, so a test of image routing has to decide in the same way. Source:
-//! `images/image_manager.go EnsureImageExists`, `kuberuntime_container.go startContainer`,
+//! kubelet decides by what each call answers, so a test of image routing has to decide in the same way.
+//! Source: `images/image_manager.go EnsureImageExists`, `kuberuntime_container.go startContainer`,
 //! `helpers.go getImageUser`; the order was recorded from a real kubelet.
 
 // Each binary that shares this uses a part of it, and shows failures only by `Debug`.

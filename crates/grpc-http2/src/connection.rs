@@ -17,8 +17,8 @@ use crate::{Error, Shared};
 const READ: usize = 256 << 10;
 /// An incomplete frame up to this length is copied in front of the next read, a longer one is appended to.
 const SHORT_REST: usize = 4 << 10;
-/// How often the socket is read before other tasks have their turn. A server goes on once it has handed out
-/// the requests that arrived, until the runtime's own budget ends its turn.
+/// The most reads in one poll, after which other tasks run. A server continues once it has handed out the
+/// requests that arrived, until the runtime's own budget ends its poll.
 const READS_PER_POLL: usize = 8;
 /// How often to yield instead of sleeping while a message is half received: the peer is writing the rest at
 /// this moment, and sleeping and waking costs more than the wait.

@@ -1,4 +1,4 @@
-//! Dispatch of received frames: what of a frame is wrong before its stream is looked at, and whom it goes to.
+//! Validates received frames independently of stream state, and dispatches them to [`State`].
 //!
 //! Every violation ends either one stream ([`State::reset_stream`]) or, returned as an error from here, the
 //! connection, with the error code of the section that is named.

@@ -224,7 +224,7 @@ impl State {
 
     fn wake_pending_open(&mut self) {
         if self.open < self.peer.max_streams {
-            // All of them: one may be gone, and its place with it.
+            // Wakes all: a waiter that was dropped would swallow the wake-up.
             self.pending_open.drain(..).for_each(Waker::wake);
         }
     }

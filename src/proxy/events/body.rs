@@ -72,7 +72,7 @@ impl Source {
         let mut request = BytesMut::new();
         wire::put_bytes(&mut request, OBJECT_ID, id.as_bytes());
         let message = Message::new(&request).framed();
-        let asked = self.backend.fetch(method::of(rpc), own_headers(wait), message);
+        let asked = self.backend.fetch(method::row(rpc), own_headers(wait), message);
         let reply = tokio::time::timeout(wait, asked).await.ok()?.ok()?;
         let encoded = reply.message.encoded_bytes();
         let status = wire::peek_bytes(&encoded, &[STATUS]).ok()??;

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::cri::{ContainerEventType as Type, field, field_path};
 use crate::snapshot::{
-    CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerFacts, SANDBOX_READY,
+    CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerRef, SANDBOX_READY,
     SandboxRef, container_items, sandbox_items,
 };
 use crate::wire::{self, WireError};
@@ -141,7 +141,7 @@ impl ClientView {
         self.last_events.retain(|_, (event, _)| *event > since);
         let newer = |id: &str| self.last_events.contains_key(id);
         let mut listed_sandboxes: Vec<SandboxRef<'_>> = sandbox_items(sandboxes).collect::<Result<_, _>>()?;
-        let mut listed_containers: Vec<ContainerFacts<'_>> =
+        let mut listed_containers: Vec<ContainerRef<'_>> =
             container_items(containers).collect::<Result<_, _>>()?;
         listed_sandboxes.retain(|facts| !newer(facts.id));
         listed_containers.retain(|facts| !newer(facts.id));
@@ -186,7 +186,7 @@ impl ClientView {
         }
     }
 
-    fn new_containers(&mut self, listed: &[ContainerFacts<'_>], changes: &mut Vec<MissingEvent>) {
+    fn new_containers(&mut self, listed: &[ContainerRef<'_>], changes: &mut Vec<MissingEvent>) {
         for facts in listed {
             let known = self.containers.get(facts.id).map(|known| known.state);
             let status = self.sandboxes.get(facts.sandbox_id).map(|sandbox| sandbox.status.clone());
@@ -213,7 +213,7 @@ impl ClientView {
     fn find_removed(
         &mut self,
         sandboxes: &[SandboxRef<'_>],
-        containers: &[ContainerFacts<'_>],
+        containers: &[ContainerRef<'_>],
         changes: &mut Vec<MissingEvent>,
     ) {
         let listed: std::collections::HashSet<&str> =

@@ -48,13 +48,13 @@ impl Source {
             Err(error) => Ended::Lost(error.to_string()),
         };
         if matches!(ended, Ended::Refused(_)) {
-            self.backend.last.set_streams_events(false);
+            self.backend.last_known.set_streams_events(false);
         }
         ended
     }
 
     async fn follow(&self, trial: &mut Option<Instant>) -> Result<Code, Error> {
-        let method = method::of(Rpc::GetContainerEvents);
+        let method = method::row(Rpc::GetContainerEvents);
         let request = CallRequest::of(method, without_deadline(), Message::new(&[]).framed());
         let calling = self.backend.call(request);
         let reply = self.on_trial(trial, calling).await?;
@@ -94,8 +94,8 @@ impl Source {
         let (whole, left_out) = required::remove_incomplete(required::CheckedReply::Event, encoded)?;
         let (text, repaired) = utf8::repair("ContainerEventResponse", &whole)?;
         let (left, name) = (&self.node.left_out, &self.backend.name);
-        left.items(name, Rpc::GetContainerEvents.name(), left_out);
-        left.texts(name, Rpc::GetContainerEvents.name(), repaired);
+        left.record_items(name, Rpc::GetContainerEvents.name(), left_out);
+        left.record_texts(name, Rpc::GetContainerEvents.name(), repaired);
         if left_out > 0 {
             return Ok(None);
         }
@@ -125,7 +125,7 @@ impl Source {
 
     fn passed_trial(&self, trial: &mut Option<Instant>) {
         if trial.take().is_some() {
-            self.backend.last.set_streams_events(true);
+            self.backend.last_known.set_streams_events(true);
             self.feed.set_streaming(true);
             self.opened.notify_one();
         }

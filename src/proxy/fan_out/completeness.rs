@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::error::Error;
 use crate::merge;
 use crate::method::List;
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 use crate::snapshot::InstanceId;
 
 /// What one backend contributes to a list.
@@ -17,14 +17,12 @@ pub(in crate::proxy) struct Contribution {
     pub(in crate::proxy) backend: Arc<Backend>,
     /// Encoded items of field 1.
     pub(in crate::proxy) items: Bytes,
-    /// The IDs that another backend owned when the items were taken.
-    pub(in crate::proxy) foreign: Vec<Box<str>>,
-    /// Whether it has items; those of a stream were sent already.
+    /// Whether the backend has items. `items` is empty for a streamed list, which was sent already.
     pub(in crate::proxy) has_items: bool,
     /// Whether the backend answered this call.
     pub(in crate::proxy) live: bool,
     /// The error that the backend answered with; the items are then last-known.
-    pub(in crate::proxy) refusal: Option<Error>,
+    pub(in crate::proxy) error: Option<Error>,
 }
 
 impl Contribution {
@@ -53,7 +51,7 @@ pub(super) enum Absence {
     /// The backend answered `Unimplemented`.
     Unimplemented(Error),
     /// The backend answered with an error, and nothing is last-known.
-    Refused(Error),
+    Failed(Error),
 }
 
 /// Decides whether the contributions form a complete list.
@@ -63,7 +61,7 @@ pub(in crate::proxy) struct Completeness {
     /// Whether any backend has sent an item just now.
     live_items: bool,
     /// The first error of its own that a backend answered with.
-    refusal: Option<Error>,
+    first_error: Option<Error>,
     lacking: Vec<NoContribution>,
 }
 
@@ -73,23 +71,23 @@ impl Completeness {
         &mut self,
         contribution: Result<Contribution, NoContribution>,
     ) -> Option<Contribution> {
-        let refusal = match &contribution {
+        let error = match &contribution {
             Ok(contribution) => {
                 self.any = true;
                 self.live_items |= contribution.live && contribution.has_items;
-                contribution.refusal.as_ref()
+                contribution.error.as_ref()
             }
-            Err(NoContribution { why: Absence::Refused(error), .. }) => Some(error),
+            Err(NoContribution { why: Absence::Failed(error), .. }) => Some(error),
             Err(_) => None,
         };
-        self.refusal = self.refusal.take().or_else(|| refusal.cloned());
+        self.first_error = self.first_error.take().or_else(|| error.cloned());
         contribution.map_err(|lacking| self.lacking.push(lacking)).ok()
     }
 
     /// Returns the error of an incomplete list; records the backends that a complete one lacks. An empty list
     /// of measured values would mean that no pod uses anything: if a backend answered with an error, that
     /// error is the reply. `scoped` is true on a backend's own socket.
-    pub(in crate::proxy) fn check(self, node: &ProxyState, list: List, scoped: bool) -> Result<(), Error> {
+    pub(in crate::proxy) fn check(self, node: &NodeState, list: List, scoped: bool) -> Result<(), Error> {
         let unimplemented = self.lacking.iter().find_map(|lacking| match &lacking.why {
             Absence::Unimplemented(error) => Some(error.clone()),
             _ => None,
@@ -99,8 +97,8 @@ impl Completeness {
         }
         // kubelet asks for descriptors once, so those that are remembered are better than an error.
         let has_values = if list == List::MetricDescriptors { self.any } else { self.live_items };
-        if let Some(refusal) = self.refusal.filter(|_| list.is_measured() && !has_values) {
-            return Err(refusal);
+        if let Some(error) = self.first_error.filter(|_| list.is_measured() && !has_values) {
+            return Err(error);
         }
         let promised = list == List::SandboxStats && !scoped && node.promised_pod_stats() == Some(true);
         if let Some(error) = unimplemented.filter(|_| !self.any && !promised) {
@@ -123,7 +121,7 @@ impl Completeness {
             return Err(Error::NeverListed(vec![Arc::clone(&default.name)]));
         }
         for NoContribution { backend, why } in &self.lacking {
-            node.left_out.backend(backend, list.unary().name, why.cause().as_deref());
+            node.left_out.record_backend(backend, list.unary().name, why.cause().as_deref());
         }
         Ok(())
     }
@@ -134,7 +132,7 @@ impl Absence {
     fn cause(&self) -> Option<String> {
         match self {
             Self::Unknown => None,
-            Self::Unimplemented(error) | Self::Refused(error) => Some(error.to_string()),
+            Self::Unimplemented(error) | Self::Failed(error) => Some(error.to_string()),
         }
     }
 }

@@ -8,18 +8,18 @@ use http::HeaderMap;
 use tonic::Code;
 
 use super::completeness::{Absence, Contribution, NoContribution};
-use crate::backend::{Backend, Class, Collected};
+use crate::backend::{Backend, BufferedReply, MethodClass};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{List, Method};
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::refresh::{record_failure, record_timeout, refresh};
 use crate::snapshot::{Filter, ListKind, Revision};
 
 /// A list call to one backend: what is asked for, and how long the backend may take.
 pub(in crate::proxy) struct ListQuery {
-    pub(in crate::proxy) node: Arc<ProxyState>,
+    pub(in crate::proxy) node: Arc<NodeState>,
     pub(in crate::proxy) backend: Arc<Backend>,
     pub(in crate::proxy) list: List,
     pub(in crate::proxy) filter: Arc<Filter>,
@@ -32,10 +32,10 @@ pub(in crate::proxy) struct ListQuery {
 }
 
 impl ListQuery {
-    /// Returns the backend's items, live or last-known, with what another backend owns.
+    /// Returns the backend's items, live or last-known.
     pub(in crate::proxy) async fn contribution(&self) -> Result<Contribution, NoContribution> {
         let (backend, method) = (&self.backend, self.method());
-        let class = Class::of(method);
+        let class = MethodClass::of(method);
         let mut own_error = None;
         match tokio::time::timeout(self.wait, self.ask(class)).await {
             Ok(None) => refresh(&self.node, backend, class),
@@ -62,43 +62,39 @@ impl ListQuery {
         self.last_known(own_error)
     }
 
-    /// Returns the backend's last-known items, with what another backend owns. `refusal` is the error that it answered with.
-    pub(in crate::proxy) fn last_known(
-        &self,
-        refusal: Option<Error>,
-    ) -> Result<Contribution, NoContribution> {
+    /// Returns the backend's last-known items. `error` is the error that it answered with.
+    pub(in crate::proxy) fn last_known(&self, error: Option<Error>) -> Result<Contribution, NoContribution> {
         let (backend, method) = (&self.backend, self.method());
-        if self.list.is_optional() && backend.last.is_unimplemented(method.rpc) {
+        if self.list.is_optional() && backend.last_known.is_unimplemented(method.rpc) {
             return Err(self.nothing(Absence::Unimplemented(backend.unimplemented_error(method))));
         }
         let items = match ListKind::of(self.list) {
-            Some(kind) => backend.last.list_with_foreign(kind, &self.filter),
-            None => backend.last.reply(method.rpc),
+            Some(kind) => backend.last_known.list(kind, &self.filter),
+            None => backend.last_known.reply(method.rpc),
         };
         let Some(items) = items else {
-            return Err(self.nothing(refusal.map_or(Absence::Unknown, Absence::Refused)));
+            return Err(self.nothing(error.map_or(Absence::Unknown, Absence::Failed)));
         };
         self.node.metrics.count_stale_list(&backend.name, method.name);
         let has_items = !items.is_empty();
-        let foreign = backend.last.foreign();
-        Ok(Contribution { backend: Arc::clone(backend), items, foreign, has_items, live: false, refusal })
+        Ok(Contribution { backend: Arc::clone(backend), items, has_items, live: false, error })
     }
 
     /// Calls the backend; `None` if it is late already. The revision is that before the call.
-    async fn ask(&self, class: Class) -> Option<(Revision, Result<Collected, Error>)> {
+    async fn ask(&self, class: MethodClass) -> Option<(Revision, Result<BufferedReply, Error>)> {
         let (backend, method) = (&self.backend, self.method());
-        if class == Class::Lists {
+        if class == MethodClass::Lists {
             backend.listed_or_late().await;
         }
         if backend.health.is_late(class) {
             return None;
         }
-        let revision = backend.last.revision();
+        let revision = backend.last_known.revision();
         let fetch = || backend.fetch(method, self.headers.clone(), self.message.framed());
         let reply = match fetch().await {
             // One sandbox that goes away meanwhile makes containerd refuse the stats of all
             // (sandbox_stats_list.go).
-            Ok(Collected { code: Code::NotFound | Code::Unknown, .. }) if self.list.is_measured() => {
+            Ok(BufferedReply { code: Code::NotFound | Code::Unknown, .. }) if self.list.is_measured() => {
                 fetch().await
             }
             reply => reply,
@@ -107,7 +103,7 @@ impl ListQuery {
     }
 
     /// Records the backend's list, and returns it without items that clients cannot read.
-    fn record(&self, revision: Revision, reply: &Collected) -> Result<Bytes, Error> {
+    fn record(&self, revision: Revision, reply: &BufferedReply) -> Result<Bytes, Error> {
         let received = ReceivedList {
             list: self.list,
             revision,
@@ -120,15 +116,7 @@ impl ListQuery {
     fn live(&self, items: Bytes) -> Contribution {
         self.backend.record_support(self.method(), false);
         let has_items = !items.is_empty();
-        let foreign = self.backend.last.foreign();
-        Contribution {
-            backend: Arc::clone(&self.backend),
-            items,
-            foreign,
-            has_items,
-            live: true,
-            refusal: None,
-        }
+        Contribution { backend: Arc::clone(&self.backend), items, has_items, live: true, error: None }
     }
 
     fn nothing(&self, why: Absence) -> NoContribution {
@@ -138,5 +126,17 @@ impl ListQuery {
     /// Returns the unary method that lists these items.
     fn method(&self) -> &'static Method {
         self.list.unary()
+    }
+}
+
+/// Leaves out of a backend's items what another backend owns.
+pub(in crate::proxy) fn owned_items(backend: &Backend, list: List, items: Bytes) -> Bytes {
+    match ListKind::of(list) {
+        Some(kind) => backend.last_known.without_foreign(kind, items),
+        // They begin with the ID of their sandbox, as sandboxes do.
+        None if list == List::SandboxMetrics => {
+            backend.last_known.without_foreign(ListKind::Sandboxes, items)
+        }
+        None => items,
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::backend::Backend;
-use crate::proxy::ProxyState;
+use crate::proxy::NodeState;
 use crate::proxy::images::sandboxes_using;
 use crate::router::images::{self, ImageRequest, ImageRoute, Rule, StoredImage};
 use crate::snapshot::{Filter, ListKind};
@@ -41,7 +41,7 @@ pub struct CallExplanation {
     pub backends: Vec<String>,
 }
 
-impl ProxyState {
+impl NodeState {
     /// Explains where calls for `reference` go.
     pub fn explain_image(&self, reference: &str) -> ImageExplanation {
         let starting = self.router.image_starts.stores(reference, std::time::Instant::now());
@@ -49,7 +49,7 @@ impl ProxyState {
         let mut found: Vec<Vec<StoredImage>> = Vec::new();
         let mut stores = Vec::new();
         for backend in backends.iter() {
-            let list = backend.last.list(ListKind::Images, &Filter::default());
+            let list = backend.last_known.list(ListKind::Images, &Filter::default());
             let images =
                 list.as_ref().map(|list| images::matching_images(list, reference)).unwrap_or_default();
             stores.push(StoreExplanation {

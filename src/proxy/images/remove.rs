@@ -12,12 +12,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tonic::Code;
 
-use crate::backend::{Backend, Class, Collected};
+use crate::backend::{Backend, BufferedReply, MethodClass};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, ProxyState, refresh};
+use crate::proxy::{Call, NodeState, refresh};
 use crate::router::images::{self, REFERENCE, StoredImage};
 use crate::snapshot::image_name::{MatchKind, is_whole_id};
 use crate::snapshot::{Filter, ListKind};
@@ -64,7 +64,7 @@ impl Call {
                 .await?;
             if is_gone(&reply) {
                 forget_images(&self.node, only, &matches_in(only, &reference));
-                only.last.wait_for_journal().await;
+                only.last_known.wait_for_journal().await;
             }
             return Ok(reply.into());
         }
@@ -100,7 +100,7 @@ impl Call {
     async fn list_stores(&self, backends: &[Arc<Backend>], age: Duration) -> Vec<Store> {
         join_all(backends.iter().map(|backend| async move {
             let live = self.list_store(backend, age).await;
-            let known = backend.last.list(ListKind::Images, &Filter::default()).is_some();
+            let known = backend.last_known.list(ListKind::Images, &Filter::default()).is_some();
             Store { backend: Arc::clone(backend), live, known }
         }))
         .await
@@ -108,7 +108,7 @@ impl Call {
 
     /// Returns whether the list of a store is younger than `age`, or was made now.
     async fn list_store(&self, backend: &Arc<Backend>, age: Duration) -> bool {
-        if !backend.is_up() || backend.health.is_late(Class::Images) {
+        if !backend.is_up() || backend.health.is_late(MethodClass::Images) {
             return false;
         }
         if self.node.image_lists.is_younger(backend.id, age) {
@@ -121,7 +121,7 @@ impl Call {
             return listed.is_ok();
         }
         if wait == limit {
-            refresh::record_timeout(&self.node, backend, Class::Images, List::Images.unary());
+            refresh::record_timeout(&self.node, backend, MethodClass::Images, List::Images.unary());
         }
         false
     }
@@ -141,9 +141,9 @@ impl Call {
         backend: &Arc<Backend>,
         request: &RemoveRequest<'_>,
         images: &[StoredImage],
-    ) -> Result<Option<Collected>, Error> {
+    ) -> Result<Option<BufferedReply>, Error> {
         let RemoveRequest { method, message, reference } = request;
-        if backend.health.is_late(Class::Images) {
+        if backend.health.is_late(MethodClass::Images) {
             return Err(backend.late_error(backend.config().timeouts.list));
         }
         let by_name = images.iter().any(|image| image.match_kind == MatchKind::Name);
@@ -164,17 +164,17 @@ impl Call {
         if by_name {
             // The runtime decides whether removing a tag removes the image.
             self.node.image_lists.forget(backend.id);
-            refresh::refresh(&self.node, backend, Class::Images);
+            refresh::refresh(&self.node, backend, MethodClass::Images);
         }
         forget_images(&self.node, backend, images);
-        backend.last.wait_for_journal().await;
+        backend.last_known.wait_for_journal().await;
         Ok(None)
     }
 }
 
 /// Returns the images of one store's last-known list that match the reference.
 fn matches_in(backend: &Backend, reference: &str) -> Vec<StoredImage> {
-    let list = backend.last.list(ListKind::Images, &Filter::default());
+    let list = backend.last_known.list(ListKind::Images, &Filter::default());
     list.map(|list| images::matching_images(&list, reference)).unwrap_or_default()
 }
 
@@ -183,17 +183,21 @@ fn matches_in(backend: &Backend, reference: &str) -> Vec<StoredImage> {
 fn unreachable(stores: &[Store], is_unlisted: bool, reference: &str) -> Option<Error> {
     let unasked = stores.iter().filter(|store| !store.known || (is_unlisted && !store.live));
     let backends: Vec<_> = unasked.map(|store| Arc::clone(&store.backend.name)).collect();
-    (!backends.is_empty()).then(|| Error::Unasked { kind: "image", id: reference.to_owned(), backends })
+    (!backends.is_empty()).then(|| Error::LookupIncomplete {
+        kind: "image",
+        id: reference.to_owned(),
+        backends,
+    })
 }
 
-fn is_gone(reply: &Collected) -> bool {
+fn is_gone(reply: &BufferedReply) -> bool {
     matches!(reply.code, Code::Ok | Code::NotFound)
 }
 
 /// Removes images from the last-known list at once; the next list shows what is left.
-fn forget_images(node: &Arc<ProxyState>, backend: &Arc<Backend>, images: &[StoredImage]) {
+fn forget_images(node: &Arc<NodeState>, backend: &Arc<Backend>, images: &[StoredImage]) {
     for image in images {
-        backend.last.record_image_removed(&image.id);
+        backend.last_known.record_image_removed(&image.id);
     }
     tracing::debug!(backend = %backend.name, count = images.len(), joining = node.is_joining(backend), "removed");
 }

@@ -2,8 +2,8 @@
 //!
 //! Where the rules name one store, its answer is the answer. Where the pod may be on several, the image is
 //! present only if all that can be asked have the same one. kubelet's question for the user, which names no
-//! pod, is answered only if all stores that may be meant agree: kubelet tries again after an error, but takes
-//! absent for root.
+//! pod, is answered only if all candidate stores agree: kubelet retries after an error, but runs the
+//! container as root if the image is absent.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use tonic::Code;
 
-use crate::backend::{Backend, Class, Collected, FAST_DEADLINE};
+use crate::backend::{Backend, BufferedReply, FAST_DEADLINE, MethodClass};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::Method;
@@ -21,7 +21,7 @@ use crate::proxy::{Call, refresh};
 use crate::router::images::{self, ImageRequest, ImageRoute, Rule, StoreAnswer, StoreTarget, Verdict};
 
 /// A backend's reply, or the error of the call.
-type StoreReply = Result<Collected, Error>;
+type StoreReply = Result<BufferedReply, Error>;
 
 impl Call {
     pub(super) async fn image_status(
@@ -29,12 +29,12 @@ impl Call {
         method: &'static Method,
         message: Message,
     ) -> Result<Outcome, Error> {
-        let asked = ImageRequest::read(message.encoded())?;
+        let request = ImageRequest::read(message.encoded())?;
         let ImageRoute { rule, stores } = match self.scope {
             Some(scope) => ImageRoute::to(Rule::OwnSocket, scope),
-            None => self.node.route_of_status(&asked)?,
+            None => self.node.route_of_status(&request)?,
         };
-        tracing::debug!(image = asked.reference, ?rule, ?stores, "status routed");
+        tracing::debug!(image = request.reference, ?rule, ?stores, "status routed");
         let backends: Vec<_> =
             stores.iter().map(|store| self.node.backend(store.backend)).collect::<Result<_, _>>()?;
         match &backends[..] {
@@ -43,14 +43,16 @@ impl Call {
         }
         let answers = self.ask_all(method, &message, &backends, &stores).await;
         match rule {
-            Rule::StartUnderWay | Rule::JustStarted => self.user(&asked, rule, &backends, answers),
-            Rule::OwnSocket => self.only(answers),
-            _ => self.of_pods(&asked, &backends, answers),
+            Rule::StartUnderWay | Rule::JustStarted => {
+                self.answer_user_query(&request, rule, &backends, answers)
+            }
+            Rule::OwnSocket => self.answer_of_store(answers),
+            _ => self.answer_for_pods(&request, &backends, answers),
         }
     }
 
     /// Returns the one store's answer.
-    fn only(&self, mut answers: Vec<StoreReply>) -> Result<Outcome, Error> {
+    fn answer_of_store(&self, mut answers: Vec<StoreReply>) -> Result<Outcome, Error> {
         debug_assert!(self.scope.is_some(), "one backend's own socket");
         answers.swap_remove(0).map(Outcome::from)
     }
@@ -58,50 +60,51 @@ impl Call {
     /// Answers for a pod that may be on any of these backends: present only if all that answer have the same
     /// image. One that cannot be asked cannot start the container now either, and does not decide if another
     /// answers.
-    fn of_pods(
+    fn answer_for_pods(
         &self,
-        asked: &ImageRequest<'_>,
+        request: &ImageRequest<'_>,
         backends: &[Arc<Backend>],
         mut answers: Vec<StoreReply>,
     ) -> Result<Outcome, Error> {
-        let said: Vec<_> = answers.iter().map(store_answer).collect();
-        let (starts, pod) = (&self.node.router.image_starts, asked.pod.config_seen);
-        if let Some(index) = said.iter().position(|answer| *answer == StoreAnswer::Absent) {
-            starts.end(asked.reference, pod);
+        let answers_of_stores: Vec<_> = answers.iter().map(store_answer).collect();
+        let (starts, pod) = (&self.node.router.image_starts, request.pod.config_seen);
+        if let Some(index) = answers_of_stores.iter().position(|answer| *answer == StoreAnswer::Absent) {
+            starts.end(request.reference, pod);
             return answers.swap_remove(index).map(Outcome::from);
         }
-        let present: Vec<_> =
-            (0..said.len()).filter(|index| said[*index] != StoreAnswer::Unavailable).collect();
-        if present.is_empty() {
+        let present_at: Vec<_> = (0..answers_of_stores.len())
+            .filter(|index| answers_of_stores[*index] != StoreAnswer::Unavailable)
+            .collect();
+        if present_at.is_empty() {
             // kubelet gets an error, and starts this container again from the beginning.
-            starts.end(asked.reference, pod);
+            starts.end(request.reference, pod);
             return answers.swap_remove(0).map(Outcome::from);
         }
-        let replies: Vec<_> = present
+        let replies: Vec<_> = present_at
             .iter()
             .filter_map(|index| answers[*index].as_ref().ok())
             .map(|reply| reply.message.encoded())
             .collect();
-        let Some(index) = images::same_image(&replies) else {
-            // Another image by the same name is not the image; a pull, which carries the uid, tells the pod.
-            starts.end(asked.reference, pod);
+        let Some(index) = images::index_of_same_image(&replies) else {
+            // Different images by one name: answer absent, so that kubelet pulls; the pull carries the uid.
+            starts.end(request.reference, pod);
             return Ok(Outcome::message(&[]));
         };
-        let stores = present.iter().map(|index| backends[*index].id).collect();
-        starts.begin(asked.reference, pod, stores, Instant::now());
-        answers.swap_remove(present[index]).map(Outcome::from)
+        let stores = present_at.iter().map(|index| backends[*index].id).collect();
+        starts.begin(request.reference, pod, stores, Instant::now());
+        answers.swap_remove(present_at[index]).map(Outcome::from)
     }
 
     /// Answers the question for the image's user.
-    fn user(
+    fn answer_user_query(
         &mut self,
-        asked: &ImageRequest<'_>,
+        request: &ImageRequest<'_>,
         rule: Rule,
         backends: &[Arc<Backend>],
         mut answers: Vec<StoreReply>,
     ) -> Result<Outcome, Error> {
-        let said: Vec<_> = answers.iter().map(store_answer).collect();
-        let cause = match images::agree(&said, rule == Rule::JustStarted) {
+        let answers_of_stores: Vec<_> = answers.iter().map(store_answer).collect();
+        let cause = match images::compare_answers(&answers_of_stores, rule == Rule::JustStarted) {
             Verdict::Answer(index) => {
                 self.recorder.set_backend(&backends[index]);
                 return answers.swap_remove(index).map(Outcome::from);
@@ -109,17 +112,17 @@ impl Call {
             Verdict::Absent => return answers.swap_remove(0).map(Outcome::from),
             Verdict::Undecided(cause) => cause,
         };
-        self.node.router.image_starts.record_refusal(asked.reference, Instant::now());
-        let asked_at: Vec<_> = std::iter::zip(backends, &answers)
+        self.node.router.image_starts.record_undecided(request.reference, Instant::now());
+        let outcomes: Vec<_> = std::iter::zip(backends, &answers)
             .map(|(backend, answer)| match answer {
                 Ok(reply) if reply.code != Code::Ok => format!("{}: {:?}", backend.name, reply.code),
                 Ok(_) => backend.name.to_string(),
                 Err(error) => error.to_string(),
             })
             .collect();
-        let (image, asked_at) = (asked.reference.to_owned(), asked_at.join("; "));
-        tracing::warn!(image, cause, asked_at, ?rule, "the image's user is not certain");
-        Err(Error::ImageUndecided { image, cause: format!("{cause} ({asked_at})") })
+        let (image, outcomes) = (request.reference.to_owned(), outcomes.join("; "));
+        tracing::warn!(image, cause, outcomes, ?rule, "the image's user is not certain");
+        Err(Error::ImageUndecided { image, cause: format!("{cause} ({outcomes})") })
     }
 
     /// Asks these stores at once, each within its deadline for reads or the caller's. Of several, one that is
@@ -131,20 +134,21 @@ impl Call {
         backends: &[Arc<Backend>],
         stores: &[StoreTarget],
     ) -> Vec<StoreReply> {
-        let asked = std::iter::zip(backends, stores).map(|(backend, store)| async move {
-            let late = backend.health.is_late(Class::Lists) || backend.health.is_late(Class::Reads);
+        let calls = std::iter::zip(backends, stores).map(|(backend, store)| async move {
+            let late =
+                backend.health.is_late(MethodClass::Lists) || backend.health.is_late(MethodClass::Reads);
             let read = backend.config().timeouts.read;
             let wait = self.cap_to_caller(if late && backends.len() > 1 { FAST_DEADLINE } else { read });
             let call = backend.fetch(method, self.headers.clone(), with_handler(message, store));
             match tokio::time::timeout(wait, call).await {
                 Ok(answer) => answer,
-                Err(_) => Err(self.late(backend, method, wait, wait == read)),
+                Err(_) => Err(self.record_late(backend, method, wait, wait == read)),
             }
         });
-        join_all(asked).await
+        join_all(calls).await
     }
 
-    fn late(
+    fn record_late(
         &self,
         backend: &Arc<Backend>,
         method: &'static Method,
@@ -152,7 +156,7 @@ impl Call {
         outlasted: bool,
     ) -> Error {
         if outlasted {
-            refresh::record_timeout(&self.node, backend, Class::Reads, method);
+            refresh::record_timeout(&self.node, backend, MethodClass::Reads, method);
         }
         backend.late_error(waited)
     }

@@ -3,7 +3,7 @@
 use super::Learner;
 use crate::cri::{CREATED_ID, field};
 use crate::error::Error;
-use crate::method::{Effect, Kind, Method};
+use crate::method::{Effect, Method};
 use crate::proxy::creation::CreationRequest;
 use crate::wire::{self, WireError};
 
@@ -11,10 +11,10 @@ impl Learner<'_> {
     /// Records the sandbox that an OK reply created, with the containers of a restored pod, and returns its
     /// ID.
     ///
-    /// The object is recorded before its owner, because [`ProxyState::prune_owners`] forgets the owners of
+    /// The object is recorded before its owner, because [`NodeState::prune_owners`] forgets the owners of
     /// objects that are not recorded.
     ///
-    /// [`ProxyState::prune_owners`]: crate::proxy::ProxyState::prune_owners
+    /// [`NodeState::prune_owners`]: crate::proxy::NodeState::prune_owners
     pub(in crate::proxy) fn record_sandbox_created(
         self,
         request: &CreationRequest<'_>,
@@ -28,9 +28,9 @@ impl Learner<'_> {
         };
         let pod = request.pod()?;
         if request.method.effect == Effect::PodRestored {
-            self.backend.last.record_restored(request.encoded, reply).map_err(unreadable)?;
+            self.backend.last_known.record_restored(request.encoded, reply).map_err(unreadable)?;
         } else {
-            self.backend.last.record_sandbox_created(id, request.encoded);
+            self.backend.last_known.record_sandbox_created(id, request.encoded);
         }
         let owners = &self.node.router.owners;
         self.resolve_owner(id, owners.learn_sandbox(id, self.backend.id, pod));
@@ -49,7 +49,7 @@ impl Learner<'_> {
         reply: &[u8],
     ) -> Result<(), Error> {
         let id = self.created_id(method, reply)?;
-        self.backend.last.record_container_created(id, sandbox, request);
+        self.backend.last_known.record_container_created(id, sandbox, request);
         self.resolve_owner(id, self.node.router.owners.learn_container(id, self.backend.id));
         Ok(())
     }
@@ -57,7 +57,9 @@ impl Learner<'_> {
     fn created_id<'r>(self, method: &Method, reply: &'r [u8]) -> Result<&'r str, Error> {
         let id = wire::peek_str(reply, &[CREATED_ID]).map_err(|error| self.unreadable(error))?;
         if id.is_empty() {
-            return Err(self.backend.garbage_error(format!("{} was answered with an empty ID", method.name)));
+            return Err(self
+                .backend
+                .invalid_reply_error(format!("{} was answered with an empty ID", method.name)));
         }
         Ok(id)
     }
@@ -70,23 +72,21 @@ impl Learner<'_> {
         request: &[u8],
         reply: &[u8],
     ) -> Result<(), Error> {
-        let (last, owners) = (&self.backend.last, &self.node.router.owners);
+        let (last, owners) = (&self.backend.last_known, &self.node.router.owners);
         match method.effect {
             Effect::ContainerCreated => self.record_container_created(method, id, request, reply)?,
             Effect::ContainerStarted => last.record_container_started(id),
             Effect::ContainerStopped => last.record_container_stopped(id),
             Effect::ContainerRemoved => {
                 last.record_container_removed(id);
-                self.node.record_gone_elsewhere(Kind::Container, id);
                 owners.remove(id);
             }
             Effect::SandboxStopped => {
                 last.record_sandbox_stopped(id);
-                owners.note_ready(id, false);
+                owners.record_ready(id, false);
             }
             Effect::SandboxRemoved => {
                 last.record_sandbox_removed(id);
-                self.node.record_gone_elsewhere(Kind::Sandbox, id);
                 self.node.history.forget_requested_handler(id);
                 owners.remove(id);
             }

@@ -41,6 +41,6 @@ impl Learner<'_> {
                 self.resolve_owner(id, owners.learn_container(id, self.backend.id));
             }
         }
-        Ok(!self.backend.last.is_foreign(about) && !self.backend.last.is_foreign(sandbox))
+        Ok(!self.backend.last_known.is_foreign(about) && !self.backend.last_known.is_foreign(sandbox))
     }
 }

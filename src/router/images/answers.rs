@@ -48,7 +48,7 @@ pub enum Verdict {
 
 /// Decides whether the answers of several stores agree. `accept_absent` is false while a container start is
 /// in progress, because kubelet runs a container as root if the image is absent.
-pub fn agree(answers: &[StoreAnswer], accept_absent: bool) -> Verdict {
+pub fn compare_answers(answers: &[StoreAnswer], accept_absent: bool) -> Verdict {
     let present = |index: &usize| matches!(answers[*index], StoreAnswer::Present(_));
     let holders: Vec<_> = (0..answers.len()).filter(present).collect();
     let absent = answers.contains(&StoreAnswer::Absent);
@@ -71,7 +71,7 @@ pub fn agree(answers: &[StoreAnswer], accept_absent: bool) -> Verdict {
 /// Returns the index of one of these encoded `ImageStatusResponse`s if all are about the same image: one
 /// whose form of the ID every runtime understands, because CRI-O takes `sha256:…` for a name and containerd
 /// takes plain digits.
-pub fn same_image(replies: &[&[u8]]) -> Option<usize> {
+pub fn index_of_same_image(replies: &[&[u8]]) -> Option<usize> {
     let id = |reply| wire::peek_str(reply, &field_path!(ImageStatusResponse.image.id)).unwrap_or_default();
     let first = bare_id(id(replies.first()?));
     if !replies.iter().all(|reply| bare_id(id(reply)) == first) {

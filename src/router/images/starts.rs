@@ -27,7 +27,7 @@ const LONGEST_START: Duration = Duration::from_secs(30);
 /// The longest pull; after it the pod's start is forgotten.
 const LONGEST_PULL: Duration = Duration::from_secs(3600);
 /// How long starts last once the call for the user failed for each; kubelet's next attempt comes 10 s later.
-const AFTER_REFUSAL: Duration = Duration::from_secs(1);
+const AFTER_UNDECIDED: Duration = Duration::from_secs(1);
 /// The most references, and the most starts of one reference, that are kept; beyond that the oldest are
 /// dropped.
 const MAX_REFERENCES: usize = 4096;
@@ -50,7 +50,7 @@ struct Start {
 struct ReferenceStarts {
     starts: Vec<Start>,
     /// How often the call without annotations has failed because the stores disagree.
-    refused: usize,
+    undecided: usize,
 }
 
 /// All starts, by normalised reference.
@@ -99,14 +99,14 @@ impl Starts {
     }
 
     /// Records that the call for the user of an image failed because the stores disagree.
-    pub fn record_refusal(&self, reference: &str, now: Instant) {
+    pub fn record_undecided(&self, reference: &str, now: Instant) {
         if let Some(entry) = self.lock().get_mut(&normalise(reference)) {
             entry.starts.retain(|start| start.until > now);
-            entry.refused += 1;
-            if entry.refused >= entry.starts.len() {
-                entry.refused = 0;
+            entry.undecided += 1;
+            if entry.undecided >= entry.starts.len() {
+                entry.undecided = 0;
                 for start in &mut entry.starts {
-                    start.until = start.until.min(now + AFTER_REFUSAL);
+                    start.until = start.until.min(now + AFTER_UNDECIDED);
                 }
             }
         }
@@ -160,7 +160,7 @@ impl Starts {
         entry.starts.retain(|start| start.until > now && start.pod != new.pod);
         if entry.starts.len() < before {
             // A pod that starts again has received the answer to its last call without annotations.
-            entry.refused = entry.refused.saturating_sub(1);
+            entry.undecided = entry.undecided.saturating_sub(1);
         }
         if entry.starts.len() >= MAX_STARTS {
             entry.starts.remove(0);
@@ -248,13 +248,13 @@ mod tests {
         let (starts, a, b, now) = start();
         starts.begin(IMAGE, "p1", vec![a], now);
         starts.begin(IMAGE, "p2", vec![b], now);
-        starts.record_refusal(IMAGE, now);
-        let soon = now + AFTER_REFUSAL;
+        starts.record_undecided(IMAGE, now);
+        let soon = now + AFTER_UNDECIDED;
         assert_eq!(names(&starts.stores(IMAGE, soon)), ["b", "a"], "one call is still to come");
         starts.begin(IMAGE, "p1", vec![a], now);
-        starts.record_refusal(IMAGE, now);
+        starts.record_undecided(IMAGE, now);
         assert_eq!(names(&starts.stores(IMAGE, soon)), ["a", "b"], "p1 begins again, p2's call is to come");
-        starts.record_refusal(IMAGE, now);
+        starts.record_undecided(IMAGE, now);
         assert_eq!(names(&starts.stores(IMAGE, now)), ["a", "b"]);
         starts.begin(IMAGE, "p1", vec![a], now);
         assert_eq!(names(&starts.stores(IMAGE, soon)), ["a"]);

@@ -57,7 +57,7 @@ fn route_with(
     annotations: &[(&str, &str)],
     (down, using, just_started): (&str, &[&str], bool),
 ) -> Result<(Rule, String), Error> {
-    let known = Known {
+    let known = BackendFacts {
         is_down: &|backend| name(backend) == down,
         sandboxes_using: &|_, _| using.iter().map(|id| (*id).to_owned()).collect(),
         just_started,
@@ -107,7 +107,7 @@ fn equal_annotations_stand_in_for_an_unknown_config_seen() {
     assert_eq!(route(&router, "", &asked), to(Rule::Alike, "b"));
     learn(&router, "s2", "a", "u2", &[(SEEN, "t2"), ("note", "x")]);
     assert_eq!(route(&router, "", &asked), to(Rule::Alike, "a,b"));
-    router.owners.note_ready("s1", false);
+    router.owners.record_ready("s1", false);
     assert_eq!(route(&router, "", &asked), to(Rule::Alike, "a"), "image calls need a ready sandbox");
     assert_eq!(route(&router, "", &[("note", "y"), (SEEN, "t9")]), to(Rule::NoPod, "a"));
 }
@@ -174,10 +174,10 @@ fn what_a_kubelet_that_is_gone_was_starting_is_over_when_the_pods_new_config_see
     let router = router();
     learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
     router.image_starts.begin("busybox", "t1", vec![id("b")], Instant::now());
-    router.note_seen("u1", "t1");
+    router.record_config_seen("u1", "t1");
     assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "b"));
     router.image_starts.begin("busybox", "t2", vec![id("b")], Instant::now());
-    router.note_seen("u1", "t2");
+    router.record_config_seen("u1", "t2");
     assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "b"), "the new kubelet's goes on");
     router.image_starts.end_all("t2");
     assert_eq!(route(&router, "", &[]), to(Rule::OtherClient, "a"));
@@ -189,9 +189,9 @@ fn one_config_seen_of_two_pods_is_over_when_both_have_another() {
     learn(&router, "s1", "b", "u1", &[(SEEN, "t1")]);
     learn(&router, "s2", "b", "u2", &[(SEEN, "t1")]);
     router.image_starts.begin("busybox", "t1", vec![id("b")], Instant::now());
-    router.note_seen("u1", "t2");
+    router.record_config_seen("u1", "t2");
     assert_eq!(route(&router, "", &[]), to(Rule::StartUnderWay, "b"));
-    router.note_seen("u2", "t3");
+    router.record_config_seen("u2", "t3");
     assert_eq!(route(&router, "", &[]), to(Rule::OtherClient, "a"));
 }
 
@@ -277,17 +277,17 @@ fn stores_answer_for_each_other_only_if_they_agree() {
     let (root, app) = (StoreAnswer::Present(User::Uid(0)), StoreAnswer::Present(User::Uid(7)));
     let (absent, silent) = (StoreAnswer::Absent, StoreAnswer::Unavailable);
     let undecided = |answers: &[StoreAnswer], absent_counts| {
-        matches!(agree(answers, absent_counts), Verdict::Undecided(_))
+        matches!(compare_answers(answers, absent_counts), Verdict::Undecided(_))
     };
     for absent_counts in [true, false] {
-        assert_eq!(agree(&[app.clone(), app.clone()], absent_counts), Verdict::Answer(0));
+        assert_eq!(compare_answers(&[app.clone(), app.clone()], absent_counts), Verdict::Answer(0));
         assert!(undecided(&[app.clone(), root.clone()], absent_counts));
         assert!(undecided(&[app.clone(), absent.clone()], absent_counts));
         assert!(undecided(&[absent.clone(), silent.clone()], absent_counts));
     }
-    assert_eq!(agree(&[absent.clone(), absent.clone()], true), Verdict::Absent);
+    assert_eq!(compare_answers(&[absent.clone(), absent.clone()], true), Verdict::Absent);
     assert!(undecided(&[absent], false), "kubelet would take it for root");
-    assert_eq!(agree(&[silent.clone(), app.clone()], true), Verdict::Answer(1));
+    assert_eq!(compare_answers(&[silent.clone(), app.clone()], true), Verdict::Answer(1));
     assert!(undecided(&[silent, app], false), "the start may be on the one that does not answer");
 }
 
@@ -299,10 +299,10 @@ fn status(id: &str) -> Vec<u8> {
 #[test]
 fn the_same_image_is_shown_in_the_form_that_every_runtime_understands() {
     let (long, plain, other) = (status("sha256:ab"), status("ab"), status("cd"));
-    assert_eq!(same_image(&[&long, &plain]), Some(1));
-    assert_eq!(same_image(&[&long, &long]), Some(0));
-    assert_eq!(same_image(&[&long, &other]), None);
-    assert_eq!(same_image(&[]), None);
+    assert_eq!(index_of_same_image(&[&long, &plain]), Some(1));
+    assert_eq!(index_of_same_image(&[&long, &long]), Some(0));
+    assert_eq!(index_of_same_image(&[&long, &other]), None);
+    assert_eq!(index_of_same_image(&[]), None);
 }
 
 fn list(images: &[(&str, &str)]) -> Vec<u8> {

@@ -51,31 +51,31 @@ fn the_newest_ready_sandbox_of_a_pod_decides() {
     owners.learn_sandbox("s2", B, pod("u", "t1", 2, true));
     let newest = || owners.newest(|pod| &*pod.uid == "u").expect("two match").backend;
     assert_eq!(newest(), B);
-    owners.note_ready("s2", false);
+    owners.record_ready("s2", false);
     assert_eq!(newest(), A);
-    owners.note_ready("s1", false);
+    owners.record_ready("s1", false);
     assert_eq!(newest(), B);
 }
 
 #[test]
 fn a_pod_has_one_owner_while_all_its_sandboxes_are_or_may_be_at_one_backend() {
     let owners = Owners::default();
-    assert_eq!(owners.of_pod("u"), None);
-    owners.note_sent("u", A);
-    assert_eq!(owners.of_pod("u"), None, "nothing is known to be there");
+    assert_eq!(owners.sole_backend_of_pod("u"), None);
+    owners.record_create_sent("u", A);
+    assert_eq!(owners.sole_backend_of_pod("u"), None, "nothing is known to be there");
     owners.learn_sandbox("s1", A, pod("u", "t", 1, true));
     owners.learn_sandbox("s1", A, pod("u", "t", 1, false));
-    assert_eq!(owners.of_pod("u"), Some(A));
-    owners.note_sent("u", B);
-    assert_eq!(owners.of_pod("u"), None, "the reply may have been lost");
+    assert_eq!(owners.sole_backend_of_pod("u"), Some(A));
+    owners.record_create_sent("u", B);
+    assert_eq!(owners.sole_backend_of_pod("u"), None, "the reply may have been lost");
     owners.learn_sandbox("s2", B, pod("u", "t", 2, true));
     owners.forget("s1");
-    assert_eq!(owners.of_pod("u"), None, "it was sent to a, too");
+    assert_eq!(owners.sole_backend_of_pod("u"), None, "it was sent to a, too");
     owners.learn_sandbox("s3", B, pod("v", "t", 2, true));
-    assert_eq!(owners.of_pod("v"), Some(B));
+    assert_eq!(owners.sole_backend_of_pod("v"), Some(B));
     owners.forget("s3");
-    owners.forget_sent();
-    assert_eq!((owners.of_pod("v"), owners.pods.contains_key("v")), (None, false));
+    owners.expire_sent();
+    assert_eq!((owners.sole_backend_of_pod("v"), owners.pods.contains_key("v")), (None, false));
 }
 
 #[test]
@@ -84,7 +84,8 @@ fn a_new_config_seen_takes_the_place_of_the_old_one_in_all_sandboxes_of_its_pod(
     owners.learn_sandbox("s1", A, pod("u", "t1", 1, true));
     owners.learn_sandbox("s2", B, pod("v", "t2", 2, true));
     owners.learn_sandbox("s3", B, pod("w", "t2", 3, true));
-    let replaced = |uid: &str, seen: &str| owners.note_seen(uid, seen).into_iter().collect::<String>();
+    let replaced =
+        |uid: &str, seen: &str| owners.record_config_seen(uid, seen).into_iter().collect::<String>();
     assert_eq!(replaced("u", "t3"), "t1");
     assert_eq!(replaced("u", "t3"), "");
     assert_eq!(replaced("", "t4"), "");

@@ -7,7 +7,8 @@ use bytes::Bytes;
 use super::LastKnown;
 use crate::snapshot::ListKind;
 use crate::snapshot::changes::Op;
-use crate::snapshot::list_bytes::retain_ids;
+use crate::snapshot::filter::item_id;
+use crate::snapshot::list_bytes::retain;
 
 impl LastKnown {
     /// Tells whether this ID was created here, through crimux.
@@ -25,15 +26,15 @@ impl LastKnown {
         self.lock().all_ids()
     }
 
-    /// Returns the count of forgotten owners when the owners of the newest list of `kind` were learnt.
-    pub fn learnt_at(&self, kind: ListKind) -> u64 {
-        self.lock().learnt_at[usize::from(kind == ListKind::Containers)]
+    /// Returns the version of the owners map when the newest list of `kind` was last learnt from.
+    pub fn owners_version(&self, kind: ListKind) -> u64 {
+        self.lock().owners_version[usize::from(kind == ListKind::Containers)]
     }
 
-    /// Records the count of forgotten owners when the owners of the newest list of `kind` were learnt.
-    pub fn set_learnt_at(&self, kind: ListKind, forgotten: u64) {
+    /// Records the version of the owners map when the newest list of `kind` was learnt from.
+    pub fn set_owners_version(&self, kind: ListKind, forgotten: u64) {
         if matches!(kind, ListKind::Sandboxes | ListKind::Containers) {
-            self.lock().learnt_at[usize::from(kind == ListKind::Containers)] = forgotten;
+            self.lock().owners_version[usize::from(kind == ListKind::Containers)] = forgotten;
         }
     }
 
@@ -70,6 +71,6 @@ impl LastKnown {
         if state.foreign.is_empty() || kind == ListKind::Images {
             return list;
         }
-        retain_ids(kind, &list, |id| !state.foreign.contains(id))
+        retain(&list, |item| item_id(kind, item).is_ok_and(|id| !state.foreign.contains(id)))
     }
 }

@@ -35,8 +35,8 @@ pub struct Abilities {
     pub mountpoint: String,
     /// The features of `Status`. Default: supplemental groups policy only.
     pub features: Option<cri::RuntimeFeatures>,
-    /// The start of the URLs of Exec, Attach and `PortForward`; `{port}` is replaced by the port of the streaming
-    /// server. Default: `http://127.0.0.1:{port}`.
+    /// The start of the URLs of Exec, Attach and `PortForward`; `{port}` is replaced by the port of the
+    /// streaming server. Default: `http://127.0.0.1:{port}`.
     pub stream_url: String,
     /// The uid that pulled images report, unless a user name is set. Default: 0.
     pub image_uid: i64,

@@ -15,8 +15,8 @@ use super::state::State;
 use super::streaming::Streams;
 use crate::cri;
 
-/// RPCs that change nothing and whose replies may be kept. `Version` is not among them: it names the API it came
-/// over.
+/// RPCs that change nothing and whose replies may be kept. `Version` is not among them: it names the API it
+/// came over.
 const READS: [&str; 21] = [
     "Status",
     "RuntimeConfig",

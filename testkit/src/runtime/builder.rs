@@ -133,7 +133,8 @@ impl Builder {
         self
     }
 
-    /// Sets the largest HTTP/2 frame in bytes, 16384 to 16777215. Default: 16384, which is all grpc-go ever sends.
+    /// Sets the largest HTTP/2 frame in bytes, 16384 to 16777215. Default: 16384, which is all grpc-go ever
+    /// sends.
     #[must_use]
     pub fn frame_size(mut self, bytes: usize) -> Self {
         self.frame_size = bytes.clamp(16 << 10, (16 << 20) - 1);

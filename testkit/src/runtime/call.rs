@@ -181,8 +181,8 @@ async fn work(
     spoil(struck, reply).await
 }
 
-/// A name that a slow create holds, as containerd does: a second try meanwhile is refused, one after the first
-/// was cancelled is not.
+/// A name that a slow create holds, as containerd does: a second try meanwhile is refused, one after the
+/// first was cancelled is not.
 struct Reservation<'a> {
     shared: &'a Shared,
     name: String,

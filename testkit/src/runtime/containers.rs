@@ -1,7 +1,7 @@
 //! The life of containers, and what is reported of them.
 //!
-//! A container has no process: it runs from `StartContainer` until it is stopped or a test lets it exit. Errors
-//! carry containerd's codes (containerd, `internal/cri/server/container_*.go`).
+//! A container has no process: it runs from `StartContainer` until it is stopped or a test lets it exit.
+//! Errors carry containerd's codes (containerd, `internal/cri/server/container_*.go`).
 
 use tonic::Status;
 
@@ -197,7 +197,8 @@ pub(crate) fn container_name(metadata: &cri::ContainerMetadata, pod: &cri::PodSa
     format!("{}_{pod}_{}", metadata.name, metadata.attempt)
 }
 
-/// Answers `ExecSync` without a process: the command is echoed, `exit N` exits with N, `bytes N` prints N bytes.
+/// Answers `ExecSync` without a process: the command is echoed, `exit N` exits with N, `bytes N` prints N
+/// bytes.
 pub(crate) fn exec_sync(command: &[String]) -> cri::ExecSyncResponse {
     let number = |text: &String| text.parse::<usize>().unwrap_or(0);
     match command {

@@ -1,7 +1,7 @@
 //! Lets connections stand still, as if their process had been stopped.
 //!
-//! While the gate is shut nothing is read and nothing is written, but connections stay open: a client sees what
-//! it would see of a runtime that hangs as a whole.
+//! While the gate is shut nothing is read and nothing is written, but connections stay open: a client sees
+//! what it would see of a runtime that hangs as a whole.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,8 +1,9 @@
 //! A connection whose writes are collected and leave together.
 //!
-//! The HTTP/2 library writes frame by frame; a reply of headers, data and trailers would cost three system calls
-//! and a long list hundreds. As the backend of benchmarks the simulated runtime must be cheaper than that, so the
-//! library writes into a buffer, and the connection's task empties it when it has nothing else to do.
+//! The HTTP/2 library writes frame by frame; a reply of headers, data and trailers would cost three system
+//! calls and a long list hundreds. As the backend of benchmarks the simulated runtime must be cheaper than
+//! that, so the library writes into a buffer, and the connection's task empties it when it has nothing else
+//! to do.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -44,7 +45,8 @@ pub(crate) struct Outgoing<W> {
 }
 
 impl<W: AsyncWrite + Unpin> Outgoing<W> {
-    /// Writes until nothing is left; true if the buffer had been full, so that the library must be polled again.
+    /// Writes until nothing is left; true if the buffer had been full, so that the library must be polled
+    /// again.
     pub(crate) fn poll_write_out(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
         let mut collected = lock(&self.collected);
         let was_full = collected.len() >= FULL;

@@ -51,8 +51,8 @@ impl Reply {
         Self::new(Body::empty(), status)
     }
 
-    /// A streaming reply that sends each encoded message as it is given to the sender. Dropping the sender ends
-    /// the stream with OK; an error ends it with that status.
+    /// A streaming reply that sends each encoded message as it is given to the sender. Dropping the sender
+    /// ends the stream with OK; an error ends it with that status.
     pub fn stream() -> (mpsc::UnboundedSender<Result<Bytes, Status>>, Self) {
         let (messages, mut unframed) = mpsc::unbounded_channel::<Result<Bytes, Status>>();
         let (outgoing, body) = mpsc::unbounded_channel();

@@ -67,7 +67,8 @@ pub(crate) async fn serve(listener: Listener, shared: Arc<Shared>, breaking: Bre
             }),
         };
         if accepted.is_err() {
-            // One connection that is gone, or no file descriptors left: then a pause is better than a busy loop.
+            // One connection that is gone, or no file descriptors left: then a pause is better than a busy
+            // loop.
             tokio::time::sleep(ACCEPT_PAUSE).await;
         }
         while connections.try_join_next().is_some() {}

@@ -1,7 +1,7 @@
 //! Usage figures of containers and sandboxes.
 //!
-//! The figures are made up but stable, so that two readings of an unchanged state are equal. The mountpoint of
-//! the writable layer is real news to kubelet, which stats that path on its own node.
+//! The figures are made up but stable, so that two readings of an unchanged state are equal. The mountpoint
+//! of the writable layer is real news to kubelet, which stats that path on its own node.
 
 use tonic::Status;
 

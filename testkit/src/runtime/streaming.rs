@@ -1,8 +1,8 @@
 //! The server behind the URLs of Exec, Attach and `PortForward`.
 //!
-//! It checks the token, answers `101 Switching Protocols` and then returns every byte it is sent, whatever the
-//! protocol: what is tested is a relay, which must not understand the bytes either. The end of what comes in
-//! ends what goes out, after the last echo. Tokens are good once, as containerd's are.
+//! It checks the token, answers `101 Switching Protocols` and then returns every byte it is sent, whatever
+//! the protocol: what is tested is a relay, which must not understand the bytes either. The end of what comes
+//! in ends what goes out, after the last echo. Tokens are good once, as containerd's are.
 
 use std::collections::HashSet;
 use std::io;

@@ -1,6 +1,7 @@
 //! The Debian package: built by `dev/package`, installed, upgraded and purged in a private root.
 //!
-//! crimux in it is a stand-in, and so is systemd, which is found through PATH and writes down what it is asked.
+//! crimux in it is a stand-in, and so is systemd, which is found through PATH and writes down what it is
+//! asked.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};

@@ -1,10 +1,12 @@
-//! No address that is not ours: the names in the repository are on a short list, and the project's own come from one file.
+//! No address that is not ours: the names in the repository are on a short list, and the project's own come
+//! from one file.
 
 use std::collections::BTreeMap;
 
 use super::{read, repository, tool};
 
-/// Names that the repository may hold, each with what it stands there for. A name stands for its subdomains too.
+/// Names that the repository may hold, each with what it stands there for. A name stands for its subdomains
+/// too.
 const KNOWN: [(&str, &str); 18] = [
     ("kubernetes.io", "labels, annotations and API groups of Kubernetes"),
     ("k8s.io", "API groups, and images of Kubernetes that the testbed stands in for"),
@@ -26,7 +28,8 @@ const KNOWN: [(&str, &str); 18] = [
     ("w3.org", "the XML namespace of SVG"),
 ];
 
-/// Endings that make a word with dots a name on the Internet. `.example`, `.test` and `.invalid` are nobody's.
+/// Endings that make a word with dots a name on the Internet. `.example`, `.test` and `.invalid` are
+/// nobody's.
 const ENDINGS: [&str; 12] = ["com", "org", "net", "io", "dev", "sh", "rs", "cloud", "app", "co", "ai", "im"];
 
 /// Files whose names are those of modules or crates, or that are fuzzing input.
@@ -49,7 +52,8 @@ fn files() -> Option<BTreeMap<String, String>> {
     )
 }
 
-/// The names on the Internet in a text: words with dots that end like one and are followed by a path, or follow `://` or `@`.
+/// The names on the Internet in a text: words with dots that end like one and are followed by a path, or
+/// follow `://` or `@`.
 fn hosts(text: &str) -> Vec<&str> {
     let part_of_name = |c: char| c.is_ascii_alphanumeric() || ".-".contains(c);
     let mut found = Vec::new();

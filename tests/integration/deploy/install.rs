@@ -1,7 +1,8 @@
-//! What docs/install.md has an operator paste to point kubelet at crimux, pasted as it stands on files like a node's.
+//! What docs/install.md has an operator paste to point kubelet at crimux, pasted as it stands on files like a
+//! node's.
 //!
-//! Absolute paths lead into a directory of the test, and `kubectl` and `systemctl` write down what they are asked. The
-//! commands that install crimux itself are pasted on a machine with systemd (`machine.rs`).
+//! Absolute paths lead into a directory of the test, and `kubectl` and `systemctl` write down what they are
+//! asked. The commands that install crimux itself are pasted on a machine with systemd (`machine.rs`).
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

@@ -15,7 +15,8 @@ pub(crate) fn documents(yaml: &str) -> Vec<Value> {
     serde_yaml::Deserializer::from_str(yaml).map(|document| Value::deserialize(document).unwrap()).collect()
 }
 
-/// `kubectl kustomize` of `part` of a copy of `deploy/kubernetes` whose `image.env` holds `image`, or `None` without kubectl.
+/// `kubectl kustomize` of `part` of a copy of `deploy/kubernetes` whose `image.env` holds `image`, or `None`
+/// without kubectl.
 fn kustomize(name: &str, part: &str, image: Option<&str>) -> Option<Output> {
     let mut kubectl = tool("kubectl", "kubernetes-client")?;
     let copy = scratch(name);

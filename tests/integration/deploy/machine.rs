@@ -1,7 +1,8 @@
-//! What `dev/release` made, on a machine whose PID 1 is systemd: installed, started, upgraded, downgraded and removed.
+//! What `dev/release` made, on a machine whose PID 1 is systemd: installed, started, upgraded, downgraded and
+//! removed.
 //!
-//! `dev/machine` boots this machine's own root in namespaces. The runtime is simulated, outside of it, and listens in the
-//! directory that both see; inside it stands where containerd would.
+//! `dev/machine` boots this machine's own root in namespaces. The runtime is simulated, outside of it, and
+//! listens in the directory that both see; inside it stands where containerd would.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -33,7 +34,8 @@ struct Machine {
 }
 
 impl Machine {
-    /// Boots one with the release in `/srv`; `None`, after saying so, where there is no release or a machine cannot be had.
+    /// Boots one with the release in `/srv`; `None`, after saying so, where there is no release or a machine
+    /// cannot be had.
     fn boot() -> Option<Self> {
         let release = release()?;
         let shared = tempfile::tempdir().unwrap();
@@ -155,7 +157,8 @@ impl Watch {
                     .runtime()
                     .list_pod_sandbox(ListPodSandboxRequest { filter: None })
                     .await;
-                // A connection that a process took just before its end may fail; what is answered is never short.
+                // A connection that a process took just before its end may fail; what is answered is never
+                // short.
                 let Ok(reply) = call else { continue };
                 let listed: BTreeSet<String> =
                     reply.into_inner().items.into_iter().map(|item| item.id).collect();

@@ -1,7 +1,8 @@
 //! The script of the `DaemonSet`, run on a private root directory with a stand-in for systemd.
 //!
-//! The stand-in writes down what it is asked and answers `is-active` by what lies in the root: crimux runs unless the
-//! binary says BROKEN, kubelet runs unless the root says otherwise. So the script's own files and order are what is tested.
+//! The stand-in writes down what it is asked and answers `is-active` by what lies in the root: crimux runs
+//! unless the binary says BROKEN, kubelet runs unless the root says otherwise. So the script's own files and
+//! order are what is tested.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -84,7 +84,8 @@ fn the_rules_pass_their_own_tests() {
     assert!(output.status.success(), "{}", text(&output));
 }
 
-/// One case of promtool: `nodes` nodes with two backends each, of which the backend `b` of every tenth node is down.
+/// One case of promtool: `nodes` nodes with two backends each, of which the backend `b` of every tenth node
+/// is down.
 fn fleet(nodes: u32) -> String {
     let mut series = String::new();
     let mut add = |name: &str, labels: String, values: &str| {

@@ -1,4 +1,5 @@
-//! What `dev/release` made, tried with that folder alone. `CRIMUX_RELEASE` names it; `dev/test package` makes one.
+//! What `dev/release` made, tried with that folder alone. `CRIMUX_RELEASE` names it; `dev/test package` makes
+//! one.
 
 use std::fs;
 use std::net::TcpListener;
@@ -13,7 +14,8 @@ const FLAGS: &str = "var/lib/kubelet/kubeadm-flags.env";
 const THEIRS: &str =
     "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=unix:///run/containerd/containerd.sock\"\n";
 
-/// systemd and `nsenter` of the node, as the script in the image meets them: crimux of the node runs in the node's root.
+/// systemd and `nsenter` of the node, as the script in the image meets them: crimux of the node runs in the
+/// node's root.
 const NODE: &str = r#"#!/bin/sh
 printf '%s\n' "$*" >> /host/asked
 case "$1 ${2:-}" in

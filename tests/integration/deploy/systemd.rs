@@ -1,6 +1,7 @@
 //! The units, read by systemd's own parser in a private root.
 //!
-//! `systemd-analyze verify` answers 0 for keys it does not know, so what counts is that it has nothing to say.
+//! `systemd-analyze verify` answers 0 for keys it does not know, so what counts is that it has nothing to
+//! say.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -53,8 +53,8 @@ impl<'bed> Node<'bed> {
         *self = Self::start(self.bed, &configuration).await;
     }
 
-    /// Does what the guide says about a changed configuration: written beside the file, checked, moved over it.
-    /// Returns what the check found.
+    /// Does what the guide says about a changed configuration: written beside the file, checked, moved over
+    /// it. Returns what the check found.
     pub(super) fn reconfigure(&self, configuration: &str) -> String {
         let draft = self.config.with_extension("yaml.new");
         std::fs::write(&draft, configuration).unwrap();

@@ -1,4 +1,5 @@
-//! The backends of a node are renamed and their names given away under running pods; Kubernetes sees nothing of it.
+//! The backends of a node are renamed and their names given away under running pods; Kubernetes sees nothing
+//! of it.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -1,10 +1,12 @@
-//! `docs/migration.md`, "From containerd 1.7 to 2.x": a node whose only runtime has no `RuntimeConfig` gets one that has.
+//! `docs/migration.md`, "From containerd 1.7 to 2.x": a node whose only runtime has no `RuntimeConfig` gets
+//! one that has.
 
 use std::collections::BTreeMap;
 
 use super::{Node, eventually};
 
-/// kubelet counts a runtime without `RuntimeConfig` here; kubeadm's preflight `ContainerRuntimeVersion` asks the same.
+/// kubelet counts a runtime without `RuntimeConfig` here; kubeadm's preflight `ContainerRuntimeVersion` asks
+/// the same.
 const LOSING_SUPPORT: &str = "kubelet_cri_losing_support{version=\"1.38.0\"}";
 
 #[test]

@@ -1,7 +1,7 @@
 //! A `state_dir` that takes no writes, as while a backup freezes its file system or a volume stalls.
 //!
-//! A FIFO that nobody reads stands where the next journal is to be made, which a snapshot begins: opening it blocks the thread that writes
-//! snapshots, and with it the journal, as a frozen file system does.
+//! A FIFO that nobody reads stands where the next journal is to be made, which a snapshot begins: opening it
+//! blocks the thread that writes snapshots, and with it the journal, as a frozen file system does.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt;

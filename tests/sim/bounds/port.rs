@@ -101,7 +101,8 @@ async fn idle_connections_to_the_relays_port_delay_no_stream() {
     stream.write_all(head.as_bytes()).await.unwrap();
     stream.shutdown().await.unwrap();
     let mut reply = String::new();
-    // Each idle connection may stay for ten seconds; a client that had to wait behind them would wait as long.
+    // Each idle connection may stay for ten seconds; a client that had to wait behind them would wait as
+    // long.
     let answered = tokio::time::timeout(Duration::from_secs(8), stream.read_to_string(&mut reply));
     answered.await.expect("nobody waits behind idle connections").unwrap();
     assert!(reply.starts_with("HTTP/1.1 101 ") && reply.ends_with("over and back"), "{reply}");

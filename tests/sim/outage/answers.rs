@@ -131,7 +131,8 @@ async fn the_answers_for_the_node_are_prompt_whatever_the_backends_do() {
         let (before, usually) = timed(rounds(&world)).await;
         outage.begin(&world.a).await;
         outage.begin(&world.b).await;
-        // Rounds that each waited 80 ms for `Status` and as much for `ImageFsInfo` would take 3.2 s more, each time.
+        // Rounds that each waited 80 ms for `Status` and as much for `ImageFsInfo` would take 3.2 s more,
+        // each time.
         let bound = usually * 3 + Duration::from_millis(1600);
         let mut best = Duration::MAX;
         for _ in 0..5 {

@@ -1,4 +1,5 @@
-//! Calls to one backend while it is out: refused in milliseconds, by name, never with a code that kubelet acts on.
+//! Calls to one backend while it is out: refused in milliseconds, by name, never with a code that kubelet
+//! acts on.
 
 use std::time::{Duration, Instant};
 

@@ -105,7 +105,8 @@ async fn cut_off(deed: Deed, point: Point) {
     let is_noted = records
         .into_iter()
         .any(|records| records.windows(text.len()).any(|window| window == text.as_bytes()));
-    // A call waits for the disk 100 ms at most: one that is held at the journal may have been answered by now.
+    // A call waits for the disk 100 ms at most: one that is held at the journal may have been answered by
+    // now.
     let answered = call.await.unwrap().is_ok();
     assert!(
         !answered || matches!(point, Point::Answered | Point::Noted),

@@ -1,4 +1,5 @@
-//! The disk under `state_dir` is full or takes no writes: calls go on, it is said, and what can be kept is kept.
+//! The disk under `state_dir` is full or takes no writes: calls go on, it is said, and what can be kept is
+//! kept.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -149,7 +150,8 @@ async fn restart(world: &mut World) {
     world.client = world.crimux.client();
 }
 
-/// Kills crimux and starts it again while b is away, over a state that is not whole: lists are refused, never short.
+/// Kills crimux and starts it again while b is away, over a state that is not whole: lists are refused, never
+/// short.
 async fn restart_without_lists(world: &mut World) {
     world.crimux.kill_and_start().await;
     testkit::eventually(SOON, async || {

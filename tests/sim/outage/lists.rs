@@ -169,8 +169,8 @@ async fn a_sandbox_list_that_fails_is_paired_with_containers_of_the_same_moment(
     for id in &of_b {
         world.b.state().remove_sandbox(id).unwrap();
     }
-    // The containers are gone at the backend, but so are their sandboxes: a NOTREADY sandbox without containers
-    // is what kubelet's garbage collector removes.
+    // The containers are gone at the backend, but so are their sandboxes: a NOTREADY sandbox without
+    // containers is what kubelet's garbage collector removes.
     assert!(sandboxes(&world.client, None).await.unwrap().contains(&sandbox));
     assert!(containers(&world.client, None).await.unwrap().contains(&held));
 

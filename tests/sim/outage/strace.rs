@@ -10,7 +10,8 @@ use tokio::process::{Child, Command};
 
 use crate::support::{Crimux, SOON};
 
-/// Traces what these options say into this file, from when this returns; `None`, loudly, where that cannot be done.
+/// Traces what these options say into this file, from when this returns; `None`, loudly, where that cannot be
+/// done.
 pub(super) async fn strace(crimux: &Crimux, to: &Path, options: &[&str]) -> Option<Child> {
     let mut command = Command::new("strace");
     command.args(["-f", "-y", "-p", &crimux.pid().to_string(), "-o"]).arg(to).args(options);

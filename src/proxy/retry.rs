@@ -25,7 +25,7 @@ const MAX_ATTEMPTS: u32 = 3;
 
 /// Calls `attempt` until one is OK. Each error is passed to `is_retryable`; after an error for which it
 /// returns false, the result is `None`.
-pub(super) async fn until_answered<T, F: Future<Output = Result<T, Error>>>(
+pub(super) async fn retry_hedged<T, F: Future<Output = Result<T, Error>>>(
     longest_pause: Duration,
     mut attempt: impl FnMut() -> F,
     mut is_retryable: impl FnMut(&Error) -> bool,
@@ -72,7 +72,7 @@ mod tests {
             asked.borrow_mut().push(started.elapsed().as_secs());
             std::future::pending::<Result<(), Error>>()
         };
-        let asking = until_answered(LONGEST, ask, |_| true);
+        let asking = retry_hedged(LONGEST, ask, |_| true);
         assert!(tokio::time::timeout(Duration::from_secs(59), asking).await.is_err());
         assert_eq!(*asked.borrow(), [0, 5, 15]);
     }
@@ -85,7 +85,7 @@ mod tests {
             let number = count.get();
             async move { if number == 1 { std::future::pending().await } else { Ok(number) } }
         };
-        assert_eq!(until_answered(LONGEST, ask, |_| true).await, Some(2));
+        assert_eq!(retry_hedged(LONGEST, ask, |_| true).await, Some(2));
     }
 
     #[tokio::test(start_paused = true)]
@@ -97,7 +97,7 @@ mod tests {
             count.set(count.get() + 1);
             count.get() < 8
         };
-        assert_eq!(until_answered(LONGEST, ask, go_on).await, None);
+        assert_eq!(retry_hedged(LONGEST, ask, go_on).await, None);
         // 50 + 100 + 200 + 400 + 800 + 1000 + 1000 ms.
         assert_eq!(started.elapsed(), Duration::from_millis(3550));
     }

@@ -30,7 +30,7 @@ struct Kept {
 }
 
 #[derive(Debug, Default)]
-struct Played {
+struct Model {
     kept: Vec<Kept>,
     file: BTreeMap<&'static str, &'static str>,
     /// What each runtime has, by the endpoint at which it answers.
@@ -40,7 +40,7 @@ struct Played {
     story: Vec<String>,
 }
 
-impl Played {
+impl Model {
     fn instance(&mut self, id: InstanceId) -> &mut Kept {
         self.kept.iter_mut().find(|kept| kept.id == id).expect("it is kept")
     }
@@ -69,8 +69,8 @@ impl Played {
         for step in &plan.steps {
             match (&step.meaning, step.instance) {
                 (Meaning::New, _) | (_, None) => self.add(step, Life::Joining, None),
-                (Meaning::Moved { .. }, old) => self.add(step, Life::Joining, old),
-                (Meaning::Elsewhere { .. }, Some(id)) => {
+                (Meaning::MaybeMoved { .. }, old) => self.add(step, Life::Joining, old),
+                (Meaning::MovedEmpty { .. }, Some(id)) => {
                     let kept = self.instance(id);
                     assert_eq!(kept.pods, BTreeSet::new(), "pods are left behind: {step:?}");
                     (kept.endpoint, kept.name) = (step.endpoint.clone(), step.name.clone());
@@ -186,7 +186,7 @@ impl Kept {
             endpoint: self.endpoint.clone(),
             life: self.life,
             pods: self.pods.len(),
-            holds: !self.pods.is_empty() || (self.life == Life::Member && !self.listed),
+            is_occupied: !self.pods.is_empty() || (self.life == Life::Member && !self.listed),
         }
     }
 }
@@ -202,7 +202,7 @@ fn file(random: &mut Rng) -> BTreeMap<&'static str, &'static str> {
 fn whatever_is_edited_and_moved_every_pod_has_one_owner_that_leads_to_it() {
     for seed in 0..LIVES {
         let mut random = Rng::with_seed(seed);
-        let mut node = Played::default();
+        let mut node = Model::default();
         for endpoint in &ENDPOINTS[..3] {
             node.runtimes.insert(endpoint, BTreeSet::new());
         }

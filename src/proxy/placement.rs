@@ -1,0 +1,66 @@
+//! Chooses the backend of a new sandbox.
+//!
+//! | step | decided by |
+//! |---|---|
+//! | 1 | the backend that an operator aimed this pod at (`crimux route --next`), if its handler leads there |
+//! | 2 | the handler's targets; of several, the weight and the pod's uid, without those that drain |
+//! | 3 | a target that is joining is refused: kubelet tries again |
+
+use std::sync::Arc;
+
+use tonic::Code;
+
+use crate::error::Error;
+use crate::proxy::NodeState;
+use crate::proxy::creation::PodName;
+use crate::router::Choice;
+use crate::snapshot::Life;
+
+impl NodeState {
+    /// Chooses the backend of a new sandbox of a pod, which an operator may have aimed at one.
+    ///
+    /// # Errors
+    /// What [`NodeState::choose`] returns; [`Error::Draining`] too for an aim at a backend that drains.
+    pub(super) fn choose_for_pod(
+        &self,
+        handler: &str,
+        PodName { namespace, name, uid }: PodName<'_>,
+    ) -> Result<Choice, Error> {
+        let Some(aimed) = self.router.aims.bind_to_uid(namespace, name, uid) else {
+            return self.choose(handler, uid);
+        };
+        let Ok(backend) = self.backend(aimed) else { return self.choose(handler, uid) };
+        let is_removed = backend.last_known.instance().life == Life::Removed;
+        let choice = self.router.handlers().choose_at(handler, aimed).filter(|_| !is_removed);
+        let Some(choice) = choice else {
+            let backend = &backend.name;
+            tracing::warn!(namespace, name, uid, handler, %backend, "aim ignored: the handler does not lead there");
+            return self.choose(handler, uid);
+        };
+        if backend.last_known.is_draining() {
+            return Err(Error::Draining { backend: Arc::clone(&backend.name), handler: handler.to_owned() });
+        }
+        self.refuse_joining(choice)
+    }
+
+    /// Chooses the backend of a new sandbox.
+    pub(super) fn choose(&self, handler: &str, uid: &str) -> Result<Choice, Error> {
+        let drained = |id| self.backend(id).is_ok_and(|backend| backend.last_known.is_draining());
+        self.refuse_joining(self.router.handlers().choose(handler, uid, drained)?)
+    }
+
+    fn refuse_joining(&self, choice: Choice) -> Result<Choice, Error> {
+        let backend = self.backend(choice.backend)?;
+        if self.is_joining(&backend) {
+            return Err(backend.joining_error());
+        }
+        Ok(choice)
+    }
+
+    /// Records where a sandbox was created, or that it was refused, for the status page.
+    pub(super) fn record_placement(&self, handler: &str, backend: Option<&Arc<str>>, code: Code) {
+        let handlers = self.router.handlers();
+        let known = handler.is_empty() || handlers.targets_of(handler).is_ok();
+        self.history.record_placement(known.then_some(handler), backend, code);
+    }
+}

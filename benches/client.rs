@@ -26,10 +26,19 @@ pub(crate) struct Target(Request<()>);
 impl Target {
     /// Prepares calls of `method` of the runtime service.
     pub(crate) fn runtime(method: &str) -> Self {
+        Self::of("RuntimeService", method)
+    }
+
+    /// Prepares calls of `method` of the image service.
+    pub(crate) fn image(method: &str) -> Self {
+        Self::of("ImageService", method)
+    }
+
+    fn of(service: &str, method: &str) -> Self {
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
         *request.uri_mut() =
-            format!("http://localhost/runtime.v1.RuntimeService/{method}").parse::<Uri>().unwrap_or_default();
+            format!("http://localhost/runtime.v1.{service}/{method}").parse::<Uri>().unwrap_or_default();
         let headers = request.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert(header::USER_AGENT, HeaderValue::from_static("grpc-go/1.72.2"));

@@ -177,6 +177,12 @@ impl World {
 type PeerStart = fn(&World, &Contender) -> Result<Contender>;
 
 impl Contender {
+    /// Connects to it once it lists so many containers.
+    pub(crate) async fn connect_listing(&mut self, containers: usize) -> Result<Client> {
+        self.wait(containers).await?;
+        Client::connect(&self.socket).await
+    }
+
     /// Waits until it lists so many containers.
     async fn wait(&mut self, containers: usize) -> Result<()> {
         let started = Instant::now();

@@ -20,6 +20,7 @@ mod client;
 mod fleet;
 mod footprint;
 mod load;
+mod node;
 mod plan;
 mod process;
 mod report;
@@ -45,6 +46,9 @@ struct Arguments {
     /// Profile crimux instead: this many calls of each case under callgrind (needs valgrind).
     #[arg(long, value_name = "CALLS")]
     callgrind: Option<usize>,
+    /// Make kubelet's calls at its pace instead, and print what a node pays a day.
+    #[arg(long)]
+    node: bool,
     /// A directory of its own for sockets, configurations and logs.
     #[arg(long)]
     dir: PathBuf,
@@ -90,6 +94,9 @@ async fn run(arguments: &Arguments) -> Result<()> {
     }
     if let Some(calls) = arguments.callgrind {
         return syscalls::profile(&world, &arguments.only, calls).await;
+    }
+    if arguments.node {
+        return node::measure(&world).await;
     }
     let mut report = Report::new(&world, arguments.quick);
     for group in plan::GROUPS {

@@ -1,6 +1,6 @@
 //! What a node pays for crimux: kubelet's calls at kubelet's pace, for 20, 110 and 250 pods.
 //!
-//! The pace is that of a recorded kubelet 1.36 in a quiet minute, rounded up, with an exec probe for every pod
+//! The pace is that of a recorded kubelet 1.36 in a quiet minute, rounded up, with an exec probe for each pod
 //! and one container that exits and starts again every five seconds. CPU time and bytes written are counted
 //! for [`MEASURED`] and given for a day.
 

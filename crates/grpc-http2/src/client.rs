@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use crate::connection::Connection;
 use crate::error::GoAway;
 use crate::frame::{Setting, StreamId};
-use crate::hpack::{self, Block, ListKind};
+use crate::hpack::{self, HeaderList, ListKind};
 use crate::state::{Side, State};
 use crate::stream::Stream;
 use crate::{Error, Reason, Shared};
@@ -178,20 +178,20 @@ impl State {
         if size > self.peer.max_header_list {
             return Poll::Ready(Err(Error::HeadersTooLarge { len: size, limit: self.peer.max_header_list }));
         }
-        if self.open >= self.peer.max_streams {
+        if self.open_streams >= self.peer.max_streams {
             if !self.pending_open.iter().any(|waker| waker.will_wake(cx.waker())) {
                 self.pending_open.push(cx.waker().clone());
             }
             return Poll::Pending;
         }
-        let id = self.next;
-        self.next = id.next();
-        if self.next > StreamId::MAX {
+        let id = self.next_stream_id;
+        self.next_stream_id = id.next();
+        if self.next_stream_id > StreamId::MAX {
             // Section 5.1.1: a client that runs out of identifiers opens a new connection.
             let goaway = GoAway::new(Reason::NO_ERROR, b"all stream identifiers are used");
             self.close_to_new(&Error::GoAway(goaway));
         }
-        self.open += 1;
+        self.open_streams += 1;
         self.queue_headers(id, false, block);
         self.streams.insert(id, Stream::for_request(body.clone()));
         self.send_stream(id);
@@ -200,7 +200,7 @@ impl State {
     }
 
     /// Receives a header block of a response.
-    pub(crate) fn recv_response(&mut self, id: StreamId, block: Block, ends: bool) {
+    pub(crate) fn recv_response(&mut self, id: StreamId, block: HeaderList, end_stream: bool) {
         let Some(stream) = self.streams.get_mut(&id) else {
             self.recv_on_closed(id);
             return;
@@ -223,7 +223,7 @@ impl State {
                 return;
             }
             (Some(ListKind::Response), Some(status))
-                if status.is_informational() && !ends && !stream.begun =>
+                if status.is_informational() && !end_stream && !stream.begun =>
             {
                 return;
             }
@@ -232,7 +232,9 @@ impl State {
                 stream.content_left = block.content_length().filter(|_| status != StatusCode::NOT_MODIFIED);
                 stream.head = Some(block);
             }
-            (Some(ListKind::Trailers), _) if stream.begun && ends => stream.trailers = Some(block.headers),
+            (Some(ListKind::Trailers), _) if stream.begun && end_stream => {
+                stream.trailers = Some(block.headers);
+            }
             (None, _) => {
                 self.reset_malformed(id, "invalid header field");
                 return;
@@ -242,7 +244,7 @@ impl State {
                 return;
             }
         }
-        if ends {
+        if end_stream {
             self.recv_end_stream(id);
         } else {
             stream.wake();

@@ -14,7 +14,7 @@ use crate::recv::Receiver;
 use crate::{Error, Shared};
 
 /// How many bytes are read at once.
-const READ: usize = 256 << 10;
+const READ_SIZE: usize = 256 << 10;
 /// An incomplete frame up to this length is copied in front of the next read, a longer one is appended to.
 const SHORT_REST: usize = 4 << 10;
 /// The most reads in one poll, after which other tasks run. A server continues once it has handed out the
@@ -26,7 +26,7 @@ const SPIN_LIMIT: u32 = 16;
 
 thread_local! {
     /// Where all connections of a thread read to: an idle connection needs no buffer.
-    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SHORT_REST + READ].into());
+    static READ_BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; SHORT_REST + READ_SIZE].into());
 }
 
 /// A connection: a future that must be polled for anything to be sent or received.
@@ -38,7 +38,7 @@ pub struct Connection<S> {
     io: S,
     shared: Arc<Shared>,
     /// An incomplete frame.
-    rest: Vec<u8>,
+    partial_frame: Vec<u8>,
     receiver: Receiver,
     /// How often the rest of a message has been waited for.
     spins: u32,
@@ -106,28 +106,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Reads into `buffer`, and dispatches the frames there; ready with how many bytes were read.
     fn poll_read_frames(&mut self, buffer: &mut [u8], cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
-        let kept = if self.rest.len() <= SHORT_REST { self.rest.len() } else { 0 };
+        let kept = if self.partial_frame.len() <= SHORT_REST { self.partial_frame.len() } else { 0 };
         let mut read = ReadBuf::new(&mut buffer[kept..]);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
         let len = read.filled().len();
         if len == 0 {
             return Poll::Ready(Ok(0));
         }
-        if kept == self.rest.len() {
-            buffer[..kept].copy_from_slice(&self.rest);
+        if kept == self.partial_frame.len() {
+            buffer[..kept].copy_from_slice(&self.partial_frame);
             let input = &buffer[..kept + len];
             let dispatched = self.dispatch(input)?;
-            self.rest.clear();
-            self.rest.extend_from_slice(&input[dispatched..]);
+            self.partial_frame.clear();
+            self.partial_frame.extend_from_slice(&input[dispatched..]);
         } else {
-            self.rest.extend_from_slice(&buffer[..len]);
-            let mut input = std::mem::take(&mut self.rest);
+            self.partial_frame.extend_from_slice(&buffer[..len]);
+            let mut input = std::mem::take(&mut self.partial_frame);
             let dispatched = self.dispatch(&input)?;
             input.drain(..dispatched);
-            self.rest = input;
+            self.partial_frame = input;
         }
-        if self.rest.is_empty() && self.rest.capacity() > SHORT_REST {
-            self.rest = Vec::new();
+        if self.partial_frame.is_empty() && self.partial_frame.capacity() > SHORT_REST {
+            self.partial_frame = Vec::new();
         }
         Poll::Ready(Ok(len))
     }
@@ -163,13 +163,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 impl<S> Connection<S> {
     pub(crate) fn new(io: S, shared: Arc<Shared>) -> Self {
         let receiver = Receiver::new(&shared.lock());
-        Self { io, shared, rest: Vec::new(), receiver, spins: 0 }
+        Self { io, shared, partial_frame: Vec::new(), receiver, spins: 0 }
     }
 
     /// Returns how many frames arrived before the one of which a part has arrived, or whose header block is
     /// incomplete; `None` between frames. The connection preface counts as a part of the first.
     pub(crate) fn incomplete_frame(&self) -> Option<u64> {
-        (!self.rest.is_empty() || self.receiver.is_within_frame()).then_some(self.receiver.frames)
+        (!self.partial_frame.is_empty() || self.receiver.is_within_frame()).then_some(self.receiver.frames)
     }
 
     /// Returns what the connection holds.

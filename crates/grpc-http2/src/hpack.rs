@@ -41,7 +41,7 @@ pub(crate) enum ListKind {
 
 /// A decoded header list.
 #[derive(Debug, Default)]
-pub(crate) struct Block {
+pub(crate) struct HeaderList {
     pseudo: [Option<Bytes>; Pseudo::NAMES.len()],
     pub(crate) headers: HeaderMap,
     /// Set if any field is invalid or misplaced. The block is still decoded fully, to keep the dynamic table
@@ -78,7 +78,7 @@ impl Pseudo {
     }
 }
 
-impl Block {
+impl HeaderList {
     /// Returns what it can be; `None` if it is malformed (RFC 9113, sections 8.1.1 and 8.3).
     pub(crate) fn kind(&self) -> Option<ListKind> {
         let [status, method, path, scheme, authority] = self.pseudo.each_ref().map(Option::is_some);
@@ -176,9 +176,9 @@ impl Decoder {
     }
 
     /// Decodes a block; `None` if it is invalid, after which no other can be decoded.
-    pub(crate) fn decode(&mut self, block: &[u8]) -> Option<Block> {
+    pub(crate) fn decode(&mut self, block: &[u8]) -> Option<HeaderList> {
         let mut reader = Reader(block);
-        let mut decoded = Block::default();
+        let mut decoded = HeaderList::default();
         while let Some(&first) = reader.0.first() {
             let (field, size) = match first {
                 0x80.. => self.at(reader.integer(7)?)?.clone(),

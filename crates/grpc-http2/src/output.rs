@@ -6,9 +6,9 @@ use std::io::IoSlice;
 use bytes::{Buf, Bytes, BytesMut};
 
 /// From this size on a part is queued without a copy; a smaller one is copied faster than it is queued.
-const LARGE: usize = 4 << 10;
+const MIN_ZERO_COPY: usize = 4 << 10;
 /// How many bytes may be queued before bodies wait.
-const HIGH: usize = 512 << 10;
+const HIGH_WATERMARK: usize = 512 << 10;
 /// How much capacity the buffer keeps while it is empty.
 const MAX_IDLE_CAPACITY: usize = 64 << 10;
 
@@ -33,17 +33,17 @@ impl Output {
 
     /// Tells whether bodies may be appended.
     pub(crate) fn has_room(&self) -> bool {
-        self.len() < HIGH
+        self.len() < HIGH_WATERMARK
     }
 
     /// Tells whether nothing may be read from the peer before some of it is written.
     pub(crate) fn is_full(&self) -> bool {
-        self.len() >= 2 * HIGH
+        self.len() >= 2 * HIGH_WATERMARK
     }
 
     /// Appends a part of a body.
     pub(crate) fn push(&mut self, part: Bytes) {
-        if part.len() < LARGE {
+        if part.len() < MIN_ZERO_COPY {
             return self.tail.extend_from_slice(&part);
         }
         if !self.tail.is_empty() {
@@ -101,8 +101,15 @@ mod tests {
 
     #[test]
     fn bytes_are_written_in_order_whatever_the_pieces() {
-        let parts = [&[b'a'; 10][..], &[b'b'; LARGE], &[b'c'; LARGE], b"d", &[b'e'; 2 * LARGE], b"f"];
-        for step in [1, 9, 10, LARGE - 1, LARGE, LARGE + 11, 100_000] {
+        let parts = [
+            &[b'a'; 10][..],
+            &[b'b'; MIN_ZERO_COPY],
+            &[b'c'; MIN_ZERO_COPY],
+            b"d",
+            &[b'e'; 2 * MIN_ZERO_COPY],
+            b"f",
+        ];
+        for step in [1, 9, 10, MIN_ZERO_COPY - 1, MIN_ZERO_COPY, MIN_ZERO_COPY + 11, 100_000] {
             let mut output = Output::default();
             for part in parts {
                 output.push(Bytes::copy_from_slice(part));
@@ -123,7 +130,7 @@ mod tests {
 
     #[test]
     fn a_large_part_is_not_copied() {
-        let part = Bytes::from(vec![0; LARGE]);
+        let part = Bytes::from(vec![0; MIN_ZERO_COPY]);
         let mut output = Output::default();
         output.push(Bytes::from_static(b"head"));
         output.push(part.clone());

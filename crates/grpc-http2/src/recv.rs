@@ -128,9 +128,9 @@ impl Receiver {
     fn recv_data(&mut self, state: &mut State, head: FrameHeader, input: &[u8]) -> Result<usize, Error> {
         let part = &input[..head.len.min(input.len())];
         let left = head.len - part.len();
-        let ends = left == 0 && head.has(frame::END_STREAM);
+        let end_stream = left == 0 && head.has(frame::END_STREAM);
         if !part.is_empty() || left == 0 {
-            state.recv_data(head.stream, part, part.len(), ends)?;
+            state.recv_data(head.stream, part, part.len(), end_stream)?;
         }
         self.data = (left > 0).then_some(FrameHeader { len: left, ..head });
         Ok(part.len())
@@ -175,9 +175,9 @@ impl Receiver {
         head: FrameHeader,
         part: &[u8],
     ) -> Result<(), Error> {
-        let ends = head.has(frame::END_HEADERS);
+        let end_headers = head.has(frame::END_HEADERS);
         let Some((_, mut block)) = self.block.take() else {
-            if ends {
+            if end_headers {
                 return self.recv_block(state, first, part);
             }
             self.block = Some((first, BytesMut::from(part)));
@@ -187,7 +187,7 @@ impl Receiver {
         if block.len() > self.decoder.max_block() {
             return Err(Error::violation(Reason::ENHANCE_YOUR_CALM, "a header block is too long"));
         }
-        if ends {
+        if end_headers {
             return self.recv_block(state, first, &block);
         }
         self.block = Some((first, block));

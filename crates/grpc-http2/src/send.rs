@@ -29,11 +29,16 @@ impl State {
     }
 
     /// Encodes a header block with `write`, in as many frames as the peer's frame size demands (section 4.3).
-    pub(crate) fn queue_headers(&mut self, stream: StreamId, ends: bool, write: impl FnOnce(&mut BytesMut)) {
+    pub(crate) fn queue_headers(
+        &mut self,
+        stream: StreamId,
+        end_stream: bool,
+        write: impl FnOnce(&mut BytesMut),
+    ) {
         let out = &mut self.out.tail;
         let start = out.len();
-        let end_stream = if ends { frame::END_STREAM } else { 0 };
-        let (kind, flags) = (FrameType::Headers, frame::END_HEADERS | end_stream);
+        let end_flag = if end_stream { frame::END_STREAM } else { 0 };
+        let (kind, flags) = (FrameType::Headers, frame::END_HEADERS | end_flag);
         let head = FrameHeader { len: 0, kind, flags, stream };
         head.encode(out);
         if !std::mem::replace(&mut self.headers_sent, true) {
@@ -50,7 +55,7 @@ impl State {
         for (number, part) in block.chunks(max).enumerate() {
             let is_last = (number + 1) * max >= block.len();
             let (kind, first_flags) =
-                if number == 0 { (FrameType::Headers, end_stream) } else { (FrameType::Continuation, 0) };
+                if number == 0 { (FrameType::Headers, end_flag) } else { (FrameType::Continuation, 0) };
             let flags = if is_last { frame::END_HEADERS } else { 0 } | first_flags;
             FrameHeader { len: part.len(), kind, flags, stream }.encode(out);
             out.extend_from_slice(part);
@@ -115,8 +120,8 @@ impl State {
                 stream.pending_data = Some(part);
                 return self.queue_send(id);
             }
-            let ends = len == part.len() && matches!(stream.ending, EndStream::WithData);
-            let flags = if ends { frame::END_STREAM } else { 0 };
+            let end_stream = len == part.len() && matches!(stream.ending, EndStream::WithData);
+            let flags = if end_stream { frame::END_STREAM } else { 0 };
             FrameHeader { len, kind: FrameType::Data, flags, stream: id }.encode(&mut self.out.tail);
             self.out.push(part.split_to(len));
             let sent = i64::try_from(len).unwrap_or(i64::MAX);

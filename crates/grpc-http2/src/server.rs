@@ -11,11 +11,11 @@ use http_body::{Body, Frame};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
-pub(crate) use accepting::{Accepting, Refusal, shorten};
+pub(crate) use accepting::{Refusal, ServerState, shorten};
 
 use crate::connection::Connection;
 use crate::frame::{self, Setting, StreamId};
-use crate::hpack::{self, Block, Pseudo};
+use crate::hpack::{self, HeaderList, Pseudo};
 use crate::limits::{Budget, Held, Limit, LimitHook};
 use crate::state::{Side, State};
 use crate::stream::EndStream;
@@ -107,7 +107,7 @@ pub fn handshake<S: AsyncRead + AsyncWrite + Unpin>(io: S, config: ServerConfig)
         (Setting::MaxConcurrentStreams, config.max_concurrent_streams),
         (Setting::MaxHeaderListSize, config.max_header_list),
     ]);
-    state.server = Accepting::new(config);
+    state.server = ServerState::new(config);
     let shared = Shared::new(state);
     let connection = Connection::new(io, Arc::clone(&shared));
     ServerConnection { connection, shared, receive_timeout, receiving: None }
@@ -204,7 +204,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
     }
 }
 
-fn request(mut head: Block, body: RequestBody) -> Request<RequestBody> {
+fn request(mut head: HeaderList, body: RequestBody) -> Request<RequestBody> {
     let mut request = Request::new(body);
     *request.version_mut() = Version::HTTP_2;
     *request.method_mut() = Method::POST;
@@ -246,9 +246,11 @@ impl SendResponse {
     pub async fn send_response<B: Body<Data = Bytes>>(mut self, response: Response<B>) {
         let (head, body) = response.into_parts();
         let mut body = pin!(body);
-        let ends = body.is_end_stream();
+        let end_stream = body.is_end_stream();
         let size = body.size_hint().exact().and_then(|size| usize::try_from(size).ok()).unwrap_or_default();
-        if !self.shared.lock().begin_response(self.stream, head.status, &head.headers, ends, size) || ends {
+        if !self.shared.lock().begin_response(self.stream, head.status, &head.headers, end_stream, size)
+            || end_stream
+        {
             return;
         }
         loop {
@@ -302,21 +304,21 @@ impl State {
         id: StreamId,
         status: StatusCode,
         headers: &HeaderMap,
-        ends: bool,
+        end_stream: bool,
         size: usize,
     ) -> bool {
         let stream = self.stream(id);
         if stream.is_broken() {
             return false;
         }
-        if ends {
+        if end_stream {
             stream.ending = EndStream::Sent;
         } else if !self.hold_response(id, size) {
             self.refuse_response(id);
             return false;
         }
-        let short = ends.then(|| self.within_peer_limit(headers.clone()));
-        self.queue_headers(id, ends, |out| {
+        let short = end_stream.then(|| self.within_peer_limit(headers.clone()));
+        self.queue_headers(id, end_stream, |out| {
             hpack::encode_status(out, status);
             hpack::encode_headers(out, short.as_ref().unwrap_or(headers));
         });

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::frame::{self, StreamId};
 use crate::limits::Held;
 use crate::output::Output;
-use crate::server::Accepting;
+use crate::server::ServerState;
 use crate::stream::{EndStream, Stream};
 use crate::{Error, Reason};
 
@@ -49,15 +49,15 @@ pub(crate) struct State {
     pub(crate) peer: PeerSettings,
     pub(crate) streams: HashMap<StreamId, Stream, foldhash::fast::RandomState>,
     /// Client: how many streams the peer has not ended.
-    pub(crate) open: usize,
+    pub(crate) open_streams: usize,
     /// The lowest identifier that is still idle.
-    pub(crate) next: StreamId,
+    pub(crate) next_stream_id: StreamId,
     /// Client: tasks that wait until the peer allows another stream.
     pub(crate) pending_open: Vec<Waker>,
     /// Server: streams whose request is complete.
     pub(crate) pending_accept: VecDeque<StreamId>,
     /// What only a server keeps; unused by a client.
-    pub(crate) server: Accepting,
+    pub(crate) server: ServerState,
     /// Streams that the connection window, or room in the output, keeps from sending.
     pub(crate) pending_send: VecDeque<StreamId>,
     /// Whether a larger initial window lets streams send that are in no queue.
@@ -110,11 +110,11 @@ impl State {
                 max_header_list: usize::MAX,
             },
             streams: HashMap::default(),
-            open: 0,
-            next: StreamId::FIRST,
+            open_streams: 0,
+            next_stream_id: StreamId::FIRST,
             pending_open: Vec::new(),
             pending_accept: VecDeque::new(),
-            server: Accepting::new(crate::server::ServerConfig::default()),
+            server: ServerState::new(crate::server::ServerConfig::default()),
             pending_send: VecDeque::new(),
             window_raised: false,
             send_window: i64::from(DEFAULT_WINDOW),
@@ -142,7 +142,7 @@ impl State {
     /// Tells whether nothing is left to do and no stream can be opened.
     pub(crate) fn is_over(&self) -> bool {
         match self.side {
-            Side::Client => self.open == 0 && (self.unused || self.closing.is_some()),
+            Side::Client => self.open_streams == 0 && (self.unused || self.closing.is_some()),
             Side::Server => self.streams.is_empty() && self.server.last_stream().is_some(),
         }
     }
@@ -158,7 +158,7 @@ impl State {
     /// Tells whether a stream was never opened (section 5.1). A server opens none, so its identifiers are all
     /// idle.
     pub(crate) fn is_idle(&self, id: StreamId) -> bool {
-        !id.is_client_initiated() || id >= self.next
+        !id.is_client_initiated() || id >= self.next_stream_id
     }
 
     /// Tells whether the last DATA frame was a part of a message whose rest a reader waits for.
@@ -203,7 +203,7 @@ impl State {
                     // Section 8.1: a complete response makes the rest of the request unnecessary.
                     frame::encode_rst_stream(&mut self.out.tail, id, Reason::NO_ERROR);
                 }
-                self.open -= 1;
+                self.open_streams -= 1;
             }
             Side::Server if stream.is_broken() => return,
             Side::Server if result.is_ok() => self.pending_accept.push_back(id),
@@ -223,7 +223,7 @@ impl State {
     }
 
     fn wake_pending_open(&mut self) {
-        if self.open < self.peer.max_streams {
+        if self.open_streams < self.peer.max_streams {
             // Wakes all: a waiter that was dropped would swallow the wake-up.
             self.pending_open.drain(..).for_each(Waker::wake);
         }
@@ -247,7 +247,7 @@ impl State {
     pub(crate) fn last_accepted(&self) -> StreamId {
         match self.side {
             Side::Client => StreamId::CONNECTION,
-            Side::Server => self.server.last_stream().unwrap_or(self.next.previous()),
+            Side::Server => self.server.last_stream().unwrap_or(self.next_stream_id.previous()),
         }
     }
 

@@ -9,7 +9,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use super::ServerConfig;
 use crate::frame::StreamId;
 use crate::grpc::GrpcCode;
-use crate::hpack::{self, Block, ListKind, Pseudo};
+use crate::hpack::{self, HeaderList, ListKind, Pseudo};
 use crate::limits::{Limit, Share};
 use crate::state::State;
 use crate::stream::Stream;
@@ -30,7 +30,7 @@ const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
 /// The server side of a connection.
 #[derive(Debug)]
-pub(crate) struct Accepting {
+pub(crate) struct ServerState {
     pub(super) config: ServerConfig,
     /// The latest ranges of identifiers that the client skipped: first, and the one after the last.
     skipped: VecDeque<(StreamId, StreamId)>,
@@ -67,7 +67,7 @@ pub(crate) struct Refusal {
     message: &'static str,
 }
 
-impl Accepting {
+impl ServerState {
     pub(crate) fn new(config: ServerConfig) -> Self {
         Self {
             skipped: VecDeque::new(),
@@ -98,8 +98,8 @@ impl Accepting {
         self.incomplete -= usize::from(stream.ended.is_none());
     }
 
-    /// Remembers that the client opens `id` although `next` is lower.
-    fn note_opened(&mut self, next: StreamId, id: StreamId) {
+    /// Records the identifiers between `next` and `id` as skipped by the client.
+    fn record_skipped(&mut self, next: StreamId, id: StreamId) {
         if id > next {
             self.skipped.truncate(MAX_SKIPPED - 1);
             self.skipped.push_front((next, id));
@@ -130,7 +130,7 @@ impl Refusal {
     }
 
     /// Returns why a request is not handed out, if so, whatever its body is.
-    fn of(block: &Block) -> Option<Self> {
+    fn of(block: &HeaderList) -> Option<Self> {
         if block.too_large.is_some() {
             return Some(Self::METADATA);
         }
@@ -175,9 +175,14 @@ impl State {
     ///
     /// # Errors
     /// If the client opens a stream that it skipped (section 5.1.1), or that is closed.
-    pub(crate) fn recv_request(&mut self, id: StreamId, block: Block, ends: bool) -> Result<(), Error> {
-        if id >= self.next {
-            self.open_remote(id, block, ends);
+    pub(crate) fn recv_request(
+        &mut self,
+        id: StreamId,
+        block: HeaderList,
+        end_stream: bool,
+    ) -> Result<(), Error> {
+        if id >= self.next_stream_id {
+            self.open_remote(id, block, end_stream);
             return Ok(());
         }
         match self.streams.get(&id) {
@@ -189,16 +194,16 @@ impl State {
             None => return Err(Error::violation(Reason::STREAM_CLOSED, "HEADERS on a closed stream")),
             Some(stream) if stream.is_broken() || stream.too_large.is_some() => {}
             Some(stream) if stream.ended.is_some() => self.recv_after_end(id),
-            Some(_) if ends && block.kind() == Some(ListKind::Trailers) => self.recv_end_stream(id),
+            Some(_) if end_stream && block.kind() == Some(ListKind::Trailers) => self.recv_end_stream(id),
             Some(_) => self.reset_malformed(id, "headers and trailers are out of order"),
         }
         Ok(())
     }
 
     /// Opens the stream that a header block of the client begins.
-    fn open_remote(&mut self, id: StreamId, block: Block, ends: bool) {
-        self.server.note_opened(self.next, id);
-        self.next = id.next();
+    fn open_remote(&mut self, id: StreamId, block: HeaderList, end_stream: bool) {
+        self.server.record_skipped(self.next_stream_id, id);
+        self.next_stream_id = id.next();
         // Section 6.8: what a client opens after it has seen GOAWAY is ignored.
         if self.server.last_stream().is_some() {
             return;
@@ -221,7 +226,7 @@ impl State {
         self.streams.insert(id, stream);
         if self.server.metadata > MAX_METADATA {
             self.refuse_request(id);
-        } else if self.hold_request(id, memory) && ends {
+        } else if self.hold_request(id, memory) && end_stream {
             self.recv_end_stream(id);
         }
     }

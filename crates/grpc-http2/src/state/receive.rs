@@ -17,7 +17,7 @@ impl State {
         id: StreamId,
         part: &[u8],
         len: usize,
-        ends: bool,
+        end_stream: bool,
     ) -> Result<(), Error> {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.last_data = id;
@@ -54,7 +54,7 @@ impl State {
                 }
                 Side::Client => self.reset_stream(id, Reason::CANCEL, Error::TooLarge(len)),
             }
-        } else if ends {
+        } else if end_stream {
             self.recv_end_stream(id);
         } else {
             stream.release_capacity(id, &mut self.out.tail);

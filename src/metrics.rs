@@ -24,11 +24,13 @@ mod clients;
 mod exemplars;
 mod left_out;
 mod registration;
+mod state;
 
 pub use backends::{BackendSample, STATES};
 pub use clients::ClientGauges;
 pub use exemplars::{Exemplar, Exemplars};
 pub use left_out::LeftOutMetrics;
+pub use state::{StateMetrics, StateSample};
 
 /// From a tenth of a millisecond, where forwarded calls live, to the minutes of a pull.
 const BUCKETS: [f64; 16] =
@@ -62,7 +64,8 @@ pub struct Metrics {
     config_reloads: IntCounterVec,
     config_last_reload_successful: IntGauge,
     config_restart_needed: IntGaugeVec,
-    state: StateCounters,
+    /// What is written to `state_dir`.
+    pub state: StateMetrics,
     events_dropped_clients: IntCounter,
     stall: Histogram,
     longest_stall: Gauge,
@@ -138,7 +141,7 @@ impl Metrics {
                 "1 for a key whose changed value takes effect at the next start.",
                 &["key"],
             )?,
-            state: StateCounters::new(&make)?,
+            state: StateMetrics::new(&make)?,
             events_dropped_clients: make.counter(
                 "events_dropped_clients_total",
                 "Event streams ended because the client was slow.",
@@ -260,36 +263,14 @@ impl Metrics {
         self.limits_reached.with_label_values(&[limit])
     }
 
-    /// Sets the gauges of all backends, and the totals of failed writes and of written bytes of the
-    /// last-known state.
-    pub fn refresh(&self, backends: &[BackendSample<'_>], write_failures: u64, written: u64) {
+    /// Sets the gauges of all backends.
+    pub fn refresh(&self, backends: &[BackendSample<'_>]) {
         self.backends.set_all(backends);
-        let StateCounters { write_errors, written_bytes } = &self.state;
-        write_errors.inc_by(write_failures.saturating_sub(write_errors.get()));
-        written_bytes.inc_by(written.saturating_sub(written_bytes.get()));
     }
 
     /// Removes the gauges of a backend that no longer runs.
     pub fn forget_backend(&self, backend: &str) {
         self.backends.remove(backend);
-    }
-}
-
-/// What is written to `state_dir`.
-#[derive(Debug)]
-struct StateCounters {
-    write_errors: IntCounter,
-    written_bytes: IntCounter,
-}
-
-impl StateCounters {
-    fn new(make: &Registrar<'_>) -> prometheus::Result<Self> {
-        let written = "Bytes of the last-known state written to state_dir.";
-        Ok(Self {
-            write_errors: make
-                .counter("state_write_errors_total", "Failed writes of the last-known state.")?,
-            written_bytes: make.counter("state_written_bytes_total", written)?,
-        })
     }
 }
 

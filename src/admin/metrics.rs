@@ -13,7 +13,7 @@ use crate::admin::{AdminState, openmetrics};
 use crate::backend::Backend;
 use crate::cri::VersionResponse;
 use crate::method::Rpc;
-use crate::metrics::BackendSample;
+use crate::metrics::{BackendSample, StateSample};
 use crate::proxy::NodeState;
 use crate::snapshot::Life;
 
@@ -51,7 +51,12 @@ pub(super) fn prefers_openmetrics(headers: &HeaderMap) -> bool {
 fn refresh(node: &NodeState) {
     let backends = node.backends();
     let samples: Vec<_> = backends.iter().map(|backend| sample(node, backend)).collect();
-    node.metrics.refresh(&samples, node.snapshot.write_failures(), node.snapshot.written_bytes());
+    node.metrics.refresh(&samples);
+    node.metrics.state.set(&StateSample {
+        saved: node.snapshot.write_error().is_none(),
+        write_failures: node.snapshot.write_failures(),
+        written_bytes: node.snapshot.written_bytes(),
+    });
     let (connections, streams) = node.limits().open();
     node.metrics.clients.set(connections, streams);
 }
@@ -75,6 +80,7 @@ fn sample<'a>(node: &NodeState, backend: &'a Backend) -> BackendSample<'a> {
         list_age: backend.last_known.age(),
         sandboxes,
         containers,
+        foreign: backend.last_known.count_foreign(),
         certificates: certificates(backend),
     }
 }

@@ -32,6 +32,8 @@ pub struct BackendSample<'a> {
     pub sandboxes: usize,
     /// Containers it owns.
     pub containers: usize,
+    /// IDs that it lists and another backend owns.
+    pub foreign: usize,
     /// The role and the end of each certificate of its connection.
     pub certificates: Vec<(&'static str, SystemTime)>,
 }
@@ -46,6 +48,7 @@ pub(super) struct BackendGauges {
     info: IntGaugeVec,
     list_age: GaugeVec,
     owned_ids: IntGaugeVec,
+    foreign_ids: IntGaugeVec,
     certificates: GaugeVec,
 }
 
@@ -69,6 +72,7 @@ impl BackendGauges {
             info: make.gauges("backend_info", "Name and version of the backend's runtime.", &info)?,
             list_age: make.float_gauges("list_age_seconds", "Age of the last live list.", &["backend"])?,
             owned_ids: make.gauges("owned_ids", "IDs by owner.", &["backend", "kind"])?,
+            foreign_ids: make.gauges("foreign_ids", "IDs listed that another backend owns.", &["backend"])?,
             certificates: make.float_gauges(
                 "certificate_expiration_timestamp_seconds",
                 "When a certificate of the backend's connection ends.",
@@ -92,6 +96,7 @@ impl BackendGauges {
         let name = sample.name;
         let set = |gauges: &IntGaugeVec, value: i64| gauges.with_label_values(&[name]).set(value);
         set(&self.in_flight, count(sample.in_flight));
+        set(&self.foreign_ids, count(sample.foreign));
         set(&self.up, i64::from(sample.up));
         set(&self.draining, i64::from(sample.draining));
         set(&self.configured, i64::from(sample.configured));
@@ -121,7 +126,7 @@ impl BackendGauges {
         for kind in ["sandbox", "container"] {
             self.owned_ids.remove_label_values(&[backend, kind]).ok();
         }
-        for gauges in [&self.in_flight, &self.up, &self.draining, &self.configured] {
+        for gauges in [&self.in_flight, &self.up, &self.draining, &self.configured, &self.foreign_ids] {
             gauges.remove_label_values(&[backend]).ok();
         }
         self.list_age.remove_label_values(&[backend]).ok();

@@ -48,6 +48,11 @@ impl LastKnown {
         self.lock().foreign.iter().cloned().collect()
     }
 
+    /// Returns how many IDs it lists that another instance owns.
+    pub fn count_foreign(&self) -> usize {
+        self.lock().foreign.len()
+    }
+
     /// Records that another instance owns this ID, which is listed here too. Returns false if that was
     /// recorded already.
     pub fn mark_foreign(&self, id: &str) -> bool {

@@ -14,6 +14,13 @@ const RULES: [&str; 3] = [
     "deploy/prometheus/fleet.rules.yaml",
 ];
 
+/// The tests of the rules: what each does; under a fault of a day; under one that comes and goes.
+const TESTS: [&str; 3] = [
+    "deploy/prometheus/tests.yaml",
+    "deploy/prometheus/durations.tests.yaml",
+    "deploy/prometheus/flapping.tests.yaml",
+];
+
 /// Every rule of a rules file.
 fn rules(path: &str) -> Vec<Value> {
     let file: Value = serde_yaml::from_str(&read(path)).unwrap();
@@ -79,8 +86,7 @@ fn promtool_accepts_the_rules() {
 #[test]
 fn the_rules_pass_their_own_tests() {
     let Some(mut promtool) = tool("promtool", "prometheus") else { return };
-    let output =
-        promtool.args(["test", "rules"]).arg(repository("deploy/prometheus/tests.yaml")).output().unwrap();
+    let output = promtool.args(["test", "rules"]).args(TESTS.map(repository)).output().unwrap();
     assert!(output.status.success(), "{}", text(&output));
 }
 
@@ -144,12 +150,14 @@ fn the_view_of_a_fleet_is_one_series_per_node_and_rule_at_most() {
 }
 
 #[test]
-fn every_alert_is_tested() {
-    let tests = read("deploy/prometheus/tests.yaml");
+fn every_alert_fires_under_a_fault_of_a_day_and_is_tried_with_one_that_flaps() {
+    let [_, day, flap] = TESTS.map(read);
     for rule in rules(RULES[1]) {
         let name = rule["alert"].as_str().unwrap();
         let fires = format!("alertname: {name}\n        exp_alerts:\n          - exp_labels");
-        assert!(tests.contains(&fires), "no test in which {name} fires");
+        assert!(day.contains(&fires), "no test in which {name} fires");
+        assert!(day.contains(&format!("- name: {name}, a fault of a day\n")), "{name}");
+        assert!(flap.contains(&format!("- name: {name}, a fault that flaps\n")), "{name}");
     }
 }
 

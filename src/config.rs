@@ -112,6 +112,11 @@ pub enum Identity {
     Crimux,
 }
 
+impl Identity {
+    /// The runtime name of [`Identity::Crimux`].
+    pub const CRIMUX: &str = "crimux";
+}
+
 /// One backend: a CRI runtime we forward to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct BackendConfig {
@@ -307,10 +312,8 @@ impl Config {
     /// [`ConfigError::Read`] if the file cannot be read, [`ConfigError::Invalid`] with every problem found if
     /// it is wrong, not UTF-8 or larger than 1 MiB.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let (text, base_dir) =
-            read_bounded(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
-        let text = String::from_utf8(text).map_err(|error| not_utf8(&error));
-        text.and_then(|text| Self::parse(&text, &base_dir))
+        let (text, base_dir) = read_text(path)?;
+        Self::parse(&text, &base_dir)
             .map_err(|problems| ConfigError::Invalid { path: path.to_owned(), problems })
     }
 
@@ -322,6 +325,34 @@ impl Config {
     pub fn parse(text: &str, base_dir: &Path) -> Result<Self, Problems> {
         file::read(text, base_dir)
     }
+}
+
+/// Returns the text of a file, and the directory where relative paths in it start.
+///
+/// # Errors
+///
+/// [`ConfigError::Read`] if the file cannot be read, [`ConfigError::Invalid`] if it is not UTF-8.
+pub fn read_text(path: &Path) -> Result<(String, PathBuf), ConfigError> {
+    let read = read_bounded(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source });
+    read.and_then(|(text, base_dir)| Ok((decode(text, path)?, base_dir)))
+}
+
+/// Returns the text that `source` holds, of which `path` is the name.
+///
+/// # Errors
+///
+/// As [`read_text`].
+pub fn read_text_from(source: impl Read, path: &Path) -> Result<String, ConfigError> {
+    let mut text = Vec::new();
+    match source.take(tree::MAX_BYTES as u64 + 1).read_to_end(&mut text) {
+        Ok(_) => decode(text, path),
+        Err(source) => Err(ConfigError::Read { path: path.to_owned(), source }),
+    }
+}
+
+fn decode(text: Vec<u8>, path: &Path) -> Result<String, ConfigError> {
+    String::from_utf8(text)
+        .map_err(|error| ConfigError::Invalid { path: path.to_owned(), problems: not_utf8(&error) })
 }
 
 /// Returns `admin.socket` of a file that may have problems elsewhere; `None` if it cannot be read.

@@ -184,6 +184,35 @@ fn yaml_that_is_broken_is_one_problem_with_its_place() {
 }
 
 #[test]
+fn keys_that_are_indented_too_little_are_told_where_they_belong() {
+    let at =
+        |indent: &str| format!("default_backend: one\nbackends:\n  one:\n{indent}endpoint: unix:///x.sock\n");
+    let missing = ("3:3: backends.one.endpoint", "the key is missing");
+    refused(
+        &at("  "),
+        &[
+            missing,
+            ("4:3: backends.endpoint", "a key of one of the backends, in the place of a name (indent it"),
+        ],
+    );
+    let hint = "did you mean backends.NAME.endpoint? indent endpoint below that name";
+    refused(&at(""), &[missing, ("4:1: endpoint", hint)]);
+    let handler = with("handlers:\n  web:\n  backend: one");
+    refused(
+        &handler,
+        &[
+            ("6:3: handlers.web.backend", "missing"),
+            ("7:3: handlers.backend", "a key of one of the handlers"),
+        ],
+    );
+}
+
+#[test]
+fn a_zero_byte_is_named() {
+    refused(&with("# \u{e9}\0"), &[("5:4", "a zero byte stands here")]);
+}
+
+#[test]
 fn what_is_not_a_mapping_is_refused() {
     refused("- a\n- b\n", &[("1:1", "a list stands here (expected a mapping of keys)")]);
     refused("hello\n", &[("1:1", "\"hello\" is a single value")]);
@@ -338,6 +367,7 @@ fn endpoints_of_every_kind_are_read() {
 fn bad_endpoints_are_refused() {
     for (text, part) in [
         ("/run/a.sock", "write unix:///run/a.sock"),
+        ("unix:/run/a.sock", "write unix:///run/a.sock"),
         ("run/a.sock", "is not an endpoint"),
         ("unix://run/a.sock", "not an absolute path"),
         ("unix:///run/", "not an absolute path"),

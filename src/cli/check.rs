@@ -85,8 +85,7 @@ impl Check {
 fn load(file: &Path) -> Result<(Config, ConfigText), ConfigError> {
     let is_stdin = file == Path::new("-");
     let path = if is_stdin { PathBuf::from("(standard input)") } else { file.to_owned() };
-    let read = if is_stdin { ConfigText::from_stdin() } else { ConfigText::read(file) };
-    let text = read.map_err(|source| ConfigError::Read { path: path.clone(), source })?;
+    let text = if is_stdin { ConfigText::from_stdin(&path)? } else { ConfigText::read(file)? };
     let config = Config::parse(&text.text, &text.base);
     config.map(|config| (config, text)).map_err(|problems| ConfigError::Invalid { path, problems })
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::admin::api::ReloadReport;
 use crate::cli::client::{AdminClient, segment};
+use crate::config::{self, ConfigError};
 
 /// The text of a configuration, and where relative paths in it start.
 pub(super) struct ConfigText {
@@ -16,18 +17,21 @@ impl ConfigText {
     /// Reads a file.
     ///
     /// # Errors
-    /// If it cannot be read.
-    pub(super) fn read(file: &Path) -> io::Result<Self> {
-        let base = std::path::absolute(file)?.parent().map(PathBuf::from).unwrap_or_default();
-        Ok(Self { text: std::fs::read_to_string(file)?, base })
+    /// If it cannot be read, or is not UTF-8.
+    pub(super) fn read(file: &Path) -> Result<Self, ConfigError> {
+        let (text, base) = config::read_text(file)?;
+        Ok(Self { text, base })
     }
 
-    /// Reads standard input; relative paths start at the current directory.
+    /// Reads standard input, which error texts call `name`; relative paths start at the current directory.
     ///
     /// # Errors
-    /// If it cannot be read.
-    pub(super) fn from_stdin() -> io::Result<Self> {
-        Ok(Self { text: io::read_to_string(io::stdin())?, base: std::env::current_dir()? })
+    /// If it cannot be read, or is not UTF-8.
+    pub(super) fn from_stdin(name: &Path) -> Result<Self, ConfigError> {
+        let text = config::read_text_from(io::stdin(), name)?;
+        let base = std::env::current_dir();
+        let base = base.map_err(|source| ConfigError::Read { path: name.to_owned(), source })?;
+        Ok(Self { text, base })
     }
 
     /// Asks a running crimux what it would do.

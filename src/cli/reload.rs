@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
 use crate::admin::api::ReloadReport;
 use crate::cli::client::AdminClient;
@@ -29,7 +29,7 @@ impl ReloadArgs {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         if self.dry_run {
             let file = self.client.config();
-            let text = ConfigText::read(file).with_context(|| format!("cannot read {}", file.display()))?;
+            let text = ConfigText::read(file)?;
             let planned = text.plan(&self.client).await?;
             print(&lines(&planned))?;
             if planned.refused.is_some() && !self.force {

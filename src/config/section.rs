@@ -85,7 +85,13 @@ impl<'a> Section<'a> {
         });
         let near = nearest(&entry.key, known());
         self.meant.extend(near);
-        let hint = near.or(elsewhere).map(|near| format!("did you mean {near}?"));
+        let deeper = || {
+            let named = keys::KEYS.iter().map(|key| key.path).filter(|path| !path.contains('['));
+            let mut named = named.filter_map(|path| path.strip_suffix(&entry.key)?.strip_suffix(".*."));
+            let named = if self.row.is_empty() { named.next() } else { None };
+            named.map(|above| format!("did you mean {above}.NAME.{0}? indent {0} below that name", entry.key))
+        };
+        let hint = near.or(elsewhere).map(|near| format!("did you mean {near}?")).or_else(deeper);
         let hint = hint.unwrap_or_else(|| format!("known here: {}", known().collect::<Vec<_>>().join(", ")));
         self.diagnostics.add(
             entry.position,
@@ -239,7 +245,16 @@ impl<'a> Section<'a> {
             }
         };
         let section = |entry: &'a MapEntry| {
-            let at = SectionPath { row: format!("{}.*", key.path), path: child_path(&path, &entry.key) };
+            let row = format!("{}.*", key.path);
+            if matches!(entry.value.value, YamlValue::Text(_))
+                && keys::below(&row).any(|key| key.name() == entry.key)
+            {
+                let hint =
+                    format!("a key of one of the {name}, in the place of a name (indent it below that name)");
+                self.diagnostics.add(entry.position, &child_path(&path, &entry.key), hint);
+                return None;
+            }
+            let at = SectionPath { row, path: child_path(&path, &entry.key) };
             Section::new(&entry.value, entry.position, at, self.diagnostics)
         };
         Some(

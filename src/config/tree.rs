@@ -55,6 +55,14 @@ pub(super) fn read(text: &str, diagnostics: &Diagnostics) -> Option<Node> {
         return None;
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    // The parser takes it for the end of the file.
+    if let Some(zero) = text.find('\0') {
+        let before = &text[..zero];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().map_or(0, |line| line.chars().count()) + 1;
+        diagnostics.add(Position { line, column }, "", "a zero byte stands here (remove it)");
+        return None;
+    }
     let mut builder = Builder { parser: Parser::new_from_str(text), diagnostics, nodes: 0 };
     match builder.document() {
         Ok(Some(Node { value: YamlValue::Null, .. }) | None) => {

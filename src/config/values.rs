@@ -172,7 +172,8 @@ fn no_zero(path: &str) -> Parsed<()> {
 pub(super) fn endpoint(text: &str) -> Parsed<Endpoint> {
     const RIGHT: &str = "expected unix:///PATH, https://HOST:PORT, http://HOST:PORT or vsock://CID:PORT";
     let Some((scheme, rest)) = text.split_once("://") else {
-        let right = if text.starts_with('/') { format!("write unix://{text}") } else { RIGHT.to_owned() };
+        let path = text.strip_prefix("unix:").unwrap_or(text);
+        let right = if path.starts_with('/') { format!("write unix://{path}") } else { RIGHT.to_owned() };
         return Err(format!("{} is not an endpoint ({right})", quote(text)));
     };
     match scheme {

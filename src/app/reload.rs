@@ -22,6 +22,8 @@ pub(super) struct Reloads {
     path: PathBuf,
     /// The configuration that the process started with.
     started_with: Config,
+    /// The file that was applied last. The node's configuration differs from it in keys that need a restart.
+    file: Config,
     /// Whether systemd owns the file of `listen`.
     is_inherited: bool,
     /// Whether the current configuration could not be applied whole, so that the next reload applies it
@@ -31,7 +33,8 @@ pub(super) struct Reloads {
 
 impl Reloads {
     pub(super) fn new(node: Arc<NodeState>, path: PathBuf, started_with: Config, is_inherited: bool) -> Self {
-        Self { node, path, started_with, is_inherited, is_partly_applied: false }
+        let file = started_with.clone();
+        Self { node, path, started_with, file, is_inherited, is_partly_applied: false }
     }
 
     /// Reads the file again and applies it; `force` also if that takes pods out of kubelet's sight. Every
@@ -72,7 +75,7 @@ impl Reloads {
     ) -> (ReloadResult, ReloadReport) {
         let old = self.node.config();
         self.note_restart_keys(&config);
-        if config == *old && planned.plan.is_empty() && !self.is_partly_applied {
+        if config == self.file && planned.plan.is_empty() && !self.is_partly_applied {
             if self.node.history.is_reload_failed() {
                 tracing::info!("the configuration file is valid again and equals the current configuration");
             }
@@ -83,6 +86,8 @@ impl Reloads {
             return (ReloadResult::Failed, planned);
         }
         warn_of_prefix(&old, &config, &self.node);
+        self.file = config.clone();
+        let config = config.in_force(&self.started_with);
         let applied = match backends.apply(&config).await {
             Ok(()) => self.apply_rest(&old, &config),
             Err(error) => Err(error),
@@ -154,19 +159,24 @@ fn first_line(text: &str) -> String {
     }
 }
 
-/// Warns, before it happens, that the prefix of every container ID changes with the default backend.
+/// Warns, before it happens, that the prefix of every container ID changes: with the default backend, or with
+/// whose name `Version` reports.
 fn warn_of_prefix(old: &Config, new: &Config, node: &NodeState) {
-    if new.identity == Identity::Crimux || old.default_backend == new.default_backend {
+    if old.identity == new.identity && old.default_backend == new.default_backend {
         return;
     }
-    let prefix = |name: &str| {
-        let reply = node.backend_named(name)?.last_known.reply(Rpc::Version)?;
+    let prefix = |config: &Config| {
+        if config.identity == Identity::Crimux {
+            return Some(Identity::CRIMUX.to_owned());
+        }
+        let reply = node.backend_named(&config.default_backend)?.last_known.reply(Rpc::Version)?;
         let version: crate::cri::VersionResponse = prost::Message::decode(reply).ok()?;
         Some(version.runtime_name)
     };
-    let (from, to) = (prefix(&old.default_backend), prefix(&new.default_backend));
+    let (from, to) = (prefix(old), prefix(new));
     if from.is_some() && from != to {
+        let key = if old.identity == new.identity { "default_backend" } else { "identity" };
         let (from, to) = (from.unwrap_or_default(), to.unwrap_or_else(|| "unknown".to_owned()));
-        tracing::warn!(from, to, "the prefix of every container ID of the node changes with default_backend");
+        tracing::warn!(from, to, "the prefix of every container ID of the node changes with {key}");
     }
 }

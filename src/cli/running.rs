@@ -55,19 +55,22 @@ fn changes(planned: &ReloadReport) -> impl Iterator<Item = Finding> + '_ {
 /// Warns if a reload would change the prefix of every container ID of the node.
 fn prefix(config: &Config, running: &Value, status: &StatusView) -> Option<Finding> {
     let from = running["default_backend"].as_str()?;
-    if config.identity == Identity::Crimux || from == config.default_backend {
-        return None;
-    }
-    let runtime = |name: &str| {
-        let backend = status.backends.iter().find(|backend| backend.name == name)?;
+    let name = |is_crimux: bool, backend: &str| {
+        if is_crimux {
+            return Some(Identity::CRIMUX.to_owned());
+        }
+        let backend = status.backends.iter().find(|known| known.name == backend)?;
         backend.runtime_name.clone()
     };
-    let (old, new) = (runtime(from)?, runtime(&config.default_backend));
+    let (was_crimux, is_crimux) =
+        (running["identity"] == Identity::CRIMUX, config.identity == Identity::Crimux);
+    let (old, new) = (name(was_crimux, from)?, name(is_crimux, &config.default_backend));
     if new.as_ref() == Some(&old) {
         return None;
     }
     let new = new.unwrap_or_else(|| "another name".to_owned());
     let text =
         format!("a reload changes the prefix of every container ID of the node from {old}:// to {new}://");
-    Some(Finding::new(Grade::Warning, "default_backend", text))
+    let key = if was_crimux == is_crimux { "default_backend" } else { "identity" };
+    Some(Finding::new(Grade::Warning, key, text))
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use super::Config;
+use super::{Config, Log};
 
 /// Sockets, files and exporters are opened once, at the start. Every other key takes effect at a reload.
 pub const RESTART_KEYS: [&str; 7] = [
@@ -28,6 +28,20 @@ impl Config {
     pub fn restart_keys(&self, new: &Self) -> BTreeSet<&'static str> {
         restart_keys(&self.view(), &new.view())
     }
+
+    /// Returns this configuration with the values of [`RESTART_KEYS`] that `started` has: the current one of
+    /// a process that started with `started` and reloaded this.
+    #[must_use]
+    pub fn in_force(self, started: &Self) -> Self {
+        Self {
+            listen: started.listen.clone(),
+            state_dir: started.state_dir.clone(),
+            admin: started.admin.clone(),
+            log: Log { format: started.log.format, ..self.log },
+            tracing: started.tracing.clone(),
+            ..self
+        }
+    }
 }
 
 #[cfg(test)]
@@ -49,6 +63,8 @@ mod tests {
         ] {
             let found = parse(base).restart_keys(&parse(&format!("{base}{change}")));
             assert_eq!(found.into_iter().collect::<Vec<_>>(), keys, "{change}");
+            let in_force = parse(&format!("{base}{change}")).in_force(&parse(base));
+            assert!(parse(base).restart_keys(&in_force).is_empty(), "{change}");
         }
     }
 }

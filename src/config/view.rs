@@ -31,7 +31,7 @@ impl Config {
             "admin": { "socket": self.admin.socket.display().to_string(), "http": http },
             "identity": match self.identity {
                 Identity::DefaultBackend => "default-backend",
-                Identity::Crimux => "crimux",
+                Identity::Crimux => Identity::CRIMUX,
             },
             "default_backend": self.default_backend,
             "backends": backends,

@@ -56,7 +56,7 @@ impl Call {
                 return Err(backend.not_known_error("the runtime's name and version"));
             }
             (Identity::Crimux, _) => VersionResponse {
-                runtime_name: "crimux".to_owned(),
+                runtime_name: Identity::CRIMUX.to_owned(),
                 runtime_version: env!("CARGO_PKG_VERSION").to_owned(),
                 ..VersionResponse::default()
             },

@@ -97,6 +97,15 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
+    /// The backend gave no answer that can be used.
+    #[error("backend {backend} {cause}")]
+    Unusable {
+        /// The backend.
+        backend: Arc<str>,
+        /// What it did instead, as the rest of a sentence.
+        #[source]
+        cause: Cause,
+    },
     /// The backend ended the call without a gRPC status: by a reset, by an HTTP status, or because its limits
     /// do not admit the request. The code is from gRPC's tables for these.
     #[error("backend {backend} answered without a gRPC status: {cause}")]
@@ -253,6 +262,7 @@ impl Error {
             | Self::Joining { .. }
             | Self::Down { .. }
             | Self::Lost { .. }
+            | Self::Unusable { .. }
             | Self::CallerDeadline { .. }
             | Self::Late { .. }
             | Self::Timeout { .. }

@@ -28,6 +28,22 @@ pub struct Placement {
     pub code: Code,
 }
 
+/// A new sandbox that was not created. Its texts have at most 256 characters each: a client chooses them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// When.
+    pub at: SystemTime,
+    /// `NAMESPACE/NAME` of its pod.
+    pub pod: String,
+    /// The handler as in the request.
+    pub handler: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// The longest text of a [`Refusal`], in characters.
+const REFUSAL_TEXT: usize = 256;
+
 /// A backend's state since a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StateChange {
@@ -75,6 +91,7 @@ pub struct RecentEvents {
     restart_keys: Mutex<Vec<&'static str>>,
     requested_handlers: Mutex<HashMap<Box<str>, Box<str>>>,
     states: Mutex<BTreeMap<Box<str>, VecDeque<StateChange>>>,
+    last_refusal: Mutex<Option<Refusal>>,
 }
 
 impl ReloadResult {
@@ -94,6 +111,18 @@ impl RecentEvents {
         let at = SystemTime::now();
         let placement = Placement { at, handler: handler.map(Box::from), backend: backend.cloned(), code };
         push(&self.placements, placement);
+    }
+
+    /// Records that a new sandbox was not created.
+    pub fn record_refusal(&self, pod: &str, handler: &str, reason: &str) {
+        let [pod, handler, reason] =
+            [pod, handler, reason].map(|text| text.chars().take(REFUSAL_TEXT).collect());
+        *lock(&self.last_refusal) = Some(Refusal { at: SystemTime::now(), pod, handler, reason });
+    }
+
+    /// Returns the last sandbox that was not created.
+    pub fn last_refusal(&self) -> Option<Refusal> {
+        lock(&self.last_refusal).clone()
     }
 
     /// Records a reload.

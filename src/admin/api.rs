@@ -30,9 +30,25 @@ pub struct StatusView {
     pub unannounced_metrics: Vec<String>,
     /// Reloads of the configuration since the start.
     pub reloads: ReloadsView,
+    /// The last new sandbox that was refused; absent if none was since the start.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_refusal: Option<RefusalView>,
     /// The judgement of the node.
     #[serde(default)]
     pub verdict: VerdictView,
+}
+
+/// A new sandbox that was not created.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RefusalView {
+    /// When.
+    pub at: String,
+    /// `NAMESPACE/NAME` of its pod.
+    pub pod: String,
+    /// The handler that was asked for; empty for none.
+    pub handler: String,
+    /// Why, with what to do where crimux knows.
+    pub reason: String,
 }
 
 /// How well the node is served.
@@ -129,6 +145,14 @@ pub struct BackendView {
     pub runtime_version: Option<String>,
     /// `v1` or `v1alpha2`; absent while it is not connected.
     pub api: Option<String>,
+    /// Why kubelet would not take it for ready although it is connected: conditions of its last `Status` that
+    /// are false, or that `Status` is not answered. Of the default and of `required` backends they are the
+    /// node's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unready: Vec<String>,
+    /// IDs that it lists and another backend owns.
+    #[serde(default)]
+    pub foreign_ids: usize,
     /// Where its events come from, `stream` or `lists`; absent while no client listens.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub event_source: Option<String>,

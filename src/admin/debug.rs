@@ -8,7 +8,7 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::admin::api::LogLevelView;
+use crate::admin::api::{LogLevelView, StatusView};
 use crate::admin::read::{ApiError, api_error};
 use crate::admin::{AdminState, read};
 use crate::backend::Backend;
@@ -43,8 +43,10 @@ pub(super) async fn set_log_level(Query(query): Query<LevelQuery>) -> Result<Jso
 pub(super) async fn dump(State(state): State<Arc<AdminState>>) -> Json<Value> {
     let node = &state.node;
     let backends = node.backends();
+    // It names a pod.
+    let status = StatusView { last_refusal: None, ..read::compose_status(&state) };
     Json(json!({
-        "status": read::compose_status(&state),
+        "status": status,
         "routes": read::all_routes(node),
         "config": node.config().view(),
         "restart_keys": node.history.restart_keys(),

@@ -148,6 +148,7 @@ fn backend_row(backend: &BackendView, calls: u64) -> Markup {
         @if let Some(error) = &backend.last_error {
             tr { td.error colspan="9" { span { "Last error " (since(&error.at)) ": " (error.text) } } }
         }
+        @for problem in &backend.unready { tr { td.error colspan="9" { span { (problem) } } } }
         @for case in &backend.left_out { tr { td.error colspan="9" { span { "Left out: " (case) } } } }
         }
     }
@@ -161,7 +162,7 @@ fn routes(routes: &[RouteView]) -> Markup {
                 (caption("Where new sandboxes of each handler go."))
                 thead { tr { th scope="col" { "Handler" } th scope="col" { "Leads to" } th scope="col" { "New sandboxes" } } }
                 tbody { @for route in routes { tr {
-                    th scope="row" { @if route.handler.is_empty() { em { "none" } } @else { (route.handler) } }
+                    th scope="row" { @if route.handler.is_empty() { em { "no RuntimeClass" } } @else { (route.handler) } }
                     td { @for (index, target) in route.targets.iter().enumerate() {
                         @if index > 0 { ", " }
                         (target.backend)
@@ -190,7 +191,7 @@ fn placements(placements: &[Placement]) -> Markup {
                         td { (age(Some(placement.at))) " ago" }
                         td { @match placement.handler.as_deref() {
                             None => em { "not configured" },
-                            Some("") => em { "none" },
+                            Some("") => em { "no RuntimeClass" },
                             Some(handler) => (handler),
                         } }
                         td { (placement.backend.as_deref().unwrap_or("–")) }
@@ -278,6 +279,8 @@ mod tests {
             runtime_name: Some("<script>alert(1)</script>".to_owned()),
             runtime_version: None,
             api: None,
+            unready: Vec::new(),
+            foreign_ids: 0,
             event_source: None,
             left_out: Vec::new(),
         };

@@ -15,12 +15,14 @@ use prost::Message;
 
 use crate::admin::api::{
     AimView, BackendView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView, PodView, PodsView,
-    ReloadView, ReloadsView, RouteView, RoutesView, StateView, StatusView, TargetView, VerdictView,
+    RefusalView, ReloadView, ReloadsView, RouteView, RoutesView, StateView, StatusView, TargetView,
+    VerdictView,
 };
 use crate::admin::{AdminState, verdict};
 use crate::backend::{Backend, BackendState, Link};
-use crate::cri::{ListImagesResponse, VersionResponse};
+use crate::cri::{ListImagesResponse, RuntimeCondition, VersionResponse};
 use crate::history::ReloadResult;
+use crate::merge::status;
 use crate::method::{List, Rpc};
 use crate::proxy::NodeState;
 use crate::router::Handlers;
@@ -136,6 +138,12 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
             }),
             restart_keys: node.history.restart_keys().into_iter().map(str::to_owned).collect(),
         },
+        last_refusal: node.history.last_refusal().map(|refusal| RefusalView {
+            at: rfc3339(refusal.at),
+            pod: refusal.pod,
+            handler: refusal.handler,
+            reason: refusal.reason,
+        }),
         verdict: VerdictView::default(),
     };
     status.verdict = verdict::judge(&status, &all_routes(node));
@@ -239,9 +247,32 @@ fn backend_view(node: &NodeState, backend: &Backend) -> BackendView {
         runtime_name: version.as_ref().map(|version| version.runtime_name.clone()),
         runtime_version: version.map(|version| version.runtime_version),
         api,
+        unready: unready(backend),
+        foreign_ids: backend.last_known.count_foreign(),
         event_source: node.event_source(backend.id).map(str::to_owned),
         left_out: node.left_out.of(&backend.name),
     }
+}
+
+/// Returns why kubelet would not take a connected backend for ready.
+fn unready(backend: &Backend) -> Vec<String> {
+    if !backend.is_up() {
+        return Vec::new();
+    }
+    if backend.health.status_unanswered_since().is_some() {
+        return vec!["Status is not answered".to_owned()];
+    }
+    let reply = backend.last_known.reply(Rpc::Status).and_then(|reply| status::decode(&reply));
+    let conditions = reply.and_then(|reply| reply.status).map(|status| status.conditions).unwrap_or_default();
+    let failed = conditions.iter().filter(|condition| {
+        !condition.status && status::NODE_CONDITIONS.contains(&condition.r#type.as_str())
+    });
+    let text = |condition: &RuntimeCondition| {
+        let cause = [&condition.message, &condition.reason].into_iter().find(|text| !text.is_empty());
+        let cause = cause.map_or_else(String::new, |text| format!(" ({text})"));
+        format!("{} is false{cause}", condition.r#type)
+    };
+    failed.map(text).collect()
 }
 
 /// Returns the pods of one backend.

@@ -13,10 +13,12 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     let ready = status.backends.iter().filter(|backend| backend.state == "ready").count();
     let summary = format!("{ready} of {} backends ready", status.backends.len());
     let mut parts: Vec<_> = status.backends.iter().filter_map(backend_problem).collect();
+    parts.extend(status.backends.iter().filter_map(unready));
     let mut section = status.backends.iter().find_map(runbook_section);
     parts.extend(refused_handlers(routes));
     let decisive = status.backends.iter().filter(|backend| backend.default || backend.required);
-    let decisive: Vec<_> = decisive.filter(|backend| is_out(backend)).collect();
+    let decisive: Vec<_> =
+        decisive.filter(|backend| is_out(backend) || !backend.unready.is_empty()).collect();
     let outage = !parts.is_empty();
     for (problem, anchor) in other_problems(status) {
         parts.push(problem);
@@ -33,7 +35,8 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     } else if outage {
         parts.push("the node stays Ready".to_owned());
     }
-    let text = if parts.is_empty() { summary.clone() } else { parts.join("; ") };
+    let ok = parts.is_empty().then(|| summary.clone());
+    let text = ok.into_iter().chain(parts).chain(drained_handlers(routes)).collect::<Vec<_>>().join("; ");
     VerdictView { level, summary, text, next: section.map(|section| format!("{RUNBOOK}#{section}")) }
 }
 
@@ -56,6 +59,12 @@ fn backend_problem(backend: &BackendView) -> Option<String> {
     Some(format!("{} {}{since}{items}", backend.name, backend.state))
 }
 
+/// Says what a connected backend reports of itself, or that it does not.
+fn unready(backend: &BackendView) -> Option<String> {
+    let problems = backend.unready.join(", ");
+    (!problems.is_empty()).then(|| format!("{}: {problems}", backend.name))
+}
+
 fn runbook_section(backend: &BackendView) -> Option<&'static str> {
     match backend.state.as_str() {
         "down" => Some("crimuxbackenddown"),
@@ -75,9 +84,25 @@ fn refused_handlers(routes: &[RouteView]) -> Option<String> {
     (!names.is_empty()).then(|| format!("new sandboxes of {} refused", names.join(", ")))
 }
 
+/// Names the handlers whose new sandboxes are refused because the operator drained their backends. That is no
+/// outage, but the reason why pods do not start.
+fn drained_handlers(routes: &[RouteView]) -> Option<String> {
+    let drained = routes.iter().filter(|route| {
+        route.refused.is_some() && route.targets.iter().all(|target| target.state == "draining")
+    });
+    let names: Vec<_> = drained.map(|route| crate::error::handler_label(&route.handler)).collect();
+    (!names.is_empty())
+        .then(|| format!("new sandboxes of {} refused: drained by the operator", names.join(", ")))
+}
+
 /// Problems of crimux itself, each with its section of the runbook.
 fn other_problems(status: &StatusView) -> Vec<(String, Option<&'static str>)> {
     let mut problems = Vec::new();
+    for BackendView { name, foreign_ids, .. } in status.backends.iter().filter(|b| b.foreign_ids > 0) {
+        let problem =
+            format!("{name} lists {foreign_ids} IDs that another backend owns: are the two one runtime?");
+        problems.push((problem, Some("crimuxidconflict")));
+    }
     if let Some(problem) = &status.state.problem {
         problems.push((format!("state is not saved: {problem}"), Some("crimuxstatenotwritable")));
     }

@@ -106,10 +106,15 @@ impl Backend {
     /// # Errors
     /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] if `max_in_flight` is reached,
     /// [`Error::Lost`] if the connection ends first, [`Error::CallerDeadline`] before the caller's deadline,
-    /// [`Error::InvalidReply`] for a reply that is not gRPC.
+    /// [`Error::InvalidReply`] for a reply that is not gRPC. Before the backend's API is known, `Unimplemented` is
+    /// [`Error::Unusable`]: clients take it for a missing feature, and it may only mean the other API.
     pub async fn call(self: &Arc<Self>, request: CallRequest<'_>) -> Result<Reply, Error> {
         let channel = self.channel().await?;
-        self.call_over(channel, request).await
+        let reply = self.call_over(channel, request).await?;
+        if codec::status_code(&reply.headers) == Some(Code::Unimplemented) && !self.is_api_known() {
+            return Err(self.unusable_error("has not answered Version, so its API is not known yet"));
+        }
+        Ok(reply)
     }
 
     /// Sends a request over `channel`.
@@ -213,7 +218,7 @@ impl Backend {
         match &*self.link.borrow() {
             Link::Up { sender, api, .. } => Ok(Channel { sender: sender.clone(), api: *api }),
             Link::Down { since, cause } => Err(self.down_error(*since, cause)),
-            Link::Connecting => Err(self.lost_error("not connected yet")),
+            Link::Connecting => Err(self.unusable_error("is not connected yet")),
         }
     }
 

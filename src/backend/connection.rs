@@ -230,7 +230,7 @@ impl Backend {
                     return Ok(());
                 }
                 Code::Unimplemented => {}
-                code => return Err(self.invalid_reply_error(format!("Version was answered with {code:?}"))),
+                _ => return Err(self.not_ok_error(method, &reply)),
             }
         }
         Err(self.invalid_reply_error("it speaks neither runtime.v1 nor runtime.v1alpha2"))
@@ -269,7 +269,7 @@ impl Backend {
         lock(&self.api).unwrap_or(Api::V1)
     }
 
-    fn is_api_known(&self) -> bool {
+    pub(super) fn is_api_known(&self) -> bool {
         lock(&self.api).is_some()
     }
 

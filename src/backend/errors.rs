@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use http::HeaderMap;
 use tonic::{Code, Status};
 
-use super::Backend;
+use super::{Backend, BufferedReply};
 use crate::error::Error;
 use crate::method::Method;
 
@@ -64,9 +64,18 @@ impl Backend {
         Error::Refused { backend: Arc::clone(&self.name), method: method.name, code, message }
     }
 
+    /// Returns the error for a backend that cannot be called yet, or whose answer does not help; `cause` is
+    /// the rest of a sentence that begins with its name.
+    pub fn unusable_error(&self, cause: impl Into<BoxedCause>) -> Error {
+        Error::Unusable { backend: Arc::clone(&self.name), cause: cause.into().into() }
+    }
+
     /// Returns the error for a reply that is not OK where only an OK one helps.
-    pub fn not_ok_error(&self, method: &Method, code: Code) -> Error {
-        self.lost_error(format!("{} was answered with {code:?}", method.name))
+    pub fn not_ok_error(&self, method: &Method, reply: &BufferedReply) -> Error {
+        let status = Status::from_header_map(&reply.trailers);
+        let message = status.map(|status| status.message().to_owned()).filter(|text| !text.is_empty());
+        let message = message.map_or_else(String::new, |text| format!(": {text}"));
+        self.unusable_error(format!("answered {} with {:?}{message}", method.name, reply.code))
     }
 
     /// Returns the error for a streaming URL that kubelet must not dial.

@@ -89,9 +89,7 @@ impl BackendChange {
             }
             Self::Undrain { name, client } => post(&client, &name, "undrain", false, "").await?,
             Self::Forget { name, pod, yes, force, client } => {
-                if !force {
-                    refuse_connected(&client, &name).await?;
-                }
+                refuse_in_vain(&client, &name, pod.as_deref(), force).await?;
                 if !yes && !confirm(&client, &name, pod.as_deref()).await? {
                     anyhow::bail!("not confirmed; nothing was forgotten");
                 }
@@ -133,14 +131,34 @@ async fn post(
     client.post(&format!("/v1/backends/{}/{verb}?force={force}{more}", segment(name))).await
 }
 
-/// Refuses, before the operator confirms anything, what the server would refuse without --force.
-async fn refuse_connected(client: &AdminClient, name: &str) -> anyhow::Result<()> {
+/// Refuses, before the operator confirms anything, what the server would refuse.
+async fn refuse_in_vain(
+    client: &AdminClient,
+    name: &str,
+    pod: Option<&str>,
+    force: bool,
+) -> anyhow::Result<()> {
     let status: StatusView = client.get("/v1/status").await?;
-    let connected = status.backends.iter().any(|backend| backend.name == name && backend.api.is_some());
-    let advice = "use --force to forget it anyway";
+    let Some(backend) = status.backends.iter().find(|backend| backend.name == name) else {
+        let known: Vec<_> = status.backends.iter().map(|backend| backend.name.as_str()).collect();
+        anyhow::bail!("there is no backend {name:?} (backends: {})", known.join(", "));
+    };
+    let connected = backend.api.is_some();
+    let Some(pod) = pod else {
+        let advice = "use --force to forget it anyway";
+        anyhow::ensure!(
+            !connected || force,
+            "backend {name} is up: its next list would bring back everything that is forgotten; {advice}"
+        );
+        return Ok(());
+    };
+    let pods: PodsView = client.get("/v1/pods").await?;
+    let meant = pods.pods.iter().filter(|it| it.backend == name && it.sandbox_id.starts_with(pod)).count();
+    anyhow::ensure!(meant > 0, "backend {name} has no sandbox {pod:?}; `crimux ps` names them");
+    anyhow::ensure!(meant == 1, "several sandboxes begin with {pod:?}");
     anyhow::ensure!(
         !connected,
-        "backend {name} is up: its next list would bring back everything that is forgotten; {advice}"
+        "backend {name} is up: what it has is learnt again from its next list; remove the pod itself (crictl rmp)"
     );
     Ok(())
 }
@@ -166,7 +184,7 @@ async fn confirm(client: &AdminClient, name: &str, pod: Option<&str>) -> anyhow:
             "Backend {name} is {}. This forgets {} sandboxes and {} containers:\n",
             backend.state, backend.sandboxes, backend.containers
         ),
-        None => format!("No backend {name} is running here; this forgets what was saved of it.\n"),
+        None => format!("Backend {name} is no longer there.\n"),
     };
     for pod in pods.iter().take(LISTED) {
         _ = writeln!(question, "  {}/{} ({})", pod.namespace, pod.name, pod.state);

@@ -97,9 +97,12 @@ impl AdminClient {
         let answered = tokio::time::timeout(self.timeout, exchange(&socket, method, path, text));
         let no_answer = || {
             let (socket, timeout) = (socket.display(), humantime::format_duration(self.timeout));
-            format!("crimux did not answer on {socket} within {timeout} (--timeout waits longer)")
+            format!(
+                "crimux did not answer on {socket} within {timeout}: is its process stopped, or the node overloaded? \
+                 (systemctl status crimux; --timeout waits longer)"
+            )
         };
-        let (status, body) = answered.await.with_context(no_answer)??;
+        let (status, body) = answered.await.map_err(|_| anyhow::anyhow!(no_answer()))??;
         if status != StatusCode::OK {
             let refused = serde_json::from_slice::<ErrorBody>(&body);
             bail!("{}", refused.map_or_else(|_| format!("crimux answered with {status}"), |r| r.error));

@@ -94,6 +94,9 @@ async fn watch_status(reading: &ReadArgs) -> anyhow::Result<ExitCode> {
 pub(super) async fn pods(reading: &ReadArgs, filter: &PodFilter) -> anyhow::Result<ExitCode> {
     let mut pods: PodsView = reading.client.get("/v1/pods").await?;
     pods.pods.retain(|pod| filter.matches(pod));
+    if pods.pods.is_empty() {
+        refuse_unknown_names(reading, filter).await?;
+    }
     if filter.quiet {
         output::print(&pods.pods.iter().map(|pod| pod.sandbox_id.clone() + "\n").collect::<String>())?;
         return Ok(ExitCode::SUCCESS);
@@ -106,6 +109,30 @@ pub(super) async fn pods(reading: &ReadArgs, filter: &PodFilter) -> anyhow::Resu
         output::print(&never_listed(shown.map(|backend| backend.name.as_str())))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses a filter by a backend or a handler that does not exist: "no pods" would hide a typing error.
+async fn refuse_unknown_names(reading: &ReadArgs, filter: &PodFilter) -> anyhow::Result<()> {
+    if let Some(name) = &filter.backend {
+        let status: StatusView = reading.client.get("/v1/status").await?;
+        let known: Vec<_> = status.backends.into_iter().map(|backend| backend.name).collect();
+        anyhow::ensure!(
+            known.contains(name),
+            "there is no backend {name:?} (backends: {})",
+            known.join(", ")
+        );
+    }
+    if let Some(name) = filter.handler.as_ref().filter(|name| !name.is_empty()) {
+        let routes: RoutesView = reading.client.get("/v1/routes").await?;
+        let known: Vec<_> = routes.routes.into_iter().map(|route| route.handler).collect();
+        let named = known.iter().filter(|name| !name.is_empty()).map(String::as_str);
+        anyhow::ensure!(
+            known.contains(name),
+            "there is no handler {name:?} (handlers: {})",
+            named.collect::<Vec<_>>().join(", ")
+        );
+    }
+    Ok(())
 }
 
 pub(super) async fn routes(reading: &ReadArgs, handler: Option<&str>) -> anyhow::Result<ExitCode> {

@@ -1,11 +1,14 @@
 //! The table of `crimux status`: a verdict, the backends, their errors, and crimux itself.
 
 use std::fmt::Write as _;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use crate::admin::api::{BackendView, Level, StatusView};
+use crate::admin::api::{BackendView, Level, RefusalView, StatusView};
 use crate::admin::duration;
 use crate::cli::output::{self, Format, bad, good, or_dash, since, table, warn};
+
+/// How long a refused sandbox is shown.
+const REFUSAL_SHOWN: Duration = Duration::from_secs(600);
 
 /// Formats a status. Within 80 columns for names of usual length, unless `format` is wide.
 pub(super) fn status_table(status: &StatusView, format: Format) -> String {
@@ -131,10 +134,34 @@ fn own_lines(status: &StatusView) -> String {
             reloads.ok, reloads.failed
         );
     }
+    text += &status.backends.iter().filter_map(removed).collect::<String>();
+    text += &status.last_refusal.as_ref().and_then(refusal).unwrap_or_default();
     if !reloads.restart_keys.is_empty() {
         text += &(warn(&format!("at the next start: {}", reloads.restart_keys.join(", "))) + "\n");
     }
     text
+}
+
+/// Says of a backend that is not in the file what becomes of it.
+fn removed(backend: &BackendView) -> Option<String> {
+    let BackendView { name, sandboxes, .. } = backend;
+    (!backend.configured).then(|| {
+        format!("{name} is not in the configuration; it is served until its {sandboxes} sandboxes are gone (crimux ps --backend {name})\n")
+    })
+}
+
+/// Says why the last new sandbox was refused, if that was within ten minutes.
+fn refusal(refusal: &RefusalView) -> Option<String> {
+    let at = humantime::parse_rfc3339(&refusal.at).ok()?;
+    let is_old = SystemTime::now().duration_since(at).is_ok_and(|age| age > REFUSAL_SHOWN);
+    let RefusalView { pod, reason, .. } = refusal;
+    let line = format!(
+        "new sandbox of pod {} refused {} ago: {}",
+        one_line(pod),
+        since(&refusal.at),
+        one_line(reason)
+    );
+    (!is_old).then(|| warn(&line) + "\n")
 }
 
 fn one_line(text: &str) -> String {

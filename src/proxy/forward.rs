@@ -43,7 +43,7 @@ impl Call {
         } else {
             self.node.choose_for_pod(&handler, request.pod_name()).inspect_err(|error| {
                 self.node.record_placement(&handler, None, error.code());
-                log_refusal(request, &handler, &error.to_string());
+                self.note_refusal(request, &handler, &error.to_string());
             })?
         };
         let backend = self.node.backend(choice.backend)?;
@@ -57,7 +57,7 @@ impl Call {
         let reply = self.fetch(&backend, method, &message).await;
         let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
         self.node.record_placement(&handler, Some(&backend.name), code);
-        let reply = reply.inspect_err(|error| log_refusal(request, &handler, &error.to_string()))?;
+        let reply = reply.inspect_err(|error| self.note_refusal(request, &handler, &error.to_string()))?;
         if reply.code == Code::Ok {
             let sent = CreationRequest { method, encoded: message.encoded() };
             let learner = Learner::new(&self.node, &backend);
@@ -69,10 +69,19 @@ impl Call {
             let backend = &backend.name;
             tracing::info!(method = method.name, namespace, name, uid, handler, %backend, sandbox = id, "sandbox placed");
         } else {
-            let answer = format!("backend {} answered {:?}", backend.name, reply.code);
-            log_refusal(request, &handler, &answer);
+            let refused = backend.refused_error(method, &reply.trailers);
+            self.note_refusal(request, &handler, &refused.to_string());
         }
         Ok(reply.into())
+    }
+
+    /// Logs and records why a new sandbox was not created. kubelet retries with backoff, so each attempt is
+    /// one line.
+    fn note_refusal(&self, request: CreationRequest<'_>, handler: &str, reason: &str) {
+        let PodName { namespace, name, uid } = request.pod_name();
+        let method = request.method.name;
+        tracing::warn!(method, namespace, name, uid, handler, reason, "sandbox refused");
+        self.node.history.record_refusal(&format!("{namespace}/{name}"), handler, reason);
     }
 
     /// Sends a call about one sandbox or container to its owner.
@@ -83,7 +92,7 @@ impl Call {
         }
         let invalidation = StatusInvalidation::begin(call.backend, call.id);
         let outcome = self.forward_by_effect(call).await;
-        if matches!(outcome, Err(Error::Down { .. } | Error::Busy { .. })) {
+        if matches!(outcome, Err(Error::Down { .. } | Error::Busy { .. } | Error::Unusable { .. })) {
             invalidation.undo();
         }
         outcome
@@ -173,13 +182,6 @@ impl Drop for StatusInvalidation<'_> {
             self.backend.last_known.drop_status(self.id);
         }
     }
-}
-
-/// Logs why a new sandbox was not created. kubelet retries with backoff, so each attempt is one line.
-fn log_refusal(request: CreationRequest<'_>, handler: &str, reason: &str) {
-    let PodName { namespace, name, uid } = request.pod_name();
-    let method = request.method.name;
-    tracing::warn!(method, namespace, name, uid, handler, reason, "sandbox refused");
 }
 
 /// Logs a successful Stop or Remove with the pod it belongs to, as far as last-known state has it.

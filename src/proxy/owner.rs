@@ -172,7 +172,7 @@ async fn look_up_at(
         let listed = backend.fetch(method, own_headers(wait), request.framed());
         let reply = tokio::time::timeout(wait, listed).await.map_err(|_| late)??;
         if reply.code != Code::Ok {
-            return Err(backend.not_ok_error(method, reply.code));
+            return Err(backend.not_ok_error(method, &reply));
         }
         let encoded = &reply.message.encoded_bytes();
         let received = ReceivedList { list, revision, unfiltered: false, encoded };

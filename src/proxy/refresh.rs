@@ -35,17 +35,33 @@ pub(super) fn record_timeout(
 }
 
 /// Records that a backend's list failed. If it is the sandbox or container list, the other one must not be of
-/// a later moment: both are last-known until both were listed again.
+/// a later moment: both are last-known until both were listed again. Returns whether that begins now.
 pub(super) fn record_failure(
     node: &Arc<NodeState>,
     backend: &Arc<Backend>,
     class: MethodClass,
     cause: String,
-) {
+) -> bool {
     backend.health.record_error(cause);
-    if class == MethodClass::Lists {
-        backend.health.mark_late(class);
-        refresh(node, backend, class);
+    if class != MethodClass::Lists {
+        return false;
+    }
+    let begins = backend.health.mark_late(class);
+    refresh(node, backend, class);
+    begins
+}
+
+/// Records that a backend answered a list with an error, or with what cannot be read.
+pub(super) fn record_bad_list(
+    node: &Arc<NodeState>,
+    backend: &Arc<Backend>,
+    class: MethodClass,
+    error: &Error,
+) {
+    let begins = record_failure(node, backend, class, error.to_string());
+    // The end of a connection has a line of its own.
+    if begins && !matches!(error, Error::Lost { .. } | Error::Down { .. }) {
+        tracing::warn!(backend = %backend.name, %error, "backend's lists cannot be used, last-known ones stand in");
     }
 }
 
@@ -138,6 +154,6 @@ pub(super) async fn list_all(node: &NodeState, backend: &Arc<Backend>, list: Lis
             backend.record_support(method, true);
             Err(backend.unimplemented_error(method))
         }
-        code => Err(backend.not_ok_error(method, code)),
+        _ => Err(backend.not_ok_error(method, &reply)),
     }
 }

@@ -50,7 +50,7 @@ pub(super) async fn call(
             backend.health.record_unimplemented(method::row(rpc));
             Ok(None)
         }
-        code => Err(backend.invalid_reply_error(format!("{} was answered with {code:?}", rpc.name()))),
+        _ => Err(backend.not_ok_error(method::row(rpc), &reply)),
     }
 }
 

@@ -153,7 +153,7 @@ impl Share {
                     return self.send_last_known(&sent_frames, None).await;
                 }
                 Err(StreamFailure::Failed(error)) => {
-                    refresh::record_failure(&self.query.node, &self.query.backend, class, error.to_string());
+                    refresh::record_bad_list(&self.query.node, &self.query.backend, class, &error);
                     return self.send_last_known(&sent_frames, Some(error)).await;
                 }
             }

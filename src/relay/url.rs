@@ -114,7 +114,9 @@ impl StreamUrl {
         // cri-dockerd names no scheme, and older runtimes neither scheme nor host; clients add both (crictl
         // `exec.go`).
         let without_scheme = || ("http", url.strip_prefix("//").unwrap_or(url));
-        let (scheme, rest) = url.split_once("://").unwrap_or_else(without_scheme);
+        // A query may hold a URL of its own.
+        let with_scheme = url.split_once("://").filter(|(scheme, _)| !scheme.contains('/'));
+        let (scheme, rest) = with_scheme.unwrap_or_else(without_scheme);
         let tls = match scheme {
             "http" => false,
             "https" => true,

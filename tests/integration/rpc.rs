@@ -21,11 +21,13 @@ field 1, else to the default backend; one of `ImageService` goes to the default 
 
 *Unreachable is never absent*: where a backend cannot be asked, the last column says what stands in for it. \"Its
 deadline\" is `timeouts.list`, `.read` or `.stats` of the backend; a backend that outlasts it is late until it answers
-again. A client's own deadline that is shorter counts instead.
+again. `UpdateRuntimeConfig` has `timeouts.runtime_config`, `RemoveImage` `timeouts.remove_image`. A client's own deadline
+that is shorter counts instead. An empty ID is `InvalidArgument`, save where the row says otherwise.
 
 *What only some backends have*: an RPC is answered `Unimplemented` while kubelet then has another source for the pods of all
 backends, and otherwise by the backends that have it. Pod stats have such a source (cAdvisor), so all must have them, unless
-`pod_sandbox_stats` is `union`; descriptors, metrics and events have none, so those that have them answer. A backend that is
+`pod_sandbox_stats` is `union`; descriptors, metrics and events have none, so those that have them answer. An RPC about one
+object is its owner's, whose `Unimplemented` passes (checkpoints); a stream list falls back to the unary one. A backend that is
 left out of an answer is counted (`crimux_backends_left_out_total`) and named in the log and by `crimux status`.
 
 *What would crash a client*: kubelet reads some fields without a check. A message of a list or an event without such a field

@@ -248,6 +248,13 @@ async fn two_names_for_one_runtime_list_each_pod_once_and_are_named_in_one_line(
     eventually(SOON, async || crimux.log().contains("two backends list the same IDs")).await;
     assert_eq!(crimux.log().matches("two backends list the same IDs").count(), 1);
     assert_eq!(crimux.metric("crimux_id_conflicts_total").await, Some(6.0), "each ID is counted once");
+    assert_eq!(
+        crimux.metric("crimux_foreign_ids{backend=\"again\"}").await,
+        Some(6.0),
+        "as long as it lasts"
+    );
+    let (_, status) = crimux.get("/v1/status").await.unwrap();
+    assert!(status.contains("again lists 6 IDs that another backend owns"), "{status}");
 }
 
 #[tokio::test]

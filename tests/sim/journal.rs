@@ -1,8 +1,9 @@
 //! The log: each line has its subject, and a connection that crimux ended itself is no outage.
 
 use testkit::client::sandbox_config;
-use testkit::runtime::SimRuntime;
+use testkit::runtime::{Fault, SimRuntime};
 use testkit::{cri, eventually};
+use tonic::Code;
 
 use crate::support::{Crimux, SOON};
 
@@ -35,6 +36,22 @@ async fn a_backend_that_answers_in_time_again_is_said_to() {
 }
 
 #[tokio::test]
+async fn a_backend_whose_lists_cannot_be_used_is_said_to_with_its_words() {
+    let (_a, b, crimux) = two().await;
+    b.fault("ListPodSandbox", Fault::error(Code::Internal, "metadata store is closed"));
+    for _ in 0..3 {
+        list(&crimux).await;
+    }
+    let said = lines(&crimux, "lists cannot be used");
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].contains(" WARN ") && said[0].contains("metadata store is closed"), "{said:?}");
+    let (_, status) = crimux.get("/v1/status").await.unwrap();
+    assert!(status.contains("backend b answered ListPodSandbox with Internal: metadata store is closed"));
+    b.clear_fault("ListPodSandbox");
+    eventually(SOON, async || !lines(&crimux, "backend answers in time again").is_empty()).await;
+}
+
+#[tokio::test]
 async fn a_refused_sandbox_is_one_warning_with_its_pod_and_the_reason() {
     let (_a, b, crimux) = two().await;
     let run = async |handler: &str| {
@@ -46,11 +63,18 @@ async fn a_refused_sandbox_is_one_warning_with_its_pod_and_the_reason() {
     for part in [" WARN ", "name=\"web\"", "uid=\"uid-web\"", "handler=\"nowhere\"", "reason="] {
         assert!(said[0].contains(part), "{part}: {said:?}");
     }
+    b.fault_next("RunPodSandbox", 1, Fault::error(Code::Unknown, "the pod's network has no address left"));
+    run("b").await;
+    let said = lines(&crimux, "sandbox refused");
+    assert!(
+        said.len() == 2 && said[1].contains("with Unknown: the pod's network has no address"),
+        "{said:?}"
+    );
     b.stop().await;
     eventually(SOON, async || crimux.metric("crimux_backend_up{backend=\"b\"}").await == Some(0.0)).await;
     run("b").await;
     let said = lines(&crimux, "sandbox refused");
-    assert!(said.len() == 2 && said[1].contains("is down"), "{said:?}");
+    assert!(said.len() == 3 && said[2].contains("is down"), "{said:?}");
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
 //! What an operator sees and does: the verdict, reloads told truly, filters, and a closer look.
 
 use nix::sys::signal::Signal;
+use prost::Message;
 use serde_json::{Value, json};
-use testkit::eventually;
-use testkit::runtime::SimRuntime;
+use testkit::runtime::{Fault, Reply, SimRuntime};
+use testkit::{cri, eventually};
 
 use crate::cli::{crimux, on, told};
 use crate::support::{Crimux, SOON, config};
@@ -52,6 +53,64 @@ async fn the_status_begins_with_a_verdict_and_check_exits_with_it() {
 }
 
 #[tokio::test]
+async fn a_condition_by_which_kubelet_judges_is_in_the_verdict() {
+    let (a, b, running) = two().await;
+    let no_network = ["RuntimeReady", "NetworkReady"].map(|kind| cri::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: kind == "RuntimeReady",
+        reason: "NetworkPluginNotReady".to_owned(),
+        message: "cni plugin not initialized".to_owned(),
+    });
+    let no_network = cri::StatusResponse {
+        status: Some(cri::RuntimeStatus { conditions: no_network.to_vec() }),
+        ..Default::default()
+    };
+    let verdict = async || {
+        running.client().runtime().status(cri::StatusRequest::default()).await.unwrap();
+        on(&running, &["status"], "").await.1.lines().next().unwrap().to_owned()
+    };
+    b.reply_raw("Status", Reply::message(no_network.encode_to_vec()));
+    let line = verdict().await;
+    assert!(
+        line.starts_with(
+            "DEGRADED: b: NetworkReady is false (cni plugin not initialized); the node stays Ready"
+        ),
+        "{line}"
+    );
+    a.reply_raw("Status", Reply::message(no_network.encode_to_vec()));
+    let line = verdict().await;
+    assert!(
+        line.starts_with("NOT READY: a: NetworkReady is false")
+            && line.contains("the node becomes NotReady: a is"),
+        "{line}"
+    );
+    a.clear_replies();
+    b.clear_replies();
+    eventually(SOON, async || verdict().await.starts_with("OK: ")).await;
+    a.fault("Status", Fault::Hang);
+    let line = verdict().await;
+    assert!(line.starts_with("NOT READY: ") && line.contains("a: Status is not answered"), "{line}");
+    a.clear_fault("Status");
+    eventually(SOON, async || verdict().await.starts_with("OK: ")).await;
+}
+
+#[tokio::test]
+async fn the_last_refused_sandbox_is_in_the_status_and_in_no_dump() {
+    let (_a, _b, running) = two().await;
+    let run = testkit::client::sandbox_config("web").run("nowhere");
+    running.client().runtime().run_pod_sandbox(run).await.unwrap_err();
+    let (code, table, _) = on(&running, &["status"], "").await;
+    let said = table.lines().find(|line| line.contains("refused")).unwrap_or_default();
+    assert!(
+        code == 0 && said.contains("/web refused") && said.contains("no runtime handler \"nowhere\""),
+        "{table}"
+    );
+    assert_eq!(document(&running, &["status"]).await["last_refusal"]["handler"], "nowhere");
+    let (_, dump, _) = on(&running, &["debug", "dump"], "").await;
+    assert!(!dump.contains("/web"), "{dump}");
+}
+
+#[tokio::test]
 async fn a_mended_file_ends_the_failure_of_a_reload() {
     let (a, b, running) = two().await;
     let good = config(&running.dir, &[("a", &a), ("b", &b)], "");
@@ -88,6 +147,13 @@ async fn keys_that_need_a_restart_are_named_by_check_and_status_and_a_metric() {
     let status = document(&running, &["status"]).await;
     assert_eq!(status["reloads"]["restart_keys"], json!(["log.format", "state_dir"]));
     assert_eq!(running.metric("crimux_config_restart_needed{key=\"state_dir\"}").await, Some(1.0));
+    // The current values are shown, and compared with a file.
+    let state_dir = running.dir.path().join("state").display().to_string();
+    assert_eq!(status["state"]["dir"], state_dir.as_str());
+    let (_, view, _) = on(&running, &["config", "view"], "").await;
+    assert!(view.contains(&format!("state_dir: {state_dir}\n")) && view.contains("format: text"), "{view}");
+    let (_, found, _) = told(&crimux(&["check", file.to_str().unwrap()], "").await);
+    assert!(found.contains("state_dir: differs from the running crimux"), "{found}");
     reload(&running, &yaml, "ok").await;
     eventually(SOON, async || document(&running, &["status"]).await["reloads"]["restart_keys"] == json!([]))
         .await;
@@ -110,6 +176,28 @@ async fn another_default_backend_warns_of_the_prefix_before_it_is_applied() {
     let log = running.log();
     let warned = log.find("the prefix of every container ID").expect("a warning");
     assert!(warned < log.find("configuration reloaded").unwrap(), "{log}");
+}
+
+#[tokio::test]
+async fn another_identity_warns_of_the_prefix_before_it_is_applied() {
+    let (a, b, running) = two().await;
+    let yaml = config(&running.dir, &[("a", &a), ("b", &b)], "");
+    let own = yaml.clone() + "identity: crimux\n";
+    // Under crimux's name the default backend says nothing about the prefix.
+    let moved = own.replace("default_backend: a", "default_backend: b");
+    let file = running.dir.path().join("new.yaml");
+    let checked = async |yaml: &str| {
+        std::fs::write(&file, yaml).unwrap();
+        told(&crimux(&["check", file.to_str().unwrap()], "").await).1
+    };
+    let prefix = "a reload changes the prefix of every container ID of the node from";
+    let found = checked(&own).await;
+    assert!(found.contains(&format!("identity: {prefix} containerd:// to crimux://")), "{found}");
+    reload(&running, &own, "ok").await;
+    assert!(running.log().contains("changes with identity"), "{}", running.log());
+    assert!(!checked(&moved).await.contains(prefix));
+    let found = checked(&yaml).await;
+    assert!(found.contains(&format!("identity: {prefix} crimux:// to containerd://")), "{found}");
 }
 
 #[tokio::test]
@@ -144,6 +232,13 @@ async fn pods_are_filtered_and_quiet_prints_their_ids() {
         let pods = document(&running, &[&["ps"], arguments.as_slice()].concat()).await;
         assert_eq!(pods["pods"].as_array().unwrap().len(), count, "{arguments:?}");
     }
+    for (arguments, refusal) in [
+        (["--backend", "bb"], "there is no backend \"bb\" (backends: a, b)"),
+        (["--handler", "runc"], "there is no handler \"runc\" (handlers: a, b)"),
+    ] {
+        let (code, _, error) = on(&running, &[&["ps"][..], &arguments].concat(), "").await;
+        assert!(code == 1 && error.contains(refusal), "{arguments:?}: {error}");
+    }
     let (_, wide, _) = on(&running, &["ps", "-o", "wide"], "").await;
     assert!(own.iter().all(|id| wide.contains(id.as_str())), "{wide}");
 }
@@ -172,6 +267,20 @@ async fn a_check_reads_standard_input_and_reports_as_json() {
     let report: Value = serde_json::from_str(&json).unwrap();
     assert_eq!((code, &report["problems"][0]["line"]), (64, &json!(1)), "{report}");
     assert!(report["problems"].as_array().unwrap().len() > 1, "{report}");
+}
+
+#[tokio::test]
+async fn a_check_names_the_byte_that_is_not_utf8_as_a_start_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("crimux.yaml");
+    std::fs::write(&file, b"# ok\nlisten: caf\xe9\n").unwrap();
+    let path = file.to_str().unwrap();
+    for arguments in
+        [vec!["check", path], vec!["serve", "--config", path], vec!["reload", "--dry-run", "--config", path]]
+    {
+        let (code, _, error) = told(&crimux(&arguments, "").await);
+        assert!(code == 64 && error.contains(":2:12: this byte is not UTF-8"), "{arguments:?}: {error}");
+    }
 }
 
 #[tokio::test]
@@ -221,6 +330,14 @@ async fn forgetting_a_backend_that_is_up_is_refused_before_anything_is_asked() {
     let (_a, _b, running) = two().await;
     let (code, _, error) = on(&running, &["backend", "forget", "b"], "b\n").await;
     assert!(code == 1 && error.contains("is up") && !error.contains("Type the name"), "{error}");
+    for (arguments, refusal) in [
+        (vec!["nobody"], "there is no backend \"nobody\" (backends: a, b)"),
+        (vec!["b", "--pod", "zz"], "backend b has no sandbox \"zz\""),
+    ] {
+        let arguments = [vec!["backend", "forget"], arguments].concat();
+        let (code, _, error) = on(&running, &arguments, "b\n").await;
+        assert!(code == 1 && error.contains(refusal) && !error.contains("Type the name"), "{error}");
+    }
 }
 
 #[tokio::test]
@@ -232,6 +349,11 @@ async fn a_route_shows_which_target_takes_new_sandboxes() {
     let running = Crimux::start_in(dir, &yaml);
     running.wait_ready().await;
     assert_eq!(on(&running, &["backend", "drain", "b", "--force"], "").await.0, 0);
+    let (code, verdict, _) = on(&running, &["status", "--check"], "").await;
+    assert_eq!(
+        (code, verdict.trim()),
+        (0, "OK: 1 of 2 backends ready; new sandboxes of handler b refused: drained by the operator")
+    );
     let route = document(&running, &["route", "split"]).await;
     let takes: Vec<_> =
         route["targets"].as_array().unwrap().iter().map(|target| &target["takes_new"]).collect();

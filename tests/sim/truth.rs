@@ -6,8 +6,9 @@ use std::process::Command;
 
 use serde_json::Value;
 use testkit::client::{container_config, sandbox_config};
-use testkit::runtime::{Fault, SimRuntime};
+use testkit::runtime::{ApiVersions, Fault, SimRuntime};
 use testkit::{cri, eventually};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tonic::Code;
 
 use crate::cli::{check, crimux as run, on, told};
@@ -240,4 +241,61 @@ async fn a_pod_is_named_by_the_handler_that_was_asked_for_where_two_lead_to_one_
         let names: Vec<_> = pods["pods"].as_array().unwrap().iter().map(|pod| &pod["name"]).collect();
         assert_eq!(names, [handler], "{pods}");
     }
+}
+
+#[tokio::test]
+async fn a_backend_of_v1alpha2_that_is_slow_at_first_is_listed_once_its_api_is_known() {
+    let old = SimRuntime::builder("old").abilities(|abilities| abilities.api = ApiVersions::V1alpha2);
+    let old = old.containers(2, 1).start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let timeouts = "timeouts: { connect: 300ms, read: 300ms } }";
+    let yaml =
+        config(&dir, &[("old", &old)], "").replacen(" }\nhandlers", &format!(", {timeouts}\nhandlers"), 1);
+    // At one question in 5 s, which is how often a known backend is probed, these would last 40 s.
+    old.fault_next("Version", 8, Fault::Hang);
+    let mut crimux = Crimux::start_in(dir, &yaml);
+    let list = async |crimux: &Crimux| {
+        let list = crimux.client().runtime().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await;
+        list.map(|list| list.into_inner().items.len()).map_err(|status| status.code())
+    };
+    let listens = async |crimux: &Crimux| tokio::net::UnixStream::connect(crimux.socket()).await.is_ok();
+    eventually(SOON, async || listens(&crimux).await).await;
+    eventually(SOON, async || list(&crimux).await == Ok(2)).await;
+    // The owner of a container is remembered, so a call reaches a backend whose API is not known. It answers
+    // Unimplemented to the wrong one, which would make a client give up a feature.
+    let id = old.state().containers().next().unwrap().id.clone();
+    old.fault("Version", Fault::Hang);
+    crimux.restart().await;
+    eventually(SOON, async || listens(&crimux).await).await;
+    let exec = cri::ExecSyncRequest { container_id: id, cmd: vec!["true".into()], timeout: 0 };
+    let refused = crimux.client().runtime().exec_sync(exec.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused}");
+    old.clear_fault("Version");
+    eventually(SOON, async || crimux.client().runtime().exec_sync(exec.clone()).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn each_refused_stream_is_a_line_of_the_log() {
+    let a = SimRuntime::builder("a").containers(1, 1).start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let relay = ", streaming: { relay: always } }\nhandlers";
+    let yaml = config(&dir, &[("a", &a)], "").replacen(" }\nhandlers", relay, 1);
+    let crimux = Crimux::start_in(dir, &yaml);
+    crimux.wait_ready().await;
+    let id = a.state().containers().next().unwrap().id.clone();
+    let exec =
+        cri::ExecRequest { container_id: id, cmd: vec!["true".into()], stdout: true, ..Default::default() };
+    let url = crimux.client().runtime().exec(exec).await.unwrap().into_inner().url;
+    let address = url.split('/').nth(2).unwrap().to_owned();
+    for _ in 0..2 {
+        let mut stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+        let request =
+            "GET /exec/guessed HTTP/1.1\r\nhost: crimux\r\nconnection: Upgrade\r\nupgrade: SPDY/3.1\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 404");
+    }
+    eventually(SOON, async || crimux.log().matches("stream refused").count() == 2).await;
+    assert_eq!(crimux.metric("crimux_relay_refused_tokens_total").await, Some(2.0));
 }

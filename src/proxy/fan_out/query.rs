@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::method::{List, Method};
 use crate::proxy::NodeState;
 use crate::proxy::learn::{Learner, ReceivedList};
-use crate::proxy::refresh::{record_failure, record_timeout, refresh};
+use crate::proxy::refresh::{record_bad_list, record_timeout, refresh};
 use crate::snapshot::{Filter, ListKind, Revision};
 
 /// A list call to one backend: what is asked for, and how long the backend may take.
@@ -42,7 +42,7 @@ impl ListQuery {
             Ok(Some((revision, Ok(reply)))) if reply.code == Code::Ok => {
                 match self.record(revision, &reply) {
                     Ok(items) => return Ok(self.live(items)),
-                    Err(error) => record_failure(&self.node, backend, class, error.to_string()),
+                    Err(error) => record_bad_list(&self.node, backend, class, &error),
                 }
             }
             Ok(Some((_, Ok(reply)))) if reply.code == Code::Unimplemented && self.list.is_optional() => {
@@ -50,12 +50,11 @@ impl ListQuery {
                 return Err(self.nothing(Absence::Unimplemented(backend.unimplemented_error(method))));
             }
             Ok(Some((_, Ok(reply)))) => {
-                let cause = format!("{} was answered with {:?}", method.name, reply.code);
-                record_failure(&self.node, backend, class, cause);
+                record_bad_list(&self.node, backend, class, &backend.not_ok_error(method, &reply));
                 own_error = Some(backend.refused_error(method, &reply.trailers));
             }
             Ok(Some((_, Err(Error::Down { .. })))) => {}
-            Ok(Some((_, Err(error)))) => record_failure(&self.node, backend, class, error.to_string()),
+            Ok(Some((_, Err(error)))) => record_bad_list(&self.node, backend, class, &error),
             Err(_) if self.wait == self.limit => record_timeout(&self.node, backend, class, method),
             Err(_) => {}
         }

@@ -87,7 +87,18 @@ fn a_url_without_a_scheme_is_one_of_http() {
         panic!("it is relayed");
     };
     assert_eq!((stream.target.port, stream.path.as_str()), (10350, "/cri/exec/abc"));
-    assert_eq!(relayed(&with_address(remote, "node-7", 9), url), "node-7:9");
+    assert_eq!(relayed(&with_address(remote.clone(), "node-7", 9), url), "node-7:9");
+    let Ok(Some(stream)) = stream_to_relay(&remote, "//node-7/exec/abc?back=http://a/b") else {
+        panic!("a query does not hide it");
+    };
+    assert_eq!((stream.target.port, stream.query.as_str()), (80, "?back=http://a/b"));
+    let by_address = backend("fd00::7:10010", false);
+    assert_eq!(relayed(&by_address, "//[fd00::7]:10350/exec/abc"), "fd00::7:10350");
+    for url in ["//[::1]:1/exec/abc", "//localhost:1/exec/abc", "//:1/exec/abc", "///exec/abc"] {
+        assert!(matches!(stream_to_relay(&remote, url), Err(UrlError::ThisNode { .. })), "{url}");
+    }
+    let always = with_mode(backend("/run/cri.sock", true), RelayMode::Always);
+    assert_eq!(relayed(&always, url), "127.0.0.1:10350");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use crate::backend::certificates::Certificates;
 use crate::backend::connect::Connector;
 use crate::config::BackendConfig;
-use crate::method::{Api, Deadline, IN_FLIGHT_LIMITS, Method};
+use crate::method::{Api, Deadline, IN_FLIGHT_LIMITS, InFlightLimit, Method};
 use crate::metrics::CallMetrics;
 use crate::side::Side;
 use crate::snapshot::{InstanceId, LastKnown};
@@ -127,6 +127,11 @@ impl Backend {
             Deadline::Fast => FAST_DEADLINE,
             Deadline::List | Deadline::Caller => timeouts.list,
         }
+    }
+
+    /// Returns how many calls in flight to it may create or change something.
+    pub fn writes_in_flight(&self) -> usize {
+        self.in_flight[InFlightLimit::Write as usize].load(Ordering::Relaxed)
     }
 
     /// Returns how many calls are in flight to it.

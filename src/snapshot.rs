@@ -60,6 +60,7 @@ pub use items::{
 };
 pub use last_known::LastKnown;
 pub use life::{Life, LifeChange};
+pub use list_bytes::retain_ids;
 pub use lock::StateLock;
 pub use statuses::ForgottenStatus;
 

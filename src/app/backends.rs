@@ -14,12 +14,13 @@
 //! The first full pair of lists at another endpoint tells whether the two are one instance
 //! ([`Backends::resolve_moved`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::backend::Backend;
@@ -31,6 +32,9 @@ use crate::router::{Handlers, Names};
 use crate::server::Listener;
 use crate::side::Side;
 use crate::snapshot::{Instance, InstanceId, LastKnown, Life, LifeChange};
+
+/// How long a removed backend owns nothing, and has no write in flight, before new calls no longer see it.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// The backends that run.
 #[derive(Debug)]
@@ -52,7 +56,9 @@ struct RunningBackend {
     backend: Arc<Backend>,
     drain: Drain,
     socket: Option<Socket>,
-    /// Whether new calls no longer see it. It ends at the next housekeeping if it is still idle then.
+    /// Since when it is removed and owns nothing, as far as it was looked at.
+    idle_since: Option<Instant>,
+    /// Whether new calls no longer see it, so that its last lists end.
     hidden: bool,
 }
 
@@ -84,6 +90,10 @@ impl Backends {
         for step in &plan.steps {
             let id = self.apply_step(step, &config.backends[&step.name]);
             self.names.insert(step.name.clone(), id);
+        }
+        if !self.started {
+            // The first lists of one are compared with what the others have.
+            self.publish();
         }
         self.started = true;
         // Where an instance stands is on the disk before a call meets it.
@@ -178,7 +188,7 @@ impl Backends {
         if let Some(running) = self.running.get_mut(&id)
             && &*running.backend.name == name
         {
-            running.hidden = false;
+            (running.idle_since, running.hidden) = (None, false);
             return running.backend.reconfigure(&config);
         }
         self.node.snapshot.expire_if_rebooted(last, config.local);
@@ -190,7 +200,7 @@ impl Backends {
         let running = Arc::clone(&backend)
             .run(drain.clone(), async move |backend: &Arc<Backend>| node.on_connected(backend).await);
         tokio::spawn(running);
-        let mut running = RunningBackend { backend, drain, socket: None, hidden: false };
+        let mut running = RunningBackend { backend, drain, socket: None, idle_since: None, hidden: false };
         match self.running.remove(&id) {
             Some(old) => {
                 running.socket = old.socket;
@@ -273,17 +283,24 @@ impl Backends {
     /// Forgets what is no longer listed, and ends removed backends that own nothing.
     pub(super) fn housekeep(&mut self) {
         self.node.prune_owners();
+        self.give_up_succeeded();
         let node = Arc::clone(&self.node);
+        // What is created through one whose place was taken is on the same instance.
+        let replaced = self.replaced.iter().filter(|(backend, _)| backend.in_flight() > 0);
+        let busy: BTreeSet<_> = replaced.map(|(backend, _)| backend.id).collect();
         self.running.retain(|id, running| {
             let last = &running.backend.last_known;
             let idle = last.instance().life == Life::Removed
                 // Otherwise the operator has to declare it lost: what it has is not known.
                 && (last.is_listed() || last.is_forgotten())
-                && running.backend.in_flight() == 0
+                && running.backend.writes_in_flight() == 0
+                && !busy.contains(id)
                 && node.router.owners.count(*id) == (0, 0);
-            // A call that chose it before the reload may not have been sent yet: it is hidden first.
-            let ended = idle && running.hidden;
-            running.hidden = idle;
+            let ended = idle && running.hidden && running.backend.in_flight() == 0;
+            // A creation that chose it before the reload may not have been sent yet; it would be in no list.
+            let since = idle.then(|| running.idle_since.unwrap_or_else(Instant::now));
+            running.hidden = since.is_some_and(|since| since.elapsed() >= IDLE);
+            running.idle_since = since;
             if ended {
                 tracing::info!(backend = %running.backend.name, "backend owns nothing any more and is gone");
                 running.drain.begin();
@@ -301,6 +318,19 @@ impl Backends {
             busy
         });
         self.publish();
+    }
+
+    /// Gives up what is left on a removed backend that is down, once another one lists what it listed: one
+    /// that was moved and renamed in one edit. What the other does not list has ended.
+    fn give_up_succeeded(&self) {
+        let removed = self.running.values().map(|running| &running.backend);
+        for backend in removed.filter(|backend| backend.last_known.instance().life == Life::Removed) {
+            if let Some(successor) = self.node.successor(backend) {
+                tracing::info!(backend = %backend.name, successor = %successor.name, "moved and renamed: the successor lists what it listed before");
+                self.node.snapshot.forget(backend.id);
+                self.node.router.owners.forget_all_of(backend.id);
+            }
+        }
     }
 
     /// Waits until the calls through the backends' own sockets have ended, at most `deadline` from the

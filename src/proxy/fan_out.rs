@@ -25,9 +25,11 @@ use crate::router::Lookup;
 use crate::snapshot::{Filter, ListKind};
 
 pub(super) use completeness::{Completeness, Contribution, NoContribution};
-pub(super) use query::{ListQuery, owned_items};
+pub(super) use contested::owned_items;
+pub(super) use query::ListQuery;
 
 mod completeness;
+mod contested;
 mod query;
 
 /// The label by which kubelet lists one pod after each sync (`types/labels.go`, `KubernetesPodUIDLabel`).
@@ -87,10 +89,8 @@ impl Call {
         let asked = join_all(queries.iter().map(ListQuery::contribution)).await;
         let mut parts: Vec<_> = asked.into_iter().filter_map(|part| completeness.add(part)).collect();
         completeness.check(&self.node, list, self.scope.is_some())?;
-        // Filtered after all replies: each reply may have transferred an ID to its backend.
-        for part in &mut parts {
-            part.items = owned_items(&part.backend, list, part.items.clone());
-        }
+        // Only now is it known who owns what: an ID may have changed hands while the others were asked.
+        contested::leave_to_one(&self.node.router.owners, list, &mut parts);
         Ok(parts)
     }
 

@@ -13,13 +13,16 @@ use crate::merge::required;
 use crate::method::List;
 use crate::proxy::NodeState;
 use crate::router::Pod;
-use crate::snapshot::{ListKind, Revision, SANDBOX_READY, SandboxRef};
+use crate::snapshot::{InstanceId, ListKind, Revision, SANDBOX_READY, SandboxRef};
 use crate::utf8;
 use crate::wire::{self, WireError};
 
 mod conflicts;
 mod created;
 mod event;
+
+/// A version of the owners that is never reached: the owners of the list are learnt again from the next.
+const NOT_LEARNT: u64 = u64::MAX;
 
 /// Learns from the replies of one backend.
 #[derive(Debug, Clone, Copy)]
@@ -60,7 +63,7 @@ impl<'a> Learner<'a> {
         let kind = ListKind::of(list);
         // kubelet lists every second and mostly nothing has changed.
         let unchanged = kind.filter(|_| unfiltered).and_then(|kind| last.newest_equal(kind, encoded));
-        let version = self.node.router.owners.version();
+        let (version, is_joining) = (self.node.router.owners.version(), self.node.is_joining(self.backend));
         let is_learnt = kind.is_some_and(|kind| last.owners_version(kind) == version);
         let encoded = match unchanged {
             Some(unchanged) if is_learnt => unchanged,
@@ -76,7 +79,8 @@ impl<'a> Learner<'a> {
         }
         match kind {
             Some(kind) if unfiltered => {
-                last.set_owners_version(kind, version);
+                // What another backend owns is decided by the first list after it has joined.
+                last.set_owners_version(kind, if is_joining { NOT_LEARNT } else { version });
                 last.replace_list(kind, revision, encoded.clone());
                 if last.moved_from().is_some() && last.is_known() {
                     self.node.notify_moved_listed();
@@ -150,24 +154,34 @@ impl<'a> Learner<'a> {
 
     /// Learns the owner of a listed sandbox or container that is not known as this backend's.
     fn learn_new_id(self, list: List, id: &str, item: &[u8], seen_in: SeenIn) -> Result<(), WireError> {
-        let owners = &self.node.router.owners;
         if list == List::Containers {
             let sandbox = wire::peek_str(item, &[field!(Container.pod_sandbox_id)])?;
-            // A pod is never in two places: such a container is its sandbox's owner's.
-            if owners.owner_of(sandbox).is_some_and(|owner| owner != self.backend.id) {
-                self.record_foreign(id);
-                return Ok(());
-            }
+            self.learn_container(id, sandbox, seen_in);
+            return Ok(());
         }
-        let other = match list {
-            List::Sandboxes => owners.learn_sandbox(id, self.backend.id, listed_pod(item)?),
-            _ => owners.learn_container(id, self.backend.id),
-        };
+        let other = self.node.router.owners.learn_sandbox(id, self.backend.id, listed_pod(item)?);
+        self.claim(id, other, seen_in);
+        Ok(())
+    }
+
+    fn learn_container(self, id: &str, sandbox: &str, seen_in: SeenIn) {
+        let owners = &self.node.router.owners;
+        // A pod is never in two places: such a container is its sandbox's owner's.
+        if owners.owner_of(sandbox).is_some_and(|owner| owner != self.backend.id) {
+            return self.record_foreign(id);
+        }
+        self.claim(id, owners.learn_container(id, self.backend.id), seen_in);
+    }
+
+    /// Decides who owns an ID that this backend shows; `other` owns it, if anyone does.
+    fn claim(self, id: &str, other: Option<InstanceId>, seen_in: SeenIn) {
         match other {
-            Some(_) if seen_in == SeenIn::Frame => self.record_foreign(id),
+            // A backend that joins is left out of lists: what it took over would be in none.
+            Some(_) if seen_in == SeenIn::Frame || self.node.is_joining(self.backend) => {
+                self.record_foreign(id);
+            }
             other => self.resolve_owner(id, other),
         }
-        Ok(())
     }
 
     fn unreadable(self, error: WireError) -> Error {

@@ -7,19 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::backend::{Backend, MethodClass};
-use crate::method::List;
+use crate::method::{Kind, List};
 use crate::mutex::lock;
 use crate::proxy::{NodeState, learn, refresh};
+use crate::router::Lookup;
 
 impl NodeState {
-    /// Learns the owners that the saved state of a backend names.
+    /// Learns the owners that the last-known state of a backend names.
     pub fn restore(&self, backend: &Backend) {
-        backend.last_known.for_each_sandbox(|facts| {
-            self.router.owners.learn_sandbox(facts.id, backend.id, learn::pod_of(&facts));
-        });
-        backend.last_known.for_each_container(|facts| {
-            self.router.owners.learn_container(facts.id, backend.id);
-        });
+        learn::Learner::new(self, backend).learn_last_known();
     }
 
     /// Lists everything at a backend; runs on every new connection.
@@ -70,10 +66,14 @@ impl NodeState {
             }
             let heard = backend.last_known.all_ids();
             if backend.last_known.is_listed() {
-                owned.difference(&heard).for_each(|id| self.router.owners.forget(id));
+                for id in owned.difference(&heard) {
+                    self.record_gone(id);
+                }
             }
             let mut given_back = false;
-            for id in &foreign {
+            // Whose those in half a pair of lists are is decided once they are in the last-known lists.
+            let unpaired = backend.last_known.unpaired_ids();
+            for id in foreign.iter().filter(|id| !unpaired.contains(*id)) {
                 let holder = self.router.owners.owner_of(id);
                 if !heard.contains(id) || holder.is_none_or(|holder| holder == backend.id) {
                     backend.last_known.mark_owned(id);
@@ -83,8 +83,51 @@ impl NodeState {
             if given_back {
                 self.restore(backend);
             }
+            if backend.is_up() && backend.last_known.is_listed() && !self.is_joining(backend) {
+                learn::Learner::new(self, backend).claim_again(&backend.last_known.foreign());
+            }
         }
         self.report_conflicts();
+    }
+
+    /// Forgets the owner of an object that its owner lists no more.
+    fn record_gone(&self, id: &str) {
+        let owners = &self.router.owners;
+        let is_sandbox = matches!(owners.find(Some(Kind::Sandbox), id, None), Lookup::Exact(_));
+        owners.forget(id);
+        let kind = if is_sandbox { Kind::Sandbox } else { Kind::Container };
+        // One that answers says itself what it has.
+        self.record_gone_at(kind, id, |backend| {
+            !backend.is_up() || backend.health.is_late(MethodClass::Lists)
+        });
+    }
+
+    /// Records that what was removed at its owner is also gone at those that list it as another's.
+    pub(super) fn record_gone_elsewhere(&self, kind: Kind, id: &str) {
+        self.record_gone_at(kind, id, |_| true);
+    }
+
+    /// A backend that is down would list it as last known forever.
+    fn record_gone_at(&self, kind: Kind, id: &str, is_at: impl Fn(&Backend) -> bool) {
+        let backends = self.backends();
+        for backend in backends.iter().filter(|backend| backend.last_known.is_foreign(id) && is_at(backend)) {
+            match kind {
+                Kind::Sandbox => backend.last_known.record_sandbox_removed(id),
+                Kind::Container => backend.last_known.record_container_removed(id),
+            }
+        }
+    }
+
+    /// Returns the backend that lists what this one, which is down, listed: it is the same runtime at another
+    /// endpoint.
+    pub fn successor(&self, backend: &Backend) -> Option<Arc<Backend>> {
+        if backend.is_up() {
+            return None;
+        }
+        let owners =
+            backend.last_known.foreign().into_iter().filter_map(|id| self.router.owners.owner_of(&id));
+        let mut owners = owners.filter_map(|owner| self.backend(owner).ok());
+        owners.find(|owner| owner.id != backend.id && owner.is_up() && owner.last_known.is_listed())
     }
 
     /// Names, once a minute, the backends that show what another one owns.

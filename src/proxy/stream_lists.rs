@@ -294,7 +294,7 @@ impl Share {
             Sink::Client(_, sent) => (Bytes::new(), *sent),
             Sink::Buffer(frames) => (concat(frames), !frames.is_empty()),
         };
-        Contribution { backend: self.query.backend, items, has_items, live, error }
+        Contribution { backend: self.query.backend, items, foreign: Vec::new(), has_items, live, error }
     }
 }
 

@@ -157,10 +157,14 @@ impl LastKnown {
     }
 
     /// Returns the last-known list of `kind`, encoded and filtered, with later changes applied. `None` if it
-    /// was never listed: new objects alone are not a list.
+    /// was never listed: new objects alone are not a list. Without what another instance owns.
     pub fn list(&self, kind: ListKind, filter: &Filter) -> Option<Bytes> {
-        let list = self.lock().lists.list(kind, filter)?;
-        Some(self.without_foreign(kind, list))
+        Some(self.without_foreign(kind, self.list_with_foreign(kind, filter)?))
+    }
+
+    /// The same, with what another instance owns.
+    pub fn list_with_foreign(&self, kind: ListKind, filter: &Filter) -> Option<Bytes> {
+        self.lock().lists.list(kind, filter)
     }
 
     /// Counts the sandboxes and containers heard of that no other instance owns.
@@ -183,6 +187,13 @@ impl LastKnown {
         let list = self.lock().lists.all_seen(ListKind::Containers);
         let list = self.without_foreign(ListKind::Containers, list);
         container_items(&list).map_while(Result::ok).for_each(&mut visit);
+    }
+
+    /// Returns the IDs of all containers heard of in this sandbox, also of those that another instance owns.
+    pub fn containers_of(&self, sandbox: &str) -> Vec<String> {
+        let list = self.lock().lists.all_seen(ListKind::Containers);
+        let items = container_items(&list).map_while(Result::ok);
+        items.filter(|facts| facts.sandbox_id == sandbox).map(|facts| facts.id.to_owned()).collect()
     }
 
     /// Returns the IDs in live lists of sandboxes and containers that wait for their other half, less what

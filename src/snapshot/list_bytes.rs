@@ -62,3 +62,8 @@ pub(super) fn retain(list: &Bytes, mut keep: impl FnMut(&[u8]) -> bool) -> Bytes
     }
     if out.len() == list.len() { list.clone() } else { Bytes::from(out) }
 }
+
+/// Returns a list of `kind` with the items whose ID is to be kept; those without a readable ID are not.
+pub fn retain_ids(kind: ListKind, list: &Bytes, mut keep: impl FnMut(&str) -> bool) -> Bytes {
+    retain(list, |item| item_id(kind, item).is_ok_and(&mut keep))
+}

@@ -211,6 +211,16 @@ impl SimRuntime {
         self.replace_server(Some(tokio::spawn(server)));
     }
 
+    /// Listens on the Unix socket at `path` from now on, with what it knew, and no longer where it did.
+    ///
+    /// # Panics
+    /// If the path cannot be bound.
+    pub async fn move_to(&mut self, path: impl Into<PathBuf>) {
+        self.stop().await;
+        self.address = Address::Unix(path.into());
+        self.start_again().await;
+    }
+
     fn replace_server(&self, server: Option<JoinHandle<()>>) -> Option<JoinHandle<()>> {
         std::mem::replace(&mut *self.server.lock().unwrap_or_else(PoisonError::into_inner), server)
     }

@@ -1,8 +1,5 @@
 //! A backend is what answers, not what it is called: edits of the file while pods run.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use testkit::client::sandbox_config;
 use testkit::runtime::{Fault, SimRuntime};
 use testkit::{cri, eventually};
@@ -11,8 +8,8 @@ use tonic::Code;
 use crate::cli::{check, on};
 use crate::support::{Crimux, SOON, config};
 
-/// How long a slow list takes: longer than crimux waits for it.
-const SLOW: Duration = Duration::from_millis(1500);
+mod lives;
+
 const LIST: &str = "/runtime.v1.RuntimeService/ListPodSandbox";
 
 /// Returns the IDs of all sandboxes, in order; the code if the list is refused.
@@ -258,6 +255,75 @@ async fn two_names_for_one_runtime_list_each_pod_once_and_are_named_in_one_line(
 }
 
 #[tokio::test]
+async fn two_names_for_one_runtime_list_each_pod_once_from_the_start_on() {
+    let a = SimRuntime::builder("a").containers(3, 1).start().await;
+    let mut crimux = Crimux::start(&[("a", &a)]).await;
+    let all = listed(&crimux).await.unwrap();
+    for killed in [false, true] {
+        let yaml = config(&crimux.dir, &[("a", &a), ("again", &a)], "");
+        crimux.rewrite(&yaml);
+        if killed {
+            crimux.kill_and_start().await
+        } else {
+            crimux.restart().await
+        }
+        crimux.wait_ready().await;
+        for _ in 0..5 {
+            assert_eq!(listed(&crimux).await, Ok(all.clone()), "killed: {killed}");
+        }
+        // The name that is left has all of them, also those that the other one owned.
+        reload(&crimux, &config(&crimux.dir, &[("again", &a)], "")).await;
+        assert_eq!(listed(&crimux).await, Ok(all.clone()), "killed: {killed}");
+    }
+}
+
+#[tokio::test]
+async fn a_runtime_that_is_moved_and_renamed_in_one_edit_keeps_its_pods_and_ends_under_its_old_name() {
+    let (mut a, b) = two().await;
+    let crimux = Crimux::start(&[("a", &a), ("b", &b)]).await;
+    let all = listed(&crimux).await.unwrap();
+    let elsewhere = a.socket().with_extension("moved");
+    a.move_to(elsewhere).await;
+    reload(&crimux, &config(&crimux.dir, &[("b", &b), ("main", &a)], "")).await;
+    let of_a = pods(&a);
+    eventually(SOON, async || {
+        assert_eq!(listed(&crimux).await, Ok(all.clone()));
+        let code = status(&crimux, &of_a[0]).await;
+        assert!(matches!(code, Code::Ok | Code::Unavailable), "{code:?}");
+        code == Code::Ok
+    })
+    .await;
+    // What is removed there is gone, and not listed again as last known of the old name.
+    let remove = cri::RemovePodSandboxRequest { pod_sandbox_id: of_a[0].clone() };
+    crimux.client().runtime().remove_pod_sandbox(remove).await.unwrap();
+    let left: Vec<_> = all.into_iter().filter(|id| *id != of_a[0]).collect();
+    assert_eq!(listed(&crimux).await, Ok(left.clone()));
+    eventually(3 * SOON, async || {
+        assert_eq!(listed(&crimux).await, Ok(left.clone()));
+        let (_, text) = crimux.get("/v1/status").await.unwrap();
+        !text.contains("\"configured\":false")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_sandbox_that_is_created_while_its_backend_is_taken_out_of_the_file_is_listed() {
+    let a = SimRuntime::builder("a").start().await;
+    let b = SimRuntime::builder("b").start().await;
+    let crimux = Crimux::start(&[("a", &a), ("b", &b)]).await;
+    b.fault_next("RunPodSandbox", 1, Fault::Hang);
+    let mut runtime = crimux.client().runtime();
+    let creation = tokio::spawn(async move { runtime.run_pod_sandbox(sandbox_config("n").run("b")).await });
+    b.wait_for_call("RunPodSandbox", 1).await;
+    // The name goes to another runtime, so that the backend runs on under another label.
+    reload(&crimux, &config(&crimux.dir, &[("b", &a)], "")).await;
+    b.clear_faults();
+    let made = creation.await.unwrap().unwrap().into_inner().pod_sandbox_id;
+    assert_eq!(listed(&crimux).await, Ok(vec![made.clone()]));
+    assert_eq!(status(&crimux, &made).await, Code::Ok);
+}
+
+#[tokio::test]
 async fn a_second_crimux_on_one_state_dir_is_refused_by_naming_the_first() {
     let a = SimRuntime::builder("a").start().await;
     let crimux = Crimux::start(&[("a", &a)]).await;
@@ -327,186 +393,4 @@ async fn a_start_awaits_every_backend_that_is_neither_known_nor_optional() {
     assert_eq!(listed(&crimux).await, Ok(pods(&a)));
     b.start_again().await;
     eventually(SOON, async || listed(&crimux).await.is_ok_and(|all| all.len() == 3)).await;
-}
-
-/// The names that backends have in the file, at one time or another.
-const NAMES: [&str; 4] = ["w", "x", "y", "z"];
-
-/// A node that lives at random: edits of the file by reload, TERM or KILL, outages, creations and removals.
-struct Life {
-    random: fastrand::Rng,
-    runtimes: [SimRuntime; 3],
-    down: [bool; 3],
-    /// Whose lists take [`SLOW`].
-    slow: [bool; 3],
-    /// The runtime of each name in the file.
-    file: BTreeMap<&'static str, usize>,
-    crimux: Crimux,
-    /// The runtime of each pod that was acknowledged.
-    made: BTreeMap<String, usize>,
-    story: Vec<String>,
-}
-
-impl Life {
-    async fn begin(seed: u64) -> Self {
-        let runtimes = [
-            SimRuntime::builder("a").start().await,
-            SimRuntime::builder("b").start().await,
-            SimRuntime::builder("c").start().await,
-        ];
-        let file = BTreeMap::from([("w", 0), ("x", 1)]);
-        let dir = tempfile::tempdir().unwrap();
-        let yaml = yaml(&dir, &file, &runtimes);
-        let crimux = Crimux::start_in(dir, &yaml);
-        crimux.wait_ready().await;
-        let (random, story) = (fastrand::Rng::with_seed(seed), vec![format!("seed {seed}: {file:?}")]);
-        Self {
-            random,
-            runtimes,
-            down: [false; 3],
-            slow: [false; 3],
-            file,
-            crimux,
-            made: BTreeMap::new(),
-            story,
-        }
-    }
-
-    async fn step(&mut self, step: usize) {
-        match self.random.usize(..10) {
-            0..=3 => self.edit().await,
-            4 => self.toggle().await,
-            6 => self.slow(),
-            5 if !self.made.is_empty() => self.remove().await,
-            7 if !self.made.is_empty() => {
-                let (id, at) = self.random.choice(self.made.iter()).unwrap();
-                let (id, at) = (id.clone(), *at);
-                self.story.push(format!("stop of {} of {at}", &id[..8]));
-                self.reach(&id, at).await;
-            }
-            _ => self.create(step).await,
-        }
-        self.judge().await;
-    }
-
-    async fn edit(&mut self) {
-        let mut order: Vec<usize> = (0..3).collect();
-        self.random.shuffle(&mut order);
-        let kept = &order[..self.random.usize(1..=3)];
-        self.file = kept.iter().map(|at| (*self.random.choice(&NAMES).unwrap(), *at)).collect();
-        let text = yaml(&self.crimux.dir, &self.file, &self.runtimes);
-        self.crimux.rewrite(&text);
-        match self.random.usize(..4) {
-            0 => self.crimux.restart().await,
-            1 => self.crimux.kill_and_start().await,
-            _ => drop(reload(&self.crimux, &text).await),
-        }
-        self.story.push(format!("{:?}", self.file));
-    }
-
-    async fn toggle(&mut self) {
-        let at = self.random.usize(..3);
-        if self.down[at] {
-            self.runtimes[at].start_again().await;
-        } else {
-            self.runtimes[at].stop().await;
-        }
-        self.down[at] = !self.down[at];
-        self.story.push(format!("runtime {at} is {}", if self.down[at] { "down" } else { "up" }));
-    }
-
-    fn slow(&mut self) {
-        let at = self.random.usize(..3);
-        self.slow[at] = !self.slow[at];
-        self.runtimes[at].clear_faults();
-        for list in ["ListPodSandbox", "ListContainers"].into_iter().filter(|_| self.slow[at]) {
-            self.runtimes[at].fault(list, Fault::Delay(SLOW));
-        }
-        let how = if self.slow[at] { "slow" } else { "prompt" };
-        self.story.push(format!("lists of runtime {at} are {how}"));
-    }
-
-    async fn remove(&mut self) {
-        let id = self.random.choice(self.made.keys()).unwrap().clone();
-        let request = cri::RemovePodSandboxRequest { pod_sandbox_id: id.clone() };
-        let removed = self.crimux.client().runtime().remove_pod_sandbox(request).await;
-        let code = removed.as_ref().err().map(tonic::Status::code);
-        self.story.push(format!("removal of {} of {}: {code:?}", &id[..8], self.made[&id]));
-        if removed.is_ok() {
-            let at = self.made.remove(&id).unwrap();
-            let gone = !pods(&self.runtimes[at]).contains(&id);
-            assert!(gone, "a false OK: {:#?}\n{}", self.story, self.crimux.log());
-        }
-    }
-
-    async fn create(&mut self, step: usize) {
-        let name = *self.random.choice(self.file.keys()).unwrap();
-        let pod = sandbox_config(&format!("p{step}")).run(name);
-        if let Ok(reply) = self.crimux.client().runtime().run_pod_sandbox(pod).await {
-            let id = reply.into_inner().pod_sandbox_id;
-            let at = self.runtimes.iter().position(|runtime| pods(runtime).contains(&id)).unwrap();
-            self.story.push(format!("{} on {at} by {name}", &id[..8]));
-            self.made.insert(id, at);
-        }
-    }
-
-    /// What is listed is every pod, once, and no call for one is denied.
-    async fn judge(&self) {
-        let Self { crimux, made, story, .. } = self;
-        eventually(SOON, async || crimux.socket().exists() && crimux.get("/healthz").await.is_some()).await;
-        if let Ok(listed) = listed(crimux).await {
-            let expected: Vec<_> = made.keys().cloned().collect();
-            assert_eq!(listed, expected, "{story:#?}\n{}", crimux.log());
-        }
-        for (id, at) in made {
-            let code = status(crimux, id).await;
-            let right = code == Code::Unavailable || code == Code::Ok;
-            assert!(right, "{code:?} for {} on {at}: {story:#?}\n{}", &id[..8], crimux.log());
-        }
-    }
-
-    /// A stop that is OK has reached the runtime of its pod; none reaches another.
-    async fn reach(&self, id: &str, at: usize) {
-        let calls = || self.runtimes.each_ref().map(|runtime| runtime.calls("StopPodSandbox").len());
-        let before = calls();
-        let code = stop(&self.crimux, id).await;
-        let mut expected = before;
-        expected[at] += usize::from(code == Code::Ok);
-        let story = || format!("{code:?} for {} on {at}: {:#?}\n{}", &id[..8], self.story, self.crimux.log());
-        assert!(matches!(code, Code::Ok | Code::Unavailable), "{}", story());
-        assert_eq!(calls(), expected, "{}", story());
-    }
-
-    /// With every runtime up again every pod is listed and reached.
-    async fn end(self) {
-        self.runtimes.iter().for_each(SimRuntime::clear_faults);
-        for at in (0..3).filter(|at| self.down[*at]) {
-            self.runtimes[at].start_again().await;
-        }
-        let expected: Vec<_> = self.made.keys().cloned().collect();
-        eventually(SOON, async || listed(&self.crimux).await.as_ref() == Ok(&expected)).await;
-        for id in self.made.keys() {
-            eventually(SOON, async || status(&self.crimux, id).await == Code::Ok).await;
-        }
-    }
-}
-
-fn yaml(dir: &tempfile::TempDir, file: &BTreeMap<&str, usize>, runtimes: &[SimRuntime; 3]) -> String {
-    let backends: Vec<_> = file.iter().map(|(name, at)| (*name, &runtimes[*at])).collect();
-    config(dir, &backends, "")
-}
-
-/// `CRIMUX_IDENTITY_LIVES` and `CRIMUX_IDENTITY_SEED` make it longer, or one life again (`dev/identity`).
-#[tokio::test]
-async fn whatever_is_edited_restarted_and_lost_every_pod_is_listed_once_and_called_where_it_is() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let (lives, seed) =
-        (number("CRIMUX_IDENTITY_LIVES").unwrap_or(6), number("CRIMUX_IDENTITY_SEED").unwrap_or(1));
-    for seed in seed..seed + lives {
-        let mut life = Life::begin(seed).await;
-        for step in 0..12 {
-            Box::pin(life.step(step)).await;
-        }
-        life.end().await;
-    }
 }

@@ -17,6 +17,8 @@ pub(in crate::proxy) struct Contribution {
     pub(in crate::proxy) backend: Arc<Backend>,
     /// Encoded items of field 1.
     pub(in crate::proxy) items: Bytes,
+    /// The IDs that another backend owned when the items were taken.
+    pub(in crate::proxy) foreign: Vec<Box<str>>,
     /// Whether the backend has items. `items` is empty for a streamed list, which was sent already.
     pub(in crate::proxy) has_items: bool,
     /// Whether the backend answered this call.

@@ -32,7 +32,7 @@ pub(in crate::proxy) struct ListQuery {
 }
 
 impl ListQuery {
-    /// Returns the backend's items, live or last-known.
+    /// Returns the backend's items, live or last-known, with what another backend owns.
     pub(in crate::proxy) async fn contribution(&self) -> Result<Contribution, NoContribution> {
         let (backend, method) = (&self.backend, self.method());
         let class = MethodClass::of(method);
@@ -61,14 +61,15 @@ impl ListQuery {
         self.last_known(own_error)
     }
 
-    /// Returns the backend's last-known items. `error` is the error that it answered with.
+    /// Returns the backend's last-known items, with what another backend owns. `error` is the error that
+    /// it answered with.
     pub(in crate::proxy) fn last_known(&self, error: Option<Error>) -> Result<Contribution, NoContribution> {
         let (backend, method) = (&self.backend, self.method());
         if self.list.is_optional() && backend.last_known.is_unimplemented(method.rpc) {
             return Err(self.nothing(Absence::Unimplemented(backend.unimplemented_error(method))));
         }
         let items = match ListKind::of(self.list) {
-            Some(kind) => backend.last_known.list(kind, &self.filter),
+            Some(kind) => backend.last_known.list_with_foreign(kind, &self.filter),
             None => backend.last_known.reply(method.rpc),
         };
         let Some(items) = items else {
@@ -76,7 +77,8 @@ impl ListQuery {
         };
         self.node.metrics.count_stale_list(&backend.name, method.name);
         let has_items = !items.is_empty();
-        Ok(Contribution { backend: Arc::clone(backend), items, has_items, live: false, error })
+        let foreign = backend.last_known.foreign();
+        Ok(Contribution { backend: Arc::clone(backend), items, foreign, has_items, live: false, error })
     }
 
     /// Calls the backend; `None` if it is late already. The revision is that before the call.
@@ -115,7 +117,15 @@ impl ListQuery {
     fn live(&self, items: Bytes) -> Contribution {
         self.backend.record_support(self.method(), false);
         let has_items = !items.is_empty();
-        Contribution { backend: Arc::clone(&self.backend), items, has_items, live: true, error: None }
+        let foreign = self.backend.last_known.foreign();
+        Contribution {
+            backend: Arc::clone(&self.backend),
+            items,
+            foreign,
+            has_items,
+            live: true,
+            error: None,
+        }
     }
 
     fn nothing(&self, why: Absence) -> NoContribution {
@@ -125,17 +135,5 @@ impl ListQuery {
     /// Returns the unary method that lists these items.
     fn method(&self) -> &'static Method {
         self.list.unary()
-    }
-}
-
-/// Leaves out of a backend's items what another backend owns.
-pub(in crate::proxy) fn owned_items(backend: &Backend, list: List, items: Bytes) -> Bytes {
-    match ListKind::of(list) {
-        Some(kind) => backend.last_known.without_foreign(kind, items),
-        // They begin with the ID of their sandbox, as sandboxes do.
-        None if list == List::SandboxMetrics => {
-            backend.last_known.without_foreign(ListKind::Sandboxes, items)
-        }
-        None => items,
     }
 }

@@ -1,10 +1,40 @@
 //! Decides which of two backends owns an ID that both show; each ID is served once, by its owner.
 
-use super::Learner;
+use super::{Learner, pod_of};
 use crate::backend::{Backend, Link};
 use crate::snapshot::InstanceId;
 
 impl Learner<'_> {
+    /// Learns the owners of all that is remembered of this backend. What another backend owns is decided as
+    /// if a list had shown it: no ID may be listed twice from then on.
+    pub(in crate::proxy) fn learn_last_known(self) {
+        let (last, owners) = (&self.backend.last_known, &self.node.router.owners);
+        last.for_each_sandbox(|facts| {
+            let other = owners.learn_sandbox(facts.id, self.backend.id, pod_of(&facts));
+            self.claim_saved(facts.id, other);
+        });
+        last.for_each_container(|facts| match owners.owner_of(facts.sandbox_id) {
+            Some(owner) if owner != self.backend.id => self.record_foreign(facts.id),
+            _ => self.claim_saved(facts.id, owners.learn_container(facts.id, self.backend.id)),
+        });
+    }
+
+    /// At a start no backend runs yet that could tell: the owner that was learnt first stays.
+    fn claim_saved(self, id: &str, other: Option<InstanceId>) {
+        if other.is_some_and(|other| self.node.backend(other).is_err()) {
+            self.record_foreign(id);
+        } else {
+            self.resolve_owner(id, other);
+        }
+    }
+
+    /// Decides again who owns what this backend lists and another one owns, which may have gone down since.
+    pub(in crate::proxy) fn claim_again(self, foreign: &[Box<str>]) {
+        for id in foreign {
+            self.resolve_owner(id, self.node.router.owners.owner_of(id));
+        }
+    }
+
     /// Decides who owns an ID that this backend, the claimant, shows and `other` owns.
     pub(super) fn resolve_owner(self, id: &str, other: Option<InstanceId>) {
         let Some(other) = other else { return self.backend.last_known.mark_owned(id) };
@@ -12,24 +42,19 @@ impl Learner<'_> {
         if holder.as_ref().is_some_and(|holder| !is_new_owner(self.backend, holder, id)) {
             return self.record_foreign(id);
         }
-        self.take_over(id, holder.as_deref());
-        let mut containers = Vec::new();
-        self.backend.last_known.for_each_container(|facts| {
-            if facts.sandbox_id == id {
-                containers.push(facts.id.to_owned());
-            }
-        });
-        for container in containers {
+        self.take_over(id, other);
+        for container in self.backend.last_known.containers_of(id) {
             if self.node.router.owners.owner_of(&container) == Some(other) {
-                self.take_over(&container, holder.as_deref());
+                self.take_over(&container, other);
             }
         }
     }
 
-    fn take_over(self, id: &str, holder: Option<&Backend>) {
+    fn take_over(self, id: &str, holder: InstanceId) {
         self.node.router.owners.transfer(id, self.backend.id);
         self.backend.last_known.mark_owned(id);
-        if holder.is_some_and(|holder| holder.last_known.has_id(id) && holder.last_known.mark_foreign(id)) {
+        let holder = self.node.snapshot.get(holder);
+        if holder.is_some_and(|holder| holder.has_id(id) && holder.mark_foreign(id)) {
             self.node.metrics.count_id_conflict();
         }
     }

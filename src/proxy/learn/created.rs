@@ -3,7 +3,7 @@
 use super::Learner;
 use crate::cri::{CREATED_ID, field};
 use crate::error::Error;
-use crate::method::{Effect, Method};
+use crate::method::{Effect, Kind, Method};
 use crate::proxy::creation::CreationRequest;
 use crate::wire::{self, WireError};
 
@@ -79,6 +79,7 @@ impl Learner<'_> {
             Effect::ContainerStopped => last.record_container_stopped(id),
             Effect::ContainerRemoved => {
                 last.record_container_removed(id);
+                self.node.record_gone_elsewhere(Kind::Container, id);
                 owners.remove(id);
             }
             Effect::SandboxStopped => {
@@ -87,6 +88,7 @@ impl Learner<'_> {
             }
             Effect::SandboxRemoved => {
                 last.record_sandbox_removed(id);
+                self.node.record_gone_elsewhere(Kind::Sandbox, id);
                 self.node.history.forget_requested_handler(id);
                 owners.remove(id);
             }

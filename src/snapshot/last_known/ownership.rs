@@ -7,8 +7,7 @@ use bytes::Bytes;
 use super::LastKnown;
 use crate::snapshot::ListKind;
 use crate::snapshot::changes::Op;
-use crate::snapshot::filter::item_id;
-use crate::snapshot::list_bytes::retain;
+use crate::snapshot::list_bytes::retain_ids;
 
 impl LastKnown {
     /// Tells whether this ID was created here, through crimux.
@@ -76,6 +75,6 @@ impl LastKnown {
         if state.foreign.is_empty() || kind == ListKind::Images {
             return list;
         }
-        retain(&list, |item| item_id(kind, item).is_ok_and(|id| !state.foreign.contains(id)))
+        retain_ids(kind, &list, |id| !state.foreign.contains(id))
     }
 }

@@ -81,20 +81,22 @@ impl BackendChange {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let changed = match self {
             Self::Drain { name, force, wait, client } => {
-                report(post(&client, &name, "drain", force, "").await?)?;
+                let query = ChangeQuery { force, pod: None };
+                report(post(&client, &name, "drain", &query).await?)?;
                 return match wait {
                     Some(limit) => empty::wait(&client, &name, limit).await,
                     None => Ok(ExitCode::SUCCESS),
                 };
             }
-            Self::Undrain { name, client } => post(&client, &name, "undrain", false, "").await?,
+            Self::Undrain { name, client } => {
+                post(&client, &name, "undrain", &ChangeQuery::default()).await?
+            }
             Self::Forget { name, pod, yes, force, client } => {
                 refuse_in_vain(&client, &name, pod.as_deref(), force).await?;
                 if !yes && !confirm(&client, &name, pod.as_deref()).await? {
                     anyhow::bail!("not confirmed; nothing was forgotten");
                 }
-                let pod = pod.map(|pod| format!("&pod={}", segment(&pod))).unwrap_or_default();
-                post(&client, &name, "forget", force, &pod).await?
+                post(&client, &name, "forget", &ChangeQuery { force, pod }).await?
             }
         };
         report(changed)?;
@@ -121,14 +123,22 @@ fn report(changed: ChangeResult) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a change is asked with, beside the backend.
+#[derive(Debug, Default)]
+struct ChangeQuery {
+    force: bool,
+    /// The ID of a sandbox, or the beginning of one.
+    pod: Option<String>,
+}
+
 async fn post(
     client: &AdminClient,
     name: &str,
     verb: &str,
-    force: bool,
-    more: &str,
+    query: &ChangeQuery,
 ) -> anyhow::Result<ChangeResult> {
-    client.post(&format!("/v1/backends/{}/{verb}?force={force}{more}", segment(name))).await
+    let pod = query.pod.as_ref().map(|pod| format!("&pod={}", segment(pod))).unwrap_or_default();
+    client.post(&format!("/v1/backends/{}/{verb}?force={}{pod}", segment(name), query.force)).await
 }
 
 /// Refuses, before the operator confirms anything, what the server would refuse.

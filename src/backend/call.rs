@@ -106,8 +106,9 @@ impl Backend {
     /// # Errors
     /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] if `max_in_flight` is reached,
     /// [`Error::Lost`] if the connection ends first, [`Error::CallerDeadline`] before the caller's deadline,
-    /// [`Error::InvalidReply`] for a reply that is not gRPC. Before the backend's API is known, `Unimplemented` is
-    /// [`Error::Unusable`]: clients take it for a missing feature, and it may only mean the other API.
+    /// [`Error::InvalidReply`] for a reply that is not gRPC. Before the backend's API is known,
+    /// `Unimplemented` is [`Error::Unusable`]: clients take it for a missing feature, and it may only mean
+    /// the other API.
     pub async fn call(self: &Arc<Self>, request: CallRequest<'_>) -> Result<Reply, Error> {
         let channel = self.channel().await?;
         let reply = self.call_over(channel, request).await?;

@@ -134,7 +134,7 @@ fn own_lines(status: &StatusView) -> String {
             reloads.ok, reloads.failed
         );
     }
-    text += &status.backends.iter().filter_map(removed).collect::<String>();
+    text += &status.backends.iter().filter_map(removal_note).collect::<String>();
     text += &status.last_refusal.as_ref().and_then(refusal).unwrap_or_default();
     if !reloads.restart_keys.is_empty() {
         text += &(warn(&format!("at the next start: {}", reloads.restart_keys.join(", "))) + "\n");
@@ -143,7 +143,7 @@ fn own_lines(status: &StatusView) -> String {
 }
 
 /// Says of a backend that is not in the file what becomes of it.
-fn removed(backend: &BackendView) -> Option<String> {
+fn removal_note(backend: &BackendView) -> Option<String> {
     let BackendView { name, sandboxes, .. } = backend;
     (!backend.configured).then(|| {
         format!("{name} is not in the configuration; it is served until its {sandboxes} sandboxes are gone (crimux ps --backend {name})\n")

@@ -50,7 +50,7 @@ type States = BTreeMap<usize, i32>;
 
 /// The backend, and what it was asked for.
 #[derive(Default)]
-struct Model {
+struct ListModel {
     sandboxes: States,
     containers: States,
     ever: (BTreeSet<usize>, BTreeSet<usize>),
@@ -126,7 +126,7 @@ impl Memory {
     }
 }
 
-impl Model {
+impl ListModel {
     fn reply(&self, kind: ListKind) -> Bytes {
         let encoded = if kind == ListKind::Sandboxes {
             let with_state = |(pod, state): (&usize, &i32)| cri::PodSandbox {
@@ -262,7 +262,7 @@ proptest! {
     fn no_list_and_no_kill_undoes_what_was_recorded(
         events in prop::collection::vec(event(), 1..60),
     ) {
-        let (mut memory, mut model) = (Memory::new(), Model::default());
+        let (mut memory, mut model) = (Memory::new(), ListModel::default());
         for event in events {
             model.step(&mut memory, event);
             model.check(&memory.backend);

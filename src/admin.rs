@@ -20,12 +20,13 @@ use tokio::sync::mpsc;
 use crate::drain::Servers;
 use crate::method::List;
 use crate::proxy::NodeState;
-use crate::server::Listener;
+use crate::server::Sockets;
 use crate::side::Side;
 use cache::Cache;
 pub use change::ReloadRequest;
 pub(crate) use change::plan_reload;
 use http::Port;
+pub use upgrade::UpgradeRequest;
 
 pub mod aim;
 pub mod api;
@@ -40,6 +41,7 @@ mod openmetrics;
 mod page;
 mod read;
 mod timeline;
+mod upgrade;
 mod verdict;
 
 /// Permission bits of the admin socket: a process that may connect may command crimux.
@@ -53,7 +55,16 @@ pub(crate) struct AdminState {
     calls: Handle,
     port: Port,
     started: SystemTime,
-    reload: mpsc::Sender<ReloadRequest>,
+    requests: Requests,
+}
+
+/// Where the requests go that only the main loop of the process can answer.
+#[derive(Debug)]
+pub struct Requests {
+    /// Reloads.
+    pub reload: mpsc::Sender<ReloadRequest>,
+    /// Upgrades.
+    pub upgrade: mpsc::Sender<UpgradeRequest>,
 }
 
 /// Starts the admin listeners in `servers`, on the thread of `side`.
@@ -64,18 +75,28 @@ pub async fn spawn(
     servers: &mut Servers,
     node: &Arc<NodeState>,
     side: &Side,
-    reload: mpsc::Sender<ReloadRequest>,
+    sockets: &Sockets,
+    requests: Requests,
 ) -> anyhow::Result<()> {
     let config = node.config().admin.clone();
-    let (calls, port, started) = (Handle::current(), Port::default(), SystemTime::now());
-    let state = Arc::new(AdminState { node: Arc::clone(node), calls, port, started, reload });
+    let (calls, port, started) = (Handle::current(), Port::new(sockets), SystemTime::now());
+    let state = Arc::new(AdminState { node: Arc::clone(node), calls, port, started, requests });
     side.handle().spawn(timeline::record(Arc::clone(node)));
-    let bound = side.run(async move { Listener::bind(&config.socket, SOCKET_MODE, None).await }).await??;
+    let all = sockets.clone();
+    let bound = side.run(async move { all.listen(&config.socket, SOCKET_MODE, None).await }).await??;
     let routes = public_routes().merge(root_routes()).with_state(Arc::clone(&state));
-    let begun = servers.drain().clone().into_begun();
+    let (drain, all) = (servers.drain().clone(), sockets.clone());
     servers.spawn("admin", side.handle(), async move {
+        all.may_accept().await;
         // The file is removed once the last request is answered.
-        let (listener, _file) = bound.split();
+        let (listener, file) = bound.split();
+        let socket = file.socket();
+        let begun = async move {
+            drain.into_begun().await;
+            if let Some(socket) = socket {
+                socket.close();
+            }
+        };
         if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(begun).await {
             tracing::error!(%error, "an admin listener failed and no longer serves");
         }
@@ -84,8 +105,9 @@ pub async fn spawn(
         let first = Arc::clone(&state);
         let listener = side.run(async move { first.port.listen(address).await.ok() }).await?;
         let routes = cached_routes().with_state(Arc::clone(&state));
-        let drain = servers.drain().clone();
+        let (drain, all) = (servers.drain().clone(), sockets.clone());
         servers.spawn("admin.http", side.handle(), async move {
+            all.may_accept().await;
             let listen = || state.port.listen(address);
             http::serve(listener, listen, routes, drain).await;
         });
@@ -130,6 +152,7 @@ fn root_routes() -> Router<Arc<AdminState>> {
         .route("/v1/next", post(aim::aim))
         .route("/v1/reload", post(change::reload))
         .route("/v1/plan", post(change::plan))
+        .route("/v1/upgrade", post(upgrade::upgrade))
         .route("/v1/backends/{name}/drain", post(change::drain))
         .route("/v1/backends/{name}/undrain", post(change::undrain))
         .route("/v1/backends/{name}/forget", post(change::forget))

@@ -1,36 +1,47 @@
 //! Starts the parts, keeps them while the configuration changes, and stops them.
 //!
 //! Only this module knows every part. [`App::start`] binds and connects. [`App::run`] then waits for signals:
-//! SIGHUP or a changed file reloads, SIGTERM drains, a second SIGTERM exits at once.
+//! SIGHUP or a changed file reloads, SIGTERM drains, a second SIGTERM exits at once. `upgrade.rs` hands over
+//! to another process.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use tokio::net::UnixStream;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::admin::ReloadRequest;
 use crate::admin::api::ReloadReport;
+use crate::admin::{ReloadRequest, Requests, UpgradeRequest};
 use crate::config::Config;
 use crate::drain::{Drain, DrainResult, Servers};
+use crate::handover::HandoverMessage;
 use crate::metrics::Metrics;
 use crate::proxy::{NodeState, Proxy};
 use crate::relay::{Relay, RelayMetrics};
-use crate::server::Listener;
+use crate::server::{Listener, Sockets};
 use crate::side::Side;
 use crate::snapshot::{Snapshot, StateLock};
 use crate::{admin, telemetry};
 use backends::Backends;
+use predecessor::{HandedState, Predecessor};
 use reload::Reloads;
+use upgrade::Upgraded;
+use writer::Writer;
 
 mod backends;
+mod predecessor;
 mod reload;
+mod successor;
 mod systemd;
+mod upgrade;
 mod watch;
+mod writer;
 
 /// How often owners of vanished objects are forgotten and removed backends are checked.
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
@@ -45,6 +56,9 @@ const TRIM_PERIOD: Duration = Duration::from_secs(3);
 /// A running crimux.
 #[derive(Debug)]
 pub struct App {
+    /// The configuration file.
+    path: PathBuf,
+    state_dir: PathBuf,
     /// Yields after each change of the file since before it was read.
     changed: mpsc::Receiver<()>,
     node: Arc<NodeState>,
@@ -52,45 +66,59 @@ pub struct App {
     reloads: Reloads,
     /// Yields the reloads that operators ask for.
     requests: mpsc::Receiver<ReloadRequest>,
+    /// Yields the upgrades that operators ask for.
+    upgrades: mpsc::Receiver<UpgradeRequest>,
     drain: Drain,
     servers: Servers,
-    writer: tokio::task::JoinHandle<()>,
-    _lock: StateLock,
+    sockets: Sockets,
+    relay: Arc<Relay>,
+    relay_drain: Drain,
+    writer: Writer,
+    lock: Arc<StateLock>,
+    /// The process that this one has taken over from.
+    predecessor: Option<Arc<Predecessor>>,
+    /// Completes once that process has ended.
+    followed: Option<JoinHandle<()>>,
 }
 
 impl App {
-    /// Starts serving the configuration at `path`.
+    /// Starts serving the configuration at `path`; with `take_over`, in the place of the process at the other
+    /// end of the standard input.
     ///
     /// # Errors
     /// If the configuration has problems, or a socket cannot be bound.
-    pub async fn start(path: &Path) -> anyhow::Result<Self> {
+    pub async fn start(path: &Path, take_over: bool) -> anyhow::Result<Self> {
+        let predecessor = if take_over { Predecessor::attach().await? } else { None };
+        let started = Box::pin(Self::start_after(predecessor.as_ref(), path)).await;
+        match (started, predecessor) {
+            (Ok(mut app), Some(predecessor)) => {
+                predecessor.replace(&app.node).await;
+                app.sockets.open();
+                let predecessor = Arc::new(predecessor);
+                let following = Arc::clone(&predecessor).follow(Arc::clone(&app.node));
+                app.followed = Some(tokio::spawn(following));
+                app.predecessor = Some(predecessor);
+                Ok(app)
+            }
+            (Err(error), Some(predecessor)) => {
+                predecessor.refuse(&error).await;
+                Err(error)
+            }
+            (started, None) => started,
+        }
+    }
+
+    async fn start_after(predecessor: Option<&Predecessor>, path: &Path) -> anyhow::Result<Self> {
         let (changed, not_watched) = watch::changes(path);
         let config = Config::load(path)?;
-        telemetry::start(&config.log)?;
-        if let Some(error) = not_watched {
-            tracing::warn!(%error, "the configuration file is not watched; SIGHUP reloads it");
-        }
-        if let Some(tracing) = &config.tracing {
-            telemetry::spans::start(tracing).context("spans cannot be exported")?;
-        }
+        start_telemetry(&config, not_watched)?;
         // Before anything else, so that a second crimux is refused before it touches the state of the first.
-        let inherited = systemd::listener(&config.listen)?;
-        let is_inherited = inherited.is_some();
-        let listener = match inherited {
-            Some(inherited) => inherited,
-            None => Listener::bind(&config.listen, config.listen_mode, config.listen_owner).await?,
-        };
+        let sockets = predecessor.map_or_else(Sockets::fresh, Predecessor::sockets);
+        let (listener, is_inherited) = listen(&config, &sockets).await?;
         let drain = Drain::default();
         let metrics = Metrics::new()?;
-        let lock = StateLock::take(&config.state_dir).context("a second crimux is refused")?;
-        let mark = mark_of(&config);
-        let (snapshot, warnings) = Snapshot::open_marked(&config.state_dir, &boot_id(), Some(mark));
-        for warning in warnings {
-            tracing::warn!(%warning, "saved state");
-        }
-        if let Err(error) = snapshot.start_journal_thread() {
-            tracing::warn!(%error, "the journal has no thread of its own: calls wait for the disk");
-        }
+        let (lock, handed_changes) = take_lock(predecessor, &config).await?;
+        let snapshot = open_snapshot(&config);
         let side = Side::start().context("no thread beside that of the calls")?;
         let relay_metrics = RelayMetrics::new(metrics.registry())?;
         let relay = side
@@ -98,24 +126,48 @@ impl App {
             .await?
             .context("the relay cannot listen on a port of 127.0.0.1")?;
         let node = NodeState::new(config.clone(), Arc::clone(&snapshot), metrics, Arc::clone(&relay));
-        let mut backends = Backends::new(Arc::clone(&node), drain.clone(), side.clone());
+        let mut backends = Backends::new(Arc::clone(&node), drain.clone(), side.clone(), sockets.clone());
         backends.apply(&config).await?;
+        if let Some(changes) = handed_changes {
+            tokio::spawn(predecessor::follow_changes(Arc::clone(&node), changes));
+        }
         tokio::spawn(timer_keepalive(Arc::clone(&node.metrics)));
         side.handle().spawn(trim_heap());
-        let writer = tokio::spawn(snapshot.run(drain.clone().into_begun()));
-        let limit = Arc::clone(&node);
-        let mut servers = Servers::new(drain.clone(), move || limit.config().drain_timeout);
+        let mut writer = Writer::default();
+        writer.start(&snapshot, &drain);
+        let (mut servers, relay_drain) = (servers(&node, &drain), Drain::default());
         tracing::info!(listen = %listener.path().display(), backends = config.backends.len(), "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
         servers.spawn("listen", &Handle::current(), listener.serve(proxy, drain.clone()));
-        servers.spawn("relay", side.handle(), relay.run(drain.clone()));
-        let (reload, requests) = mpsc::channel(1);
-        admin::spawn(&mut servers, &node, &side, reload).await?;
-        let reloads = Reloads::new(Arc::clone(&node), path.to_owned(), config, is_inherited);
-        Ok(Self { changed, node, backends, reloads, requests, drain, servers, writer, _lock: lock })
+        servers.spawn("relay", side.handle(), Arc::clone(&relay).run(relay_drain.clone()));
+        let ((reload, requests), (upgrade, upgrades)) = (mpsc::channel(1), mpsc::channel(1));
+        admin::spawn(&mut servers, &node, &side, &sockets, Requests { reload, upgrade }).await?;
+        let (path, state_dir) = (path.to_owned(), config.state_dir.clone());
+        let reloads = Reloads::new(Arc::clone(&node), path.clone(), config, is_inherited);
+        let (lock, predecessor, followed) = (Arc::new(lock), None, None);
+        Ok(Self {
+            path,
+            state_dir,
+            changed,
+            node,
+            backends,
+            reloads,
+            requests,
+            upgrades,
+            drain,
+            servers,
+            sockets,
+            relay,
+            relay_drain,
+            writer,
+            lock,
+            predecessor,
+            followed,
+        })
     }
 
-    /// Runs until SIGTERM or SIGINT, then drains.
+    /// Runs until SIGTERM or SIGINT, then drains; or until another process has taken over and the calls of
+    /// this one have ended.
     ///
     /// # Errors
     /// If a signal handler cannot be installed.
@@ -126,6 +178,8 @@ impl App {
         let watchdog = systemd::watchdog();
         tokio::pin!(watchdog);
         let node = Arc::clone(&self.node);
+        // Others are refused while one is under way, which borrows everything else.
+        let mut upgrades = std::mem::replace(&mut self.upgrades, mpsc::channel(1).1);
         systemd::ready();
         loop {
             tokio::select! {
@@ -135,6 +189,17 @@ impl App {
                     let report = self.reload(request.force).await;
                     // The operator may have left.
                     request.reply.send(report).ok();
+                }
+                Some(request) = upgrades.recv() => {
+                    let outcome = self.upgrade(request, &mut upgrades, &mut shutdown, watchdog.as_mut());
+                    match outcome.await {
+                        Upgraded::Failed => {}
+                        Upgraded::ToldToEnd => break,
+                        Upgraded::HandedOver(handed) => {
+                            self.finish(*handed, shutdown).await;
+                            return Ok(());
+                        }
+                    }
                 }
                 () = node.moved_backend_listed() => self.backends.resolve_moved(),
                 _ = housekeeping.tick() => self.backends.housekeep(),
@@ -157,7 +222,11 @@ impl App {
         let limit = self.node.config().drain_timeout;
         tracing::info!(?limit, "draining");
         systemd::stopping();
+        if let Some(predecessor) = &self.predecessor {
+            predecessor.tell(HandoverMessage::End).await;
+        }
         self.drain.begin();
+        self.relay_drain.begin();
         self.node.end_events();
         let drained = async {
             let of_backends = self.backends.drain(limit).await;
@@ -169,14 +238,77 @@ impl App {
             () = shutdown.recv() => tracing::warn!("second signal: exiting immediately"),
         }
         self.backends.remove_sockets().await;
-        if tokio::task::spawn_blocking(telemetry::spans::stop).await.is_err() {
-            tracing::error!("the last spans were lost");
-        }
-        if self.writer.await.is_err() {
-            tracing::error!("the last-known state was not written at the end");
-        }
-        self.node.snapshot.close().await;
+        self.writer.stop().await;
+        close(&self.node).await;
     }
+}
+
+/// Ends what a process has beside its calls.
+async fn close(node: &NodeState) {
+    if tokio::task::spawn_blocking(telemetry::spans::stop).await.is_err() {
+        tracing::error!("the last spans were lost");
+    }
+    node.snapshot.close().await;
+}
+
+/// Starts the log and the export of spans.
+fn start_telemetry(config: &Config, not_watched: Option<notify::Error>) -> anyhow::Result<()> {
+    telemetry::start(&config.log)?;
+    if let Some(error) = not_watched {
+        tracing::warn!(%error, "the configuration file is not watched; SIGHUP reloads it");
+    }
+    if let Some(tracing) = &config.tracing {
+        telemetry::spans::start(tracing).context("spans cannot be exported")?;
+    }
+    Ok(())
+}
+
+/// Returns the node's socket, and whether systemd owns its file.
+async fn listen(config: &Config, sockets: &Sockets) -> anyhow::Result<(Listener, bool)> {
+    if let Some(inherited) = systemd::listener(&config.listen)? {
+        return Ok((sockets.adopt(inherited, &config.listen)?, true));
+    }
+    if let Some(inherited) = sockets.take_inherited(&config.listen)? {
+        return Ok((inherited, true));
+    }
+    let listener = sockets.listen(&config.listen, config.listen_mode, config.listen_owner).await?;
+    Ok((listener, false))
+}
+
+/// Takes the lock of the saved state, or gets it, with the changes that follow, from the process before.
+async fn take_lock(
+    predecessor: Option<&Predecessor>,
+    config: &Config,
+) -> anyhow::Result<(StateLock, Option<UnixStream>)> {
+    if let Some(predecessor) = predecessor
+        && let Some(HandedState { lock, changes }) = predecessor.take_state(&config.state_dir).await?
+    {
+        return Ok((lock, Some(changes)));
+    }
+    Ok((StateLock::take(&config.state_dir).context("a second crimux is refused")?, None))
+}
+
+/// Loads the saved state.
+fn open_snapshot(config: &Config) -> Arc<Snapshot> {
+    let mark = mark_of(config);
+    let (snapshot, warnings) = Snapshot::open_marked(&config.state_dir, &boot_id(), Some(mark));
+    for warning in warnings {
+        tracing::warn!(%warning, "saved state");
+    }
+    if let Err(error) = snapshot.start_journal_thread() {
+        tracing::warn!(%error, "the journal has no thread of its own: calls wait for the disk");
+    }
+    snapshot
+}
+
+/// Returns an empty set of servers. They have `drain_timeout` to end, or `handover_timeout` while another
+/// process serves.
+fn servers(node: &Arc<NodeState>, drain: &Drain) -> Servers {
+    let node = Arc::clone(node);
+    Servers::new(drain.clone(), move || {
+        let config = node.config();
+        if node.snapshot.is_handed_over() { config.handover_timeout } else { config.drain_timeout }
+    })
 }
 
 /// SIGTERM or SIGINT.

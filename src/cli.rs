@@ -30,6 +30,7 @@ mod running;
 mod runtime_classes;
 mod show;
 mod status_table;
+mod upgrade;
 
 /// The exit code for a wrong configuration (`EX_USAGE` of sysexits).
 const BAD_CONFIG: u8 = 64;
@@ -47,7 +48,14 @@ const EXIT_CODES: &str = "Exit codes: 0 fine, 1 failed, 2 wrong usage, 64 bad co
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Serve the configured sockets until told to end.
-    Serve(ConfigFile),
+    Serve {
+        #[command(flatten)]
+        file: ConfigFile,
+        /// Take over from the process at the other end of the standard input, which `crimux upgrade` told to
+        /// start this one.
+        #[arg(long, hide = true)]
+        take_over: bool,
+    },
     /// Read the configuration and report every problem in it; with --probe, examine the backends too.
     ///
     /// Nothing is changed, and no crimux needs to run. The exit code is 64 if the configuration has problems,
@@ -102,6 +110,14 @@ enum Command {
     /// The running crimux reads the file that it was started with. It exits with 0 only once that is applied.
     /// With --dry-run nothing is changed, and the file is that of --config.
     Reload(reload::ReloadArgs),
+    /// Hand over to a newly started crimux, of the version that is installed now; no call ends.
+    ///
+    /// The running crimux starts its program again, hands over its listening sockets and its state, and
+    /// finishes its calls and relayed streams, at most for `handover_timeout`. If the new process does not
+    /// serve, it is ended and the running one goes on. The new process reads the whole configuration, so this
+    /// applies what a reload cannot; only another `state_dir`, and changes of the systemd
+    /// unit, need a restart.
+    Upgrade(upgrade::UpgradeArgs),
     /// Drain a backend, undo that, or declare one lost.
     #[command(subcommand)]
     Backend(backend::BackendChange),
@@ -183,8 +199,8 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
     let code = match command {
         // One thread serves all calls: a call then never waits for another thread to wake up (see
         // ARCHITECTURE.md).
-        Command::Serve(ConfigFile { config }) => {
-            let served = block_on(async { App::start(&config).await?.run().await });
+        Command::Serve { file: ConfigFile { config }, take_over } => {
+            let served = block_on(async { App::start(&config, take_over).await?.run().await });
             if served.is_err() && !telemetry::is_started() && config::is_log_json(&config) {
                 telemetry::start_for_errors()?;
             }
@@ -203,6 +219,7 @@ fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
             block_on(show::explain_image(&reading, &reference))?
         }
         Command::Reload(reload) => block_on(reload.run())?,
+        Command::Upgrade(upgrade) => block_on(upgrade.run())?,
         Command::Backend(change) => block_on(change.run())?,
         Command::Config(verb) => block_on(verb.run())?,
         Command::LogLevel(verb) => block_on(verb.run())?,

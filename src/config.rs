@@ -62,6 +62,9 @@ pub struct Config {
     pub handlers: BTreeMap<String, Vec<Target>>,
     /// How long calls may still run after SIGTERM. Default 5 s, at most 20 s.
     pub drain_timeout: Duration,
+    /// How long calls may still run in a process that another one has taken over from. Default 1 h, at most
+    /// 24 h.
+    pub handover_timeout: Duration,
     /// `ListPodSandboxStats` when only some backends implement it. Default [`StatsPolicy::Unimplemented`].
     pub pod_sandbox_stats: StatsPolicy,
     /// What `RuntimeConfig` answers for a default backend that has none; `None` leaves it `Unimplemented`.

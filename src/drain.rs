@@ -74,7 +74,7 @@ pub async fn run_with_deadline(
         biased;
         () = serving => DrainResult::Finished,
         deadline = overdue => {
-            tracing::warn!(component, ?deadline, "the component did not finish within drain_timeout: calls still in flight are cut");
+            tracing::warn!(component, ?deadline, "the component did not finish in time: calls still in flight are cut");
             DrainResult::Cut
         }
     }

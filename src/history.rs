@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use tonic::Code;
 
+use crate::handover::OlderProcess;
 use crate::mutex::lock;
 
 /// How many events of each kind are kept; a newer one drops the oldest.
@@ -89,6 +90,7 @@ pub struct RecentEvents {
     placements: Mutex<VecDeque<Placement>>,
     reloads: Mutex<VecDeque<Reload>>,
     restart_keys: Mutex<Vec<&'static str>>,
+    older_processes: Mutex<Vec<OlderProcess>>,
     requested_handlers: Mutex<HashMap<Box<str>, Box<str>>>,
     states: Mutex<BTreeMap<Box<str>, VecDeque<StateChange>>>,
     last_refusal: Mutex<Option<Refusal>>,
@@ -138,6 +140,16 @@ impl RecentEvents {
     /// Returns the keys of the file that take effect only at the next start.
     pub fn restart_keys(&self) -> Vec<&'static str> {
         lock(&self.restart_keys).clone()
+    }
+
+    /// Sets the processes that were replaced and still finish calls.
+    pub fn set_older_processes(&self, processes: Vec<OlderProcess>) {
+        *lock(&self.older_processes) = processes;
+    }
+
+    /// Returns the processes that were replaced and still finish calls, the latest first.
+    pub fn older_processes(&self) -> Vec<OlderProcess> {
+        lock(&self.older_processes).clone()
     }
 
     /// Records the handler that a sandbox was requested with. Several handlers may lead to one handler of a

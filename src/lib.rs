@@ -16,8 +16,8 @@
 //! and port-forward. [`app`] starts and stops everything, and applies to the running backends what [`plan`]
 //! says of a changed file; [`admin`] and [`cli`] are the operator's side. Encodings are in [`wire`],
 //! [`codec`], [`cri`] and [`utf8`]; what clients may make crimux hold is in [`limits`] and [`admission`];
-//! what every layer may use in [`config`], [`error`], [`drain`], [`accept`], [`backoff`], [`mutex`],
-//! [`log_limit`], [`history`], [`side`], [`metrics`] and [`telemetry`].
+//! what every layer may use in [`config`], [`error`], [`drain`], [`handover`], [`accept`], [`backoff`],
+//! [`mutex`], [`log_limit`], [`history`], [`side`], [`metrics`] and [`telemetry`].
 //!
 //! ARCHITECTURE.md draws this, defines the words, and gives the reasons. `tests/layering.rs` checks that
 //! imports point only down.
@@ -35,6 +35,7 @@ pub mod cri;
 pub mod drain;
 pub mod error;
 pub mod events;
+pub mod handover;
 pub mod history;
 pub mod limits;
 pub mod log_limit;

@@ -23,6 +23,7 @@ mod backends;
 mod clients;
 mod exemplars;
 mod left_out;
+mod older_processes;
 mod registration;
 mod state;
 
@@ -30,6 +31,7 @@ pub use backends::{BackendSample, STATES};
 pub use clients::ClientGauges;
 pub use exemplars::{Exemplar, Exemplars};
 pub use left_out::LeftOutMetrics;
+pub use older_processes::OlderProcessGauges;
 pub use state::{StateMetrics, StateSample};
 
 /// From a tenth of a millisecond, where forwarded calls live, to the minutes of a pull.
@@ -72,6 +74,8 @@ pub struct Metrics {
     limits_reached: IntCounterVec,
     /// What clients have open.
     pub clients: ClientGauges,
+    /// What processes that were replaced have left.
+    pub older_processes: OlderProcessGauges,
     /// The last traced call of each series of `request_duration`.
     pub exemplars: Exemplars,
 }
@@ -159,13 +163,13 @@ impl Metrics {
                 &["limit"],
             )?,
             clients: ClientGauges::new(&make)?,
+            older_processes: OlderProcessGauges::new(&make)?,
             exemplars: Exemplars::default(),
             registry: registry.clone(),
         };
         metrics.config_last_reload_successful.set(1);
         metrics.set_restart_keys(&[]);
-        register_build_info(&make)?;
-        registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        register_process_info(&make)?;
         Ok(Arc::new(metrics))
     }
 
@@ -316,12 +320,13 @@ impl CallMetrics {
     }
 }
 
-fn register_build_info(make: &Registrar<'_>) -> prometheus::Result<()> {
+/// Registers what is known of the process itself.
+fn register_process_info(make: &Registrar<'_>) -> prometheus::Result<()> {
     let labels = ["version", "revision"];
     let build_info = make.gauges("build_info", "Version and revision of crimux; always 1.", &labels)?;
     let revision = option_env!("CRIMUX_REVISION").unwrap_or("unknown");
     build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
-    Ok(())
+    make.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
 }
 
 fn name(method: usize) -> &'static str {

@@ -11,6 +11,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use tokio::net::TcpListener;
@@ -59,6 +60,8 @@ pub struct Relay {
     address: SocketAddr,
     tokens: Mutex<Tokens>,
     unread_heads: Admission,
+    /// Open streams.
+    open: AtomicUsize,
     metrics: RelayMetrics,
 }
 
@@ -75,6 +78,7 @@ impl Relay {
             listener: Mutex::new(Some(listener)),
             tokens: Mutex::default(),
             unread_heads: Admission::new(UNREAD_HEADS),
+            open: AtomicUsize::new(0),
             metrics,
         }))
     }
@@ -128,6 +132,18 @@ impl Relay {
         }
         drop(listener);
         while streams.join_next().await.is_some() {}
+    }
+
+    /// Returns how many tokens wait for their use.
+    pub fn outstanding(&self) -> usize {
+        let mut tokens = self.tokens();
+        tokens.purge(Instant::now());
+        tokens.len()
+    }
+
+    /// Returns how many streams are open.
+    pub fn open_streams(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
     }
 
     /// Drops expired tokens even while none is minted or redeemed. Never completes.

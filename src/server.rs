@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::Arc;
 
 use anyhow::Context;
 use grpc_http2::Reason;
@@ -21,6 +22,9 @@ use crate::accept::accept_loop;
 use crate::drain::Drain;
 use crate::limits::ConnectionSlot;
 use crate::proxy::Proxy;
+pub use sockets::{ListeningSocket, Sockets};
+
+mod sockets;
 
 /// `SO_SNDBUF` of a client's connection, in bytes; the kernel may halve or cap it. A list of hundreds of
 /// kilobytes then takes one write.
@@ -29,8 +33,10 @@ const SEND_BUFFER: usize = 1 << 20;
 /// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
-    listener: UnixListener,
+    bound: UnixListener,
     file: SocketFile,
+    /// Whose it is; nothing is accepted before these are opened.
+    sockets: Option<Sockets>,
 }
 
 impl Listener {
@@ -46,9 +52,9 @@ impl Listener {
         remove_stale_socket(path).await?;
         let listener =
             UnixListener::bind(path).with_context(|| format!("cannot listen on {}", path.display()))?;
-        let file = SocketFile { path: path.to_owned(), made: device_and_inode(path).ok() };
+        let file = SocketFile { path: path.to_owned(), made: device_and_inode(path).ok(), socket: None };
         set_permissions(path, mode, owner)?;
-        Ok(Self { listener, file })
+        Ok(Self { bound: listener, file, sockets: None })
     }
 
     /// Wraps a socket that listens already, such as systemd's. `path` is the configured one; the socket's own
@@ -64,8 +70,8 @@ impl Listener {
             let (configured, inherited) = (path.display(), bound.display());
             tracing::warn!(%configured, %inherited, "listen is ignored: systemd passed another socket");
         }
-        let file = SocketFile { path: bound.to_owned(), made: None };
-        Ok(Self { listener: UnixListener::from_std(listener)?, file })
+        let file = SocketFile { path: bound.to_owned(), made: None, socket: None };
+        Ok(Self { bound: UnixListener::from_std(listener)?, file, sockets: None })
     }
 
     /// Returns the path it listens on.
@@ -75,7 +81,7 @@ impl Listener {
 
     /// Returns the listener, and the file that must be dropped when listening ends.
     pub fn split(self) -> (UnixListener, SocketFile) {
-        (self.listener, self.file)
+        (self.bound, self.file)
     }
 
     /// Serves until the drain begins, then until the calls in flight have ended.
@@ -87,8 +93,11 @@ impl Listener {
     /// are still open: each closes once its calls in flight have ended.
     pub async fn accept(self, proxy: Proxy, drain: Drain) -> TaskTracker {
         let connections = TaskTracker::new();
+        if let Some(sockets) = &self.sockets {
+            sockets.may_accept().await;
+        }
         let name = self.path().display().to_string();
-        let listener = &self.listener;
+        let listener = &self.bound;
         let accept = || async move { listener.accept().await.map(|(stream, _)| stream) };
         // A connection beyond the limit is closed at once.
         let serve = |stream| {
@@ -153,11 +162,21 @@ pub struct SocketFile {
     path: PathBuf,
     /// Device and inode of the bound file; `None` for an inherited socket.
     made: Option<(u64, u64)>,
+    /// The socket, as another process may be handed it.
+    socket: Option<Arc<ListeningSocket>>,
+}
+
+impl SocketFile {
+    /// Returns the socket, as another process may be handed it.
+    pub fn socket(&self) -> Option<Arc<ListeningSocket>> {
+        self.socket.clone()
+    }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        if self.made.is_none() || device_and_inode(&self.path).ok() != self.made {
+        let released = self.socket.as_ref().is_some_and(|socket| socket.is_released());
+        if released || self.made.is_none() || device_and_inode(&self.path).ok() != self.made {
             return;
         }
         if let Err(error) = std::fs::remove_file(&self.path) {

@@ -21,6 +21,7 @@ mod facts;
 mod file;
 mod filter;
 mod fingerprint;
+mod handed;
 pub mod image_name;
 mod instance;
 mod items;
@@ -37,6 +38,7 @@ mod pair;
 mod positions;
 mod queue;
 mod shared;
+mod sink;
 mod state;
 mod statuses;
 mod writer;
@@ -53,6 +55,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
 pub use filter::{Filter, item_id};
+pub use handed::{HandedChange, read_record};
 pub use instance::{Instance, InstanceId};
 pub use items::{
     CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerRef,

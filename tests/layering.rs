@@ -28,6 +28,7 @@ const ROWS: [&[&str]; 12] = [
         "codec",
         "error",
         "drain",
+        "handover",
         "accept",
         "backoff",
         "mutex",

@@ -11,6 +11,9 @@ use serde::{Deserialize, Serialize};
 pub struct StatusView {
     /// The version of crimux.
     pub version: String,
+    /// The process ID.
+    #[serde(default)]
+    pub pid: u32,
     /// Start of the process.
     pub started_at: String,
     /// The backend of pods without a `RuntimeClass`.
@@ -33,6 +36,9 @@ pub struct StatusView {
     /// The last new sandbox that was refused; absent if none was since the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_refusal: Option<RefusalView>,
+    /// Processes that were replaced and still finish calls, the latest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub older_processes: Vec<OlderProcessView>,
     /// The judgement of the node.
     #[serde(default)]
     pub verdict: VerdictView,
@@ -49,6 +55,32 @@ pub struct RefusalView {
     pub handler: String,
     /// Why, with what to do where crimux knows.
     pub reason: String,
+}
+
+/// A process that was replaced and still finishes calls.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct OlderProcessView {
+    /// Its process ID.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// When it was replaced.
+    pub since: String,
+    /// Its calls in flight, streams of events among them.
+    pub calls: usize,
+    /// Its relayed streams.
+    pub streams: usize,
+}
+
+/// `POST /v1/upgrade`: another process serves.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct UpgradeView {
+    /// The process ID of the one that serves now.
+    pub pid: u32,
+    /// Its version.
+    pub version: String,
+    /// The process ID of the one that it was started by, which finishes its calls.
+    pub old_pid: u32,
 }
 
 /// How well the node is served.

@@ -170,7 +170,7 @@ pub(super) async fn reload(
 ) -> Result<Json<ReloadReport>, ApiError> {
     let (reply, reloaded) = oneshot::channel();
     let ending = || api_error(StatusCode::SERVICE_UNAVAILABLE, "crimux is shutting down");
-    state.reload.send(ReloadRequest { force: how.force, reply }).await.map_err(|_| ending())?;
+    state.requests.reload.send(ReloadRequest { force: how.force, reply }).await.map_err(|_| ending())?;
     reloaded.await.map(Json).map_err(|_| ending())
 }
 
@@ -219,7 +219,12 @@ pub(super) fn change_result(message: String, warnings: Vec<String>) -> Json<Chan
     Json(ChangeResult { message, warnings })
 }
 
+/// Returns the backend that an operator wants to change.
 pub(super) fn configured_backend(node: &NodeState, name: &str) -> Result<Arc<Backend>, ApiError> {
+    if node.snapshot.is_handed_over() {
+        let what = "an upgrade is under way, and the new process keeps the state; try again";
+        return Err(api_error(StatusCode::SERVICE_UNAVAILABLE, what));
+    }
     node.backend_named(name).ok_or_else(|| unknown(node, name))
 }
 

@@ -7,7 +7,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use axum::Router;
@@ -21,6 +21,7 @@ use crate::accept::accept_loop;
 use crate::admission::{Admission, Admitted};
 use crate::drain::Drain;
 use crate::mutex::lock;
+use crate::server::{ListeningSocket, Sockets};
 
 /// How many connections may be open at once.
 const CONNECTIONS: usize = 64;
@@ -33,9 +34,14 @@ const MAX_REQUEST: usize = 16 << 10;
 /// Between two attempts at a port that is taken.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Whether the port listens.
-#[derive(Debug, Default)]
-pub(super) struct Port(Mutex<PortState>);
+/// The port, and whether it listens.
+#[derive(Debug)]
+pub(super) struct Port {
+    sockets: Sockets,
+    state: Mutex<PortState>,
+    /// The socket, as another process may be handed it.
+    socket: Mutex<Option<Arc<ListeningSocket>>>,
+}
 
 /// What `crimux status` shows of the port.
 #[derive(Debug, Default, Clone)]
@@ -47,6 +53,10 @@ pub(super) struct PortState {
 }
 
 impl Port {
+    pub(super) fn new(sockets: &Sockets) -> Self {
+        Self { sockets: sockets.clone(), state: Mutex::default(), socket: Mutex::default() }
+    }
+
     pub(super) fn state(&self) -> PortState {
         self.lock().clone()
     }
@@ -54,13 +64,14 @@ impl Port {
     /// Listens on `address`. A failure is logged if it is news, and shown from then on.
     pub(super) async fn listen(&self, address: SocketAddr) -> io::Result<TcpListener> {
         let listening = async {
-            let listener = TcpListener::bind(address).await?;
-            io::Result::Ok((listener.local_addr()?, listener))
+            let (listener, socket) = self.sockets.listen_tcp(address).await?;
+            io::Result::Ok((listener.local_addr()?, listener, socket))
         };
         match listening.await {
-            Ok((address, listener)) => {
+            Ok((address, listener, socket)) => {
                 tracing::info!(%address, "admin.http serves metrics and the status page");
                 *self.lock() = PortState { address: Some(address), problem: None };
+                *lock(&self.socket) = Some(socket);
                 Ok(listener)
             }
             Err(error) => {
@@ -76,7 +87,7 @@ impl Port {
     }
 
     fn lock(&self) -> MutexGuard<'_, PortState> {
-        lock(&self.0)
+        lock(&self.state)
     }
 }
 

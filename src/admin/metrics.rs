@@ -59,6 +59,7 @@ fn refresh(node: &NodeState) {
     });
     let (connections, streams) = node.limits().open();
     node.metrics.clients.set(connections, streams);
+    node.metrics.older_processes.set(&node.history.older_processes());
 }
 
 fn certificates(backend: &Backend) -> Vec<(&'static str, SystemTime)> {

@@ -79,6 +79,10 @@ fn render(state: &AdminState, refreshes: bool) -> Markup {
                         @else { "Does not reload itself. " a href="/" { "Start" } }
                         " · " a href="/metrics" { "Metrics" } }
                     p { "Calls: answered by each backend since crimux started." }
+                    @for older in &status.older_processes {
+                        p { "Process " (older.pid) " (version " (older.version) ") was replaced at " (older.since)
+                            " and finishes calls: " (older.calls) ", relayed streams: " (older.streams) "." }
+                    }
                 }
             }
         }

@@ -14,13 +14,14 @@ use axum::http::StatusCode;
 use prost::Message;
 
 use crate::admin::api::{
-    AimView, BackendView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView, PodView, PodsView,
-    RefusalView, ReloadView, ReloadsView, RouteView, RoutesView, StateView, StatusView, TargetView,
+    AimView, BackendView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView, OlderProcessView, PodView,
+    PodsView, RefusalView, ReloadView, ReloadsView, RouteView, RoutesView, StateView, StatusView, TargetView,
     VerdictView,
 };
 use crate::admin::{AdminState, verdict};
 use crate::backend::{Backend, BackendState, Link};
 use crate::cri::{ListImagesResponse, RuntimeCondition, VersionResponse};
+use crate::handover::OlderProcess;
 use crate::history::ReloadResult;
 use crate::merge::status;
 use crate::method::{List, Rpc};
@@ -106,6 +107,12 @@ pub(super) async fn images(State(admin): State<Arc<AdminState>>) -> Json<ImagesV
     Json(ImagesView { images, unknown, stale })
 }
 
+fn older_process_view(older: OlderProcess) -> OlderProcessView {
+    let OlderProcess { pid, version, since, calls, streams } = older;
+    let since = rfc3339(UNIX_EPOCH + Duration::from_secs(since));
+    OlderProcessView { pid, version, since, calls, streams }
+}
+
 /// Composes the status of the node.
 pub(super) fn compose_status(state: &AdminState) -> StatusView {
     let node = &state.node;
@@ -113,6 +120,7 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
     let port = state.port.state();
     let mut status = StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
         started_at: rfc3339(state.started),
         default_backend: node.config().default_backend.clone(),
         backends: node.backends().iter().map(|backend| backend_view(node, backend)).collect(),
@@ -144,6 +152,7 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
             handler: refusal.handler,
             reason: refusal.reason,
         }),
+        older_processes: node.history.older_processes().into_iter().map(older_process_view).collect(),
         verdict: VerdictView::default(),
     };
     status.verdict = verdict::judge(&status, &all_routes(node));

@@ -29,7 +29,7 @@ use crate::drain::{self, Drain, DrainResult};
 use crate::plan::{Meaning, Plan, PlanStep, Removal, Wanted};
 use crate::proxy::{NodeState, Proxy};
 use crate::router::{Handlers, Names};
-use crate::server::Listener;
+use crate::server::Sockets;
 use crate::side::Side;
 use crate::snapshot::{Instance, InstanceId, LastKnown, Life, LifeChange};
 
@@ -42,6 +42,7 @@ pub(super) struct Backends {
     node: Arc<NodeState>,
     drain: Drain,
     side: Side,
+    sockets: Sockets,
     running: BTreeMap<InstanceId, RunningBackend>,
     /// Which instance each name in the file means.
     names: Names,
@@ -72,9 +73,9 @@ struct Socket {
 }
 
 impl Backends {
-    pub(super) fn new(node: Arc<NodeState>, drain: Drain, side: Side) -> Self {
+    pub(super) fn new(node: Arc<NodeState>, drain: Drain, side: Side, sockets: Sockets) -> Self {
         let (running, names, replaced) = (BTreeMap::new(), Names::new(), Vec::new());
-        Self { node, drain, side, running, names, replaced, started: false }
+        Self { node, drain, side, sockets, running, names, replaced, started: false }
     }
 
     /// Makes the running backends those of `config`.
@@ -374,7 +375,7 @@ impl Backends {
                 socket.close().await;
             }
             if let Some(path) = wanted {
-                match Listener::bind(&path, config.listen_mode, config.listen_owner).await {
+                match self.sockets.listen(&path, config.listen_mode, config.listen_owner).await {
                     Ok(listener) => {
                         let drain = self.drain.child();
                         let proxy = Proxy::new(Arc::clone(&self.node), Some(running.backend.id));

@@ -35,6 +35,11 @@ pub(super) fn reloading() {
     }
 }
 
+/// Sends `MAINPID=`: from now on systemd watches that process, which has taken over.
+pub(super) fn main_pid(pid: u32) {
+    notify(&[NotifyState::MainPid(pid)]);
+}
+
 /// Sends `STOPPING=1`.
 pub(super) fn stopping() {
     notify(&[NotifyState::Stopping]);

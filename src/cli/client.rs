@@ -63,6 +63,12 @@ impl AdminClient {
         Self { config, socket, timeout, quiet: true }
     }
 
+    /// Returns the same client, which waits at least this long for an answer.
+    pub(super) fn patient(&self, timeout: Duration) -> Self {
+        let (config, socket, quiet) = (self.config.clone(), self.socket.clone(), self.quiet);
+        Self { config, socket, timeout: self.timeout.max(timeout), quiet }
+    }
+
     /// Sends a GET.
     ///
     /// # Errors

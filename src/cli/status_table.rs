@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
-use crate::admin::api::{BackendView, Level, RefusalView, StatusView};
+use crate::admin::api::{BackendView, Level, OlderProcessView, RefusalView, StatusView};
 use crate::admin::duration;
 use crate::cli::output::{self, Format, bad, good, or_dash, since, table, warn};
 
@@ -136,6 +136,15 @@ fn own_lines(status: &StatusView) -> String {
     }
     text += &status.backends.iter().filter_map(removal_note).collect::<String>();
     text += &status.last_refusal.as_ref().and_then(refusal).unwrap_or_default();
+    for older in &status.older_processes {
+        let OlderProcessView { pid, version, since: at, calls, streams } = older;
+        let left = format!("calls: {calls}, relayed streams: {streams}");
+        _ = writeln!(
+            text,
+            "pid {pid} (version {version}) was replaced {} ago and finishes {left}",
+            since(at)
+        );
+    }
     if !reloads.restart_keys.is_empty() {
         text += &(warn(&format!("at the next start: {}", reloads.restart_keys.join(", "))) + "\n");
     }

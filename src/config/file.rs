@@ -39,6 +39,7 @@ fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
     let default_split = handlers::read_default_split(top, &names);
     let handlers = handlers::read(top, &names);
     let drain_timeout = top.duration("drain_timeout");
+    let handover_timeout = top.duration("handover_timeout");
     let pod_sandbox_stats = top.one_of(
         "pod_sandbox_stats",
         &[("unimplemented", StatsPolicy::Unimplemented), ("union", StatsPolicy::Union)],
@@ -60,6 +61,7 @@ fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
         backends: with_limits(backends?, &limits?),
         handlers: handlers?,
         drain_timeout: drain_timeout?,
+        handover_timeout: handover_timeout?,
         pod_sandbox_stats: pod_sandbox_stats?,
         cgroup_driver: cgroup_driver?,
         events: events?,

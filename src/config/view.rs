@@ -45,6 +45,7 @@ impl Config {
                 "list_mib": self.limits.list_bytes >> 20,
             },
             "drain_timeout": duration(self.drain_timeout),
+            "handover_timeout": duration(self.handover_timeout),
             "pod_sandbox_stats": match self.pod_sandbox_stats {
                 StatsPolicy::Unimplemented => "unimplemented",
                 StatsPolicy::Union => "union",

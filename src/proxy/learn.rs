@@ -20,6 +20,7 @@ use crate::wire::{self, WireError};
 mod conflicts;
 mod created;
 mod event;
+mod handed;
 
 /// A version of the owners that is never reached: the owners of the list are learnt again from the next.
 const NOT_LEARNT: u64 = u64::MAX;

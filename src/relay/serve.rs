@@ -4,6 +4,7 @@
 //! bytes are copied. crimux's own answers are short, name at most the backend, and are sent only if the
 //! backend was not reached; the backend's answer, 101 or not, passes as it is.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -26,20 +27,22 @@ const LINGER: Duration = Duration::from_secs(2);
 
 /// An open stream in `crimux_relay_streams`.
 struct OpenStreamGuard<'a> {
-    metrics: &'a RelayMetrics,
+    relay: &'a Relay,
     backend: &'a str,
 }
 
 impl<'a> OpenStreamGuard<'a> {
-    fn new(metrics: &'a RelayMetrics, backend: &'a str) -> Self {
-        metrics.streams.with_label_values(&[backend]).inc();
-        Self { metrics, backend }
+    fn new(relay: &'a Relay, backend: &'a str) -> Self {
+        relay.open.fetch_add(1, Ordering::Relaxed);
+        relay.metrics.streams.with_label_values(&[backend]).inc();
+        Self { relay, backend }
     }
 }
 
 impl Drop for OpenStreamGuard<'_> {
     fn drop(&mut self) {
-        self.metrics.streams.with_label_values(&[self.backend]).dec();
+        self.relay.open.fetch_sub(1, Ordering::Relaxed);
+        self.relay.metrics.streams.with_label_values(&[self.backend]).dec();
     }
 }
 
@@ -103,7 +106,7 @@ async fn relay_request(
         return Err(answer("404 Not Found", ""));
     };
     let backend = Box::pin(dial(&grant, head, received, &relay.metrics)).await?;
-    let _open = OpenStreamGuard::new(&relay.metrics, &grant.backend);
+    let _open = OpenStreamGuard::new(relay, &grant.backend);
     // Without it every keystroke would wait for the acknowledgement of the one before.
     let _ = client.set_nodelay(true);
     copy_both_ways(client, backend, counters(&relay.metrics, &grant.backend)).await;

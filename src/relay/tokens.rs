@@ -78,6 +78,11 @@ impl Tokens {
         Some(entry.grant)
     }
 
+    /// Returns how many there are, expired ones included.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
     /// Drops every expired token.
     pub(super) fn purge(&mut self, now: Instant) {
         let entries = &mut self.entries;

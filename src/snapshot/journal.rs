@@ -19,6 +19,8 @@ use super::changes::Change;
 /// What a journal starts with: the name of the format and its version.
 const MAGIC: &[u8; 8] = b"crmxjrn\x01";
 const PREFIX: &str = "journal-";
+/// Length and checksum, in bytes, before each record.
+pub(super) const HEADER: usize = 8;
 
 /// The changes of one call to one backend.
 #[derive(Clone, PartialEq, Message)]
@@ -208,6 +210,12 @@ fn next_payload(rest: &mut Bytes, damage: &mut Option<&'static str>) -> Option<R
         return Some(Err(Wrong));
     }
     Some(Ok(payload))
+}
+
+/// Returns the payload of one record as [`frame`] made it; `None` if it is another one.
+pub(super) fn payload(record: &[u8]) -> Option<Bytes> {
+    let mut rest = Bytes::copy_from_slice(record);
+    next_payload(&mut rest, &mut None)?.ok()
 }
 
 /// Returns `message` as it stands in a journal: length, checksum, payload.

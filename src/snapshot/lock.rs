@@ -5,6 +5,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -13,10 +14,22 @@ use super::file;
 /// The lock on a `state_dir`; the kernel gives it back when the process ends, however it ends.
 #[derive(Debug)]
 pub struct StateLock {
-    _dir: Option<File>,
+    dir: Option<File>,
 }
 
 impl StateLock {
+    /// Takes the lock that another process holds and passed with this descriptor of the directory: a lock
+    /// belongs to the open file (flock(2)), so it lasts until both have closed it. `None` if that process had
+    /// none.
+    pub fn from_handed(dir: Option<OwnedFd>) -> Self {
+        Self { dir: dir.map(File::from) }
+    }
+
+    /// Returns what another process needs to hold the lock too; `None` if this one has none.
+    pub fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.dir.as_ref().map(File::as_fd)
+    }
+
     /// Locks `state_dir`, which is made if need be. A directory that cannot be opened at all is not locked:
     /// nothing is read from it or written to it then.
     ///
@@ -26,9 +39,9 @@ impl StateLock {
         if let Err(error) = file::make_dir(state_dir) {
             tracing::debug!(%error, "state_dir cannot be made or closed to others");
         }
-        let Ok(dir) = File::open(state_dir) else { return Ok(Self { _dir: None }) };
+        let Ok(dir) = File::open(state_dir) else { return Ok(Self { dir: None }) };
         match dir.try_lock() {
-            Ok(()) => Ok(Self { _dir: Some(dir) }),
+            Ok(()) => Ok(Self { dir: Some(dir) }),
             Err(TryLockError::WouldBlock) => {
                 let holder =
                     holder(&dir).map_or_else(|| "another crimux".to_owned(), |pid| format!("pid {pid}"));
@@ -38,7 +51,7 @@ impl StateLock {
             Err(TryLockError::Error(error)) => {
                 // Some network filesystems lock no directories.
                 tracing::warn!(%error, dir = %state_dir.display(), "state_dir cannot be locked");
-                Ok(Self { _dir: None })
+                Ok(Self { dir: None })
             }
         }
     }
@@ -53,7 +66,12 @@ fn holder(dir: &File) -> Option<u32> {
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let held =
         locks.lines().find(|line| line.contains("FLOCK") && line.split(' ').any(|word| word == wanted))?;
-    held.split_ascii_whitespace().nth(4)?.parse().ok().filter(|pid| *pid > 0)
+    held.split_ascii_whitespace().nth(4)?.parse().ok().filter(|pid| is_running(*pid))
+}
+
+/// Tells whether a process runs; the kernel names the one that took a lock even if that has passed it on.
+fn is_running(pid: u32) -> bool {
+    Path::new("/proc").join(pid.to_string()).exists()
 }
 
 #[cfg(test)]

@@ -14,11 +14,15 @@ use tokio::sync::Notify;
 use super::journal::{self, Journal, Record};
 use super::marks::Marks;
 use super::queue::Queue;
+use super::sink::RecordSink;
 
 use crate::mutex::lock;
 
 /// How long a call waits until its record is in the journal.
 const DISK_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long a call waits until its record is in the journal of the process that has taken over, which may
+/// still be loading the state.
+const SUCCESSOR_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the end of the process waits for records that are still queued.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -40,6 +44,7 @@ pub(super) struct Shared {
     written: AtomicU64,
     /// Whether the queue overflowed since the journal's thread last looked.
     overflowed: AtomicBool,
+    sink: RecordSink,
     marks: Marks,
 }
 
@@ -59,7 +64,23 @@ impl Shared {
             demanded: AtomicBool::new(false),
             written: AtomicU64::new(0),
             overflowed: AtomicBool::new(false),
+            sink: RecordSink::default(),
         }
+    }
+
+    /// Returns where records go.
+    pub(super) fn sink(&self) -> &RecordSink {
+        &self.sink
+    }
+
+    /// Makes the next sequence number higher by this much.
+    pub(super) fn skip_numbers(&self, numbers: u64) {
+        self.seq.fetch_add(numbers, Ordering::SeqCst);
+    }
+
+    /// Tells whether the journal has a thread of its own.
+    pub(super) fn has_thread(&self) -> bool {
+        self.queue.get().is_some()
     }
 
     /// Returns the next sequence number, unique over all backends.
@@ -88,6 +109,7 @@ impl Shared {
     }
 
     fn write(&self, record: &[u8]) {
+        let Some(_own) = self.sink.deliver(record) else { return };
         let result = self.journal().append(record);
         self.count_written(record.len());
         if let Err(error) = result {
@@ -140,13 +162,16 @@ impl Shared {
     }
 
     /// Completes when every change recorded so far is in the journal, or after 100 ms: then the changes count
-    /// as not saved.
+    /// as not saved. The journal of a process that has taken over is waited for 5 s.
     pub(super) async fn wait_for_journal(self: &Arc<Self>) {
         let Some(queue) = self.queue.get() else { return };
-        if tokio::time::timeout(DISK_TIMEOUT, queue.finished()).await.is_err() {
-            let error =
-                io::Error::new(io::ErrorKind::TimedOut, "the disk did not take a record within 100 ms");
-            self.record_failure("the journal", &error);
+        let (limit, what) = if self.sink.is_handed_over() {
+            (SUCCESSOR_TIMEOUT, "the process that has taken over did not take a record within 5 s")
+        } else {
+            (DISK_TIMEOUT, "the disk did not take a record within 100 ms")
+        };
+        if tokio::time::timeout(limit, queue.finished()).await.is_err() {
+            self.record_failure("the journal", &io::Error::new(io::ErrorKind::TimedOut, what));
             self.mark_waiting().await;
         }
     }

@@ -108,6 +108,12 @@ impl Snapshot {
     /// is told of each step.
     pub(super) fn write(&self, all: bool, step: &mut dyn FnMut(Step)) -> io::Result<()> {
         let mut written = lock(&self.written);
+        if self.is_handed_over() {
+            return Err(io::Error::new(
+                io::ErrorKind::ResourceBusy,
+                "another process has taken the state over",
+            ));
+        }
         for last_known in self.all() {
             last_known.compact();
         }

@@ -20,6 +20,7 @@ mod doctor;
 mod events;
 mod faults;
 mod forward;
+mod handover;
 mod identity;
 mod images;
 mod images_property;

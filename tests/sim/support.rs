@@ -138,6 +138,11 @@ impl Crimux {
         self.child = spawn(&self.dir);
     }
 
+    /// Starts crimux again with the same directory, after it has ended.
+    pub(crate) fn start_again(&mut self) {
+        self.child = spawn(&self.dir);
+    }
+
     /// Returns what crimux has logged.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default()

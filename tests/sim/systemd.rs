@@ -91,16 +91,19 @@ async fn ended(child: &mut Child) -> Option<i32> {
     tokio::time::timeout(SOON, child.wait()).await.expect("crimux ends").unwrap().code()
 }
 
+/// Tells whether a call was never sent: its connection was accepted by a process that ended. Every gRPC client
+/// sends it again.
+pub(crate) fn is_unsent(status: &tonic::Status) -> bool {
+    status.code() == Code::Cancelled && status.message() == "operation was canceled"
+}
+
 /// Lists over a connection of its own; returns how many sandboxes there are.
 async fn list(socket: &Path) -> Result<usize, String> {
     let mut runtime = Client::unix(socket).runtime();
     let listed = runtime.list_pod_sandbox(cri::ListPodSandboxRequest::default());
     let listed = tokio::time::timeout(SOON, listed).await.map_err(|_| "no answer".to_owned())?;
     match listed {
-        // Never sent: the connection was accepted by a process that ended. Every gRPC client sends it again.
-        Err(status) if status.code() == Code::Cancelled && status.message() == "operation was canceled" => {
-            Box::pin(list(socket)).await
-        }
+        Err(status) if is_unsent(&status) => Box::pin(list(socket)).await,
         listed => listed.map(|reply| reply.into_inner().items.len()).map_err(|status| status.to_string()),
     }
 }
@@ -200,6 +203,31 @@ async fn the_watchdog_is_fed_while_crimux_turns_and_not_while_it_is_stuck() {
     assert!(fed.is_err(), "nobody feeds it for a crimux that does not turn");
     signal(&crimux, Signal::SIGCONT);
     systemd.told("WATCHDOG=1").await;
+}
+
+#[tokio::test]
+async fn an_upgrade_tells_systemd_the_new_process_which_keeps_its_socket_and_feeds_the_watchdog() {
+    let runtime = SimRuntime::builder("a").sandboxes(2, 2).start().await;
+    let systemd = Systemd::new(&runtime);
+    let mut crimux = systemd.start(Some(Duration::from_secs(2)));
+    systemd.told("READY=1").await;
+    let (socket, admin) = (systemd.path("crimux.sock"), systemd.path("admin.sock"));
+    eventually(SOON, async || list(&socket).await == Ok(2)).await;
+    let arguments = ["upgrade", "--socket", admin.to_str().unwrap()];
+    let (code, said, errors) = crate::cli::told(&crate::cli::crimux(&arguments, "").await);
+    assert_eq!(code, 0, "{errors}{}", systemd.log());
+    let pid = said.split(' ').nth(1).unwrap();
+    systemd.told(&format!("MAINPID={pid}")).await;
+    systemd.told("READY=1").await;
+    assert_eq!(ended(&mut crimux).await, Some(0), "{}", systemd.log());
+    for _ in 0..3 {
+        systemd.told("WATCHDOG=1").await;
+    }
+    assert_eq!(list(&socket).await, Ok(2));
+    kill(Pid::from_raw(pid.parse().unwrap()), Signal::SIGTERM).unwrap();
+    systemd.told("STOPPING=1").await;
+    eventually(SOON, async || !admin.exists()).await;
+    assert!(socket.exists(), "an inherited socket is not crimux's to remove");
 }
 
 #[tokio::test]

@@ -279,6 +279,13 @@ pub const KEYS: &[Key] = &[
         "How long running calls may still take after SIGTERM. kubelet has no runtime meanwhile, hence at most 20 s.",
     ),
     key(
+        "handover_timeout",
+        Duration { max: "24h" },
+        Is("1h"),
+        "How long calls and relayed streams may still take in a process that `crimux upgrade` has replaced. New ones go to \
+         the new process meanwhile.",
+    ),
+    key(
         "pod_sandbox_stats",
         OneOf(&["unimplemented", "union"]),
         Is("unimplemented"),

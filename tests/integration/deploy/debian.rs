@@ -161,6 +161,26 @@ fn an_upgrade_that_refuses_the_config_leaves_the_running_crimux_alone() {
     assert!(text(&output).contains("the old one runs on"), "{}", text(&output));
 }
 
+#[test]
+fn a_running_crimux_that_can_hand_over_is_not_restarted() {
+    let Some(machine) = Machine::new("deb-handover") else { return };
+    machine.install(&machine.package("1.0-1", true));
+    let binary = machine.root.join("crimux-stand-in");
+    for (version, upgrade, said) in [("2.0-1", 0, ""), ("3.0-1", 1, "the old version runs on")] {
+        let stand_in = format!(
+            "#!/bin/sh\necho \"crimux $*\" >> \"$DPKG_ROOT/asked\"\ncase $1 in\n\
+             status) echo '{{\"pid\": 1}}' ;;\nupgrade) exit {upgrade} ;;\nesac\n"
+        );
+        script(&binary, &stand_in);
+        let package = machine.root.join(format!("crimux-{version}.deb"));
+        build(version, &binary, &package);
+        let output = machine.install(&package);
+        let asked = machine.asked();
+        assert!(asked.contains("crimux upgrade --config") && !asked.contains("restart"), "{asked}");
+        assert!(text(&output).contains(said), "{}", text(&output));
+    }
+}
+
 /// Every kind of place in which kubelet is told its endpoint.
 const POINTING: [(&str, &str); 14] = [
     ("var/lib/kubelet/kubeadm-flags.env", "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=SOCKET\""),

@@ -1,0 +1,148 @@
+//! The process that this one takes over from, as seen from here. `handover.rs` has the order of the steps.
+//!
+//! The other process may be killed at any step. What it has handed over by then counts; the rest is as at any
+//! start, because the kernel has given back its lock, and its sockets have no listener.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail, ensure};
+use futures_util::future::join_all;
+use tokio::io::AsyncWriteExt;
+use tokio::net::UnixStream;
+
+use crate::handover::{HandoverChannel, HandoverMessage, Offer, OlderProcess};
+use crate::proxy::NodeState;
+use crate::server::Sockets;
+use crate::snapshot::{self, StateLock};
+
+/// The process that this one takes over from.
+#[derive(Debug)]
+pub(super) struct Predecessor {
+    channel: Arc<HandoverChannel>,
+    offer: Offer,
+    sockets: Sockets,
+}
+
+/// The state, as another process hands it over.
+#[derive(Debug)]
+pub(super) struct HandedState {
+    pub(super) lock: StateLock,
+    /// The changes that follow.
+    pub(super) changes: UnixStream,
+}
+
+impl Predecessor {
+    /// Reads what the process at the other end of the standard input offers; `None` if it has ended.
+    ///
+    /// # Errors
+    /// If the standard input is no such channel.
+    pub(super) async fn attach() -> anyhow::Result<Option<Self>> {
+        let channel = HandoverChannel::of_stdin().context("--take-over is for `crimux upgrade` alone")?;
+        let Some((message, fds)) = channel.receive().await? else { return Ok(None) };
+        let HandoverMessage::Offer(offer) = message else {
+            bail!("the process before offers nothing: {message:?}")
+        };
+        let sockets = Sockets::from_offer(offer.sockets.iter().cloned().zip(fds));
+        Ok(Some(Self { channel: Arc::new(channel), offer, sockets }))
+    }
+
+    /// Returns the listening sockets that are handed over.
+    pub(super) fn sockets(&self) -> Sockets {
+        self.sockets.clone()
+    }
+
+    /// Takes the state over; `None` if the process before has ended.
+    ///
+    /// # Errors
+    /// If its state is elsewhere than in `state_dir`.
+    pub(super) async fn take_state(&self, state_dir: &Path) -> anyhow::Result<Option<HandedState>> {
+        let old = self.offer.state_dir.display();
+        ensure!(self.offer.state_dir == state_dir, "state_dir differs from {old}, which needs a restart");
+        if self.channel.send(&HandoverMessage::AskState, &[]).await.is_err() {
+            return Ok(None);
+        }
+        let Some((message, fds)) = self.channel.receive().await? else { return Ok(None) };
+        let HandoverMessage::State { locked } = message else {
+            bail!("the process before sends {message:?}")
+        };
+        let mut fds = fds.into_iter();
+        let lock = StateLock::from_handed(if locked { fds.next() } else { None });
+        let changes = fds.next().context("the process before sends no changes")?;
+        let changes = std::os::unix::net::UnixStream::from(changes);
+        changes.set_nonblocking(true)?;
+        Ok(Some(HandedState { lock, changes: UnixStream::from_std(changes)? }))
+    }
+
+    /// Tells the process before why this one cannot take over.
+    pub(super) async fn refuse(&self, error: &anyhow::Error) {
+        let error = format!("{error:#}");
+        // It may have ended.
+        self.channel.send(&HandoverMessage::Refuse { error }, &[]).await.ok();
+    }
+
+    /// Completes once connections may be accepted: the process before accepts no more, or has ended.
+    pub(super) async fn replace(&self, node: &Arc<NodeState>) {
+        list_backends(node).await;
+        let (version, sockets) = (env!("CARGO_PKG_VERSION").to_owned(), self.sockets.keys());
+        let ready = self.channel.send(&HandoverMessage::Ready { version, sockets }, &[]).await;
+        let serve = if ready.is_ok() { self.channel.receive().await } else { Ok(None) };
+        if matches!(serve, Ok(Some((HandoverMessage::Serve, _)))) {
+            tracing::info!(pid = self.offer.pid, version = self.offer.version, "took over");
+            let mut older = vec![OlderProcess {
+                pid: self.offer.pid,
+                version: self.offer.version.clone(),
+                since: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+                calls: 0,
+                streams: 0,
+            }];
+            older.extend(self.offer.older.iter().cloned());
+            node.history.set_older_processes(older);
+        } else {
+            tracing::warn!(pid = self.offer.pid, "the process before ended while it handed over");
+        }
+    }
+
+    /// Follows what the process before has left, until it has ended.
+    pub(super) async fn follow(self: Arc<Self>, node: Arc<NodeState>) {
+        while let Ok(Some((message, _))) = self.channel.receive().await {
+            if let HandoverMessage::Left(older) = message {
+                node.history.set_older_processes(older);
+            }
+        }
+        node.history.set_older_processes(Vec::new());
+        tracing::info!(pid = self.offer.pid, "the process before has ended");
+    }
+
+    /// Tells the process before that this one ends, or that it has handed over in its turn.
+    pub(super) async fn tell(&self, message: HandoverMessage) {
+        // It may have ended.
+        self.channel.send(&message, &[]).await.ok();
+    }
+}
+
+/// Applies the changes that the process before still makes, and answers each once it is in the journal.
+pub(super) async fn follow_changes(node: Arc<NodeState>, mut changes: UnixStream) {
+    while let Ok(record) = snapshot::read_record(&mut changes).await {
+        node.learn_handed(&record).await;
+        if changes.write_all(&[0]).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Completes once every backend was listed, or took longer than a call would wait for it.
+async fn list_backends(node: &Arc<NodeState>) {
+    let backends = node.backends();
+    let listed = backends.iter().map(|backend| {
+        let timeouts = backend.config().timeouts;
+        let limit: Duration = timeouts.connect + timeouts.list;
+        tokio::time::timeout(limit, async {
+            backend.connected().await;
+            backend.health.listed_or_late().await;
+        })
+    });
+    // What was last known of one that does not answer was handed over.
+    join_all(listed).await;
+}

@@ -1,0 +1,265 @@
+//! `crimux upgrade`: hands over to a newly started process, then finishes what is under way.
+
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{anyhow, ensure};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::successor::{Limit, Succession, Successor, installed_binary};
+use super::{App, ShutdownSignal};
+use crate::admin::UpgradeRequest;
+use crate::admin::api::UpgradeView;
+use crate::drain::Drain;
+use crate::handover::{HandoverMessage, OlderProcess};
+use crate::proxy::NodeState;
+use crate::relay::Relay;
+
+/// How often the new process hears what this one has left.
+const REPORT: Duration = Duration::from_secs(1);
+/// How often it is looked whether relayed streams may still be opened.
+const RELAY_POLL: Duration = Duration::from_millis(200);
+/// The most processes that were replaced and still finish calls: each holds some memory.
+const MOST_OLDER: usize = 24;
+
+/// A process that serves, and what another one in its place would be handed.
+#[derive(Debug)]
+pub(super) struct HandedOver {
+    successor: Successor,
+    succession: Arc<Succession>,
+    binary: PathBuf,
+    /// Whether this process was told to end meanwhile.
+    told_to_end: bool,
+}
+
+/// What the main loop does after an upgrade was asked for.
+#[derive(Debug)]
+pub(super) enum Upgraded {
+    /// It goes on: the new process does not serve.
+    Failed,
+    /// It shuts down, as it was told to.
+    ToldToEnd,
+    /// It finishes its calls.
+    HandedOver(Box<HandedOver>),
+}
+
+impl App {
+    /// Does what an operator asks for. Meanwhile others are refused, and the watchdog is fed.
+    pub(super) async fn upgrade(
+        &mut self,
+        request: UpgradeRequest,
+        others: &mut mpsc::Receiver<UpgradeRequest>,
+        shutdown: &mut ShutdownSignal,
+        mut watchdog: Pin<&mut impl Future<Output = ()>>,
+    ) -> Upgraded {
+        let UpgradeRequest { binary, within, reply } = request;
+        let (interrupt, mut told_to_end) = (Drain::default(), false);
+        let mut handing = Box::pin(self.hand_over(binary, within, interrupt.clone()));
+        let handed = loop {
+            tokio::select! {
+                handed = &mut handing => break handed,
+                () = &mut watchdog => {}
+                () = shutdown.recv() => {
+                    told_to_end = true;
+                    interrupt.begin();
+                }
+                Some(other) = others.recv() => {
+                    // The operator may have left.
+                    other.reply.send(Err("an upgrade is under way already".to_owned())).ok();
+                }
+            }
+        };
+        drop(handing);
+        match handed {
+            Ok(mut handed) => {
+                handed.told_to_end = told_to_end;
+                let Successor { pid, version, .. } = &handed.successor;
+                let view = UpgradeView { pid: *pid, version: version.clone(), old_pid: std::process::id() };
+                self.sockets.release(&handed.successor.sockets);
+                self.drain.begin();
+                reply.send(Ok(view)).ok();
+                Upgraded::HandedOver(Box::new(handed))
+            }
+            Err(error) => {
+                reply.send(Err(format!("not upgraded, pid {} goes on: {error:#}", std::process::id()))).ok();
+                if told_to_end { Upgraded::ToldToEnd } else { Upgraded::Failed }
+            }
+        }
+    }
+
+    /// Starts a process and hands over to it. On an error this process goes on as before.
+    async fn hand_over(
+        &mut self,
+        binary: Option<PathBuf>,
+        within: Duration,
+        interrupt: Drain,
+    ) -> anyhow::Result<HandedOver> {
+        let older = self.node.history.older_processes();
+        let count = older.len();
+        ensure!(count < MOST_OLDER, "{count} older processes still finish their calls: see crimux status");
+        let binary = binary.map_or_else(installed_binary, Ok)?;
+        let succession = Arc::new(Succession {
+            config: self.path.clone(),
+            state_dir: self.state_dir.clone(),
+            older,
+            sockets: self.sockets.offer()?,
+            lock: Arc::clone(&self.lock),
+            snapshot: Arc::clone(&self.node.snapshot),
+        });
+        let limit = Limit { deadline: Instant::now() + within, interrupt };
+        let (writer, snapshot) = (&mut self.writer, Arc::clone(&self.node.snapshot));
+        let passed = succession.pass(&binary, &limit, async |changes| {
+            writer.stop().await;
+            snapshot.wait_for_journal().await;
+            let handed = tokio::task::spawn_blocking(move || snapshot.hand_over(changes));
+            handed.await?.map_err(|error| anyhow!("the state cannot be handed over: {error}"))
+        });
+        match passed.await {
+            Ok(successor) => {
+                if let Some(predecessor) = &self.predecessor {
+                    predecessor.tell(HandoverMessage::HandedOn).await;
+                }
+                Ok(HandedOver { successor, succession, binary, told_to_end: false })
+            }
+            Err(error) => {
+                self.take_back().await;
+                tracing::error!(error = format!("{error:#}"), "not upgraded; this process goes on");
+                Err(error)
+            }
+        }
+    }
+
+    /// Writes the state down again, after the process has ended that should have.
+    async fn take_back(&mut self) {
+        let snapshot = Arc::clone(&self.node.snapshot);
+        if snapshot.is_handed_over() {
+            let taken = tokio::task::spawn_blocking(move || snapshot.take_back());
+            if taken.await.is_err() {
+                tracing::error!("the state was not taken back");
+            }
+        }
+        self.writer.start(&self.node.snapshot, &self.drain);
+    }
+
+    /// Finishes the calls and relayed streams of this process while another one serves.
+    pub(super) async fn finish(self, handed: HandedOver, mut shutdown: ShutdownSignal) {
+        let Self { node, mut backends, mut servers, relay, relay_drain, predecessor, followed, .. } = self;
+        let limit = node.config().handover_timeout;
+        tracing::info!(pid = handed.successor.pid, ?limit, "handed over; finishing calls");
+        let (ending, (serves, mut someone_serves)) = (Drain::default(), watch::channel(true));
+        if handed.told_to_end {
+            ending.begin();
+        }
+        let left = Left::new(&node, &relay);
+        let watching = tokio::spawn(watch_successor(handed, left, ending.clone(), serves));
+        let relay_ending = tokio::spawn(end_relay(Arc::clone(&node), relay, relay_drain.clone()));
+        let finished = async {
+            backends.drain(limit).await;
+            servers.join().await;
+            if let Some(followed) = followed {
+                // The process before sends its changes through this one.
+                followed.await.ok();
+            }
+            someone_serves.wait_for(|serves| *serves).await.ok();
+        };
+        tokio::pin!(finished);
+        let told_to_end = tokio::select! {
+            biased;
+            () = &mut finished => false,
+            () = shutdown.recv() => true,
+            () = ending.begun() => true,
+        };
+        if told_to_end {
+            let limit = node.config().drain_timeout;
+            tracing::info!(?limit, "draining");
+            if let Some(predecessor) = predecessor {
+                predecessor.tell(HandoverMessage::End).await;
+            }
+            node.end_events();
+            relay_drain.begin();
+            tokio::select! {
+                () = finished => {}
+                () = tokio::time::sleep(limit) => tracing::warn!("calls still in flight are cut"),
+                () = shutdown.recv() => tracing::warn!("second signal: exiting immediately"),
+            }
+        }
+        watching.abort();
+        relay_ending.abort();
+        super::close(&node).await;
+        tracing::info!("finished; another process serves");
+    }
+}
+
+/// The relay refuses new streams once no call can name one, and none that was named may still be opened.
+async fn end_relay(node: Arc<NodeState>, relay: Arc<Relay>, drain: Drain) {
+    while node.limits().open().1 > 0 || relay.outstanding() > 0 {
+        tokio::time::sleep(RELAY_POLL).await;
+    }
+    drain.begin();
+}
+
+/// What this process has left.
+#[derive(Debug)]
+struct Left {
+    since: u64,
+    node: Arc<NodeState>,
+    relay: Arc<Relay>,
+}
+
+impl Left {
+    fn new(node: &Arc<NodeState>, relay: &Arc<Relay>) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Self { since, node: Arc::clone(node), relay: Arc::clone(relay) }
+    }
+
+    /// Returns this process and those before it.
+    fn processes(&self) -> Vec<OlderProcess> {
+        let mut processes = vec![OlderProcess {
+            pid: std::process::id(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            since: self.since,
+            calls: self.node.limits().open().1,
+            streams: self.relay.open_streams() + self.relay.outstanding(),
+        }];
+        processes.extend(self.node.history.older_processes());
+        processes
+    }
+}
+
+/// Tells the process that serves what is left here. If it is killed, starts another one in its place;
+/// `ending` begins if it ends as it was told to, and `serves` says whether there is one.
+async fn watch_successor(mut handed: HandedOver, left: Left, ending: Drain, serves: watch::Sender<bool>) {
+    let mut report = tokio::time::interval(REPORT);
+    let mut is_last = true;
+    loop {
+        let channel = &handed.successor.channel;
+        let message = tokio::select! {
+            message = channel.receive() => message,
+            _ = report.tick() => {
+                // If it has ended, the next message says so.
+                channel.send(&HandoverMessage::Left(left.processes()), &[]).await.ok();
+                continue;
+            }
+        };
+        match message {
+            Ok(Some((HandoverMessage::End, _))) => return ending.begin(),
+            Ok(Some((HandoverMessage::HandedOn, _))) => is_last = false,
+            Ok(Some((message, _))) => {
+                tracing::warn!(?message, "the process that serves sends what is not due");
+            }
+            Ok(None) | Err(_) if is_last => {
+                serves.send_replace(false);
+                let pid = handed.successor.pid;
+                let status = handed.successor.wait().await;
+                tracing::error!(pid, status, "the process that served is gone; starting another one");
+                let (succession, binary) = (Arc::clone(&handed.succession), handed.binary.clone());
+                handed.successor = succession.replace(binary, ending.clone()).await;
+                serves.send_replace(true);
+            }
+            Ok(None) | Err(_) => return,
+        }
+    }
+}

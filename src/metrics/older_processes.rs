@@ -1,0 +1,34 @@
+//! The gauges of the processes that this one has replaced, set when Prometheus scrapes.
+
+use prometheus::{IntGauge, Result};
+
+use super::registration::Registrar;
+use crate::handover::OlderProcess;
+
+/// Processes that were replaced, and what they have left.
+#[derive(Debug)]
+pub struct OlderProcessGauges {
+    processes: IntGauge,
+    calls: IntGauge,
+    streams: IntGauge,
+}
+
+impl OlderProcessGauges {
+    pub(super) fn new(make: &Registrar<'_>) -> Result<Self> {
+        Ok(Self {
+            processes: make
+                .gauge("older_processes", "Processes that were replaced and still finish calls.")?,
+            calls: make
+                .gauge("older_process_calls", "Open calls of these processes, event streams included.")?,
+            streams: make.gauge("older_process_streams", "Relayed streams of these processes.")?,
+        })
+    }
+
+    /// Sets them.
+    pub fn set(&self, older: &[OlderProcess]) {
+        let set = |gauge: &IntGauge, count: usize| gauge.set(count.try_into().unwrap_or(i64::MAX));
+        set(&self.processes, older.len());
+        set(&self.calls, older.iter().map(|process| process.calls).sum());
+        set(&self.streams, older.iter().map(|process| process.streams).sum());
+    }
+}

@@ -1,0 +1,44 @@
+//! Learns what another process, which this one has taken over from, still creates, changes and removes.
+
+use super::{Learner, pod_of};
+use crate::proxy::NodeState;
+use crate::snapshot::{HandedChange, SandboxRef};
+
+impl NodeState {
+    /// Applies a record of the other process, and completes once it is in the journal.
+    pub async fn learn_handed(&self, record: &[u8]) {
+        let Some((instance, changes)) = self.snapshot.apply_handed(record) else {
+            tracing::warn!("a change of the process before is of no known backend; the next list shows it");
+            return;
+        };
+        if let Ok(backend) = self.backend(instance) {
+            let learner = Learner::new(self, &backend);
+            for change in &changes {
+                learner.learn_handed(change);
+            }
+        }
+        self.snapshot.wait_for_journal().await;
+    }
+}
+
+impl Learner<'_> {
+    fn learn_handed(self, change: &HandedChange) {
+        let owners = &self.node.router.owners;
+        match change {
+            HandedChange::Sandbox(item) => {
+                if let Ok(facts) = SandboxRef::parse(item) {
+                    let other = owners.learn_sandbox(facts.id, self.backend.id, pod_of(&facts));
+                    self.resolve_owner(facts.id, other);
+                }
+            }
+            HandedChange::Container(id) => {
+                self.resolve_owner(id, owners.learn_container(id, self.backend.id));
+            }
+            HandedChange::Stopped(id) => owners.record_ready(id, false),
+            HandedChange::Removed(id) => {
+                self.node.history.forget_requested_handler(id);
+                owners.remove(id);
+            }
+        }
+    }
+}

@@ -170,9 +170,16 @@ impl Succession {
 }
 
 impl Successor {
-    /// Waits for a message.
-    async fn expect<T>(&self, wanted: impl Fn(HandoverMessage) -> Option<T>) -> anyhow::Result<T> {
-        match self.channel.receive().await? {
+    /// Waits for a message, or for the end of the process.
+    async fn expect<T>(&mut self, wanted: impl Fn(HandoverMessage) -> Option<T>) -> anyhow::Result<T> {
+        let received = tokio::select! {
+            // What it has sent before its end counts.
+            biased;
+            received = self.channel.receive() => received?,
+            // A child of its own may still have the channel.
+            _ = self.child.wait() => None,
+        };
+        match received {
             Some((HandoverMessage::Refuse { error }, _)) => Err(anyhow!(error)),
             Some((message, _)) => {
                 let text = format!("it sent {message:?}");

@@ -91,8 +91,8 @@ async fn ended(child: &mut Child) -> Option<i32> {
     tokio::time::timeout(SOON, child.wait()).await.expect("crimux ends").unwrap().code()
 }
 
-/// Tells whether a call was never sent: its connection was accepted by a process that ended. Every gRPC client
-/// sends it again.
+/// Tells whether a call was never sent: its connection was accepted by a process that ended. Every gRPC
+/// client sends it again.
 pub(crate) fn is_unsent(status: &tonic::Status) -> bool {
     status.code() == Code::Cancelled && status.message() == "operation was canceled"
 }

@@ -1,4 +1,5 @@
-//! Either process is killed at a step of the handover: the other one serves, and nothing acknowledged is lost.
+//! Either process is killed at a step of the handover: the other one serves, and nothing acknowledged is
+//! lost.
 
 use tokio::task::JoinHandle;
 

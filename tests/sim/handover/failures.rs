@@ -13,6 +13,15 @@ fn program(node: &Node, script: &str) -> String {
     path.to_str().unwrap().to_owned()
 }
 
+/// A backend, and a node that has saved its state: a start without any waits for its backends.
+async fn with_saved_state() -> (SimRuntime, Node) {
+    let a = SimRuntime::builder("a").containers(2, 1).start().await;
+    let mut node = Node::start(&[("a", &a)], "").await;
+    node.crimux.restart().await;
+    node.crimux.wait_ready().await;
+    (a, node)
+}
+
 /// A create is answered, and known after a kill.
 async fn works(node: &mut Node, a: &SimRuntime, name: &str) {
     let up = "crimux_backend_up{backend=\"a\"}";
@@ -28,8 +37,7 @@ async fn works(node: &mut Node, a: &SimRuntime, name: &str) {
 
 #[tokio::test]
 async fn a_program_that_crashes_hangs_or_is_none_leaves_the_old_process_as_it_is() {
-    let a = SimRuntime::builder("a").containers(2, 1).start().await;
-    let mut node = Node::start(&[("a", &a)], "").await;
+    let (a, mut node) = with_saved_state().await;
     let cases = [
         ("exit 3", "30s", "exit status: 3"),
         ("kill -SEGV $$", "30s", "signal: 11"),
@@ -55,8 +63,7 @@ async fn a_program_that_crashes_hangs_or_is_none_leaves_the_old_process_as_it_is
 
 #[tokio::test]
 async fn a_configuration_that_the_new_process_refuses_is_named_and_the_old_one_goes_on() {
-    let a = SimRuntime::builder("a").containers(2, 1).start().await;
-    let mut node = Node::start(&[("a", &a)], "").await;
+    let (a, mut node) = with_saved_state().await;
     let yaml = std::fs::read_to_string(node.path().join("crimux.yaml")).unwrap();
     let (before, elsewhere) = (node.pid().await, node.path().join("elsewhere").display().to_string());
     let state = node.path().join("state").display().to_string();

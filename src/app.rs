@@ -202,7 +202,9 @@ impl App {
                     }
                 }
                 () = node.moved_backend_listed() => self.backends.resolve_moved(),
-                _ = housekeeping.tick() => self.backends.housekeep(),
+                _ = housekeeping.tick() => if self.backends.housekeep() {
+                    housekeeping.reset_after(backends::IDLE);
+                },
                 () = &mut watchdog => {}
                 () = shutdown.recv() => break,
             }

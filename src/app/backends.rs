@@ -34,7 +34,7 @@ use crate::side::Side;
 use crate::snapshot::{Instance, InstanceId, LastKnown, Life, LifeChange};
 
 /// How long a removed backend owns nothing, and has no write in flight, before new calls no longer see it.
-const IDLE: Duration = Duration::from_secs(1);
+pub(super) const IDLE: Duration = Duration::from_secs(1);
 
 /// The backends that run.
 #[derive(Debug)]
@@ -281,8 +281,9 @@ impl Backends {
         }
     }
 
-    /// Forgets what is no longer listed, and ends removed backends that own nothing.
-    pub(super) fn housekeep(&mut self) {
+    /// Forgets what is no longer listed, and ends removed backends that own nothing. Tells whether one of
+    /// them is idle and not ended yet: that one is to be looked at again after [`IDLE`].
+    pub(super) fn housekeep(&mut self) -> bool {
         self.node.prune_owners();
         self.give_up_succeeded();
         let node = Arc::clone(&self.node);
@@ -319,6 +320,7 @@ impl Backends {
             busy
         });
         self.publish();
+        self.running.values().any(|running| running.idle_since.is_some())
     }
 
     /// Gives up what is left on a removed backend that is down, once another one lists what it listed: one

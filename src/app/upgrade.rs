@@ -20,6 +20,8 @@ use crate::relay::Relay;
 
 /// How often the new process hears what this one has left.
 const REPORT: Duration = Duration::from_secs(1);
+/// How long the state that is taken back may take to be written.
+const TAKE_BACK: Duration = Duration::from_secs(10);
 /// How often it is looked whether relayed streams may still be opened.
 const RELAY_POLL: Duration = Duration::from_millis(200);
 /// The most processes that were replaced and still finish calls: each holds some memory.
@@ -136,9 +138,13 @@ impl App {
     async fn take_back(&mut self) {
         let snapshot = Arc::clone(&self.node.snapshot);
         if snapshot.is_handed_over() {
-            let taken = tokio::task::spawn_blocking(move || snapshot.take_back());
-            if taken.await.is_err() {
-                tracing::error!("the state was not taken back");
+            let taken = tokio::task::spawn_blocking(move || {
+                snapshot.take_back();
+                // Until then what is known here may be more than what the other process has written.
+                snapshot.flush()
+            });
+            if !matches!(tokio::time::timeout(TAKE_BACK, taken).await, Ok(Ok(Ok(())))) {
+                tracing::error!("the state that was taken back is not on the disk");
             }
         }
         self.writer.start(&self.node.snapshot, &self.drain);

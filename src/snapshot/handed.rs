@@ -75,6 +75,7 @@ impl Snapshot {
     pub fn take_back(&self) {
         let mut written = lock(&self.written);
         self.shared.skip_numbers(NUMBERS_OF_ANOTHER);
+        self.shared.find_marks();
         let started = {
             let mut journal = self.shared.journal();
             let generations = journal::generations(&self.dir).unwrap_or_default();

@@ -34,9 +34,14 @@ impl Marks {
     pub(super) fn new(dir: &Path, outside: Option<PathBuf>) -> Self {
         let marks =
             Self { dir: dir.to_owned(), outside, partial: Mutex::default(), waiting: Mutex::new(false) };
-        let left = [marks.outside.clone(), marks.waiting_path(), Some(file::partial_path(dir))];
-        *marks.partial() = left.into_iter().flatten().any(|mark| mark.exists());
+        marks.look_again();
         marks
+    }
+
+    /// Finds the marks that another process left, which has ended.
+    pub(super) fn look_again(&self) {
+        let left = [self.outside.clone(), self.waiting_path(), Some(file::partial_path(&self.dir))];
+        *self.partial() |= left.into_iter().flatten().any(|mark| mark.exists());
     }
 
     /// Tells whether an earlier process left a mark outside of `state_dir`.

@@ -73,6 +73,11 @@ impl Shared {
         &self.sink
     }
 
+    /// Finds the marks that another process left: the next snapshot takes them away.
+    pub(super) fn find_marks(&self) {
+        self.marks.look_again();
+    }
+
     /// Makes the next sequence number higher by this much.
     pub(super) fn skip_numbers(&self, numbers: u64) {
         self.seq.fetch_add(numbers, Ordering::SeqCst);

@@ -2,8 +2,8 @@
 //!
 //! Until it is told to serve, the new process may fail at any step: it is killed then, and this process goes
 //! on with the state and the sockets that it never let go of. Once it serves, this process finishes its
-//! calls. If the new one is killed meanwhile, another one is started in its place, because connections wait in the
-//! sockets and this process still has them.
+//! calls. If the new one is killed meanwhile, another one is started in its place, because connections wait
+//! in the sockets and this process still has them.
 
 use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};

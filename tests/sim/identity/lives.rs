@@ -94,8 +94,8 @@ impl Life {
 
     // What an operator does.
 
-    /// Changes the file by a reload, a restart, a kill, or a kill while it is reloaded; half of the time while
-    /// a sandbox is created.
+    /// Changes the file by a reload, a restart, a kill, or a kill while it is reloaded; half of the time
+    /// while a sandbox is created.
     async fn edit(&mut self, step: usize) {
         let name = *self.random.choice(self.file.keys()).unwrap();
         let under_way = self.random.bool().then(|| {

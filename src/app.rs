@@ -79,6 +79,8 @@ pub struct App {
     predecessor: Option<Arc<Predecessor>>,
     /// Completes once that process has ended.
     followed: Option<JoinHandle<()>>,
+    /// The signals that end this process, if they are awaited since before it serves.
+    shutdown: Option<ShutdownSignal>,
 }
 
 impl App {
@@ -92,6 +94,8 @@ impl App {
         let started = Box::pin(Self::start_after(predecessor.as_ref(), path)).await;
         match (started, predecessor) {
             (Ok(mut app), Some(predecessor)) => {
+                // An operator who is told that this process serves may end it.
+                app.shutdown = Some(ShutdownSignal::new()?);
                 predecessor.replace(&app.node).await;
                 app.sockets.open();
                 let predecessor = Arc::new(predecessor);
@@ -163,6 +167,7 @@ impl App {
             lock,
             predecessor,
             followed,
+            shutdown: None,
         })
     }
 
@@ -173,7 +178,7 @@ impl App {
     /// If a signal handler cannot be installed.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut shutdown = ShutdownSignal::new()?;
+        let mut shutdown = self.shutdown.take().map_or_else(ShutdownSignal::new, Ok)?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let watchdog = systemd::watchdog();
         tokio::pin!(watchdog);
@@ -314,6 +319,7 @@ fn servers(node: &Arc<NodeState>, drain: &Drain) -> Servers {
 }
 
 /// SIGTERM or SIGINT.
+#[derive(Debug)]
 struct ShutdownSignal {
     term: Signal,
     int: Signal,

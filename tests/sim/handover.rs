@@ -101,6 +101,12 @@ impl Node {
         said.split(' ').nth(1).unwrap().parse().unwrap()
     }
 
+    /// Waits until what was answered is on the disk: a loaded machine may take more than the 100 ms for which
+    /// a call waits, and then the next start doubts the state.
+    async fn saved(&self) {
+        eventually(SOON, async || self.status().await["state"]["problem"].is_null()).await;
+    }
+
     /// Waits for a line of the log.
     async fn logged(&self, part: &str, times: usize) {
         eventually(SOON, async || self.crimux.log().matches(part).count() >= times).await;

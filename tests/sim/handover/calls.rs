@@ -189,6 +189,7 @@ async fn a_sandbox_that_the_old_process_creates_is_the_new_ones_before_the_clien
     let listed = sandboxes(&node.client(), None).await.unwrap();
     assert!(listed.contains(&id), "{listed:?}\n{}", node.crimux.log());
     gone(first).await;
+    node.saved().await;
     node.kill(serving);
     gone(serving).await;
     let mut node = node;

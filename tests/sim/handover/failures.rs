@@ -27,6 +27,7 @@ async fn works(node: &mut Node, a: &SimRuntime, name: &str) {
     let up = "crimux_backend_up{backend=\"a\"}";
     eventually(SOON, async || node.crimux.metric(up).await == Some(1.0)).await;
     let id = create(&node.client(), name, "a").await.unwrap();
+    node.saved().await;
     a.stop().await;
     node.crimux.kill_and_start().await;
     node.crimux.wait_ready().await;

@@ -43,6 +43,7 @@ async fn a_new_process_that_is_killed_with_the_state_gives_it_back() {
     assert!(errors(&output).contains("signal: 9"), "{}", errors(&output));
     assert_eq!(node.pid().await, before);
     let later = create(&node.client(), "later", "a").await.unwrap();
+    node.saved().await;
     a.clear_faults();
     a.stop().await;
     for killed in [false, true] {

@@ -263,9 +263,9 @@ async fn two_names_for_one_runtime_list_each_pod_once_from_the_start_on() {
         let yaml = config(&crimux.dir, &[("a", &a), ("again", &a)], "");
         crimux.rewrite(&yaml);
         if killed {
-            crimux.kill_and_start().await
+            crimux.kill_and_start().await;
         } else {
-            crimux.restart().await
+            crimux.restart().await;
         }
         crimux.wait_ready().await;
         for _ in 0..5 {

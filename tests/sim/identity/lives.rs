@@ -82,11 +82,11 @@ impl Life {
             6 => self.slow(),
             7 => self.move_runtime(step).await,
             8 => self.forget().await,
-            9 => self.lose_a_reply(step).await,
+            9 => Box::pin(self.lose_a_reply(step)).await,
             10 if !self.pods.is_empty() => self.remove_pod().await,
             11 if !self.containers.is_empty() => self.remove_container().await,
             12 if !self.pods.is_empty() => self.stop_pod().await,
-            13 | 14 if !self.pods.is_empty() => self.create_container(step).await,
+            13 | 14 if !self.pods.is_empty() => Box::pin(self.create_container(step)).await,
             _ => self.create_pod(&format!("p{step}")).await,
         }
         self.judge().await;
@@ -210,7 +210,7 @@ impl Life {
         self.runtimes.iter().for_each(|runtime| runtime.fault_next(method, 1, Fault::LoseReply));
         match method {
             "RemovePodSandbox" if !self.pods.is_empty() => self.remove_pod().await,
-            "CreateContainer" if !self.pods.is_empty() => self.create_container(step).await,
+            "CreateContainer" if !self.pods.is_empty() => Box::pin(self.create_container(step)).await,
             _ => self.create_pod(&format!("p{step}")).await,
         }
         self.runtimes.iter().for_each(|runtime| runtime.clear_fault(method));
@@ -324,8 +324,11 @@ impl Life {
     fn loosen(&mut self, pod: &str) {
         self.pods.remove(pod);
         self.loose.insert(pod.to_owned());
-        let lost = self.containers.extract_if(.., |_, of| of == pod).map(|(id, _)| id);
-        self.loose.extend(lost);
+        let all = std::mem::take(&mut self.containers);
+        let (of_pod, others): (BTreeMap<_, _>, BTreeMap<_, _>) =
+            all.into_iter().partition(|(_, of)| of == pod);
+        self.containers = others;
+        self.loose.extend(of_pod.into_keys());
     }
 
     /// Lets be listed or not what a call that failed may have created.

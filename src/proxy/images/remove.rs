@@ -77,8 +77,14 @@ impl Call {
             stores = self.list_stores(&backends, Duration::ZERO).await;
             found = self.find_images(&stores, &reference)?;
         }
+        let is_other_spelling =
+            found.iter().flatten().any(|image| image.match_kind == MatchKind::OtherSpelling);
         let is_unlisted = found.iter().all(Vec::is_empty);
-        let unreachable = unreachable(&stores, is_unlisted, &reference);
+        let unreachable = match unreachable(&stores, is_unlisted || is_other_spelling, &reference) {
+            // The exact ID may have come to that store since it was listed.
+            Some(error) if is_other_spelling => return Err(error),
+            unreachable => unreachable,
+        };
         let having = std::iter::zip(&stores, &found).filter(|(_, images)| !images.is_empty());
         let request = RemoveRequest { method, message: &message, reference: &reference };
         let removed = having.map(|(store, images)| self.remove_from(&store.backend, &request, images));
@@ -179,9 +185,9 @@ fn matches_in(backend: &Backend, reference: &str) -> Vec<StoredImage> {
 }
 
 /// Returns an error if the image may remain somewhere: in stores that were never listed, or, if no store
-/// lists it, in those that could not be listed now.
-fn unreachable(stores: &[Store], is_unlisted: bool, reference: &str) -> Option<Error> {
-    let unasked = stores.iter().filter(|store| !store.known || (is_unlisted && !store.live));
+/// lists exactly this image, in those that could not be listed now.
+fn unreachable(stores: &[Store], is_not_exact: bool, reference: &str) -> Option<Error> {
+    let unasked = stores.iter().filter(|store| !store.known || (is_not_exact && !store.live));
     let backends: Vec<_> = unasked.map(|store| Arc::clone(&store.backend.name)).collect();
     (!backends.is_empty()).then(|| Error::LookupIncomplete {
         kind: "image",

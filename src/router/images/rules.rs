@@ -168,7 +168,7 @@ pub const RULES: [RuleRow; 19] = [
         rule: Rule::RemoveOtherSpelling,
         call: "RemoveImage",
         carries: "an ID that is listed only with, or only without, `sha256:`",
-        store: "every backend that lists it so",
+        store: "every backend that lists it so; Unavailable unless all stores could be listed",
         reason: "it names that image and no other",
     },
     RuleRow {

@@ -609,6 +609,18 @@ async fn an_image_is_removed_where_that_very_id_is_listed() {
 }
 
 #[tokio::test]
+async fn the_other_spelling_is_not_removed_while_a_store_that_may_have_the_exact_id_is_down() {
+    let node = node().await;
+    node.listed().await;
+    let id = node.b.state().add_image(IMAGE);
+    let plain = node.o.state().add_image(IMAGE);
+    node.o.refuse_connections().await;
+    node.wait_down("o").await;
+    assert_eq!(node.remove(&plain).await, Err(Code::Unavailable));
+    assert_eq!(node.removals("b"), [""; 0], "{id} is another image to kubelet");
+}
+
+#[tokio::test]
 async fn one_list_of_each_store_serves_a_whole_collection() {
     let node = node().await;
     let ids: Vec<_> =

@@ -17,7 +17,7 @@ use crate::config::RESTART_KEYS;
 use crate::history::ReloadResult;
 use crate::method;
 use backends::BackendGauges;
-use registration::Registrar;
+use registration::{Registrar, set_count};
 
 mod backends;
 mod clients;
@@ -201,7 +201,7 @@ impl Metrics {
     /// Records the size in bytes of a merged list. Returns whether it nears kubelet's limit of 16 MiB.
     pub fn record_merged_list(&self, method: &str, size: usize) -> bool {
         let gauge = self.merged_list_bytes.with_label_values(&[method]);
-        gauge.set(size.try_into().unwrap_or(i64::MAX));
+        set_count(&gauge, size);
         let large = size > LARGE_LIST;
         if large {
             self.merged_lists_large.with_label_values(&[method]).inc();

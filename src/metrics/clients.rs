@@ -2,7 +2,7 @@
 
 use prometheus::{IntGauge, Result};
 
-use super::registration::Registrar;
+use super::registration::{Registrar, set_count};
 
 /// Connections and streams of clients.
 #[derive(Debug)]
@@ -23,8 +23,7 @@ impl ClientGauges {
 
     /// Sets both.
     pub fn set(&self, connections: usize, streams: usize) {
-        let set = |gauge: &IntGauge, count: usize| gauge.set(count.try_into().unwrap_or(i64::MAX));
-        set(&self.connections, connections);
-        set(&self.streams, streams);
+        set_count(&self.connections, connections);
+        set_count(&self.streams, streams);
     }
 }

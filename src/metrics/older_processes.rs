@@ -2,7 +2,7 @@
 
 use prometheus::{IntGauge, Result};
 
-use super::registration::Registrar;
+use super::registration::{Registrar, set_count};
 use crate::handover::OlderProcess;
 
 /// Processes that were replaced, and what they have left.
@@ -26,9 +26,8 @@ impl OlderProcessGauges {
 
     /// Sets them.
     pub fn set(&self, older: &[OlderProcess]) {
-        let set = |gauge: &IntGauge, count: usize| gauge.set(count.try_into().unwrap_or(i64::MAX));
-        set(&self.processes, older.len());
-        set(&self.calls, older.iter().map(|process| process.calls).sum());
-        set(&self.streams, older.iter().map(|process| process.streams).sum());
+        set_count(&self.processes, older.len());
+        set_count(&self.calls, older.iter().map(|process| process.calls).sum());
+        set_count(&self.streams, older.iter().map(|process| process.streams).sum());
     }
 }

@@ -56,3 +56,8 @@ impl Registrar<'_> {
 fn opts(name: &str, help: &str) -> Opts {
     Opts::new(name, help).namespace("crimux")
 }
+
+/// Sets a gauge to a count.
+pub(super) fn set_count(gauge: &IntGauge, count: usize) {
+    gauge.set(count.try_into().unwrap_or(i64::MAX));
+}

@@ -31,9 +31,9 @@ impl LastKnown {
     }
 
     /// Records the version of the owners map when the newest list of `kind` was learnt from.
-    pub fn set_owners_version(&self, kind: ListKind, forgotten: u64) {
+    pub fn set_owners_version(&self, kind: ListKind, version: u64) {
         if matches!(kind, ListKind::Sandboxes | ListKind::Containers) {
-            self.lock().owners_version[usize::from(kind == ListKind::Containers)] = forgotten;
+            self.lock().owners_version[usize::from(kind == ListKind::Containers)] = version;
         }
     }
 

@@ -1,4 +1,4 @@
-//! What is under way when another process takes over goes on, and what comes after goes to the new one.
+//! Calls in flight end in the old process when another one takes over; later calls go to the new one.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -2,13 +2,16 @@
 //!
 //! The pace is that of a recorded kubelet 1.36 in a quiet minute, rounded up, with an exec probe for each pod
 //! and one container that exits and starts again every five seconds. CPU time and bytes written are counted
-//! for [`MEASURED`] and given for a day.
+//! for [`MEASURED`] and given for a day; the same calls go to a runtime directly meanwhile. Memory is looked at
+//! before the first call, and after the restarts of a day without a pause.
 
-use std::cell::Cell;
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use nix::unistd::Pid;
 use prost::Message as _;
 use testkit::cri;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -38,38 +41,88 @@ const PERIODIC: [(&str, f64); 6] = [
 const PROBE: f64 = 10.0;
 /// Seconds between two containers that exit and start again.
 const RESTART: f64 = 5.0;
+/// The restarts of a day, which are made without a pause for the memory after a day.
+const RESTARTS_A_DAY: usize = 17_280;
+
+/// What a process took in [`MEASURED`], and its memory.
+struct Taken {
+    /// CPU seconds a day of crimux, of its backend, and of a backend that is called directly.
+    cpu: [f64; 3],
+    /// Bytes a day written to `state_dir`.
+    written: f64,
+    /// MiB of crimux: before the first call of kubelet, and after the restarts of a day.
+    resident: [f64; 2],
+}
 
 /// Makes kubelet's calls for each size of node, and prints what crimux took.
 pub(crate) async fn measure(world: &World) -> Result<()> {
-    println!("what a node pays, from {} s of kubelet's calls:", MEASURED.as_secs());
+    println!("what a node pays a day, from {} s of kubelet's calls:", MEASURED.as_secs());
     println!(
-        "{:>6} {:>14} {:>10} {:>14} {:>10}",
-        "pods", "CPU s a day", "of a core", "MB written/day", "RSS MiB"
+        "{:>5} {:>9} {:>9} {:>16} {:>16} {:>11} {:>9} {:>15}",
+        "pods",
+        "CPU s",
+        "of a core",
+        "runtime's CPU s",
+        "the same, direct",
+        "MB written",
+        "idle MiB",
+        "MiB after a day"
     );
     for pods in PODS {
-        let stock = Stock { sandboxes: pods, containers: pods, events: false };
-        let backends = world.backends(1, stock).await?;
-        let (dir, socket) = world.crimux_directory(&backends)?;
-        let process = world.start_crimux(&dir)?;
-        let mut crimux = Contender { name: "crimux".to_owned(), socket, process };
-        let kubelet = Kubelet::new(&mut crimux, pods).await?;
-        kubelet.run(WARM_UP).await?;
-        let (cpu, written) = (process::cpu(crimux.process.id())?, written(&dir).await?);
-        kubelet.run(MEASURED).await?;
-        let cpu = process::cpu(crimux.process.id())?.saturating_sub(cpu).as_secs_f64();
-        let written = self::written(&dir).await? - written;
-        let a_day = 86_400.0 / MEASURED.as_secs_f64();
-        let resident = process::memory(crimux.process.id())?.resident >> 10;
+        let taken = measure_node(world, pods).await?;
+        let [crimux, behind, direct] = taken.cpu;
+        let [idle, after] = taken.resident;
         println!(
-            "{pods:>6} {:>14.0} {:>8.2} % {:>14.1} {:>10.1}",
-            cpu * a_day,
-            cpu / MEASURED.as_secs_f64() * 100.0,
-            written * a_day / 1e6,
-            f64::from(u32::try_from(resident)?) / 1024.0
+            "{pods:>5} {crimux:>9.0} {:>7.2} % {behind:>16.0} {direct:>16.0} {:>11.1} {idle:>9.1} {after:>15.1}",
+            crimux / 864.0,
+            taken.written / 1e6
         );
-        crimux.process.end().await?;
     }
     Ok(())
+}
+
+/// Measures a node with so many pods beside a runtime with as many that is called directly.
+async fn measure_node(world: &World, pods: usize) -> Result<Taken> {
+    let stock = Stock { sandboxes: pods, containers: pods, events: false };
+    let mut direct = world.backend(stock).await?;
+    let backends = world.backends(1, stock).await?;
+    let (dir, socket) = world.crimux_directory(&backends)?;
+    let process = world.start_crimux(&dir)?;
+    let mut crimux = Contender { name: "crimux".to_owned(), socket, process };
+    let processes = [crimux.process.id(), backends[0].process.id(), direct.process.id()];
+    let resident =
+        || anyhow::Ok(f64::from(u32::try_from(process::memory(processes[0])?.resident >> 10)?) / 1024.0);
+
+    let kubelet = Kubelet::new(&mut crimux, pods).await?;
+    let kubelet_direct = Kubelet::new(&mut direct, pods).await?;
+    let idle = resident()?;
+    tokio::try_join!(kubelet.run(WARM_UP), kubelet_direct.run(WARM_UP))?;
+    let (cpu, written) = (cpu_seconds(processes)?, written(&dir).await?);
+    tokio::try_join!(kubelet.run(MEASURED), kubelet_direct.run(MEASURED))?;
+    let a_day = 86_400.0 / MEASURED.as_secs_f64();
+    let now = cpu_seconds(processes)?;
+    let cpu = std::array::from_fn(|place| (now[place] - cpu[place]) * a_day);
+    let written = (self::written(&dir).await? - written) * a_day;
+    for turn in 0..RESTARTS_A_DAY {
+        kubelet.restart(turn).await?;
+        kubelet.periodic("ListPodSandbox").await?;
+        kubelet.periodic("ListContainers").await?;
+    }
+    let taken = Taken { cpu, written, resident: [idle, resident()?] };
+    crimux.process.end().await?;
+    Ok(taken)
+}
+
+fn cpu_seconds(processes: [Pid; 3]) -> Result<[f64; 3]> {
+    let mut seconds = [0.0; 3];
+    for (seconds, process) in seconds.iter_mut().zip(processes) {
+        *seconds = process::cpu(process)?.as_secs_f64();
+    }
+    Ok(seconds)
+}
+
+fn by_id(sandboxes: Vec<cri::PodSandbox>) -> HashMap<String, cri::PodSandbox> {
+    sandboxes.into_iter().map(|sandbox| (sandbox.id.clone(), sandbox)).collect()
 }
 
 async fn pull(client: &Client) -> Result<cri::ImageSpec> {
@@ -89,15 +142,21 @@ async fn written(dir: &Path) -> Result<f64> {
     Ok(value.context("no crimux_state_written_bytes_total")?.trim().parse()?)
 }
 
-/// The client, with the objects that it calls about.
+/// The client, with the pods that it calls about.
 struct Kubelet {
     client: Client,
-    sandboxes: Vec<cri::PodSandbox>,
-    containers: Cell<Vec<String>>,
+    pods: RefCell<Vec<Pod>>,
     /// What its containers run.
     image: cri::ImageSpec,
-    /// Counts containers that were started again; it is their attempt.
-    restarts: Cell<u32>,
+}
+
+/// A sandbox with its one container.
+#[derive(Clone)]
+struct Pod {
+    sandbox: cri::PodSandbox,
+    container: String,
+    /// How many times the container was started again; it is the attempt of the next one.
+    restarts: u32,
 }
 
 /// A call that is made again and again.
@@ -117,15 +176,20 @@ enum Job {
 impl Kubelet {
     async fn new(crimux: &mut Contender, pods: usize) -> Result<Self> {
         let client = crimux.connect_listing(pods).await?;
-        let sandboxes = framed(&cri::ListPodSandboxRequest::default());
-        let sandboxes = client.fetch(&Target::runtime("ListPodSandbox"), sandboxes).await?;
-        let sandboxes = cri::ListPodSandboxResponse::decode(sandboxes)?.items;
-        let containers = framed(&cri::ListContainersRequest::default());
-        let containers = client.fetch(&Target::runtime("ListContainers"), containers).await?;
+        let list = framed(&cri::ListPodSandboxRequest::default());
+        let sandboxes = client.fetch(&Target::runtime("ListPodSandbox"), list).await?;
+        let mut sandboxes = by_id(cri::ListPodSandboxResponse::decode(sandboxes)?.items);
+        let list = framed(&cri::ListContainersRequest::default());
+        let containers = client.fetch(&Target::runtime("ListContainers"), list).await?;
         let containers = cri::ListContainersResponse::decode(containers)?.containers;
+        let pods = containers.into_iter().map(|container| {
+            let sandbox =
+                sandboxes.remove(&container.pod_sandbox_id).context("a sandbox has not one container")?;
+            Ok(Pod { sandbox, container: container.id, restarts: 0 })
+        });
+        let pods = RefCell::new(pods.collect::<Result<_>>()?);
         let image = pull(&client).await?;
-        let containers = Cell::new(containers.into_iter().map(|container| container.id).collect());
-        Ok(Self { client, sandboxes, containers, image, restarts: Cell::new(0) })
+        Ok(Self { client, pods, image })
     }
 
     /// Makes the calls one after the other, each when it is due, for so long.
@@ -133,7 +197,7 @@ impl Kubelet {
         let started = Instant::now();
         let timer = |period: f64, what| Timer { due: started, period: Duration::from_secs_f64(period), what };
         let mut timers: Vec<_> = PERIODIC.map(|(method, period)| timer(period, Job::Periodic(method))).into();
-        let pods = u32::try_from(self.sandboxes.len())?;
+        let pods = u32::try_from(self.pods.borrow().len())?;
         timers.push(timer(PROBE / f64::from(pods), Job::Probe));
         timers.push(timer(RESTART, Job::Restart));
         let mut turn = 0;
@@ -160,27 +224,27 @@ impl Kubelet {
         self.client.call(&target, framed(&cri::StatusRequest::default())).await.map(drop)
     }
 
+    fn pod(&self, turn: usize) -> (usize, Pod) {
+        let pods = self.pods.borrow();
+        let place = turn % pods.len();
+        (place, pods[place].clone())
+    }
+
     async fn probe(&self, turn: usize) -> Result<()> {
-        let containers = self.containers.take();
-        let container_id = containers[turn % containers.len()].clone();
-        self.containers.set(containers);
+        let container_id = self.pod(turn).1.container;
         let request = cri::ExecSyncRequest { container_id, cmd: vec!["true".to_owned()], timeout: 1 };
         self.client.call(&Target::runtime("ExecSync"), framed(&request)).await.map(drop)
     }
 
     /// A container exits; kubelet sees it, starts another in its sandbox and removes the old one.
     async fn restart(&self, turn: usize) -> Result<()> {
-        self.restarts.set(self.restarts.get() + 1);
-        let mut containers = self.containers.take();
-        let index = turn % containers.len();
-        let container_id = containers[index].clone();
-        let sandbox = &self.sandboxes[index];
+        let (place, Pod { sandbox, container: container_id, restarts }) = self.pod(turn);
         self.status(&sandbox.id, &container_id).await?;
         let stop = cri::StopContainerRequest { container_id: container_id.clone(), timeout: 0 };
         self.client.call(&Target::runtime("StopContainer"), framed(&stop)).await?;
         self.status(&sandbox.id, &container_id).await?;
         let config = cri::ContainerConfig {
-            metadata: Some(cri::ContainerMetadata { name: "c".to_owned(), attempt: self.restarts.get() }),
+            metadata: Some(cri::ContainerMetadata { name: "c".to_owned(), attempt: restarts + 1 }),
             image: Some(self.image.clone()),
             ..Default::default()
         };
@@ -199,8 +263,7 @@ impl Kubelet {
         self.status(&sandbox.id, &created).await?;
         let remove = cri::RemoveContainerRequest { container_id };
         self.client.call(&Target::runtime("RemoveContainer"), framed(&remove)).await?;
-        containers[index] = created;
-        self.containers.set(containers);
+        self.pods.borrow_mut()[place] = Pod { sandbox, container: created, restarts: restarts + 1 };
         Ok(())
     }
 

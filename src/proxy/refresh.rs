@@ -19,7 +19,7 @@ use crate::proxy::{NodeState, descriptors, runtime_replies};
 /// The longest pause between attempts to refresh lists and `Status`.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between attempts of the other classes.
-const LONGEST_PAUSE_ONCE: Duration = Duration::from_secs(2);
+const LONGEST_PAUSE_OTHERS: Duration = Duration::from_secs(2);
 
 /// Records that a call exceeded the backend's deadline.
 pub(super) fn record_timeout(
@@ -80,28 +80,51 @@ pub(super) fn refresh(node: &Arc<NodeState>, backend: &Arc<Backend>, class: Meth
     });
 }
 
-/// Retries until the backend answers. Lists, `Status` and what is called once for each connection need an OK
-/// reply; for the other classes any answer ends the retry.
+/// What a refresh that failed means for its class.
+struct Failed {
+    /// Whether the class is late from now on; otherwise the backend answered in time.
+    is_late: bool,
+    /// Whether the refresh is tried again.
+    is_retried: bool,
+}
+
+/// Decides what a failed refresh of a class means, by whether the backend answered it with an error or was
+/// silent until the deadline.
+///
+/// Lists and `Status` decide what kubelet thinks of the node, so they need an OK reply. What is called once for
+/// each connection is called until it is OK. For the other classes any answer is an answer in time.
+fn judge(class: MethodClass, was_silent: bool) -> Failed {
+    use MethodClass::{
+        ContainerStats, Filesystems, Images, Lists, Metrics, Reads, RuntimeConfig, SandboxStats, Status,
+    };
+    let (is_late, is_retried) = match (class, was_silent) {
+        (Lists | Status, _) => (true, true),
+        (RuntimeConfig, _) => (false, true),
+        (Images | Filesystems | Metrics, was_silent) => (was_silent, true),
+        (Reads | ContainerStats | SandboxStats, was_silent) => (was_silent, was_silent),
+    };
+    Failed { is_late, is_retried }
+}
+
+/// Retries until the backend answers as its class needs (see [`judge`]).
 async fn refresh_until_ok(node: &NodeState, backend: &Arc<Backend>, class: MethodClass, guard: &Refresh) {
-    let judged = matches!(class, MethodClass::Lists | MethodClass::Status);
-    let once = matches!(
-        class,
-        MethodClass::Images | MethodClass::Filesystems | MethodClass::Metrics | MethodClass::RuntimeConfig
-    );
     let failed = |error: &Error| {
         if guard.is_outdated() {
             return false;
         }
-        let silent = matches!(error, Error::Late { .. } | Error::CallerDeadline { .. } | Error::Busy { .. });
+        let was_silent =
+            matches!(error, Error::Late { .. } | Error::CallerDeadline { .. } | Error::Busy { .. });
+        let failed = judge(class, was_silent);
         backend.health.record_error(error.to_string());
-        if judged || (silent && class != MethodClass::RuntimeConfig) {
+        if failed.is_late {
             backend.health.mark_late(class);
         } else {
             backend.health.mark_answered(class);
         }
-        judged || once || silent
+        failed.is_retried
     };
-    let longest_pause = if judged { LONGEST_PAUSE } else { LONGEST_PAUSE_ONCE };
+    let decides_readiness = matches!(class, MethodClass::Lists | MethodClass::Status);
+    let longest_pause = if decides_readiness { LONGEST_PAUSE } else { LONGEST_PAUSE_OTHERS };
     retry_hedged(longest_pause, || refresh_once(node, backend, class), failed).await;
     if !guard.is_outdated() && backend.health.mark_answered(class) {
         tracing::info!(backend = %backend.name, ?class, "backend answers in time again");

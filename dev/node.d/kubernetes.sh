@@ -72,10 +72,13 @@ control_plane_stop() { :; }
 
 kubectl() { bed run "$(tool kubectl)" --kubeconfig "$KUBECONFIG_FILE" --cache-dir "$KUBERNETES/cache" "$@"; }
 
+runtime_class() { # NAME
+  printf '{"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "%s"}, "handler": "%s"}\n' "$1" "$1"
+}
+
 runtime_classes() {
   local backend
   for backend in $NODE_BACKENDS; do
-    printf '{"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "%s"}, "handler": "%s"}\n' \
-      "${backend%%:*}" "${backend%%:*}"
+    runtime_class "${backend%%:*}"
   done | kubectl apply -f - >/dev/null
 }

@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use testkit::bed::{Bed, skipped};
 
 mod chaos;
+mod handover;
 mod identity;
 mod migration;
 mod numbers;
@@ -52,6 +53,9 @@ struct Watch {
     child: Child,
     log: PathBuf,
 }
+
+/// A verb of `dev/node` that runs until it is dropped.
+struct Running(Child);
 
 /// A pod as the API shows it: restarts of its containers, and whether it is ready.
 type Seen = (String, String);
@@ -208,6 +212,24 @@ impl Drop for Watch {
         // It has ended by itself if the API server ended first.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        // A group of its own, for the script and what it runs.
+        Self(command.process_group(0).spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended by itself if its pod ended first.
+        if matches!(self.0.try_wait(), Ok(None)) {
+            let group = nix::unistd::Pid::from_raw(self.0.id().try_into().unwrap());
+            let _ = nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGKILL);
+            let _ = self.0.wait();
+        }
     }
 }
 

@@ -1,22 +1,11 @@
 //! What kubectl does with a pod reaches it on every backend; kubelet's own numbers have every pod.
 
 use super::numbers::numbers_have;
-use super::{CLASSES, GATES, Node, command, eventually};
-use std::process::{Child, Stdio};
+use super::{CLASSES, GATES, Node, Running, command, eventually};
+use std::process::Stdio;
 
 /// What one of the four backends answers Unimplemented.
 const LACKS: &str = "crun:PodSandboxStats,ListPodSandboxStats,StreamPodSandboxStats";
-
-/// A command that runs until it is dropped.
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It has ended by itself if its pod ended first.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 #[test]
 fn pods_of_every_class_are_ready_and_kubectl_reaches_them() {
@@ -116,7 +105,7 @@ fn forwarded(node: &Node) {
             &["kubectl", "port-forward", &format!("pod/{class}"), &format!("{port}:80")],
         );
         forward.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let _running = Running(forward.spawn().unwrap());
+        let _running = Running::start(&mut forward);
         let url = format!("http://127.0.0.1:{port}/");
         let fetch = || node.try_run(&["run", "curl", "-sf", "--max-time", "5", &url]);
         eventually("the forwarded port answers", || fetch().is_ok_and(|page| page == "served"));

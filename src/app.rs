@@ -26,7 +26,7 @@ use crate::proxy::{NodeState, Proxy};
 use crate::relay::{Relay, RelayMetrics};
 use crate::server::{Listener, Sockets};
 use crate::side::Side;
-use crate::snapshot::{Snapshot, StateLock};
+use crate::state::{StateLock, StateStore};
 use crate::{admin, telemetry};
 use backends::Backends;
 use predecessor::{HandedState, Predecessor};
@@ -122,14 +122,14 @@ impl App {
         let drain = Drain::default();
         let metrics = Metrics::new()?;
         let (lock, handed_changes) = take_lock(predecessor, &config).await?;
-        let snapshot = open_snapshot(&config);
+        let store = open_state_store(&config);
         let side = Side::start().context("no thread beside that of the calls")?;
         let relay_metrics = RelayMetrics::new(metrics.registry())?;
         let relay = side
             .run(Relay::bind(relay_metrics))
             .await?
             .context("the relay cannot listen on a port of 127.0.0.1")?;
-        let node = NodeState::new(config.clone(), Arc::clone(&snapshot), metrics, Arc::clone(&relay));
+        let node = NodeState::new(config.clone(), Arc::clone(&store), metrics, Arc::clone(&relay));
         let mut backends = Backends::new(Arc::clone(&node), drain.clone(), side.clone(), sockets.clone());
         backends.apply(&config).await?;
         if let Some(changes) = handed_changes {
@@ -138,7 +138,7 @@ impl App {
         tokio::spawn(timer_keepalive(Arc::clone(&node.metrics)));
         side.handle().spawn(trim_heap());
         let mut writer = Writer::default();
-        writer.start(&snapshot, &drain);
+        writer.start(&store, &drain);
         let (mut servers, relay_drain) = (servers(&node, &drain), Drain::default());
         tracing::info!(listen = %listener.path().display(), backends = config.backends.len(), "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
@@ -255,7 +255,7 @@ async fn close(node: &NodeState) {
     if tokio::task::spawn_blocking(telemetry::spans::stop).await.is_err() {
         tracing::error!("the last spans were lost");
     }
-    node.snapshot.close().await;
+    node.state_store.close().await;
 }
 
 /// Starts the log and the export of spans.
@@ -296,16 +296,16 @@ async fn take_lock(
 }
 
 /// Loads the saved state.
-fn open_snapshot(config: &Config) -> Arc<Snapshot> {
+fn open_state_store(config: &Config) -> Arc<StateStore> {
     let mark = mark_of(config);
-    let (snapshot, warnings) = Snapshot::open_marked(&config.state_dir, &boot_id(), Some(mark));
+    let (store, warnings) = StateStore::open_marked(&config.state_dir, &boot_id(), Some(mark));
     for warning in warnings {
         tracing::warn!(%warning, "saved state");
     }
-    if let Err(error) = snapshot.start_journal_thread() {
+    if let Err(error) = store.start_journal_thread() {
         tracing::warn!(%error, "the journal has no thread of its own: calls wait for the disk");
     }
-    snapshot
+    store
 }
 
 /// Returns an empty set of servers. They have `drain_timeout` to end, or `handover_timeout` while another
@@ -314,7 +314,7 @@ fn servers(node: &Arc<NodeState>, drain: &Drain) -> Servers {
     let node = Arc::clone(node);
     Servers::new(drain.clone(), move || {
         let config = node.config();
-        if node.snapshot.is_handed_over() { config.handover_timeout } else { config.drain_timeout }
+        if node.state_store.is_handed_over() { config.handover_timeout } else { config.drain_timeout }
     })
 }
 

@@ -16,7 +16,7 @@ use crate::config::BackendConfig;
 use crate::method::{Api, Deadline, IN_FLIGHT_LIMITS, InFlightLimit, Method};
 use crate::metrics::CallMetrics;
 use crate::side::Side;
-use crate::snapshot::{InstanceId, LastKnown};
+use crate::state::{InstanceId, InstanceState};
 
 pub use call::{BufferedReply, CallRequest, Reply, ReplyBody, own_headers};
 pub use health::{BackendState, Health, LastError, MethodClass};
@@ -44,7 +44,7 @@ pub struct Backend {
     /// Late or not, by kind of list, and the last error.
     pub health: Health,
     /// What it answered last, in memory and in `state_dir`.
-    pub last_known: Arc<LastKnown>,
+    pub state: Arc<InstanceState>,
     /// Counters under its name.
     pub calls: Arc<CallMetrics>,
     config: ArcSwap<BackendConfig>,
@@ -63,16 +63,16 @@ impl Backend {
     /// counters.
     pub fn new(
         config: BackendConfig,
-        last_known: Arc<LastKnown>,
+        state: Arc<InstanceState>,
         calls: Arc<CallMetrics>,
         side: Side,
     ) -> Arc<Self> {
         Arc::new(Self {
-            id: last_known.id(),
+            id: state.id(),
             name: calls.backend().into(),
             calls,
             health: Health::default(),
-            last_known,
+            state,
             config: ArcSwap::from_pointee(config),
             link: watch::Sender::new(Link::Connecting),
             redial: Notify::new(),

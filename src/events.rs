@@ -17,7 +17,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::codec::{End, Frames};
 use crate::error::Error;
 use crate::mutex::lock;
-use crate::snapshot::InstanceId;
+use crate::state::InstanceId;
 
 /// One client's stream.
 #[derive(Debug)]

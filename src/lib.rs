@@ -10,7 +10,7 @@
 //! | [`router`] | chooses the backend: by handler, by owner, by image |
 //! | [`backend`] | sends the call to one runtime, and knows the health of its connection |
 //! | [`merge`] | makes one reply of the replies of several backends |
-//! | [`snapshot`] | keeps the last-known state of each backend, in memory and on disk |
+//! | [`state`] | keeps the last-known state of each backend, in memory and on disk |
 //!
 //! Streams have two modules: [`events`] shares one stream of container events, [`relay`] carries exec, attach
 //! and port-forward. [`app`] starts and stops everything, and applies to the running backends what [`plan`]
@@ -49,7 +49,7 @@ pub mod relay;
 pub mod router;
 pub mod server;
 pub mod side;
-pub mod snapshot;
+pub mod state;
 pub mod telemetry;
 pub mod utf8;
 pub mod wire;

@@ -19,7 +19,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 
 use crate::config::Config;
-use crate::snapshot::{InstanceId, Life};
+use crate::state::{InstanceId, Life};
 
 /// What is known of one instance.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,7 +34,7 @@ pub struct KnownInstance {
     pub life: Life,
     /// The sandboxes on it.
     pub pods: usize,
-    /// Whether anything is remembered to be on it, or it was not listed yet.
+    /// Whether anything is or may be on it: objects, a call in flight, or what was never listed.
     pub is_occupied: bool,
 }
 

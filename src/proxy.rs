@@ -31,7 +31,7 @@ use crate::codec::{self, Message};
 use crate::error::Error;
 use crate::limits::ClientLimits;
 use crate::method::{self, Method, Route};
-use crate::snapshot::InstanceId;
+use crate::state::InstanceId;
 use crate::telemetry::spans;
 pub use images::{CallExplanation, ImageExplanation, StoreExplanation};
 pub use node::NodeState;

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
-use crate::snapshot::InstanceId;
+use crate::state::InstanceId;
 pub use aims::{AIM_LIFETIME, Aim, Aims};
 pub use handlers::{Choice, Handlers};
-pub use owners::{Annotations, Lookup, OwnedPod, Owners, Pod};
+pub use owners::{Annotations, Lookup, OwnedSandbox, Owners, SandboxRecord};
 
 mod aims;
 mod handlers;

@@ -1,7 +1,7 @@
 //! The order of the modules: an import points only down this list. And their names: no type is declared
 //! twice.
 //!
-//! main > cli > app > admin > server > proxy > plan > router, backend, merge, events, relay > snapshot >
+//! main > cli > app > admin > server > proxy > plan > router, backend, merge, events, relay > state >
 //! metrics > method > the leaves. The hops of a call (router, backend, merge, events, relay) do not import
 //! each other; only the proxy knows their order. Leaves import only leaves. Read from `crate::` paths in
 //! `src/`.
@@ -19,7 +19,7 @@ const ROWS: [&[&str]; 12] = [
     &["proxy"],
     &["plan"],
     &["router", "backend", "merge", "events", "relay"],
-    &["snapshot", "limits"],
+    &["state", "limits"],
     // Labels of metrics are rows of the method table.
     &["metrics"],
     &["method"],
@@ -268,7 +268,7 @@ fn the_reader_of_imports_sees_every_form() {
 #[test]
 fn hops_of_one_row_are_strangers() {
     assert!(!may_import("router", "backend"));
-    assert!(!may_import("snapshot", "router"));
+    assert!(!may_import("state", "router"));
     assert!(!may_import("method", "proxy"));
     assert!(!may_import("wire", "method"));
     assert!(may_import("proxy", "merge"));

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use crimux::snapshot::{Filter, ListKind, Snapshot, StatusKind};
+use crimux::state::{Filter, ListKind, StateStore, StatusKind};
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
@@ -24,7 +24,7 @@ const JOURNAL: &str = "journal-0000000000000001";
 /// How a snapshot and a journal of this version begin: with a magic of eight bytes.
 static MAGICS: LazyLock<([u8; 8], [u8; 8])> = LazyLock::new(|| {
     let dir = tempfile::tempdir().expect("a directory");
-    let (snapshot, _) = Snapshot::open(dir.path(), BOOT);
+    let (snapshot, _) = StateStore::open(dir.path(), BOOT);
     let _ = snapshot.backend("a", true);
     snapshot.flush().expect("an empty directory can be written");
     let names = fs::read_dir(dir.path()).expect("our own directory").flatten().map(|entry| entry.path());
@@ -48,7 +48,7 @@ fuzz_target!(|data: &[u8]| {
         _ => (JOURNAL, body.to_vec()),
     };
     fs::write(dir.join(name), content).expect("our own directory");
-    let (snapshot, warnings) = Snapshot::open(dir, BOOT);
+    let (snapshot, warnings) = StateStore::open(dir, BOOT);
     assert!(warnings.iter().all(|warning| !warning.to_string().is_empty()));
     for instance in snapshot.instances() {
         let last = snapshot.get(instance.id).expect("nothing ends it meanwhile");
@@ -60,7 +60,7 @@ fuzz_target!(|data: &[u8]| {
         last.record_sandbox_removed("x");
     }
     snapshot.flush().expect("what was loaded can be written");
-    let (_, warnings) = Snapshot::open(dir, BOOT);
+    let (_, warnings) = StateStore::open(dir, BOOT);
     assert!(warnings.is_empty(), "what was written can be loaded: {warnings:?}");
 });
 

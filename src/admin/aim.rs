@@ -52,8 +52,8 @@ pub(super) async fn aim(
         return Err(api_error(StatusCode::CONFLICT, error));
     }
     let state_word = node.state(&target).word();
-    if target.last_known.is_draining() || state_word == "joining" {
-        let state = if target.last_known.is_draining() { "draining" } else { state_word };
+    if target.state.is_draining() || state_word == "joining" {
+        let state = if target.state.is_draining() { "draining" } else { state_word };
         let error = format!("backend {backend} is {state} and takes no new sandboxes");
         return Err(api_error(StatusCode::CONFLICT, error));
     }

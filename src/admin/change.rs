@@ -49,18 +49,18 @@ pub(super) async fn drain(
     let cut_off = handlers_served_only_by(&state.node, &name);
     if !cut_off.is_empty() {
         let what = format!("no other backend takes new sandboxes of {}", cut_off.join(", "));
-        if !query.force && !backend.last_known.is_draining() {
+        if !query.force && !backend.state.is_draining() {
             let advice = "re-point it in the configuration first, or use --force to have them refused";
             return Err(api_error(StatusCode::CONFLICT, format!("{what}; {advice}")));
         }
         warnings.push(format!("{what}: they are refused from now on"));
     }
-    if backend.last_known.is_draining() {
+    if backend.state.is_draining() {
         return Ok(change_result(format!("backend {name} was draining already"), warnings));
     }
-    backend.last_known.set_draining(true);
+    backend.state.set_draining(true);
     tracing::info!(backend = name, "drained by the operator: it takes no new sandboxes");
-    backend.last_known.wait_for_journal().await;
+    backend.state.wait_for_journal().await;
     warnings.extend(save_warnings(&state.node));
     let (sandboxes, _) = state.node.router.owners.count(backend.id);
     Ok(change_result(format!("backend {name} takes no new sandboxes; {sandboxes} are still on it"), warnings))
@@ -72,11 +72,11 @@ pub(super) async fn undrain(
     Path(name): Path<String>,
 ) -> Result<Json<ChangeResult>, ApiError> {
     let backend = configured_backend(&state.node, &name)?;
-    if !backend.last_known.is_draining() {
+    if !backend.state.is_draining() {
         return Ok(change_result(format!("backend {name} was not draining"), Vec::new()));
     }
-    backend.last_known.set_draining(false);
-    backend.last_known.wait_for_journal().await;
+    backend.state.set_draining(false);
+    backend.state.wait_for_journal().await;
     tracing::info!(backend = name, "undrained by the operator: it takes new sandboxes");
     Ok(change_result(format!("backend {name} takes new sandboxes"), save_warnings(&state.node)))
 }
@@ -98,14 +98,9 @@ pub(super) async fn forget(
             format!("backend {name} is up: its next list would bring back everything that is forgotten");
         return Err(api_error(StatusCode::CONFLICT, format!("{what}; use --force to forget it anyway")));
     }
-    let drained = backend.last_known.is_draining();
     let (sandboxes, containers) = node.router.owners.count(backend.id);
-    node.snapshot.forget(backend.id);
+    node.state_store.forget(backend.id);
     node.router.owners.forget_all_of(backend.id);
-    // Forgetting drops the objects, not the drain.
-    if drained {
-        backend.last_known.set_draining(true);
-    }
     tracing::warn!(backend = name, sandboxes, containers, "forgotten by the operator");
     save(node).await;
     let mut warnings = save_warnings(node);
@@ -138,12 +133,12 @@ async fn forget_pod(
         return Err(api_error(StatusCode::CONFLICT, format!("{what}; remove the pod itself (crictl rmp)")));
     }
     let mut containers = Vec::new();
-    backend.last_known.for_each_container(|facts| {
+    backend.state.for_each_container(|facts| {
         if facts.sandbox_id == id {
             containers.push(facts.id.to_owned());
         }
     });
-    backend.last_known.record_sandbox_removed(&id);
+    backend.state.record_sandbox_removed(&id);
     node.router.owners.remove(&id);
     for container in &containers {
         node.router.owners.remove(container);
@@ -221,7 +216,7 @@ pub(super) fn change_result(message: String, warnings: Vec<String>) -> Json<Chan
 
 /// Returns the backend that an operator wants to change.
 pub(super) fn configured_backend(node: &NodeState, name: &str) -> Result<Arc<Backend>, ApiError> {
-    if node.snapshot.is_handed_over() {
+    if node.state_store.is_handed_over() {
         let what = "an upgrade is under way, and the new process keeps the state; try again";
         return Err(api_error(StatusCode::SERVICE_UNAVAILABLE, what));
     }
@@ -248,14 +243,14 @@ fn handlers_served_only_by(node: &NodeState, backend: &str) -> Vec<String> {
 /// Writes the last-known state to the disk, at most for [`DISK_TIMEOUT`]. A failure is reported by
 /// [`save_warnings`].
 async fn save(node: &NodeState) {
-    let snapshot = Arc::clone(&node.snapshot);
-    node.snapshot.wait_for_journal().await;
-    tokio::time::timeout(DISK_TIMEOUT, tokio::task::spawn_blocking(move || snapshot.flush())).await.ok();
+    let store = Arc::clone(&node.state_store);
+    node.state_store.wait_for_journal().await;
+    tokio::time::timeout(DISK_TIMEOUT, tokio::task::spawn_blocking(move || store.flush())).await.ok();
 }
 
 /// Returns a warning if the last write failed, so that the change would not survive a restart.
 fn save_warnings(node: &NodeState) -> Vec<String> {
-    let problem = node.snapshot.write_error();
+    let problem = node.state_store.write_error();
     problem
         .map(|problem| format!("this is not saved and ends with a restart: {problem}"))
         .into_iter()

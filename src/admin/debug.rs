@@ -74,7 +74,7 @@ fn backend_dump(node: &NodeState, backend: &Backend) -> Value {
         "refreshing": backend.health.refreshing().iter().map(|class| format!("{class:?}")).collect::<Vec<_>>(),
         "owned_sandboxes": sandboxes,
         "owned_containers": containers,
-        "list_age_seconds": backend.last_known.age().map(|age| age.as_secs_f64()),
+        "list_age_seconds": backend.state.age().map(|age| age.as_secs_f64()),
         "states": node.history.states(&backend.name).iter().map(|change| json!({
             "at": read::rfc3339(change.at), "state": change.state,
         })).collect::<Vec<_>>(),

@@ -15,7 +15,7 @@ use crate::cri::VersionResponse;
 use crate::method::Rpc;
 use crate::metrics::{BackendSample, StateSample};
 use crate::proxy::NodeState;
-use crate::snapshot::Life;
+use crate::state::Life;
 
 pub(super) async fn scrape(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
     refresh(&state.node);
@@ -53,9 +53,9 @@ fn refresh(node: &NodeState) {
     let samples: Vec<_> = backends.iter().map(|backend| sample(node, backend)).collect();
     node.metrics.refresh(&samples);
     node.metrics.state.set(&StateSample {
-        saved: node.snapshot.write_error().is_none(),
-        write_failures: node.snapshot.write_failures(),
-        written_bytes: node.snapshot.written_bytes(),
+        saved: node.state_store.write_error().is_none(),
+        write_failures: node.state_store.write_failures(),
+        written_bytes: node.state_store.written_bytes(),
     });
     let (connections, streams) = node.limits().open();
     node.metrics.clients.set(connections, streams);
@@ -67,21 +67,20 @@ fn certificates(backend: &Backend) -> Vec<(&'static str, SystemTime)> {
 }
 
 fn sample<'a>(node: &NodeState, backend: &'a Backend) -> BackendSample<'a> {
-    let version =
-        backend.last_known.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
+    let version = backend.state.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
     let (sandboxes, containers) = node.router.owners.count(backend.id);
     BackendSample {
         name: &backend.name,
         state: node.state(backend).word(),
         up: backend.is_up(),
-        draining: backend.last_known.is_draining(),
-        configured: backend.last_known.instance().life != Life::Removed,
+        draining: backend.state.is_draining(),
+        configured: backend.state.instance().life != Life::Removed,
         in_flight: backend.in_flight(),
         runtime: version.map(|version| (version.runtime_name, version.runtime_version)),
-        list_age: backend.last_known.age(),
+        list_age: backend.state.age(),
         sandboxes,
         containers,
-        foreign: backend.last_known.count_foreign(),
+        foreign: backend.state.count_foreign(),
         certificates: certificates(backend),
     }
 }

@@ -27,7 +27,7 @@ use crate::merge::status;
 use crate::method::{List, Rpc};
 use crate::proxy::NodeState;
 use crate::router::Handlers;
-use crate::snapshot::{Filter, InstanceId, ListKind, SANDBOX_READY};
+use crate::state::{Filter, InstanceId, ListKind, SANDBOX_READY};
 
 /// The states of a backend in which a new sandbox fails.
 const UNABLE: [&str; 3] = ["down", "joining", "gone"];
@@ -92,7 +92,7 @@ pub(super) async fn images(State(admin): State<Arc<AdminState>>) -> Json<ImagesV
     let mut images: BTreeMap<String, ImageView> = BTreeMap::new();
     for backend in admin.node.backends().iter() {
         let name = backend.name.to_string();
-        let list = backend.last_known.list(ListKind::Images, &Filter::default());
+        let list = backend.state.list(ListKind::Images, &Filter::default());
         let Some(list) = list.and_then(|list| ListImagesResponse::decode(list).ok()) else {
             unknown.push(name);
             continue;
@@ -126,9 +126,9 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
         backends: node.backends().iter().map(|backend| backend_view(node, backend)).collect(),
         state: StateView {
             dir: node.config().state_dir.display().to_string(),
-            write_errors: node.snapshot.write_failures(),
-            written_bytes: node.snapshot.written_bytes(),
-            problem: node.snapshot.write_error(),
+            write_errors: node.state_store.write_failures(),
+            written_bytes: node.state_store.written_bytes(),
+            problem: node.state_store.write_error(),
         },
         admin_http: HttpView {
             address: port.address.map(|address| address.to_string()),
@@ -184,7 +184,7 @@ fn compose_route(node: &NodeState, handlers: &Handlers, handler: &str) -> RouteV
     let configured = handlers.targets_of(handler).unwrap_or_default();
     let targets: Vec<(InstanceId, String, u32)> =
         configured.iter().map(|(b, target)| (*b, target.handler.clone(), target.weight)).collect();
-    let drained = |id| node.backend(id).is_ok_and(|backend| backend.last_known.is_draining());
+    let drained = |id| node.backend(id).is_ok_and(|backend| backend.state.is_draining());
     let open = |(id, _, weight): &(InstanceId, String, u32)| if drained(*id) { 0 } else { *weight };
     let name = |id| node.backend(id).map_or_else(|_| "gone".to_owned(), |backend| backend.name.to_string());
     let total: u32 = targets.iter().map(open).sum();
@@ -226,8 +226,7 @@ fn backend_view(node: &NodeState, backend: &Backend) -> BackendView {
     let config = backend.config();
     let state = node.state(backend);
     let (sandboxes, containers) = node.router.owners.count(backend.id);
-    let version =
-        backend.last_known.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
+    let version = backend.state.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
     let (since, api) = match backend.link() {
         Link::Connecting => (None, None),
         Link::Down { since, .. } => (Some(since), None),
@@ -244,8 +243,8 @@ fn backend_view(node: &NodeState, backend: &Backend) -> BackendView {
         configured: node.config().backends.contains_key(&*backend.name),
         state: state.word().to_owned(),
         since: since.map(rfc3339),
-        draining: backend.last_known.is_draining(),
-        list_age_seconds: backend.last_known.age().map(|age| age.as_secs_f64()),
+        draining: backend.state.is_draining(),
+        list_age_seconds: backend.state.age().map(|age| age.as_secs_f64()),
         last_error: backend
             .health
             .last_error()
@@ -257,7 +256,7 @@ fn backend_view(node: &NodeState, backend: &Backend) -> BackendView {
         runtime_version: version.map(|version| version.runtime_version),
         api,
         unready: unready(backend),
-        foreign_ids: backend.last_known.count_foreign(),
+        foreign_ids: backend.state.count_foreign(),
         event_source: node.event_source(backend.id).map(str::to_owned),
         left_out: node.left_out.of(&backend.name),
     }
@@ -271,7 +270,7 @@ fn unready(backend: &Backend) -> Vec<String> {
     if backend.health.status_unanswered_since().is_some() {
         return vec!["Status is not answered".to_owned()];
     }
-    let reply = backend.last_known.reply(Rpc::Status).and_then(|reply| status::decode(&reply));
+    let reply = backend.state.reply(Rpc::Status).and_then(|reply| status::decode(&reply));
     let conditions = reply.and_then(|reply| reply.status).map(|status| status.conditions).unwrap_or_default();
     let failed = conditions.iter().filter(|condition| {
         !condition.status && status::NODE_CONDITIONS.contains(&condition.r#type.as_str())
@@ -287,13 +286,13 @@ fn unready(backend: &Backend) -> Vec<String> {
 /// Returns the pods of one backend.
 fn pods_of(node: &NodeState, backend: &Backend) -> Vec<PodView> {
     let mut containers: HashMap<String, usize> = HashMap::new();
-    backend.last_known.for_each_container(|facts| {
+    backend.state.for_each_container(|facts| {
         *containers.entry(facts.sandbox_id.to_owned()).or_default() += 1;
     });
     let handlers = node.router.handlers();
     let stale = !is_answering(node, backend);
     let mut pods = Vec::new();
-    backend.last_known.for_each_sandbox(|facts| {
+    backend.state.for_each_sandbox(|facts| {
         let created = UNIX_EPOCH + Duration::from_nanos(u64::try_from(facts.created_at).unwrap_or(0));
         pods.push(PodView {
             namespace: facts.namespace.to_owned(),

@@ -7,7 +7,7 @@
 //!
 //! | edit | what runs |
 //! |---|---|
-//! | rename | a [`Backend`] with the new label over the same [`LastKnown`]; the old one ends its calls |
+//! | rename | a [`Backend`] with the new label over the same [`InstanceState`]; the old one ends its calls |
 //! | another endpoint | the old instance as a removed one, and the new endpoint as one that joins |
 //! | name taken out | the instance as a removed one, until it owns nothing |
 //!
@@ -31,7 +31,7 @@ use crate::proxy::{NodeState, Proxy};
 use crate::router::{Handlers, Names};
 use crate::server::Sockets;
 use crate::side::Side;
-use crate::snapshot::{Instance, InstanceId, LastKnown, Life, LifeChange};
+use crate::state::{Instance, InstanceId, InstanceState, Life, LifeChange};
 
 /// How long a removed backend owns nothing, and has no write in flight, before new calls no longer see it.
 pub(super) const IDLE: Duration = Duration::from_secs(1);
@@ -98,7 +98,7 @@ impl Backends {
         }
         self.started = true;
         // Where an instance stands is on the disk before a call meets it.
-        self.node.snapshot.wait_for_journal().await;
+        self.node.state_store.wait_for_journal().await;
         // A handler must not lead to a backend that is not there yet.
         self.publish();
         self.node.router.replace_handlers(Handlers::new(config, &self.names));
@@ -109,11 +109,11 @@ impl Backends {
 
     /// Keeps an instance that the file does not name, for what it owns.
     fn keep_removed(&mut self, removal: &Removal, max_list: usize) {
-        let Some(last) = self.node.snapshot.get(removal.id) else { return };
-        let instance = last.instance();
-        if instance.life == Life::Joining && !last.is_known() {
+        let Some(state) = self.node.state_store.get(removal.id) else { return };
+        let instance = state.instance();
+        if instance.life == Life::Joining && !state.is_known() {
             // It was given nothing, so there is nothing to keep it for.
-            self.node.snapshot.forget(removal.id);
+            self.node.state_store.forget(removal.id);
         }
         if !removal.was_removed {
             let pods = removal.pods;
@@ -123,13 +123,13 @@ impl Backends {
         }
         let config = BackendConfig { max_list, ..instance.config.clone().unwrap_or_else(unreachable_config) };
         let name = removal.label.clone();
-        last.set_instance(&Instance {
+        state.set_instance(&Instance {
             name: name.clone(),
             life: instance.life.after(LifeChange::LeftFile),
-            moved_from: None,
+            maybe_moved_from: None,
             ..instance
         });
-        self.run(&last, &name, config);
+        self.run(&state, &name, config);
     }
 
     /// Runs what a name in the file means, and returns which instance that is.
@@ -137,64 +137,69 @@ impl Backends {
         if !matches!(step.meaning, Meaning::Same | Meaning::New) {
             tracing::info!(backend = step.name, "{step}");
         }
-        let known = step.instance.and_then(|id| self.node.snapshot.get(id));
+        let known = step.instance.and_then(|id| self.node.state_store.get(id));
         let (name, endpoint, config) = (step.name.clone(), step.endpoint.clone(), config.clone());
-        let last = match (&step.meaning, known) {
+        let state = match (&step.meaning, known) {
             (Meaning::MaybeMoved { .. }, Some(old)) => {
-                let last = self.node.snapshot.create(&name, Life::first(false));
+                let state = self.node.state_store.create(&name, Life::Joining);
                 let config = Some(config.clone());
-                let moved_from = Some(old.id());
-                last.set_instance(&Instance { endpoint, moved_from, config, ..last.instance() });
-                last
+                let maybe_moved_from = Some(old.id());
+                state.set_instance(&Instance { endpoint, maybe_moved_from, config, ..state.instance() });
+                state
             }
             (Meaning::New | Meaning::MaybeMoved { .. }, _) | (_, None) => {
-                let last = self.node.snapshot.create(&name, Life::first(!self.started));
-                let instance = Instance { endpoint, config: Some(config.clone()), ..last.instance() };
-                if self.started || self.node.snapshot.was_whole() {
-                    last.set_instance(&instance);
+                let state = self.node.state_store.create(&name, self.first_life());
+                let instance = Instance { endpoint, config: Some(config.clone()), ..state.instance() };
+                if self.started || self.node.state_store.was_whole() {
+                    state.set_instance(&instance);
                 } else {
-                    last.begin_as(&instance);
+                    state.begin_as(&instance);
                 }
-                last
+                state
             }
-            (Meaning::MovedEmpty { .. }, Some(last)) => {
-                let life = Life::first(!self.started || !last.is_known());
-                if last.instance().life == Life::Removed {
+            (Meaning::MovedEmpty { .. }, Some(state)) => {
+                if state.instance().life == Life::Removed {
                     // An old drain does not come back unasked.
-                    last.set_draining(false);
+                    state.set_draining(false);
                 }
                 let instance = Instance {
                     name: name.clone(),
                     endpoint,
                     config: Some(config.clone()),
-                    life,
-                    ..last.instance()
+                    life: self.first_life(),
+                    ..state.instance()
                 };
-                self.node.router.owners.forget_all_of(last.id());
-                last.restart(&instance);
-                last
+                self.node.router.owners.forget_all_of(state.id());
+                state.restart(&instance);
+                state
             }
-            (Meaning::Same | Meaning::Renamed { .. } | Meaning::TakenBack { .. }, Some(last)) => {
-                adopt(&last, step, &config);
-                last
+            (Meaning::Same | Meaning::Renamed { .. } | Meaning::TakenBack { .. }, Some(state)) => {
+                adopt(&state, step, &config);
+                state
             }
         };
-        self.run(&last, &name, config);
-        last.id()
+        self.run(&state, &name, config);
+        state.id()
+    }
+
+    /// Returns where an instance begins: the node waits for what the file names at a start, not for what a
+    /// reload adds.
+    fn first_life(&self) -> Life {
+        if self.started { Life::Joining } else { Life::Member }
     }
 
     /// Runs an instance under this label with this configuration.
-    fn run(&mut self, last: &Arc<LastKnown>, name: &str, config: BackendConfig) {
-        let id = last.id();
+    fn run(&mut self, state: &Arc<InstanceState>, name: &str, config: BackendConfig) {
+        let id = state.id();
         if let Some(running) = self.running.get_mut(&id)
             && &*running.backend.name == name
         {
             (running.idle_since, running.hidden) = (None, false);
             return running.backend.reconfigure(&config);
         }
-        self.node.snapshot.expire_if_rebooted(last, config.local);
+        self.node.state_store.expire_if_rebooted(state, config.local);
         let calls = self.node.metrics.calls(name);
-        let backend = Backend::new(config, Arc::clone(last), calls, self.side.clone());
+        let backend = Backend::new(config, Arc::clone(state), calls, self.side.clone());
         // Not a child of the process's drain: calls in flight need the connection until they have ended.
         let drain = Drain::default();
         let node = Arc::clone(&self.node);
@@ -221,17 +226,17 @@ impl Backends {
     /// Decides for each moved backend that has been listed whether it is the one that it was.
     pub(super) fn resolve_moved(&mut self) {
         let listed = self.running.values().map(|running| &running.backend);
-        let listed = listed
-            .filter(|backend| backend.last_known.is_known() && backend.last_known.moved_from().is_some());
-        let listed: Vec<_> = listed.map(|backend| (backend.id, Arc::clone(&backend.last_known))).collect();
-        for (id, last) in listed {
-            let old = last.moved_from().and_then(|old| self.node.snapshot.get(old));
+        let listed =
+            listed.filter(|backend| backend.state.is_known() && backend.state.maybe_moved_from().is_some());
+        let listed: Vec<_> = listed.map(|backend| (backend.id, Arc::clone(&backend.state))).collect();
+        for (id, state) in listed {
+            let old = state.maybe_moved_from().and_then(|old| self.node.state_store.get(old));
             let known = old.as_ref().map(|old| old.all_ids()).unwrap_or_default();
             // One that was taken back meanwhile is a backend of its own: two names for one runtime.
             let old = old.filter(|old| old.instance().life == Life::Removed);
-            match old.filter(|_| !known.is_disjoint(&last.all_ids())) {
-                Some(old) => self.merge_into_old(id, &last, &old),
-                None => self.admit_as_new(&last),
+            match old.filter(|_| !known.is_disjoint(&state.all_ids())) {
+                Some(old) => self.merge_into_old(id, &state, &old),
+                None => self.admit_as_new(&state),
             }
         }
         self.publish();
@@ -240,8 +245,8 @@ impl Backends {
 
     /// The new endpoint has what the old one had: it is the same runtime, and the instance that is known goes
     /// on there.
-    fn merge_into_old(&mut self, id: InstanceId, last: &LastKnown, old: &Arc<LastKnown>) {
-        let Instance { name, endpoint, config, .. } = last.instance();
+    fn merge_into_old(&mut self, id: InstanceId, state: &InstanceState, old: &Arc<InstanceState>) {
+        let Instance { name, endpoint, config, .. } = state.instance();
         tracing::info!(backend = name, endpoint, "moved: it lists what it listed before");
         let config = config.unwrap_or_else(unreachable_config);
         old.set_instance(&Instance {
@@ -249,7 +254,7 @@ impl Backends {
             endpoint,
             config: Some(config.clone()),
             life: old.instance().life.after(LifeChange::MoveResolved),
-            moved_from: None,
+            maybe_moved_from: None,
             id: old.id(),
         });
         let mut socket = None;
@@ -257,7 +262,7 @@ impl Backends {
             socket = running.socket;
             self.retire(running.backend, running.drain);
         }
-        self.node.snapshot.end(id);
+        self.node.state_store.end(id);
         self.run(old, &name, config);
         self.names.insert(name, old.id());
         if let Some(socket) = socket {
@@ -268,15 +273,15 @@ impl Backends {
 
     /// The new endpoint has nothing that the old one had: it is another runtime, which joins; the old one is
     /// removed.
-    fn admit_as_new(&self, last: &LastKnown) {
-        let instance = last.instance();
+    fn admit_as_new(&self, state: &InstanceState) {
+        let instance = state.instance();
         tracing::warn!(
             backend = instance.name,
             "another runtime: what was listed before stays with the removed one"
         );
         let life = instance.life.after(LifeChange::MoveResolved);
-        last.set_instance(&Instance { life, moved_from: None, ..instance });
-        if let Ok(backend) = self.node.backend(last.id()) {
+        state.set_instance(&Instance { life, maybe_moved_from: None, ..instance });
+        if let Ok(backend) = self.node.backend(state.id()) {
             self.node.restore(&backend);
         }
     }
@@ -291,10 +296,10 @@ impl Backends {
         let replaced = self.replaced.iter().filter(|(backend, _)| backend.in_flight() > 0);
         let busy: BTreeSet<_> = replaced.map(|(backend, _)| backend.id).collect();
         self.running.retain(|id, running| {
-            let last = &running.backend.last_known;
-            let idle = last.instance().life == Life::Removed
+            let state = &running.backend.state;
+            let idle = state.instance().life == Life::Removed
                 // Otherwise the operator has to declare it lost: what it has is not known.
-                && (last.is_listed() || last.is_forgotten())
+                && (state.is_listed() || state.is_forgotten())
                 && running.backend.writes_in_flight() == 0
                 && !busy.contains(id)
                 && node.router.owners.count(*id) == (0, 0);
@@ -306,7 +311,7 @@ impl Backends {
             if ended {
                 tracing::info!(backend = %running.backend.name, "backend owns nothing any more and is gone");
                 running.drain.begin();
-                node.snapshot.end(*id);
+                node.state_store.end(*id);
                 node.router.owners.forget_all_of(*id);
                 node.metrics.forget_backend(&running.backend.name);
             }
@@ -327,10 +332,10 @@ impl Backends {
     /// that was moved and renamed in one edit. What the other does not list has ended.
     fn give_up_succeeded(&self) {
         let removed = self.running.values().map(|running| &running.backend);
-        for backend in removed.filter(|backend| backend.last_known.instance().life == Life::Removed) {
+        for backend in removed.filter(|backend| backend.state.instance().life == Life::Removed) {
             if let Some(successor) = self.node.successor(backend) {
                 tracing::info!(backend = %backend.name, successor = %successor.name, "moved and renamed: the successor lists what it listed before");
-                self.node.snapshot.forget(backend.id);
+                self.node.state_store.forget(backend.id);
                 self.node.router.owners.forget_all_of(backend.id);
             }
         }
@@ -406,14 +411,14 @@ impl Socket {
 }
 
 /// Writes down that an instance is configured under this name, at this endpoint.
-fn adopt(last: &LastKnown, step: &PlanStep, config: &BackendConfig) {
-    let instance = last.instance();
+fn adopt(state: &InstanceState, step: &PlanStep, config: &BackendConfig) {
+    let instance = state.instance();
     let taken_back = instance.life == Life::Removed;
-    if taken_back && last.is_draining() {
+    if taken_back && state.is_draining() {
         tracing::info!(backend = step.name, "taken back: it is no longer drained");
-        last.set_draining(false);
+        state.set_draining(false);
     }
-    last.set_instance(&Instance {
+    state.set_instance(&Instance {
         name: step.name.clone(),
         endpoint: step.endpoint.clone(),
         config: Some(config.clone()),

@@ -15,7 +15,7 @@ use tokio::net::UnixStream;
 use crate::handover::{HandoverChannel, HandoverMessage, Offer, OlderProcess};
 use crate::proxy::NodeState;
 use crate::server::Sockets;
-use crate::snapshot::{self, StateLock};
+use crate::state::{self, StateLock};
 
 /// The process that this one takes over from.
 #[derive(Debug)]
@@ -124,7 +124,7 @@ impl Predecessor {
 
 /// Applies the changes that the process before still makes, and answers each once it is in the journal.
 pub(super) async fn follow_changes(node: Arc<NodeState>, mut changes: UnixStream) {
-    while let Ok(record) = snapshot::read_record(&mut changes).await {
+    while let Ok(record) = state::read_record(&mut changes).await {
         node.learn_handed(&record).await;
         if changes.write_all(&[0]).await.is_err() {
             return;

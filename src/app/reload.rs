@@ -169,7 +169,7 @@ fn warn_of_prefix(old: &Config, new: &Config, node: &NodeState) {
         if config.identity == Identity::Crimux {
             return Some(Identity::CRIMUX.to_owned());
         }
-        let reply = node.backend_named(&config.default_backend)?.last_known.reply(Rpc::Version)?;
+        let reply = node.backend_named(&config.default_backend)?.state.reply(Rpc::Version)?;
         let version: crate::cri::VersionResponse = prost::Message::decode(reply).ok()?;
         Some(version.runtime_name)
     };

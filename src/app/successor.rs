@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use super::systemd;
 use crate::drain::Drain;
 use crate::handover::{HandoverChannel, HandoverMessage, Offer, OfferedSocket, OlderProcess};
-use crate::snapshot::{Snapshot, StateLock};
+use crate::state::{StateLock, StateStore};
 
 /// What the kernel puts at the end of the path of a program whose file was replaced.
 const DELETED: &[u8] = b" (deleted)";
@@ -52,7 +52,7 @@ pub(super) struct Succession {
     pub(super) older: Vec<OlderProcess>,
     pub(super) sockets: Vec<(OfferedSocket, OwnedFd)>,
     pub(super) lock: Arc<StateLock>,
-    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) state_store: Arc<StateStore>,
 }
 
 /// When an attempt is given up.
@@ -142,8 +142,8 @@ impl Succession {
         for binary in [&binary, &own].into_iter().cycle() {
             let limit = Limit { deadline: Instant::now() + REPLACEMENT, interrupt: interrupt.clone() };
             let passed = self.pass(binary, &limit, async |changes| {
-                let snapshot = Arc::clone(&self.snapshot);
-                Ok(tokio::task::spawn_blocking(move || snapshot.hand_on(changes)).await?)
+                let store = Arc::clone(&self.state_store);
+                Ok(tokio::task::spawn_blocking(move || store.hand_on(changes)).await?)
             });
             match passed.await {
                 Ok(successor) => return successor,

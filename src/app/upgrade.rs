@@ -109,14 +109,14 @@ impl App {
             older,
             sockets: self.sockets.offer()?,
             lock: Arc::clone(&self.lock),
-            snapshot: Arc::clone(&self.node.snapshot),
+            state_store: Arc::clone(&self.node.state_store),
         });
         let limit = Limit { deadline: Instant::now() + within, interrupt };
-        let (writer, snapshot) = (&mut self.writer, Arc::clone(&self.node.snapshot));
+        let (writer, store) = (&mut self.writer, Arc::clone(&self.node.state_store));
         let passed = succession.pass(&binary, &limit, async |changes| {
             writer.stop().await;
-            snapshot.wait_for_journal().await;
-            let handed = tokio::task::spawn_blocking(move || snapshot.hand_over(changes));
+            store.wait_for_journal().await;
+            let handed = tokio::task::spawn_blocking(move || store.hand_over(changes));
             handed.await?.map_err(|error| anyhow!("the state cannot be handed over: {error}"))
         });
         match passed.await {
@@ -136,18 +136,18 @@ impl App {
 
     /// Writes the state down again, after the process has ended that should have.
     async fn take_back(&mut self) {
-        let snapshot = Arc::clone(&self.node.snapshot);
-        if snapshot.is_handed_over() {
+        let store = Arc::clone(&self.node.state_store);
+        if store.is_handed_over() {
             let taken = tokio::task::spawn_blocking(move || {
-                snapshot.take_back();
+                store.take_back();
                 // Until then what is known here may be more than what the other process has written.
-                snapshot.flush()
+                store.flush()
             });
             if !matches!(tokio::time::timeout(TAKE_BACK, taken).await, Ok(Ok(Ok(())))) {
                 tracing::error!("the state that was taken back is not on the disk");
             }
         }
-        self.writer.start(&self.node.snapshot, &self.drain);
+        self.writer.start(&self.node.state_store, &self.drain);
     }
 
     /// Finishes the calls and relayed streams of this process while another one serves.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 use crate::drain::Drain;
-use crate::snapshot::Snapshot;
+use crate::state::StateStore;
 
 /// The task.
 #[derive(Debug, Default)]
@@ -16,10 +16,10 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Writes until `drain` begins, or until [`Writer::stop`]. Does nothing if it writes already.
-    pub(super) fn start(&mut self, snapshot: &Arc<Snapshot>, drain: &Drain) {
+    pub(super) fn start(&mut self, store: &Arc<StateStore>, drain: &Drain) {
         if self.task.is_none() {
             self.stop = drain.child();
-            self.task = Some(tokio::spawn(Arc::clone(snapshot).run(self.stop.clone().into_begun())));
+            self.task = Some(tokio::spawn(Arc::clone(store).run(self.stop.clone().into_begun())));
         }
     }
 

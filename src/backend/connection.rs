@@ -247,14 +247,14 @@ impl Backend {
         if [version, runtime_name, runtime_version, runtime_api_version].iter().any(String::is_empty) {
             return Err(self.invalid_reply_error("its version has an empty field"));
         }
-        self.last_known.remember_reply(Rpc::Version, &encoded);
+        self.state.remember_reply(Rpc::Version, &encoded);
         Ok(())
     }
 
     /// Records whether the backend lacks an RPC. While its API is not known, `Unimplemented` is not believed.
     pub fn record_support(&self, method: &Method, lacks: bool) {
         if !lacks || self.is_api_known() {
-            self.last_known.set_unimplemented(method.rpc, lacks);
+            self.state.set_unimplemented(method.rpc, lacks);
         }
     }
 

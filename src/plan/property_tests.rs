@@ -23,7 +23,7 @@ struct Kept {
     name: String,
     endpoint: String,
     life: Life,
-    moved_from: Option<InstanceId>,
+    maybe_moved_from: Option<InstanceId>,
     pods: BTreeSet<u32>,
     /// Whether it was listed since it is where it is.
     listed: bool,
@@ -45,11 +45,11 @@ impl Model {
         self.kept.iter_mut().find(|kept| kept.id == id).expect("it is kept")
     }
 
-    fn add(&mut self, step: &PlanStep, life: Life, moved_from: Option<InstanceId>) {
+    fn add(&mut self, step: &PlanStep, life: Life, maybe_moved_from: Option<InstanceId>) {
         self.last_id += 1;
         let (id, pods) = (InstanceId(self.last_id), BTreeSet::new());
         let (name, endpoint) = (step.name.clone(), step.endpoint.clone());
-        self.kept.push(Kept { id, name, endpoint, life, moved_from, pods, listed: false });
+        self.kept.push(Kept { id, name, endpoint, life, maybe_moved_from, pods, listed: false });
     }
 
     /// Applies a file as a reload does, or a start.
@@ -63,7 +63,7 @@ impl Model {
         let plan = Plan::new(&known, &file.iter().map(wanted).collect::<Vec<_>>());
         for removal in &plan.removed {
             let kept = self.instance(removal.id);
-            (kept.life, kept.moved_from) = (Life::Removed, None);
+            (kept.life, kept.maybe_moved_from) = (Life::Removed, None);
             kept.name.clone_from(&removal.label);
         }
         for step in &plan.steps {
@@ -93,11 +93,11 @@ impl Model {
         self.story.push("listed".to_owned());
         for at in 0..self.kept.len() {
             let Some(there) = self.runtimes.get(self.kept[at].endpoint.as_str()).cloned() else { continue };
-            let Kept { id, moved_from, .. } = self.kept[at];
+            let Kept { id, maybe_moved_from, .. } = self.kept[at];
             self.kept[at].listed = true;
-            let Some(old) = moved_from else { continue };
+            let Some(old) = maybe_moved_from else { continue };
             let old = self.kept.iter().position(|kept| kept.id == old && kept.life == Life::Removed);
-            self.kept[at].moved_from = None;
+            self.kept[at].maybe_moved_from = None;
             if let Some(old) = old.filter(|old| !self.kept[*old].pods.is_disjoint(&there)) {
                 let Kept { name, endpoint, .. } = self.kept[at].clone();
                 let one = &mut self.kept[old];

@@ -45,11 +45,10 @@ impl Call {
 
     async fn version(&self) -> Result<Outcome, Error> {
         let backend = self.node.backend(self.node.default_in(self.scope))?;
-        if backend.last_known.reply(Rpc::Version).is_none() {
+        if backend.state.reply(Rpc::Version).is_none() {
             call_briefly(&self.node, &backend, Rpc::Version, &[]).await;
         }
-        let known =
-            backend.last_known.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
+        let known = backend.state.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
         let mut version = match (self.node.config().identity, known) {
             (Identity::DefaultBackend, Some(version)) => version,
             (Identity::DefaultBackend, None) => {
@@ -75,7 +74,7 @@ impl Call {
         let request = &request[..];
         let replies = backends.iter().map(|backend| async move {
             let fresh = call_briefly(&self.node, backend, Rpc::Status, request).await;
-            fresh.or_else(|| backend.last_known.reply(Rpc::Status))
+            fresh.or_else(|| backend.state.reply(Rpc::Status))
         });
         let replies = join_all(replies).await;
         let handlers = self.node.router.handlers();
@@ -131,16 +130,14 @@ impl Call {
         let backend = self.node.backend(self.node.default_in(self.scope))?;
         let fresh = call_briefly(&self.node, &backend, Rpc::RuntimeConfig, &[]).await;
         let lacking = backend.health.is_unimplemented(method::row(Rpc::RuntimeConfig));
-        if let Some(known) =
-            fresh.or_else(|| backend.last_known.reply(Rpc::RuntimeConfig).filter(|_| !lacking))
-        {
+        if let Some(known) = fresh.or_else(|| backend.state.reply(Rpc::RuntimeConfig).filter(|_| !lacking)) {
             return Ok(Outcome::message(&known));
         }
         if let Some(driver) = self.node.config().cgroup_driver.filter(|_| self.scope.is_none()) {
             let linux = LinuxRuntimeConfiguration { cgroup_driver: cgroup_drivers::number(driver) };
             return Ok(Outcome::message(&RuntimeConfigResponse { linux: Some(linux) }.encode_to_vec()));
         }
-        if lacking || backend.last_known.is_unimplemented(Rpc::RuntimeConfig) {
+        if lacking || backend.state.is_unimplemented(Rpc::RuntimeConfig) {
             let text = format!(
                 "backend {} does not tell its cgroup driver (cgroup_driver is not set)",
                 backend.name
@@ -168,7 +165,7 @@ async fn call_briefly(
         let known = match rpc {
             // A reply of an earlier connection may be of another version of the runtime.
             Rpc::RuntimeConfig => backend.health.has_answered(method::row(rpc)),
-            _ => backend.last_known.reply(rpc).is_some(),
+            _ => backend.state.reply(rpc).is_some(),
         };
         let wait = if known { FAST_DEADLINE } else { backend.config().timeouts.connect };
         match tokio::time::timeout(wait, runtime_replies::call(backend, rpc, request, wait)).await {

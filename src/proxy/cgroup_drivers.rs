@@ -21,7 +21,7 @@ impl NodeState {
         let is_default = self.config().default_backend == *backend.name;
         if is_default
             && self.config().cgroup_driver.is_none()
-            && backend.last_known.is_unimplemented(Rpc::RuntimeConfig)
+            && backend.state.is_unimplemented(Rpc::RuntimeConfig)
         {
             tracing::warn!(
                 backend = %backend.name,
@@ -45,7 +45,7 @@ fn cgroup_drivers(node: &NodeState) -> Vec<(Arc<str>, i32)> {
     let backends = node.backends();
     let local = backends.iter().filter(|backend| backend.config().local);
     let reported = local.filter_map(|backend| {
-        let config = RuntimeConfigResponse::decode(backend.last_known.reply(Rpc::RuntimeConfig)?).ok()?;
+        let config = RuntimeConfigResponse::decode(backend.state.reply(Rpc::RuntimeConfig)?).ok()?;
         Some((Arc::clone(&backend.name), config.linux?.cgroup_driver))
     });
     let configured = node.config().cgroup_driver.map(|driver| ("cgroup_driver".into(), number(driver)));

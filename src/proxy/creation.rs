@@ -5,7 +5,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::cri::{field, field_path};
 use crate::error::Error;
 use crate::method::{Effect, Method};
-use crate::router::{Annotations, Pod};
+use crate::router::{Annotations, SandboxRecord};
 use crate::wire::{self, WireError};
 
 /// A request that creates a sandbox.
@@ -52,7 +52,7 @@ impl<'a> CreationRequest<'a> {
     }
 
     /// Returns what the owners' map keeps of the sandbox.
-    pub(super) fn pod(self) -> Result<Pod, Error> {
+    pub(super) fn pod(self) -> Result<SandboxRecord, Error> {
         let handler = match self.method.effect {
             Effect::PodRestored => field!(RestorePodRequest.runtime_handler),
             _ => field!(RunPodSandboxRequest.runtime_handler),
@@ -60,8 +60,8 @@ impl<'a> CreationRequest<'a> {
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let created = i64::try_from(created.as_nanos()).unwrap_or(i64::MAX);
         let handler = wire::peek_str(self.encoded, &[handler])?;
-        let pod = Pod::new(self.uid()?, handler, self.annotations());
-        Ok(Pod { created_at: created, ready: true, ..pod })
+        let pod = SandboxRecord::new(self.uid()?, handler, self.annotations());
+        Ok(SandboxRecord { created_at: created, ready: true, ..pod })
     }
 
     fn annotations(self) -> impl Iterator<Item = (&'a str, &'a str)> {

@@ -45,12 +45,12 @@ impl Unannounced {
 
 /// Returns the descriptors that a backend has sent.
 pub(super) fn own(backend: &Backend) -> Option<Bytes> {
-    backend.last_known.reply(Rpc::ListMetricDescriptors)
+    backend.state.reply(Rpc::ListMetricDescriptors)
 }
 
 /// Returns the descriptors that were announced last; every backend's state may hold them.
 pub(super) fn last_announced(backends: &[Arc<Backend>]) -> Option<Bytes> {
-    let announced = backends.iter().filter_map(|backend| backend.last_known.announced_descriptors());
+    let announced = backends.iter().filter_map(|backend| backend.state.announced_descriptors());
     announced.max_by_key(|(at, _)| *at).map(|(_, descriptors)| descriptors)
 }
 

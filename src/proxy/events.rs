@@ -24,7 +24,7 @@ use crate::method::List;
 use crate::mutex::lock;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, NodeState, refresh};
-use crate::snapshot::{Filter, InstanceId, ListKind};
+use crate::state::{Filter, InstanceId, ListKind};
 use client_view::ClientView;
 use stream::Ended;
 
@@ -194,7 +194,7 @@ impl Source {
     async fn read_streams(&self) {
         let (mut lost, mut backoff) = (None, Backoff::new(LONGEST_PAUSE));
         loop {
-            let known = self.backend.last_known.streams_events();
+            let known = self.backend.state.streams_events();
             let ended = self.read_stream().await;
             let streamed = self.feed.set_streaming(false);
             if streamed {
@@ -274,7 +274,7 @@ impl Source {
     async fn list(&self, events: u64) -> Result<(), Error> {
         // A stream that was just opened hides what happened before it, which only a list asked for now shows.
         let quiet = !self.feed.is_streaming() && self.compared.load(Ordering::Relaxed) == events;
-        if quiet && self.backend.last_known.age().is_some_and(|age| age < ROUND) {
+        if quiet && self.backend.state.age().is_some_and(|age| age < ROUND) {
             return Ok(());
         }
         let limit = self.backend.config().timeouts.list;
@@ -293,7 +293,7 @@ impl Source {
     }
 
     fn lists(&self) -> Option<(bytes::Bytes, bytes::Bytes)> {
-        let list = |kind| self.backend.last_known.list(kind, &Filter::default());
+        let list = |kind| self.backend.state.list(kind, &Filter::default());
         Some((list(ListKind::Sandboxes)?, list(ListKind::Containers)?))
     }
 

@@ -22,7 +22,7 @@ use crate::mutex::lock;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, descriptors};
 use crate::router::Lookup;
-use crate::snapshot::{Filter, ListKind};
+use crate::state::{Filter, ListKind};
 
 pub(super) use completeness::{Completeness, Contribution, NoContribution};
 pub(super) use contested::owned_items;
@@ -171,7 +171,7 @@ impl Call {
             backends.retain(|backend| !self.node.is_joining(backend));
         }
         // A backend that was never listed may hold any pod.
-        if backends.iter().all(|backend| backend.last_known.is_known())
+        if backends.iter().all(|backend| backend.state.is_known())
             && let Some(owner) =
                 filter.label(POD_UID).and_then(|uid| self.node.router.owners.sole_backend_of_pod(uid))
             && let Some(backend) = backends.iter().find(|backend| backend.id == owner)
@@ -187,8 +187,9 @@ impl Call {
 async fn await_descriptors(queries: &[ListQuery], caller: Option<Duration>) {
     let wait = caller.map_or(DESCRIPTORS, |caller| caller.min(DESCRIPTORS));
     let unheard = queries.iter().filter(|query| {
-        let last = &query.backend.last_known;
-        last.reply(Rpc::ListMetricDescriptors).is_none() && !last.is_unimplemented(Rpc::ListMetricDescriptors)
+        let state = &query.backend.state;
+        state.reply(Rpc::ListMetricDescriptors).is_none()
+            && !state.is_unimplemented(Rpc::ListMetricDescriptors)
     });
     join_all(unheard.map(|query| tokio::time::timeout(wait, query.backend.connected()))).await;
 }

@@ -17,7 +17,7 @@ use crate::proxy::Call;
 use crate::proxy::creation::{CreationRequest, PodName};
 use crate::proxy::learn::Learner;
 use crate::proxy::reply::Outcome;
-use crate::snapshot::ForgottenStatus;
+use crate::state::ForgottenStatus;
 use crate::{router, wire};
 
 /// A call about one object, for the backend that owns it.
@@ -62,7 +62,7 @@ impl Call {
             let sent = CreationRequest { method, encoded: message.encoded() };
             let learner = Learner::new(&self.node, &backend);
             let id = learner.record_sandbox_created(&sent, reply.message.encoded())?;
-            backend.last_known.wait_for_journal().await;
+            backend.state.wait_for_journal().await;
             self.node.metrics.count_routed_sandbox(&handler, &backend.name);
             self.node.history.record_requested_handler(&id, &handler);
             let PodName { namespace, name, uid } = request.pod_name();
@@ -124,7 +124,7 @@ impl Call {
                     log_change(backend, method, id);
                     let (request, reply) = (message.encoded(), reply.message.encoded());
                     Learner::new(&self.node, backend).record_write(method, id, request, reply)?;
-                    backend.last_known.wait_for_journal().await;
+                    backend.state.wait_for_journal().await;
                 }
                 Ok(reply.into())
             }
@@ -164,14 +164,14 @@ struct StatusInvalidation<'a> {
 
 impl<'a> StatusInvalidation<'a> {
     fn begin(backend: &'a Backend, id: &'a str) -> Self {
-        Self { backend, id, before: Some(backend.last_known.drop_status(id)) }
+        Self { backend, id, before: Some(backend.state.drop_status(id)) }
     }
 
     /// Restores the status, because the write was not sent. One missing status stops kubelet's image
     /// collection for the whole node (`images/image_gc_manager.go handleImageVolumes`).
     fn undo(mut self) {
         if let Some(before) = self.before.take() {
-            self.backend.last_known.put_status_back(self.id, before);
+            self.backend.state.put_status_back(self.id, before);
         }
     }
 }
@@ -179,7 +179,7 @@ impl<'a> StatusInvalidation<'a> {
 impl Drop for StatusInvalidation<'_> {
     fn drop(&mut self) {
         if self.before.is_some() {
-            self.backend.last_known.drop_status(self.id);
+            self.backend.state.drop_status(self.id);
         }
     }
 }
@@ -192,14 +192,14 @@ fn log_change(backend: &Backend, method: &Method, id: &str) {
     }
     let mut sandbox = is_sandbox.then(|| id.to_owned());
     if !is_sandbox {
-        backend.last_known.for_each_container(|container| {
+        backend.state.for_each_container(|container| {
             if container.id == id {
                 sandbox = Some(container.sandbox_id.to_owned());
             }
         });
     }
     let mut pod = [String::new(), String::new(), String::new()];
-    backend.last_known.for_each_sandbox(|known| {
+    backend.state.for_each_sandbox(|known| {
         if Some(known.id) == sandbox.as_deref() {
             pod = [known.namespace, known.name, known.uid].map(str::to_owned);
         }

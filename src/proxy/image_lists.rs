@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::mutex::lock;
-use crate::snapshot::InstanceId;
+use crate::state::InstanceId;
 
 /// When each backend's images were last listed.
 #[derive(Debug, Default)]

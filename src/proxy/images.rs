@@ -20,9 +20,9 @@ use crate::method::{ImageCall, Method, Rpc};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, NodeState, refresh};
 use crate::router::images::{self, BackendFacts, HANDLER, ImageRequest, ImageRoute, Rule, StoreTarget};
-use crate::router::{OwnedPod, Pod};
-use crate::snapshot::image_name::{bare_id, normalise};
-use crate::snapshot::{ContainerRef, Filter, InstanceId, ListKind};
+use crate::router::{OwnedSandbox, SandboxRecord};
+use crate::state::image_name::{bare_id, normalise};
+use crate::state::{ContainerRef, Filter, InstanceId, ListKind};
 use crate::wire;
 
 pub use explain::{CallExplanation, ImageExplanation, StoreExplanation};
@@ -52,7 +52,7 @@ impl Call {
     async fn pull(&mut self, method: &'static Method, message: Message) -> Result<Outcome, Error> {
         let request = ImageRequest::read(message.encoded())?;
         let router = &self.node.router;
-        router.record_config_seen(request.uid, request.pod.config_seen);
+        router.record_config_seen(request.uid, request.annotations.config_seen);
         let pod = self.node.sandbox_of_pull(request.uid);
         let choose = |handler: &str, uid: &str| self.node.choose(handler, uid);
         let ImageRoute { rule, mut stores } = match self.scope {
@@ -64,15 +64,15 @@ impl Call {
         if let Some(pod) = pod.filter(|_| rule == Rule::PodUid)
             && request.handler.is_empty()
         {
-            store.handler = handler_to_fill_in(&backend, &pod.pod);
+            store.handler = handler_to_fill_in(&backend, &pod.record);
         }
         tracing::debug!(image = request.reference, backend = %backend.name, ?rule, "pull routed");
         self.recorder.set_backend(&backend);
         let headers = std::mem::take(&mut self.headers);
         // On a backend's own socket nothing is unclear, and nothing is to be remembered.
-        let pod = if self.scope.is_none() { request.pod.config_seen } else { "" };
+        let config_seen = if self.scope.is_none() { request.annotations.config_seen } else { "" };
         let node = Arc::clone(&self.node);
-        let mut start = node.router.image_starts.pull(request.reference, pod, backend.id);
+        let mut start = node.router.image_starts.begin_pull(request.reference, config_seen, backend.id);
         let reply = backend.fetch(method, headers, with_handler(&message, &store)).await?;
         if reply.code == Code::Ok {
             start.succeed();
@@ -110,20 +110,20 @@ impl NodeState {
     /// Returns the sandbox that a pull is for: the newest of its uid, a ready one first. Credentials go
     /// nowhere because of a mere claim: the sandbox was created through crimux, or all of the pod are at one
     /// backend, in a live list that no other contests. The claims that are not followed are counted.
-    fn sandbox_of_pull(&self, uid: &str) -> Option<OwnedPod> {
-        let sandboxes = self.router.owners.pods(|pod| !uid.is_empty() && &*pod.uid == uid);
-        let rank = |owned: &&OwnedPod| (owned.pod.ready, owned.pod.created_at);
+    fn sandbox_of_pull(&self, uid: &str) -> Option<OwnedSandbox> {
+        let sandboxes = self.router.owners.sandboxes(|pod| !uid.is_empty() && &*pod.uid == uid);
+        let rank = |owned: &&OwnedSandbox| (owned.record.ready, owned.record.created_at);
         let backend = |id: InstanceId| self.backend(id).ok();
-        let is_ours = |owned: &&OwnedPod| {
-            backend(owned.backend).is_some_and(|backend| backend.last_known.has_created(&owned.id))
+        let is_ours = |owned: &&OwnedSandbox| {
+            backend(owned.backend).is_some_and(|backend| backend.state.has_created(&owned.id))
         };
         let only = || {
             let first = sandboxes.first()?;
             let is_alone = sandboxes.iter().all(|other| other.backend == first.backend);
-            let is_live = backend(first.backend).is_some_and(|backend| backend.last_known.is_listed());
+            let is_live = backend(first.backend).is_some_and(|backend| backend.state.is_listed());
             let backends = self.backends();
             let is_foreign =
-                |owned: &OwnedPod| backends.iter().any(|backend| backend.last_known.is_foreign(&owned.id));
+                |owned: &OwnedSandbox| backends.iter().any(|backend| backend.state.is_foreign(&owned.id));
             let is_contested = sandboxes.iter().any(is_foreign);
             (is_alone && is_live && !is_contested).then(|| sandboxes.iter().max_by_key(rank))?
         };
@@ -139,13 +139,13 @@ impl NodeState {
 /// Returns the sandboxes that have, or had, a container of this reference, as last known.
 fn sandboxes_using(backend: &Backend, reference: &str) -> HashSet<String> {
     let full = normalise(reference);
-    let list = backend.last_known.list(ListKind::Images, &Filter::default()).unwrap_or_default();
+    let list = backend.state.list(ListKind::Images, &Filter::default()).unwrap_or_default();
     let ids: HashSet<String> = images::matching_images(&list, reference)
         .into_iter()
         .map(|image| bare_id(&image.id).to_owned())
         .collect();
     let mut sandboxes = HashSet::new();
-    backend.last_known.for_each_container(|facts| {
+    backend.state.for_each_container(|facts| {
         if uses(&facts, &full, &ids) {
             sandboxes.insert(facts.sandbox_id.to_owned());
         }
@@ -166,11 +166,11 @@ fn uses(facts: &ContainerRef<'_>, full: &str, ids: &HashSet<String>) -> bool {
 /// Returns the handler that a pull is given, so that the image is unpacked for it (containerd 2.3 and newer,
 /// `snapshotterFromPodSandboxConfig`): the sandbox's own, if the backend announces it and the operator lets
 /// us.
-fn handler_to_fill_in(backend: &Backend, pod: &Pod) -> Option<String> {
+fn handler_to_fill_in(backend: &Backend, pod: &SandboxRecord) -> Option<String> {
     if pod.handler.is_empty() || backend.config().image_handler != ImageHandler::Auto {
         return None;
     }
-    let status = backend.last_known.reply(Rpc::Status)?;
+    let status = backend.state.reply(Rpc::Status)?;
     let announced = wire::items(&status, field!(StatusResponse.runtime_handlers))
         .map_while(Result::ok)
         .any(|handler| wire::peek_str(handler, &[field!(RuntimeHandler.name)]) == Ok(&*pod.handler));

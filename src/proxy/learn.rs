@@ -12,8 +12,8 @@ use crate::error::Error;
 use crate::merge::required;
 use crate::method::List;
 use crate::proxy::NodeState;
-use crate::router::Pod;
-use crate::snapshot::{InstanceId, ListKind, Revision, SANDBOX_READY, SandboxRef};
+use crate::router::SandboxRecord;
+use crate::state::{InstanceId, ListKind, Revision, SANDBOX_READY, SandboxRef};
 use crate::utf8;
 use crate::wire::{self, WireError};
 
@@ -60,12 +60,12 @@ impl<'a> Learner<'a> {
     /// Records a list, and returns it without items that clients cannot read.
     pub(super) fn record_list(self, received: ReceivedList<'_>) -> Result<Bytes, Error> {
         let ReceivedList { list, revision, unfiltered, encoded } = received;
-        let last = &self.backend.last_known;
+        let state = &self.backend.state;
         let kind = ListKind::of(list);
         // kubelet lists every second and mostly nothing has changed.
-        let unchanged = kind.filter(|_| unfiltered).and_then(|kind| last.newest_equal(kind, encoded));
+        let unchanged = kind.filter(|_| unfiltered).and_then(|kind| state.newest_equal(kind, encoded));
         let (version, is_joining) = (self.node.router.owners.version(), self.node.is_joining(self.backend));
-        let is_learnt = kind.is_some_and(|kind| last.owners_version(kind) == version);
+        let is_learnt = kind.is_some_and(|kind| state.owners_version(kind) == version);
         let encoded = match unchanged {
             Some(unchanged) if is_learnt => unchanged,
             Some(unchanged) => {
@@ -81,20 +81,20 @@ impl<'a> Learner<'a> {
         match kind {
             Some(kind) if unfiltered => {
                 // What another backend owns is decided by the first list after it has joined.
-                last.set_owners_version(kind, if is_joining { NOT_LEARNT } else { version });
-                last.replace_list(kind, revision, encoded.clone());
-                if last.moved_from().is_some() && last.is_known() {
+                state.set_owners_version(kind, if is_joining { NOT_LEARNT } else { version });
+                state.replace_list(kind, revision, encoded.clone());
+                if state.maybe_moved_from().is_some() && state.is_known() {
                     self.node.notify_moved_listed();
                 }
             }
             Some(kind) => {
-                last.update_items(kind, revision, &encoded).map_err(|error| self.unreadable(error))?;
+                state.update_items(kind, revision, &encoded).map_err(|error| self.unreadable(error))?;
             }
             // Values of metrics are of the moment, and many; those of a backend that does not answer are
             // left out.
             None if list == List::SandboxMetrics => {}
             None => {
-                last.remember_reply(list.unary().rpc, &encoded);
+                state.remember_reply(list.unary().rpc, &encoded);
                 self.backend.health.record_answer(list.unary());
             }
         }
@@ -131,7 +131,7 @@ impl<'a> Learner<'a> {
     fn learn_owners(self, list: List, encoded: &[u8], seen_in: SeenIn) -> Result<(), WireError> {
         let owners = &self.node.router.owners;
         // One that may be another instance owns nothing until that is known.
-        let may_be_moved = self.backend.last_known.moved_from().is_some();
+        let may_be_moved = self.backend.state.maybe_moved_from().is_some();
         for item in wire::items(encoded, LIST_ITEMS) {
             let item = item?;
             if !matches!(list, List::Sandboxes | List::Containers) {
@@ -207,12 +207,12 @@ fn id_and_sandbox_state(item: &[u8]) -> Result<(&str, u64), WireError> {
 }
 
 /// Returns what the owners' map keeps of a sandbox in a list, or in the saved state.
-pub(super) fn pod_of(facts: &SandboxRef<'_>) -> Pod {
+pub(super) fn pod_of(facts: &SandboxRef<'_>) -> SandboxRecord {
     let ready = facts.state == SANDBOX_READY;
-    let pod = Pod::new(facts.uid, facts.runtime_handler, facts.annotations());
-    Pod { created_at: facts.created_at, ready, ..pod }
+    let pod = SandboxRecord::new(facts.uid, facts.runtime_handler, facts.annotations());
+    SandboxRecord { created_at: facts.created_at, ready, ..pod }
 }
 
-fn listed_pod(item: &[u8]) -> Result<Pod, WireError> {
+fn listed_pod(item: &[u8]) -> Result<SandboxRecord, WireError> {
     Ok(pod_of(&SandboxRef::parse(item)?))
 }

@@ -28,7 +28,7 @@ use crate::proxy::left_out::LeftOut;
 use crate::proxy::unknown_ids::UnknownIds;
 use crate::relay::{Relay, StreamRoute};
 use crate::router::{Handlers, Names, Router};
-use crate::snapshot::{Instance, InstanceId, Snapshot};
+use crate::state::{Instance, InstanceId, Life, StateStore};
 use crate::wire;
 
 /// The state that all calls share.
@@ -37,7 +37,7 @@ pub struct NodeState {
     /// Handlers and owners.
     pub router: Router,
     /// Last-known state of every backend.
-    pub snapshot: Arc<Snapshot>,
+    pub state_store: Arc<StateStore>,
     /// All metrics.
     pub metrics: Arc<Metrics>,
     /// What happened lately, for the status page.
@@ -75,13 +75,13 @@ impl NodeState {
     /// Makes a node of these parts; backends are added by [`NodeState::replace_backends`].
     pub fn new(
         config: Config,
-        snapshot: Arc<Snapshot>,
+        state_store: Arc<StateStore>,
         metrics: Arc<Metrics>,
         relay: Arc<Relay>,
     ) -> Arc<Self> {
         Arc::new(Self {
             router: Router::new(Handlers::new(&config, &Names::new())),
-            snapshot,
+            state_store,
             all_calls: metrics.calls(ALL_BACKENDS),
             own_calls: metrics.calls(NO_BACKEND),
             limits: ClientLimits::new(&config.limits, &metrics),
@@ -160,14 +160,16 @@ impl NodeState {
     pub fn known_instances(&self) -> Vec<KnownInstance> {
         let known = |instance: Instance| {
             let Instance { id, name, endpoint, life, .. } = instance;
-            let last_known = self.snapshot.get(id);
+            let state = self.state_store.get(id);
             let backend = self.backend(id).ok();
-            let (pods, containers) = match (&backend, &last_known) {
-                // At a start owners are learnt once it is route who runs.
-                (None, Some(last_known)) => last_known.count(),
+            let (pods, containers) = match (&backend, &state) {
+                // At a start, owners are learnt only when the backend runs.
+                (None, Some(state)) => state.count(),
                 _ => self.router.owners.count(id),
             };
-            let awaited = last_known.is_some_and(|last_known| life.is_awaited(last_known.is_known()));
+            // What a joining one has is in no list yet; of all others that were never listed anything may be
+            // there.
+            let is_unheard = life != Life::Joining && state.is_some_and(|state| !state.is_known());
             let busy = backend.is_some_and(|backend| backend.in_flight() > 0);
             KnownInstance {
                 id,
@@ -175,10 +177,10 @@ impl NodeState {
                 endpoint,
                 life,
                 pods,
-                is_occupied: pods + containers > 0 || awaited || busy,
+                is_occupied: pods + containers > 0 || is_unheard || busy,
             }
         };
-        self.snapshot.instances().into_iter().map(known).collect()
+        self.state_store.instances().into_iter().map(known).collect()
     }
 
     /// Completes once a backend that may have moved has been listed.
@@ -194,7 +196,7 @@ impl NodeState {
     /// Tells whether a backend is left out until its first full pair of lists: a reload has added it, it may
     /// turn out to be another instance, or the file says that the node may start without it.
     pub fn is_joining(&self, backend: &Backend) -> bool {
-        backend.last_known.is_joining() || (backend.config().optional && !backend.last_known.is_known())
+        backend.state.is_joining() || (backend.config().optional && !backend.state.is_known())
     }
 
     /// Returns the labels of the backends that are left out of lists.
@@ -243,7 +245,7 @@ impl NodeState {
             BackendState::Down
         } else if backend.health.first_late_since().is_some() {
             BackendState::Late
-        } else if backend.last_known.is_draining() {
+        } else if backend.state.is_draining() {
             BackendState::Draining
         } else {
             BackendState::Ready

@@ -20,7 +20,7 @@ use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, NodeState};
 use crate::router::Lookup;
-use crate::snapshot::InstanceId;
+use crate::state::InstanceId;
 use crate::wire;
 
 /// The length of a full ID. For unknown methods only full IDs are looked up.
@@ -115,7 +115,7 @@ impl Call {
     async fn look_up_everywhere(&self, kind: Option<Kind>, id: &str) -> Result<OwnedId, Error> {
         let kinds = kind.map_or(vec![Kind::Sandbox, Kind::Container], |kind| vec![kind]);
         let (backends, undecided): (Vec<_>, Vec<_>) =
-            self.backends().into_iter().partition(|backend| backend.last_known.moved_from().is_none());
+            self.backends().into_iter().partition(|backend| backend.state.maybe_moved_from().is_none());
         let asked =
             join_all(backends.iter().map(|backend| look_up_at(&self.node, backend, &kinds, id))).await;
         let mut found = Vec::new();
@@ -168,7 +168,7 @@ async fn look_up_at(
         if backend.health.is_late(MethodClass::Lists) {
             return Err(late);
         }
-        let revision = backend.last_known.revision();
+        let revision = backend.state.revision();
         let listed = backend.fetch(method, own_headers(wait), request.framed());
         let reply = tokio::time::timeout(wait, listed).await.map_err(|_| late)??;
         if reply.code != Code::Ok {

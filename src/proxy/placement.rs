@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::proxy::NodeState;
 use crate::proxy::creation::PodName;
 use crate::router::Choice;
-use crate::snapshot::Life;
+use crate::state::Life;
 
 impl NodeState {
     /// Chooses the backend of a new sandbox of a pod, which an operator may have aimed at one.
@@ -30,14 +30,14 @@ impl NodeState {
             return self.choose(handler, uid);
         };
         let Ok(backend) = self.backend(aimed) else { return self.choose(handler, uid) };
-        let is_removed = backend.last_known.instance().life == Life::Removed;
+        let is_removed = backend.state.instance().life == Life::Removed;
         let choice = self.router.handlers().choose_at(handler, aimed).filter(|_| !is_removed);
         let Some(choice) = choice else {
             let backend = &backend.name;
             tracing::warn!(namespace, name, uid, handler, %backend, "aim ignored: the handler does not lead there");
             return self.choose(handler, uid);
         };
-        if backend.last_known.is_draining() {
+        if backend.state.is_draining() {
             return Err(Error::Draining { backend: Arc::clone(&backend.name), handler: handler.to_owned() });
         }
         self.refuse_joining(choice)
@@ -45,7 +45,7 @@ impl NodeState {
 
     /// Chooses the backend of a new sandbox.
     pub(super) fn choose(&self, handler: &str, uid: &str) -> Result<Choice, Error> {
-        let drained = |id| self.backend(id).is_ok_and(|backend| backend.last_known.is_draining());
+        let drained = |id| self.backend(id).is_ok_and(|backend| backend.state.is_draining());
         self.refuse_joining(self.router.handlers().choose(handler, uid, drained)?)
     }
 

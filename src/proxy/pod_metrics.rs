@@ -16,7 +16,7 @@ use crate::merge::metrics;
 use crate::method::List;
 use crate::proxy::descriptors::{last_announced, own};
 use crate::proxy::{Call, NodeState, refresh};
-use crate::snapshot::InstanceId;
+use crate::state::InstanceId;
 
 impl Call {
     /// Merges the descriptors of these backends, and saves the result as announced.
@@ -32,7 +32,7 @@ impl Call {
         if let Ok(backend) = self.node.backend(default) {
             let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
             let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
-            backend.last_known.set_announced_descriptors(at, &united);
+            backend.state.set_announced_descriptors(at, &united);
         }
         self.node.unannounced.clear();
         Ok(united)

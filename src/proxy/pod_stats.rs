@@ -54,7 +54,7 @@ impl Call {
             }
         }
         let lacking: Vec<_> =
-            backends.iter().filter(|b| b.last_known.is_unimplemented(Rpc::ListPodSandboxStats)).collect();
+            backends.iter().filter(|b| b.state.is_unimplemented(Rpc::ListPodSandboxStats)).collect();
         let denied = match self.node.config().pod_sandbox_stats {
             StatsPolicy::Unimplemented => !lacking.is_empty(),
             StatsPolicy::Union => lacking.len() == backends.len(),
@@ -97,7 +97,7 @@ impl NodeState {
     /// `None` before the first.
     pub fn promised_pod_stats(&self) -> Option<bool> {
         let answers = self.backends();
-        let answers = answers.iter().filter_map(|backend| backend.last_known.pod_stats_answer());
+        let answers = answers.iter().filter_map(|backend| backend.state.pod_stats_answer());
         answers.max_by_key(|(at, _)| *at).map(|(_, exist)| exist)
     }
 
@@ -106,10 +106,10 @@ impl NodeState {
         let at = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let at = u64::try_from(at.as_millis()).unwrap_or(u64::MAX);
         for backend in self.backends().iter() {
-            backend.last_known.set_pod_stats_answer(at, exist);
+            backend.state.set_pod_stats_answer(at, exist);
         }
-        let snapshot = Arc::clone(&self.snapshot);
-        let written = tokio::task::spawn_blocking(move || snapshot.flush());
+        let store = Arc::clone(&self.state_store);
+        let written = tokio::task::spawn_blocking(move || store.flush());
         // A disk that hangs must not keep kubelet from starting. A failed write is logged by the snapshot.
         tokio::time::timeout(DISK, written).await.ok();
         tracing::info!(exist, "a client asked whether there are pod stats");

@@ -23,7 +23,7 @@ use crate::proxy::forward::ObjectCall;
 use crate::proxy::reply::Outcome;
 use crate::proxy::retry::{ATTEMPT_TIMEOUT, retry_hedged};
 use crate::proxy::{Call, refresh};
-use crate::snapshot::{Filter, ListKind, StatusKind};
+use crate::state::{Filter, ListKind, StatusKind};
 use crate::wire;
 
 /// The field `verbose` of both status requests.
@@ -42,8 +42,8 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let ObjectCall { backend, method, id, message } = call;
         let verbose = wire::peek_varint(message.encoded(), &VERBOSE)? != 0;
-        let revision = backend.last_known.revision();
-        let last_known = || (!verbose).then(|| backend.last_known.status(kind, id)).flatten();
+        let revision = backend.state.revision();
+        let last_known = || (!verbose).then(|| backend.state.status(kind, id)).flatten();
         let reply = match self.fetch_unless_late(call).await {
             Ok(reply) => reply,
             Err(error) => return last_known().map(|status| Outcome::message(&status)).ok_or(error),
@@ -51,7 +51,7 @@ impl Call {
         let reply =
             if kind == StatusKind::Sandbox { self.check_required(backend, method, reply)? } else { reply };
         if reply.code == Code::Ok && !verbose {
-            backend.last_known.remember_status(kind, id, revision, reply.message.encoded());
+            backend.state.remember_status(kind, id, revision, reply.message.encoded());
         }
         Ok(reply.into())
     }
@@ -189,6 +189,6 @@ fn last_known_stats(backend: &Backend, list: List, id: &str) -> Option<Bytes> {
     wire::put_bytes(&mut filter, FILTER_ID, id.as_bytes());
     let mut request = BytesMut::new();
     wire::put_bytes(&mut request, LIST_FILTER, &filter);
-    let stats = backend.last_known.list(kind, &Filter::parse(kind, &request).ok()?)?;
+    let stats = backend.state.list(kind, &Filter::parse(kind, &request).ok()?)?;
     (wire::items(&stats, LIST_ITEMS).count() == 1).then_some(stats)
 }

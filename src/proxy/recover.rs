@@ -36,7 +36,7 @@ impl NodeState {
             backend.health.mark_late(MethodClass::Lists);
         }
         // What it lists, not what is owned: owners of vanished objects are forgotten later.
-        let (sandboxes, containers) = backend.last_known.count();
+        let (sandboxes, containers) = backend.state.count();
         tracing::info!(backend = %backend.name, sandboxes, containers, "backend is up");
     }
 
@@ -60,31 +60,31 @@ impl NodeState {
         for backend in self.backends().iter() {
             // Owned before, not listed after: what is created meanwhile is in neither.
             let owned = self.router.owners.ids_of(backend.id);
-            let foreign = backend.last_known.foreign();
+            let foreign = backend.state.foreign();
             if owned.is_empty() && foreign.is_empty() {
                 continue;
             }
-            let heard = backend.last_known.all_ids();
-            if backend.last_known.is_listed() {
+            let heard = backend.state.all_ids();
+            if backend.state.is_listed() {
                 for id in owned.difference(&heard) {
                     self.record_gone(id);
                 }
             }
             let mut given_back = false;
             // Whose those in half a pair of lists are is decided once they are in the last-known lists.
-            let unpaired = backend.last_known.unpaired_ids();
+            let unpaired = backend.state.unpaired_ids();
             for id in foreign.iter().filter(|id| !unpaired.contains(*id)) {
                 let holder = self.router.owners.owner_of(id);
                 if !heard.contains(id) || holder.is_none_or(|holder| holder == backend.id) {
-                    backend.last_known.mark_owned(id);
+                    backend.state.mark_owned(id);
                     given_back |= heard.contains(id);
                 }
             }
             if given_back {
                 self.restore(backend);
             }
-            if backend.is_up() && backend.last_known.is_listed() && !self.is_joining(backend) {
-                learn::Learner::new(self, backend).claim_again(&backend.last_known.foreign());
+            if backend.is_up() && backend.state.is_listed() && !self.is_joining(backend) {
+                learn::Learner::new(self, backend).claim_again(&backend.state.foreign());
             }
         }
         self.report_conflicts();
@@ -110,10 +110,10 @@ impl NodeState {
     /// A backend that is down would list it as last known forever.
     fn record_gone_at(&self, kind: Kind, id: &str, is_at: impl Fn(&Backend) -> bool) {
         let backends = self.backends();
-        for backend in backends.iter().filter(|backend| backend.last_known.is_foreign(id) && is_at(backend)) {
+        for backend in backends.iter().filter(|backend| backend.state.is_foreign(id) && is_at(backend)) {
             match kind {
-                Kind::Sandbox => backend.last_known.record_sandbox_removed(id),
-                Kind::Container => backend.last_known.record_container_removed(id),
+                Kind::Sandbox => backend.state.record_sandbox_removed(id),
+                Kind::Container => backend.state.record_container_removed(id),
             }
         }
     }
@@ -124,17 +124,16 @@ impl NodeState {
         if backend.is_up() {
             return None;
         }
-        let owners =
-            backend.last_known.foreign().into_iter().filter_map(|id| self.router.owners.owner_of(&id));
+        let owners = backend.state.foreign().into_iter().filter_map(|id| self.router.owners.owner_of(&id));
         let mut owners = owners.filter_map(|owner| self.backend(owner).ok());
-        owners.find(|owner| owner.id != backend.id && owner.is_up() && owner.last_known.is_listed())
+        owners.find(|owner| owner.id != backend.id && owner.is_up() && owner.state.is_listed())
     }
 
     /// Names, once a minute, the backends that show what another one owns.
     fn report_conflicts(&self) {
         let mut counts: BTreeMap<(String, String), usize> = BTreeMap::new();
         for backend in self.backends().iter() {
-            for id in backend.last_known.foreign() {
+            for id in backend.state.foreign() {
                 if let Some(owner) = self.router.owners.owner_of(&id).and_then(|id| self.backend(id).ok()) {
                     *counts.entry((owner.name.to_string(), backend.name.to_string())).or_default() += 1;
                 }

@@ -91,8 +91,8 @@ struct Failed {
 /// Decides what a failed refresh of a class means, by whether the backend answered it with an error or was
 /// silent until the deadline.
 ///
-/// Lists and `Status` decide what kubelet thinks of the node, so they need an OK reply. What is called once for
-/// each connection is called until it is OK. For the other classes any answer is an answer in time.
+/// Lists and `Status` decide what kubelet thinks of the node, so they need an OK reply. What is called once
+/// for each connection is called until it is OK. For the other classes any answer is an answer in time.
 fn judge(class: MethodClass, was_silent: bool) -> Failed {
     use MethodClass::{
         ContainerStats, Filesystems, Images, Lists, Metrics, Reads, RuntimeConfig, SandboxStats, Status,
@@ -156,7 +156,7 @@ async fn refresh_once(node: &NodeState, backend: &Arc<Backend>, class: MethodCla
 /// Lists everything of one kind at one backend, and records it.
 pub(super) async fn list_all(node: &NodeState, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
     let method = list.unary();
-    let revision = backend.last_known.revision();
+    let revision = backend.state.revision();
     let listed = backend.fetch(method, own_headers(ATTEMPT_TIMEOUT), Message::new(&[]).framed());
     let late = |_| backend.late_error(ATTEMPT_TIMEOUT);
     let reply = tokio::time::timeout(ATTEMPT_TIMEOUT, listed).await.map_err(late)??;

@@ -26,7 +26,7 @@ pub(super) async fn call(
 ) -> Result<Option<Bytes>, Error> {
     if rpc == Rpc::Version {
         backend.ask_version(wait).await?;
-        return Ok(backend.last_known.reply(rpc));
+        return Ok(backend.state.reply(rpc));
     }
     let reply = backend.fetch(method::row(rpc), own_headers(wait), Message::new(request).framed()).await?;
     let repaired = utf8::repair(&format!("{}Response", rpc.name()), &reply.message.encoded_bytes());
@@ -40,7 +40,7 @@ pub(super) async fn call(
             }
             if request.is_empty() {
                 backend.record_support(method::row(rpc), false);
-                backend.last_known.remember_reply(rpc, &reply);
+                backend.state.remember_reply(rpc, &reply);
             }
             Ok(Some(reply))
         }

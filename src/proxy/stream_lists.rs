@@ -30,7 +30,7 @@ use crate::proxy::fan_out::{Completeness, Contribution, ListQuery, NoContributio
 use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, descriptors, refresh};
-use crate::snapshot::{ListKind, Revision, item_id};
+use crate::state::{ListKind, Revision, item_id};
 use crate::wire;
 
 /// The largest message made here, in bytes, unless one item is larger: grpc-go's default limit is 4 MiB.
@@ -165,7 +165,7 @@ impl Share {
 
     /// Forwards the backend's own stream; every message is added to `sent_frames`.
     async fn stream(&mut self, sent_frames: &mut Vec<Bytes>) -> Result<(), StreamFailure> {
-        let revision = self.query.backend.last_known.revision();
+        let revision = self.query.backend.state.revision();
         let mut left = self.query.wait;
         let ListQuery { backend, headers, message, .. } = &self.query;
         let request = CallRequest::of(self.method, headers.clone(), message.framed());

@@ -7,7 +7,7 @@
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use crate::snapshot::InstanceId;
+use crate::state::InstanceId;
 
 use crate::mutex::lock;
 

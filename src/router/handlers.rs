@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::config::{Config, Target};
 use crate::error::Error;
 use crate::router::Names;
-use crate::snapshot::InstanceId;
+use crate::state::InstanceId;
 
 /// The instance of a name without a running backend; a call to it fails with `Lost`.
 const NOBODY: InstanceId = InstanceId(0);

@@ -12,8 +12,8 @@ use std::time::Instant;
 
 use crate::cri::{field, field_path};
 use crate::error::Error;
-use crate::router::{Annotations, Choice, OwnedPod, Pod, Router};
-use crate::snapshot::InstanceId;
+use crate::router::{Annotations, Choice, OwnedSandbox, Router, SandboxRecord};
+use crate::state::InstanceId;
 use crate::wire::{self, WireError};
 
 pub use answers::{StoreAnswer, Verdict, compare_answers, index_of_same_image, user};
@@ -51,7 +51,7 @@ pub struct ImageRequest<'a> {
     /// `sandbox_config.metadata.uid`, which only pulls carry.
     pub uid: &'a str,
     /// The pod's annotations.
-    pub pod: Annotations<'a>,
+    pub annotations: Annotations<'a>,
 }
 
 impl<'a> ImageRequest<'a> {
@@ -60,14 +60,15 @@ impl<'a> ImageRequest<'a> {
     /// # Errors
     /// Returns an error if the deciding fields cannot be read; annotations that cannot be read are left out.
     pub fn read(request: &'a [u8]) -> Result<Self, WireError> {
-        let (image, annotations) = (field!(ImageStatusRequest.image), field!(ImageSpec.annotations));
-        let of_image = Annotations::read(entries(request, image, annotations));
-        let pod = if of_image.config_seen.is_empty() { annotations_of_sandbox(request) } else { of_image };
+        let (image, entries_of_image) = (field!(ImageStatusRequest.image), field!(ImageSpec.annotations));
+        let of_image = Annotations::read(entries(request, image, entries_of_image));
+        let annotations =
+            if of_image.config_seen.is_empty() { annotations_of_sandbox(request) } else { of_image };
         Ok(Self {
             reference: wire::peek_str(request, &REFERENCE)?,
             handler: wire::peek_str(request, &HANDLER)?,
             uid: wire::peek_str(request, &SANDBOX_UID)?,
-            pod,
+            annotations,
         })
     }
 }
@@ -134,7 +135,7 @@ pub struct BackendFacts<'a> {
 }
 
 impl Router {
-    /// Returns the stores that an `ImageStatus` goes to.
+    /// Returns the stores that an `ImageStatus` goes to: by the first of [`RULES`] that applies.
     ///
     /// # Errors
     /// [`Error::UnknownHandler`] if the call names a handler that is not configured, and no known pod.
@@ -143,43 +144,57 @@ impl Router {
         request: &ImageRequest<'_>,
         backends: &BackendFacts<'_>,
     ) -> Result<ImageRoute, Error> {
-        let seen = request.pod.config_seen;
-        if seen.is_empty() && request.handler.is_empty() {
-            return Ok(self.route_without_annotations(request.reference, backends));
+        // The rules in the order of the table.
+        if let Some(route) = self.route_by_config_seen(request) {
+            return Ok(route);
         }
-        let own = self.ready_pods(|pod| !seen.is_empty() && &*pod.config_seen == seen);
-        if !own.is_empty() {
-            return Ok(ImageRoute { rule: Rule::ConfigSeen, stores: self.targets(request.handler, &own) });
+        let alike = self.pods_alike(request, backends);
+        if !request.handler.is_empty() {
+            return self.route_by_handler(request, alike);
         }
-        let (rule, alike) = self.pods_alike(request, backends);
+        if let Some((rule, pods)) = alike {
+            return Ok(ImageRoute { rule, stores: self.targets("", &pods) });
+        }
+        if !request.annotations.config_seen.is_empty() {
+            return Ok(ImageRoute::to(Rule::NoPod, self.handlers().default_backend()));
+        }
+        Ok(self.route_without_annotations(request.reference, backends))
+    }
+
+    /// A call with the `config.seen` of a known pod.
+    fn route_by_config_seen(&self, request: &ImageRequest<'_>) -> Option<ImageRoute> {
+        let seen = request.annotations.config_seen;
+        let pods = self.ready_pods(|record| !seen.is_empty() && &*record.config_seen == seen);
+        let route = || ImageRoute { rule: Rule::ConfigSeen, stores: self.targets(request.handler, &pods) };
+        (!pods.is_empty()).then(route)
+    }
+
+    /// A call that names a handler: to all its targets, or those of them that have one of the pods alike. A
+    /// handler that the configuration no longer has still leads to the pods alike, which run with it.
+    fn route_by_handler(
+        &self,
+        request: &ImageRequest<'_>,
+        alike: Option<(Rule, Vec<OwnedSandbox>)>,
+    ) -> Result<ImageRoute, Error> {
         let handlers = self.handlers();
-        if request.handler.is_empty() {
-            if alike.is_empty() {
-                return Ok(ImageRoute::to(Rule::NoPod, handlers.default_backend()));
+        let targets = match (handlers.targets_of(request.handler), &alike) {
+            (Ok(targets), _) => targets,
+            (Err(_), Some((rule, pods))) => {
+                return Ok(ImageRoute { rule: *rule, stores: self.targets(request.handler, pods) });
             }
-            return Ok(ImageRoute { rule, stores: self.targets("", &alike) });
+            (Err(error), None) => return Err(error),
+        };
+        let renamed = |name: &String| Some(name.clone()).filter(|name| name != request.handler);
+        let mut stores: Vec<_> = targets
+            .iter()
+            .map(|(backend, target)| StoreTarget { backend: *backend, handler: renamed(&target.handler) })
+            .collect();
+        let pods = alike.map(|(_, pods)| pods).unwrap_or_default();
+        let is_alike = |store: &StoreTarget| pods.iter().any(|pod| pod.backend == store.backend);
+        if stores.iter().any(is_alike) {
+            stores.retain(is_alike);
         }
-        match handlers.targets_of(request.handler) {
-            Err(_) if !alike.is_empty() => {
-                Ok(ImageRoute { rule, stores: self.targets(request.handler, &alike) })
-            }
-            Err(error) => Err(error),
-            Ok(targets) => {
-                let renamed = |name: &String| Some(name.clone()).filter(|name| name != request.handler);
-                let mut stores: Vec<_> = targets
-                    .iter()
-                    .map(|(backend, target)| StoreTarget {
-                        backend: *backend,
-                        handler: renamed(&target.handler),
-                    })
-                    .collect();
-                let is_alike = |store: &StoreTarget| alike.iter().any(|pod| pod.backend == store.backend);
-                if stores.iter().any(is_alike) {
-                    stores.retain(is_alike);
-                }
-                Ok(ImageRoute { rule: Rule::Handler, stores })
-            }
-        }
+        Ok(ImageRoute { rule: Rule::Handler, stores })
     }
 
     /// Returns the store that a `PullImage` goes to: one, because it carries credentials. `pod` is the
@@ -191,7 +206,7 @@ impl Router {
     pub fn route_of_pull(
         &self,
         request: &ImageRequest<'_>,
-        pod: Option<&OwnedPod>,
+        pod: Option<&OwnedSandbox>,
         choose: impl FnOnce(&str, &str) -> Result<Choice, Error>,
     ) -> Result<ImageRoute, Error> {
         if let Some(pod) = pod {
@@ -224,26 +239,31 @@ impl Router {
             if stores.len() > 1 {
                 return ImageRoute::to_all(Rule::JustStarted, stores);
             }
-            return ImageRoute::to_all(Rule::OtherClient, stores);
         }
         ImageRoute::to(Rule::OtherClient, default)
     }
 
-    /// Returns the pods that a call with an unknown `config.seen` may be for: those with equal annotations,
-    /// and of these, if there are any, those with a container of the reference. Pods of backends that are
-    /// down count only if there are no others.
-    fn pods_alike(&self, request: &ImageRequest<'_>, backends: &BackendFacts<'_>) -> (Rule, Vec<OwnedPod>) {
-        if request.pod.config_seen.is_empty() {
-            return (Rule::Alike, Vec::new());
+    /// Returns the pods that a call with an unknown `config.seen` may be for, and the rule that finds them:
+    /// those with equal annotations, and of these, if there are any, those with a container of the reference.
+    /// Pods of backends that are down count only if there are no others. `None` if there is no such pod.
+    fn pods_alike(
+        &self,
+        request: &ImageRequest<'_>,
+        backends: &BackendFacts<'_>,
+    ) -> Option<(Rule, Vec<OwnedSandbox>)> {
+        let Annotations { config_seen, digest } = request.annotations;
+        if config_seen.is_empty() {
+            return None;
         }
         // kubelet's sandboxes have a config.seen, so a sandbox without one is never meant.
-        let is_alike = |pod: &Pod| !pod.config_seen.is_empty() && pod.annotations == request.pod.digest;
-        let mut alike = self.ready_pods(is_alike);
+        let mut alike =
+            self.ready_pods(|record| !record.config_seen.is_empty() && record.annotations == digest);
         if alike.iter().any(|pod| !(backends.is_down)(pod.backend)) {
             alike.retain(|pod| !(backends.is_down)(pod.backend));
         }
-        if alike.iter().all(|pod| pod.backend == alike[0].backend) {
-            return (Rule::Alike, alike);
+        let first = alike.first()?.backend;
+        if alike.iter().all(|pod| pod.backend == first) {
+            return Some((Rule::Alike, alike));
         }
         let mut holders: Vec<_> = alike.iter().map(|pod| pod.backend).collect();
         holders.sort();
@@ -254,33 +274,33 @@ impl Router {
             .collect();
         if alike.iter().any(|pod| using.contains(&*pod.id)) {
             alike.retain(|pod| using.contains(&*pod.id));
-            return (Rule::UsedBy, alike);
+            return Some((Rule::UsedBy, alike));
         }
-        (Rule::Alike, alike)
+        Some((Rule::Alike, alike))
     }
 
     /// Returns the ready pods that `matches` picks, or, if none of them is ready, all of them: image calls
     /// come while the pod's sandbox is ready.
-    fn ready_pods(&self, matches: impl Fn(&Pod) -> bool) -> Vec<OwnedPod> {
-        let mut pods = self.owners.pods(matches);
-        if pods.iter().any(|owned| owned.pod.ready) {
-            pods.retain(|owned| owned.pod.ready);
+    fn ready_pods(&self, matches: impl Fn(&SandboxRecord) -> bool) -> Vec<OwnedSandbox> {
+        let mut pods = self.owners.sandboxes(matches);
+        if pods.iter().any(|owned| owned.record.ready) {
+            pods.retain(|owned| owned.record.ready);
         }
         pods
     }
 
     /// Returns the stores of these pods, each once, with the handler by the name that its backend knows: that
     /// of the configuration, or, for a handler that no longer leads there, the sandbox's own.
-    fn targets(&self, handler: &str, pods: &[OwnedPod]) -> Vec<StoreTarget> {
+    fn targets(&self, handler: &str, pods: &[OwnedSandbox]) -> Vec<StoreTarget> {
         let handlers = self.handlers();
         let configured = handlers.targets_of(handler).unwrap_or_default();
         let mut stores: Vec<StoreTarget> = Vec::new();
-        for OwnedPod { backend, pod, .. } in pods {
+        for OwnedSandbox { backend, record, .. } in pods {
             if stores.iter().any(|store| store.backend == *backend) {
                 continue;
             }
             let target = configured.iter().find(|(target, _)| target == backend);
-            let own = target.map_or_else(|| pod.handler.to_string(), |(_, target)| target.handler.clone());
+            let own = target.map_or_else(|| record.handler.to_string(), |(_, target)| target.handler.clone());
             let own = Some(own).filter(|own| !handler.is_empty() && own != handler);
             stores.push(StoreTarget { backend: *backend, handler: own });
         }

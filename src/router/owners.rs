@@ -16,11 +16,11 @@ use dashmap::mapref::entry::Entry;
 
 use crate::method::Kind;
 use crate::mutex::lock;
-use crate::snapshot::InstanceId;
+use crate::state::InstanceId;
 
-pub use pod::{Annotations, Pod};
+pub use record::{Annotations, SandboxRecord};
 
-mod pod;
+mod record;
 
 /// How long it is remembered who owned an ID that was removed: kubelet asks once more for what it has just
 /// removed (`pod_container_deletor.go`, `kuberuntime_gc.go`), and that question is for its owner alone.
@@ -38,7 +38,7 @@ struct Owner {
     pub backend: InstanceId,
     /// What the ID names.
     pub kind: Kind,
-    pod: Option<Arc<Pod>>,
+    record: Option<Arc<SandboxRecord>>,
 }
 
 /// What an ID or prefix was found to be.
@@ -59,20 +59,20 @@ pub enum Lookup {
 struct PodOwners {
     /// How many of its sandboxes each backend holds.
     held: Vec<(InstanceId, usize)>,
-    /// Where a sandbox of it was sent to be made: a reply may be lost, and the sandbox is known from the next
-    /// list only.
+    /// The backends that a creation was sent to: its reply may be lost, and until its next list such a
+    /// backend may hold a sandbox of the pod that is not known.
     sent: Vec<(InstanceId, Instant)>,
 }
 
 /// A sandbox and its owner.
 #[derive(Debug, Clone)]
-pub struct OwnedPod {
+pub struct OwnedSandbox {
     /// The sandbox's ID.
     pub id: Box<str>,
     /// The backend that holds it.
     pub backend: InstanceId,
     /// What is remembered of it.
-    pub pod: Arc<Pod>,
+    pub record: Arc<SandboxRecord>,
 }
 
 /// The map.
@@ -95,12 +95,12 @@ struct Removed {
 impl Owners {
     /// Learns that `backend` holds a container; returns the other owner if there is one.
     pub fn learn_container(&self, id: &str, backend: InstanceId) -> Option<InstanceId> {
-        self.learn(id, Owner { backend, kind: Kind::Container, pod: None })
+        self.learn(id, Owner { backend, kind: Kind::Container, record: None })
     }
 
     /// Learns that `backend` holds a sandbox; returns the other owner if there is one.
-    pub fn learn_sandbox(&self, id: &str, backend: InstanceId, pod: Pod) -> Option<InstanceId> {
-        self.learn(id, Owner { backend, kind: Kind::Sandbox, pod: Some(Arc::new(pod)) })
+    pub fn learn_sandbox(&self, id: &str, backend: InstanceId, record: SandboxRecord) -> Option<InstanceId> {
+        self.learn(id, Owner { backend, kind: Kind::Sandbox, record: Some(Arc::new(record)) })
     }
 
     /// Gives an ID to another owner than the one that it has.
@@ -109,8 +109,8 @@ impl Owners {
         let before = owner.clone();
         owner.backend = backend;
         drop(owner);
-        if let Some(pod) = &before.pod {
-            self.hold(&pod.uid, backend);
+        if let Some(record) = &before.record {
+            self.hold(&record.uid, backend);
             self.release(&before);
         }
     }
@@ -121,7 +121,7 @@ impl Owners {
     }
 
     fn learn(&self, id: &str, owner: Owner) -> Option<InstanceId> {
-        let pod = owner.pod.as_ref().map(|pod| (pod.uid.clone(), owner.backend));
+        let pod = owner.record.as_ref().map(|record| (record.uid.clone(), owner.backend));
         match self.map.entry(id.into()) {
             Entry::Vacant(vacant) => {
                 vacant.insert(owner);
@@ -149,44 +149,45 @@ impl Owners {
 
     /// Records whether a sandbox is ready.
     pub fn record_ready(&self, id: &str, ready: bool) {
-        let differs = |owner: &Owner| owner.pod.as_ref().is_some_and(|pod| pod.ready != ready);
+        let differs = |owner: &Owner| owner.record.as_ref().is_some_and(|record| record.ready != ready);
         if self.map.get(id).is_some_and(|owner| differs(&owner)) {
-            self.change(id, |pod| pod.ready = ready);
+            self.change(id, |record| record.ready = ready);
         }
     }
 
     /// Records a new `config.seen` of the pod `uid`: kubelet sets one when it restarts, while a sandbox keeps
-    /// the one it was created with. Returns those that no
-    /// longer mean a sandbox.
+    /// the one it was created with. Returns the replaced ones that no sandbox has any more.
     pub(super) fn record_config_seen(&self, uid: &str, config_seen: &str) -> Vec<Box<str>> {
         if uid.is_empty() || config_seen.is_empty() {
             return Vec::new();
         }
-        let outdated = |pod: &Pod| &*pod.uid == uid && &*pod.config_seen != config_seen;
+        let outdated = |record: &SandboxRecord| &*record.uid == uid && &*record.config_seen != config_seen;
         let ids: Vec<_> = self
             .map
             .iter()
-            .filter(|entry| entry.pod.as_ref().is_some_and(|pod| outdated(pod)))
+            .filter(|entry| entry.record.as_ref().is_some_and(|record| outdated(record)))
             .map(|entry| entry.key().clone())
             .collect();
         let mut replaced = Vec::new();
         for id in ids {
-            self.change(&id, |pod| {
-                replaced.push(std::mem::replace(&mut pod.config_seen, config_seen.into()));
+            self.change(&id, |record| {
+                replaced.push(std::mem::replace(&mut record.config_seen, config_seen.into()));
             });
         }
         let is_meant = |seen: &str| {
-            self.map.iter().any(|entry| entry.pod.as_ref().is_some_and(|pod| &*pod.config_seen == seen))
+            self.map
+                .iter()
+                .any(|entry| entry.record.as_ref().is_some_and(|record| &*record.config_seen == seen))
         };
         replaced.retain(|seen| !seen.is_empty() && !is_meant(seen));
         replaced
     }
 
-    fn change(&self, id: &str, change: impl FnOnce(&mut Pod)) {
+    fn change(&self, id: &str, change: impl FnOnce(&mut SandboxRecord)) {
         if let Some(mut owner) = self.map.get_mut(id)
-            && let Some(pod) = &mut owner.pod
+            && let Some(record) = &mut owner.record
         {
-            change(Arc::make_mut(pod));
+            change(Arc::make_mut(record));
         }
     }
 
@@ -267,7 +268,7 @@ impl Owners {
     }
 
     fn release(&self, owner: &Owner) {
-        let Some(uid) = owner.pod.as_ref().map(|pod| &pod.uid) else { return };
+        let Some(uid) = owner.record.as_ref().map(|record| &record.uid) else { return };
         if let Some(mut pod) = self.pods.get_mut(uid) {
             pod.held
                 .iter_mut()
@@ -310,17 +311,17 @@ impl Owners {
     }
 
     /// Returns the sandboxes that `matches` picks.
-    pub fn pods(&self, matches: impl Fn(&Pod) -> bool) -> Vec<OwnedPod> {
-        let pods = self.map.iter().filter_map(|entry| {
-            let pod = Arc::clone(entry.pod.as_ref().filter(|pod| matches(pod))?);
-            Some(OwnedPod { id: entry.key().clone(), backend: entry.backend, pod })
+    pub fn sandboxes(&self, matches: impl Fn(&SandboxRecord) -> bool) -> Vec<OwnedSandbox> {
+        let sandboxes = self.map.iter().filter_map(|entry| {
+            let record = Arc::clone(entry.record.as_ref().filter(|record| matches(record))?);
+            Some(OwnedSandbox { id: entry.key().clone(), backend: entry.backend, record })
         });
-        pods.collect()
+        sandboxes.collect()
     }
 
     /// Returns the newest sandbox that `matches` picks, a ready one if there is any.
-    pub fn newest(&self, matches: impl Fn(&Pod) -> bool) -> Option<OwnedPod> {
-        self.pods(matches).into_iter().max_by_key(|owned| (owned.pod.ready, owned.pod.created_at))
+    pub fn newest(&self, matches: impl Fn(&SandboxRecord) -> bool) -> Option<OwnedSandbox> {
+        self.sandboxes(matches).into_iter().max_by_key(|owned| (owned.record.ready, owned.record.created_at))
     }
 }
 

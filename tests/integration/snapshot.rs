@@ -8,19 +8,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crimux::cri::{self, Rpc};
-use crimux::snapshot::{Filter, LastKnown, ListKind, Snapshot, StatusKind};
+use crimux::state::{Filter, InstanceState, ListKind, StateStore, StatusKind};
 use prost::Message;
 use tokio::sync::oneshot;
 
 const BOOT: &str = "6f1c";
 
-fn open(dir: &Path) -> Arc<Snapshot> {
-    let (snapshot, warnings) = Snapshot::open(dir, BOOT);
+fn open(dir: &Path) -> Arc<StateStore> {
+    let (store, warnings) = StateStore::open(dir, BOOT);
     assert_eq!(warnings, []);
-    snapshot
+    store
 }
 
-fn list_both(backend: &LastKnown, ids: &[&str]) {
+fn list_both(backend: &InstanceState, ids: &[&str]) {
     let items = ids.iter().map(|id| cri::PodSandbox { id: (*id).into(), ..Default::default() }).collect();
     let epoch = backend.revision();
     let reply = cri::ListPodSandboxResponse { items }.encode_to_vec();
@@ -28,7 +28,7 @@ fn list_both(backend: &LastKnown, ids: &[&str]) {
     backend.replace_list(ListKind::Containers, epoch, bytes::Bytes::new());
 }
 
-fn sandboxes(backend: &LastKnown) -> Option<Vec<String>> {
+fn sandboxes(backend: &InstanceState) -> Option<Vec<String>> {
     let list = backend.list(ListKind::Sandboxes, &Filter::default())?;
     let list = cri::ListPodSandboxResponse::decode(list).expect("a list that was composed can be read");
     Some(list.items.into_iter().map(|item| item.id).collect())
@@ -46,11 +46,11 @@ fn request_with_secret() -> Vec<u8> {
 #[test]
 fn a_killed_crimux_remembers_what_it_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    assert!(!snapshot.was_whole());
-    let backend = snapshot.backend("kata", true);
+    let store = open(dir.path());
+    assert!(!store.was_whole());
+    let backend = store.backend("kata", true);
     list_both(&backend, &["s1"]);
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     backend.record_sandbox_created("s2", &[]);
     backend.record_sandbox_removed("s1");
     backend.set_draining(true);
@@ -66,8 +66,8 @@ fn a_killed_crimux_remembers_what_it_acknowledged() {
 #[test]
 fn everything_survives_an_orderly_restart() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("kata", true);
+    let store = open(dir.path());
+    let backend = store.backend("kata", true);
     list_both(&backend, &["s1"]);
     let image = cri::Image { id: "sha256:aa".into(), ..Default::default() };
     let images = bytes::Bytes::from(cri::ListImagesResponse { images: vec![image] }.encode_to_vec());
@@ -76,7 +76,7 @@ fn everything_survives_an_orderly_restart() {
     let status = cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() }.encode_to_vec();
     backend.remember_status(StatusKind::Sandbox, "s1", backend.revision(), &status);
     backend.remember_reply(Rpc::Version, b"\x0a\x050.1.0");
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     let backend = open(dir.path()).backend("kata", true);
     assert_eq!(sandboxes(&backend).unwrap(), ["s1"]);
     assert_eq!(backend.list(ListKind::Images, &Filter::default()).unwrap(), images);
@@ -90,12 +90,12 @@ fn only_the_owner_may_read_and_no_env_is_written() {
     let state_dir = dir.path().join("deep/state");
     fs::create_dir_all(&state_dir).unwrap();
     fs::set_permissions(&state_dir, fs::Permissions::from_mode(0o755)).unwrap();
-    let snapshot = open(&state_dir);
-    let backend = snapshot.backend("kata", true);
+    let store = open(&state_dir);
+    let backend = store.backend("kata", true);
     backend.record_sandbox_created("s1", &[]);
     backend.record_container_created("c1", "s1", &request_with_secret());
     list_both(&backend, &["s1"]);
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     backend.record_container_created("c2", "s1", &request_with_secret());
     let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(&state_dir), 0o700);
@@ -113,19 +113,19 @@ fn a_directory_that_cannot_be_used_makes_a_snapshot_that_serves_and_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let state_dir = dir.path().join("a-file");
     fs::write(&state_dir, "").unwrap();
-    let (snapshot, warnings) = Snapshot::open(&state_dir, BOOT);
+    let (store, warnings) = StateStore::open(&state_dir, BOOT);
     assert_eq!(warnings.len(), 1);
-    assert!(!snapshot.was_whole() && snapshot.write_error().is_some());
-    let backend = snapshot.backend("kata", true);
+    assert!(!store.was_whole() && store.write_error().is_some());
+    let backend = store.backend("kata", true);
     list_both(&backend, &["s1"]);
     backend.record_sandbox_created("s2", &[]);
     assert_eq!(sandboxes(&backend).unwrap(), ["s1", "s2"]);
-    let failures = snapshot.write_failures();
-    assert!(snapshot.flush().is_err() && snapshot.write_failures() > failures);
+    let failures = store.write_failures();
+    assert!(store.flush().is_err() && store.write_failures() > failures);
     // The operator repairs it.
     fs::remove_file(&state_dir).unwrap();
-    snapshot.flush().unwrap();
-    assert_eq!(snapshot.write_error(), None);
+    store.flush().unwrap();
+    assert_eq!(store.write_error(), None);
     assert_eq!(sandboxes(&open(&state_dir).backend("kata", true)).unwrap(), ["s1", "s2"]);
 }
 
@@ -135,24 +135,24 @@ fn foreign_files_are_set_aside_or_left_alone() {
     fs::write(dir.path().join("snapshot"), "#!/bin/sh\nexit 0 # not ours at all\n").unwrap();
     fs::write(dir.path().join("journal-0000000000000005"), "not a journal").unwrap();
     fs::write(dir.path().join("notes.txt"), "keep me").unwrap();
-    let (snapshot, warnings) = Snapshot::open(dir.path(), BOOT);
+    let (store, warnings) = StateStore::open(dir.path(), BOOT);
     let told: Vec<String> = warnings.iter().map(ToString::to_string).collect();
     assert_eq!(told.len(), 2, "{told:?}");
     assert!(told[0].contains("it is no snapshot; kept as"), "{told:?}");
-    assert_eq!(snapshot.write_error(), None);
+    assert_eq!(store.write_error(), None);
     assert_eq!(fs::read(dir.path().join("notes.txt")).unwrap(), b"keep me");
-    drop(snapshot);
+    drop(store);
     open(dir.path());
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_writer_writes_when_something_changes_and_once_more_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("kata", true);
+    let store = open(dir.path());
+    let backend = store.backend("kata", true);
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async { drop(stopped.await) };
-    let writer = tokio::spawn(Arc::clone(&snapshot).run(shutdown));
+    let writer = tokio::spawn(Arc::clone(&store).run(shutdown));
     list_both(&backend, &["s1"]);
     let file = dir.path().join("snapshot");
     let written = async {
@@ -165,7 +165,7 @@ async fn the_writer_writes_when_something_changes_and_once_more_at_the_end() {
     backend.remember_reply(Rpc::Version, b"\x0a\x050.1.0");
     stop.send(()).unwrap();
     tokio::time::timeout(Duration::from_secs(60), writer).await.unwrap().unwrap();
-    assert_eq!(snapshot.write_error(), None);
+    assert_eq!(store.write_error(), None);
     assert!(open(dir.path()).backend("kata", true).reply(Rpc::Version).is_some());
 }
 
@@ -179,7 +179,6 @@ fn thousands_of_containers_are_listed_in_a_moment() {
         backend.record_sandbox_stopped(id);
     }
     let mut stopped = 0;
-    backend
-        .for_each_sandbox(|facts| stopped += usize::from(facts.state == crimux::snapshot::SANDBOX_NOTREADY));
+    backend.for_each_sandbox(|facts| stopped += usize::from(facts.state == crimux::state::SANDBOX_NOTREADY));
     assert_eq!(stopped, 5000);
 }

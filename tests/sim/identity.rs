@@ -394,3 +394,53 @@ async fn a_start_awaits_every_backend_that_is_neither_known_nor_optional() {
     b.start_again().await;
     eventually(SOON, async || listed(&crimux).await.is_ok_and(|all| all.len() == 3)).await;
 }
+
+#[tokio::test]
+async fn a_drained_backend_that_is_declared_lost_ends_once_it_left_the_file() {
+    let (a, b) = two().await;
+    let mut crimux = Crimux::start(&[("a", &a), ("b", &b)]).await;
+    listed(&crimux).await.unwrap();
+    assert_eq!(on(&crimux, &["backend", "drain", "b", "--force"], "").await.0, 0);
+    b.stop().await;
+    reload(&crimux, &config(&crimux.dir, &[("a", &a)], "")).await;
+    // What was listed before a restart may have changed since: it is the operator who says that it is lost.
+    crimux.restart().await;
+    crimux.wait_ready().await;
+    let (code, _, error) = on(&crimux, &["backend", "forget", "b"], "b\n").await;
+    assert_eq!(code, 0, "{error}");
+    eventually(3 * SOON, async || crimux.log().contains("owns nothing any more and is gone")).await;
+    assert_eq!(listed(&crimux).await, Ok(pods(&a)));
+}
+
+#[tokio::test]
+async fn a_new_backend_whose_endpoint_is_corrected_is_still_left_out_until_it_is_listed() {
+    let (a, b) = two().await;
+    let crimux = Crimux::start(&[("a", &a)]).await;
+    b.stop().await;
+    let right = config(&crimux.dir, &[("a", &a), ("b", &b)], "");
+    let wrong = right.replace(&b.endpoint(), "unix:///nowhere/b.sock");
+    reload(&crimux, &wrong).await;
+    assert_eq!(listed(&crimux).await, Ok(pods(&a)));
+    reload(&crimux, &right).await;
+    assert_eq!(listed(&crimux).await, Ok(pods(&a)), "the node does not wait for what a reload added");
+    b.start_again().await;
+    eventually(SOON, async || listed(&crimux).await.is_ok_and(|all| all.len() == 3)).await;
+}
+
+#[tokio::test]
+async fn what_was_never_listed_is_kept_when_its_name_is_given_to_another_endpoint() {
+    let (a, b) = two().await;
+    let c = SimRuntime::builder("c").containers(1, 1).start().await;
+    b.stop().await;
+    let dir = tempfile::tempdir().unwrap();
+    let first = config(&dir, &[("a", &a), ("b", &b)], "");
+    let crimux = Crimux::start_in(dir, &first);
+    eventually(SOON, async || crimux.get("/readyz").await.is_some()).await;
+    reload(&crimux, &config(&crimux.dir, &[("a", &a)], "")).await;
+    let given = config(&crimux.dir, &[("a", &a), ("b", &c)], "");
+    reload(&crimux, &given).await;
+    b.start_again().await;
+    let mut all = [pods(&a), pods(&b), pods(&c)].concat();
+    all.sort();
+    eventually(3 * SOON, async || listed(&crimux).await.as_ref() == Ok(&all)).await;
+}

@@ -17,7 +17,7 @@ use crate::codec::Message;
 use crate::cri::{OBJECT_ID, Rpc, field};
 use crate::merge::required;
 use crate::method;
-use crate::snapshot::container_items;
+use crate::state::container_items;
 use crate::wire;
 
 /// The status in the replies to both status reads.

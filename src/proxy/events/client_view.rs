@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use crate::cri::{ContainerEventType as Type, field, field_path};
-use crate::snapshot::{
+use crate::state::{
     CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerRef, SANDBOX_READY,
     SandboxRef, container_items, sandbox_items,
 };
@@ -268,7 +268,7 @@ mod tests {
 
     use super::*;
     use crate::cri;
-    use crate::snapshot::SANDBOX_NOTREADY;
+    use crate::state::SANDBOX_NOTREADY;
 
     fn sandboxes(listed: &[(&str, i32)]) -> Bytes {
         let sandbox = |&(id, state): &(&str, i32)| cri::PodSandbox {

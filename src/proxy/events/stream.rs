@@ -48,7 +48,7 @@ impl Source {
             Err(error) => Ended::Lost(error.to_string()),
         };
         if matches!(ended, Ended::Refused(_)) {
-            self.backend.last_known.set_streams_events(false);
+            self.backend.state.set_streams_events(false);
         }
         ended
     }
@@ -125,7 +125,7 @@ impl Source {
 
     fn passed_trial(&self, trial: &mut Option<Instant>) {
         if trial.take().is_some() {
-            self.backend.last_known.set_streams_events(true);
+            self.backend.state.set_streams_events(true);
             self.feed.set_streaming(true);
             self.opened.notify_one();
         }

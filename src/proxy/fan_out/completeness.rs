@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::merge;
 use crate::method::List;
 use crate::proxy::NodeState;
-use crate::snapshot::InstanceId;
+use crate::state::InstanceId;
 
 /// What one backend contributes to a list.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use crate::backend::Backend;
 use crate::cri::LIST_ITEMS;
 use crate::method::List;
 use crate::router::Owners;
-use crate::snapshot::{ListKind, item_id, retain_ids};
+use crate::state::{ListKind, item_id, retain_ids};
 use crate::wire;
 
 /// Returns the kind by which the items of a list name a sandbox or container; `None` if they name neither.
@@ -29,7 +29,7 @@ fn kind_of(list: List) -> Option<ListKind> {
 /// Leaves out of a backend's items what another backend owns.
 pub(in crate::proxy) fn owned_items(backend: &Backend, list: List, items: Bytes) -> Bytes {
     match kind_of(list) {
-        Some(kind) => backend.last_known.without_foreign(kind, items),
+        Some(kind) => backend.state.without_foreign(kind, items),
         None => items,
     }
 }
@@ -46,8 +46,8 @@ pub(super) fn leave_to_one(owners: &Owners, list: List, parts: &mut [Contributio
     let Some(kind) = kind_of(list) else { return };
     for part in parts.iter_mut() {
         // Also those of the time at which the items were taken: a backend may have been given up since.
-        part.foreign.extend(part.backend.last_known.foreign());
-        if part.backend.last_known.is_forgotten() {
+        part.foreign.extend(part.backend.state.foreign());
+        if part.backend.state.is_forgotten() {
             let others = |id: &&str| owners.owner_of(id).is_some_and(|owner| owner != part.backend.id);
             part.foreign.extend(ids(kind, &part.items).into_iter().filter(others).map(Box::from));
         }

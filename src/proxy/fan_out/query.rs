@@ -15,7 +15,7 @@ use crate::method::{List, Method};
 use crate::proxy::NodeState;
 use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::refresh::{record_bad_list, record_timeout, refresh};
-use crate::snapshot::{Filter, ListKind, Revision};
+use crate::state::{Filter, ListKind, Revision};
 
 /// A list call to one backend: what is asked for, and how long the backend may take.
 pub(in crate::proxy) struct ListQuery {
@@ -65,19 +65,19 @@ impl ListQuery {
     /// it answered with.
     pub(in crate::proxy) fn last_known(&self, error: Option<Error>) -> Result<Contribution, NoContribution> {
         let (backend, method) = (&self.backend, self.method());
-        if self.list.is_optional() && backend.last_known.is_unimplemented(method.rpc) {
+        if self.list.is_optional() && backend.state.is_unimplemented(method.rpc) {
             return Err(self.nothing(Absence::Unimplemented(backend.unimplemented_error(method))));
         }
         let items = match ListKind::of(self.list) {
-            Some(kind) => backend.last_known.list_with_foreign(kind, &self.filter),
-            None => backend.last_known.reply(method.rpc),
+            Some(kind) => backend.state.list_with_foreign(kind, &self.filter),
+            None => backend.state.reply(method.rpc),
         };
         let Some(items) = items else {
             return Err(self.nothing(error.map_or(Absence::Unknown, Absence::Failed)));
         };
         self.node.metrics.count_stale_list(&backend.name, method.name);
         let has_items = !items.is_empty();
-        let foreign = backend.last_known.foreign();
+        let foreign = backend.state.foreign();
         Ok(Contribution { backend: Arc::clone(backend), items, foreign, has_items, live: false, error })
     }
 
@@ -90,7 +90,7 @@ impl ListQuery {
         if backend.health.is_late(class) {
             return None;
         }
-        let revision = backend.last_known.revision();
+        let revision = backend.state.revision();
         let fetch = || backend.fetch(method, self.headers.clone(), self.message.framed());
         let reply = match fetch().await {
             // One sandbox that goes away meanwhile makes containerd refuse the stats of all
@@ -117,7 +117,7 @@ impl ListQuery {
     fn live(&self, items: Bytes) -> Contribution {
         self.backend.record_support(self.method(), false);
         let has_items = !items.is_empty();
-        let foreign = self.backend.last_known.foreign();
+        let foreign = self.backend.state.foreign();
         Contribution {
             backend: Arc::clone(&self.backend),
             items,

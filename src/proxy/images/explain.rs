@@ -6,7 +6,7 @@ use crate::backend::Backend;
 use crate::proxy::NodeState;
 use crate::proxy::images::sandboxes_using;
 use crate::router::images::{self, ImageRequest, ImageRoute, Rule, StoredImage};
-use crate::snapshot::{Filter, ListKind};
+use crate::state::{Filter, ListKind};
 
 /// Where calls for one reference go.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl NodeState {
         let mut found: Vec<Vec<StoredImage>> = Vec::new();
         let mut stores = Vec::new();
         for backend in backends.iter() {
-            let list = backend.last_known.list(ListKind::Images, &Filter::default());
+            let list = backend.state.list(ListKind::Images, &Filter::default());
             let images =
                 list.as_ref().map(|list| images::matching_images(list, reference)).unwrap_or_default();
             stores.push(StoreExplanation {

@@ -19,8 +19,8 @@ use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, NodeState, refresh};
 use crate::router::images::{self, REFERENCE, StoredImage};
-use crate::snapshot::image_name::{MatchKind, is_whole_id};
-use crate::snapshot::{Filter, ListKind};
+use crate::state::image_name::{MatchKind, is_whole_id};
+use crate::state::{Filter, ListKind};
 use crate::wire;
 
 /// How long a list of images is trusted for IDs, if no image was pulled through crimux since. kubelet lists
@@ -64,7 +64,7 @@ impl Call {
                 .await?;
             if is_gone(&reply) {
                 forget_images(&self.node, only, &matches_in(only, &reference));
-                only.last_known.wait_for_journal().await;
+                only.state.wait_for_journal().await;
             }
             return Ok(reply.into());
         }
@@ -106,7 +106,7 @@ impl Call {
     async fn list_stores(&self, backends: &[Arc<Backend>], age: Duration) -> Vec<Store> {
         join_all(backends.iter().map(|backend| async move {
             let live = self.list_store(backend, age).await;
-            let known = backend.last_known.list(ListKind::Images, &Filter::default()).is_some();
+            let known = backend.state.list(ListKind::Images, &Filter::default()).is_some();
             Store { backend: Arc::clone(backend), live, known }
         }))
         .await
@@ -173,14 +173,14 @@ impl Call {
             refresh::refresh(&self.node, backend, MethodClass::Images);
         }
         forget_images(&self.node, backend, images);
-        backend.last_known.wait_for_journal().await;
+        backend.state.wait_for_journal().await;
         Ok(None)
     }
 }
 
 /// Returns the images of one store's last-known list that match the reference.
 fn matches_in(backend: &Backend, reference: &str) -> Vec<StoredImage> {
-    let list = backend.last_known.list(ListKind::Images, &Filter::default());
+    let list = backend.state.list(ListKind::Images, &Filter::default());
     list.map(|list| images::matching_images(&list, reference)).unwrap_or_default()
 }
 
@@ -203,7 +203,7 @@ fn is_gone(reply: &BufferedReply) -> bool {
 /// Removes images from the last-known list at once; the next list shows what is left.
 fn forget_images(node: &Arc<NodeState>, backend: &Arc<Backend>, images: &[StoredImage]) {
     for image in images {
-        backend.last_known.record_image_removed(&image.id);
+        backend.state.record_image_removed(&image.id);
     }
     tracing::debug!(backend = %backend.name, count = images.len(), joining = node.is_joining(backend), "removed");
 }

@@ -47,7 +47,7 @@ impl Call {
                 self.answer_user_query(&request, rule, &backends, answers)
             }
             Rule::OwnSocket => self.answer_of_store(answers),
-            _ => self.answer_for_pods(&request, &backends, answers),
+            _ => self.answer_if_same_image(&request, &backends, answers),
         }
     }
 
@@ -60,16 +60,16 @@ impl Call {
     /// Answers for a pod that may be on any of these backends: present only if all that answer have the same
     /// image. One that cannot be asked cannot start the container now either, and does not decide if another
     /// answers.
-    fn answer_for_pods(
+    fn answer_if_same_image(
         &self,
         request: &ImageRequest<'_>,
         backends: &[Arc<Backend>],
         mut answers: Vec<StoreReply>,
     ) -> Result<Outcome, Error> {
         let answers_of_stores: Vec<_> = answers.iter().map(store_answer).collect();
-        let (starts, pod) = (&self.node.router.image_starts, request.pod.config_seen);
+        let (starts, config_seen) = (&self.node.router.image_starts, request.annotations.config_seen);
         if let Some(index) = answers_of_stores.iter().position(|answer| *answer == StoreAnswer::Absent) {
-            starts.end(request.reference, pod);
+            starts.end(request.reference, config_seen);
             return answers.swap_remove(index).map(Outcome::from);
         }
         let present_at: Vec<_> = (0..answers_of_stores.len())
@@ -77,7 +77,7 @@ impl Call {
             .collect();
         if present_at.is_empty() {
             // kubelet gets an error, and starts this container again from the beginning.
-            starts.end(request.reference, pod);
+            starts.end(request.reference, config_seen);
             return answers.swap_remove(0).map(Outcome::from);
         }
         let replies: Vec<_> = present_at
@@ -87,11 +87,11 @@ impl Call {
             .collect();
         let Some(index) = images::index_of_same_image(&replies) else {
             // Different images by one name: answer absent, so that kubelet pulls; the pull carries the uid.
-            starts.end(request.reference, pod);
+            starts.end(request.reference, config_seen);
             return Ok(Outcome::message(&[]));
         };
         let stores = present_at.iter().map(|index| backends[*index].id).collect();
-        starts.begin(request.reference, pod, stores, Instant::now());
+        starts.begin(request.reference, config_seen, stores, Instant::now());
         answers.swap_remove(present_at[index]).map(Outcome::from)
     }
 

@@ -2,18 +2,18 @@
 
 use super::{Learner, pod_of};
 use crate::backend::{Backend, Link};
-use crate::snapshot::InstanceId;
+use crate::state::InstanceId;
 
 impl Learner<'_> {
     /// Learns the owners of all that is remembered of this backend. What another backend owns is decided as
     /// if a list had shown it: no ID may be listed twice from then on.
     pub(in crate::proxy) fn learn_last_known(self) {
-        let (last, owners) = (&self.backend.last_known, &self.node.router.owners);
-        last.for_each_sandbox(|facts| {
+        let (state, owners) = (&self.backend.state, &self.node.router.owners);
+        state.for_each_sandbox(|facts| {
             let other = owners.learn_sandbox(facts.id, self.backend.id, pod_of(&facts));
             self.claim_saved(facts.id, other);
         });
-        last.for_each_container(|facts| match owners.owner_of(facts.sandbox_id) {
+        state.for_each_container(|facts| match owners.owner_of(facts.sandbox_id) {
             Some(owner) if owner != self.backend.id => self.record_foreign(facts.id),
             _ => self.claim_saved(facts.id, owners.learn_container(facts.id, self.backend.id)),
         });
@@ -37,13 +37,13 @@ impl Learner<'_> {
 
     /// Decides who owns an ID that this backend, the claimant, shows and `other` owns.
     pub(super) fn resolve_owner(self, id: &str, other: Option<InstanceId>) {
-        let Some(other) = other else { return self.backend.last_known.mark_owned(id) };
+        let Some(other) = other else { return self.backend.state.mark_owned(id) };
         let holder = self.node.backend(other).ok();
         if holder.as_ref().is_some_and(|holder| !is_new_owner(self.backend, holder, id)) {
             return self.record_foreign(id);
         }
         self.take_over(id, other);
-        for container in self.backend.last_known.containers_of(id) {
+        for container in self.backend.state.containers_of(id) {
             if self.node.router.owners.owner_of(&container) == Some(other) {
                 self.take_over(&container, other);
             }
@@ -52,8 +52,8 @@ impl Learner<'_> {
 
     fn take_over(self, id: &str, holder: InstanceId) {
         self.node.router.owners.transfer(id, self.backend.id);
-        self.backend.last_known.mark_owned(id);
-        let holder = self.node.snapshot.get(holder);
+        self.backend.state.mark_owned(id);
+        let holder = self.node.state_store.get(holder);
         if holder.is_some_and(|holder| holder.has_id(id) && holder.mark_foreign(id)) {
             self.node.metrics.count_id_conflict();
         }
@@ -61,7 +61,7 @@ impl Learner<'_> {
 
     /// Records that another backend owns this ID: nothing that this backend shows under it is served.
     pub(super) fn record_foreign(self, id: &str) {
-        if self.backend.last_known.mark_foreign(id) {
+        if self.backend.state.mark_foreign(id) {
             self.node.metrics.count_id_conflict();
         }
     }
@@ -79,13 +79,13 @@ impl Learner<'_> {
 /// | | | answers | the holder |
 /// | | | cannot be asked | the claimant: a live list beats what was saved |
 fn is_new_owner(claimant: &Backend, holder: &Backend, id: &str) -> bool {
-    let (by_holder, by_claimant) = (holder.last_known.has_created(id), claimant.last_known.has_created(id));
+    let (by_holder, by_claimant) = (holder.state.has_created(id), claimant.state.has_created(id));
     let (local, holder_is_local) = (claimant.config().local, holder.config().local);
     let answers = !matches!(holder.link(), Link::Down { .. });
     if by_claimant != by_holder && (by_claimant || answers || !local) {
         return by_claimant;
     }
-    if holder.last_known.is_listed() && !holder.last_known.has_id(id) {
+    if holder.state.is_listed() && !holder.state.has_id(id) {
         return true;
     }
     if local == holder_is_local { !answers } else { local }

@@ -28,9 +28,9 @@ impl Learner<'_> {
         };
         let pod = request.pod()?;
         if request.method.effect == Effect::PodRestored {
-            self.backend.last_known.record_restored(request.encoded, reply).map_err(unreadable)?;
+            self.backend.state.record_restored(request.encoded, reply).map_err(unreadable)?;
         } else {
-            self.backend.last_known.record_sandbox_created(id, request.encoded);
+            self.backend.state.record_sandbox_created(id, request.encoded);
         }
         let owners = &self.node.router.owners;
         self.resolve_owner(id, owners.learn_sandbox(id, self.backend.id, pod));
@@ -49,7 +49,7 @@ impl Learner<'_> {
         reply: &[u8],
     ) -> Result<(), Error> {
         let id = self.created_id(method, reply)?;
-        self.backend.last_known.record_container_created(id, sandbox, request);
+        self.backend.state.record_container_created(id, sandbox, request);
         self.resolve_owner(id, self.node.router.owners.learn_container(id, self.backend.id));
         Ok(())
     }
@@ -72,22 +72,22 @@ impl Learner<'_> {
         request: &[u8],
         reply: &[u8],
     ) -> Result<(), Error> {
-        let (last, owners) = (&self.backend.last_known, &self.node.router.owners);
+        let (state, owners) = (&self.backend.state, &self.node.router.owners);
         match method.effect {
             Effect::ContainerCreated => self.record_container_created(method, id, request, reply)?,
-            Effect::ContainerStarted => last.record_container_started(id),
-            Effect::ContainerStopped => last.record_container_stopped(id),
+            Effect::ContainerStarted => state.record_container_started(id),
+            Effect::ContainerStopped => state.record_container_stopped(id),
             Effect::ContainerRemoved => {
-                last.record_container_removed(id);
+                state.record_container_removed(id);
                 self.node.record_gone_elsewhere(Kind::Container, id);
                 owners.remove(id);
             }
             Effect::SandboxStopped => {
-                last.record_sandbox_stopped(id);
+                state.record_sandbox_stopped(id);
                 owners.record_ready(id, false);
             }
             Effect::SandboxRemoved => {
-                last.record_sandbox_removed(id);
+                state.record_sandbox_removed(id);
                 self.node.record_gone_elsewhere(Kind::Sandbox, id);
                 self.node.history.forget_requested_handler(id);
                 owners.remove(id);

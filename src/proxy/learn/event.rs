@@ -3,7 +3,7 @@
 use super::Learner;
 use crate::cri::{ContainerEventType, PodSandboxState, field, field_path};
 use crate::error::Error;
-use crate::router::Pod;
+use crate::router::SandboxRecord;
 use crate::wire::{self, WireError};
 
 impl Learner<'_> {
@@ -32,7 +32,8 @@ impl Learner<'_> {
             let created = wire::peek_varint(status, &[field!(PodSandboxStatus.created_at)])?.cast_signed();
             let state = wire::peek_varint(status, &[field!(PodSandboxStatus.state)])?;
             let ready = state == PodSandboxState::SandboxReady as u64;
-            let pod = Pod { created_at: created, ready, ..Pod::new(uid, handler, annotations) };
+            let pod =
+                SandboxRecord { created_at: created, ready, ..SandboxRecord::new(uid, handler, annotations) };
             self.resolve_owner(sandbox, owners.learn_sandbox(sandbox, self.backend.id, pod));
         }
         for status in wire::items(event, field!(ContainerEventResponse.containers_statuses)) {
@@ -41,6 +42,6 @@ impl Learner<'_> {
                 self.resolve_owner(id, owners.learn_container(id, self.backend.id));
             }
         }
-        Ok(!self.backend.last_known.is_foreign(about) && !self.backend.last_known.is_foreign(sandbox))
+        Ok(!self.backend.state.is_foreign(about) && !self.backend.state.is_foreign(sandbox))
     }
 }

@@ -2,12 +2,12 @@
 
 use super::{Learner, pod_of};
 use crate::proxy::NodeState;
-use crate::snapshot::{HandedChange, SandboxRef};
+use crate::state::{HandedChange, SandboxRef};
 
 impl NodeState {
     /// Applies a record of the other process, and completes once it is in the journal.
     pub async fn learn_handed(&self, record: &[u8]) {
-        let Some((instance, changes)) = self.snapshot.apply_handed(record) else {
+        let Some((instance, changes)) = self.state_store.apply_handed(record) else {
             tracing::warn!("a change of the process before is of no known backend; the next list shows it");
             return;
         };
@@ -17,7 +17,7 @@ impl NodeState {
                 learner.learn_handed(change);
             }
         }
-        self.snapshot.wait_for_journal().await;
+        self.state_store.wait_for_journal().await;
     }
 }
 

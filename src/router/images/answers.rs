@@ -1,7 +1,7 @@
 //! Reads the answers of several stores about one image, and decides whether they agree.
 
 use crate::cri::{field, field_path};
-use crate::snapshot::image_name::bare_id;
+use crate::state::image_name::bare_id;
 use crate::wire;
 
 /// The user a container runs as when its pod does not set one (`helpers.go getImageUser`).

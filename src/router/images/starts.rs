@@ -19,8 +19,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use crate::mutex::lock;
-use crate::snapshot::InstanceId;
-use crate::snapshot::image_name::normalise;
+use crate::state::InstanceId;
+use crate::state::image_name::normalise;
 
 /// The longest start; kubelet's calls are milliseconds apart unless the node is overloaded.
 const LONGEST_START: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ const MAX_STARTS: usize = 256;
 #[derive(Debug)]
 struct Start {
     /// The pod's `config.seen`.
-    pod: Box<str>,
+    config_seen: Box<str>,
     /// The backends that it may be on.
     backends: Vec<InstanceId>,
     /// Whether its image was pulled for it. kubelet goes on after a pull whatever it is told about the image.
@@ -64,22 +64,28 @@ pub struct Starts {
 pub struct Pull<'a> {
     starts: &'a Starts,
     reference: &'a str,
-    pod: &'a str,
+    config_seen: &'a str,
     backend: InstanceId,
     succeeded: bool,
 }
 
 impl Starts {
-    /// Records that these backends answered `pod` that the image is present. A pod without `config.seen` is
-    /// not kubelet's and is not recorded.
-    pub fn begin(&self, reference: &str, pod: &str, backends: Vec<InstanceId>, now: Instant) {
-        let start = Start { pod: pod.into(), backends, pulled: false, until: now + LONGEST_START };
+    /// Records that these backends answered the pod of `config_seen` that the image is present. A pod without
+    /// `config.seen` is not kubelet's and is not recorded.
+    pub fn begin(&self, reference: &str, config_seen: &str, backends: Vec<InstanceId>, now: Instant) {
+        let start =
+            Start { config_seen: config_seen.into(), backends, pulled: false, until: now + LONGEST_START };
         self.record(reference, start);
     }
 
-    /// Records that `pod` pulls the image to `backend`.
-    pub fn pull<'a>(&'a self, reference: &'a str, pod: &'a str, backend: InstanceId) -> Pull<'a> {
-        let pull = Pull { starts: self, reference, pod, backend, succeeded: false };
+    /// Records that the pod of `config_seen` pulls the image to `backend`.
+    pub fn begin_pull<'a>(
+        &'a self,
+        reference: &'a str,
+        config_seen: &'a str,
+        backend: InstanceId,
+    ) -> Pull<'a> {
+        let pull = Pull { starts: self, reference, config_seen, backend, succeeded: false };
         self.record(reference, pull.start(LONGEST_PULL));
         pull
     }
@@ -112,11 +118,11 @@ impl Starts {
         }
     }
 
-    /// Ends the start of `pod`, which was answered that the image is absent, unless the image was pulled for
-    /// it: kubelet calls for the size of what it pulled, ignores the answer (`image_manager.go pullImage`),
-    /// and calls for the image's user next.
-    pub fn end(&self, reference: &str, pod: &str) {
-        self.retain(reference, |start| start.pulled || *start.pod != *pod);
+    /// Ends the start of the pod of `config_seen`, which was answered that the image is absent, unless the
+    /// image was pulled for it: kubelet calls for the size of what it pulled, ignores the answer
+    /// (`image_manager.go pullImage`), and calls for the image's user next.
+    pub fn end(&self, reference: &str, config_seen: &str) {
+        self.retain(reference, |start| start.pulled || *start.config_seen != *config_seen);
     }
 
     fn retain(&self, reference: &str, keep: impl Fn(&Start) -> bool) {
@@ -130,18 +136,18 @@ impl Starts {
         }
     }
 
-    /// Ends all starts of `pod`, which creates its container.
-    pub fn end_all(&self, pod: &str) {
-        if !pod.is_empty() {
+    /// Ends all starts of the pod of `config_seen`, which creates its container.
+    pub fn end_all(&self, config_seen: &str) {
+        if !config_seen.is_empty() {
             self.lock().retain(|_, entry| {
-                entry.starts.retain(|start| *start.pod != *pod);
+                entry.starts.retain(|start| *start.config_seen != *config_seen);
                 !entry.starts.is_empty()
             });
         }
     }
 
     fn record(&self, reference: &str, new: Start) {
-        if new.pod.is_empty() {
+        if new.config_seen.is_empty() {
             return;
         }
         let now = Instant::now();
@@ -157,7 +163,7 @@ impl Starts {
         }
         let entry = map.entry(key).or_default();
         let before = entry.starts.len();
-        entry.starts.retain(|start| start.until > now && start.pod != new.pod);
+        entry.starts.retain(|start| start.until > now && start.config_seen != new.config_seen);
         if entry.starts.len() < before {
             // A pod that starts again has received the answer to its last call without annotations.
             entry.undecided = entry.undecided.saturating_sub(1);
@@ -177,7 +183,7 @@ impl Pull<'_> {
     /// Returns the pod's start, which ends after `longest` from now.
     fn start(&self, longest: Duration) -> Start {
         let until = Instant::now() + longest;
-        Start { pod: self.pod.into(), backends: vec![self.backend], pulled: true, until }
+        Start { config_seen: self.config_seen.into(), backends: vec![self.backend], pulled: true, until }
     }
 
     /// Records that the pull succeeded.
@@ -191,7 +197,7 @@ impl Drop for Pull<'_> {
         if self.succeeded {
             self.starts.record(self.reference, self.start(LONGEST_START));
         } else {
-            self.starts.retain(self.reference, |start| *start.pod != *self.pod);
+            self.starts.retain(self.reference, |start| *start.config_seen != *self.config_seen);
         }
     }
 }
@@ -233,13 +239,13 @@ mod tests {
     #[test]
     fn a_pull_is_a_start_that_ends_with_it_if_it_fails() {
         let (starts, a, _, _) = start();
-        let mut pull = starts.pull(IMAGE, "p1", a);
+        let mut pull = starts.begin_pull(IMAGE, "p1", a);
         assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["a"]);
         pull.succeed();
         drop(pull);
         starts.end(IMAGE, "p1");
         assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["a"], "absent after a pull ends nothing");
-        drop(starts.pull(IMAGE, "p1", a));
+        drop(starts.begin_pull(IMAGE, "p1", a));
         assert_eq!(names(&starts.stores(IMAGE, Instant::now())), [""; 0]);
     }
 

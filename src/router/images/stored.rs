@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use crate::cri::{ITEM_ID, LIST_ITEMS};
 use crate::error::Error;
 use crate::router::images::Rule;
-use crate::snapshot::image_name::{self, MatchKind, bare_id};
+use crate::state::image_name::{self, MatchKind, bare_id};
 use crate::wire;
 
 /// An image that a reference names, in one store.

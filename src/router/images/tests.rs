@@ -35,7 +35,11 @@ fn name(backend: InstanceId) -> &'static str {
 }
 
 fn learn(router: &Router, id: &str, backend: &str, uid: &str, annotations: &[(&str, &str)]) {
-    let pod = Pod { created_at: 1, ready: true, ..Pod::new(uid, backend, annotations.iter().copied()) };
+    let pod = SandboxRecord {
+        created_at: 1,
+        ready: true,
+        ..SandboxRecord::new(uid, backend, annotations.iter().copied())
+    };
     router.owners.learn_sandbox(id, super::tests::id(backend), pod);
 }
 

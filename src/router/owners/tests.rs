@@ -19,7 +19,7 @@ fn a_removed_id_is_its_owners_alone_and_is_no_prefix_of_anything() {
 
 fn owners() -> Owners {
     let owners = Owners::default();
-    owners.learn_sandbox("abc1", A, Pod::default());
+    owners.learn_sandbox("abc1", A, SandboxRecord::default());
     owners.learn_container("abc2", B);
     owners.learn_container("xyz", B);
     owners
@@ -39,9 +39,9 @@ fn a_scope_hides_what_other_backends_own() {
     assert_eq!(owners().find(None, "xyz", Some(A)), Lookup::Unknown);
 }
 
-fn pod(uid: &str, seen: &str, created_at: i64, ready: bool) -> Pod {
+fn pod(uid: &str, seen: &str, created_at: i64, ready: bool) -> SandboxRecord {
     let annotations = [("kubernetes.io/config.seen", seen)];
-    Pod { created_at, ready, ..Pod::new(uid, "", annotations.into_iter()) }
+    SandboxRecord { created_at, ready, ..SandboxRecord::new(uid, "", annotations.into_iter()) }
 }
 
 #[test]

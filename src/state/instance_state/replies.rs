@@ -2,18 +2,18 @@
 
 use bytes::Bytes;
 
-use super::LastKnown;
+use super::InstanceState;
 use crate::cri::{Rpc, field};
-use crate::snapshot::facts::Fact;
-use crate::snapshot::statuses::ForgottenStatus;
-use crate::snapshot::{Revision, StatusKind};
+use crate::state::facts::Fact;
+use crate::state::statuses::ForgottenStatus;
+use crate::state::{Revision, StatusKind};
 use crate::wire;
 
 /// Fields of a fact that is kept together with its time.
 const TIMED_AT: u32 = 1;
 const TIMED_VALUE: u32 = 2;
 
-impl LastKnown {
+impl InstanceState {
     /// Remembers the encoded reply to a status read sent at `revision`. A reply that carries `info`, or one
     /// to a read that was sent before a write to the same ID, is not remembered.
     pub fn remember_status(&self, kind: StatusKind, id: &str, revision: Revision, reply: &[u8]) {
@@ -31,7 +31,8 @@ impl LastKnown {
         state.statuses.forget(id, seq)
     }
 
-    /// Remembers again what [`LastKnown::drop_status`] forgot, unless a newer status was remembered since.
+    /// Remembers again what [`InstanceState::drop_status`] forgot, unless a newer status was remembered
+    /// since.
     pub fn put_status_back(&self, id: &str, forgotten: ForgottenStatus) {
         self.lock().statuses.put_back(id, forgotten);
     }

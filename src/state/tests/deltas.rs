@@ -4,21 +4,21 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::cri::Rpc;
-use crate::snapshot::writer::{MAX_JOURNAL, Step};
+use crate::state::writer::{MAX_JOURNAL, Step};
 
-fn steps(snapshot: &Snapshot) -> Vec<Step> {
+fn steps(store: &StateStore) -> Vec<Step> {
     let mut steps = Vec::new();
-    snapshot.write(false, &mut |step| steps.push(step)).unwrap();
+    store.write(false, &mut |step| steps.push(step)).unwrap();
     steps
 }
 
 fn journal(dir: &Path) -> std::path::PathBuf {
-    let last = crate::snapshot::journal::generations(dir).unwrap().pop().unwrap();
-    crate::snapshot::journal::path(dir, last)
+    let last = crate::state::journal::generations(dir).unwrap().pop().unwrap();
+    crate::state::journal::path(dir, last)
 }
 
 /// All that is served of a backend, in an order of its own.
-fn served(backend: &LastKnown) -> String {
+fn served(backend: &InstanceState) -> String {
     let images = list(backend, ListKind::Images).map(|list| {
         let mut images = cri::ListImagesResponse::decode(list).unwrap().images;
         images.sort_by(|one, other| one.id.cmp(&other.id));
@@ -92,7 +92,7 @@ fn images(images: &[u8]) -> Bytes {
     cri::ListImagesResponse { images: images.iter().map(image).collect() }.encode_to_vec().into()
 }
 
-fn play(snapshot: &Snapshot, backend: &LastKnown, event: DeltaEvent) {
+fn play(store: &StateStore, backend: &InstanceState, event: DeltaEvent) {
     let (s, c) = (|id: u8| format!("s{id}"), |id: u8| format!("c{id}"));
     match event {
         DeltaEvent::Pair(mut pods) => {
@@ -136,8 +136,8 @@ fn play(snapshot: &Snapshot, backend: &LastKnown, event: DeltaEvent) {
         DeltaEvent::Foreign(id, false) => backend.mark_owned(&s(id)),
         DeltaEvent::Drained(drained) => backend.set_draining(drained),
         DeltaEvent::LacksStats(lacks) => backend.set_unimplemented(Rpc::ListPodSandboxStats, lacks),
-        DeltaEvent::Forgotten => _ = snapshot.forget(backend.id()),
-        DeltaEvent::Write(all) => snapshot.write(all, &mut |_| ()).unwrap(),
+        DeltaEvent::Forgotten => _ = store.forget(backend.id()),
+        DeltaEvent::Write(all) => store.write(all, &mut |_| ()).unwrap(),
     }
 }
 
@@ -148,12 +148,12 @@ proptest! {
         events in proptest::collection::vec(event(), 1..40)
     ) {
         let dir = tempfile::tempdir().unwrap();
-        let snapshot = open(dir.path());
-        let [backend, other] = ["runc", "other"].map(|name| snapshot.backend(name, true));
+        let store = open(dir.path());
+        let [backend, other] = ["runc", "other"].map(|name| store.backend(name, true));
         for (number, event) in events.into_iter().enumerate() {
-            play(&snapshot, if number % 5 == 0 { &other } else { &backend }, event);
+            play(&store, if number % 5 == 0 { &other } else { &backend }, event);
         }
-        snapshot.write(false, &mut |_| ()).unwrap();
+        store.write(false, &mut |_| ()).unwrap();
         let survivor = copy(dir.path());
         let after = open(survivor.path());
         prop_assert!(after.was_whole());
@@ -171,15 +171,15 @@ proptest! {
 #[test]
 fn a_list_that_changed_is_appended_and_one_in_another_order_is_not() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     take_pair(&backend, &["s1", "s2"], &[]);
-    assert!(steps(&snapshot).contains(&Step::Renamed), "the first is a snapshot");
+    assert!(steps(&store).contains(&Step::Renamed), "the first is a snapshot");
     take_pair(&backend, &["s2", "s1"], &[]);
-    assert_eq!(steps(&snapshot), []);
+    assert_eq!(steps(&store), []);
     take_pair(&backend, &["s2"], &[]);
-    assert_eq!(steps(&snapshot), [Step::Appended]);
-    assert_eq!(steps(&snapshot), []);
+    assert_eq!(steps(&store), [Step::Appended]);
+    assert_eq!(steps(&store), []);
     let after = open(copy(dir.path()).path()).backend("runc", true);
     assert_eq!(ids(&after, ListKind::Sandboxes).unwrap(), ["s2"]);
 }
@@ -187,20 +187,20 @@ fn a_list_that_changed_is_appended_and_one_in_another_order_is_not() {
 #[test]
 fn a_journal_with_a_gap_between_its_deltas_is_not_the_whole_state() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     take_pair(&backend, &["s1"], &[]);
-    steps(&snapshot);
+    steps(&store);
     let start = fs::read(journal(dir.path())).unwrap().len();
     for next in ["s2", "s3"] {
         take_pair(&backend, &["s1", next], &[]);
-        assert_eq!(steps(&snapshot), [Step::Appended]);
+        assert_eq!(steps(&store), [Step::Appended]);
     }
     let path = journal(dir.path());
     let mut content = fs::read(&path).unwrap();
     content[start + 12] ^= 1;
     fs::write(&path, content).unwrap();
-    let (after, warnings) = Snapshot::open(dir.path(), BOOT);
+    let (after, warnings) = StateStore::open(dir.path(), BOOT);
     assert_eq!((warnings.len(), after.was_whole()), (1, false));
     assert!(!after.backend("runc", true).is_known(), "heard of, not known");
 }
@@ -208,10 +208,10 @@ fn a_journal_with_a_gap_between_its_deltas_is_not_the_whole_state() {
 #[test]
 fn a_journal_with_deltas_cut_at_any_byte_shows_one_of_the_lists_and_all_that_was_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     take_pair(&backend, &["s0"], &[]);
-    steps(&snapshot);
+    steps(&store);
     let mut acknowledged = Vec::new();
     let mut ends = Vec::new();
     for id in ["s1", "s2", "s3"] {
@@ -222,13 +222,13 @@ fn a_journal_with_deltas_cut_at_any_byte_shows_one_of_the_lists_and_all_that_was
         let mut listed = vec!["s0"];
         listed.extend(&acknowledged);
         take_pair(&backend, &listed, &[]);
-        assert_eq!(steps(&snapshot), [Step::Appended]);
+        assert_eq!(steps(&store), [Step::Appended]);
     }
     let content = fs::read(journal(dir.path())).unwrap();
     for cut in ends[0]..=content.len() {
         let survivor = copy(dir.path());
         fs::write(journal(survivor.path()), &content[..cut]).unwrap();
-        let (after, warnings) = Snapshot::open(survivor.path(), BOOT);
+        let (after, warnings) = StateStore::open(survivor.path(), BOOT);
         let known = ids(&after.backend("runc", true), ListKind::Sandboxes).unwrap();
         let count = ends.iter().filter(|end| **end <= cut).count();
         assert_eq!(known[1..], acknowledged[..count], "cut at {cut}");
@@ -239,16 +239,16 @@ fn a_journal_with_deltas_cut_at_any_byte_shows_one_of_the_lists_and_all_that_was
 #[test]
 fn a_snapshot_of_the_first_format_is_read() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    take_pair(&snapshot.backend("runc", true), &["s1"], &[]);
-    snapshot.flush().unwrap();
+    let store = open(dir.path());
+    take_pair(&store.backend("runc", true), &["s1"], &[]);
+    store.flush().unwrap();
     let path = dir.path().join("snapshot");
     for (version, whole) in [(1, true), (2, true), (3, false)] {
         let copy = copy(dir.path());
         let mut content = fs::read(&path).unwrap();
         content[7] = version;
         fs::write(copy.path().join("snapshot"), content).unwrap();
-        let (after, warnings) = Snapshot::open(copy.path(), BOOT);
+        let (after, warnings) = StateStore::open(copy.path(), BOOT);
         assert_eq!((after.was_whole(), warnings.is_empty()), (whole, whole), "version {version}");
     }
 }
@@ -256,17 +256,17 @@ fn a_snapshot_of_the_first_format_is_read() {
 #[test]
 fn a_journal_that_has_grown_is_compacted() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     take_pair(&backend, &["s0"], &[]);
-    steps(&snapshot);
+    steps(&store);
     let size = || fs::metadata(journal(dir.path())).unwrap().len();
     let request = run_request(&"a".repeat(64 << 10));
     let mut before = 0;
     for round in 0..100 {
         backend.record_sandbox_created("s1", &request);
         take_pair(&backend, if round % 2 == 0 { &["s1"] } else { &["s0"] }, &[]);
-        if steps(&snapshot).contains(&Step::Renamed) {
+        if steps(&store).contains(&Step::Renamed) {
             break;
         }
         before = size();

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::snapshot::writer::MAX_JOURNAL;
+use crate::state::writer::MAX_JOURNAL;
 
 const PODS: usize = 120;
 /// A restart every 5 s.
@@ -162,7 +162,7 @@ fn pod(number: usize) -> cri::PodSandbox {
     }
 }
 
-fn take(backend: &LastKnown, containers: &[Incarnation]) {
+fn take(backend: &InstanceState, containers: &[Incarnation]) {
     let revision = backend.revision();
     let items = (0..PODS).map(pod).collect();
     let list = cri::ListPodSandboxResponse { items }.encode_to_vec();
@@ -172,12 +172,12 @@ fn take(backend: &LastKnown, containers: &[Incarnation]) {
     backend.replace_list(ListKind::Containers, revision, list.into());
 }
 
-fn read_status(backend: &LastKnown, container: Incarnation) {
+fn read_status(backend: &InstanceState, container: Incarnation) {
     backend.remember_status(StatusKind::Container, &container.id(), backend.revision(), &container.status());
 }
 
 /// Takes what a node has beside its containers.
-fn take_the_rest(backend: &LastKnown) {
+fn take_the_rest(backend: &InstanceState) {
     for number in 0..PODS {
         let pod = pod(number);
         let status = cri::PodSandboxStatus {
@@ -208,8 +208,8 @@ fn take_the_rest(backend: &LastKnown) {
 }
 
 /// Plays what kubelet and the runtime do for one restart, with the two writes that fit between two restarts.
-fn restart(snapshot: &Snapshot, backend: &LastKnown, containers: &mut Vec<Incarnation>) {
-    let write = || snapshot.write(false, &mut |_| ()).unwrap();
+fn restart(store: &StateStore, backend: &InstanceState, containers: &mut Vec<Incarnation>) {
+    let write = || store.write(false, &mut |_| ()).unwrap();
     let last = containers.last_mut().unwrap();
     last.state = CONTAINER_EXITED;
     let exited = *last;
@@ -237,8 +237,8 @@ fn restart(snapshot: &Snapshot, backend: &LastKnown, containers: &mut Vec<Incarn
 #[test]
 fn a_container_that_restarts_every_5_s_among_120_pods_costs_at_most_100_mb_a_day() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     let running = |pod| Incarnation { pod, attempt: 0, state: CONTAINER_RUNNING };
     let mut containers: Vec<_> = (0..PODS).map(running).collect();
     take(&backend, &containers);
@@ -246,13 +246,13 @@ fn a_container_that_restarts_every_5_s_among_120_pods_costs_at_most_100_mb_a_day
         read_status(&backend, *container);
     }
     take_the_rest(&backend);
-    snapshot.write(false, &mut |_| ()).unwrap();
-    let size = snapshot.written_bytes();
+    store.write(false, &mut |_| ()).unwrap();
+    let size = store.written_bytes();
     let restarts = 40;
     for _ in 0..restarts {
-        restart(&snapshot, &backend, &mut containers);
+        restart(&store, &backend, &mut containers);
     }
-    let journal = (snapshot.written_bytes() - size) / restarts;
+    let journal = (store.written_bytes() - size) / restarts;
     let compaction = size * journal / MAX_JOURNAL.max(2 * size);
     let a_day = (journal + compaction) * RESTARTS_A_DAY;
     assert!(a_day <= A_DAY, "{journal} bytes and {compaction} of snapshots a restart, {a_day} a day");

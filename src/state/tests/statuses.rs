@@ -3,7 +3,7 @@
 use super::*;
 use crate::cri::Rpc;
 
-fn backend() -> (tempfile::TempDir, Arc<LastKnown>) {
+fn backend() -> (tempfile::TempDir, Arc<InstanceState>) {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path()).backend("runc", true);
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
@@ -19,7 +19,7 @@ fn container_status(id: &str, state: i32) -> Vec<u8> {
     cri::ContainerStatusResponse { status, ..Default::default() }.encode_to_vec()
 }
 
-fn served(backend: &LastKnown) -> Option<Bytes> {
+fn served(backend: &InstanceState) -> Option<Bytes> {
     backend.status(StatusKind::Container, "c1")
 }
 

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 use super::file::{self, Saved, SavedBackend};
 use super::journal;
 use super::on_disk::Minor;
-use super::{LastKnown, Snapshot};
+use super::{InstanceState, StateStore};
 
 use crate::mutex::lock;
 
@@ -69,7 +69,7 @@ pub(super) struct LastWrite {
     begun_in_vain: bool,
 }
 
-impl Snapshot {
+impl StateStore {
     /// Writes snapshots until `shutdown` completes, then a last one.
     pub async fn run(self: Arc<Self>, shutdown: impl Future<Output = ()>) {
         tokio::pin!(shutdown);
@@ -114,11 +114,11 @@ impl Snapshot {
                 "another process has taken the state over",
             ));
         }
-        for last_known in self.all() {
-            last_known.compact();
+        for state in self.all() {
+            state.compact();
         }
         let failures = self.shared.failures();
-        let is_new = |last_known: &Arc<LastKnown>| !last_known.lock().is_in_snapshot();
+        let is_new = |state: &Arc<InstanceState>| !state.lock().is_in_snapshot();
         let due =
             all | self.shared.take_demand() || failures != written.failures || self.all().iter().any(is_new);
         let snapshot = written.snapshot.filter(|_| !due);
@@ -139,7 +139,7 @@ impl Snapshot {
         } else {
             Minor::Left
         };
-        let appended = self.all().iter().filter(|last_known| last_known.append_delta(minor)).count();
+        let appended = self.all().iter().filter(|state| state.append_delta(minor)).count();
         if appended == 0 {
             return;
         }
@@ -218,17 +218,17 @@ impl Snapshot {
 
     /// Returns what is to be saved of each instance, and notes that it is saved.
     fn capture(&self) -> Vec<SavedBackend> {
-        let capture = |last_known: &Arc<LastKnown>| {
-            let mut state = last_known.lock();
+        let capture = |state: &Arc<InstanceState>| {
+            let mut known = state.lock();
             // Changes are numbered under this lock, so all up to this number are in.
             let seq = self.shared.last_seq();
-            state.mark_saved(seq);
-            state.save(seq)
+            known.mark_saved(seq);
+            known.save(seq)
         };
         self.all().iter().map(capture).collect()
     }
 
-    fn all(&self) -> Vec<Arc<LastKnown>> {
+    fn all(&self) -> Vec<Arc<InstanceState>> {
         self.backends().values().cloned().collect()
     }
 }

@@ -37,7 +37,7 @@ pub struct Instance {
     pub life: Life,
     /// The instance whose name this one took with another endpoint, until their lists tell whether they are
     /// one.
-    pub moved_from: Option<InstanceId>,
+    pub maybe_moved_from: Option<InstanceId>,
     /// How it was last reached; a removed one is no longer in the file.
     pub config: Option<BackendConfig>,
 }
@@ -50,7 +50,7 @@ impl Instance {
             name: name.to_owned(),
             endpoint: String::new(),
             life: Life::Member,
-            moved_from: None,
+            maybe_moved_from: None,
             config: None,
         }
     }
@@ -65,7 +65,7 @@ impl Instance {
                 Life::Joining => 1,
                 Life::Removed => 2,
             },
-            moved_from: self.moved_from.map_or(0, |id| id.0),
+            maybe_moved_from: self.maybe_moved_from.map_or(0, |id| id.0),
             config: self.config.as_ref().map(SavedConfig::new),
         }
     }
@@ -80,7 +80,7 @@ impl Instance {
                 2 => Life::Removed,
                 _ => Life::Member,
             },
-            moved_from: Some(saved.moved_from).filter(|id| *id != 0).map(InstanceId),
+            maybe_moved_from: Some(saved.maybe_moved_from).filter(|id| *id != 0).map(InstanceId),
             config: saved.config.map(SavedConfig::config),
         }
     }
@@ -100,7 +100,7 @@ pub(super) struct SavedInstance {
     pub(super) life: u32,
     /// Zero for none.
     #[prost(uint64, tag = "5")]
-    pub(super) moved_from: u64,
+    pub(super) maybe_moved_from: u64,
     #[prost(message, optional, tag = "6")]
     pub(super) config: Option<SavedConfig>,
 }
@@ -264,7 +264,7 @@ mod tests {
         };
         let instance = Instance {
             life: Life::Removed,
-            moved_from: Some(InstanceId(3)),
+            maybe_moved_from: Some(InstanceId(3)),
             endpoint: "tcp://node-7:10010".into(),
             config: Some(config),
             ..Instance::with_name(9, "edge@9")

@@ -21,10 +21,10 @@ use crate::cri;
 
 const BOOT: &str = "boot-1";
 
-fn open(dir: &Path) -> Arc<Snapshot> {
-    let (snapshot, warnings) = Snapshot::open(dir, BOOT);
+fn open(dir: &Path) -> Arc<StateStore> {
+    let (store, warnings) = StateStore::open(dir, BOOT);
     assert_eq!(warnings, []);
-    snapshot
+    store
 }
 
 /// Copies the directory, as a kill leaves it.
@@ -65,18 +65,18 @@ fn run_request(name: &str) -> Vec<u8> {
 }
 
 /// Takes both lists as one pair that was just sent.
-fn take_pair(backend: &LastKnown, sandbox_ids: &[&str], container_ids: &[(&str, &str)]) {
+fn take_pair(backend: &InstanceState, sandbox_ids: &[&str], container_ids: &[(&str, &str)]) {
     let revision = backend.revision();
     backend.replace_list(ListKind::Sandboxes, revision, sandboxes(sandbox_ids));
     backend.replace_list(ListKind::Containers, revision, containers(container_ids));
 }
 
-fn list(backend: &LastKnown, kind: ListKind) -> Option<Bytes> {
+fn list(backend: &InstanceState, kind: ListKind) -> Option<Bytes> {
     backend.list(kind, &Filter::default())
 }
 
 /// Returns the IDs and states listed, sorted.
-fn shown(backend: &LastKnown, kind: ListKind) -> Option<Vec<(String, i32)>> {
+fn shown(backend: &InstanceState, kind: ListKind) -> Option<Vec<(String, i32)>> {
     let list = list(backend, kind)?;
     let mut shown: Vec<_> = if kind == ListKind::Sandboxes {
         let list = cri::ListPodSandboxResponse::decode(list).unwrap();
@@ -89,6 +89,6 @@ fn shown(backend: &LastKnown, kind: ListKind) -> Option<Vec<(String, i32)>> {
     Some(shown)
 }
 
-fn ids(backend: &LastKnown, kind: ListKind) -> Option<Vec<String>> {
+fn ids(backend: &InstanceState, kind: ListKind) -> Option<Vec<String>> {
     Some(shown(backend, kind)?.into_iter().map(|(id, _)| id).collect())
 }

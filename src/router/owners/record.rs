@@ -4,7 +4,7 @@ use std::hash::{Hash, Hasher};
 
 /// What is remembered of a sandbox beside its owner.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Pod {
+pub struct SandboxRecord {
     /// `metadata.uid`.
     pub uid: Box<str>,
     /// The handler as its backend knows it.
@@ -19,7 +19,7 @@ pub struct Pod {
     pub ready: bool,
 }
 
-impl Pod {
+impl SandboxRecord {
     /// Makes it from what a request or a list says of a sandbox; `created_at` and `ready` are not set.
     pub fn new<'a>(uid: &str, handler: &str, annotations: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
         let annotations = Annotations::read(annotations);

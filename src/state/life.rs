@@ -6,10 +6,10 @@
 //! ```text
 //!   a reload adds it                      a start finds it in the file
 //!         │                                          │
-//!         ▼            Listed, Settled               ▼
+//!         ▼            Listed, MoveResolved          ▼
 //!      Joining ────────────────────────────────► Member
 //!         ▲  │                                   │    │ ▲
-//!         │  │           GivenUp                 │    │ │ TakenBack, Settled
+//!         │  │           GivenUp                 │    │ │ TakenBack, MoveResolved
 //!         └──┼───────────────────────────────────┘    │ │
 //!            └───────────── LeftFile ────────────► Removed ──► ended, once it owns nothing
 //! ```
@@ -56,11 +56,6 @@ pub enum LifeChange {
 }
 
 impl Life {
-    /// Returns where an instance begins: at a start, as all that the file names, or with a reload.
-    pub fn first(is_start: bool) -> Self {
-        if is_start { Self::Member } else { Self::Joining }
-    }
-
     /// Returns where the instance stands after a change; see the first table above.
     #[must_use]
     pub fn after(self, change: LifeChange) -> Self {
@@ -97,7 +92,6 @@ mod tests {
         for (change, after) in table {
             assert_eq!([Joining, Member, Removed].map(|life| life.after(change)), after, "{change:?}");
         }
-        assert_eq!([true, false].map(Life::first), [Member, Joining]);
         let awaited =
             [Joining, Member, Removed].map(|life| [false, true].map(|known| life.is_awaited(known)));
         assert_eq!(awaited, [[false, false], [true, false], [false, false]]);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 
 use super::*;
-use crate::snapshot::list_bytes::FullList;
-use crate::snapshot::pair::{PAIR_WINDOW, Pair, PodListSync};
+use crate::state::list_bytes::FullList;
+use crate::state::pair::{PAIR_WINDOW, Pair, PodListSync};
 
 /// The next thing that happens.
 #[derive(Debug, Clone, Copy)]

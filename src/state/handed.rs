@@ -19,9 +19,9 @@ use prost::Message;
 
 use super::changes::Op;
 use super::journal::{self, Journal, Record};
-use super::state::detach;
+use super::known::detach;
 use super::writer::LastWrite;
-use super::{InstanceId, Snapshot};
+use super::{InstanceId, StateStore};
 
 use crate::mutex::lock;
 
@@ -42,7 +42,7 @@ pub enum HandedChange {
     Removed(String),
 }
 
-impl Snapshot {
+impl StateStore {
     /// Tells whether another process writes in `state_dir`.
     pub fn is_handed_over(&self) -> bool {
         self.shared.sink().is_handed_over()
@@ -98,14 +98,14 @@ impl Snapshot {
     pub fn apply_handed(&self, record: &[u8]) -> Option<(InstanceId, Vec<HandedChange>)> {
         let payload = journal::payload(record)?;
         let Record { changes, instance, .. } = Record::decode(payload).ok()?;
-        let last_known = self.get(InstanceId(instance))?;
+        let state = self.get(InstanceId(instance))?;
         let ops: Vec<_> =
             changes.into_iter().filter_map(|change| change.op).filter(is_passed_on).map(detach).collect();
         let changes = ops.iter().filter_map(handed_change).collect();
         if !ops.is_empty() {
-            last_known.change(ops);
+            state.change(ops);
         }
-        Some((last_known.id(), changes))
+        Some((state.id(), changes))
     }
 }
 
@@ -160,23 +160,23 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::snapshot::Life;
+    use crate::state::Life;
 
     /// Creates a sandbox and waits until that is written.
-    async fn create(snapshot: &Arc<Snapshot>, backend: InstanceId, id: &str) {
-        let last = snapshot.get(backend).unwrap();
-        last.record_sandbox_created(id, &[]);
-        last.wait_for_journal().await;
-        assert_eq!(snapshot.write_error(), None, "{id}");
+    async fn create(store: &Arc<StateStore>, backend: InstanceId, id: &str) {
+        let state = store.get(backend).unwrap();
+        state.record_sandbox_created(id, &[]);
+        state.wait_for_journal().await;
+        assert_eq!(store.write_error(), None, "{id}");
     }
 
     /// Applies the records that come, as the process does that has taken over.
-    async fn take_over(snapshot: Arc<Snapshot>, changes: UnixStream) {
+    async fn take_over(store: Arc<StateStore>, changes: UnixStream) {
         changes.set_nonblocking(true).unwrap();
         let mut changes = tokio::net::UnixStream::from_std(changes).unwrap();
         while let Ok(record) = read_record(&mut changes).await {
-            snapshot.apply_handed(&record).unwrap();
-            snapshot.wait_for_journal().await;
+            store.apply_handed(&record).unwrap();
+            store.wait_for_journal().await;
             tokio::io::AsyncWriteExt::write_all(&mut changes, &[0]).await.unwrap();
         }
     }
@@ -184,16 +184,16 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn what_either_process_records_is_on_the_disk_whoever_writes_it() {
         let dir = tempfile::tempdir().unwrap();
-        let (old, _) = Snapshot::open(dir.path(), "boot");
+        let (old, _) = StateStore::open(dir.path(), "boot");
         old.start_journal_thread().unwrap();
-        let backend = old.create("a", Life::first(true)).id();
+        let backend = old.create("a", Life::Member).id();
         create(&old, backend, "before").await;
         old.flush().unwrap();
 
         let (ours, theirs) = UnixStream::pair().unwrap();
         old.hand_over(ours).unwrap();
         assert!(old.flush().is_err(), "another process writes");
-        let (new, _) = Snapshot::open(dir.path(), "boot");
+        let (new, _) = StateStore::open(dir.path(), "boot");
         new.start_journal_thread().unwrap();
         let taking = tokio::spawn(take_over(Arc::clone(&new), theirs));
         create(&old, backend, "handed").await;
@@ -207,10 +207,10 @@ mod tests {
         new.close().await;
         old.take_back();
         create(&old, backend, "after").await;
-        let (read, _) = Snapshot::open(dir.path(), "boot");
-        let last = read.get(backend).unwrap();
+        let (read, _) = StateStore::open(dir.path(), "boot");
+        let state = read.get(backend).unwrap();
         for id in ["before", "handed", "of-the-new-one", "after"] {
-            assert!(last.has_id(id), "{id}");
+            assert!(state.has_id(id), "{id}");
         }
     }
 }

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use super::*;
-use crate::snapshot::list_bytes::FullList;
-use crate::snapshot::pair::PAIR_WINDOW;
+use crate::state::list_bytes::FullList;
+use crate::state::pair::PAIR_WINDOW;
 
-fn backend() -> (tempfile::TempDir, Arc<LastKnown>) {
+fn backend() -> (tempfile::TempDir, Arc<InstanceState>) {
     let dir = tempfile::tempdir().unwrap();
     let backend = open(dir.path()).backend("runc", true);
     (dir, backend)

@@ -87,32 +87,31 @@ impl KnownState {
         self.seq = self.seq.max(change.seq);
         let Some(op) = &change.op else { return };
         match op {
-            Op::Instance(saved) => return self.instance = Instance::load((**saved).clone()),
-            Op::Ended(ended) => return self.ended = *ended,
+            Op::Instance(saved) => self.instance = Instance::load((**saved).clone()),
+            Op::Ended(ended) => self.ended = *ended,
             Op::Disowned(id) => {
                 self.foreign.insert(id.as_str().into());
-                return;
             }
             Op::Owned(id) => {
                 self.foreign.remove(id.as_str());
-                return;
             }
-            _ => self.forgotten = false,
-        }
-        self.note_created(&change);
-        let Some(op) = &change.op else { return };
-        match op {
             Op::Drained(drained) => self.drained = *drained,
             Op::Rebooted(boot_id) => self.reboot(boot_id, change.seq),
             Op::Forgotten(_) => self.forget(change.seq),
-            _ => {
-                self.forget_statuses(op, change.seq);
-                if let (Op::ImagesForgotten(_), Some(disk)) = (op, &mut self.disk) {
-                    disk.forget_images();
-                }
-                self.lists.record(change);
-            }
+            _ => self.apply_to_lists(change),
         }
+    }
+
+    /// Applies a change of what is on the backend, which ends that it is declared lost.
+    fn apply_to_lists(&mut self, change: Change) {
+        let Some(op) = &change.op else { return };
+        self.forgotten &= matches!(op, Op::ImagesForgotten(_));
+        self.note_created(op);
+        self.forget_statuses(op, change.seq);
+        if let (Op::ImagesForgotten(_), Some(disk)) = (op, &mut self.disk) {
+            disk.forget_images();
+        }
+        self.lists.record(change);
     }
 
     /// Applies a change read from the journal, unless the saved state has it already.
@@ -122,13 +121,13 @@ impl KnownState {
         }
     }
 
-    fn note_created(&mut self, change: &Change) {
-        match &change.op {
-            Some(Op::SandboxAdded(item) | Op::ContainerAdded(item)) => {
+    fn note_created(&mut self, op: &Op) {
+        match op {
+            Op::SandboxAdded(item) | Op::ContainerAdded(item) => {
                 self.created.insert(item.id.as_str().into());
                 self.foreign.remove(item.id.as_str());
             }
-            Some(Op::SandboxRemoved(id) | Op::ContainerRemoved(id)) => {
+            Op::SandboxRemoved(id) | Op::ContainerRemoved(id) => {
                 self.created.remove(id.as_str());
                 self.foreign.remove(id.as_str());
             }
@@ -167,7 +166,7 @@ impl KnownState {
 
     fn forget(&mut self, seq: u64) {
         let fresh = Self::new(self.instance.clone(), &self.boot_id, seq);
-        *self = Self { forgotten: true, ..fresh };
+        *self = Self { forgotten: true, drained: self.drained, ..fresh };
         self.lists.clear(seq);
     }
 

@@ -12,8 +12,8 @@ use super::delta::Delta;
 use super::file;
 use super::instance::{Instance, InstanceId};
 use super::journal::{self, Journal, Record, Replay};
+use super::known::{KnownState, detach};
 use super::life::{Life, LifeChange};
-use super::state::{KnownState, detach};
 
 /// What was loaded.
 #[derive(Debug)]

@@ -4,12 +4,12 @@ use std::collections::HashSet;
 
 use bytes::Bytes;
 
-use super::LastKnown;
-use crate::snapshot::ListKind;
-use crate::snapshot::changes::Op;
-use crate::snapshot::list_bytes::retain_ids;
+use super::InstanceState;
+use crate::state::ListKind;
+use crate::state::changes::Op;
+use crate::state::list_bytes::retain_ids;
 
-impl LastKnown {
+impl InstanceState {
     /// Tells whether this ID was created here, through crimux.
     pub fn has_created(&self, id: &str) -> bool {
         self.lock().created.contains(id)

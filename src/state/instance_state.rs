@@ -1,7 +1,7 @@
 //! What crimux last knew of one backend: the handle through which calls read and write it.
 //!
 //! Every method takes the lock for a moment and does no I/O: a change is queued for the journal's thread
-//! before it is applied, and [`LastKnown::wait_for_journal`] waits for the disk. Queueing under the lock
+//! before it is applied, and [`InstanceState::wait_for_journal`] waits for the disk. Queueing under the lock
 //! makes the journal's order the order of the changes. It must not ask the backend anything, nor know
 //! whether it is up.
 
@@ -20,24 +20,24 @@ use super::filter::Filter;
 use super::instance::{Instance, InstanceId};
 use super::items::{ContainerRef, SandboxRef, container_items, sandbox_items};
 use super::journal::Record;
+use super::known::KnownState;
 use super::life::{Life, LifeChange};
 use super::list_bytes::FullList;
 use super::on_disk::Minor;
 use super::shared::Shared;
-use super::state::KnownState;
 use super::{ListKind, Revision};
 use crate::mutex::lock;
 use crate::wire::WireError;
 
 /// What crimux last knew of one backend.
 #[derive(Debug)]
-pub struct LastKnown {
+pub struct InstanceState {
     id: InstanceId,
     shared: Arc<Shared>,
     state: Mutex<KnownState>,
 }
 
-impl LastKnown {
+impl InstanceState {
     pub(super) fn new(id: InstanceId, shared: Arc<Shared>, state: KnownState) -> Self {
         Self { id, shared, state: Mutex::new(state) }
     }
@@ -76,8 +76,8 @@ impl LastKnown {
     }
 
     /// Tells whether it may turn out to be another instance at another endpoint.
-    pub fn moved_from(&self) -> Option<InstanceId> {
-        self.lock().instance.moved_from
+    pub fn maybe_moved_from(&self) -> Option<InstanceId> {
+        self.lock().instance.maybe_moved_from
     }
 
     /// Resets the state to unknown, not to empty: the backend answers at another endpoint, which was not
@@ -117,7 +117,7 @@ impl LastKnown {
                 state.record_pair(SystemTime::now());
             }
             let life = state.instance.life.after(LifeChange::Listed);
-            if replaced.paired && life != state.instance.life && state.instance.moved_from.is_none() {
+            if replaced.paired && life != state.instance.life && state.instance.maybe_moved_from.is_none() {
                 joined = Some(Instance { life, ..state.instance.clone() });
             }
             (replaced, replaced.paired && !known)

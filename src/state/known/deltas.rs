@@ -10,17 +10,17 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::{KnownState, detach};
-use crate::snapshot::delta::{Delta, ImagesDelta, ListDelta, PairDelta, Prints};
-use crate::snapshot::file::{SavedReply, SavedStatus};
-use crate::snapshot::fingerprint::fingerprint;
-use crate::snapshot::on_disk::{Minor, OnDisk};
-use crate::snapshot::pair::Watermarks;
-use crate::snapshot::{ListKind, StatusKind};
+use crate::state::delta::{Delta, ImagesDelta, ListDelta, PairDelta, Prints};
+use crate::state::file::{SavedReply, SavedStatus};
+use crate::state::fingerprint::fingerprint;
+use crate::state::on_disk::{Minor, OnDisk};
+use crate::state::pair::Watermarks;
+use crate::state::{ListKind, StatusKind};
 use crate::wire::WireError;
 
 impl KnownState {
     /// Notes that a snapshot of the sequence number `seq` has all of this.
-    pub(in crate::snapshot) fn mark_saved(&mut self, seq: u64) {
+    pub(in crate::state) fn mark_saved(&mut self, seq: u64) {
         let mut disk = OnDisk { seq, forgotten: self.forgotten, ..OnDisk::default() };
         self.compare_lists(&mut disk, &mut Delta::default());
         self.compare_facts(&mut disk, Minor::Compared, &mut Delta::default());
@@ -30,7 +30,7 @@ impl KnownState {
 
     /// Returns what is not on the disk yet, as the sequence number `seq`, and notes that it is. `None` if
     /// that is nothing, or if the instance is in no snapshot: see [`KnownState::is_in_snapshot`].
-    pub(in crate::snapshot) fn take_delta(&mut self, seq: u64, minor: Minor) -> Option<Delta> {
+    pub(in crate::state) fn take_delta(&mut self, seq: u64, minor: Minor) -> Option<Delta> {
         let mut disk = self.disk.take()?;
         let mut delta =
             Delta { follows: disk.seq, seq, listed_at: self.listed_at_secs(), ..Delta::default() };
@@ -50,7 +50,7 @@ impl KnownState {
     }
 
     /// Tells whether a snapshot has the instance, so that deltas can follow it.
-    pub(in crate::snapshot) fn is_in_snapshot(&self) -> bool {
+    pub(in crate::state) fn is_in_snapshot(&self) -> bool {
         self.disk.is_some()
     }
 
@@ -125,7 +125,7 @@ impl KnownState {
 
     /// Applies a delta read from the journal, unless the saved state has it already. Returns false if what is
     /// here is not all there was: it does not follow the last one, or cannot be read.
-    pub(in crate::snapshot) fn replay_delta(&mut self, delta: Delta, saved: u64) -> bool {
+    pub(in crate::state) fn replay_delta(&mut self, delta: Delta, saved: u64) -> bool {
         delta.seq <= saved || self.apply_delta(delta).unwrap_or(false)
     }
 

@@ -61,8 +61,8 @@ struct ListModel {
 /// crimux, which can be killed.
 struct Memory {
     dir: tempfile::TempDir,
-    snapshot: Arc<Snapshot>,
-    backend: Arc<LastKnown>,
+    store: Arc<StateStore>,
+    backend: Arc<InstanceState>,
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -107,22 +107,22 @@ impl Deed {
 impl Memory {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let snapshot = open(dir.path());
-        let backend = snapshot.backend("runc", true);
-        Self { dir, snapshot, backend }
+        let store = open(dir.path());
+        let backend = store.backend("runc", true);
+        Self { dir, store, backend }
     }
 
     fn fail_to_write(&self) {
         let in_the_way = self.dir.path().join("snapshot.tmp");
         std::fs::create_dir(&in_the_way).unwrap();
         // It succeeds where there is nothing to write.
-        let _ = self.snapshot.flush();
+        let _ = self.store.flush();
         std::fs::remove_dir(in_the_way).unwrap();
     }
 
     fn kill(&mut self) {
-        self.snapshot = open(self.dir.path());
-        self.backend = self.snapshot.backend("runc", true);
+        self.store = open(self.dir.path());
+        self.backend = self.store.backend("runc", true);
     }
 }
 
@@ -161,7 +161,7 @@ impl ListModel {
             }
             Event::Do(deed) if !self.is_busy(deed.pod()) && self.done(deed) => self.on_the_way.push(deed),
             Event::Record => self.record(backend),
-            Event::Write => memory.snapshot.flush().unwrap(),
+            Event::Write => memory.store.flush().unwrap(),
             Event::FailToWrite => memory.fail_to_write(),
             Event::Kill => {
                 self.record(backend);
@@ -206,7 +206,7 @@ impl ListModel {
         self.on_the_way.iter().any(|deed| deed.pod() == pod)
     }
 
-    fn record(&mut self, backend: &LastKnown) {
+    fn record(&mut self, backend: &InstanceState) {
         for deed in std::mem::take(&mut self.on_the_way) {
             let (sandbox, container) = (format!("s{}", deed.pod()), format!("c{}", deed.pod()));
             match deed {
@@ -221,7 +221,7 @@ impl ListModel {
         }
     }
 
-    fn check(&self, backend: &LastKnown) {
+    fn check(&self, backend: &InstanceState) {
         let (Some(sandboxes), Some(containers)) =
             (shown(backend, ListKind::Sandboxes), shown(backend, ListKind::Containers))
         else {

@@ -1,12 +1,12 @@
 //! Records what calls created, changed and removed.
 
-use super::LastKnown;
+use super::InstanceState;
 use crate::cri::{CREATED_ID, field, field_path};
-use crate::snapshot::changes::{Item, Op};
-use crate::snapshot::items::{CONTAINER_CREATED, CONTAINER_RUNNING, container_item, sandbox_item};
+use crate::state::changes::{Item, Op};
+use crate::state::items::{CONTAINER_CREATED, CONTAINER_RUNNING, container_item, sandbox_item};
 use crate::wire::{self, WireError};
 
-impl LastKnown {
+impl InstanceState {
     /// Records the sandbox that an encoded `RunPodSandboxRequest`, as sent to the backend, created.
     pub fn record_sandbox_created(&self, id: &str, request: &[u8]) {
         let item = sandbox_item(

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::PathBuf;
 
 use super::*;
-use crate::snapshot::writer::Step;
+use crate::state::writer::Step;
 
 fn file_with(dir: &Path, prefix: &str) -> PathBuf {
     let mut files = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
@@ -17,7 +17,7 @@ fn bad_files(dir: &Path) -> usize {
     names.filter(|name| name.to_str().unwrap().contains(".bad-")).count()
 }
 
-fn heard_of(backend: &LastKnown) -> Vec<String> {
+fn heard_of(backend: &InstanceState) -> Vec<String> {
     let mut ids = Vec::new();
     backend.for_each_sandbox(|facts| ids.push(facts.id.to_owned()));
     ids.sort();
@@ -27,8 +27,8 @@ fn heard_of(backend: &LastKnown) -> Vec<String> {
 #[test]
 fn nothing_acknowledged_is_lost_at_any_step_of_writing_a_snapshot() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     take_pair(&backend, &["listed", "removed"], &[]);
     let mut expected = vec!["listed".to_owned()];
     let mut steps = Vec::new();
@@ -56,7 +56,7 @@ fn nothing_acknowledged_is_lost_at_any_step_of_writing_a_snapshot() {
             expected.push(id);
         };
         let mut write = write;
-        snapshot.write(true, &mut write).unwrap();
+        store.write(true, &mut write).unwrap();
     }
     for step in [Step::Rotated, Step::Captured, Step::LastWrite, Step::Renamed, Step::Deleted] {
         assert!(steps.contains(&step), "{step:?} was never taken");
@@ -66,8 +66,8 @@ fn nothing_acknowledged_is_lost_at_any_step_of_writing_a_snapshot() {
 #[test]
 fn what_the_snapshot_has_is_not_replayed_over_it() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     take_pair(&backend, &[], &[]);
     // Recorded in the new journal, listed as gone by the backend, and captured as such.
     let mut hook = |step: Step| {
@@ -76,7 +76,7 @@ fn what_the_snapshot_has_is_not_replayed_over_it() {
             take_pair(&backend, &["other"], &[]);
         }
     };
-    snapshot.write(true, &mut hook).unwrap();
+    store.write(true, &mut hook).unwrap();
     let survivor = copy(dir.path());
     let after = open(survivor.path()).backend("runc", true);
     assert_eq!(heard_of(&after), ["other"]);
@@ -85,10 +85,10 @@ fn what_the_snapshot_has_is_not_replayed_over_it() {
 #[test]
 fn a_journal_cut_at_any_byte_keeps_the_snapshot_and_the_whole_records() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     take_pair(&backend, &["listed"], &[]);
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     backend.record_sandbox_created("s1", &run_request("a"));
     backend.record_sandbox_created("s2", &run_request("b"));
     let content = fs::read(file_with(dir.path(), "journal-")).unwrap();
@@ -96,13 +96,13 @@ fn a_journal_cut_at_any_byte_keeps_the_snapshot_and_the_whole_records() {
     for cut in 0..=content.len() {
         let survivor = copy(dir.path());
         fs::write(file_with(survivor.path(), "journal-"), &content[..cut]).unwrap();
-        let (snapshot, warnings) = Snapshot::open(survivor.path(), BOOT);
-        let found = heard_of(&snapshot.backend("runc", true));
+        let (store, warnings) = StateStore::open(survivor.path(), BOOT);
+        let found = heard_of(&store.backend("runc", true));
         let whole = ["listed", "s1", "s2"];
         assert_eq!(found, whole[..found.len()], "cut at {cut}");
         assert_eq!(warnings.len(), bad_files(survivor.path()), "cut at {cut}: each warning leaves a file");
-        assert!(warnings.len() <= 1 && snapshot.was_whole());
-        assert_eq!(snapshot.write_error(), None);
+        assert!(warnings.len() <= 1 && store.was_whole());
+        assert_eq!(store.write_error(), None);
         counts.push(found.len());
     }
     assert!(counts.is_sorted() && counts.first() == Some(&1) && counts.last() == Some(&3));
@@ -111,10 +111,10 @@ fn a_journal_cut_at_any_byte_keeps_the_snapshot_and_the_whole_records() {
 #[test]
 fn a_snapshot_cut_or_flipped_at_any_byte_is_set_aside_and_the_journal_still_counts() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     take_pair(&backend, &["listed"], &[]);
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     backend.record_sandbox_created("s1", &run_request("a"));
     let content = fs::read(dir.path().join("snapshot")).unwrap();
     let flipped = |at: usize| {
@@ -126,11 +126,11 @@ fn a_snapshot_cut_or_flipped_at_any_byte_is_set_aside_and_the_journal_still_coun
     for damaged in cuts.chain((0..content.len()).map(flipped)) {
         let survivor = copy(dir.path());
         fs::write(survivor.path().join("snapshot"), &damaged).unwrap();
-        let (snapshot, warnings) = Snapshot::open(survivor.path(), BOOT);
-        assert_eq!((warnings.len(), snapshot.was_whole()), (1, false));
+        let (store, warnings) = StateStore::open(survivor.path(), BOOT);
+        assert_eq!((warnings.len(), store.was_whole()), (1, false));
         assert_eq!(fs::read(survivor.path().join("snapshot.bad-1")).unwrap(), damaged);
         assert!(!survivor.path().join("snapshot").exists());
-        let backend = snapshot.backend("runc", true);
+        let backend = store.backend("runc", true);
         assert_eq!((heard_of(&backend), backend.is_known()), (vec!["s1".to_owned()], false));
     }
 }
@@ -140,7 +140,7 @@ fn files_set_aside_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
     for _ in 0..20 {
         fs::write(dir.path().join("snapshot"), "not ours").unwrap();
-        let (_, warnings) = Snapshot::open(dir.path(), BOOT);
+        let (_, warnings) = StateStore::open(dir.path(), BOOT);
         assert_eq!(warnings.len(), 1);
     }
     assert_eq!(bad_files(dir.path()), 8);
@@ -150,19 +150,19 @@ fn files_set_aside_are_bounded() {
 #[test]
 fn after_a_reboot_a_local_backend_is_stopped_and_a_remote_one_is_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
+    let store = open(dir.path());
     let status = cri::ContainerStatus { state: CONTAINER_RUNNING, ..Default::default() };
     let status = cri::ContainerStatusResponse { status: Some(status), ..Default::default() }.encode_to_vec();
     for (name, local) in [("local", true), ("remote", false)] {
-        let backend = snapshot.backend(name, local);
+        let backend = store.backend(name, local);
         take_pair(&backend, &["s1"], &[("c1", "s1")]);
         backend.remember_status(StatusKind::Container, "c1", backend.revision(), &status);
     }
-    snapshot.flush().unwrap();
-    snapshot.backend("local", true).record_sandbox_created("s2", &run_request("late"));
-    drop(snapshot);
+    store.flush().unwrap();
+    store.backend("local", true).record_sandbox_created("s2", &run_request("late"));
+    drop(store);
 
-    let (rebooted, _) = Snapshot::open(dir.path(), "boot-2");
+    let (rebooted, _) = StateStore::open(dir.path(), "boot-2");
     let local = rebooted.backend("local", true);
     let stopped = vec![("s1".to_owned(), SANDBOX_NOTREADY), ("s2".to_owned(), SANDBOX_NOTREADY)];
     assert_eq!(shown(&local, ListKind::Sandboxes).unwrap(), stopped);
@@ -174,7 +174,7 @@ fn after_a_reboot_a_local_backend_is_stopped_and_a_remote_one_is_as_it_was() {
 
     local.record_sandbox_created("s3", &run_request("after the reboot"));
     drop(rebooted);
-    let (again, _) = Snapshot::open(dir.path(), "boot-2");
+    let (again, _) = StateStore::open(dir.path(), "boot-2");
     let local = again.backend("local", true);
     let mut with_s3 = stopped;
     with_s3.push(("s3".to_owned(), SANDBOX_READY));
@@ -186,27 +186,27 @@ fn after_a_reboot_a_local_backend_is_stopped_and_a_remote_one_is_as_it_was() {
 #[test]
 fn what_was_never_listed_is_not_known_after_any_start() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let [a, b] = ["a", "b"].map(|name| snapshot.backend(name, true));
+    let store = open(dir.path());
+    let [a, b] = ["a", "b"].map(|name| store.backend(name, true));
     take_pair(&a, &[], &[]);
-    snapshot.flush().unwrap();
-    drop((snapshot, a, b));
-    let snapshot = open(dir.path());
-    let [a, b] = ["a", "b"].map(|name| snapshot.backend(name, true));
-    assert!(snapshot.was_whole() && a.is_known() && !b.is_known(), "b may hold anything");
+    store.flush().unwrap();
+    drop((store, a, b));
+    let store = open(dir.path());
+    let [a, b] = ["a", "b"].map(|name| store.backend(name, true));
+    assert!(store.was_whole() && a.is_known() && !b.is_known(), "b may hold anything");
     assert_eq!((a.instance().life, b.instance().life), (Life::Member, Life::Member));
 }
 
 #[test]
 fn a_backend_joins_until_its_first_pair_and_over_restarts() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let added = snapshot.create("added", Life::Joining);
+    let store = open(dir.path());
+    let added = store.create("added", Life::Joining);
     for flushed in [false, true] {
         // Who it is has to be said once, as a reload does.
         added.set_instance(&Instance { endpoint: "unix:///a".into(), ..added.instance() });
         if flushed {
-            snapshot.flush().unwrap();
+            store.flush().unwrap();
         }
         let survivor = copy(dir.path());
         let again = open(survivor.path()).backend("added", true);
@@ -216,7 +216,7 @@ fn a_backend_joins_until_its_first_pair_and_over_restarts() {
     take_pair(&added, &["s1"], &[]);
     let again = open(copy(dir.path()).path()).backend("added", true);
     assert!(!again.is_joining() && !again.is_known(), "its pair is not on the disk yet: it is awaited");
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     let again = open(copy(dir.path()).path()).backend("added", true);
     assert!(!again.is_joining() && again.is_known());
 }
@@ -224,17 +224,17 @@ fn a_backend_joins_until_its_first_pair_and_over_restarts() {
 #[test]
 fn a_forgotten_backend_is_known_to_be_empty_and_joins_at_the_next_start() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("lost", false);
+    let store = open(dir.path());
+    let backend = store.backend("lost", false);
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
-    take_pair(&snapshot.backend("other", true), &["s2"], &[]);
-    snapshot.flush().unwrap();
-    assert!(snapshot.forget(backend.id()) && !snapshot.forget(InstanceId(99)));
+    take_pair(&store.backend("other", true), &["s2"], &[]);
+    store.flush().unwrap();
+    assert!(store.forget(backend.id()) && !store.forget(InstanceId(99)));
     assert_eq!(ids(&backend, ListKind::Sandboxes), Some(vec![]));
     assert!(backend.is_forgotten());
     for flushed in [false, true] {
         if flushed {
-            snapshot.flush().unwrap();
+            store.flush().unwrap();
         }
         let survivor = copy(dir.path());
         let lost = open(survivor.path()).get(backend.id()).unwrap();
@@ -242,7 +242,7 @@ fn a_forgotten_backend_is_known_to_be_empty_and_joins_at_the_next_start() {
         assert_eq!(heard_of(&lost), [""; 0]);
     }
     take_pair(&backend, &["back"], &[]);
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     let again = open(copy(dir.path()).path()).backend("lost", false);
     assert_eq!(ids(&again, ListKind::Sandboxes).unwrap(), ["back"]);
 }
@@ -250,36 +250,36 @@ fn a_forgotten_backend_is_known_to_be_empty_and_joins_at_the_next_start() {
 #[test]
 fn a_removed_instance_is_kept_with_what_is_on_it_until_it_ends() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("b", true);
+    let store = open(dir.path());
+    let backend = store.backend("b", true);
     take_pair(&backend, &["s1"], &[]);
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     backend.set_instance(&Instance { life: Life::Removed, name: "b@1".into(), ..backend.instance() });
     for flushed in [false, true] {
         if flushed {
-            snapshot.flush().unwrap();
+            store.flush().unwrap();
         }
         let survivor = copy(dir.path());
         let again = open(survivor.path()).get(backend.id()).unwrap();
         assert_eq!(again.instance(), backend.instance());
         assert_eq!(ids(&again, ListKind::Sandboxes).unwrap(), ["s1"]);
     }
-    snapshot.end(backend.id());
+    store.end(backend.id());
     for flushed in [false, true] {
         if flushed {
-            snapshot.flush().unwrap();
+            store.flush().unwrap();
         }
         let survivor = copy(dir.path());
         assert_eq!(open(survivor.path()).instances(), [], "flushed: {flushed}");
     }
-    assert_eq!(snapshot.create("next", Life::Member).id(), InstanceId(2), "no identifier is used twice");
+    assert_eq!(store.create("next", Life::Member).id(), InstanceId(2), "no identifier is used twice");
 }
 
 #[test]
 fn where_an_instance_is_survives_a_kill_before_the_first_snapshot() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.create("w", Life::Member);
+    let store = open(dir.path());
+    let backend = store.create("w", Life::Member);
     backend.begin_as(&Instance { endpoint: "unix:///run/w.sock".into(), ..backend.instance() });
     let survivor = copy(dir.path());
     let again = open(survivor.path());
@@ -290,10 +290,10 @@ fn where_an_instance_is_survives_a_kill_before_the_first_snapshot() {
 #[test]
 fn what_another_instance_owns_is_not_shown_and_that_is_remembered() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("b", true);
+    let store = open(dir.path());
+    let backend = store.backend("b", true);
     take_pair(&backend, &["s1", "s2"], &[("c1", "s1"), ("c2", "s2")]);
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     assert!(backend.mark_foreign("s1") && backend.mark_foreign("c1") && !backend.mark_foreign("s1"));
     let again = open(copy(dir.path()).path()).backend("b", true);
     for backend in [&backend, &again] {
@@ -309,12 +309,12 @@ fn what_another_instance_owns_is_not_shown_and_that_is_remembered() {
 #[test]
 fn what_could_not_be_written_makes_the_saved_state_not_whole_until_it_was() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     take_pair(&backend, &["s1"], &[]);
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     let full = fs::OpenOptions::new().append(true).open("/dev/full").unwrap();
-    snapshot.shared.journal().replace_file(full);
+    store.shared.journal().replace_file(full);
     backend.record_sandbox_removed("s1");
     let survivor = copy(dir.path());
     let after = open(survivor.path());
@@ -324,7 +324,7 @@ fn what_could_not_be_written_makes_the_saved_state_not_whole_until_it_was() {
     // A second start before anything was written is no wiser.
     drop((after, lost));
     assert!(!open(survivor.path()).was_whole());
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     let after = open(copy(dir.path()).path());
     assert!(after.was_whole());
     assert_eq!(ids(&after.backend("runc", true), ListKind::Sandboxes).unwrap(), [""; 0]);
@@ -334,37 +334,37 @@ fn what_could_not_be_written_makes_the_saved_state_not_whole_until_it_was() {
 fn a_mark_outside_makes_the_saved_state_not_whole_where_nothing_can_be_renamed() {
     let (dir, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let mark = Some(other.path().join("mark"));
-    let open = || Snapshot::open_marked(dir.path(), BOOT, mark.clone()).0;
-    let snapshot = open();
-    let backend = snapshot.backend("runc", true);
+    let open = || StateStore::open_marked(dir.path(), BOOT, mark.clone()).0;
+    let store = open();
+    let backend = store.backend("runc", true);
     take_pair(&backend, &["s1"], &[]);
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     assert!(open().was_whole());
     // A directory in the way is what cannot be replaced.
     fs::create_dir_all(dir.path().join("snapshot.partial/in-the-way")).unwrap();
     let full = fs::OpenOptions::new().append(true).open("/dev/full").unwrap();
-    snapshot.shared.journal().replace_file(full);
+    store.shared.journal().replace_file(full);
     backend.record_sandbox_removed("s1");
     assert!(!open().was_whole());
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     assert!(open().was_whole());
 }
 
 #[test]
 fn a_full_disk_is_told_of_and_costs_nothing_once_it_has_room_again() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     take_pair(&backend, &[], &[]);
-    snapshot.flush().unwrap();
+    store.flush().unwrap();
     let full = fs::OpenOptions::new().append(true).open("/dev/full").unwrap();
-    snapshot.shared.journal().replace_file(full);
+    store.shared.journal().replace_file(full);
     backend.record_sandbox_created("s1", &run_request("a"));
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
-    assert!(snapshot.write_error().unwrap().contains("journal"));
-    assert_eq!(snapshot.write_failures(), 1);
-    snapshot.flush().unwrap();
-    assert_eq!((snapshot.write_error(), snapshot.write_failures()), (None, 1));
+    assert!(store.write_error().unwrap().contains("journal"));
+    assert_eq!(store.write_failures(), 1);
+    store.flush().unwrap();
+    assert_eq!((store.write_error(), store.write_failures()), (None, 1));
     let after = open(copy(dir.path()).path()).backend("runc", true);
     assert_eq!(ids(&after, ListKind::Sandboxes).unwrap(), ["s1"]);
 }
@@ -372,25 +372,25 @@ fn a_full_disk_is_told_of_and_costs_nothing_once_it_has_room_again() {
 #[test]
 fn snapshots_that_cannot_be_written_for_long_do_not_fill_the_disk_with_journals() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     take_pair(&backend, &[], &[]);
-    snapshot.flush().unwrap();
-    let journals = || crate::snapshot::journal::generations(dir.path()).unwrap().len();
+    store.flush().unwrap();
+    let journals = || crate::state::journal::generations(dir.path()).unwrap().len();
     let in_the_way = dir.path().join("snapshot.tmp");
     fs::create_dir(&in_the_way).unwrap();
     let mut made = Vec::new();
     for number in 10..20 {
         made.push(format!("s{number}"));
         backend.record_sandbox_created(&made[made.len() - 1], &run_request("a"));
-        assert!(snapshot.flush().is_err());
+        assert!(store.flush().is_err());
     }
     assert_eq!(journals(), 2);
     assert_eq!(heard_of(&open(copy(dir.path()).path()).backend("runc", true)), made);
     fs::remove_dir(&in_the_way).unwrap();
-    snapshot.flush().unwrap();
-    assert_eq!((journals(), snapshot.write_error()), (1, None));
-    assert_eq!(snapshot.shared.journal().len(), 0, "all is in the snapshot");
+    store.flush().unwrap();
+    assert_eq!((journals(), store.write_error()), (1, None));
+    assert_eq!(store.shared.journal().len(), 0, "all is in the snapshot");
     backend.record_sandbox_removed("s10");
     let after = open(copy(dir.path()).path()).backend("runc", true);
     assert_eq!(ids(&after, ListKind::Sandboxes).unwrap(), made[1..]);
@@ -399,11 +399,11 @@ fn snapshots_that_cannot_be_written_for_long_do_not_fill_the_disk_with_journals(
 #[test]
 fn stats_alone_wait_and_a_drain_does_not() {
     let dir = tempfile::tempdir().unwrap();
-    let snapshot = open(dir.path());
-    let backend = snapshot.backend("runc", true);
+    let store = open(dir.path());
+    let backend = store.backend("runc", true);
     let writes = || {
         let mut steps = 0;
-        snapshot.write(false, &mut |_| steps += 1).unwrap();
+        store.write(false, &mut |_| steps += 1).unwrap();
         steps > 0
     };
     take_pair(&backend, &["s1", "s2"], &[]);

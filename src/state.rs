@@ -24,9 +24,10 @@ mod fingerprint;
 mod handed;
 pub mod image_name;
 mod instance;
+mod instance_state;
 mod items;
 mod journal;
-mod last_known;
+mod known;
 mod life;
 mod list_bytes;
 mod lists;
@@ -39,7 +40,6 @@ mod positions;
 mod queue;
 mod shared;
 mod sink;
-mod state;
 mod statuses;
 mod writer;
 
@@ -57,11 +57,11 @@ use std::time::Instant;
 pub use filter::{Filter, item_id};
 pub use handed::{HandedChange, read_record};
 pub use instance::{Instance, InstanceId};
+pub use instance_state::InstanceState;
 pub use items::{
     CONTAINER_CREATED, CONTAINER_EXITED, CONTAINER_RUNNING, CONTAINER_UNKNOWN, ContainerRef,
     SANDBOX_NOTREADY, SANDBOX_READY, SandboxRef, container_items, sandbox_items,
 };
-pub use last_known::LastKnown;
 pub use life::{Life, LifeChange};
 pub use list_bytes::retain_ids;
 pub use lock::StateLock;
@@ -70,9 +70,9 @@ pub use statuses::ForgottenStatus;
 use crate::method::{Kind, List};
 use crate::mutex::lock;
 use changes::Op;
+use known::KnownState;
 use marks::Marks;
 use shared::Shared;
-use state::KnownState;
 use writer::LastWrite;
 
 /// The lists that are kept.
@@ -146,27 +146,27 @@ impl fmt::Display for StateWarning {
 
 /// The last-known state of all backends.
 #[derive(Debug)]
-pub struct Snapshot {
+pub struct StateStore {
     dir: PathBuf,
     boot_id: String,
     whole: bool,
     shared: Arc<Shared>,
     last_instance: AtomicU64,
-    backends: Mutex<BTreeMap<InstanceId, Arc<LastKnown>>>,
+    backends: Mutex<BTreeMap<InstanceId, Arc<InstanceState>>>,
     written: Mutex<LastWrite>,
 }
 
-impl Snapshot {
+impl StateStore {
     /// Loads what `state_dir` holds, and starts a new journal in it. `boot_id` is this boot's, as in
     /// `/proc/sys/kernel/random/boot_id`.
     ///
     /// It never fails: what cannot be read is set aside, and a directory that cannot be written makes a
-    /// snapshot that lives in memory and says so in [`Snapshot::write_error`].
+    /// snapshot that lives in memory and says so in [`StateStore::write_error`].
     pub fn open(state_dir: &Path, boot_id: &str) -> (Arc<Self>, Vec<StateWarning>) {
         Self::open_marked(state_dir, boot_id, None)
     }
 
-    /// As [`Snapshot::open`]. `mark` is a file outside of `state_dir`, which says that the state there is not
+    /// As [`StateStore::open`]. `mark` is a file outside of `state_dir`, which says that the state there is not
     /// whole where not even a file in it can be renamed.
     pub fn open_marked(
         state_dir: &Path,
@@ -183,10 +183,10 @@ impl Snapshot {
             loaded.warnings.push(StateWarning { file: state_dir.to_owned(), problem });
         }
         let backends = loaded.states.into_iter().map(|(id, state)| {
-            let last_known = Arc::new(LastKnown::new(id, Arc::clone(&shared), state));
-            (id, last_known)
+            let state = Arc::new(InstanceState::new(id, Arc::clone(&shared), state));
+            (id, state)
         });
-        let snapshot = Self {
+        let store = Self {
             dir: state_dir.to_owned(),
             boot_id: boot_id.to_owned(),
             whole: loaded.whole,
@@ -195,7 +195,7 @@ impl Snapshot {
             shared,
             written: Mutex::default(),
         };
-        (Arc::new(snapshot), loaded.warnings)
+        (Arc::new(store), loaded.warnings)
     }
 
     /// Tells whether the loaded state was complete. Items of a partial state keep their owners but never
@@ -206,56 +206,56 @@ impl Snapshot {
 
     /// Returns who is known, by identifier: configured, joining and removed.
     pub fn instances(&self) -> Vec<Instance> {
-        self.backends().values().map(|last_known| last_known.instance()).collect()
+        self.backends().values().map(|state| state.instance()).collect()
     }
 
     /// Returns the state of an instance.
-    pub fn get(&self, id: InstanceId) -> Option<Arc<LastKnown>> {
+    pub fn get(&self, id: InstanceId) -> Option<Arc<InstanceState>> {
         self.backends().get(&id).cloned()
     }
 
     /// Returns the state of the instance that has this name; makes one that is configured, and of which
-    /// nothing is known, if there is none. See [`Snapshot::expire_if_rebooted`] for `local`.
-    pub fn backend(&self, name: &str, local: bool) -> Arc<LastKnown> {
+    /// nothing is known, if there is none. See [`StateStore::expire_if_rebooted`] for `local`.
+    pub fn backend(&self, name: &str, local: bool) -> Arc<InstanceState> {
         let known = self.backends().values().find(|known| known.instance().name == name).cloned();
-        let last_known = known.unwrap_or_else(|| self.create(name, Life::first(true)));
-        self.expire_if_rebooted(&last_known, local);
-        last_known
+        let state = known.unwrap_or_else(|| self.create(name, Life::Member));
+        self.expire_if_rebooted(&state, local);
+        state
     }
 
     /// Makes an instance of which nothing is known.
-    pub fn create(&self, name: &str, life: Life) -> Arc<LastKnown> {
+    pub fn create(&self, name: &str, life: Life) -> Arc<InstanceState> {
         let id = self.last_instance.fetch_add(1, Ordering::Relaxed) + 1;
         let instance = Instance { life, ..Instance::with_name(id, name) };
         let state = KnownState::new(instance.clone(), &self.boot_id, self.shared.last_seq());
-        let last_known = Arc::new(LastKnown::new(instance.id, Arc::clone(&self.shared), state));
-        self.backends().insert(instance.id, Arc::clone(&last_known));
-        last_known
+        let state = Arc::new(InstanceState::new(instance.id, Arc::clone(&self.shared), state));
+        self.backends().insert(instance.id, Arc::clone(&state));
+        state
     }
 
     /// Notes where an instance is, before calls are sent to it: if the node was rebooted since it was saved,
     /// a `local` one's saved items become NOTREADY and EXITED, and its saved statuses are dropped.
-    pub fn expire_if_rebooted(&self, last_known: &LastKnown, local: bool) {
-        let rebooted = last_known.lock().boot_id != self.boot_id;
+    pub fn expire_if_rebooted(&self, state: &InstanceState, local: bool) {
+        let rebooted = state.lock().boot_id != self.boot_id;
         if rebooted && local {
-            last_known.change(vec![Op::Rebooted(self.boot_id.clone())]);
+            state.change(vec![Op::Rebooted(self.boot_id.clone())]);
         } else if rebooted {
-            self.boot_id.clone_into(&mut last_known.lock().boot_id);
+            self.boot_id.clone_into(&mut state.lock().boot_id);
         }
     }
 
     /// Forgets all that is known of an instance, as the operator demands who declares it lost: its lists are
     /// then known to be empty. Tells whether there is such an instance.
     pub fn forget(&self, id: InstanceId) -> bool {
-        let Some(last_known) = self.get(id) else { return false };
-        last_known.change(vec![Op::Forgotten(true)]);
+        let Some(state) = self.get(id) else { return false };
+        state.change(vec![Op::Forgotten(true)]);
         true
     }
 
     /// Ends an instance that was removed and owns nothing, or that turned out to be another.
     pub fn end(&self, id: InstanceId) {
-        if let Some(last_known) = self.backends().remove(&id) {
-            last_known.change(vec![Op::Ended(true)]);
+        if let Some(state) = self.backends().remove(&id) {
+            state.change(vec![Op::Ended(true)]);
         }
     }
 
@@ -269,7 +269,7 @@ impl Snapshot {
     }
 
     /// Completes when every change recorded so far is in the journal. It waits at most 100 ms: then the
-    /// changes count as not saved, and [`Snapshot::write_error`] says so.
+    /// changes count as not saved, and [`StateStore::write_error`] says so.
     pub async fn wait_for_journal(&self) {
         self.shared.wait_for_journal().await;
     }
@@ -298,12 +298,12 @@ impl Snapshot {
     /// Writes a snapshot now. It blocks on the disk.
     ///
     /// # Errors
-    /// What the disk says; it is noted in [`Snapshot::write_error`] too.
+    /// What the disk says; it is noted in [`StateStore::write_error`] too.
     pub fn flush(&self) -> io::Result<()> {
         self.write(true, &mut |_| ())
     }
 
-    fn backends(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<LastKnown>>> {
+    fn backends(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<InstanceState>>> {
         lock(&self.backends)
     }
 }

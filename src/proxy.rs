@@ -146,7 +146,7 @@ impl Call {
         };
         match method.route {
             // The route of most calls is part of the future; the others are boxed, to keep the future small.
-            Route::Owner(kind, absent) => self.forward_to_owner(method, kind, absent, message).await,
+            Route::Owner(kind, on_unknown) => self.forward_to_owner(method, kind, on_unknown, message).await,
             Route::Handler(field) => Box::pin(self.create_on_handler(field, message)).await,
             Route::Image(image_call) => Box::pin(self.forward_to_store(method, image_call, message)).await,
             Route::FanOut(list) => Box::pin(self.fan_out(method, list, message)).await,

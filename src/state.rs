@@ -65,7 +65,7 @@ pub use items::{
 pub use life::{Life, LifeChange};
 pub use list_bytes::retain_ids;
 pub use lock::StateLock;
-pub use statuses::ForgottenStatus;
+pub use statuses::DroppedStatus;
 
 use crate::method::{Kind, List};
 use crate::mutex::lock;

@@ -52,7 +52,7 @@ CONFIG
   local crimux=$!
   coproc RELAY { exec setpriv --pdeathsig KILL python3 "$PARTS/relay.py" "$directory/crimux.sock"; }
   # shellcheck disable=SC2064
-  trap "kill $crimux $RELAY_PID 2>/dev/null || true; rm -rf '$directory'" EXIT
+  trap "kill $crimux $RELAY_PID 2>/dev/null || true; wait $crimux $RELAY_PID 2>/dev/null || true; rm -rf '$directory'" EXIT
   read -r -t 20 H2SPEC_PORT <&"${RELAY[0]}" || die "the relay does not start"
   deadline=$((SECONDS + 20))
   until [ -S "$directory/crimux.sock" ]; do

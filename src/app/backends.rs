@@ -80,6 +80,15 @@ impl Backends {
 
     /// Makes the running backends those of `config`.
     ///
+    /// | step | what a call sees after it |
+    /// |---|---|
+    /// | instances of the file and removed ones are run or reconfigured | deadlines and limits of backends that stay |
+    /// | who they are is in the journal | the same |
+    /// | backends are published | new ones, and new names of old ones; handlers still lead as before |
+    /// | handlers and configuration are replaced | new routes |
+    /// | housekeeping | removed backends that own nothing leave lists, and end |
+    /// | sockets of backends are bound | each backend's own socket |
+    ///
     /// # Errors
     /// Returns an error if a backend's own socket cannot be bound; everything else is applied then.
     pub(super) async fn apply(&mut self, config: &Config) -> anyhow::Result<()> {
@@ -290,7 +299,7 @@ impl Backends {
     /// them is idle and not ended yet: that one is to be looked at again after [`IDLE`].
     pub(super) fn housekeep(&mut self) -> bool {
         self.node.prune_owners();
-        self.give_up_succeeded();
+        self.end_moved_and_renamed();
         let node = Arc::clone(&self.node);
         // What is created through one whose place was taken is on the same instance.
         let replaced = self.replaced.iter().filter(|(backend, _)| backend.in_flight() > 0);
@@ -330,10 +339,10 @@ impl Backends {
 
     /// Gives up what is left on a removed backend that is down, once another one lists what it listed: one
     /// that was moved and renamed in one edit. What the other does not list has ended.
-    fn give_up_succeeded(&self) {
+    fn end_moved_and_renamed(&self) {
         let removed = self.running.values().map(|running| &running.backend);
         for backend in removed.filter(|backend| backend.state.instance().life == Life::Removed) {
-            if let Some(successor) = self.node.successor(backend) {
+            if let Some(successor) = self.node.found_elsewhere(backend) {
                 tracing::info!(backend = %backend.name, successor = %successor.name, "moved and renamed: the successor lists what it listed before");
                 self.node.state_store.forget(backend.id);
                 self.node.router.owners.forget_all_of(backend.id);

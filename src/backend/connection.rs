@@ -251,10 +251,10 @@ impl Backend {
         Ok(())
     }
 
-    /// Records whether the backend lacks an RPC. While its API is not known, `Unimplemented` is not believed.
-    pub fn record_support(&self, method: &Method, lacks: bool) {
-        if !lacks || self.is_api_known() {
-            self.state.set_unimplemented(method.rpc, lacks);
+    /// Records whether the backend has an RPC. While its API is not known, `Unimplemented` is not believed.
+    pub fn record_implemented(&self, method: &Method, is_implemented: bool) {
+        if is_implemented || self.is_api_known() {
+            self.state.set_unimplemented(method.rpc, !is_implemented);
         }
     }
 

@@ -86,7 +86,7 @@ impl Call {
             await_descriptors(&queries, caller).await;
         }
         let mut completeness = Completeness::default();
-        let asked = join_all(queries.iter().map(ListQuery::contribution)).await;
+        let asked = join_all(queries.iter().map(ListQuery::ask_or_last_known)).await;
         let mut parts: Vec<_> = asked.into_iter().filter_map(|part| completeness.add(part)).collect();
         completeness.check(&self.node, list, self.scope.is_some())?;
         // Only now is it known who owns what: an ID may have changed hands while the others were asked.

@@ -17,7 +17,7 @@ use crate::proxy::Call;
 use crate::proxy::creation::{CreationRequest, PodName};
 use crate::proxy::learn::Learner;
 use crate::proxy::reply::Outcome;
-use crate::state::ForgottenStatus;
+use crate::state::DroppedStatus;
 use crate::{router, wire};
 
 /// A call about one object, for the backend that owns it.
@@ -101,7 +101,7 @@ impl Call {
     async fn forward_by_effect(&mut self, call: ObjectCall<'_>) -> Result<Outcome, Error> {
         let ObjectCall { backend, method, id, message } = call;
         if method.effect == Effect::ContainerCreated {
-            self.note_creation(message.encoded())?;
+            self.end_image_starts(message.encoded())?;
         }
         match method.effect {
             Effect::Stats(list) => self.read_stats(list, call).await,
@@ -159,7 +159,7 @@ struct StatusInvalidation<'a> {
     backend: &'a Backend,
     id: &'a str,
     /// The dropped status, which is restored if the write was not sent; `None` after that.
-    before: Option<ForgottenStatus>,
+    before: Option<DroppedStatus>,
 }
 
 impl<'a> StatusInvalidation<'a> {

@@ -20,7 +20,7 @@ impl ImageLists {
     }
 
     /// Forgets that a backend was listed, because its images may have changed.
-    pub(super) fn forget(&self, backend: InstanceId) {
+    pub(super) fn invalidate(&self, backend: InstanceId) {
         self.lock().remove(&backend);
     }
 

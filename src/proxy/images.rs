@@ -77,7 +77,7 @@ impl Call {
         if reply.code == Code::Ok {
             start.succeed();
             // What was pulled just before an outage must not be missing from the last-known list.
-            self.node.image_lists.forget(backend.id);
+            self.node.image_lists.invalidate(backend.id);
             refresh::refresh(&self.node, &backend, MethodClass::Images);
         }
         Ok(reply.into())
@@ -85,7 +85,7 @@ impl Call {
 
     /// Learns from a `CreateContainer`, before it is sent, its pod's `config.seen`, and that the pod's image
     /// calls are over.
-    pub(super) fn note_creation(&self, request: &[u8]) -> Result<(), Error> {
+    pub(super) fn end_image_starts(&self, request: &[u8]) -> Result<(), Error> {
         let uid = wire::peek_str(request, &images::SANDBOX_UID)?;
         let seen = images::annotations_of_sandbox(request).config_seen;
         self.node.router.record_config_seen(uid, seen);

@@ -40,7 +40,7 @@ impl Call {
         &mut self,
         method: &'static Method,
         kind: Kind,
-        absent: OnUnknownId,
+        on_unknown: OnUnknownId,
         message: Message,
     ) -> Result<Outcome, Error> {
         let id = wire::peek_str(message.encoded(), &[OBJECT_ID])?.to_owned();
@@ -51,7 +51,7 @@ impl Call {
             };
         }
         let found = match self.find(kind, &id).await {
-            Err(Error::NotFound { .. }) if absent == OnUnknownId::Ok => return Ok(Outcome::message(&[])),
+            Err(Error::NotFound { .. }) if on_unknown == OnUnknownId::Ok => return Ok(Outcome::message(&[])),
             found => found?,
         };
         let backend = self.node.backend(found.backend)?;
@@ -168,7 +168,7 @@ async fn look_up_at(
         if backend.health.is_late(MethodClass::Lists) {
             return Err(late);
         }
-        let revision = backend.state.revision();
+        let revision = backend.state.next_revision();
         let listed = backend.fetch(method, own_headers(wait), request.framed());
         let reply = tokio::time::timeout(wait, listed).await.map_err(|_| late)??;
         if reply.code != Code::Ok {

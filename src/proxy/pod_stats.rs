@@ -50,7 +50,7 @@ impl Call {
         let replies = join_all(asked).await;
         for (backend, reply) in backends.iter().zip(&replies) {
             if let Some(reply) = reply {
-                backend.record_support(List::SandboxStats.unary(), reply.code == Code::Unimplemented);
+                backend.record_implemented(List::SandboxStats.unary(), reply.code != Code::Unimplemented);
             }
         }
         let lacking: Vec<_> =

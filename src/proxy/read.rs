@@ -3,7 +3,18 @@
 //! kubelet inspects changed pods one after another and believes what it reads, so a read of a backend that
 //! does not answer must be short and must not contradict the last-known lists. A late backend is probed in
 //! the background and calls do not wait for it; the same holds for one late object of a backend that answers
-//! other calls. Verbose replies are never cached.
+//! other calls.
+//!
+//! Which remembered status is served when there is no live one:
+//!
+//! | case | served | decided in |
+//! |---|---|---|
+//! | the backend or the object is late, down or lost | that of the last OK reply | `read_status` |
+//! | it answered a read sent before a write to the object | none: a write drops it | `state/statuses.rs` |
+//! | the write was not sent | the dropped one again | `StatusInvalidation` in `forward.rs` |
+//! | the backend's last list shows the object in another state, or not at all | none | `KnownState::status` |
+//! | the call is verbose | none: such a reply is never cached | `read_status` |
+//! | the node was rebooted since | none | `KnownState` |
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -42,7 +53,7 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let ObjectCall { backend, method, id, message } = call;
         let verbose = wire::peek_varint(message.encoded(), &VERBOSE)? != 0;
-        let revision = backend.state.revision();
+        let revision = backend.state.next_revision();
         let last_known = || (!verbose).then(|| backend.state.status(kind, id)).flatten();
         let reply = match self.fetch_unless_late(call).await {
             Ok(reply) => reply,

@@ -120,7 +120,7 @@ impl NodeState {
 
     /// Returns the backend that lists what this one, which is down, listed: it is the same runtime at another
     /// endpoint.
-    pub fn successor(&self, backend: &Backend) -> Option<Arc<Backend>> {
+    pub fn found_elsewhere(&self, backend: &Backend) -> Option<Arc<Backend>> {
         if backend.is_up() {
             return None;
         }

@@ -156,13 +156,13 @@ async fn refresh_once(node: &NodeState, backend: &Arc<Backend>, class: MethodCla
 /// Lists everything of one kind at one backend, and records it.
 pub(super) async fn list_all(node: &NodeState, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
     let method = list.unary();
-    let revision = backend.state.revision();
+    let revision = backend.state.next_revision();
     let listed = backend.fetch(method, own_headers(ATTEMPT_TIMEOUT), Message::new(&[]).framed());
     let late = |_| backend.late_error(ATTEMPT_TIMEOUT);
     let reply = tokio::time::timeout(ATTEMPT_TIMEOUT, listed).await.map_err(late)??;
     match reply.code {
         Code::Ok => {
-            backend.record_support(method, false);
+            backend.record_implemented(method, true);
             let encoded = &reply.message.encoded_bytes();
             let received = ReceivedList { list, revision, unfiltered: true, encoded };
             Learner::new(node, backend).record_list(received)?;
@@ -174,7 +174,7 @@ pub(super) async fn list_all(node: &NodeState, backend: &Arc<Backend>, list: Lis
             Ok(())
         }
         Code::Unimplemented if list.is_optional() => {
-            backend.record_support(method, true);
+            backend.record_implemented(method, false);
             Err(backend.unimplemented_error(method))
         }
         _ => Err(backend.not_ok_error(method, &reply)),

@@ -39,14 +39,14 @@ pub(super) async fn call(
                 backend.health.mark_status_answered();
             }
             if request.is_empty() {
-                backend.record_support(method::row(rpc), false);
+                backend.record_implemented(method::row(rpc), true);
                 backend.state.remember_reply(rpc, &reply);
             }
             Ok(Some(reply))
         }
         Code::Ok => Err(backend.invalid_reply_error(format!("{} cannot be read", rpc.name()))),
         Code::Unimplemented if rpc == Rpc::RuntimeConfig && is_credibly_unimplemented(backend, rpc) => {
-            backend.record_support(method::row(rpc), true);
+            backend.record_implemented(method::row(rpc), false);
             backend.health.record_unimplemented(method::row(rpc));
             Ok(None)
         }

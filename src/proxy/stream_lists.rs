@@ -158,14 +158,14 @@ impl Share {
                 }
             }
         }
-        let part = self.query.contribution().await?;
+        let part = self.query.ask_or_last_known().await?;
         self.send_items(&items_not_in(self.query.list, &part.items, &sent_frames)).await;
         Ok(self.contribution(part.live, part.error))
     }
 
     /// Forwards the backend's own stream; every message is added to `sent_frames`.
     async fn stream(&mut self, sent_frames: &mut Vec<Bytes>) -> Result<(), StreamFailure> {
-        let revision = self.query.backend.state.revision();
+        let revision = self.query.backend.state.next_revision();
         let mut left = self.query.wait;
         let ListQuery { backend, headers, message, .. } = &self.query;
         let request = CallRequest::of(self.method, headers.clone(), message.framed());

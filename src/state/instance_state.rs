@@ -90,7 +90,7 @@ impl InstanceState {
     }
 
     /// Returns the revision of a list or status read that is sent now. Take it *before* sending.
-    pub fn revision(&self) -> Revision {
+    pub fn next_revision(&self) -> Revision {
         Revision { seq: self.shared.next_seq(), at: Instant::now() }
     }
 

@@ -107,7 +107,7 @@ impl KnownState {
         let Some(op) = &change.op else { return };
         self.forgotten &= matches!(op, Op::ImagesForgotten(_));
         self.note_created(op);
-        self.forget_statuses(op, change.seq);
+        self.invalidate_statuses(op, change.seq);
         if let (Op::ImagesForgotten(_), Some(disk)) = (op, &mut self.disk) {
             disk.forget_images();
         }
@@ -135,17 +135,17 @@ impl KnownState {
         }
     }
 
-    fn forget_statuses(&mut self, op: &Op, seq: u64) {
+    fn invalidate_statuses(&mut self, op: &Op, seq: u64) {
         if matches!(op, Op::SandboxSeen(_) | Op::ContainerSeen(_)) {
             return;
         }
         if let Some(id) = op.id() {
-            self.statuses.forget_by_change(id, seq);
+            self.statuses.invalidate_by_change(id, seq);
         }
         if let Op::ContainerAdded(added) = op
             && let Ok(facts) = ContainerRef::parse(&added.item)
         {
-            self.statuses.forget_by_change(facts.sandbox_id, seq);
+            self.statuses.invalidate_by_change(facts.sandbox_id, seq);
         }
     }
 

@@ -80,7 +80,7 @@ impl Lists {
         self.changes.retain(|change| watermarks.must_keep(change));
         let changed = other || self.changes.len() != before;
         if changed {
-            self.forget_composed();
+            self.invalidate_composed();
         }
         Replaced { changed, paired: true }
     }
@@ -101,7 +101,7 @@ impl Lists {
                 let of_sandbox = change.op.as_ref().is_some_and(Op::is_of_sandbox);
                 self.replayed.push((change.seq, of_sandbox));
                 changes::insert(&mut self.changes, change);
-                self.forget_composed();
+                self.invalidate_composed();
             }
         }
     }
@@ -263,7 +263,7 @@ impl Lists {
         }
     }
 
-    fn forget_composed(&mut self) {
+    fn invalidate_composed(&mut self) {
         self.composed_sandboxes = None;
         self.composed_containers = None;
         self.positions = [None, None];
@@ -365,7 +365,7 @@ impl Lists {
         };
         self.pod_sync = PodListSync::replaying(pair, watermarks);
         self.changes.retain(|change| watermarks.must_keep(change));
-        self.forget_composed();
+        self.invalidate_composed();
         Ok(())
     }
 

@@ -28,9 +28,9 @@ pub(super) struct Statuses {
     containers: HashMap<Box<str>, Slot>,
 }
 
-/// The cached statuses of one ID, after `Statuses::forget`.
+/// The cached statuses of one ID, after `Statuses::invalidate`.
 #[derive(Debug, Default)]
-pub struct ForgottenStatus(Vec<(StatusKind, u64, Bytes)>);
+pub struct DroppedStatus(Vec<(StatusKind, u64, Bytes)>);
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -39,7 +39,7 @@ struct Slot {
     /// The fingerprint of the reply on the disk.
     disk: Option<u64>,
     /// Replies to reads sent before this sequence number are outdated.
-    floor: u64,
+    outdated_before: u64,
 }
 
 impl Slot {
@@ -65,7 +65,7 @@ impl Statuses {
             slots.insert(id.into(), Slot::default());
         }
         let slot = slots.get_mut(id).expect("the slot was made above");
-        if revision.seq < slot.floor || (slot.reply.is_some() && slot.fingerprint == fingerprint) {
+        if revision.seq < slot.outdated_before || (slot.reply.is_some() && slot.fingerprint == fingerprint) {
             return false;
         }
         slot.reply = Some(Bytes::copy_from_slice(reply));
@@ -74,24 +74,24 @@ impl Statuses {
     }
 
     /// Drops the status of `id`, and refuses replies to reads sent before `seq`. Returns the dropped status.
-    pub(super) fn forget(&mut self, id: &str, seq: u64) -> ForgottenStatus {
-        let mut forgotten = ForgottenStatus::default();
+    pub(super) fn invalidate(&mut self, id: &str, seq: u64) -> DroppedStatus {
+        let mut dropped = DroppedStatus::default();
         for kind in [StatusKind::Sandbox, StatusKind::Container] {
             let slots = self.of(kind);
             if let Some(slot) = slots.get_mut(id) {
-                let emptied = Slot { floor: seq, disk: slot.disk, ..Slot::default() };
+                let emptied = Slot { outdated_before: seq, disk: slot.disk, ..Slot::default() };
                 let slot = std::mem::replace(slot, emptied);
-                forgotten.0.extend(slot.reply.map(|reply| (kind, slot.fingerprint, reply)));
+                dropped.0.extend(slot.reply.map(|reply| (kind, slot.fingerprint, reply)));
             } else if slots.len() < MAX_STATUSES {
-                slots.insert(id.into(), Slot { floor: seq, ..Slot::default() });
+                slots.insert(id.into(), Slot { outdated_before: seq, ..Slot::default() });
             }
         }
-        forgotten
+        dropped
     }
 
     /// Drops the status of `id` by a change that is in the journal, which drops it on the disk as well.
-    pub(super) fn forget_by_change(&mut self, id: &str, seq: u64) {
-        self.forget(id, seq);
+    pub(super) fn invalidate_by_change(&mut self, id: &str, seq: u64) {
+        self.invalidate(id, seq);
         for kind in [StatusKind::Sandbox, StatusKind::Container] {
             if let Some(slot) = self.of(kind).get_mut(id) {
                 slot.disk = None;
@@ -127,8 +127,8 @@ impl Statuses {
     }
 
     /// Restores the dropped status of `id`, unless a newer one was cached since.
-    pub(super) fn put_back(&mut self, id: &str, forgotten: ForgottenStatus) {
-        for (kind, fingerprint, reply) in forgotten.0 {
+    pub(super) fn put_back(&mut self, id: &str, dropped: DroppedStatus) {
+        for (kind, fingerprint, reply) in dropped.0 {
             if let Some(slot) = self.of(kind).get_mut(id).filter(|slot| slot.reply.is_none()) {
                 (slot.reply, slot.fingerprint) = (Some(reply), fingerprint);
             }

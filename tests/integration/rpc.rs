@@ -44,7 +44,7 @@ fn row(method: &Method) -> String {
         Route::Owner(kind, absent) => ("owner", owner(kind, absent), owner_failure(method)),
         Route::Image(call) => ("image", image(call).to_owned(), image_failure(call).to_owned()),
         Route::FanOut(list) => ("fan-out", merged(list).to_owned(), fan_out_failure(list, method.deadline)),
-        Route::StreamList(list) => ("relay", relayed(list), relay_failure(list)),
+        Route::StreamList(list) => ("stream list", relayed(list), relay_failure(list)),
         Route::Broadcast => (
             "broadcast",
             "to every backend, as it came".to_owned(),
@@ -52,7 +52,7 @@ fn row(method: &Method) -> String {
         ),
         Route::Local(answer) => {
             let (rule, failure) = answered(answer);
-            ("answer", rule.to_owned(), failure.to_owned())
+            ("local", rule.to_owned(), failure.to_owned())
         }
         Route::Events => ("events", events().to_owned(), events_failure().to_owned()),
     };

@@ -22,7 +22,7 @@ fn open(dir: &Path) -> Arc<StateStore> {
 
 fn list_both(backend: &InstanceState, ids: &[&str]) {
     let items = ids.iter().map(|id| cri::PodSandbox { id: (*id).into(), ..Default::default() }).collect();
-    let epoch = backend.revision();
+    let epoch = backend.next_revision();
     let reply = cri::ListPodSandboxResponse { items }.encode_to_vec();
     backend.replace_list(ListKind::Sandboxes, epoch, reply.into());
     backend.replace_list(ListKind::Containers, epoch, bytes::Bytes::new());
@@ -71,10 +71,10 @@ fn everything_survives_an_orderly_restart() {
     list_both(&backend, &["s1"]);
     let image = cri::Image { id: "sha256:aa".into(), ..Default::default() };
     let images = bytes::Bytes::from(cri::ListImagesResponse { images: vec![image] }.encode_to_vec());
-    backend.replace_list(ListKind::Images, backend.revision(), images.clone());
+    backend.replace_list(ListKind::Images, backend.next_revision(), images.clone());
     let status = cri::PodSandboxStatus { id: "s1".into(), ..Default::default() };
     let status = cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() }.encode_to_vec();
-    backend.remember_status(StatusKind::Sandbox, "s1", backend.revision(), &status);
+    backend.remember_status(StatusKind::Sandbox, "s1", backend.next_revision(), &status);
     backend.remember_reply(Rpc::Version, b"\x0a\x050.1.0");
     store.flush().unwrap();
     let backend = open(dir.path()).backend("kata", true);

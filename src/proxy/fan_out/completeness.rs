@@ -49,7 +49,7 @@ pub(in crate::proxy) struct NoContribution {
 #[derive(Debug)]
 pub(super) enum Absence {
     /// The backend was never listed and has no saved state.
-    Unknown,
+    NeverListed,
     /// The backend answered `Unimplemented`.
     Unimplemented(Error),
     /// The backend answered with an error, and nothing is last-known.
@@ -133,7 +133,7 @@ impl Absence {
     /// Returns the backend's error; `None` if it could not be called.
     fn cause(&self) -> Option<String> {
         match self {
-            Self::Unknown => None,
+            Self::NeverListed => None,
             Self::Unimplemented(error) | Self::Failed(error) => Some(error.to_string()),
         }
     }

@@ -31,32 +31,44 @@ pub(in crate::proxy) struct ListQuery {
     pub(in crate::proxy) wait: Duration,
 }
 
+/// What became of a call for a list.
+enum Asked {
+    /// It was not called: it is late, and its refresh is in flight.
+    IsLate,
+    /// What it answered, and the revision of before the call.
+    Reply(Revision, BufferedReply),
+    /// There was no answer.
+    Failed(Error),
+    /// There was no answer within [`ListQuery::wait`].
+    TimedOut,
+}
+
 impl ListQuery {
-    /// Returns the backend's items, live or last-known, with what another backend owns.
-    pub(in crate::proxy) async fn contribution(&self) -> Result<Contribution, NoContribution> {
+    /// Asks the backend, and returns its items, live or else last-known, with what another backend owns.
+    pub(in crate::proxy) async fn ask_or_last_known(&self) -> Result<Contribution, NoContribution> {
         let (backend, method) = (&self.backend, self.method());
         let class = MethodClass::of(method);
         let mut own_error = None;
-        match tokio::time::timeout(self.wait, self.ask(class)).await {
-            Ok(None) => refresh(&self.node, backend, class),
-            Ok(Some((revision, Ok(reply)))) if reply.code == Code::Ok => {
-                match self.record(revision, &reply) {
-                    Ok(items) => return Ok(self.live(items)),
-                    Err(error) => record_bad_list(&self.node, backend, class, &error),
-                }
-            }
-            Ok(Some((_, Ok(reply)))) if reply.code == Code::Unimplemented && self.list.is_optional() => {
-                backend.record_support(method, true);
+        match self.ask(class).await {
+            Asked::Reply(revision, reply) if reply.code == Code::Ok => match self.record(revision, &reply) {
+                Ok(items) => return Ok(self.live(items)),
+                Err(error) => record_bad_list(&self.node, backend, class, &error),
+            },
+            Asked::Reply(_, reply) if reply.code == Code::Unimplemented && self.list.is_optional() => {
+                backend.record_implemented(method, false);
                 return Err(self.nothing(Absence::Unimplemented(backend.unimplemented_error(method))));
             }
-            Ok(Some((_, Ok(reply)))) => {
+            Asked::Reply(_, reply) => {
                 record_bad_list(&self.node, backend, class, &backend.not_ok_error(method, &reply));
                 own_error = Some(backend.refused_error(method, &reply.trailers));
             }
-            Ok(Some((_, Err(Error::Down { .. })))) => {}
-            Ok(Some((_, Err(error)))) => record_bad_list(&self.node, backend, class, &error),
-            Err(_) if self.wait == self.limit => record_timeout(&self.node, backend, class, method),
-            Err(_) => {}
+            // The end of the connection was logged when it ended; the last-known list stands in.
+            Asked::Failed(Error::Down { .. }) => {}
+            Asked::Failed(error) => record_bad_list(&self.node, backend, class, &error),
+            Asked::IsLate => refresh(&self.node, backend, class),
+            Asked::TimedOut if self.wait == self.limit => record_timeout(&self.node, backend, class, method),
+            // The caller's deadline was shorter than the backend's, so it says nothing about the backend.
+            Asked::TimedOut => {}
         }
         self.last_known(own_error)
     }
@@ -73,7 +85,7 @@ impl ListQuery {
             None => backend.state.reply(method.rpc),
         };
         let Some(items) = items else {
-            return Err(self.nothing(error.map_or(Absence::Unknown, Absence::Failed)));
+            return Err(self.nothing(error.map_or(Absence::NeverListed, Absence::Failed)));
         };
         self.node.metrics.count_stale_list(&backend.name, method.name);
         let has_items = !items.is_empty();
@@ -81,16 +93,20 @@ impl ListQuery {
         Ok(Contribution { backend: Arc::clone(backend), items, foreign, has_items, live: false, error })
     }
 
-    /// Calls the backend; `None` if it is late already. The revision is that before the call.
-    async fn ask(&self, class: MethodClass) -> Option<(Revision, Result<BufferedReply, Error>)> {
+    async fn ask(&self, class: MethodClass) -> Asked {
+        tokio::time::timeout(self.wait, self.ask_unless_late(class)).await.unwrap_or(Asked::TimedOut)
+    }
+
+    async fn ask_unless_late(&self, class: MethodClass) -> Asked {
         let (backend, method) = (&self.backend, self.method());
         if class == MethodClass::Lists {
+            // The first lists of a connection teach the owners; a client's list does not overtake them.
             backend.listed_or_late().await;
         }
         if backend.health.is_late(class) {
-            return None;
+            return Asked::IsLate;
         }
-        let revision = backend.state.revision();
+        let revision = backend.state.next_revision();
         let fetch = || backend.fetch(method, self.headers.clone(), self.message.framed());
         let reply = match fetch().await {
             // One sandbox that goes away meanwhile makes containerd refuse the stats of all
@@ -100,7 +116,7 @@ impl ListQuery {
             }
             reply => reply,
         };
-        Some((revision, reply))
+        reply.map_or_else(Asked::Failed, |reply| Asked::Reply(revision, reply))
     }
 
     /// Records the backend's list, and returns it without items that clients cannot read.
@@ -115,7 +131,7 @@ impl ListQuery {
     }
 
     fn live(&self, items: Bytes) -> Contribution {
-        self.backend.record_support(self.method(), false);
+        self.backend.record_implemented(self.method(), true);
         let has_items = !items.is_empty();
         let foreign = self.backend.state.foreign();
         Contribution {

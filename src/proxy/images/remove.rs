@@ -169,7 +169,7 @@ impl Call {
         }
         if by_name {
             // The runtime decides whether removing a tag removes the image.
-            self.node.image_lists.forget(backend.id);
+            self.node.image_lists.invalidate(backend.id);
             refresh::refresh(&self.node, backend, MethodClass::Images);
         }
         forget_images(&self.node, backend, images);

@@ -6,7 +6,7 @@
 //! container as root if the image is absent.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use futures_util::future::join_all;
 use tonic::Code;
@@ -140,25 +140,15 @@ impl Call {
             let read = backend.config().timeouts.read;
             let wait = self.cap_to_caller(if late && backends.len() > 1 { FAST_DEADLINE } else { read });
             let call = backend.fetch(method, self.headers.clone(), with_handler(message, store));
-            match tokio::time::timeout(wait, call).await {
-                Ok(answer) => answer,
-                Err(_) => Err(self.record_late(backend, method, wait, wait == read)),
+            if let Ok(answer) = tokio::time::timeout(wait, call).await {
+                return answer;
             }
+            if wait == read {
+                refresh::record_timeout(&self.node, backend, MethodClass::Reads, method);
+            }
+            Err(backend.timeout_error(method, wait))
         });
         join_all(calls).await
-    }
-
-    fn record_late(
-        &self,
-        backend: &Arc<Backend>,
-        method: &'static Method,
-        waited: Duration,
-        outlasted: bool,
-    ) -> Error {
-        if outlasted {
-            refresh::record_timeout(&self.node, backend, MethodClass::Reads, method);
-        }
-        backend.late_error(waited)
     }
 }
 

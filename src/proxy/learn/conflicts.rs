@@ -42,15 +42,15 @@ impl Learner<'_> {
         if holder.as_ref().is_some_and(|holder| !is_new_owner(self.backend, holder, id)) {
             return self.record_foreign(id);
         }
-        self.take_over(id, other);
+        self.transfer_to_claimant(id, other);
         for container in self.backend.state.containers_of(id) {
             if self.node.router.owners.owner_of(&container) == Some(other) {
-                self.take_over(&container, other);
+                self.transfer_to_claimant(&container, other);
             }
         }
     }
 
-    fn take_over(self, id: &str, holder: InstanceId) {
+    fn transfer_to_claimant(self, id: &str, holder: InstanceId) {
         self.node.router.owners.transfer(id, self.backend.id);
         self.backend.state.mark_owned(id);
         let holder = self.node.state_store.get(holder);

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::InstanceState;
 use crate::cri::{Rpc, field};
 use crate::state::facts::Fact;
-use crate::state::statuses::ForgottenStatus;
+use crate::state::statuses::DroppedStatus;
 use crate::state::{Revision, StatusKind};
 use crate::wire;
 
@@ -25,16 +25,16 @@ impl InstanceState {
     /// Forgets the statuses of `id`. Call it when a write to `id` is sent and again when it ends: a read that
     /// was sent in between may have seen either side of it. Returns what was remembered, for a write that
     /// then was not sent at all.
-    pub fn drop_status(&self, id: &str) -> ForgottenStatus {
+    pub fn drop_status(&self, id: &str) -> DroppedStatus {
         let mut state = self.lock();
         let seq = self.shared.next_seq();
-        state.statuses.forget(id, seq)
+        state.statuses.invalidate(id, seq)
     }
 
     /// Remembers again what [`InstanceState::drop_status`] forgot, unless a newer status was remembered
     /// since.
-    pub fn put_status_back(&self, id: &str, forgotten: ForgottenStatus) {
-        self.lock().statuses.put_back(id, forgotten);
+    pub fn put_status_back(&self, id: &str, dropped: DroppedStatus) {
+        self.lock().statuses.put_back(id, dropped);
     }
 
     /// Returns the status of `id` as last known, as long as the last-known lists agree with its state and

@@ -156,7 +156,7 @@ fn after_a_reboot_a_local_backend_is_stopped_and_a_remote_one_is_as_it_was() {
     for (name, local) in [("local", true), ("remote", false)] {
         let backend = store.backend(name, local);
         take_pair(&backend, &["s1"], &[("c1", "s1")]);
-        backend.remember_status(StatusKind::Container, "c1", backend.revision(), &status);
+        backend.remember_status(StatusKind::Container, "c1", backend.next_revision(), &status);
     }
     store.flush().unwrap();
     store.backend("local", true).record_sandbox_created("s2", &run_request("late"));
@@ -408,7 +408,7 @@ fn stats_alone_wait_and_a_drain_does_not() {
     };
     take_pair(&backend, &["s1", "s2"], &[]);
     assert!(writes());
-    backend.replace_list(ListKind::PodSandboxStats, backend.revision(), Bytes::from_static(&[10, 0]));
+    backend.replace_list(ListKind::PodSandboxStats, backend.next_revision(), Bytes::from_static(&[10, 0]));
     assert!(!writes());
     backend.set_draining(true);
     assert!(open(copy(dir.path()).path()).backend("runc", true).is_draining());

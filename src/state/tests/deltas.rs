@@ -101,7 +101,7 @@ fn play(store: &StateStore, backend: &InstanceState, event: DeltaEvent) {
             let items =
                 pods.iter().map(|(id, state, _)| cri::PodSandbox { state: *state, ..sandbox(&s(*id)) });
             let containers = pods.iter().map(|(id, _, state)| container(&c(*id), &s(*id), *state)).collect();
-            let revision = backend.revision();
+            let revision = backend.next_revision();
             let list = cri::ListPodSandboxResponse { items: items.collect() }.encode_to_vec();
             backend.replace_list(ListKind::Sandboxes, revision, list.into());
             let list = cri::ListContainersResponse { containers }.encode_to_vec();
@@ -110,10 +110,10 @@ fn play(store: &StateStore, backend: &InstanceState, event: DeltaEvent) {
         DeltaEvent::Seen(id, state) => {
             let items = vec![cri::PodSandbox { state, ..sandbox(&s(id)) }];
             let reply = cri::ListPodSandboxResponse { items }.encode_to_vec();
-            backend.update_items(ListKind::Sandboxes, backend.revision(), &reply).unwrap();
+            backend.update_items(ListKind::Sandboxes, backend.next_revision(), &reply).unwrap();
         }
         DeltaEvent::Images(ids) => {
-            backend.replace_list(ListKind::Images, backend.revision(), images(&ids));
+            backend.replace_list(ListKind::Images, backend.next_revision(), images(&ids));
         }
         DeltaEvent::ImageRemoved(id) => backend.record_image_removed(&format!("i{id}")),
         DeltaEvent::ImagesForgotten => backend.forget_images(),
@@ -128,7 +128,7 @@ fn play(store: &StateStore, backend: &InstanceState, event: DeltaEvent) {
         DeltaEvent::Status(id, state) => {
             let status = cri::ContainerStatus { id: c(id), state, ..Default::default() };
             let reply = cri::ContainerStatusResponse { status: Some(status), ..Default::default() };
-            let revision = backend.revision();
+            let revision = backend.next_revision();
             backend.remember_status(StatusKind::Container, &c(id), revision, &reply.encode_to_vec());
         }
         DeltaEvent::StatusDropped(id) => _ = backend.drop_status(&c(id)),

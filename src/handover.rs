@@ -6,6 +6,7 @@
 //!   writes all of its state, writes no more ◀─ AskState
 //!   State: the lock, the stream of changes ─▶   loads the state, lists every backend
 //!                                           ◀─ Ready
+//!   Memory: what is in memory alone ───────▶
 //!   Serve ─────────────────────────────────▶   accepts connections
 //!   finishes its calls: Left, once a second ▶   shows them
 //!   ends                                    ◀─ End: the new process was told to end
@@ -15,11 +16,14 @@
 //! (`unix(7)`, `SCM_RIGHTS`). The end of either process ends the channel, however it came. Fields may be
 //! added: a process may be handed over to by an older one and hand over to a newer one.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::fs::File;
+use std::io::{self, IoSlice, IoSliceMut, Read, Seek, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::time::{SystemTime, UNIX_EPOCH};
 
+use nix::sys::memfd::MFdFlags;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -55,6 +59,8 @@ pub enum HandoverMessage {
         /// The keys of the sockets that it listens on.
         sockets: Vec<String>,
     },
+    /// What the old process keeps in memory alone, as the file descriptor of a file.
+    Memory,
     /// The new process is to accept connections; the old one accepts no more.
     Serve,
     /// What processes that were replaced have left: the old one, and those before it.
@@ -108,6 +114,36 @@ pub struct OlderProcess {
     pub calls: usize,
     /// Relayed streams that are open, or may still be opened.
     pub streams: usize,
+}
+
+impl OlderProcess {
+    /// Returns a process that is replaced now and has nothing left.
+    pub fn replaced_now(pid: u32, version: &str) -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        Self { pid, version: version.to_owned(), since, calls: 0, streams: 0 }
+    }
+}
+
+/// Writes `content` to a file in memory, for another process.
+///
+/// # Errors
+/// If the system has no file descriptors or no memory.
+pub fn file_of(content: &[u8]) -> io::Result<OwnedFd> {
+    let fd = nix::sys::memfd::memfd_create(c"crimux-memory", MFdFlags::MFD_CLOEXEC)?;
+    let mut file = File::from(fd);
+    file.write_all(content)?;
+    file.rewind()?;
+    Ok(file.into())
+}
+
+/// Reads a file that another process has made by [`file_of`].
+///
+/// # Errors
+/// If it cannot be read.
+pub fn content_of(fd: OwnedFd) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    File::from(fd).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// One end of the channel. The socket is no stream, but tokio waits for both in the same way.
@@ -205,7 +241,13 @@ mod tests {
     use std::os::fd::AsFd;
     use std::os::unix::net::UnixStream;
 
-    use super::{HandoverChannel, HandoverMessage};
+    use super::{HandoverChannel, HandoverMessage, content_of, file_of};
+
+    #[test]
+    fn a_file_in_memory_holds_more_than_a_message() {
+        let content = vec![7; super::MAX_MESSAGE * 3];
+        assert!(content_of(file_of(&content).unwrap()).unwrap() == content);
+    }
 
     #[tokio::test]
     async fn a_message_arrives_whole_with_its_file_descriptors_and_an_end_as_none() {

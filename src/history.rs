@@ -172,6 +172,16 @@ impl RecentEvents {
         lock(&self.requested_handlers).get(sandbox).cloned()
     }
 
+    /// Returns the handlers that sandboxes were requested with, by sandbox.
+    pub fn requested_handlers(&self) -> HashMap<Box<str>, Box<str>> {
+        lock(&self.requested_handlers).clone()
+    }
+
+    /// Adds the handlers that sandboxes were requested with before the process that serves was started.
+    pub fn restore_requested_handlers(&self, handlers: HashMap<Box<str>, Box<str>>) {
+        lock(&self.requested_handlers).extend(handlers);
+    }
+
     /// Records the states that all backends have now, `None` for one that is not known yet; drops backends
     /// that are not among them.
     pub fn record_states(&self, at: SystemTime, now: &[(&str, Option<&'static str>)]) {

@@ -34,6 +34,7 @@ use crate::method::{self, Method, Route};
 use crate::state::InstanceId;
 use crate::telemetry::spans;
 pub use images::{CallExplanation, ImageExplanation, StoreExplanation};
+pub use memory::NodeMemory;
 pub use node::NodeState;
 use reply::{CallRecorder, Outcome};
 
@@ -48,6 +49,7 @@ mod image_lists;
 mod images;
 mod learn;
 mod left_out;
+mod memory;
 mod node;
 mod owner;
 mod placement;

@@ -12,11 +12,14 @@ use arc_swap::ArcSwap;
 use crate::state::InstanceId;
 pub use aims::{AIM_LIFETIME, Aim, Aims};
 pub use handlers::{Choice, Handlers};
+pub use memory::RouterMemory;
 pub use owners::{Annotations, Lookup, OwnedSandbox, Owners, SandboxRecord};
 
 mod aims;
 mod handlers;
 pub mod images;
+mod memory;
+mod millis;
 mod owners;
 
 /// The routing state of the node.

@@ -3,16 +3,17 @@
 //! The other process may be killed at any step. What it has handed over by then counts; the rest is as at any
 //! start, because the kernel has given back its lock, and its sockets have no listener.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use futures_util::future::join_all;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
-use crate::handover::{HandoverChannel, HandoverMessage, Offer, OlderProcess};
+use crate::handover::{self, HandoverChannel, HandoverMessage, Offer, OlderProcess};
 use crate::proxy::NodeState;
 use crate::server::Sockets;
 use crate::state::{self, StateLock};
@@ -87,20 +88,33 @@ impl Predecessor {
         list_backends(node).await;
         let (version, sockets) = (env!("CARGO_PKG_VERSION").to_owned(), self.sockets.keys());
         let ready = self.channel.send(&HandoverMessage::Ready { version, sockets }, &[]).await;
-        let serve = if ready.is_ok() { self.channel.receive().await } else { Ok(None) };
-        if matches!(serve, Ok(Some((HandoverMessage::Serve, _)))) {
+        tracing::debug!(
+            pid = self.offer.pid,
+            "every backend was listed or is late; waiting to be told to serve"
+        );
+        if ready.is_ok() && self.is_told_to_serve(node).await {
             tracing::info!(pid = self.offer.pid, version = self.offer.version, "took over");
-            let mut older = vec![OlderProcess {
-                pid: self.offer.pid,
-                version: self.offer.version.clone(),
-                since: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-                calls: 0,
-                streams: 0,
-            }];
+            let mut older = vec![OlderProcess::replaced_now(self.offer.pid, &self.offer.version)];
             older.extend(self.offer.older.iter().cloned());
             node.history.set_older_processes(older);
         } else {
             tracing::warn!(pid = self.offer.pid, "the process before ended while it handed over");
+        }
+    }
+
+    /// Waits until the process before says so, and takes over what it keeps in memory; `false` if it has
+    /// ended.
+    async fn is_told_to_serve(&self, node: &NodeState) -> bool {
+        loop {
+            match self.channel.receive().await {
+                Ok(Some((HandoverMessage::Serve, _))) => return true,
+                Ok(Some((HandoverMessage::Memory, fds))) => {
+                    if let Err(error) = restore(node, fds) {
+                        tracing::warn!(%error, "what the process before kept in memory is lost");
+                    }
+                }
+                _ => return false,
+            }
         }
     }
 
@@ -120,6 +134,13 @@ impl Predecessor {
         // It may have ended.
         self.channel.send(&message, &[]).await.ok();
     }
+}
+
+/// Takes over what the process before keeps in memory.
+fn restore(node: &NodeState, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
+    let file = fds.into_iter().next().context("it sent no file")?;
+    node.restore_memory(serde_json::from_slice(&handover::content_of(file)?)?);
+    Ok(())
 }
 
 /// Applies the changes that the process before still makes, and answers each once it is in the journal.

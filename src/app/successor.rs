@@ -20,8 +20,9 @@ use tokio::time::Instant;
 
 use super::systemd;
 use crate::drain::Drain;
-use crate::handover::{HandoverChannel, HandoverMessage, Offer, OfferedSocket, OlderProcess};
-use crate::state::{StateLock, StateStore};
+use crate::handover::{self, HandoverChannel, HandoverMessage, Offer, OfferedSocket, OlderProcess};
+use crate::proxy::NodeState;
+use crate::state::StateLock;
 
 /// What the kernel puts at the end of the path of a program whose file was replaced.
 const DELETED: &[u8] = b" (deleted)";
@@ -52,7 +53,7 @@ pub(super) struct Succession {
     pub(super) older: Vec<OlderProcess>,
     pub(super) sockets: Vec<(OfferedSocket, OwnedFd)>,
     pub(super) lock: Arc<StateLock>,
-    pub(super) state_store: Arc<StateStore>,
+    pub(super) node: Arc<NodeState>,
 }
 
 /// When an attempt is given up.
@@ -127,6 +128,10 @@ impl Succession {
             _ => None,
         };
         (successor.version, successor.sockets) = limit.hold(successor.expect(ready)).await?;
+        self.node.state_store.hand_over_lists().await;
+        let memory = handover::file_of(&serde_json::to_vec(&self.node.memory())?)?;
+        let fds = [memory.as_fd()];
+        successor.channel.send(&HandoverMessage::Memory, &fds).await.context("it took no memory")?;
         systemd::main_pid(successor.pid);
         if let Err(error) = successor.channel.send(&HandoverMessage::Serve, &[]).await {
             systemd::main_pid(std::process::id());
@@ -142,7 +147,7 @@ impl Succession {
         for binary in [&binary, &own].into_iter().cycle() {
             let limit = Limit { deadline: Instant::now() + REPLACEMENT, interrupt: interrupt.clone() };
             let passed = self.pass(binary, &limit, async |changes| {
-                let store = Arc::clone(&self.state_store);
+                let store = Arc::clone(&self.node.state_store);
                 Ok(tokio::task::spawn_blocking(move || store.hand_on(changes)).await?)
             });
             match passed.await {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{anyhow, ensure};
 use tokio::sync::{mpsc, watch};
@@ -109,7 +109,7 @@ impl App {
             older,
             sockets: self.sockets.offer()?,
             lock: Arc::clone(&self.lock),
-            state_store: Arc::clone(&self.node.state_store),
+            node: Arc::clone(&self.node),
         });
         let limit = Limit { deadline: Instant::now() + within, interrupt };
         let (writer, store) = (&mut self.writer, Arc::clone(&self.node.state_store));
@@ -210,26 +210,22 @@ async fn end_relay(node: Arc<NodeState>, relay: Arc<Relay>, drain: Drain) {
 /// What this process has left.
 #[derive(Debug)]
 struct Left {
-    since: u64,
+    own: OlderProcess,
     node: Arc<NodeState>,
     relay: Arc<Relay>,
 }
 
 impl Left {
     fn new(node: &Arc<NodeState>, relay: &Arc<Relay>) -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        Self { since, node: Arc::clone(node), relay: Arc::clone(relay) }
+        let own = OlderProcess::replaced_now(std::process::id(), env!("CARGO_PKG_VERSION"));
+        Self { own, node: Arc::clone(node), relay: Arc::clone(relay) }
     }
 
     /// Returns this process and those before it.
     fn processes(&self) -> Vec<OlderProcess> {
-        let mut processes = vec![OlderProcess {
-            pid: std::process::id(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            since: self.since,
-            calls: self.node.limits().open().1,
-            streams: self.relay.open_streams() + self.relay.outstanding(),
-        }];
+        let streams = self.relay.open_streams() + self.relay.outstanding();
+        let mut processes =
+            vec![OlderProcess { calls: self.node.limits().open().1, streams, ..self.own.clone() }];
         processes.extend(self.node.history.older_processes());
         processes
     }

@@ -102,7 +102,7 @@ impl NodeState {
             sandboxes_using: &|id, reference| {
                 self.backend(id).map(|backend| sandboxes_using(&backend, reference)).unwrap_or_default()
             },
-            just_started: self.started.elapsed() < JUST_STARTED,
+            just_started: self.all_seen_for() < JUST_STARTED,
         };
         self.router.route_of_status(request, &known)
     }

@@ -3,8 +3,8 @@
 //! The backends, the router, the last-known state and the metrics, each of which knows nothing of the others.
 //! A reload replaces the list of backends and the handlers, never the objects that calls in flight hold.
 
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
@@ -58,6 +58,8 @@ pub struct NodeState {
     pub(super) image_lists: ImageLists,
     /// When crimux started.
     pub(super) started: Instant,
+    /// For how long the processes before this one saw every call, if it was handed what they kept.
+    pub(super) seen_before: OnceLock<Duration>,
     /// What clients may make crimux hold.
     limits: Arc<ClientLimits>,
     relay: Arc<Relay>,
@@ -93,6 +95,7 @@ impl NodeState {
             unannounced: Unannounced::default(),
             image_lists: ImageLists::default(),
             started: Instant::now(),
+            seen_before: OnceLock::new(),
             relay,
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),

@@ -2,14 +2,18 @@
 //!
 //! An aim is for the next sandbox of a pod, and from then on for every sandbox of the same uid, so that
 //! kubelet's retry, and a later attempt of the same pod, land where the first one did. It is in memory
-//! alone: a start of crimux ends it. This module must not judge whether the pod's handler leads there.
+//! alone: a restart of crimux ends it, an upgrade hands it over. This module must not judge whether
+//! the pod's handler leads there.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::state::InstanceId;
 
 use crate::mutex::lock;
+use crate::router::millis::{millis_since, moment_ago};
 
 /// How long an aim waits for its pod.
 pub const AIM_LIFETIME: Duration = Duration::from_secs(3600);
@@ -29,6 +33,16 @@ pub struct Aim {
     pub uid: Option<String>,
     /// When it was set.
     since: Instant,
+}
+
+/// An aim, as it passes to the process that takes over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedAim {
+    namespace: String,
+    name: String,
+    backend: u64,
+    uid: Option<String>,
+    age: u64,
 }
 
 /// The aims, oldest first.
@@ -73,6 +87,27 @@ impl Aims {
         let aims = self.lock();
         let left = |aim: &Aim| AIM_LIFETIME.saturating_sub(aim.since.elapsed());
         aims.iter().filter(|aim| aim.uid.is_none()).map(|aim| (aim.clone(), left(aim))).collect()
+    }
+
+    /// Returns all aims for another process.
+    pub fn memory(&self) -> Vec<HandedAim> {
+        let handed = |aim: &Aim| HandedAim {
+            namespace: aim.namespace.clone(),
+            name: aim.name.clone(),
+            backend: aim.backend.0,
+            uid: aim.uid.clone(),
+            age: millis_since(aim.since),
+        };
+        self.lock().iter().map(handed).collect()
+    }
+
+    /// Takes over the aims of another process.
+    pub fn restore(&self, handed: Vec<HandedAim>) {
+        let aim = |HandedAim { namespace, name, backend, uid, age }| {
+            let (backend, since) = (InstanceId(backend), moment_ago(age));
+            Aim { namespace, name, backend, uid, since }
+        };
+        self.lock().extend(handed.into_iter().map(aim));
     }
 
     /// Locks the aims, and drops those that have waited too long.

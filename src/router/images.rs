@@ -18,7 +18,7 @@ use crate::wire::{self, WireError};
 
 pub use answers::{StoreAnswer, Verdict, compare_answers, index_of_same_image, user};
 pub use rules::{RULES, Rule, RuleRow};
-pub use starts::Starts;
+pub use starts::{HandedStart, Starts};
 pub use stored::{StoredImage, keep_best_match, matching_images};
 
 mod answers;

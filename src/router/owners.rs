@@ -18,8 +18,10 @@ use crate::method::Kind;
 use crate::mutex::lock;
 use crate::state::InstanceId;
 
+pub(super) use handed::{HandedCreation, HandedRemoval};
 pub use record::{Annotations, SandboxRecord};
 
+mod handed;
 mod record;
 
 /// How long it is remembered who owned an ID that was removed: kubelet asks once more for what it has just

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The new process gives a record a number of its own: lists that it requests later show what the record
-//! says. Only what calls and operators changed is taken; what the old process concludes from lists, the new
-//! one concludes from its own.
+//! says. What calls and operators changed is taken. Of what the old process concludes from lists,
+//! that is taken which concerns a backend that the new one has not listed itself: [`StateStore::hand_over_lists`].
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -18,8 +18,10 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::changes::Op;
+use super::delta::Delta;
 use super::journal::{self, Journal, Record};
 use super::known::detach;
+use super::on_disk::Minor;
 use super::writer::LastWrite;
 use super::{InstanceId, StateStore};
 
@@ -40,6 +42,8 @@ pub enum HandedChange {
     Stopped(String),
     /// A sandbox or a container was removed.
     Removed(String),
+    /// The lists of a backend that was not listed here showed something.
+    Listed,
 }
 
 impl StateStore {
@@ -63,6 +67,15 @@ impl StateStore {
         }
         self.shared.sink().hand_over(successor);
         Ok(())
+    }
+
+    /// Sends what lists have shown since the state was handed over, and completes once it has arrived, or
+    /// after 5 s.
+    pub async fn hand_over_lists(&self) {
+        for state in self.all() {
+            state.append_delta(Minor::Left);
+        }
+        self.wait_for_journal().await;
     }
 
     /// Sends what could not be sent, and each further change, to another process in the place of the one that
@@ -97,8 +110,12 @@ impl StateStore {
     /// `None` if the record cannot be read or is of an instance that is not known.
     pub fn apply_handed(&self, record: &[u8]) -> Option<(InstanceId, Vec<HandedChange>)> {
         let payload = journal::payload(record)?;
-        let Record { changes, instance, .. } = Record::decode(payload).ok()?;
+        let Record { changes, instance, delta, .. } = Record::decode(payload).ok()?;
         let state = self.get(InstanceId(instance))?;
+        if !delta.is_empty() {
+            let applied = Delta::decode_compressed(&delta).is_some_and(|it| state.apply_handed_delta(it));
+            return Some((state.id(), applied.then_some(HandedChange::Listed).into_iter().collect()));
+        }
         let ops: Vec<_> =
             changes.into_iter().filter_map(|change| change.op).filter(is_passed_on).map(detach).collect();
         let changes = ops.iter().filter_map(handed_change).collect();

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 
 use super::changes::{Change, Op};
+use super::delta::Delta;
 use super::filter::Filter;
 use super::instance::{Instance, InstanceId};
 use super::items::{ContainerRef, SandboxRef, container_items, sandbox_items};
@@ -249,6 +250,16 @@ impl InstanceState {
         let delta = delta.encode_compressed();
         self.shared.append(&Record { backend, changes: Vec::new(), instance: self.id.0, delta });
         true
+    }
+
+    /// Takes what the lists of a process that hands over have shown since it saved its state, unless the
+    /// backend was listed here; tells whether it did.
+    pub(super) fn apply_handed_delta(&self, delta: Delta) -> bool {
+        let applied = self.lock().apply_handed_delta(delta);
+        if applied {
+            self.shared.mark_dirty();
+        }
+        applied
     }
 
     /// Copies lists out of larger buffers, and drops the statuses of objects that are no longer listed.

@@ -228,7 +228,7 @@ impl StateStore {
         self.all().iter().map(capture).collect()
     }
 
-    fn all(&self) -> Vec<Arc<InstanceState>> {
+    pub(super) fn all(&self) -> Vec<Arc<InstanceState>> {
         self.backends().values().cloned().collect()
     }
 }

@@ -1,5 +1,6 @@
 //! `crimux upgrade`: one process takes over from another, and no call ends.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 
@@ -14,6 +15,8 @@ use crate::support::{Crimux, SOON, config};
 mod calls;
 mod failures;
 mod kills;
+mod latency;
+mod memory;
 
 /// The line that the log has of every process that was started to take over.
 const STARTED: &str = "started a process to hand over to pid=";
@@ -84,6 +87,14 @@ impl Node {
         let status = self.status().await;
         let older = status["older_processes"].as_array().cloned().unwrap_or_default();
         older.iter().map(|older| older["pid"].as_u64().unwrap().try_into().unwrap()).collect()
+    }
+
+    /// Writes a program that is started in crimux's place.
+    fn program(&self, script: &str) -> String {
+        let path = self.path().join("program");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        path.to_str().unwrap().to_owned()
     }
 
     /// Runs `crimux upgrade`.

@@ -34,6 +34,7 @@ impl Learner<'_> {
             HandedChange::Container(id) => {
                 self.resolve_owner(id, owners.learn_container(id, self.backend.id));
             }
+            HandedChange::Listed => self.learn_last_known(),
             HandedChange::Stopped(id) => owners.record_ready(id, false),
             HandedChange::Removed(id) => {
                 self.node.history.forget_requested_handler(id);

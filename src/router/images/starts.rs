@@ -18,7 +18,10 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
+
 use crate::mutex::lock;
+use crate::router::millis::millis_until;
 use crate::state::InstanceId;
 use crate::state::image_name::normalise;
 
@@ -43,6 +46,16 @@ struct Start {
     /// Whether its image was pulled for it. kubelet goes on after a pull whatever it is told about the image.
     pulled: bool,
     until: Instant,
+}
+
+/// A start, as it passes to the process that takes over.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HandedStart {
+    reference: String,
+    config_seen: String,
+    backends: Vec<u64>,
+    pulled: bool,
+    left: u64,
 }
 
 /// The starts of one image, the latest last.
@@ -143,6 +156,32 @@ impl Starts {
                 entry.starts.retain(|start| *start.config_seen != *config_seen);
                 !entry.starts.is_empty()
             });
+        }
+    }
+
+    /// Returns the starts under way for another process. A pull lasts there as long as a pull may: this
+    /// process finishes it.
+    pub fn memory(&self) -> Vec<HandedStart> {
+        let map = self.lock();
+        let of = |(reference, entry): (&String, &ReferenceStarts)| {
+            let handed = |start: &Start| HandedStart {
+                reference: reference.clone(),
+                config_seen: start.config_seen.to_string(),
+                backends: start.backends.iter().map(|backend| backend.0).collect(),
+                pulled: start.pulled,
+                left: millis_until(start.until),
+            };
+            entry.starts.iter().map(handed).collect::<Vec<_>>()
+        };
+        map.iter().flat_map(of).filter(|start| start.left > 0).collect()
+    }
+
+    /// Takes over the starts of another process.
+    pub fn restore(&self, handed: Vec<HandedStart>) {
+        for HandedStart { reference, config_seen, backends, pulled, left } in handed {
+            let backends = backends.into_iter().map(InstanceId).collect();
+            let until = Instant::now() + Duration::from_millis(left).min(LONGEST_PULL);
+            self.record(&reference, Start { config_seen: config_seen.into(), backends, pulled, until });
         }
     }
 

@@ -129,6 +129,29 @@ impl KnownState {
         delta.seq <= saved || self.apply_delta(delta).unwrap_or(false)
     }
 
+    /// Applies a delta of a process that hands over, which began with the same saved state and counts in
+    /// numbers of its own: every change that this process has recorded counts as later. Returns false if the
+    /// backend was listed here, or the delta cannot be applied.
+    pub(in crate::state) fn apply_handed_delta(&mut self, mut delta: Delta) -> bool {
+        if self.listed {
+            return false;
+        }
+        let (seq, last_record) = (self.seq, self.last_record);
+        if let Some(pair) = &mut delta.pair {
+            pair.sandboxes_at = pair.sandboxes_at.min(last_record);
+            pair.containers_at = pair.containers_at.min(last_record);
+        }
+        if let Some(images) = &mut delta.images {
+            images.at = images.at.min(last_record);
+        }
+        for change in &mut delta.seen {
+            change.seq = last_record + 1;
+        }
+        let applied = self.apply_delta(delta).unwrap_or(false);
+        (self.seq, self.last_record) = (seq, last_record);
+        applied
+    }
+
     /// Applies a delta read from the journal. Returns false if it does not follow what is here: a record
     /// between them is lost.
     ///

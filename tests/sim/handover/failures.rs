@@ -1,17 +1,7 @@
 //! A new process that does not serve changes nothing: the old one goes on, and says why.
 
-use std::os::unix::fs::PermissionsExt;
-
 use super::*;
 use crate::outage::sandboxes;
-
-/// Writes a program that is started in crimux's place.
-fn program(node: &Node, script: &str) -> String {
-    let path = node.path().join("program");
-    std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
-    path.to_str().unwrap().to_owned()
-}
 
 /// A backend, and a node that has saved its state: a start without any waits for its backends.
 async fn with_saved_state() -> (SimRuntime, Node) {
@@ -46,7 +36,7 @@ async fn a_program_that_crashes_hangs_or_is_none_leaves_the_old_process_as_it_is
     ];
     for (script, within, said) in cases {
         let before = node.pid().await;
-        let binary = program(&node, script);
+        let binary = node.program(script);
         let output = node.upgrade(&["--binary", &binary, "--within", within]).await;
         let errors = errors(&output);
         assert_eq!(output.status.code(), Some(1), "{script}: {errors}");
@@ -87,7 +77,7 @@ async fn a_configuration_that_the_new_process_refuses_is_named_and_the_old_one_g
 async fn a_second_upgrade_is_refused_while_one_is_under_way() {
     let a = SimRuntime::builder("a").containers(2, 1).start().await;
     let node = Node::start(&[("a", &a)], "").await;
-    let binary = program(&node, "cat > /dev/null");
+    let binary = node.program("cat > /dev/null");
     let arguments = ["--binary", binary.as_str()];
     let upgrading = node.upgrade(&arguments);
     let meanwhile = async {

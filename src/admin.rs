@@ -5,6 +5,7 @@
 //! changes (`POST /v1/backends/…`) and the names of pods. The HTTP port has no authentication, so it serves
 //! only what a metric label would say, and changes nothing. No CRI call waits for anything here.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -40,6 +41,7 @@ mod metrics;
 mod openmetrics;
 mod page;
 mod read;
+pub mod socket_note;
 mod timeline;
 mod upgrade;
 mod verdict;
@@ -55,6 +57,8 @@ pub(crate) struct AdminState {
     calls: Handle,
     port: Port,
     started: SystemTime,
+    /// An absolute path.
+    config_file: PathBuf,
     requests: Requests,
 }
 
@@ -76,14 +80,19 @@ pub async fn spawn(
     node: &Arc<NodeState>,
     side: &Side,
     sockets: &Sockets,
+    config_file: &Path,
     requests: Requests,
 ) -> anyhow::Result<()> {
     let config = node.config().admin.clone();
     let (calls, port, started) = (Handle::current(), Port::new(sockets), SystemTime::now());
-    let state = Arc::new(AdminState { node: Arc::clone(node), calls, port, started, requests });
+    let config_file = std::path::absolute(config_file)?;
+    let state = AdminState { node: Arc::clone(node), calls, port, started, config_file, requests };
+    let state = Arc::new(state);
     side.handle().spawn(timeline::record(Arc::clone(node)));
     let all = sockets.clone();
+    let (socket, state_dir) = (config.socket.clone(), node.config().state_dir.clone());
     let bound = side.run(async move { all.listen(&config.socket, SOCKET_MODE, None).await }).await??;
+    side.handle().spawn_blocking(move || socket_note::write(&state_dir, &socket));
     let routes = public_routes().merge(root_routes()).with_state(Arc::clone(&state));
     let (drain, all) = (servers.drain().clone(), sockets.clone());
     servers.spawn("admin", side.handle(), async move {

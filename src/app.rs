@@ -145,7 +145,7 @@ impl App {
         servers.spawn("listen", &Handle::current(), listener.serve(proxy, drain.clone()));
         servers.spawn("relay", side.handle(), Arc::clone(&relay).run(relay_drain.clone()));
         let ((reload, requests), (upgrade, upgrades)) = (mpsc::channel(1), mpsc::channel(1));
-        admin::spawn(&mut servers, &node, &side, &sockets, Requests { reload, upgrade }).await?;
+        admin::spawn(&mut servers, &node, &side, &sockets, path, Requests { reload, upgrade }).await?;
         let (path, state_dir) = (path.to_owned(), config.state_dir.clone());
         let reloads = Reloads::new(Arc::clone(&node), path.clone(), config, is_inherited);
         let (lock, predecessor, followed) = (Arc::new(lock), None, None);

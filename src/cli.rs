@@ -108,7 +108,7 @@ enum Command {
     /// Read the configuration again, or say what it would do to running pods.
     ///
     /// The running crimux reads the file that it was started with. It exits with 0 only once that is applied.
-    /// With --dry-run nothing is changed, and the file is that of --config.
+    /// With --dry-run nothing is changed; with --config it is about that file in place of the running crimux's.
     Reload(reload::ReloadArgs),
     /// Hand over to a newly started crimux, of the version that is installed now; no call ends.
     ///
@@ -165,7 +165,7 @@ struct ConfigFile {
 pub fn run(cli: Cli) -> ExitCode {
     match dispatch(cli.command) {
         Ok(code) => code,
-        Err(error) if error.downcast_ref::<ConfigError>().is_some() => {
+        Err(error) if is_bad_config(&error) => {
             report(&error);
             ExitCode::from(BAD_CONFIG)
         }
@@ -188,7 +188,7 @@ fn report(error: &anyhow::Error) {
         } else {
             tracing::error!(error = text, "crimux ends");
         }
-    } else if error.downcast_ref::<ConfigError>().is_some() {
+    } else if is_bad_config(error) {
         eprintln!("{error}");
     } else {
         eprintln!("crimux: {error:#}");
@@ -237,6 +237,10 @@ fn block_on<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<
     // A look-up of a name or a write that hangs must not keep the process from its end.
     runtime.shutdown_background();
     result
+}
+
+fn is_bad_config(error: &anyhow::Error) -> bool {
+    error.is::<ConfigError>() || error.is::<client::BadConfig>()
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

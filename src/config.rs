@@ -35,6 +35,8 @@ pub use warnings::ConfigWarning;
 
 /// The path of the configuration unless the command line names another one.
 pub const DEFAULT_PATH: &str = "/etc/crimux/config.yaml";
+/// The default of `state_dir`.
+pub const DEFAULT_STATE_DIR: &str = "/var/lib/crimux";
 
 /// A checked configuration. Names of backends in it always exist in [`Config::backends`].
 #[derive(Debug, Clone, PartialEq)]
@@ -361,6 +363,16 @@ fn decode(text: Vec<u8>, path: &Path) -> Result<String, ConfigError> {
 /// Returns `admin.socket` of a file that may have problems elsewhere; `None` if it cannot be read.
 pub fn admin_socket_of(path: &Path) -> Option<PathBuf> {
     values::socket(&raw_value(path, "admin", "socket")?).ok()
+}
+
+/// Returns `state_dir` of a file that may have problems elsewhere, or its default.
+pub fn state_dir_of(path: &Path) -> PathBuf {
+    let named = read_bounded(path).ok().and_then(|(text, _)| {
+        let text = String::from_utf8_lossy(&text).into_owned();
+        let line = || Some(text.lines().find_map(|line| line.strip_prefix("state_dir:"))?.trim().to_owned());
+        tree::find_text(&text, &["state_dir"]).or_else(line)
+    });
+    named.and_then(|named| values::directory(&named).ok()).unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR))
 }
 
 /// Tells whether a file that may have problems elsewhere sets `log.format: json`.

@@ -14,6 +14,9 @@ pub struct StatusView {
     /// The process ID.
     #[serde(default)]
     pub pid: u32,
+    /// The configuration file that it reads, as an absolute path.
+    #[serde(default)]
+    pub config_file: String,
     /// Start of the process.
     pub started_at: String,
     /// The backend of pods without a `RuntimeClass`.
@@ -366,6 +369,9 @@ pub struct ChangeResult {
 /// The answer to `POST /v1/reload` and `POST /v1/plan`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub struct ReloadReport {
+    /// The file that was read; empty for a text that was sent.
+    #[serde(default)]
+    pub file: String,
     /// Whether the configuration is applied.
     pub applied: bool,
     /// What it means for the backends and the pods on them, a line each; what stays as it is has none.

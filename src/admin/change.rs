@@ -169,20 +169,29 @@ pub(super) async fn reload(
     reloaded.await.map(Json).map_err(|_| ending())
 }
 
-/// Where relative paths in a configuration start.
+/// Which configuration is meant.
 #[derive(Debug, Deserialize)]
-pub(super) struct BaseQuery {
-    base: PathBuf,
+pub(super) struct PlanQuery {
+    /// Where relative paths in the text of the body start; without it the file of this process is meant.
+    base: Option<PathBuf>,
 }
 
-/// Tells what the configuration in the body would do; changes nothing.
+/// Tells what the configuration in the body, or the file as it is now, would do; changes nothing.
 pub(super) async fn plan(
     State(state): State<Arc<AdminState>>,
-    Query(from): Query<BaseQuery>,
+    Query(of): Query<PlanQuery>,
     text: String,
 ) -> Result<Json<ReloadReport>, ApiError> {
-    let config = Config::parse(&text, &from.base);
-    let config = config.map_err(|error| api_error(StatusCode::UNPROCESSABLE_ENTITY, error.to_string()))?;
+    let problems = |error: String| api_error(StatusCode::UNPROCESSABLE_ENTITY, error);
+    let Some(base) = of.base else {
+        let path = state.config_file.clone();
+        let file = path.display().to_string();
+        let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
+        let loaded = loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let config = loaded.map_err(|error| problems(error.to_string()))?;
+        return Ok(Json(ReloadReport { file, ..plan_reload(&state.node, &config) }));
+    };
+    let config = Config::parse(&text, &base).map_err(|error| problems(error.to_string()))?;
     Ok(Json(plan_reload(&state.node, &config)))
 }
 
@@ -202,6 +211,7 @@ pub(crate) fn plan_reload(node: &NodeState, config: &Config) -> ReloadReport {
         )
     });
     ReloadReport {
+        file: String::new(),
         applied: false,
         plan: steps.chain(removed).collect(),
         restart: old.restart_keys(config).into_iter().map(str::to_owned).collect(),

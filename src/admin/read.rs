@@ -121,6 +121,7 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
     let mut status = StatusView {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
+        config_file: state.config_file.display().to_string(),
         started_at: rfc3339(state.started),
         default_backend: node.config().default_backend.clone(),
         backends: node.backends().iter().map(|backend| backend_view(node, backend)).collect(),

@@ -41,7 +41,7 @@ impl Reloads {
     /// outcome is counted; all but an unchanged file are recorded.
     pub(super) async fn run(&mut self, backends: &mut Backends, force: bool) -> ReloadReport {
         let failed_before = self.node.history.is_reload_failed();
-        let path = self.path.clone();
+        let (path, file) = (self.path.clone(), std::path::absolute(&self.path));
         // It reads files and looks up names, which calls must not wait for.
         let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
         let (result, report) =
@@ -63,7 +63,8 @@ impl Reloads {
             let problem = report.error.as_ref().or(report.refused.as_ref());
             self.node.history.record_reload(result, problem.map(|problem| first_line(problem)));
         }
-        report
+        let file = file.unwrap_or_else(|_| self.path.clone()).display().to_string();
+        ReloadReport { file, ..report }
     }
 
     async fn apply(

@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use serde_json::json;
 
+use crate::admin::api::StatusView;
+use crate::cli::client::AdminClient;
 use crate::cli::config_text::ConfigText;
 use crate::cli::finding::{Finding, Grade};
 use crate::cli::output::{self, Format};
@@ -20,9 +22,13 @@ pub(super) struct Check {
     /// The configuration file; "-" is standard input, whose relative paths start at the current directory.
     #[arg(value_name = "FILE", conflicts_with = "config")]
     file: Option<PathBuf>,
-    /// The configuration file.
-    #[arg(long, short, default_value = config::DEFAULT_PATH)]
-    config: PathBuf,
+    /// The configuration file [default: /etc/crimux/config.yaml].
+    #[arg(long, short)]
+    config: Option<PathBuf>,
+    /// The admin socket of the crimux to compare the file with, in place of that of the file; if no file is named, that
+    /// crimux's is checked.
+    #[arg(long)]
+    socket: Option<String>,
     /// Lines for people, or one document for scripts.
     #[arg(long, short, value_enum, default_value = "table")]
     output: Format,
@@ -42,7 +48,12 @@ impl Check {
     /// # Errors
     /// If the configuration is wrong, or the file of RuntimeClasses cannot be read.
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
-        let file = self.file.as_ref().unwrap_or(&self.config);
+        let named = self.file.as_ref().or(self.config.as_ref());
+        let file = match named {
+            Some(file) => file.clone(),
+            None => self.own_file().await?,
+        };
+        let file = file.as_path();
         let (config, text) = match load(file) {
             Ok(loaded) => loaded,
             Err(ConfigError::Invalid { problems, .. }) if self.output.is_document() => {
@@ -55,7 +66,15 @@ impl Check {
             .into_iter()
             .map(|warning| Finding::new(Grade::Warning, warning.key, warning.message))
             .collect();
-        findings.extend(running::compare(&config, &text).await);
+        let client = match self.socket.as_deref() {
+            Some(socket) => AdminClient::new(Some(socket), None, running::TIMEOUT),
+            None => AdminClient::of(&config, running::TIMEOUT),
+        };
+        if self.socket.is_some() {
+            client.get::<StatusView>("/v1/status").await?;
+        }
+        findings.extend(running::compare(&client, &config, &text).await);
+        findings.extend(running::other_file(&client, file, named.is_some()).await);
         if self.probe {
             findings.extend(probe::all(&config).await);
         } else {
@@ -78,6 +97,23 @@ impl Check {
                 + &format!("{}: {verdict}\n", file.display())
         })?;
         Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Returns the file to check if none is named.
+    async fn own_file(&self) -> anyhow::Result<PathBuf> {
+        let default = PathBuf::from(config::DEFAULT_PATH);
+        let client = AdminClient::new(self.socket.as_deref(), None, running::TIMEOUT);
+        if self.socket.is_some() {
+            let status: StatusView = client.get("/v1/status").await?;
+            return Ok(if status.config_file.is_empty() { default } else { status.config_file.into() });
+        }
+        if !default.exists()
+            && let Ok(status) = client.get::<StatusView>("/v1/status").await
+            && !status.config_file.is_empty()
+        {
+            return Ok(status.config_file.into());
+        }
+        Ok(default)
     }
 }
 

@@ -1,9 +1,11 @@
 //! The client of the admin socket: HTTP/1 over a Unix socket, JSON answers.
 //!
 //! The socket's path is in the configuration. If that is broken, which is when an operator needs `status`
-//! most, the default path is tried. Every error text says what to do next.
+//! most, the default path is tried. If it names a socket that is not there yet, the one is tried that the
+//! running crimux noted in `state_dir`. Every error text says what to do next.
 
 use std::io;
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,6 +19,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::admin::api::ErrorBody;
+use crate::admin::socket_note;
 use crate::cli::output::Format;
 use crate::config::{self, Config};
 
@@ -26,9 +29,9 @@ const DEFAULT_SOCKET: &str = "/run/crimux/admin.sock";
 /// The crimux to ask.
 #[derive(Debug, clap::Args)]
 pub(super) struct AdminClient {
-    /// The configuration file, in which `admin.socket` is looked up.
-    #[arg(long, short, default_value = config::DEFAULT_PATH)]
-    config: PathBuf,
+    /// The configuration file, in which `admin.socket` is looked up [default: /etc/crimux/config.yaml].
+    #[arg(long, short)]
+    config: Option<PathBuf>,
     /// The admin socket, as a path, with or without unix://, instead of looking it up.
     #[arg(long)]
     socket: Option<String>,
@@ -38,7 +41,15 @@ pub(super) struct AdminClient {
     /// Whether a configuration with problems is passed over in silence.
     #[arg(skip)]
     quiet: bool,
+    /// `admin.socket` and `state_dir`, if they need not be looked up.
+    #[arg(skip)]
+    known: Option<(PathBuf, PathBuf)>,
 }
+
+/// The running crimux found problems in its file.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct BadConfig(String);
 
 /// The arguments of every verb that reads.
 #[derive(Debug, clap::Args)]
@@ -51,22 +62,26 @@ pub(super) struct ReadArgs {
 }
 
 impl AdminClient {
-    /// Returns a client of the admin socket at `path`.
-    pub(super) fn at(path: &Path, timeout: Duration) -> Self {
-        let socket = Some(path.display().to_string());
-        Self { config: PathBuf::from(config::DEFAULT_PATH), socket, timeout, quiet: true }
+    /// Returns a client of the admin socket at `socket`, or else that of `config`.
+    pub(super) fn new(socket: Option<&str>, config: Option<&Path>, timeout: Duration) -> Self {
+        let (socket, config) = (socket.map(str::to_owned), config.map(Path::to_owned));
+        Self { config, socket, timeout, quiet: true, known: None }
+    }
+
+    /// Returns a client of the crimux that runs with this configuration, or with its `state_dir`.
+    pub(super) fn of(config: &Config, timeout: Duration) -> Self {
+        let known = Some((config.admin.socket.clone(), config.state_dir.clone()));
+        Self { known, ..Self::new(None, None, timeout) }
     }
 
     /// Returns the same client, which prints nothing and waits no longer than this.
     pub(super) fn quiet(&self, timeout: Duration) -> Self {
-        let (config, socket) = (self.config.clone(), self.socket.clone());
-        Self { config, socket, timeout, quiet: true }
+        Self::new(self.socket.as_deref(), self.config.as_deref(), timeout)
     }
 
     /// Returns the same client, which waits at least this long for an answer.
     pub(super) fn patient(&self, timeout: Duration) -> Self {
-        let (config, socket, quiet) = (self.config.clone(), self.socket.clone(), self.quiet);
-        Self { config, socket, timeout: self.timeout.max(timeout), quiet }
+        Self { quiet: self.quiet, ..self.quiet(self.timeout.max(timeout)) }
     }
 
     /// Sends a GET.
@@ -93,14 +108,20 @@ impl AdminClient {
         self.send(Method::POST, path, text).await
     }
 
-    /// The configuration file.
+    /// The configuration file that the command line names.
+    pub(super) fn named_config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
+    /// The configuration file that is read.
     pub(super) fn config(&self) -> &Path {
-        &self.config
+        self.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH))
     }
 
     async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, text: String) -> anyhow::Result<T> {
-        let socket = self.socket();
-        let answered = tokio::time::timeout(self.timeout, exchange(&socket, method, path, text));
+        let sockets = self.sockets();
+        let (stream, socket) = connect(&sockets).await?;
+        let answered = tokio::time::timeout(self.timeout, exchange(stream, socket, method, path, text));
         let no_answer = || {
             let (socket, timeout) = (socket.display(), humantime::format_duration(self.timeout));
             format!(
@@ -111,30 +132,39 @@ impl AdminClient {
         let (status, body) = answered.await.map_err(|_| anyhow::anyhow!(no_answer()))??;
         if status != StatusCode::OK {
             let refused = serde_json::from_slice::<ErrorBody>(&body);
-            bail!("{}", refused.map_or_else(|_| format!("crimux answered with {status}"), |r| r.error));
+            let error = refused.map_or_else(|_| format!("crimux answered with {status}"), |r| r.error);
+            bail!(match status {
+                StatusCode::UNPROCESSABLE_ENTITY => anyhow::Error::new(BadConfig(error)),
+                _ => anyhow::Error::msg(error),
+            });
         }
         let other = || "crimux answered in an unknown form; is it of another version than this command?";
         serde_json::from_slice(&body).with_context(other)
     }
 
-    fn socket(&self) -> PathBuf {
+    /// Returns where the running crimux may listen: on the socket of the file, or on the one that it noted.
+    fn sockets(&self) -> Vec<PathBuf> {
         if let Some(socket) = &self.socket {
-            return PathBuf::from(socket.strip_prefix("unix://").unwrap_or(socket));
+            return vec![PathBuf::from(socket.strip_prefix("unix://").unwrap_or(socket))];
         }
-        match Config::load(&self.config) {
-            Ok(config) => config.admin.socket,
-            Err(error) => {
-                let first = error.to_string();
-                let first = first.lines().next().unwrap_or_default();
-                let named = config::admin_socket_of(&self.config);
-                let socket = named.unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
-                if !self.quiet {
-                    let at = socket.display();
-                    eprintln!("crimux: {first}\ncrimux: trying {at}; --socket names another one");
-                }
-                socket
-            }
+        let (socket, state_dir) = self.known.clone().unwrap_or_else(|| self.look_up());
+        let noted = socket_note::read(&state_dir).filter(|noted| *noted != socket);
+        iter::once(socket).chain(noted).collect()
+    }
+
+    /// Returns `admin.socket` and `state_dir` of the file, even if it has problems.
+    fn look_up(&self) -> (PathBuf, PathBuf) {
+        let file = self.config();
+        let error = match Config::load(file) {
+            Ok(config) => return (config.admin.socket, config.state_dir),
+            Err(error) => error.to_string(),
+        };
+        let socket = config::admin_socket_of(file).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+        if !self.quiet {
+            let (first, at) = (error.lines().next().unwrap_or_default(), socket.display());
+            eprintln!("crimux: {first}\ncrimux: trying {at}; --socket names another one");
         }
+        (socket, config::state_dir_of(file))
     }
 }
 
@@ -143,14 +173,25 @@ pub(super) fn segment(name: &str) -> impl std::fmt::Display + '_ {
     utf8_percent_encode(name, NON_ALPHANUMERIC)
 }
 
+/// Connects to the first of these sockets that is listened on. The error is that of the first.
+async fn connect(sockets: &[PathBuf]) -> anyhow::Result<(UnixStream, &Path)> {
+    let mut first = None;
+    for socket in sockets {
+        match UnixStream::connect(socket).await {
+            Ok(stream) => return Ok((stream, socket)),
+            Err(error) => first = first.or_else(|| Some(unreachable(socket, &error))),
+        }
+    }
+    bail!(first.unwrap_or_default())
+}
+
 async fn exchange(
+    stream: UnixStream,
     socket: &Path,
     method: Method,
     path: &str,
     text: String,
 ) -> anyhow::Result<(StatusCode, Bytes)> {
-    let stream =
-        UnixStream::connect(socket).await.map_err(|error| anyhow::anyhow!(unreachable(socket, &error)))?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     let connection = tokio::spawn(connection);
     let request = Request::builder().method(method).uri(path).header("host", "crimux");
@@ -173,7 +214,8 @@ fn unreachable(socket: &Path, error: &io::Error) -> String {
     match error.kind() {
         io::ErrorKind::NotFound => format!(
             "there is no admin socket at {socket}: is crimux running? (systemctl status crimux; --socket or \
-             --config names another one; after a change of admin.socket, crimux listens on the old one until its restart)"
+             --config names another one; after a change of admin.socket and state_dir, crimux listens on the old socket \
+             until its restart)"
         ),
         io::ErrorKind::ConnectionRefused => {
             format!("nobody listens on {socket}: crimux has ended (systemctl status crimux)")

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::admin::api::ReloadReport;
 use crate::cli::client::{AdminClient, segment};
-use crate::config::{self, ConfigError};
+use crate::config::{self, Config, ConfigError};
 
 /// The text of a configuration, and where relative paths in it start.
 pub(super) struct ConfigText {
@@ -21,6 +21,17 @@ impl ConfigText {
     pub(super) fn read(file: &Path) -> Result<Self, ConfigError> {
         let (text, base) = config::read_text(file)?;
         Ok(Self { text, base })
+    }
+
+    /// Reads a file that a running crimux is to be asked about.
+    ///
+    /// # Errors
+    /// As [`ConfigText::read`], or if it has problems.
+    pub(super) fn load(file: &Path) -> Result<Self, ConfigError> {
+        let read = Self::read(file)?;
+        let problems = |problems| ConfigError::Invalid { path: file.to_owned(), problems };
+        Config::parse(&read.text, &read.base).map_err(problems)?;
+        Ok(read)
     }
 
     /// Reads standard input, which error texts call `name`; relative paths start at the current directory.

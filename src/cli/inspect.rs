@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use serde_json::Value;
 
-use crate::admin::api::LogLevelView;
+use crate::admin::api::{LogLevelView, StatusView};
 use crate::cli::client::{AdminClient, segment};
 use crate::cli::output::{self, Format};
 
@@ -46,6 +46,10 @@ impl ConfigVerb {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let Self::View { output, client } = self;
         let config: Value = client.get("/v1/config").await?;
+        if output != Format::Json {
+            let status: StatusView = client.get("/v1/status").await?;
+            output::print(&format!("# read from {}\n", status.config_file))?;
+        }
         let format = if output == Format::Json { Format::Json } else { Format::Yaml };
         output::show(format, &config, |_| String::new())?;
         Ok(ExitCode::SUCCESS)

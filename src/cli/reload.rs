@@ -1,5 +1,6 @@
 //! `crimux reload`, and what a configuration would do: said before it is done.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::bail;
@@ -11,7 +12,7 @@ use crate::cli::output::{self, print};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ReloadArgs {
-    /// Only say what the file of --config would do; nothing is changed.
+    /// Only say what a reload would do, of the running crimux's file or else of that of --config.
     #[arg(long)]
     dry_run: bool,
     /// Do it although pods would leave kubelet's sight.
@@ -28,17 +29,16 @@ impl ReloadArgs {
     /// Returns an error if crimux cannot be reached, the file has problems, or it is not applied.
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         if self.dry_run {
-            let file = self.client.config();
-            let text = ConfigText::read(file)?;
-            let planned = text.plan(&self.client).await?;
-            print(&lines(&planned))?;
-            if planned.refused.is_some() && !self.force {
-                return Ok(ExitCode::FAILURE);
-            }
-            return Ok(ExitCode::SUCCESS);
+            return self.rehearse().await;
         }
         let reloaded: ReloadReport = self.client.post(&format!("/v1/reload?force={}", self.force)).await?;
         print(&lines(&reloaded))?;
+        if let Some(other) = self.client.named_config().filter(|named| !is_same(named, &reloaded.file)) {
+            let (other, file) = (other.display(), &reloaded.file);
+            eprintln!(
+                "crimux: the running crimux reads {file}, not {other}, which only named its admin socket"
+            );
+        }
         if let Some(error) = &reloaded.error {
             bail!("{error}");
         }
@@ -52,6 +52,31 @@ impl ReloadArgs {
         })?;
         Ok(ExitCode::SUCCESS)
     }
+
+    /// Says what a reload would do.
+    async fn rehearse(&self) -> anyhow::Result<ExitCode> {
+        let planned: ReloadReport = match self.client.named_config() {
+            Some(file) => {
+                let text = ConfigText::load(file)?;
+                ReloadReport { file: file.display().to_string(), ..text.plan(&self.client).await? }
+            }
+            None => self.client.post("/v1/plan").await?,
+        };
+        print(&lines(&planned))?;
+        let is_refused = planned.refused.is_some() && !self.force;
+        print(&match (is_refused, planned.plan.is_empty()) {
+            (true, _) => format!("{}: would not be applied (--force applies it)\n", planned.file),
+            (false, true) => format!("{}: every backend would stay as it is\n", planned.file),
+            (false, false) => format!("{}: would be applied\n", planned.file),
+        })?;
+        Ok(if is_refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    }
+}
+
+/// Tells whether two paths name one file; without the files it compares the paths.
+pub(super) fn is_same(path: &Path, other: &str) -> bool {
+    let real = |path: &Path| path.canonicalize().or_else(|_| std::path::absolute(path)).ok();
+    real(path) == real(Path::new(other))
 }
 
 /// Writes down what a configuration does, or would do.

@@ -1,8 +1,10 @@
 //! Compares a file with the running crimux: what a reload of it could not apply, what it would do to the
 //! backends and the pods on them, and what it would change for every pod.
 //!
-//! Without a running crimux at the file's `admin.socket` there is nothing to compare, and no finding.
+//! Without a running crimux there is nothing to compare, and no finding. It is looked for at the file's
+//! `admin.socket`, and where the one that runs with the file's `state_dir` listens.
 
+use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -11,13 +13,24 @@ use crate::admin::api::{ReloadReport, StatusView};
 use crate::cli::client::AdminClient;
 use crate::cli::config_text::ConfigText;
 use crate::cli::finding::{Finding, Grade};
+use crate::cli::reload::is_same;
 use crate::config::{Config, Identity, restart_keys};
 
 /// A check must not hang with a hung crimux.
-const TIMEOUT: Duration = Duration::from_secs(1);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
 
-pub(super) async fn compare(config: &Config, text: &ConfigText) -> Vec<Finding> {
-    let client = AdminClient::at(&config.admin.socket, TIMEOUT);
+/// Says if the running crimux reads another file than this one, which was `named` or is the default.
+pub(super) async fn other_file(client: &AdminClient, file: &Path, named: bool) -> Option<Finding> {
+    let status: StatusView = client.get("/v1/status").await.ok()?;
+    let other = status.config_file;
+    if other.is_empty() || file == Path::new("-") || is_same(file, &other) {
+        return None;
+    }
+    let grade = if named { Grade::Note } else { Grade::Warning };
+    Some(Finding::new(grade, "running crimux", format!("it reads {other}, not {}", file.display())))
+}
+
+pub(super) async fn compare(client: &AdminClient, config: &Config, text: &ConfigText) -> Vec<Finding> {
     let (Ok(running), Ok(status)) =
         (client.get::<Value>("/v1/config").await, client.get::<StatusView>("/v1/status").await)
     else {
@@ -36,7 +49,7 @@ pub(super) async fn compare(config: &Config, text: &ConfigText) -> Vec<Finding> 
         let text = format!("not configured, {pods} on it; it is served until it owns nothing");
         Finding::new(Grade::Note, backend.name.as_str(), text)
     }));
-    if let Ok(planned) = text.plan(&client).await {
+    if let Ok(planned) = text.plan(client).await {
         findings.extend(changes(&planned));
     }
     findings

@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 use crate::admin::api::{BackendView, Level, OlderProcessView, RefusalView, StatusView};
 use crate::admin::duration;
 use crate::cli::output::{self, Format, bad, good, or_dash, since, table, warn};
+use crate::config;
 
 /// How long a refused sandbox is shown.
 const REFUSAL_SHOWN: Duration = Duration::from_secs(600);
@@ -115,6 +116,9 @@ fn own_lines(status: &StatusView) -> String {
     let StatusView { version, started_at, default_backend, state, reloads, .. } = status;
     let mut text =
         format!("\ncrimux {version}, up {}, default backend {default_backend}\n", since(started_at));
+    if !matches!(status.config_file.as_str(), "" | config::DEFAULT_PATH) {
+        _ = writeln!(text, "configuration {}", status.config_file);
+    }
     match &state.problem {
         Some(problem) => text += &(bad(&format!("state is not saved in {}: {problem}", state.dir)) + "\n"),
         None if state.write_errors > 0 => {

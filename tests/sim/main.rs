@@ -44,3 +44,4 @@ mod systemd;
 mod terminal;
 mod tracing;
 mod truth;
+mod which_file;

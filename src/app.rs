@@ -118,6 +118,7 @@ impl App {
         start_telemetry(&config, not_watched)?;
         // Before anything else, so that a second crimux is refused before it touches the state of the first.
         let sockets = predecessor.map_or_else(Sockets::fresh, Predecessor::sockets);
+        telemetry::log_warnings(&config);
         let (listener, is_inherited) = listen(&config, &sockets).await?;
         let drain = Drain::default();
         let metrics = Metrics::new()?;

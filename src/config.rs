@@ -14,6 +14,7 @@ mod hint;
 pub mod keys;
 pub mod loopback;
 mod problem;
+mod raw;
 pub mod reference;
 mod restart;
 mod section;
@@ -30,6 +31,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use problem::{ConfigError, Diagnostic, Problems};
+pub use raw::{admin_socket_of, is_log_json, position_of, state_dir_of};
 pub use restart::{RESTART_KEYS, restart_keys};
 pub use warnings::ConfigWarning;
 
@@ -358,40 +360,6 @@ pub fn read_text_from(source: impl Read, path: &Path) -> Result<String, ConfigEr
 fn decode(text: Vec<u8>, path: &Path) -> Result<String, ConfigError> {
     String::from_utf8(text)
         .map_err(|error| ConfigError::Invalid { path: path.to_owned(), problems: not_utf8(&error) })
-}
-
-/// Returns `admin.socket` of a file that may have problems elsewhere; `None` if it cannot be read.
-pub fn admin_socket_of(path: &Path) -> Option<PathBuf> {
-    values::socket(&raw_value(path, "admin", "socket")?).ok()
-}
-
-/// Returns `state_dir` of a file that may have problems elsewhere, or its default.
-pub fn state_dir_of(path: &Path) -> PathBuf {
-    let named = read_bounded(path).ok().and_then(|(text, _)| {
-        let text = String::from_utf8_lossy(&text).into_owned();
-        let line = || Some(text.lines().find_map(|line| line.strip_prefix("state_dir:"))?.trim().to_owned());
-        tree::find_text(&text, &["state_dir"]).or_else(line)
-    });
-    named.and_then(|named| values::directory(&named).ok()).unwrap_or_else(|| PathBuf::from(DEFAULT_STATE_DIR))
-}
-
-/// Tells whether a file that may have problems elsewhere sets `log.format: json`.
-pub fn is_log_json(path: &Path) -> bool {
-    raw_value(path, "log", "format").is_some_and(|format| format == "json")
-}
-
-/// Returns the text of `section.key` in a file that may have problems elsewhere.
-fn raw_value(path: &Path, section: &str, key: &str) -> Option<String> {
-    let (text, _) = read_bounded(path).ok()?;
-    let text = String::from_utf8_lossy(&text);
-    let value = tree::find_text(&text, &[section, key]);
-    // Behind a YAML syntax error there is no tree; then the line of the key is enough.
-    value.or_else(|| {
-        let text = format!("\n{text}");
-        let section = text.split(&format!("\n{section}:")).nth(1)?;
-        let rest = section.split_once(&format!("{key}:"))?.1.lines().next()?;
-        Some(rest.trim().trim_matches(['"', '\'', '}', ' ']).split([',', ' ']).next()?.to_owned())
-    })
 }
 
 /// Checks a log filter as the key `log.level` is checked.

@@ -9,7 +9,7 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 use anyhow::Context;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{ConfigError, Log, LogFormat};
+use crate::config::{Config, ConfigError, Log, LogFormat};
 use crate::mutex::lock;
 
 #[cfg(feature = "otlp")]
@@ -54,6 +54,17 @@ pub fn log_problems(error: &ConfigError) {
             let (line, column, key) = (problem.line, problem.column, &problem.key);
             tracing::error!(%file, line, column, key, problem = problem.message, "the configuration has a problem");
         }
+    }
+}
+
+/// Logs each warning about a configuration as an event of its own.
+pub fn log_warnings(config: &Config) {
+    for warning in config.warnings() {
+        tracing::warn!(
+            key = warning.key,
+            warning = warning.message,
+            "the configuration has a doubtful value"
+        );
     }
 }
 

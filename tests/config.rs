@@ -490,7 +490,7 @@ fn a_split_needs_weight_somewhere() {
     let split = |weights: &str| with(&format!("handlers: {{ a: {{ split: [{weights}] }} }}"));
     let share = |weight: &str| format!("{{ backend: one, weight: {weight} }}");
     refused(
-        &split(&format!("{}, {}", share("0"), share("0"))),
+        &split(&format!("{}, {}", share("0"), share("0").replace("one", "two"))),
         &[("5:25: handlers.a.split", "weight above 0")],
     );
     refused(&split(""), &[("5:25: handlers.a.split", "weight above 0")]);
@@ -676,6 +676,111 @@ fn paths_start_at_the_root() {
     refused(&with("state_dir: state"), &[("5:12: state_dir", "\"state\" is not an absolute path")]);
     refused(&with("listen: crimux.sock"), &[("5:9: listen", "not an absolute path")]);
     refused(&with("admin: { socket: '@abstract' }"), &[("5:18: admin.socket", "not an absolute path")]);
+}
+
+#[test]
+fn keys_that_contradict_each_other_are_refused_where_they_stand() {
+    let same = "has the same backend and handler";
+    refused(
+        &with(
+            "handlers: { x: { split: [ { backend: one, weight: 9 }, { backend: two }, { backend: one } ] } }",
+        ),
+        &[(
+            "5:85: handlers.x.split[2].backend",
+            "split[0] has the same backend and handler (add its weight there)",
+        )],
+    );
+    refused(
+        &with(
+            "default_split: [ { backend: two, handler: kata }, { backend: two, handler: kata, weight: 0 } ]",
+        ),
+        &[("5:62: default_split[1].backend", same)],
+    );
+    // One runtime may know two handlers: that is a split.
+    valid(&with("default_split: [ { backend: two, handler: kata }, { backend: two, handler: runc } ]"));
+    refused(
+        &with("  three: { endpoint: unix:///c, required: true, optional: true }"),
+        &[("5:59: backends.three.optional", "required and optional exclude each other")],
+    );
+    refused(
+        &backend("endpoint: unix:///a, optional: true"),
+        &[("3:41: backends.one.optional", "the default backend cannot be optional")],
+    );
+    for endpoint in ["unix:///a", "vsock://3:1"] {
+        let text = backend(&format!("endpoint: '{endpoint}', insecure: true"));
+        let problems = parse(&text).unwrap_err().to_string();
+        assert!(problems.contains("backends.one.insecure: only an http:// endpoint"), "{problems}");
+    }
+    valid(&backend("endpoint: 'http://127.0.0.1:1', insecure: true"));
+    for (http, endpoint, is_own) in [
+        ("127.0.0.1:19440", "http://127.0.0.1:19440", true),
+        ("127.0.0.1:19440", "http://localhost:19440", true),
+        ("0.0.0.0:19440", "http://127.0.0.1:19440", true),
+        ("127.0.0.1:19440", "http://127.0.0.2:19440", false),
+        ("127.0.0.1:19440", "http://127.0.0.1:19441", false),
+        ("off", "http://127.0.0.1:19440", false),
+    ] {
+        let text = format!("admin: {{ http: '{http}' }}\n{}", backend(&format!("endpoint: '{endpoint}'")));
+        let found = parse(&text).err().map(|problems| problems.to_string()).unwrap_or_default();
+        assert_eq!(
+            found.contains("4:20: backends.one.endpoint: this is crimux's own admin.http"),
+            is_own,
+            "{text}: {found}"
+        );
+    }
+}
+
+#[test]
+fn what_decides_nothing_or_cannot_work_is_a_warning_where_it_stands() {
+    let table = [
+        ("state_dir: /run/crimux/state\n", "", "state_dir", "1:12", "does not survive a reboot"),
+        ("state_dir: /dev/shm\n", "", "state_dir", "1:12", "does not survive a reboot"),
+        ("listen_mode: '0640'\n", "", "listen_mode", "1:14", "takes the write bit"),
+        ("", ", timeouts: { list: 2m }", "backends.one.timeouts.list", "4:56", "kubelet gives up"),
+        (
+            "",
+            ", timeouts: { remove_image: 5m }",
+            "backends.one.timeouts.remove_image",
+            "4:64",
+            "kubelet gives up",
+        ),
+        ("", ", timeouts: { read: 1ms }", "backends.one.timeouts.read", "4:56", "no runtime answers"),
+        ("", ", local: false", "backends.one.streaming.address", "4:3", "set streaming.address"),
+        (
+            "",
+            ", streaming: { relay: never, address: 'h:1' }",
+            "backends.one.streaming.address",
+            "4:74",
+            "without effect",
+        ),
+    ];
+    for (top, keys, key, place, part) in table {
+        let endpoint = format!("endpoint: unix:///one.sock{keys}");
+        let text = if top.is_empty() {
+            format!("# one\n{}", backend(&endpoint))
+        } else {
+            format!("{top}{}", backend(&endpoint))
+        };
+        let warnings = valid(&text).warnings();
+        assert!(warnings.len() == 1 && warnings[0].key == key, "{text}: {warnings:?}");
+        assert!(warnings[0].message.contains(part), "{text}: {warnings:?}");
+        let (line, column) = crimux::config::position_of(&text, key).unwrap();
+        assert_eq!(format!("{line}:{column}"), place, "{text}");
+    }
+    for fine in ["timeouts: { list: 119s, connect: 5m }", "local: false, streaming: { relay: never }"] {
+        assert_eq!(valid(&backend(&format!("endpoint: unix:///a, {fine}"))).warnings(), [], "{fine}");
+    }
+}
+
+#[test]
+fn a_backend_that_no_handler_leads_to_is_a_note() {
+    let notes = |text: &str| valid(text).notes().into_iter().map(|note| note.key).collect::<Vec<_>>();
+    assert_eq!(notes(MINIMAL), ["backends.two"]);
+    assert_eq!(
+        notes(&with("handlers: { x: { split: [ { backend: one }, { backend: two, weight: 0 } ] } }")),
+        [""; 0]
+    );
+    assert_eq!(notes(&with("default_split: [ { backend: two } ]")), ["backends.one"]);
 }
 
 #[test]

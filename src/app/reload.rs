@@ -87,6 +87,7 @@ impl Reloads {
             return (ReloadResult::Failed, planned);
         }
         warn_of_prefix(&old, &config, &self.node);
+        telemetry::log_warnings(&config);
         self.file = config.clone();
         let config = config.in_force(&self.started_with);
         let applied = match backends.apply(&config).await {

@@ -15,7 +15,7 @@ use crate::cli::config_text::ConfigText;
 use crate::cli::finding::{Finding, Grade};
 use crate::cli::output::{self, Format};
 use crate::cli::{BAD_CONFIG, probe, running, runtime_classes};
-use crate::config::{self, Config, ConfigError, Problems};
+use crate::config::{self, Config, ConfigError, ConfigWarning, Problems};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Check {
@@ -61,11 +61,11 @@ impl Check {
             }
             Err(error) => return Err(error.into()),
         };
-        let mut findings: Vec<_> = config
-            .warnings()
-            .into_iter()
-            .map(|warning| Finding::new(Grade::Warning, warning.key, warning.message))
-            .collect();
+        let graded = |grade, found: Vec<ConfigWarning>| {
+            found.into_iter().map(move |found| Finding::new(grade, found.key, found.message))
+        };
+        let warnings = graded(Grade::Warning, config.warnings());
+        let mut findings: Vec<_> = warnings.chain(graded(Grade::Note, config.notes())).collect();
         let client = match self.socket.as_deref() {
             Some(socket) => AdminClient::new(Some(socket), None, running::TIMEOUT),
             None => AdminClient::of(&config, running::TIMEOUT),
@@ -74,11 +74,13 @@ impl Check {
             client.get::<StatusView>("/v1/status").await?;
         }
         findings.extend(running::compare(&client, &config, &text).await);
+        findings = findings.into_iter().map(|finding| finding.located_in(&text.text)).collect();
         findings.extend(running::other_file(&client, file, named.is_some()).await);
         if self.probe {
             findings.extend(probe::all(&config).await);
         } else {
-            findings.extend(missing_files(&config));
+            let missing = missing_files(&config).into_iter();
+            findings.extend(missing.map(|finding| finding.located_in(&text.text)));
         }
         if let Some(file) = &self.runtime_classes {
             findings.extend(runtime_classes::compare(&config, &read(file)?)?);

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::cli::output::{bad, good, warn};
+use crate::config;
 
 /// One result of a check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -11,6 +12,16 @@ pub(super) struct Finding {
     /// The subject: a backend, a handler or a key.
     pub(super) about: String,
     pub(super) text: String,
+    /// Line and column in the file, both counted from 1.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub(super) position: Option<FilePosition>,
+}
+
+/// A place in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) struct FilePosition {
+    pub(super) line: usize,
+    pub(super) column: usize,
 }
 
 /// The severity of a finding.
@@ -29,7 +40,13 @@ pub(super) enum Grade {
 
 impl Finding {
     pub(super) fn new(grade: Grade, about: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { grade, about: about.into(), text: text.into() }
+        Self { grade, about: about.into(), text: text.into(), position: None }
+    }
+
+    /// Returns the finding with the place in `file` of the key that it is about, if the key is there.
+    pub(super) fn located_in(self, file: &str) -> Self {
+        let position = config::position_of(file, &self.about);
+        Self { position: position.map(|(line, column)| FilePosition { line, column }), ..self }
     }
 
     /// Formats the finding as one line.
@@ -40,6 +57,9 @@ impl Finding {
             Grade::Warning => warn("warning"),
             Grade::Error => bad("ERROR  "),
         };
-        format!("{grade}  {}: {}\n", self.about, self.text)
+        let place = self
+            .position
+            .map_or_else(String::new, |FilePosition { line, column }| format!("{line}:{column}: "));
+        format!("{grade}  {place}{}: {}\n", self.about, self.text)
     }
 }

@@ -4,6 +4,7 @@
 //! Without a running crimux there is nothing to compare, and no finding. It is looked for at the file's
 //! `admin.socket`, and where the one that runs with the file's `state_dir` listens.
 
+use std::iter;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use crate::cli::client::AdminClient;
 use crate::cli::config_text::ConfigText;
 use crate::cli::finding::{Finding, Grade};
 use crate::cli::reload::is_same;
-use crate::config::{Config, Identity, restart_keys};
+use crate::config::keys::child_path;
+use crate::config::{Config, Identity, Target, restart_keys};
 
 /// A check must not hang with a hung crimux.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
@@ -42,6 +44,7 @@ pub(super) async fn compare(client: &AdminClient, config: &Config, text: &Config
         Finding::new(Grade::Warning, key, text)
     });
     let mut findings: Vec<_> = restart.chain(prefix(config, &running, &status)).collect();
+    findings.extend(cut_off(config, &status));
     let removed = status.backends.iter().filter(|backend| !backend.configured && backend.sandboxes > 0);
     findings.extend(removed.map(|backend| {
         let pods =
@@ -53,6 +56,29 @@ pub(super) async fn compare(client: &AdminClient, config: &Config, text: &Config
         findings.extend(changes(&planned));
     }
     findings
+}
+
+/// Warns of handlers all of whose backends the operator has drained.
+fn cut_off(config: &Config, status: &StatusView) -> impl Iterator<Item = Finding> {
+    let is_drained = |name: &str| status.backends.iter().any(|known| known.name == name && known.draining);
+    let own = [Target { backend: config.default_backend.clone(), handler: String::new(), weight: 1 }];
+    let default = if config.default_split.is_empty() { own.to_vec() } else { config.default_split.clone() };
+    let key = if config.default_split.is_empty() { "default_backend" } else { "default_split" };
+    let handlers =
+        config.handlers.iter().map(|(name, targets)| (child_path("handlers", name), targets.clone()));
+    let cut_off = iter::once((key.to_owned(), default)).chain(handlers).filter_map(|(key, targets)| {
+        let takers: Vec<_> = targets.into_iter().filter(|target| target.weight > 0).collect();
+        takers.iter().all(|target| is_drained(&target.backend)).then_some((key, takers))
+    });
+    let finding = |(key, takers): (String, Vec<Target>)| {
+        let names: Vec<_> = takers.into_iter().map(|target| target.backend).collect();
+        let text = format!(
+            "its new sandboxes are refused: drained by the operator: {} (crimux backend undrain)",
+            names.join(", ")
+        );
+        Finding::new(Grade::Warning, key, text)
+    };
+    cut_off.map(finding).collect::<Vec<_>>().into_iter()
 }
 
 /// What a reload of the file would do to the backends that run.

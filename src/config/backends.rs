@@ -4,6 +4,7 @@
 //! unencrypted connections need `insecure`. Certificates are read when crimux connects, not here.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use super::diagnostics::SocketUse;
@@ -12,6 +13,17 @@ use super::loopback::is_certainly_loopback;
 use super::section::{Named, Section};
 use super::values::{self, Parsed, quote};
 use super::{BackendConfig, Endpoint, ImageHandler, RelayMode, Streaming, Timeouts, Tls};
+
+/// What else in the file the backends are compared with.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Surroundings<'a> {
+    /// Where relative paths start.
+    pub(super) base_dir: &'a Path,
+    /// The text of `default_backend`.
+    pub(super) default_backend: Option<&'a str>,
+    /// `admin.http`.
+    pub(super) http: Option<SocketAddr>,
+}
 
 /// The names under `backends`, including those with problems.
 #[derive(Debug)]
@@ -38,7 +50,7 @@ impl BackendNames {
 /// Reads all backends; the names are complete even where a backend has problems.
 pub(super) fn read(
     top: &Section<'_>,
-    base_dir: &Path,
+    around: Surroundings<'_>,
 ) -> (BackendNames, Option<BTreeMap<String, BackendConfig>>) {
     let Some(named) = top.named_sections("backends") else { return (BackendNames(Vec::new()), None) };
     if named.is_empty() {
@@ -48,12 +60,12 @@ pub(super) fn read(
     known.sort_unstable();
     // All are read before any is judged, so that each reports its own problems.
     let read: Vec<_> =
-        named.iter().map(|backend| (backend.name.to_owned(), one(top, backend, base_dir))).collect();
+        named.iter().map(|backend| (backend.name.to_owned(), one(top, backend, around))).collect();
     let backends = read.into_iter().map(|(name, backend)| Some((name, backend?))).collect();
     (BackendNames(known), backends)
 }
 
-fn one(top: &Section<'_>, named: &Named<'_>, base_dir: &Path) -> Option<BackendConfig> {
+fn one(top: &Section<'_>, named: &Named<'_>, around: Surroundings<'_>) -> Option<BackendConfig> {
     if matches!(named.name, "all" | "none") {
         let message = "all and none are values of the backend label of metrics (choose another name)";
         top.problem_of_name("backends", named, message);
@@ -62,7 +74,30 @@ fn one(top: &Section<'_>, named: &Named<'_>, base_dir: &Path) -> Option<BackendC
         let message = "not a name for a backend (use a-z, 0-9 and -, at most 63, not - at either end)";
         top.problem_of_name("backends", named, message);
     }
-    backend(named.section.as_ref()?, base_dir)
+    let section = named.section.as_ref()?;
+    let backend = backend(section, around.base_dir);
+    if backend.as_ref().is_some_and(|backend| backend.optional) && around.default_backend == Some(named.name)
+    {
+        let message =
+            "the default backend cannot be optional: the node is not Ready without it (remove optional)";
+        section.problem("optional", message);
+    }
+    if let (Some(backend), Some(http)) = (&backend, around.http)
+        && is_address_of(&backend.endpoint, http)
+    {
+        section.problem("endpoint", "this is crimux's own admin.http (name the runtime's address)");
+    }
+    backend
+}
+
+/// Tells whether an endpoint is the address that crimux listens on itself.
+fn is_address_of(endpoint: &Endpoint, http: SocketAddr) -> bool {
+    let Endpoint::Tcp { host, port, .. } = endpoint else { return false };
+    let is_host = match host.parse::<IpAddr>() {
+        Ok(address) => address == http.ip() || (http.ip().is_unspecified() && address.is_loopback()),
+        Err(_) => is_certainly_loopback(host) && (http.ip().is_loopback() || http.ip().is_unspecified()),
+    };
+    is_host && *port == http.port()
 }
 
 fn backend(section: &Section<'_>, base_dir: &Path) -> Option<BackendConfig> {
@@ -78,6 +113,10 @@ fn backend(section: &Section<'_>, base_dir: &Path) -> Option<BackendConfig> {
     let max_in_flight = section.integer("max_in_flight");
     let image_handler =
         section.one_of("image_handler", &[("auto", ImageHandler::Auto), ("never", ImageHandler::Never)]);
+    if (required, optional) == (Some(true), Some(true)) {
+        let message = "required and optional exclude each other (an outage of a required one is the node's; remove one)";
+        section.problem("optional", message);
+    }
     if let Some(Some(path)) = &socket {
         section.note_socket("socket", path, SocketUse::Listen);
     }
@@ -170,6 +209,9 @@ fn check_security(section: &Section<'_>, endpoint: &Endpoint, insecure: Option<b
         let message =
             "http:// to another host is not encrypted (use https:// with tls, or set insecure: true)";
         section.problem("endpoint", message);
+    }
+    if matches!(endpoint, Endpoint::Unix(_) | Endpoint::Vsock { .. }) && insecure == Some(true) {
+        section.problem("insecure", "only an http:// endpoint can be insecure (remove insecure)");
     }
     if https && insecure == Some(true) {
         section.problem("insecure", "an https:// endpoint is always verified (remove insecure)");

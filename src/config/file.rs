@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use super::backends::Surroundings;
 use super::diagnostics::{Diagnostics, SocketUse};
 use super::problem::Problems;
 use super::section::Section;
@@ -34,7 +35,12 @@ fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
     let admin = top.section("admin").and_then(|section| admin(&section));
     let identity = top
         .one_of("identity", &[("default-backend", Identity::DefaultBackend), ("crimux", Identity::Crimux)]);
-    let (names, backends) = backends::read(top, base_dir);
+    let around = Surroundings {
+        base_dir,
+        default_backend: top.text("default_backend"),
+        http: admin.as_ref().and_then(|admin| admin.http),
+    };
+    let (names, backends) = backends::read(top, around);
     let default_backend = top.read("default_backend", |name| names.check(name));
     let default_split = handlers::read_default_split(top, &names);
     let handlers = handlers::read(top, &names);

@@ -4,6 +4,7 @@
 //! an entry: it goes to `default_backend`, or by `default_split`.
 
 use std::collections::BTreeMap;
+use std::iter;
 
 use super::Target;
 use super::backends::BackendNames;
@@ -48,6 +49,14 @@ fn split(section: &Section<'_>, key: &str, backends: &BackendNames) -> Option<Ve
     let shares = section.list(key)?;
     let targets: Vec<_> =
         shares.iter().map(|share| target(share, backends, share.integer("weight"))).collect();
+    for (index, (share, target)) in iter::zip(&shares, &targets).enumerate() {
+        let place = |target: &Option<Target>| target.clone().map(|target| (target.backend, target.handler));
+        let same = |other| target.is_some() && place(other) == place(target);
+        if let Some(first) = targets[..index].iter().position(same) {
+            let message = format!("{key}[{first}] has the same backend and handler (add its weight there)");
+            share.problem("backend", message);
+        }
+    }
     let targets: Vec<Target> = targets.into_iter().collect::<Option<_>>()?;
     if targets.iter().all(|target| target.weight == 0) {
         section.problem(key, "no share has a weight above 0 (give at least one)");

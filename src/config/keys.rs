@@ -145,7 +145,7 @@ pub fn below(path: &str) -> impl Iterator<Item = &'static Key> {
 }
 
 /// The path of `name` below `path`. A name that could be misread in a path is quoted.
-pub(super) fn child_path(path: &str, name: &str) -> String {
+pub fn child_path(path: &str, name: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '*');
     let name = match name.chars().count() {
         1..=63 if name.chars().all(plain) => name.to_owned(),

@@ -115,6 +115,14 @@ impl<'a> Section<'a> {
         self.entry(name).is_some() || self.meant.contains(&name)
     }
 
+    /// The text under the key as it is written; `None` if it is not given or no text.
+    pub(super) fn text(&self, name: &str) -> Option<&'a str> {
+        match &self.entry(name)?.value.value {
+            YamlValue::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
     /// Notes a problem of the key's value, or of the section if the key is not given.
     pub(super) fn problem(&self, name: &str, message: impl Into<String>) {
         let position = self.entry(name).map_or(self.position, |entry| entry.value.position);

@@ -94,6 +94,35 @@ pub(super) fn find_text(text: &str, path: &[&str]) -> Option<String> {
     }
 }
 
+/// Returns where the key stands, or else the nearest section around it: its value if that is text, the key if
+/// not.
+pub(super) fn find_position(text: &str, key: &str) -> Option<Position> {
+    let root = read(text, &Diagnostics::default())?;
+    let (mut node, mut path, mut found) = (&root, String::new(), None);
+    while let Some((position, child, at)) = child_towards(key, node, &path) {
+        found = Some(if matches!(child.value, YamlValue::Text(_)) { child.position } else { position });
+        (node, path) = (child, at);
+    }
+    found
+}
+
+/// Returns the child of a node that the key is, or is below: its position, itself and its path.
+fn child_towards<'a>(key: &str, node: &'a Node, path: &str) -> Option<(Position, &'a Node, String)> {
+    let leads =
+        |at: &str| key.strip_prefix(at).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+    match &node.value {
+        YamlValue::Map(entries) => entries.iter().find_map(|entry| {
+            let at = child_path(path, &entry.key);
+            leads(&at).then_some((entry.position, &entry.value, at))
+        }),
+        YamlValue::List(items) => items.iter().enumerate().find_map(|(index, item)| {
+            let at = format!("{path}[{index}]");
+            leads(&at).then_some((item.position, item, at))
+        }),
+        _ => None,
+    }
+}
+
 /// A problem that ends the reading.
 struct Fatal {
     position: Position,

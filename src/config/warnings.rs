@@ -1,13 +1,23 @@
 //! Warnings about a configuration that is valid but perhaps not intended.
 //!
-//! They are computed from the checked configuration, not from the file. A warning refuses nothing.
+//! They are computed from the checked configuration, not from the file. A warning refuses nothing, and a note
+//! is about what many files have on purpose.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use super::loopback::is_certainly_loopback;
-use super::{Config, Endpoint, values};
+use super::{Config, Endpoint, RelayMode, Streaming, Timeouts, values};
+
+/// Where files do not survive a reboot.
+const VOLATILE: [&str; 3] = ["/run", "/var/run", "/dev/shm"];
+/// kubelet's `runtimeRequestTimeout` unless its configuration says otherwise
+/// (pkg/kubelet/apis/config/v1beta1/defaults.go).
+const KUBELET_TIMEOUT: Duration = Duration::from_secs(120);
+/// A deadline below this is a typing error.
+const SHORTEST: Duration = Duration::from_millis(10);
 
 /// One warning: `key: message`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,8 +40,26 @@ impl Config {
         let mut warnings = Vec::new();
         listener(self, &mut warnings);
         backends(self, &mut warnings);
+        timeouts(self, &mut warnings);
+        streams(self, &mut warnings);
         handlers(self, &mut warnings);
         warnings
+    }
+
+    /// Returns what is worth knowing of this configuration.
+    pub fn notes(&self) -> Vec<ConfigWarning> {
+        let targets = self.handlers.values().flatten().chain(&self.default_split);
+        let mut taken: BTreeSet<_> = targets.map(|target| target.backend.as_str()).collect();
+        if self.default_split.is_empty() {
+            taken.insert(&self.default_backend);
+        }
+        let mut notes = Vec::new();
+        for name in self.backends.keys().filter(|name| !taken.contains(name.as_str())) {
+            let message = "no handler leads to this backend: it takes no new sandboxes but those that `crimux route --next` \
+                           aims there";
+            warn(&mut notes, format!("backends.{name}"), message);
+        }
+        notes
     }
 }
 
@@ -57,6 +85,18 @@ fn listener(config: &Config, warnings: &mut Vec<ConfigWarning>) {
     if config.listen_mode & 0o002 != 0 {
         warn(warnings, "listen_mode", "every user of the node may connect, and thereby become root");
     }
+    if config.listen_mode & 0o060 == 0o040 {
+        warn(
+            warnings,
+            "listen_mode",
+            "the group may read the socket but not connect, which takes the write bit (0660)",
+        );
+    }
+    if VOLATILE.iter().any(|volatile| config.state_dir.starts_with(volatile)) {
+        let message = "this directory does not survive a reboot, and systemd may remove it when crimux stops: pods of backends \
+                       that are down then would be unknown (use /var/lib/crimux)";
+        warn(warnings, "state_dir", message);
+    }
     if config.admin.http.is_some_and(|address| !address.ip().is_loopback()) {
         warn(warnings, "admin.http", "it is reachable from other hosts and has no authentication");
     }
@@ -79,6 +119,53 @@ fn backends(config: &Config, warnings: &mut Vec<ConfigWarning>) {
             warn(warnings, &key, message);
         } else {
             seen.insert(canonical, name);
+        }
+    }
+}
+
+/// Warns of deadlines that decide nothing, or everything.
+fn timeouts(config: &Config, warnings: &mut Vec<ConfigWarning>) {
+    for (name, backend) in &config.backends {
+        let Timeouts { connect, list, read, stats, runtime_config, remove_image } = backend.timeouts;
+        let all = [
+            ("connect", connect),
+            ("list", list),
+            ("read", read),
+            ("stats", stats),
+            ("runtime_config", runtime_config),
+            ("remove_image", remove_image),
+        ];
+        for (key, timeout) in all {
+            let key = format!("backends.{name}.timeouts.{key}");
+            if timeout >= KUBELET_TIMEOUT && !key.ends_with("connect") {
+                let message = "kubelet gives up after its runtimeRequestTimeout, 2m by default, before this backend is late";
+                warn(warnings, key, message);
+            } else if timeout < SHORTEST {
+                warn(
+                    warnings,
+                    key,
+                    "no runtime answers that soon every time: it would be late most of the time",
+                );
+            }
+        }
+    }
+}
+
+/// Warns of streaming keys without effect, and of streams that cannot reach their backend.
+fn streams(config: &Config, warnings: &mut Vec<ConfigWarning>) {
+    for (name, backend) in &config.backends {
+        let Streaming { relay, address, tls } = &backend.streaming;
+        let key = format!("backends.{name}.streaming");
+        if *relay == RelayMode::Never && (address.is_some() || *tls) {
+            let given = if address.is_some() { "address" } else { "tls" };
+            let message = "without effect, because relay is never: kubelet dials the backend's own URL";
+            warn(warnings, format!("{key}.{given}"), message);
+        }
+        let is_hostless = matches!(backend.endpoint, Endpoint::Unix(_) | Endpoint::Vsock { .. });
+        if *relay != RelayMode::Never && address.is_none() && !backend.local && is_hostless {
+            let message = "the backend is not on this node and its endpoint has no host: exec, attach and port-forward to its \
+                           pods fail (set streaming.address)";
+            warn(warnings, format!("{key}.address"), message);
         }
     }
 }

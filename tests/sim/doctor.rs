@@ -175,7 +175,7 @@ async fn paths_that_kubelet_takes_for_crio_are_pointed_out() {
         &format!("listen: unix://{}", own.display()),
     );
     let (_, found) = probed(dir.path(), &listening).await;
-    contains(&found, &["warning  listen: kubelet takes a socket with this name for CRI-O"]);
+    contains(&found, &["warning  1:9: listen: kubelet takes a socket with this name for CRI-O"]);
 }
 
 #[tokio::test]

@@ -111,3 +111,31 @@ async fn a_check_that_names_a_socket_is_about_the_file_of_that_crimux() {
     let (_, view, _) = on(&running, &["config", "view"], "").await;
     assert!(view.starts_with(&format!("# read from {own}\n")), "{view}");
 }
+
+#[tokio::test]
+async fn a_check_warns_of_handlers_that_only_drained_backends_serve() {
+    let (_a, _b, running) = two().await;
+    assert_eq!(on(&running, &["backend", "drain", "b", "--force"], "").await.0, 0);
+    let (code, found, _) = on(&running, &["check"], "").await;
+    let line = found.lines().find(|line| line.contains("handlers.b: ")).unwrap_or_default();
+    assert!(code == 0 && line.contains("drained by the operator: b"), "{found}");
+    assert!(line.starts_with("warning  ") && !found.contains("handlers.a: "), "{found}");
+    let (_, json, _) = on(&running, &["check", "-o", "json"], "").await;
+    let report: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let finding = &report["findings"][0];
+    assert_eq!((&finding["about"], &finding["grade"]), (&"handlers.b".into(), &"warning".into()), "{report}");
+    let yaml = std::fs::read_to_string(path(&running, "crimux.yaml")).unwrap();
+    let line = yaml.lines().position(|line| line.starts_with("  b: { backend")).unwrap() + 1;
+    assert_eq!((&finding["line"], &finding["column"]), (&line.into(), &3.into()), "{report}");
+}
+
+#[tokio::test]
+async fn doubtful_values_are_in_the_log_of_a_start_and_of_a_reload() {
+    let (a, b, mut running) = two().await;
+    let yaml = config(&running.dir, &[("a", &a), ("b", &b)], "listen_mode: \"0640\"\n");
+    let warned = |log: &str| log.matches("key=\"listen_mode\"").count();
+    running.rewrite(&yaml);
+    eventually(SOON, async || warned(&running.log()) == 1).await;
+    running.restart().await;
+    eventually(SOON, async || warned(&running.log()) == 2).await;
+}

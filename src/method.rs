@@ -246,6 +246,16 @@ impl Method {
     }
 }
 
+impl Method {
+    /// Tells whether calls of this method change something and are repeated by kubelet until they succeed. Not
+    /// so `ExecSync`, whose failure is a probe's, and URLs of streams, which are asked for again by people.
+    pub fn is_command(&self) -> bool {
+        self.in_flight_limit() == InFlightLimit::Write
+            && self.effect != Effect::StreamUrl
+            && self.rpc != Rpc::ExecSync
+    }
+}
+
 impl Effect {
     /// Tells whether a call of this effect changes the object that it names.
     pub fn is_write(self) -> bool {
@@ -352,6 +362,19 @@ mod tests {
         }
         for rpc in [Rpc::GetContainerEvents, Rpc::StreamContainers] {
             assert_eq!(place(rpc), InFlightLimit::Stream, "{rpc:?}");
+        }
+    }
+
+    #[test]
+    fn commands_are_what_kubelet_repeats_until_it_succeeds() {
+        let others: Vec<_> =
+            all().iter().filter(|method| !method.is_command()).map(|method| method.name).collect();
+        for command in [Rpc::StopContainer, Rpc::RemovePodSandbox, Rpc::PullImage, Rpc::RemoveImage] {
+            assert!(row(command).is_command(), "{command:?}");
+        }
+        for rpc in [Rpc::ExecSync, Rpc::Exec, Rpc::PortForward, Rpc::ListContainers, Rpc::GetContainerEvents]
+        {
+            assert!(others.contains(&rpc.name()), "{rpc:?}");
         }
     }
 

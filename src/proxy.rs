@@ -43,6 +43,7 @@ mod cgroup_drivers;
 mod creation;
 mod descriptors;
 mod events;
+mod failed_commands;
 mod fan_out;
 mod forward;
 mod image_lists;

@@ -19,6 +19,7 @@ use crate::error::Error;
 use crate::merge;
 use crate::method::{Kind, List, Method};
 use crate::mutex::lock;
+use crate::proxy::failed_commands::Failure;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, descriptors};
 use crate::router::Lookup;
@@ -139,7 +140,11 @@ impl Call {
             backend.fetch_within(limit, method, headers.clone(), message.framed())
         });
         let mut outcome = Outcome::message(&[]);
-        for reply in join_all(sent).await {
+        let replies = join_all(sent).await;
+        for (backend, reply) in std::iter::zip(&backends, &replies) {
+            self.node.log_failed_command(backend, method, message.encoded(), Failure::in_reply(reply));
+        }
+        for reply in replies {
             let reply = reply?;
             if reply.code != Code::Ok {
                 return Ok(reply.into());

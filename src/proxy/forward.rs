@@ -12,9 +12,10 @@ use tonic::Code;
 use crate::backend::{Backend, BufferedReply, CallRequest};
 use crate::codec::Message;
 use crate::error::Error;
-use crate::method::{Effect, Method};
+use crate::method::{Effect, Kind, Method};
 use crate::proxy::Call;
 use crate::proxy::creation::{CreationRequest, PodName};
+use crate::proxy::failed_commands::{Failure, excerpt};
 use crate::proxy::learn::Learner;
 use crate::proxy::reply::Outcome;
 use crate::state::DroppedStatus;
@@ -79,7 +80,7 @@ impl Call {
     /// one line.
     fn note_refusal(&self, request: CreationRequest<'_>, handler: &str, reason: &str) {
         let PodName { namespace, name, uid } = request.pod_name();
-        let method = request.method.name;
+        let (method, reason) = (request.method.name, &excerpt(reason));
         tracing::warn!(method, namespace, name, uid, handler, reason, "sandbox refused");
         self.node.history.record_refusal(&format!("{namespace}/{name}"), handler, reason);
     }
@@ -88,14 +89,24 @@ impl Call {
     pub(super) async fn forward(&mut self, call: ObjectCall<'_>) -> Result<Outcome, Error> {
         self.recorder.set_backend(call.backend);
         if !call.method.effect.is_write() {
-            return self.forward_by_effect(call).await;
+            let outcome = self.forward_by_effect(call).await;
+            self.log_failure(call, &outcome);
+            return outcome;
         }
         let invalidation = StatusInvalidation::begin(call.backend, call.id);
         let outcome = self.forward_by_effect(call).await;
+        self.log_failure(call, &outcome);
         if matches!(outcome, Err(Error::Down { .. } | Error::Busy { .. } | Error::Unusable { .. })) {
             invalidation.undo();
         }
         outcome
+    }
+
+    fn log_failure(&self, call: ObjectCall<'_>, outcome: &Result<Outcome, Error>) {
+        if call.method.is_command() {
+            let failure = Failure::in_outcome(outcome);
+            self.node.log_failed_command(call.backend, call.method, call.message.encoded(), failure);
+        }
     }
 
     async fn forward_by_effect(&mut self, call: ObjectCall<'_>) -> Result<Outcome, Error> {
@@ -190,8 +201,15 @@ fn log_change(backend: &Backend, method: &Method, id: &str) {
     if !is_sandbox && !matches!(method.effect, Effect::ContainerStopped | Effect::ContainerRemoved) {
         return;
     }
-    let mut sandbox = is_sandbox.then(|| id.to_owned());
-    if !is_sandbox {
+    let kind = if is_sandbox { Kind::Sandbox } else { Kind::Container };
+    let [namespace, name, uid] = pod_of(backend, kind, id);
+    tracing::info!(method = method.name, namespace, name, uid, id, backend = %backend.name, "stopped or removed");
+}
+
+/// Returns namespace, name and uid of the pod that an object belongs to, as far as last-known state has it.
+pub(super) fn pod_of(backend: &Backend, kind: Kind, id: &str) -> [String; 3] {
+    let mut sandbox = (kind == Kind::Sandbox).then(|| id.to_owned());
+    if kind == Kind::Container {
         backend.state.for_each_container(|container| {
             if container.id == id {
                 sandbox = Some(container.sandbox_id.to_owned());
@@ -204,6 +222,5 @@ fn log_change(backend: &Backend, method: &Method, id: &str) {
             pod = [known.namespace, known.name, known.uid].map(str::to_owned);
         }
     });
-    let [namespace, name, uid] = pod;
-    tracing::info!(method = method.name, namespace, name, uid, id, backend = %backend.name, "stopped or removed");
+    pod
 }

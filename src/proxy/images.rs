@@ -17,6 +17,7 @@ use crate::config::ImageHandler;
 use crate::cri::{field, field_path};
 use crate::error::Error;
 use crate::method::{ImageCall, Method, Rpc};
+use crate::proxy::failed_commands::Failure;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, NodeState, refresh};
 use crate::router::images::{self, BackendFacts, HANDLER, ImageRequest, ImageRoute, Rule, StoreTarget};
@@ -73,7 +74,9 @@ impl Call {
         let config_seen = if self.scope.is_none() { request.annotations.config_seen } else { "" };
         let node = Arc::clone(&self.node);
         let mut start = node.router.image_starts.begin_pull(request.reference, config_seen, backend.id);
-        let reply = backend.fetch(method, headers, with_handler(&message, &store)).await?;
+        let reply = backend.fetch(method, headers, with_handler(&message, &store)).await;
+        self.node.log_failed_command(&backend, method, message.encoded(), Failure::in_reply(&reply));
+        let reply = reply?;
         if reply.code == Code::Ok {
             start.succeed();
             // What was pulled just before an outage must not be missing from the last-known list.

@@ -23,6 +23,7 @@ use crate::method::List;
 use crate::metrics::{ALL_BACKENDS, CallMetrics, Metrics, NO_BACKEND};
 use crate::plan::KnownInstance;
 use crate::proxy::descriptors::Unannounced;
+use crate::proxy::failed_commands::FailedCommands;
 use crate::proxy::image_lists::ImageLists;
 use crate::proxy::left_out::LeftOut;
 use crate::proxy::unknown_ids::UnknownIds;
@@ -69,6 +70,8 @@ pub struct NodeState {
     pub(super) conflicts_log: Mutex<LogLimit>,
     /// What was logged of IDs without a known owner.
     pub(super) unknown_ids: UnknownIds,
+    /// What was logged of failed commands.
+    pub(super) failed_commands: FailedCommands,
     /// Notified when a backend that may have moved has its first pair of lists.
     moved_listed: Notify,
 }
@@ -101,6 +104,7 @@ impl NodeState {
             backends: ArcSwap::default(),
             conflicts_log: Mutex::default(),
             unknown_ids: UnknownIds::default(),
+            failed_commands: FailedCommands::default(),
             moved_listed: Notify::new(),
         })
     }

@@ -99,3 +99,83 @@ async fn a_backend_that_was_taken_out_of_the_file_is_not_called_down() {
     eventually(SOON, async || crimux.metric("crimux_backend_up{backend=\"b\"}").await.is_none()).await;
     assert_eq!(lines(&crimux, "backend is down"), [""; 0]);
 }
+
+/// Makes each kind of command that kubelet repeats to `b`, twice; all must fail.
+async fn fail_commands(crimux: &Crimux, b: &SimRuntime) {
+    let (sandbox, container) = {
+        let state = b.state();
+        let container = state.containers().next().unwrap();
+        (container.sandbox_id.clone(), container.id.clone())
+    };
+    let pull = cri::PullImageRequest {
+        image: Some(testkit::client::image_spec("app:1")),
+        sandbox_config: Some(sandbox_config("web").build()),
+        ..Default::default()
+    };
+    let (mut runtime, mut images) = (crimux.client().runtime(), crimux.client().images());
+    for _ in 0..2 {
+        let (pod_sandbox_id, container_id) = (sandbox.clone(), container.clone());
+        let stop = cri::StopPodSandboxRequest { pod_sandbox_id };
+        runtime.stop_pod_sandbox(stop).await.unwrap_err();
+        let stop = cri::StopContainerRequest { container_id: container_id.clone(), timeout: 1 };
+        runtime.stop_container(stop).await.unwrap_err();
+        let reopen = cri::ReopenContainerLogRequest { container_id: container_id.clone() };
+        runtime.reopen_container_log(reopen).await.unwrap_err();
+        let update = cri::UpdateRuntimeConfigRequest::default();
+        runtime.update_runtime_config(update).await.unwrap_err();
+        images.pull_image(pull.clone()).await.unwrap_err();
+        let remove = cri::RemoveImageRequest { image: Some(testkit::client::image_spec("old:1")) };
+        images.remove_image(remove).await.unwrap_err();
+        let exec = cri::ExecSyncRequest { container_id, cmd: vec!["probe".into()], timeout: 1 };
+        runtime.exec_sync(exec).await.unwrap_err();
+    }
+}
+
+#[tokio::test]
+async fn a_command_that_keeps_failing_is_one_line_a_minute_with_its_pod_and_the_backends_words() {
+    let (_a, b, crimux) = two().await;
+    b.state().add_image("old:1");
+    // The pod of the pull.
+    crimux.client().runtime().run_pod_sandbox(sandbox_config("web").run("b")).await.unwrap();
+    const COMMANDS: [&str; 6] = [
+        "StopPodSandbox",
+        "StopContainer",
+        "ReopenContainerLog",
+        "UpdateRuntimeConfig",
+        "PullImage",
+        "RemoveImage",
+    ];
+    for method in COMMANDS.into_iter().chain(["ExecSync"]) {
+        b.fault(method, Fault::error(Code::Unknown, format!("the shim is gone {}", "x".repeat(5000))));
+    }
+    fail_commands(&crimux, &b).await;
+    let said = lines(&crimux, "a command failed");
+    for method in COMMANDS {
+        let of: Vec<_> = said.iter().filter(|line| line.contains(&format!("method=\"{method}\""))).collect();
+        assert_eq!(of.len(), 1, "{method}: {said:?}");
+        for part in [" WARN ", "backend=b", "code=Unknown", "the shim is gone", "failures=1"] {
+            assert!(of[0].contains(part), "{part}: {of:?}");
+        }
+        assert!(of[0].len() < 2000, "{of:?}");
+        let (namespace, name) = if method.contains("Image") || method.contains("Config") {
+            ("namespace=\"\"", "name=\"\"")
+        } else {
+            ("namespace=\"sim\"", "name=\"pod-")
+        };
+        assert!(of[0].contains(namespace) && of[0].contains(name), "{of:?}");
+    }
+    assert_eq!(said.len(), COMMANDS.len(), "a probe is no command: {said:?}");
+    assert!(lines(&crimux, "method=\"PullImage\"").iter().any(|line| line.contains("object=\"app:1\"")));
+}
+
+#[tokio::test]
+async fn commands_to_a_backend_that_is_down_have_no_lines_of_their_own() {
+    let (_a, b, crimux) = two().await;
+    let id = b.state().sandboxes().next().unwrap().id.clone();
+    b.stop().await;
+    eventually(SOON, async || crimux.metric("crimux_backend_up{backend=\"b\"}").await == Some(0.0)).await;
+    let stop = cri::StopPodSandboxRequest { pod_sandbox_id: id };
+    crimux.client().runtime().stop_pod_sandbox(stop).await.unwrap_err();
+    assert_eq!(lines(&crimux, "a command failed"), [""; 0]);
+    assert_eq!(lines(&crimux, "backend is down").len(), 1);
+}

@@ -16,6 +16,7 @@ use crate::backend::{Backend, BufferedReply, MethodClass};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{List, Method};
+use crate::proxy::failed_commands::Failure;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, NodeState, refresh};
 use crate::router::images::{self, REFERENCE, StoredImage};
@@ -61,7 +62,9 @@ impl Call {
                     self.headers.clone(),
                     message.framed(),
                 )
-                .await?;
+                .await;
+            log_failure(&self.node, only, method, &message, &reply);
+            let reply = reply?;
             if is_gone(&reply) {
                 forget_images(&self.node, only, &matches_in(only, &reference));
                 only.state.wait_for_journal().await;
@@ -162,7 +165,9 @@ impl Call {
                 Message::new(&wire::append_str(message.encoded(), &REFERENCE, name)).framed()
             };
             let limit = backend.config().timeouts.remove_image;
-            let reply = backend.fetch_within(limit, method, self.headers.clone(), framed).await?;
+            let reply = backend.fetch_within(limit, method, self.headers.clone(), framed).await;
+            log_failure(&self.node, backend, method, message, &reply);
+            let reply = reply?;
             if !is_gone(&reply) {
                 return Ok(Some(reply));
             }
@@ -176,6 +181,19 @@ impl Call {
         backend.state.wait_for_journal().await;
         Ok(None)
     }
+}
+
+/// Logs why an image was not removed; `NotFound` is no failure.
+fn log_failure(
+    node: &NodeState,
+    backend: &Backend,
+    method: &'static Method,
+    message: &Message,
+    reply: &Result<BufferedReply, Error>,
+) {
+    let is_gone = reply.as_ref().is_ok_and(is_gone);
+    let failure = if is_gone { None } else { Failure::in_reply(reply) };
+    node.log_failed_command(backend, method, message.encoded(), failure);
 }
 
 /// Returns the images of one store's last-known list that match the reference.

@@ -182,7 +182,7 @@ async fn ready(State(state): State<Arc<AdminState>>) -> impl IntoResponse {
         .node
         .backends()
         .iter()
-        .filter(|backend| !backend.state.is_known() && !state.node.is_joining(backend))
+        .filter(|backend| state.node.is_awaited(backend))
         .map(|backend| backend.name.to_string())
         .collect();
     if unknown.is_empty() {

@@ -108,7 +108,8 @@ enum Command {
     /// Read the configuration again, or say what it would do to running pods.
     ///
     /// The running crimux reads the file that it was started with. It exits with 0 only once that is applied.
-    /// With --dry-run nothing is changed; with --config it is about that file in place of the running crimux's.
+    /// With --dry-run nothing is changed; with --config it is about that file in place of the running
+    /// crimux's.
     Reload(reload::ReloadArgs),
     /// Hand over to a newly started crimux, of the version that is installed now; no call ends.
     ///

@@ -247,8 +247,9 @@ impl Method {
 }
 
 impl Method {
-    /// Tells whether calls of this method change something and are repeated by kubelet until they succeed. Not
-    /// so `ExecSync`, whose failure is a probe's, and URLs of streams, which are asked for again by people.
+    /// Tells whether calls of this method change something and are repeated by kubelet until they succeed.
+    /// Not so `ExecSync`, whose failure is a probe's, and URLs of streams, which are asked for again by
+    /// people.
     pub fn is_command(&self) -> bool {
         self.in_flight_limit() == InFlightLimit::Write
             && self.effect != Effect::StreamUrl

@@ -35,8 +35,10 @@ pub use older_processes::OlderProcessGauges;
 pub use state::{StateMetrics, StateSample};
 
 /// From a tenth of a millisecond, where forwarded calls live, to the minutes of a pull.
-const BUCKETS: [f64; 16] =
-    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0];
+const BUCKETS: [f64; 20] = [
+    0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0,
+    30.0, 60.0, 120.0, 240.0,
+];
 /// gRPC codes, 0 to 16.
 const CODES: usize = 17;
 /// A merged list beyond this many bytes is counted as large: kubelet refuses replies of more than 16 MiB.

@@ -194,6 +194,13 @@ pub struct BackendView {
     /// What was left out of answers for it in the last five minutes, as `METHOD: WHAT (CAUSE)`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub left_out: Vec<String>,
+    /// The cases of `left_out` that are a fault: not those of a runtime that does not implement the method,
+    /// and not texts that were repaired.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lacking: Vec<String>,
+    /// Whether the node's lists are refused until it is listed: nothing is known of what it holds.
+    #[serde(default)]
+    pub awaited: bool,
 }
 
 /// An error of a backend.

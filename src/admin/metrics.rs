@@ -75,6 +75,7 @@ fn sample<'a>(node: &NodeState, backend: &'a Backend) -> BackendSample<'a> {
         up: backend.is_up(),
         draining: backend.state.is_draining(),
         configured: backend.state.instance().life != Life::Removed,
+        awaited: node.is_awaited(backend),
         in_flight: backend.in_flight(),
         runtime: version.map(|version| (version.runtime_name, version.runtime_version)),
         list_age: backend.state.age(),

@@ -287,6 +287,8 @@ mod tests {
             foreign_ids: 0,
             event_source: None,
             left_out: Vec::new(),
+            lacking: Vec::new(),
+            awaited: false,
         };
         let row = backend_row(&backend, 0).into_string();
         assert!(row.contains("&lt;script&gt;alert(1)&lt;/script&gt;"), "{row}");

@@ -260,6 +260,8 @@ fn backend_view(node: &NodeState, backend: &Backend) -> BackendView {
         foreign_ids: backend.state.count_foreign(),
         event_source: node.event_source(backend.id).map(str::to_owned),
         left_out: node.left_out.of(&backend.name),
+        lacking: node.left_out.faults_of(&backend.name),
+        awaited: node.is_awaited(backend),
     }
 }
 

@@ -14,6 +14,7 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     let summary = format!("{ready} of {} backends ready", status.backends.len());
     let mut parts: Vec<_> = status.backends.iter().filter_map(backend_problem).collect();
     parts.extend(status.backends.iter().filter_map(unready));
+    parts.extend(status.backends.iter().filter_map(lacking));
     let mut section = status.backends.iter().find_map(runbook_section);
     parts.extend(refused_handlers(routes));
     let decisive = status.backends.iter().filter(|backend| backend.default || backend.required);
@@ -24,19 +25,32 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
         parts.push(problem);
         section = section.or(anchor);
     }
-    let level = match (decisive.is_empty(), parts.is_empty()) {
+    let awaited = status.backends.iter().find(|backend| backend.awaited);
+    let level = match (decisive.is_empty() && awaited.is_none(), parts.is_empty()) {
         (false, _) => Level::NotReady,
         (true, false) => Level::Degraded,
         (true, true) => Level::Ok,
     };
-    if let Some(backend) = decisive.first() {
+    if let Some(backend) = awaited {
+        section = Some("crimuxlistsrefused");
+        parts.push(format!(
+            "lists are refused until {} is listed: the node becomes NotReady after 3 minutes",
+            backend.name
+        ));
+    } else if let Some(backend) = decisive.first() {
         let role = if backend.default { "the default backend" } else { "required" };
         parts.push(format!("the node becomes NotReady: {} is {role}", backend.name));
     } else if outage {
         parts.push("the node stays Ready".to_owned());
     }
     let ok = parts.is_empty().then(|| summary.clone());
-    let text = ok.into_iter().chain(parts).chain(drained_handlers(routes)).collect::<Vec<_>>().join("; ");
+    let text = ok
+        .into_iter()
+        .chain(parts)
+        .chain(removed(status))
+        .chain(drained_handlers(routes))
+        .collect::<Vec<_>>()
+        .join("; ");
     VerdictView { level, summary, text, next: section.map(|section| format!("{RUNBOOK}#{section}")) }
 }
 
@@ -65,11 +79,22 @@ fn unready(backend: &BackendView) -> Option<String> {
     (!problems.is_empty()).then(|| format!("{}: {problems}", backend.name))
 }
 
+/// Says what the answers of the last minutes lacked of a backend that could have given it.
+fn lacking(backend: &BackendView) -> Option<String> {
+    let first = backend.lacking.first()?;
+    let more = match backend.lacking.len() {
+        1 => String::new(),
+        number => format!(" and {} more", number - 1),
+    };
+    Some(format!("{} is left out of {first}{more}", backend.name))
+}
+
 fn runbook_section(backend: &BackendView) -> Option<&'static str> {
     match backend.state.as_str() {
         "down" => Some("crimuxbackenddown"),
         "late" => Some("crimuxbackendlate"),
         "joining" => Some("crimuxbackendjoining"),
+        _ if !backend.lacking.is_empty() => Some("crimuxitemsleftout"),
         _ => None,
     }
 }
@@ -82,6 +107,15 @@ fn refused_handlers(routes: &[RouteView]) -> Option<String> {
     });
     let names: Vec<_> = refused.map(|route| crate::error::handler_label(&route.handler)).collect();
     (!names.is_empty()).then(|| format!("new sandboxes of {} refused", names.join(", ")))
+}
+
+/// Names the backends that the file does not name and that still have pods. That is no outage, but the file
+/// is not all that the node runs.
+fn removed(status: &StatusView) -> impl Iterator<Item = String> {
+    let removed = status.backends.iter().filter(|backend| !backend.configured && backend.sandboxes > 0);
+    removed.map(|BackendView { name, sandboxes, .. }| {
+        format!("{name} is not in the configuration: served until its {sandboxes} sandboxes are gone")
+    })
 }
 
 /// Names the handlers whose new sandboxes are refused because the operator drained their backends. That is no
@@ -111,10 +145,16 @@ fn other_problems(status: &StatusView) -> Vec<(String, Option<&'static str>)> {
     }
     if !status.reloads.restart_keys.is_empty() {
         let keys = status.reloads.restart_keys.join(", ");
-        problems.push((format!("{keys} changed in the file: restart crimux to apply"), None));
+        problems.push((
+            format!("{keys} changed in the file: restart crimux to apply"),
+            Some("crimuxrestartneeded"),
+        ));
     }
     if let HttpView { address: Some(address), problem: Some(problem) } = &status.admin_http {
-        problems.push((format!("admin.http does not listen on {address}: {problem}"), None));
+        problems.push((format!("admin.http does not listen on {address}: {problem}"), Some("crimuxabsent")));
     }
     problems
 }
+
+#[cfg(test)]
+mod tests;

@@ -25,8 +25,8 @@ pub(super) struct Check {
     /// The configuration file [default: /etc/crimux/config.yaml].
     #[arg(long, short)]
     config: Option<PathBuf>,
-    /// The admin socket of the crimux to compare the file with, in place of that of the file; if no file is named, that
-    /// crimux's is checked.
+    /// The admin socket of the crimux to compare the file with, in place of that of the file; if no file is
+    /// named, that crimux's is checked.
     #[arg(long)]
     socket: Option<String>,
     /// Lines for people, or one document for scripts.

@@ -10,7 +10,8 @@ pub(super) fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a s
     if name.is_empty() || name.len() > LONGEST {
         return None;
     }
-    let distance = |candidate: &str| strsim::damerau_levenshtein(name, candidate);
+    let name = name.to_lowercase();
+    let distance = |candidate: &str| strsim::damerau_levenshtein(&name, &candidate.to_lowercase());
     let near = candidates.into_iter().take(MOST).filter(|candidate| candidate.len() <= LONGEST);
     let (distance, nearest) = near.map(|candidate| (distance(candidate), candidate)).min()?;
     // A third of the letters may differ: "conect" is near, "ca" is not near "key".

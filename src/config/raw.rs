@@ -42,8 +42,8 @@ fn raw_value(path: &Path, section: &str, key: &str) -> Option<String> {
     })
 }
 
-/// Returns line and column, both counted from 1, of a key in the text of a file: of its value if that is text.
-/// A key that is not given stands where the section around it does; `None` if that is not given either.
+/// Returns line and column, both counted from 1, of a key in the text of a file: of its value if that is
+/// text. A key that is not given stands where the section around it does; `None` if that is not given either.
 pub fn position_of(text: &str, key: &str) -> Option<(usize, usize)> {
     let position = tree::find_position(text, key)?;
     Some((position.line, position.column))

@@ -11,6 +11,7 @@ pub const STATES: [&str; 5] = ["joining", "ready", "late", "down", "draining"];
 
 /// What one backend's gauges show.
 #[derive(Debug, Clone)]
+#[allow(clippy::struct_excessive_bools, reason = "each is a metric of its own")]
 pub struct BackendSample<'a> {
     /// The value of the `backend` label.
     pub name: &'a str,
@@ -22,6 +23,8 @@ pub struct BackendSample<'a> {
     pub draining: bool,
     /// Whether the configuration names it; false while it is kept for what it owns.
     pub configured: bool,
+    /// Whether the node's lists are refused until it is listed.
+    pub awaited: bool,
     /// Calls that wait for it now.
     pub in_flight: usize,
     /// Name and version from its last `Version` reply; `None` before the first.
@@ -45,6 +48,7 @@ pub(super) struct BackendGauges {
     state: IntGaugeVec,
     draining: IntGaugeVec,
     configured: IntGaugeVec,
+    awaited: IntGaugeVec,
     info: IntGaugeVec,
     list_age: GaugeVec,
     owned_ids: IntGaugeVec,
@@ -67,6 +71,11 @@ impl BackendGauges {
             configured: make.gauges(
                 "backend_configured",
                 "Whether the configuration names the backend.",
+                &["backend"],
+            )?,
+            awaited: make.gauges(
+                "backend_awaited",
+                "Whether lists are refused until the backend is listed.",
                 &["backend"],
             )?,
             info: make.gauges("backend_info", "Name and version of the backend's runtime.", &info)?,
@@ -100,6 +109,7 @@ impl BackendGauges {
         set(&self.up, i64::from(sample.up));
         set(&self.draining, i64::from(sample.draining));
         set(&self.configured, i64::from(sample.configured));
+        set(&self.awaited, i64::from(sample.awaited));
         for state in STATES {
             self.state.with_label_values(&[name, state]).set(i64::from(state == sample.state));
         }
@@ -126,7 +136,8 @@ impl BackendGauges {
         for kind in ["sandbox", "container"] {
             self.owned_ids.remove_label_values(&[backend, kind]).ok();
         }
-        for gauges in [&self.in_flight, &self.up, &self.draining, &self.configured, &self.foreign_ids] {
+        let Self { in_flight, up, draining, configured, awaited, foreign_ids, .. } = self;
+        for gauges in [in_flight, up, draining, configured, awaited, foreign_ids] {
             gauges.remove_label_values(&[backend]).ok();
         }
         self.list_age.remove_label_values(&[backend]).ok();

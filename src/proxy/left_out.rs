@@ -8,6 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use tonic::Code;
+
+use crate::error::Error;
 use crate::log_limit::LogLimit;
 use crate::metrics::Metrics;
 use crate::mutex::lock;
@@ -31,6 +34,7 @@ struct Case {
     /// Counts items, texts or backends.
     log_limit: LogLimit,
     cause: String,
+    is_fault: bool,
 }
 
 impl LeftOut {
@@ -46,6 +50,7 @@ impl LeftOut {
                 (Arc::clone(backend), method, "items"),
                 count,
                 "a field that clients read is not set",
+                true,
             );
         }
     }
@@ -58,35 +63,47 @@ impl LeftOut {
                 (Arc::clone(backend), method, "bytes that are not UTF-8"),
                 count,
                 "replaced by U+FFFD",
+                false,
             );
         }
     }
 
     /// Records that a reply lacks a backend. `cause` is the backend's own error; `None` if it could not be
     /// called.
-    pub(super) fn record_backend(&self, backend: &Arc<str>, method: &'static str, cause: Option<&str>) {
+    pub(super) fn record_backend(&self, backend: &Arc<str>, method: &'static str, cause: Option<&Error>) {
         self.metrics.left_out.backends.with_label_values(&[&**backend, method]).inc();
         if let Some(cause) = cause {
-            self.record((Arc::clone(backend), method, "the whole backend"), 1, cause);
+            let is_fault = cause.code() != Code::Unimplemented;
+            self.record((Arc::clone(backend), method, "the whole backend"), 1, &cause.to_string(), is_fault);
         }
     }
 
     /// Returns what was left out of answers for this backend in the last five minutes, as `METHOD: WHAT
     /// (CAUSE)`.
     pub fn of(&self, backend: &str) -> Vec<String> {
+        self.recent(backend, |_| true)
+    }
+
+    /// Returns those of [`LeftOut::of`] that are a fault of the backend. A method that it does not implement is
+    /// no fault, and a text that was repaired lacks nothing.
+    pub fn faults_of(&self, backend: &str) -> Vec<String> {
+        self.recent(backend, |case| case.is_fault)
+    }
+
+    fn recent(&self, backend: &str, wanted: impl Fn(&Case) -> bool) -> Vec<String> {
         let cases = self.cases();
-        let recent =
-            cases.iter().filter(|((of, ..), entry)| **of == *backend && entry.at.elapsed() <= SHOWN_FOR);
+        let of_backend = cases.iter().filter(|((of, ..), case)| **of == *backend && wanted(case));
+        let recent = of_backend.filter(|(_, case)| case.at.elapsed() <= SHOWN_FOR);
         recent.map(|((_, method, what), entry)| format!("{method}: {what} ({})", entry.cause)).collect()
     }
 
-    fn record(&self, key: CaseKey, count: usize, cause: &str) {
+    fn record(&self, key: CaseKey, count: usize, cause: &str, is_fault: bool) {
         let now = Instant::now();
         let mut cases = self.cases();
         cases.retain(|_, entry| now.duration_since(entry.at) <= SHOWN_FOR);
-        let new = || Case { at: now, log_limit: LogLimit::default(), cause: String::new() };
+        let new = || Case { at: now, log_limit: LogLimit::default(), cause: String::new(), is_fault };
         let entry = cases.entry(key.clone()).or_insert_with(new);
-        entry.at = now;
+        (entry.at, entry.is_fault) = (now, is_fault);
         cause.clone_into(&mut entry.cause);
         if let Some(count) = entry.log_limit.count(count as u64) {
             let (backend, method, what) = key;

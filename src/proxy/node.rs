@@ -206,6 +206,11 @@ impl NodeState {
         backend.state.is_joining() || (backend.config().optional && !backend.state.is_known())
     }
 
+    /// Tells whether the node's lists are refused until this backend is listed: nothing is known of it.
+    pub fn is_awaited(&self, backend: &Backend) -> bool {
+        !backend.state.is_known() && !self.is_joining(backend)
+    }
+
     /// Returns the labels of the backends that are left out of lists.
     pub(super) fn joining(&self) -> Vec<Arc<str>> {
         let backends = self.backends.load();

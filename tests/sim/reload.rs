@@ -260,3 +260,22 @@ async fn a_reload_that_was_applied_in_part_is_finished_by_the_next_of_the_same_f
     assert_eq!(code, 0, "{text}{error}");
     assert!(first.exists());
 }
+
+#[tokio::test]
+async fn each_problem_of_a_failed_reload_is_an_event_of_its_own_where_the_log_is_json() {
+    let a = SimRuntime::builder("a").start().await;
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = config(&dir, &[("a", &a)], "").replace("level: debug", "level: info, format: json");
+    let crimux = Crimux::start_in(dir, &yaml);
+    crimux.wait_ready().await;
+    crimux.rewrite(&(yaml + "drain_timeout: never\nlisten_modes: 1\n"));
+    eventually(SOON, async || crimux.log().contains("the old one stays current")).await;
+    let events: Vec<serde_json::Value> = crimux
+        .log()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect();
+    let of_key = |key: &str| events.iter().filter(|event| event["fields"]["key"] == key).count();
+    assert_eq!((of_key("drain_timeout"), of_key("listen_modes")), (1, 1), "{events:?}");
+    assert!(events.iter().all(|event| !event["fields"].to_string().contains("\\n")), "{events:?}");
+}

@@ -123,7 +123,7 @@ impl Completeness {
             return Err(Error::NeverListed(vec![Arc::clone(&default.name)]));
         }
         for NoContribution { backend, why } in &self.lacking {
-            node.left_out.record_backend(backend, list.unary().name, why.cause().as_deref());
+            node.left_out.record_backend(backend, list.unary().name, why.cause());
         }
         Ok(())
     }
@@ -131,10 +131,10 @@ impl Completeness {
 
 impl Absence {
     /// Returns the backend's error; `None` if it could not be called.
-    fn cause(&self) -> Option<String> {
+    fn cause(&self) -> Option<&Error> {
         match self {
             Self::NeverListed => None,
-            Self::Unimplemented(error) | Self::Failed(error) => Some(error.to_string()),
+            Self::Unimplemented(error) | Self::Failed(error) => Some(error),
         }
     }
 }

@@ -1,0 +1,206 @@
+//! Every state in which the node is not served whole has its words, its level and its section of the runbook.
+
+use serde_json::{Value, json};
+
+use super::*;
+
+/// A node of the default backend `a` and of `b`, both ready; `change` is merged into the status.
+fn status(change: &Value) -> StatusView {
+    let backend = |name: &str| {
+        json!({
+            "name": name, "endpoint": "unix:///x", "default": name == "a", "required": false, "local": true,
+            "configured": true, "state": "ready", "since": null, "draining": false, "list_age_seconds": 1.0,
+            "last_error": null, "in_flight": 0, "sandboxes": 2, "containers": 2, "runtime_name": null,
+            "runtime_version": null, "api": "v1",
+        })
+    };
+    let mut status = json!({
+        "version": "0", "started_at": "2026-01-01T00:00:00Z", "default_backend": "a",
+        "backends": [backend("a"), backend("b")],
+        "state": { "dir": "/s", "write_errors": 0, "problem": null },
+        "reloads": { "ok": 0, "failed": 0, "last": null },
+    });
+    merge(&mut status, change);
+    serde_json::from_value(status).unwrap()
+}
+
+/// Puts the values of `change` into `base`; a list's items by their index.
+fn merge(base: &mut Value, change: &Value) {
+    match (base, change) {
+        (Value::Object(base), Value::Object(change)) => {
+            change.iter().for_each(|(key, value)| merge(base.entry(key).or_insert(Value::Null), value));
+        }
+        (Value::Array(base), Value::Array(change)) if !base.is_empty() => {
+            base.iter_mut().zip(change).for_each(|(base, change)| merge(base, change));
+        }
+        (base, change) => *base = change.clone(),
+    }
+}
+
+/// A handler `b` whose only target is in this state.
+fn route(state: &str, refused: Option<&str>) -> RouteView {
+    serde_json::from_value(json!({
+        "handler": "b", "refused": refused,
+        "targets": [{ "backend": "b", "backend_handler": "", "weight": 1, "share": 1.0, "state": state }],
+    }))
+    .unwrap()
+}
+
+#[test]
+fn each_state_has_its_level_its_words_and_its_section() {
+    use Level::{Degraded, NotReady, Ok};
+    let of_b = |change: Value| json!({ "backends": [{}, change] });
+    let table = [
+        ("all is well", json!({}), Ok, "2 of 2 backends ready", None),
+        ("drained", of_b(json!({ "state": "draining", "draining": true })), Ok, "1 of 2", None),
+        (
+            "removed, with pods",
+            of_b(json!({ "configured": false })),
+            Ok,
+            "b is not in the configuration",
+            None,
+        ),
+        (
+            "not implemented there",
+            of_b(json!({ "left_out": ["ListPodSandboxStats: the whole backend (Unimplemented)"] })),
+            Ok,
+            "2 of 2",
+            None,
+        ),
+        (
+            "down",
+            of_b(json!({ "state": "down" })),
+            Degraded,
+            "b down, 2 sandboxes as last known",
+            Some("crimuxbackenddown"),
+        ),
+        ("late", of_b(json!({ "state": "late" })), Degraded, "b late", Some("crimuxbackendlate")),
+        (
+            "joining",
+            of_b(json!({ "state": "joining", "sandboxes": 0 })),
+            Degraded,
+            "b joining",
+            Some("crimuxbackendjoining"),
+        ),
+        (
+            "forgotten, and down",
+            of_b(json!({ "state": "down", "sandboxes": 0 })),
+            Degraded,
+            "b down",
+            Some("crimuxbackenddown"),
+        ),
+        (
+            "removed, and down",
+            of_b(json!({ "configured": false, "state": "down" })),
+            Degraded,
+            "b down",
+            Some("crimuxbackenddown"),
+        ),
+        (
+            "required, and down",
+            of_b(json!({ "required": true, "state": "down" })),
+            NotReady,
+            "b is required",
+            Some("crimuxbackenddown"),
+        ),
+        (
+            "never listed",
+            of_b(json!({ "state": "down", "awaited": true })),
+            NotReady,
+            "lists are refused until b",
+            Some("crimuxlistsrefused"),
+        ),
+        (
+            "slow at its first list",
+            of_b(json!({ "awaited": true })),
+            NotReady,
+            "lists are refused until b",
+            Some("crimuxlistsrefused"),
+        ),
+        (
+            "the default is down",
+            json!({ "backends": [{ "state": "down" }] }),
+            NotReady,
+            "a is the default",
+            Some("crimuxbackenddown"),
+        ),
+        (
+            "no network there",
+            of_b(json!({ "unready": ["NetworkReady is false"] })),
+            Degraded,
+            "b: NetworkReady",
+            None,
+        ),
+        (
+            "no network",
+            json!({ "backends": [{ "unready": ["NetworkReady is false"] }] }),
+            NotReady,
+            "a: NetworkReady",
+            None,
+        ),
+        (
+            "items left out",
+            of_b(json!({ "lacking": ["ListContainers: items (no id)", "ListPodSandbox: items (no id)"] })),
+            Degraded,
+            "b is left out of ListContainers: items (no id) and 1 more",
+            Some("crimuxitemsleftout"),
+        ),
+        (
+            "foreign IDs",
+            of_b(json!({ "foreign_ids": 3 })),
+            Degraded,
+            "b lists 3 IDs that another",
+            Some("crimuxidconflict"),
+        ),
+        (
+            "disk full",
+            json!({ "state": { "problem": "ENOSPC" } }),
+            Degraded,
+            "state is not saved: ENOSPC",
+            Some("crimuxstatenotwritable"),
+        ),
+        (
+            "reload failed",
+            json!({ "reloads": { "last": { "at": "", "result": "failed", "problem": "f:1:1: x" } } }),
+            Degraded,
+            "the last reload failed: f:1:1: x",
+            Some("crimuxconfigreloadfailed"),
+        ),
+        (
+            "restart needed",
+            json!({ "reloads": { "restart_keys": ["listen"] } }),
+            Degraded,
+            "listen changed in the file",
+            Some("crimuxrestartneeded"),
+        ),
+        (
+            "port taken",
+            json!({ "admin_http": { "address": "127.0.0.1:1", "problem": "in use" } }),
+            Degraded,
+            "admin.http does not listen",
+            Some("crimuxabsent"),
+        ),
+    ];
+    for (what, change, level, words, section) in table {
+        let verdict = judge(&status(&change), &[]);
+        assert!(verdict.level == level && verdict.text.contains(words), "{what}: {verdict:?}");
+        let next = section.map(|section| format!("{RUNBOOK}#{section}"));
+        assert_eq!(verdict.next, next, "{what}");
+        let outcome = verdict.text.contains("the node becomes NotReady");
+        assert_eq!(outcome, level == NotReady, "{what}: {}", verdict.text);
+    }
+}
+
+#[test]
+fn refused_handlers_are_named_and_those_of_a_drain_are_no_fault() {
+    let down = status(&json!({ "backends": [{}, { "state": "down" }] }));
+    let text = judge(&down, &[route("down", Some("backend b is down"))]).text;
+    assert!(text.contains("new sandboxes of handler b refused; the node stays Ready"), "{text}");
+    let drained = status(&json!({ "backends": [{}, { "state": "draining", "draining": true }] }));
+    let verdict = judge(&drained, &[route("draining", Some("backend b is draining"))]);
+    assert_eq!(verdict.level, Level::Ok);
+    assert!(
+        verdict.text.ends_with("new sandboxes of handler b refused: drained by the operator"),
+        "{verdict:?}"
+    );
+}

@@ -193,15 +193,15 @@ impl State {
         }
         self.open_streams += 1;
         self.queue_headers(id, false, block);
-        self.streams.insert(id, Stream::for_request(body.clone()));
+        self.streams.push(id, Stream::for_request(body.clone()));
         self.send_stream(id);
         self.wake_task();
         Poll::Ready(Ok(id))
     }
 
     /// Receives a header block of a response.
-    pub(crate) fn recv_response(&mut self, id: StreamId, block: HeaderList, end_stream: bool) {
-        let Some(stream) = self.streams.get_mut(&id) else {
+    pub(crate) fn recv_response(&mut self, id: StreamId, block: Box<HeaderList>, end_stream: bool) {
+        let Some(stream) = self.streams.get_mut(id) else {
             self.recv_on_closed(id);
             return;
         };

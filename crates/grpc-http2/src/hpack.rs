@@ -175,10 +175,11 @@ impl Decoder {
         2 * self.max_list + MAX_TABLE_SIZE
     }
 
-    /// Decodes a block; `None` if it is invalid, after which no other can be decoded.
-    pub(crate) fn decode(&mut self, block: &[u8]) -> Option<HeaderList> {
+    /// Decodes a block; `None` if it is invalid, after which no other can be decoded. The list is boxed: it
+    /// is moved more often than it is read.
+    pub(crate) fn decode(&mut self, block: &[u8]) -> Option<Box<HeaderList>> {
         let mut reader = Reader(block);
-        let mut decoded = HeaderList::default();
+        let mut decoded = Box::<HeaderList>::default();
         while let Some(&first) = reader.0.first() {
             let (field, size) = match first {
                 0x80.. => self.at(reader.integer(7)?)?.clone(),

@@ -29,6 +29,7 @@ mod send;
 pub mod server;
 mod state;
 mod stream;
+mod streams;
 
 /// The connection preface of a client (section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";

@@ -65,7 +65,7 @@ impl State {
     /// Sends what queued streams have, in turns, while the connection window and the output have room.
     pub(crate) fn send_pending(&mut self) {
         if std::mem::take(&mut self.window_raised) {
-            let ids: Vec<StreamId> = self.streams.keys().copied().collect();
+            let ids: Vec<StreamId> = self.streams.iter().map(|(id, _)| id).collect();
             for id in ids {
                 self.queue_send(id);
             }
@@ -73,7 +73,7 @@ impl State {
         while self.out.has_room()
             && let Some(&id) = self.pending_send.front()
         {
-            let stream = self.streams.get_mut(&id);
+            let stream = self.streams.get_mut(id);
             if self.send_window <= 0 && stream.as_ref().is_some_and(|stream| stream.needs_window()) {
                 return;
             }
@@ -81,7 +81,7 @@ impl State {
             let Some(stream) = stream else { continue };
             stream.is_queued = false;
             self.send_stream(id);
-            if let Some(stream) = self.streams.get_mut(&id)
+            if let Some(stream) = self.streams.get_mut(id)
                 && stream.pending_data.is_none()
             {
                 stream.wake();
@@ -91,7 +91,7 @@ impl State {
 
     /// Queues a stream for [`State::send_pending`], if its own window lets it send.
     pub(crate) fn queue_send(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| stream.pending_data.is_some()) else {
+        let Some(stream) = self.streams.get_mut(id).filter(|stream| stream.pending_data.is_some()) else {
             return;
         };
         let needs_window = stream.needs_window();
@@ -111,7 +111,7 @@ impl State {
 
     /// Sends what this stream has; what must wait goes with [`State::send_pending`].
     pub(crate) fn send_stream(&mut self, id: StreamId) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(id) else { return };
         while let Some(mut part) = stream.pending_data.take() {
             let window = self.send_window.min(self.peer.initial_window + stream.send_window);
             let window = usize::try_from(window).unwrap_or(0);

@@ -15,7 +15,7 @@ pub(crate) use accepting::{Refusal, ServerState, shorten};
 
 use crate::connection::Connection;
 use crate::frame::{self, Setting, StreamId};
-use crate::hpack::{self, HeaderList, Pseudo};
+use crate::hpack::{self, Pseudo};
 use crate::limits::{Budget, Held, Limit, LimitHook};
 use crate::state::{Side, State};
 use crate::stream::EndStream;
@@ -26,6 +26,8 @@ mod accepting;
 
 /// Payload of the PING sent after GOAWAY; its acknowledgement proves that the client has seen the GOAWAY.
 pub(crate) const SHUTDOWN_PING: [u8; 8] = *b"shutdown";
+/// The longest path that is kept for the next request, in bytes.
+const MAX_LAST_PATH: usize = 256;
 
 /// What a server announces and accepts.
 #[derive(Debug, Clone)]
@@ -71,6 +73,8 @@ pub struct ServerConnection<S> {
     connection: Connection<S>,
     shared: Arc<Shared>,
     receive_timeout: Duration,
+    /// The path of the last request, parsed: the next one often has the same.
+    last_uri: Uri,
     /// Runs while a request or a frame is incomplete: the timeout, and the incomplete frame when it began.
     receiving: Option<(Pin<Box<Sleep>>, Option<u64>)>,
 }
@@ -110,7 +114,7 @@ pub fn handshake<S: AsyncRead + AsyncWrite + Unpin>(io: S, config: ServerConfig)
     state.server = ServerState::new(config);
     let shared = Shared::new(state);
     let connection = Connection::new(io, Arc::clone(&shared));
-    ServerConnection { connection, shared, receive_timeout, receiving: None }
+    ServerConnection { connection, shared, receive_timeout, last_uri: Uri::default(), receiving: None }
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
@@ -163,21 +167,36 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
         }
     }
 
-    fn take_pending_accept(&self) -> Option<IncomingRequest> {
+    fn take_pending_accept(&mut self) -> Option<IncomingRequest> {
         let mut state = self.shared.lock();
         while let Some(id) = state.pending_accept.pop_front() {
-            let Some(stream) = state.streams.get_mut(&id) else { continue };
+            let Some(stream) = state.streams.get_mut(id) else { continue };
             if let Some(refusal) = stream.refusal.take() {
                 state.send_refusal(id, &refusal);
                 continue;
             }
-            let head = stream.head.take().expect("a stream is accepted once");
+            let mut head = stream.head.take().expect("a stream is accepted once");
             let too_large = stream.too_large;
             let body = RequestBody { data: Some(state.take_received(id)), too_large };
             let respond = SendResponse { shared: Arc::clone(&self.shared), stream: id };
-            return Some(IncomingRequest { request: request(head, body), respond });
+            drop(state);
+            let uri = self.uri(head.take(Pseudo::Path));
+            return Some(IncomingRequest { request: request(uri, head.headers, body), respond });
         }
         None
+    }
+
+    /// Parses a path; one that no URI can have is `/`.
+    fn uri(&mut self, path: Bytes) -> Uri {
+        if path != self.last_uri.path() {
+            let (len, path) = (path.len(), Some(path).filter(|path| path.starts_with(b"/")));
+            let uri = path.and_then(|path| Uri::from_maybe_shared(path).ok()).unwrap_or_default();
+            if len > MAX_LAST_PATH {
+                return uri;
+            }
+            self.last_uri = uri;
+        }
+        self.last_uri.clone()
     }
 
     /// Tells the client to open no more streams here (section 6.8). Streams that it opens before it knows are
@@ -204,13 +223,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
     }
 }
 
-fn request(mut head: HeaderList, body: RequestBody) -> Request<RequestBody> {
+fn request(uri: Uri, headers: HeaderMap, body: RequestBody) -> Request<RequestBody> {
     let mut request = Request::new(body);
     *request.version_mut() = Version::HTTP_2;
     *request.method_mut() = Method::POST;
-    let path = Some(head.take(Pseudo::Path)).filter(|path| path.starts_with(b"/"));
-    *request.uri_mut() = path.and_then(|path| Uri::from_maybe_shared(path).ok()).unwrap_or_default();
-    *request.headers_mut() = head.headers;
+    *request.uri_mut() = uri;
+    *request.headers_mut() = headers;
     request
 }
 

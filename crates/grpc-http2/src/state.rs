@@ -2,7 +2,7 @@
 //!
 //! All of it is behind one lock that is never held across an await.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -12,6 +12,7 @@ use crate::limits::Held;
 use crate::output::Output;
 use crate::server::ServerState;
 use crate::stream::{EndStream, Stream};
+use crate::streams::Streams;
 use crate::{Error, Reason};
 
 mod receive;
@@ -47,7 +48,7 @@ pub(crate) struct State {
     /// Client: whether every [`crate::client::SendRequest`] is dropped.
     pub(crate) unused: bool,
     pub(crate) peer: PeerSettings,
-    pub(crate) streams: HashMap<StreamId, Stream, foldhash::fast::RandomState>,
+    pub(crate) streams: Streams,
     /// Client: how many streams the peer has not ended.
     pub(crate) open_streams: usize,
     /// The lowest identifier that is still idle.
@@ -109,7 +110,7 @@ impl State {
                 max_frame_size: frame::DEFAULT_MAX_FRAME_SIZE,
                 max_header_list: usize::MAX,
             },
-            streams: HashMap::default(),
+            streams: Streams::default(),
             open_streams: 0,
             next_stream_id: StreamId::FIRST,
             pending_open: Vec::new(),
@@ -163,7 +164,7 @@ impl State {
 
     /// Tells whether the last DATA frame was a part of a message whose rest a reader waits for.
     pub(crate) fn is_within_message(&self) -> bool {
-        self.streams.get(&self.last_data).is_some_and(Stream::is_within_message)
+        self.streams.get(self.last_data).is_some_and(Stream::is_within_message)
     }
 
     /// Takes the received bytes of a stream.
@@ -195,7 +196,7 @@ impl State {
 
     /// Records how the peer's side of a stream ended.
     pub(crate) fn close_recv(&mut self, id: StreamId, result: Result<(), Error>) {
-        let Some(stream) = self.streams.get_mut(&id) else { return };
+        let Some(stream) = self.streams.get_mut(id) else { return };
         match self.side {
             Side::Client if stream.ended.is_some() => return,
             Side::Client => {
@@ -231,7 +232,8 @@ impl State {
 
     /// Fails every stream for which `is_affected` holds.
     pub(crate) fn close_all(&mut self, error: &Error, is_affected: impl Fn(StreamId) -> bool) {
-        let ids: Vec<StreamId> = self.streams.keys().copied().filter(|&id| is_affected(id)).collect();
+        let ids: Vec<StreamId> =
+            self.streams.iter().map(|(id, _)| id).filter(|&id| is_affected(id)).collect();
         for id in ids {
             self.close_recv(id, Err(error.clone()));
         }
@@ -272,7 +274,7 @@ impl State {
 
     /// Polls for the received part of a body; `None` at its end.
     pub(crate) fn poll_data(&mut self, id: StreamId, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        let stream = self.streams.get_mut(&id).expect(LIVE_HANDLE);
+        let stream = self.streams.get_mut(id).expect(LIVE_HANDLE);
         let polled = stream.poll_data(cx);
         if let Poll::Ready(Some(Ok(part))) = &polled {
             self.buffered -= part.len();
@@ -299,12 +301,12 @@ impl State {
 
     /// Returns a stream that has a handle.
     pub(crate) fn stream(&mut self, id: StreamId) -> &mut Stream {
-        self.streams.get_mut(&id).expect(LIVE_HANDLE)
+        self.streams.get_mut(id).expect(LIVE_HANDLE)
     }
 
     /// Drops a stream.
     pub(crate) fn remove(&mut self, id: StreamId) {
-        if let Some(stream) = self.streams.remove(&id) {
+        if let Some(stream) = self.streams.remove(id) {
             self.buffered -= stream.received_len();
             if self.side == Side::Server {
                 self.server.release(&stream);
@@ -313,15 +315,11 @@ impl State {
         // Streams that were reset leave their places in the queues behind.
         for queue in [&mut self.pending_send, &mut self.pending_accept] {
             if queue.len() > 2 * self.streams.len() + 64 {
-                queue.retain(|id| self.streams.contains_key(id));
+                queue.retain(|id| self.streams.contains(*id));
             }
         }
         if self.streams.is_empty() {
             self.max_send_window = 0;
-            // An idle connection keeps no room for its busiest hour.
-            if self.streams.capacity() > 1 << 10 {
-                self.streams.shrink_to(1 << 6);
-            }
         }
     }
 

@@ -29,7 +29,7 @@ pub(crate) struct Stream {
     pub(crate) is_queued: bool,
     /// Whether the peer's header list has arrived.
     pub(crate) begun: bool,
-    pub(crate) head: Option<HeaderList>,
+    pub(crate) head: Option<Box<HeaderList>>,
     pub(crate) trailers: Option<HeaderMap>,
     /// How the peer's side ended; `None` while it is open.
     pub(crate) ended: Option<Result<(), Error>>,
@@ -93,7 +93,7 @@ impl Stream {
     }
 
     /// A stream that the peer opens: its body is buffered, up to this limit.
-    pub(crate) fn accepted(head: HeaderList, limit: usize) -> Self {
+    pub(crate) fn accepted(head: Box<HeaderList>, limit: usize) -> Self {
         let content_left = head.content_length();
         let (recv_window, limit) = (i64::from(WINDOW), Some(limit));
         Self { head: Some(head), begun: true, content_left, recv_window, limit, ..Self::default() }
@@ -162,7 +162,7 @@ impl Stream {
         is_worth_it
     }
 
-    pub(crate) fn poll_head(&mut self, cx: &Context<'_>) -> Poll<Result<HeaderList, Error>> {
+    pub(crate) fn poll_head(&mut self, cx: &Context<'_>) -> Poll<Result<Box<HeaderList>, Error>> {
         match (self.head.take(), &self.ended) {
             (Some(head), _) => Poll::Ready(Ok(head)),
             (None, Some(Err(error))) => Poll::Ready(Err(error.clone())),

@@ -34,10 +34,10 @@ static CODES: LazyLock<[(u32, Vec<u8>); LONGEST + 1]> = LazyLock::new(|| {
 });
 
 /// By the next eight bits: the symbol and the length of its code, or length 0 if that is longer.
-static SHORT: LazyLock<[(u8, u32); 256]> = LazyLock::new(|| {
+static SHORT: LazyLock<[(u8, u8); 256]> = LazyLock::new(|| {
     std::array::from_fn(|byte| {
         let code = |length: usize| u32::try_from(byte >> (8 - length)).unwrap_or_default();
-        let found = (1..=8).find_map(|length| symbol(code(length), length).zip(u32::try_from(length).ok()));
+        let found = (1..=8).find_map(|length| symbol(code(length), length).zip(u8::try_from(length).ok()));
         found.unwrap_or_default()
     })
 });
@@ -52,40 +52,37 @@ fn symbol(code: u32, length: usize) -> Option<u8> {
 pub(crate) fn decode(encoded: &[u8]) -> Option<Vec<u8>> {
     let short = &*SHORT;
     let mut decoded = Vec::with_capacity(encoded.len() * 8 / 5);
+    let (words, bytes) = encoded.as_chunks();
+    let words = words.iter().map(|&word| (u32::from_be_bytes(word), 32));
+    let bytes = bytes.iter().map(|&byte| (u32::from(byte) << 24, 8));
     // The bits that are not decoded yet, from the left.
     let (mut bits, mut count) = (0_u64, 0);
-    let mut rest = encoded.iter();
-    loop {
-        while count <= 56
-            && let Some(&byte) = rest.next()
-        {
-            bits |= u64::from(byte) << (56 - count);
-            count += 8;
+    for (more, len) in words.chain(bytes) {
+        bits |= u64::from(more) << (32 - count);
+        count += len;
+        while let Some((byte, length)) = first(short, bits).filter(|(_, length)| *length <= count) {
+            decoded.push(byte);
+            bits <<= length;
+            count -= length;
         }
-        let (byte, length) = match short[(bits >> 56) as usize] {
-            (_, 0) => match long(bits) {
-                Some(found) => found,
-                None => break,
-            },
-            found => found,
-        };
-        if length > count {
-            break;
+        // So many bits have a code, unless they are the end of string, which must not be there.
+        if usize::from(count) >= LONGEST {
+            return None;
         }
-        decoded.push(byte);
-        bits <<= length;
-        count -= length;
     }
     // What is left over is padding: less than a byte, all ones.
-    (count < 8 && bits.leading_ones() == count).then_some(decoded)
+    (count < 8 && bits.leading_ones() == u32::from(count)).then_some(decoded)
 }
 
-/// Finds a code of more than eight bits at the left.
-fn long(bits: u64) -> Option<(u8, u32)> {
-    (9..=LONGEST).find_map(|length| {
-        let code = u32::try_from(bits >> (64 - length)).ok()?;
-        symbol(code, length).zip(u32::try_from(length).ok())
-    })
+/// Finds the code at the left; `None` if that is the end of string.
+fn first(short: &[(u8, u8); 256], bits: u64) -> Option<(u8, u8)> {
+    match short[(bits >> 56) as usize] {
+        (_, 0) => (9..=LONGEST).find_map(|length| {
+            let code = u32::try_from(bits >> (64 - length)).ok()?;
+            symbol(code, length).zip(u8::try_from(length).ok())
+        }),
+        found => Some(found),
+    }
 }
 
 #[cfg(test)]

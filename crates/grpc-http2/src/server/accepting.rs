@@ -178,14 +178,14 @@ impl State {
     pub(crate) fn recv_request(
         &mut self,
         id: StreamId,
-        block: HeaderList,
+        block: Box<HeaderList>,
         end_stream: bool,
     ) -> Result<(), Error> {
         if id >= self.next_stream_id {
             self.open_remote(id, block, end_stream);
             return Ok(());
         }
-        match self.streams.get(&id) {
+        match self.streams.get(id) {
             None if self.server.is_skipped(id) => {
                 return Err(Error::protocol("a stream identifier is lower than the last one"));
             }
@@ -201,7 +201,7 @@ impl State {
     }
 
     /// Opens the stream that a header block of the client begins.
-    fn open_remote(&mut self, id: StreamId, block: HeaderList, end_stream: bool) {
+    fn open_remote(&mut self, id: StreamId, block: Box<HeaderList>, end_stream: bool) {
         self.server.record_skipped(self.next_stream_id, id);
         self.next_stream_id = id.next();
         // Section 6.8: what a client opens after it has seen GOAWAY is ignored.
@@ -223,7 +223,7 @@ impl State {
         (stream.refusal, stream.period, stream.metadata) = (refusal, self.server.period, memory);
         self.server.incomplete += 1;
         self.server.metadata += memory;
-        self.streams.insert(id, stream);
+        self.streams.push(id, stream);
         if self.server.metadata > MAX_METADATA {
             self.refuse_request(id);
         } else if self.hold_request(id, memory) && end_stream {
@@ -233,7 +233,7 @@ impl State {
 
     /// Holds bytes of a request; `false` if there is no room and the stream is gone.
     pub(crate) fn hold_request(&mut self, id: StreamId, len: usize) -> bool {
-        let Some(stream) = self.streams.get_mut(&id) else { return false };
+        let Some(stream) = self.streams.get_mut(id) else { return false };
         if stream.refusal.is_some() || self.server.requests.try_hold(len) {
             stream.held += if stream.refusal.is_some() { 0 } else { len };
             return true;
@@ -263,7 +263,7 @@ impl State {
     /// Answers the request of a stream that is not handed out, and drops it.
     pub(super) fn send_refusal(&mut self, id: StreamId, refusal: &Refusal) {
         self.queue_refusal(id, refusal);
-        let is_incomplete = self.streams.get(&id).is_some_and(|stream| stream.ended.is_none());
+        let is_incomplete = self.streams.get(id).is_some_and(|stream| stream.ended.is_none());
         if is_incomplete {
             // Section 8.1: the rest of the request need not be sent.
             self.queue_rst_stream(id, Reason::NO_ERROR);
@@ -293,7 +293,7 @@ impl State {
         self.server.period += 1;
         let is_late = |stream: &Stream| stream.ended.is_none() && stream.period < period;
         let ids: Vec<StreamId> =
-            self.streams.iter().filter(|(_, stream)| is_late(stream)).map(|(id, _)| *id).collect();
+            self.streams.iter().filter(|(_, stream)| is_late(stream)).map(|(id, _)| id).collect();
         for id in ids {
             self.server.config.on_limit.call(Limit::ReceiveTime);
             self.reset_stream(id, Reason::CANCEL, Error::protocol("the request is incomplete"));

@@ -22,7 +22,7 @@ impl State {
         let len = u32::try_from(len).unwrap_or(u32::MAX);
         self.last_data = id;
         self.recv_connection_data(len)?;
-        let Some(stream) = self.streams.get_mut(&id) else {
+        let Some(stream) = self.streams.get_mut(id) else {
             self.recv_on_closed(id);
             return Ok(());
         };
@@ -40,7 +40,7 @@ impl State {
         if self.side == Side::Server && !self.hold_request(id, part.len()) {
             return Ok(());
         }
-        let Some(stream) = self.streams.get_mut(&id) else { return Ok(()) };
+        let Some(stream) = self.streams.get_mut(id) else { return Ok(()) };
         let before = stream.received_len();
         let received = stream.recv_data(part, len);
         self.buffered += stream.received_len() - before;
@@ -68,12 +68,12 @@ impl State {
     /// Fails the call that holds the most received bytes.
     fn reset_largest(&mut self) {
         let open = self.streams.iter().filter(|(_, stream)| !stream.is_broken());
-        let Some((&id, len)) =
+        let Some((id, len)) =
             open.map(|(id, stream)| (id, stream.received_len())).max_by_key(|(_, len)| *len)
         else {
             return;
         };
-        if self.streams.get(&id).is_some_and(|stream| stream.ended.is_none()) {
+        if self.streams.get(id).is_some_and(|stream| stream.ended.is_none()) {
             self.reset_stream(id, Reason::CANCEL, Error::TooLarge(len));
         }
         self.take_received(id);
@@ -98,7 +98,7 @@ impl State {
 
     /// Receives the end of the peer's side of a stream.
     pub(crate) fn recv_end_stream(&mut self, id: StreamId) {
-        if self.streams.get(&id).is_some_and(|stream| !stream.has_announced_length()) {
+        if self.streams.get(id).is_some_and(|stream| !stream.has_announced_length()) {
             // Section 8.1.1.
             return self.reset_malformed(id, "the body is shorter than content-length");
         }
@@ -185,7 +185,7 @@ impl State {
         if initial + self.max_send_window > MAX_WINDOW {
             // The bound may be out of date. To raise it again a peer must read what the window allowed.
             self.max_send_window =
-                self.streams.values().map(|stream| stream.send_window).max().unwrap_or(0).max(0);
+                self.streams.iter().map(|(_, stream)| stream.send_window).max().unwrap_or(0).max(0);
             if initial + self.max_send_window > MAX_WINDOW {
                 return Err(overflow);
             }
@@ -211,7 +211,7 @@ impl State {
                 _ => Ok(()),
             };
         }
-        let Some(stream) = self.streams.get_mut(&id).filter(|stream| !stream.is_broken()) else {
+        let Some(stream) = self.streams.get_mut(id).filter(|stream| !stream.is_broken()) else {
             return Ok(());
         };
         stream.send_window += i64::from(increment);

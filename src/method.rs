@@ -206,15 +206,9 @@ pub struct Path {
 
 /// Parses a request path; `None` if it is not of the CRI API.
 pub fn parse_path(path: &str) -> Option<Path> {
-    let (package, method) = path.strip_prefix('/')?.split_once('.').and_then(|(runtime, rest)| {
-        let (version, method) = rest.split_once('.')?;
-        (runtime == "runtime").then_some((version, method))
-    })?;
-    let api = match package {
-        "v1" => Api::V1,
-        "v1alpha2" => Api::V1Alpha2,
-        _ => return None,
-    };
+    let path = path.strip_prefix('/')?;
+    let within = |api: Api| path.strip_prefix(api.package())?.strip_prefix('.');
+    let (api, method) = [Api::V1, Api::V1Alpha2].into_iter().find_map(|api| Some((api, within(api)?)))?;
     Some(Path { api, method: BY_PATH.get(method).copied() })
 }
 

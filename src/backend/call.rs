@@ -109,10 +109,10 @@ impl Backend {
     /// [`Error::InvalidReply`] for a reply that is not gRPC. Before the backend's API is known,
     /// `Unimplemented` is [`Error::Unusable`]: clients take it for a missing feature, and it may only mean
     /// the other API.
-    pub async fn call(self: &Arc<Self>, request: CallRequest<'_>) -> Result<Reply, Error> {
+    pub async fn call(self: &Arc<Self>, request: &mut CallRequest<'_>) -> Result<Reply, Error> {
         let channel = self.channel().await?;
-        let reply = self.call_over(channel, request).await?;
-        if codec::status_code(&reply.headers) == Some(Code::Unimplemented) && !self.is_api_known() {
+        let reply = self.call_over(&channel, request).await?;
+        if !self.is_api_known() && codec::status_code(&reply.headers) == Some(Code::Unimplemented) {
             return Err(self.unusable_error("has not answered Version, so its API is not known yet"));
         }
         Ok(reply)
@@ -121,22 +121,21 @@ impl Backend {
     /// Sends a request over `channel`.
     pub(super) async fn call_over(
         self: &Arc<Self>,
-        channel: Channel,
-        mut request: CallRequest<'_>,
+        channel: &Channel,
+        request: &mut CallRequest<'_>,
     ) -> Result<Reply, Error> {
         let method = request.method;
         let mut flight = self.acquire_slot(method)?;
         let head_timeout = HeadTimeout::of(&self.name, method, &request.headers);
         let path = crate::method::path(method, request.path, channel.api);
         flight.span = spans::client(&path, &self.name, &mut request.headers);
-        let request = CallRequest { path: &path, ..request };
-        match self.send(&channel.sender, request, head_timeout).await {
+        match self.send(&channel.sender, &path, request, head_timeout).await {
             Ok((headers, stream)) => {
-                flight.record_end(codec::status_code(&headers));
+                flight.record_end(|| codec::status_code(&headers));
                 Ok(Reply { headers, body: ReplyBody { stream, flight } })
             }
             Err(error) => {
-                flight.record_end(Some(error.code()));
+                flight.record_end(|| Some(error.code()));
                 Err(error)
             }
         }
@@ -145,17 +144,18 @@ impl Backend {
     async fn send(
         &self,
         sender: &SendRequest,
-        request: CallRequest<'_>,
+        path: &str,
+        request: &CallRequest<'_>,
         head_timeout: Option<HeadTimeout>,
     ) -> Result<(HeaderMap, ClientStream), Error> {
         let answered = async {
-            match send_request(sender, &request).await {
+            match send_request(sender, path, request).await {
                 // GOAWAY says that the request was not processed (RFC 9113, 6.8), so it is safe to send it
                 // again.
                 Err(Http2Error::GoAway(_)) => {
                     Box::pin(async {
                         let channel = self.next_channel().await?;
-                        send_request(&channel.sender, &request)
+                        send_request(&channel.sender, path, request)
                             .await
                             .map_err(|error| self.transport_error(&error))
                     })
@@ -189,7 +189,8 @@ impl Backend {
         headers: HeaderMap,
         message: Bytes,
     ) -> Result<BufferedReply, Error> {
-        self.call(CallRequest::of(method, headers, message)).await?.collect().await
+        let mut request = CallRequest::of(method, headers, message);
+        self.call(&mut request).await?.collect().await
     }
 
     /// Sends a request and collects the whole reply within `limit`.
@@ -321,7 +322,7 @@ impl ReplyBody {
         let trailers =
             self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.transport_error(&error));
         if let std::task::Poll::Ready(Ok(Some(trailers))) = &trailers {
-            self.flight.record_end(codec::status_code(trailers));
+            self.flight.record_end(|| codec::status_code(trailers));
         }
         trailers
     }
@@ -337,9 +338,11 @@ impl ReplyBody {
 }
 
 impl InFlightGuard {
-    /// Records the final status in the span.
-    fn record_end(&mut self, code: Option<Code>) {
-        if let (Some(span), Some(code)) = (&mut self.span, code) {
+    /// Records the final status in the span, if there is a span.
+    fn record_end(&mut self, code: impl FnOnce() -> Option<Code>) {
+        if let Some(span) = &mut self.span
+            && let Some(code) = code()
+        {
             span.end(code);
         }
     }
@@ -381,9 +384,10 @@ impl HeadTimeout {
 /// Sends a request and waits for the head of its reply.
 async fn send_request(
     sender: &SendRequest,
+    path: &str,
     request: &CallRequest<'_>,
 ) -> Result<((StatusCode, HeaderMap), ClientStream), Http2Error> {
-    let CallRequest { path, headers, message, .. } = request;
+    let CallRequest { headers, message, .. } = request;
     let mut stream = sender.send_request(path, headers, is_not_forwarded, message.clone()).await?;
     stream.response().await.map(|head| (head, stream))
 }

@@ -220,8 +220,8 @@ impl Backend {
         for api in [known, known.other()] {
             let (headers, message) = (own_headers(wait), Message::new(&[]).framed());
             let channel = Channel { sender: sender.clone(), api };
-            let called = self.call_over(channel, CallRequest::of(method, headers, message));
-            let reply = called.await?.collect().await?;
+            let mut request = CallRequest::of(method, headers, message);
+            let reply = self.call_over(&channel, &mut request).await?.collect().await?;
             match reply.code {
                 Code::Ok => {
                     self.learn_version(&reply.message)?;

@@ -118,8 +118,8 @@ impl Call {
             Effect::Stats(list) => self.read_stats(list, call).await,
             Effect::None => {
                 let headers = std::mem::take(&mut self.headers);
-                let reply = backend.call(CallRequest::of(method, headers, message.framed())).await?;
-                Ok(Outcome::Streaming(reply))
+                let mut request = CallRequest::of(method, headers, message.framed());
+                Ok(Outcome::Streaming(backend.call(&mut request).await?))
             }
             Effect::Status(kind) => self.read_status(kind.into(), call).await,
             Effect::StreamUrl => {

@@ -28,10 +28,11 @@ const FULL_ID: usize = 64;
 /// The field for the ID in requests of unknown methods: all known requests have it there.
 const FIRST_FIELD: u32 = OBJECT_ID;
 
-/// A full ID and its owner.
+/// The owner of an ID that was asked for.
 struct OwnedId {
     backend: InstanceId,
-    id: String,
+    /// The full ID, if the one that was asked for is a prefix of it.
+    full: Option<String>,
 }
 
 impl Call {
@@ -43,21 +44,24 @@ impl Call {
         on_unknown: OnUnknownId,
         message: Message,
     ) -> Result<Outcome, Error> {
-        let id = wire::peek_str(message.encoded(), &[OBJECT_ID])?.to_owned();
+        let id = wire::peek_str(message.encoded(), &[OBJECT_ID])?;
         if id.is_empty() {
             return match method.rpc {
                 Rpc::PodSandboxStats => Box::pin(self.pod_stats_exist(method, message)).await,
                 _ => Err(Error::EmptyId(kind.word())),
             };
         }
-        let found = match self.find(kind, &id).await {
+        let found = match self.find(kind, id).await {
             Err(Error::NotFound { .. }) if on_unknown == OnUnknownId::Ok => return Ok(Outcome::message(&[])),
             found => found?,
         };
         let backend = self.node.backend(found.backend)?;
-        let message = with_full_id(message, &id, &found.id);
-        let call = ObjectCall { backend: &backend, method, id: &found.id, message: &message };
-        self.forward(call).await
+        let Some(full) = found.full else {
+            return self.forward(ObjectCall { backend: &backend, method, id, message: &message }).await;
+        };
+        let message = Message::new(&wire::append_str(message.encoded(), &[OBJECT_ID], &full));
+        let call = ObjectCall { backend: &backend, method, id: &full, message: &message };
+        Box::pin(self.forward(call)).await
     }
 
     /// Sends a call of a method that is not in the table to the owner of its first string if that is an ID,
@@ -78,15 +82,14 @@ impl Call {
         let backend = self.node.backend(name)?;
         self.recorder.set_backend(&backend);
         let headers = std::mem::take(&mut self.headers);
-        let request = CallRequest { method: None, path: &self.path, headers, message: message.framed() };
-        let reply = backend.call(request).await?;
-        Ok(Outcome::Streaming(reply))
+        let mut request = CallRequest { method: None, path: &self.path, headers, message: message.framed() };
+        Ok(Outcome::Streaming(backend.call(&mut request).await?))
     }
 
     async fn find(&self, kind: Kind, id: &str) -> Result<OwnedId, Error> {
         match self.node.router.owners.find(Some(kind), id, self.scope) {
-            Lookup::Exact(backend) => Ok(OwnedId { backend, id: id.to_owned() }),
-            Lookup::Prefix(backend, id) => Ok(OwnedId { backend, id }),
+            Lookup::Exact(backend) => Ok(OwnedId { backend, full: None }),
+            Lookup::Prefix(backend, full) => Ok(OwnedId { backend, full: Some(full) }),
             Lookup::Ambiguous => Err(Error::Ambiguous { kind: kind.word(), prefix: id.to_owned() }),
             Lookup::Unknown => Box::pin(self.look_up(Some(kind), id)).await,
         }
@@ -125,13 +128,14 @@ impl Call {
         for (backend, answer) in backends.iter().zip(asked) {
             match answer {
                 Ok(ids) => {
-                    found.extend(ids.into_iter().map(|id| OwnedId { backend: backend.id, id }));
+                    let full = ids.into_iter().map(|listed| Some(listed).filter(|listed| listed != id));
+                    found.extend(full.map(|full| OwnedId { backend: backend.id, full }));
                 }
                 Err(_) => unasked.push(Arc::clone(&backend.name)),
             }
         }
         let word = kind.map_or("object", Kind::word);
-        let exact = found.iter().position(|found| found.id == id);
+        let exact = found.iter().position(|found| found.full.is_none());
         match (exact, found.len()) {
             (Some(exact), _) => Ok(found.swap_remove(exact)),
             (None, 2..) => Err(Error::Ambiguous { kind: word, prefix: id.to_owned() }),
@@ -186,13 +190,4 @@ async fn look_up_at(
         }
     }
     Ok(ids)
-}
-
-/// Replaces a prefix by the full ID.
-fn with_full_id(message: Message, asked: &str, full: &str) -> Message {
-    if asked == full {
-        message
-    } else {
-        Message::new(&wire::append_str(message.encoded(), &[OBJECT_ID], full))
-    }
 }

@@ -168,8 +168,8 @@ impl Share {
         let revision = self.query.backend.state.next_revision();
         let mut left = self.query.wait;
         let ListQuery { backend, headers, message, .. } = &self.query;
-        let request = CallRequest::of(self.method, headers.clone(), message.framed());
-        let calling = backend.call(request);
+        let mut request = CallRequest::of(self.method, headers.clone(), message.framed());
+        let calling = backend.call(&mut request);
         let reply = within_budget(&mut left, calling)
             .await?
             .map_err(|error| StreamFailure::Broken(error.to_string()))?;

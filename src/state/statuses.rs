@@ -24,9 +24,11 @@ const _: () = assert!(INFO[0] == field!(ContainerStatusResponse.info), "one numb
 /// The statuses of one backend.
 #[derive(Debug, Default)]
 pub(super) struct Statuses {
-    sandboxes: HashMap<Box<str>, Slot>,
-    containers: HashMap<Box<str>, Slot>,
+    sandboxes: SlotMap,
+    containers: SlotMap,
 }
+
+type SlotMap = HashMap<Box<str>, Slot, foldhash::fast::RandomState>;
 
 /// The cached statuses of one ID, after `Statuses::invalidate`.
 #[derive(Debug, Default)]
@@ -185,7 +187,7 @@ impl Statuses {
         self.of(kind).insert(id.into_boxed_str(), slot);
     }
 
-    fn of(&mut self, kind: StatusKind) -> &mut HashMap<Box<str>, Slot> {
+    fn of(&mut self, kind: StatusKind) -> &mut SlotMap {
         match kind {
             StatusKind::Sandbox => &mut self.sandboxes,
             StatusKind::Container => &mut self.containers,

@@ -55,8 +55,8 @@ impl Source {
 
     async fn follow(&self, trial: &mut Option<Instant>) -> Result<Code, Error> {
         let method = method::row(Rpc::GetContainerEvents);
-        let request = CallRequest::of(method, without_deadline(), Message::new(&[]).framed());
-        let calling = self.backend.call(request);
+        let mut request = CallRequest::of(method, without_deadline(), Message::new(&[]).framed());
+        let calling = self.backend.call(&mut request);
         let reply = self.on_trial(trial, calling).await?;
         if let Some(code) = codec::status_code(&reply.headers) {
             return Ok(code);

@@ -27,9 +27,26 @@ pub(crate) struct World {
     /// The crimux to measure.
     pub(crate) crimux: PathBuf,
     testkit: PathBuf,
+    /// Other versions of it, which are measured too.
+    pub(crate) versions: Vec<Version>,
     /// What goes before the command line of crimux.
     pub(crate) wrap: RefCell<Vec<String>>,
     started: RefCell<usize>,
+}
+
+/// Another version of crimux.
+#[derive(Debug, Clone)]
+pub(crate) struct Version {
+    /// Its name in tables.
+    pub(crate) name: String,
+    /// Its program.
+    pub(crate) program: PathBuf,
+}
+
+/// Reads `NAME=FILE`.
+pub(crate) fn parse_version(argument: &str) -> Result<Version> {
+    let (name, program) = argument.split_once('=').context("it is not NAME=FILE")?;
+    Ok(Version { name: name.to_owned(), program: program.into() })
 }
 
 /// A backend, or a proxy in front of some.
@@ -60,6 +77,7 @@ impl World {
             dir: dir.to_owned(),
             crimux: crimux.to_owned(),
             testkit: testkit.to_owned(),
+            versions: Vec::new(),
             wrap: RefCell::default(),
             started: RefCell::default(),
         }
@@ -94,9 +112,19 @@ impl World {
 
     /// Starts crimux in front of `backends`, which have so many containers in all.
     pub(crate) async fn crimux(&self, backends: &[Contender], containers: usize) -> Result<Contender> {
+        let own = Version { name: "crimux".to_owned(), program: self.crimux.clone() };
+        self.version(&own, backends, containers).await
+    }
+
+    async fn version(
+        &self,
+        version: &Version,
+        backends: &[Contender],
+        containers: usize,
+    ) -> Result<Contender> {
         let (dir, socket) = self.crimux_directory(backends)?;
-        let process = self.start_crimux(&dir)?;
-        let mut crimux = Contender { name: "crimux".to_owned(), socket, process };
+        let process = self.start(&version.program, &dir)?;
+        let mut crimux = Contender { name: version.name.clone(), socket, process };
         crimux.wait(containers).await.context("crimux does not serve")?;
         Ok(crimux)
     }
@@ -112,18 +140,29 @@ impl World {
 
     /// Starts crimux on such a directory; does not wait.
     pub(crate) fn start_crimux(&self, dir: &Path) -> Result<Process> {
+        self.start(&self.crimux, dir)
+    }
+
+    fn start(&self, program: &Path, dir: &Path) -> Result<Process> {
         let wrap = self.wrap.borrow();
         let mut words = wrap.iter().map(std::ffi::OsString::from).collect::<Vec<_>>();
-        words.extend([self.crimux.clone().into(), "serve".into(), "--config".into()]);
+        words.extend([program.into(), "serve".into(), "--config".into()]);
         words.push(dir.join("crimux.yaml").into());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]);
         Process::start(&self.dir, "crimux", &mut command)
     }
 
-    /// Starts the general proxies that are installed in front of one backend; says loudly which are missing.
+    /// Starts the other versions, and the general proxies that are installed, in front of one backend; says
+    /// loudly which are missing.
     pub(crate) async fn peers(&self, backend: &Contender, containers: usize) -> Vec<Contender> {
         let mut peers = Vec::new();
+        for version in &self.versions {
+            match self.version(version, std::slice::from_ref(backend), containers).await {
+                Ok(peer) => peers.push(peer),
+                Err(error) => eprintln!("bench: {} IS LEFT OUT: {error:#}", version.name),
+            }
+        }
         for (name, start) in [("nginx", Self::nginx as PeerStart), ("haproxy", Self::haproxy)] {
             let started = match start(self, backend) {
                 Ok(mut peer) => peer.wait(containers).await.map(|()| peer),

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 
 use case::Measured;
-use report::Report;
+use report::{Failure, Report};
 
 mod case;
 mod client;
@@ -49,6 +49,9 @@ struct Arguments {
     /// Make kubelet's calls at its pace instead, and print what a node pays a day.
     #[arg(long)]
     node: bool,
+    /// Measure this crimux too, in the same rounds and under this name.
+    #[arg(long, value_name = "NAME=FILE", value_parser = fleet::parse_version)]
+    version_of: Vec<fleet::Version>,
     /// A directory of its own for sockets, configurations and logs.
     #[arg(long)]
     dir: PathBuf,
@@ -88,7 +91,8 @@ async fn main() -> Result<()> {
 
 async fn run(arguments: &Arguments) -> Result<()> {
     let effort = if arguments.quick { Effort::QUICK } else { Effort::FULL };
-    let world = fleet::World::new(&arguments.dir, &arguments.crimux, &arguments.testkit);
+    let mut world = fleet::World::new(&arguments.dir, &arguments.crimux, &arguments.testkit);
+    world.versions.clone_from(&arguments.version_of);
     if arguments.syscalls {
         return syscalls::count(&world).await;
     }
@@ -100,21 +104,27 @@ async fn run(arguments: &Arguments) -> Result<()> {
     }
     let mut report = Report::new(&world, arguments.quick);
     for group in plan::GROUPS {
-        if group.cases.iter().any(|case| case.contains(&arguments.only)) {
-            let measured = plan::run(group, &world, &arguments.only, effort).await?;
-            report.cases.extend(measured);
+        for (case, measured) in plan::run(group, &world, &arguments.only, effort).await {
+            match measured {
+                Ok(measured) => report.cases.push(measured),
+                Err(error) => report.failures.push(Failure::of(case, &error)),
+            }
         }
     }
     if "footprint".contains(&arguments.only) {
         eprintln!("bench: footprint: memory and start");
-        report.footprint = Some(footprint::measure(&world, effort).await?);
+        match footprint::measure(&world, effort).await {
+            Ok(footprint) => report.footprint = Some(footprint),
+            Err(error) => report.failures.push(Failure::of("footprint", &error)),
+        }
     }
-    ensure!(!report.cases.is_empty() || report.footprint.is_some(), "no case is named like that");
+    ensure!(!report.is_empty(), "no case is named like that");
     report.verdicts = verdict::judge(&report);
     print!("{report}");
     if let Some(file) = &arguments.json {
         let json = serde_json::to_vec_pretty(&report.to_json())?;
         std::fs::write(file, json).with_context(|| format!("cannot write {}", file.display()))?;
     }
+    ensure!(report.failures.is_empty(), "{} of the cases failed", report.failures.len());
     report.cases.iter().try_for_each(Measured::check)
 }

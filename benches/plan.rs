@@ -61,31 +61,72 @@ pub(crate) fn describe(case: &str) -> &'static str {
     }
 }
 
-/// Measures the cases of a group that are wanted.
-pub(crate) async fn run(group: &Group, world: &World, only: &str, effort: Effort) -> Result<Vec<Measured>> {
-    let backends = world.backends(1, group.stock).await?;
-    let crimux = world.crimux(&backends, group.stock.containers).await?;
-    let peers = world.peers(&backends[0], group.stock.containers).await;
-    let direct = entry(&backends[0], "direct", true);
-    let mut everybody = vec![Entry { process: None, ..direct.clone() }, entry(&crimux, "crimux", true)];
-    everybody.extend(peers.iter().map(|peer| entry(peer, &peer.name, true)));
-    let mut measured = Vec::new();
+/// Measures the cases of a group that are wanted. After a case that fails the next one gets new processes.
+pub(crate) async fn run(
+    group: &Group,
+    world: &World,
+    only: &str,
+    effort: Effort,
+) -> Vec<(&'static str, Result<Measured>)> {
+    let mut all = Vec::new();
+    let mut running = None;
     for &case in group.cases.iter().filter(|case| case.contains(only)) {
         eprintln!("bench: {case}: {}", describe(case));
-        let load = load(case, &backends[0]).await?;
+        let measuring = async {
+            let everybody = match running.take() {
+                Some(everybody) => everybody,
+                None => Everybody::start(world, group.stock).await?,
+            };
+            let measured = everybody.measure(case, world, group, effort).await?;
+            running = Some(everybody);
+            Ok(measured)
+        };
+        let measured: Result<Measured> = measuring.await;
+        if let Err(error) = &measured {
+            eprintln!("bench: {case} FAILED: {error:#}");
+        }
+        all.push((case, measured));
+    }
+    all
+}
+
+/// One backend, and everybody who stands in front of it.
+struct Everybody {
+    backend: Contender,
+    proxies: Vec<Contender>,
+}
+
+impl Everybody {
+    async fn start(world: &World, stock: Stock) -> Result<Self> {
+        let backend = world.backend(stock).await?;
+        let mut proxies = vec![world.crimux(std::slice::from_ref(&backend), stock.containers).await?];
+        proxies.extend(world.peers(&backend, stock.containers).await);
+        Ok(Self { backend, proxies })
+    }
+
+    async fn measure(
+        &self,
+        case: &'static str,
+        world: &World,
+        group: &Group,
+        effort: Effort,
+    ) -> Result<Measured> {
+        let direct = Entry { process: None, ..entry(&self.backend, "direct", true) };
+        let load = load(case, &self.backend).await?;
         if case.starts_with("one-pod") {
             let spread = Spread::start(world, group).await?;
             let (load, entries) = spread.of_one_pod().await?;
-            measured.push(measure(case, &entries, &load, effort).await?);
-        } else if case.starts_with("fan-out") {
-            let spread = Spread::start(world, group).await?;
-            let entries: Vec<_> = everybody[..1].iter().cloned().chain(spread.entries()).collect();
-            measured.push(measure(case, &entries, &load, effort).await?);
-        } else {
-            measured.push(measure(case, &everybody, &load, effort).await?);
+            return measure(case, &entries, &load, effort).await;
         }
+        if case.starts_with("fan-out") {
+            let spread = Spread::start(world, group).await?;
+            let entries: Vec<_> = std::iter::once(direct).chain(spread.entries()).collect();
+            return measure(case, &entries, &load, effort).await;
+        }
+        let proxies = self.proxies.iter().map(|proxy| entry(proxy, &proxy.name, true));
+        let entries: Vec<_> = std::iter::once(direct).chain(proxies).collect();
+        measure(case, &entries, &load, effort).await
     }
-    Ok(measured)
 }
 
 /// Several crimuxes by name, each in front of its own backends.

@@ -20,11 +20,26 @@ pub(crate) struct Report {
     pub(crate) cases: Vec<Measured>,
     /// Memory and start.
     pub(crate) footprint: Option<Footprint>,
+    /// Cases that could not be measured.
+    pub(crate) failures: Vec<Failure>,
     /// How the targets were met.
     pub(crate) verdicts: Vec<Verdict>,
     quick: bool,
     /// What it was measured with and on, a line each.
     context: Vec<String>,
+}
+
+/// A case that could not be measured. It costs no other case its rows.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    case: &'static str,
+    reason: String,
+}
+
+impl Failure {
+    pub(crate) fn of(case: &'static str, error: &anyhow::Error) -> Self {
+        Self { case, reason: format!("{error:#}") }
+    }
 }
 
 impl Report {
@@ -39,13 +54,22 @@ impl Report {
             format!("load average at the start: {}", read("/proc/loadavg")),
             version(world.crimux.as_os_str(), "--version"),
         ];
+        for other in &world.versions {
+            context.push(format!("{}: {}", other.name, version(other.program.as_os_str(), "--version")));
+        }
         for (peer, flag) in [("nginx", "-v"), ("haproxy", "-v")] {
             context.push(match find(peer) {
                 Some(program) => version(program.as_os_str(), flag),
                 None => format!("{peer} IS MISSING and left out"),
             });
         }
-        Self { cases: Vec::new(), footprint: None, verdicts: Vec::new(), quick, context }
+        let (cases, failures, verdicts) = (Vec::new(), Vec::new(), Vec::new());
+        Self { cases, footprint: None, failures, verdicts, quick, context }
+    }
+
+    /// Tells whether nothing was measured, nor failed.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cases.is_empty() && self.footprint.is_none() && self.failures.is_empty()
     }
 
     /// Returns everything as JSON; times in microseconds, memory in bytes.
@@ -63,8 +87,10 @@ impl Report {
                     "start_ms": footprint.start, "start_large_ms": footprint.start_large,
                     "events_cpu_ms_per_second": footprint.events })
         });
+        let failures =
+            self.failures.iter().map(|Failure { case, reason }| json!({ "case": case, "reason": reason }));
         json!({ "quick": self.quick, "context": self.context, "rows": rows, "footprint": footprint,
-                "verdicts": verdicts.collect::<Vec<_>>() })
+                "failures": failures.collect::<Vec<_>>(), "verdicts": verdicts.collect::<Vec<_>>() })
     }
 
     fn rows(&self) -> impl Iterator<Item = (&Measured, &Row)> {
@@ -114,6 +140,9 @@ impl fmt::Display for Report {
         }
         if let Some(footprint) = &self.footprint {
             write_footprint(out, footprint)?;
+        }
+        for Failure { case, reason } in &self.failures {
+            writeln!(out, "\n{case} FAILED, and has no rows: {reason}")?;
         }
         writeln!(
             out,

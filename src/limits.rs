@@ -5,12 +5,14 @@
 //! configuration gives, and what is told of a limit that is reached: a counter, and a line in the log at most
 //! once a minute.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use grpc_http2::server::ServerConfig;
 use grpc_http2::{Budget, Limit, LimitHook};
 use prometheus::IntCounter;
+use tokio_util::sync::CancellationToken;
 
 use crate::codec;
 use crate::config::Limits;
@@ -26,7 +28,9 @@ const NAMES: [&str; 6] =
 #[derive(Debug)]
 pub struct ClientLimits {
     current: Mutex<Limits>,
-    connections: AtomicUsize,
+    connections: Mutex<Connections>,
+    /// Increases with each call that ends.
+    ended_calls: AtomicU64,
     streams: AtomicUsize,
     request_budget: Arc<Budget>,
     unread_budget: Arc<Budget>,
@@ -34,20 +38,44 @@ pub struct ClientLimits {
     log_limits: Mutex<[LogLimit; NAMES.len()]>,
 }
 
+/// The connections that clients have open.
+#[derive(Debug, Default)]
+struct Connections {
+    /// How many were ever accepted; the next one's number.
+    count: u64,
+    open: BTreeMap<u64, Arc<Connection>>,
+}
+
+/// One connection.
+#[derive(Debug)]
+struct Connection {
+    limits: Arc<ClientLimits>,
+    /// Its calls in flight.
+    calls: AtomicUsize,
+    /// [`ClientLimits::ended_calls`] when its last call ended, or when it was accepted.
+    last_used: AtomicU64,
+    /// Cancelled when it is to make room for another one.
+    evicted: CancellationToken,
+}
+
 /// The place of one connection; given back when dropped.
 #[derive(Debug)]
-pub struct ConnectionSlot(Arc<ClientLimits>);
+pub struct ConnectionSlot {
+    number: u64,
+    connection: Arc<Connection>,
+}
 
-/// An open stream, for the count alone: the HTTP/2 crate holds each connection to its limit.
+/// An open stream, for the counts alone: the HTTP/2 crate holds each connection to its limit.
 #[derive(Debug)]
-pub struct OpenStream(Arc<ClientLimits>);
+pub struct OpenStream(Arc<Connection>);
 
 impl ClientLimits {
     /// Starts with these limits.
     pub fn new(limits: &Limits, metrics: &Metrics) -> Arc<Self> {
         Arc::new(Self {
             current: Mutex::new(*limits),
-            connections: AtomicUsize::new(0),
+            connections: Mutex::default(),
+            ended_calls: AtomicU64::new(0),
             streams: AtomicUsize::new(0),
             request_budget: Budget::new(limits.request_bytes),
             unread_budget: Budget::new(limits.unread_bytes),
@@ -64,26 +92,36 @@ impl ClientLimits {
         *lock(&self.current) = *limits;
     }
 
-    /// Takes a place for a connection; `None` if all are taken.
+    /// Takes a place for a connection; `None` if all are taken. Of the last eighth of the places each is
+    /// taken at the cost of the connection that has been idle for the longest time: a client that never
+    /// closes its connections, as critest, locks out neither others nor itself.
     pub fn accept_connection(self: &Arc<Self>) -> Option<ConnectionSlot> {
         let limit = self.current().connections;
-        if self.connections.fetch_add(1, Ordering::Relaxed) < limit {
-            return Some(ConnectionSlot(Arc::clone(self)));
+        let mut connections = lock(&self.connections);
+        let open = connections.open.len();
+        if open >= limit {
+            drop(connections);
+            self.note_reached(0);
+            return None;
         }
-        self.connections.fetch_sub(1, Ordering::Relaxed);
-        self.note_reached(0);
-        None
-    }
-
-    /// Counts a call until the returned value is dropped.
-    pub fn open_stream(self: &Arc<Self>) -> OpenStream {
-        self.streams.fetch_add(1, Ordering::Relaxed);
-        OpenStream(Arc::clone(self))
+        if open >= limit - limit / 8 {
+            connections.evict_idle();
+        }
+        let connection = Arc::new(Connection {
+            limits: Arc::clone(self),
+            calls: AtomicUsize::new(0),
+            last_used: AtomicU64::new(self.ended_calls.load(Ordering::Relaxed)),
+            evicted: CancellationToken::new(),
+        });
+        let number = connections.count;
+        connections.count += 1;
+        connections.open.insert(number, Arc::clone(&connection));
+        Some(ConnectionSlot { number, connection })
     }
 
     /// Returns how many connections and streams clients have open.
     pub fn open(&self) -> (usize, usize) {
-        (self.connections.load(Ordering::Relaxed), self.streams.load(Ordering::Relaxed))
+        (lock(&self.connections).open.len(), self.streams.load(Ordering::Relaxed))
     }
 
     /// Returns what a connection announces and accepts.
@@ -115,15 +153,50 @@ impl ClientLimits {
     }
 }
 
+impl Connections {
+    /// Evicts the connection without a call in flight that was used before all others of that kind.
+    fn evict_idle(&self) {
+        let is_idle = |connection: &&Arc<Connection>| {
+            connection.calls.load(Ordering::Relaxed) == 0 && !connection.evicted.is_cancelled()
+        };
+        let idle = self.open.values().filter(is_idle);
+        if let Some(oldest) = idle.min_by_key(|connection| connection.last_used.load(Ordering::Relaxed)) {
+            oldest.evicted.cancel();
+        }
+    }
+}
+
+impl ConnectionSlot {
+    /// Counts a call until the returned value is dropped.
+    pub fn open_stream(&self) -> OpenStream {
+        self.connection.calls.fetch_add(1, Ordering::Relaxed);
+        self.connection.limits.streams.fetch_add(1, Ordering::Relaxed);
+        OpenStream(Arc::clone(&self.connection))
+    }
+
+    /// Completes when the connection is to make room for another one.
+    pub async fn evicted(&self) {
+        self.connection.evicted.cancelled().await;
+    }
+
+    /// Returns whether a call is in flight.
+    pub fn is_used(&self) -> bool {
+        self.connection.calls.load(Ordering::Relaxed) > 0
+    }
+}
+
 impl Drop for ConnectionSlot {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        lock(&self.connection.limits.connections).open.remove(&self.number);
     }
 }
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        self.0.streams.fetch_sub(1, Ordering::Relaxed);
+        let Connection { limits, calls, last_used, .. } = &*self.0;
+        limits.streams.fetch_sub(1, Ordering::Relaxed);
+        last_used.store(limits.ended_calls.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+        calls.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

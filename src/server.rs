@@ -9,12 +9,14 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use grpc_http2::Reason;
 use grpc_http2::server::{self as http2, IncomingRequest};
 use socket2::SockRef;
 use tokio::net::{UnixListener, UnixStream};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tower::Service;
 
@@ -29,6 +31,10 @@ mod sockets;
 /// `SO_SNDBUF` of a client's connection, in bytes; the kernel may halve or cap it. A list of hundreds of
 /// kilobytes then takes one write.
 const SEND_BUFFER: usize = 1 << 20;
+
+/// How long a client of an idle connection that makes room for another one may take to say that it opens no
+/// more calls on it.
+const EVICTION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A listening socket.
 #[derive(Debug)]
@@ -117,26 +123,33 @@ impl Listener {
 /// Serves the calls of one client until it disconnects, or until the drain has begun and the last call has
 /// ended.
 async fn serve_connection(stream: UnixStream, mut proxy: Proxy, slot: ConnectionSlot, drain: Drain) {
-    let _slot = slot;
     if let Err(error) = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER) {
         tracing::debug!(%error, "the send buffer of a client's connection keeps its size");
     }
     let mut client = http2::handshake(stream, proxy.limits().http2());
-    let mut draining = pin!(drain.into_begun());
-    let mut is_draining = false;
+    let (mut draining, mut evicted) = (pin!(drain.into_begun()), pin!(slot.evicted()));
+    let (mut is_closing, mut is_evicted) = (false, false);
+    let mut unanswered = pin!(tokio::time::sleep(Duration::MAX));
     loop {
         let call = tokio::select! {
             biased;
             call = client.accept() => call,
-            () = &mut draining, if !is_draining => {
-                is_draining = true;
+            () = &mut draining, if !is_closing => {
+                is_closing = true;
                 client.graceful_shutdown();
                 continue;
             }
+            () = &mut evicted, if !is_evicted => {
+                (is_closing, is_evicted) = (true, true);
+                client.graceful_shutdown();
+                unanswered.as_mut().reset(Instant::now() + EVICTION_TIMEOUT);
+                continue;
+            }
+            () = &mut unanswered, if is_evicted && !slot.is_used() => return,
         };
         match call {
             Some(Ok(IncomingRequest { request, mut respond })) => {
-                let (answer, stream) = (proxy.call(request), proxy.limits().open_stream());
+                let (answer, stream) = (proxy.call(request), slot.open_stream());
                 tokio::spawn(async move {
                     let _stream = stream;
                     if let Some(Ok(response)) = respond.unless_cancelled(answer).await {

@@ -42,6 +42,34 @@ async fn fails(config: &Path) -> (Option<i32>, String) {
 }
 
 #[tokio::test]
+async fn a_client_that_closes_none_of_its_connections_locks_nobody_out() {
+    let runtime = SimRuntime::builder("a").events().start().await;
+    let crimux = start_with(&runtime, |yaml, _| format!("{yaml}limits: {{ connections: 16 }}\n")).await;
+    let is_served = async |client: &Client| {
+        let request = cri::VersionRequest { version: "0.1.0".to_owned() };
+        client.runtime().version(request).await.is_ok()
+    };
+    let listening = crimux.client();
+    let events = listening.runtime().get_container_events(cri::GetEventsRequest {}).await.unwrap();
+    let mut events = events.into_inner();
+    let mut clients = Vec::new();
+    for number in 0..100 {
+        let client = Client::unix(crimux.socket());
+        // The last places are given back once an idle client has heard that it makes room.
+        eventually(SOON, async || is_served(&client).await).await;
+        clients.push(client);
+        let open = crimux.metric("crimux_client_connections").await.unwrap();
+        assert!(open <= 16.0, "{open} connections are open after {number}");
+    }
+    crimux.client().runtime().run_pod_sandbox(sandbox_config("p").run("")).await.unwrap();
+    let event = events.message().await.unwrap();
+    assert!(event.is_some(), "a connection with a call in flight is not idle");
+    for client in &clients {
+        eventually(SOON, async || is_served(client).await).await;
+    }
+}
+
+#[tokio::test]
 async fn the_socket_has_its_mode_and_owner_and_its_directory_is_made() {
     let runtime = SimRuntime::builder("a").start().await;
     let crimux = start_with(&runtime, |yaml, _| yaml.replace("/crimux.sock", "/deep/er/crimux.sock")).await;

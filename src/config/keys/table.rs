@@ -325,7 +325,7 @@ pub const KEYS: &[Key] = &[
         "limits.connections",
         Integer { min: 8, max: 100_000 },
         Is("256"),
-        "Connections of clients to all sockets together. One more is closed at once.",
+        "Connections of clients to all sockets together. One more is closed at once; for each of the last eighth an idle one is.",
     ),
     key(
         "limits.streams",

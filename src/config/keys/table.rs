@@ -49,7 +49,7 @@ pub const KEYS: &[Key] = &[
     key(
         "state_dir",
         Directory,
-        Is("/var/lib/crimux"),
+        Is(crate::config::DEFAULT_STATE_DIR),
         "Directory of what must survive a restart: who owns which sandbox, and the last lists. Keep it on a disk of the \
          node; crimux makes it, readable by its owner alone.",
     ),
@@ -136,7 +136,8 @@ pub const KEYS: &[Key] = &[
         Boolean,
         Is("false"),
         "Whether the node's lists do without this backend until it was listed for the first time. Otherwise a start that \
-         knows nothing of it makes them wait: what it holds must not seem gone.",
+         knows nothing of it makes them wait: what it holds must not seem gone. Neither the default backend nor a required \
+         one can be optional.",
     ),
     key(
         "backends.*.local",
@@ -261,7 +262,8 @@ pub const KEYS: &[Key] = &[
         "handlers.*.split",
         List,
         NOTHING,
-        "Several backends that share the handler's new sandboxes by weight, for moving a node from one runtime to another.",
+        "Several backends that share the handler's new sandboxes by weight, for moving a node from one runtime to another. No \
+         two shares have the same backend and handler.",
     ),
     key("handlers.*.split[]", Section, Required, "One share."),
     key("handlers.*.split[].backend", Backend, Required, "The backend of this share."),

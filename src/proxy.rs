@@ -40,6 +40,7 @@ use reply::{CallRecorder, Outcome};
 
 mod answer;
 mod cgroup_drivers;
+mod command_log;
 mod creation;
 mod descriptors;
 mod events;

@@ -150,12 +150,13 @@ async fn serve_connection(stream: UnixStream, mut proxy: Proxy, slot: Connection
         match call {
             Some(Ok(IncomingRequest { request, mut respond })) => {
                 let (answer, stream) = (proxy.call(request), slot.open_stream());
-                tokio::spawn(async move {
+                // Boxed, so that the runtime moves a pointer and not the future.
+                tokio::spawn(Box::pin(async move {
                     let _stream = stream;
                     if let Some(Ok(response)) = respond.unless_cancelled(answer).await {
                         respond.send_response(response).await;
                     }
-                });
+                }));
                 continue;
             }
             Some(Err(error)) => tracing::debug!(%error, "a client's connection failed"),

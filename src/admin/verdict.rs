@@ -47,7 +47,7 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     let text = ok
         .into_iter()
         .chain(parts)
-        .chain(removed(status))
+        .chain(removed_backends(status))
         .chain(drained_handlers(routes))
         .collect::<Vec<_>>()
         .join("; ");
@@ -111,7 +111,7 @@ fn refused_handlers(routes: &[RouteView]) -> Option<String> {
 
 /// Names the backends that the file does not name and that still have pods. That is no outage, but the file
 /// is not all that the node runs.
-fn removed(status: &StatusView) -> impl Iterator<Item = String> {
+fn removed_backends(status: &StatusView) -> impl Iterator<Item = String> {
     let removed = status.backends.iter().filter(|backend| !backend.configured && backend.sandboxes > 0);
     removed.map(|BackendView { name, sandboxes, .. }| {
         format!("{name} is not in the configuration: served until its {sandboxes} sandboxes are gone")

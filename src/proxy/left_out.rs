@@ -84,8 +84,8 @@ impl LeftOut {
         self.recent(backend, |_| true)
     }
 
-    /// Returns those of [`LeftOut::of`] that are a fault of the backend. A method that it does not implement is
-    /// no fault, and a text that was repaired lacks nothing.
+    /// Returns those of [`LeftOut::of`] that are a fault of the backend. A method that it does not implement
+    /// is no fault, and a text that was repaired lacks nothing.
     pub fn faults_of(&self, backend: &str) -> Vec<String> {
         self.recent(backend, |case| case.is_fault)
     }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The new process gives a record a number of its own: lists that it requests later show what the record
-//! says. What calls and operators changed is taken. Of what the old process concludes from lists,
-//! that is taken which concerns a backend that the new one has not listed itself: [`StateStore::hand_over_lists`].
+//! says. What calls and operators changed is taken. Of what the old process concludes from lists, that is
+//! taken which concerns a backend that the new one has not listed itself: [`StateStore::hand_over_lists`].
 
 use std::io;
 use std::os::unix::net::UnixStream;

@@ -131,20 +131,22 @@ async fn fail_commands(crimux: &Crimux, b: &SimRuntime) {
     }
 }
 
+/// The commands that a line of the log says the failure of, as [`fail_commands`] calls them.
+const COMMANDS: [&str; 6] = [
+    "StopPodSandbox",
+    "StopContainer",
+    "ReopenContainerLog",
+    "UpdateRuntimeConfig",
+    "PullImage",
+    "RemoveImage",
+];
+
 #[tokio::test]
 async fn a_command_that_keeps_failing_is_one_line_a_minute_with_its_pod_and_the_backends_words() {
     let (_a, b, crimux) = two().await;
     b.state().add_image("old:1");
     // The pod of the pull.
     crimux.client().runtime().run_pod_sandbox(sandbox_config("web").run("b")).await.unwrap();
-    const COMMANDS: [&str; 6] = [
-        "StopPodSandbox",
-        "StopContainer",
-        "ReopenContainerLog",
-        "UpdateRuntimeConfig",
-        "PullImage",
-        "RemoveImage",
-    ];
     for method in COMMANDS.into_iter().chain(["ExecSync"]) {
         b.fault(method, Fault::error(Code::Unknown, format!("the shim is gone {}", "x".repeat(5000))));
     }

@@ -34,8 +34,7 @@ async fn live_a_pod(crimux: &Crimux, handler: &str) {
     let exec =
         cri::ExecSyncRequest { container_id: container_id.clone(), cmd: vec!["true".into()], timeout: 1 };
     runtime.exec_sync(exec).await.unwrap();
-    let stats = cri::ContainerStatsRequest { container_id: container_id.clone() };
-    runtime.container_stats(stats).await.unwrap();
+    runtime.container_stats(cri::ContainerStatsRequest { container_id: container_id.clone() }).await.unwrap();
     let stop = cri::StopContainerRequest { container_id: container_id.clone(), timeout: 1 };
     runtime.stop_container(stop).await.unwrap();
     runtime.remove_container(cri::RemoveContainerRequest { container_id }).await.unwrap();
@@ -81,7 +80,7 @@ async fn twenty_backends_are_less_than_half_a_megabyte_a_scrape() {
     let crimux = Crimux::start_in(dir, &yaml);
     crimux.wait_ready().await;
     for (name, _) in &named {
-        live_a_pod(&crimux, name).await;
+        Box::pin(live_a_pod(&crimux, name)).await;
     }
     look_at_the_node(&crimux).await;
     let (_, text) = crimux.get("/metrics").await.unwrap();

@@ -47,6 +47,7 @@ fn route(state: &str, refused: Option<&str>) -> RouteView {
 }
 
 #[test]
+#[allow(clippy::too_many_lines, reason = "a table")]
 fn each_state_has_its_level_its_words_and_its_section() {
     use Level::{Degraded, NotReady, Ok};
     let of_b = |change: Value| json!({ "backends": [{}, change] });

@@ -2,8 +2,8 @@
 //!
 //! The pace is that of a recorded kubelet 1.36 in a quiet minute, rounded up, with an exec probe for each pod
 //! and one container that exits and starts again every five seconds. CPU time and bytes written are counted
-//! for [`MEASURED`] and given for a day; the same calls go to a runtime directly meanwhile. Memory is looked at
-//! before the first call, and after the restarts of a day without a pause.
+//! for [`MEASURED`] and given for a day; the same calls go to a runtime directly meanwhile. Memory is looked
+//! at before the first call, and after the restarts of a day without a pause.
 
 use std::cell::RefCell;
 use std::collections::HashMap;

@@ -166,8 +166,8 @@ impl StateStore {
         Self::open_marked(state_dir, boot_id, None)
     }
 
-    /// As [`StateStore::open`]. `mark` is a file outside of `state_dir`, which says that the state there is not
-    /// whole where not even a file in it can be renamed.
+    /// As [`StateStore::open`]. `mark` is a file outside of `state_dir`, which says that the state there is
+    /// not whole where not even a file in it can be renamed.
     pub fn open_marked(
         state_dir: &Path,
         boot_id: &str,

@@ -82,7 +82,7 @@ impl Backends {
     ///
     /// | step | what a call sees after it |
     /// |---|---|
-    /// | instances of the file and removed ones are run or reconfigured | deadlines and limits of backends that stay |
+    /// | instances are run or reconfigured, removed ones too | deadlines and limits of backends that stay |
     /// | who they are is in the journal | the same |
     /// | backends are published | new ones, and new names of old ones; handlers still lead as before |
     /// | handlers and configuration are replaced | new routes |

@@ -188,7 +188,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
 
     /// Parses a path; one that no URI can have is `/`.
     fn uri(&mut self, path: Bytes) -> Uri {
-        if path != self.last_uri.path() {
+        if self.last_uri.path_and_query().is_none_or(|last| path != last.as_str()) {
             let (len, path) = (path.len(), Some(path).filter(|path| path.starts_with(b"/")));
             let uri = path.and_then(|path| Uri::from_maybe_shared(path).ok()).unwrap_or_default();
             if len > MAX_LAST_PATH {

@@ -85,11 +85,16 @@ impl ClientLimits {
         })
     }
 
-    /// Replaces the limits. Streams and metadata of a connection stay as they were announced to it.
+    /// Replaces the limits. Streams and metadata of a connection stay as they were announced to it; of
+    /// connections that are too many now, the idle ones are closed.
     pub fn replace(&self, limits: &Limits) {
         self.request_budget.set_limit(limits.request_bytes);
         self.unread_budget.set_limit(limits.unread_bytes);
         *lock(&self.current) = *limits;
+        let connections = lock(&self.connections);
+        for _ in limits.connections..connections.open.len() {
+            connections.evict_idle();
+        }
     }
 
     /// Takes a place for a connection; `None` if all are taken. Of the last eighth of the places each is
@@ -99,13 +104,13 @@ impl ClientLimits {
         let limit = self.current().connections;
         let mut connections = lock(&self.connections);
         let open = connections.open.len();
+        if open >= limit - limit / 8 {
+            connections.evict_idle();
+        }
         if open >= limit {
             drop(connections);
             self.note_reached(0);
             return None;
-        }
-        if open >= limit - limit / 8 {
-            connections.evict_idle();
         }
         let connection = Arc::new(Connection {
             limits: Arc::clone(self),
@@ -207,5 +212,45 @@ fn index(limit: Limit) -> usize {
         Limit::RequestBytes => 3,
         Limit::ReceiveTime => 4,
         Limit::UnreadBytes => 5,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(connections: usize) -> Limits {
+        let (streams, metadata_bytes, bytes) = (1000, 1 << 16, 1 << 20);
+        Limits {
+            connections,
+            streams,
+            metadata_bytes,
+            request_bytes: bytes,
+            unread_bytes: bytes,
+            list_bytes: bytes,
+        }
+    }
+
+    fn evicted(slots: &[ConnectionSlot]) -> Vec<usize> {
+        let is_evicted = |(_, slot): &(usize, &ConnectionSlot)| slot.connection.evicted.is_cancelled();
+        slots.iter().enumerate().filter(is_evicted).map(|(number, _)| number).collect()
+    }
+
+    #[test]
+    fn the_connection_that_is_idle_for_the_longest_time_makes_room() {
+        let current = ClientLimits::new(&limits(16), &Metrics::new().unwrap());
+        let mut slots: Vec<_> = (0..14).map(|_| current.accept_connection().unwrap()).collect();
+        let _in_flight = slots[0].open_stream();
+        drop(slots[1].open_stream());
+        assert_eq!(evicted(&slots), [0; 0]);
+        slots.push(current.accept_connection().unwrap());
+        assert_eq!(evicted(&slots), [2], "0 has a call in flight, 1 had one lately");
+        slots.push(current.accept_connection().unwrap());
+        assert!(current.accept_connection().is_none(), "all places are taken");
+        assert_eq!(evicted(&slots), [2, 3, 4], "the next attempt finds room");
+        current.replace(&limits(8));
+        assert_eq!(evicted(&slots).len(), 3 + 8);
+        drop(slots);
+        assert_eq!(current.open(), (0, 1));
     }
 }

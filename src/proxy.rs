@@ -2,7 +2,7 @@
 //! crimux.
 //!
 //! ```text
-//! request → method::find → collect_request → Call::answer, by the row's route → CallRecorder::respond
+//! request → method::parse_path → collect_request → Call::answer, by the row's route → CallRecorder::respond
 //!
 //! Owner       forward_to_owner    owner.rs, forward.rs    one backend: the owner of the ID
 //! Handler     create_on_handler   forward.rs              one backend: a target of the runtime handler
@@ -15,7 +15,7 @@
 //! ```
 //!
 //! `serve` reads top to bottom; each route has a verb and a file below `proxy/`. The stages (router, backend,
-//! merge, snapshot) never call each other: only this module knows their order.
+//! merge, state) never call each other: only this module knows their order.
 
 use std::convert::Infallible;
 use std::pin::Pin;

@@ -145,7 +145,13 @@ async fn serve_connection(stream: UnixStream, mut proxy: Proxy, slot: Connection
                 unanswered.as_mut().reset(Instant::now() + EVICTION_TIMEOUT);
                 continue;
             }
-            () = &mut unanswered, if is_evicted && !slot.is_used() => return,
+            () = &mut unanswered, if is_evicted => {
+                if !slot.is_used() {
+                    return;
+                }
+                unanswered.as_mut().reset(Instant::now() + EVICTION_TIMEOUT);
+                continue;
+            }
         };
         match call {
             Some(Ok(IncomingRequest { request, mut respond })) => {

@@ -75,8 +75,9 @@ impl Limit {
 }
 
 impl Succession {
-    /// Starts this program and hands everything over to it. `release_state` writes down what is known, and
-    /// makes the given stream the place of further changes.
+    /// Starts this program and hands everything over to it; what is in memory alone only if this process
+    /// `is_current`, since one that was replaced has not seen all calls. `release_state` writes down what is
+    /// known, and makes the given stream the place of further changes.
     ///
     /// # Errors
     /// If the process does not serve before the limit; it has ended then.
@@ -84,10 +85,11 @@ impl Succession {
         &self,
         binary: &Path,
         limit: &Limit,
+        is_current: bool,
         release_state: impl AsyncFnOnce(UnixStream) -> anyhow::Result<()>,
     ) -> anyhow::Result<Successor> {
         let mut successor = self.start(binary)?;
-        let served = self.steps(&mut successor, limit, release_state).await;
+        let served = self.steps(&mut successor, limit, is_current, release_state).await;
         match served {
             Ok(()) => {
                 successor.serves = true;
@@ -104,6 +106,7 @@ impl Succession {
         &self,
         successor: &mut Successor,
         limit: &Limit,
+        is_current: bool,
         release_state: impl AsyncFnOnce(UnixStream) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
         let offer = Offer {
@@ -128,10 +131,12 @@ impl Succession {
             _ => None,
         };
         (successor.version, successor.sockets) = limit.hold(successor.expect(ready)).await?;
-        self.node.state_store.hand_over_lists().await;
-        let memory = handover::file_of(&serde_json::to_vec(&self.node.memory())?)?;
-        let fds = [memory.as_fd()];
-        successor.channel.send(&HandoverMessage::Memory, &fds).await.context("it took no memory")?;
+        if is_current {
+            self.node.state_store.hand_over_lists().await;
+            let memory = handover::file_of(&serde_json::to_vec(&self.node.memory())?)?;
+            let fds = [memory.as_fd()];
+            successor.channel.send(&HandoverMessage::Memory, &fds).await.context("it took no memory")?;
+        }
         systemd::main_pid(successor.pid);
         if let Err(error) = successor.channel.send(&HandoverMessage::Serve, &[]).await {
             systemd::main_pid(std::process::id());
@@ -146,7 +151,7 @@ impl Succession {
         let own = PathBuf::from("/proc/self/exe");
         for binary in [&binary, &own].into_iter().cycle() {
             let limit = Limit { deadline: Instant::now() + REPLACEMENT, interrupt: interrupt.clone() };
-            let passed = self.pass(binary, &limit, async |changes| {
+            let passed = self.pass(binary, &limit, false, async |changes| {
                 let store = Arc::clone(&self.node.state_store);
                 Ok(tokio::task::spawn_blocking(move || store.hand_on(changes)).await?)
             });

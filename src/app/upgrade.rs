@@ -113,7 +113,7 @@ impl App {
         });
         let limit = Limit { deadline: Instant::now() + within, interrupt };
         let (writer, store) = (&mut self.writer, Arc::clone(&self.node.state_store));
-        let passed = succession.pass(&binary, &limit, async |changes| {
+        let passed = succession.pass(&binary, &limit, true, async |changes| {
             writer.stop().await;
             store.wait_for_journal().await;
             let handed = tokio::task::spawn_blocking(move || store.hand_over(changes));

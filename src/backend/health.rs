@@ -18,7 +18,7 @@ use crate::mutex::lock;
 /// The state that operators see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BackendState {
-    /// Added while saved state exists, and not listed yet; left out of lists.
+    /// A reload added it, or the node may start without it, and it was not listed yet; left out of lists.
     Joining,
     /// Connected, and every class is in time.
     Ready,

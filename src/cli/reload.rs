@@ -33,7 +33,11 @@ impl ReloadArgs {
         }
         let reloaded: ReloadReport = self.client.post(&format!("/v1/reload?force={}", self.force)).await?;
         print(&lines(&reloaded))?;
-        if let Some(other) = self.client.named_config().filter(|named| !is_same(named, &reloaded.file)) {
+        if let Some(other) = self
+            .client
+            .named_config()
+            .filter(|named| !reloaded.file.is_empty() && !is_same(named, &reloaded.file))
+        {
             let (other, file) = (other.display(), &reloaded.file);
             eprintln!(
                 "crimux: the running crimux reads {file}, not {other}, which only named its admin socket"

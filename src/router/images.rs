@@ -164,7 +164,10 @@ impl Router {
     /// A call with the `config.seen` of a known pod.
     fn route_by_config_seen(&self, request: &ImageRequest<'_>) -> Option<ImageRoute> {
         let seen = request.annotations.config_seen;
-        let pods = self.ready_pods(|record| !seen.is_empty() && &*record.config_seen == seen);
+        if seen.is_empty() {
+            return None;
+        }
+        let pods = self.ready_pods(|record| &*record.config_seen == seen);
         let route = || ImageRoute { rule: Rule::ConfigSeen, stores: self.targets(request.handler, &pods) };
         (!pods.is_empty()).then(route)
     }

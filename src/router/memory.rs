@@ -18,7 +18,7 @@ use super::owners::{HandedCreation, HandedRemoval};
 pub struct RouterMemory {
     aims: Vec<HandedAim>,
     starts: Vec<HandedStart>,
-    /// `config.seen` by the uid of the pod.
+    /// `config.seen` by the ID of the sandbox.
     config_seen: HashMap<String, String>,
     creations: Vec<HandedCreation>,
     removals: Vec<HandedRemoval>,
@@ -30,7 +30,7 @@ impl Router {
         RouterMemory {
             aims: self.aims.memory(),
             starts: self.image_starts.memory(),
-            config_seen: self.owners.config_seen_by_uid(),
+            config_seen: self.owners.config_seen_by_id(),
             creations: self.owners.handed_creations(),
             removals: self.owners.handed_removals(),
         }
@@ -40,7 +40,7 @@ impl Router {
     pub fn restore(&self, memory: RouterMemory) {
         self.aims.restore(memory.aims);
         self.image_starts.restore(memory.starts);
-        self.owners.restore_config_seen(&memory.config_seen);
+        self.owners.restore_config_seen(memory.config_seen);
         self.owners.restore_creations(memory.creations);
         self.owners.restore_removals(memory.removals);
     }

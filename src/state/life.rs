@@ -26,7 +26,7 @@
 //! |---|---|---|
 //! | Joining | left out of lists, gets no sandbox | only while it may be another instance that moved |
 //! | Member | *awaited*: the node's lists fail until it is listed or given up | in all lists |
-//! | Removed | kept, until the operator declares it lost | in all lists until it owns nothing |
+//! | Removed | *awaited* too, until it is declared lost | in all lists until it owns nothing |
 
 /// Where an instance stands in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -68,11 +68,6 @@ impl Life {
             (LifeChange::Listed | LifeChange::TakenBack, same) => same,
         }
     }
-
-    /// Tells whether the node's lists wait for the instance; `is_known` tells whether its lists are known.
-    pub fn is_awaited(self, is_known: bool) -> bool {
-        self == Self::Member && !is_known
-    }
 }
 
 #[cfg(test)]
@@ -92,8 +87,5 @@ mod tests {
         for (change, after) in table {
             assert_eq!([Joining, Member, Removed].map(|life| life.after(change)), after, "{change:?}");
         }
-        let awaited =
-            [Joining, Member, Removed].map(|life| [false, true].map(|known| life.is_awaited(known)));
-        assert_eq!(awaited, [[false, false], [true, false], [false, false]]);
     }
 }

@@ -1,4 +1,4 @@
-//! What of the state of one instance is on the disk. `state/deltas.rs` compares the state with it.
+//! What of the state of one instance is on the disk. `known/deltas.rs` compares the state with it.
 
 use std::collections::HashMap;
 

@@ -2,7 +2,7 @@
 //!
 //! kubelet's image garbage collection reads the status of every container and stops at the first error
 //! (`image_gc_manager.go`), so the last-known status is the reply for a backend that does not answer.
-//! `state.rs` decides against the lists whether a status may be served. The reply to a read that was sent
+//! `known.rs` decides against the lists whether a status may be served. The reply to a read that was sent
 //! before a write to the same ID is never cached, nor is a verbose reply, which may contain secrets.
 
 use std::collections::{HashMap, HashSet};

@@ -43,9 +43,19 @@ struct Start {
     config_seen: Box<str>,
     /// The backends that it may be on.
     backends: Vec<InstanceId>,
-    /// Whether its image was pulled for it. kubelet goes on after a pull whatever it is told about the image.
-    pulled: bool,
+    stage: Stage,
     until: Instant,
+}
+
+/// What has become of the image for a start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// kubelet was told that it is there.
+    Present,
+    /// It is being pulled. Only once it was pulled, kubelet calls for the image's user.
+    Pulling,
+    /// It was pulled. kubelet goes on after that whatever it is told about the image.
+    Pulled,
 }
 
 /// A start, as it passes to the process that takes over.
@@ -86,8 +96,12 @@ impl Starts {
     /// Records that these backends answered the pod of `config_seen` that the image is present. A pod without
     /// `config.seen` is not kubelet's and is not recorded.
     pub fn begin(&self, reference: &str, config_seen: &str, backends: Vec<InstanceId>, now: Instant) {
-        let start =
-            Start { config_seen: config_seen.into(), backends, pulled: false, until: now + LONGEST_START };
+        let start = Start {
+            config_seen: config_seen.into(),
+            backends,
+            stage: Stage::Present,
+            until: now + LONGEST_START,
+        };
         self.record(reference, start);
     }
 
@@ -99,17 +113,18 @@ impl Starts {
         backend: InstanceId,
     ) -> Pull<'a> {
         let pull = Pull { starts: self, reference, config_seen, backend, succeeded: false };
-        self.record(reference, pull.start(LONGEST_PULL));
+        self.record(reference, pull.start(Stage::Pulling, LONGEST_PULL));
         pull
     }
 
-    /// Returns the backends of the starts of an image that are in progress, the latest first.
+    /// Returns the backends of the starts of an image that a call without annotations may belong to, the
+    /// latest first: of those in progress all that are not being pulled for.
     pub fn stores(&self, reference: &str, now: Instant) -> Vec<InstanceId> {
         let map = self.lock();
         let mut backends: Vec<InstanceId> = Vec::new();
         let starts = map.get(&normalise(reference)).map(|entry| &entry.starts[..]).unwrap_or_default();
-        for backend in starts.iter().rev().filter(|start| start.until > now).flat_map(|start| &start.backends)
-        {
+        let may_ask = |start: &&Start| start.until > now && start.stage != Stage::Pulling;
+        for backend in starts.iter().rev().filter(may_ask).flat_map(|start| &start.backends) {
             if !backends.contains(backend) {
                 backends.push(*backend);
             }
@@ -135,7 +150,7 @@ impl Starts {
     /// image was pulled for it: kubelet calls for the size of what it pulled, ignores the answer
     /// (`image_manager.go pullImage`), and calls for the image's user next.
     pub fn end(&self, reference: &str, config_seen: &str) {
-        self.retain(reference, |start| start.pulled || *start.config_seen != *config_seen);
+        self.retain(reference, |start| start.stage != Stage::Present || *start.config_seen != *config_seen);
     }
 
     fn retain(&self, reference: &str, keep: impl Fn(&Start) -> bool) {
@@ -159,8 +174,8 @@ impl Starts {
         }
     }
 
-    /// Returns the starts under way for another process. A pull lasts there as long as a pull may: this
-    /// process finishes it.
+    /// Returns the starts under way for another process. One that is being pulled for counts there as pulled,
+    /// for as long as a pull may last: this process finishes it, and the other does not hear of that.
     pub fn memory(&self) -> Vec<HandedStart> {
         let map = self.lock();
         let of = |(reference, entry): (&String, &ReferenceStarts)| {
@@ -168,7 +183,7 @@ impl Starts {
                 reference: reference.clone(),
                 config_seen: start.config_seen.to_string(),
                 backends: start.backends.iter().map(|backend| backend.0).collect(),
-                pulled: start.pulled,
+                pulled: start.stage != Stage::Present,
                 left: millis_until(start.until),
             };
             entry.starts.iter().map(handed).collect::<Vec<_>>()
@@ -181,7 +196,8 @@ impl Starts {
         for HandedStart { reference, config_seen, backends, pulled, left } in handed {
             let backends = backends.into_iter().map(InstanceId).collect();
             let until = Instant::now() + Duration::from_millis(left).min(LONGEST_PULL);
-            self.record(&reference, Start { config_seen: config_seen.into(), backends, pulled, until });
+            let stage = if pulled { Stage::Pulled } else { Stage::Present };
+            self.record(&reference, Start { config_seen: config_seen.into(), backends, stage, until });
         }
     }
 
@@ -220,9 +236,9 @@ impl Starts {
 
 impl Pull<'_> {
     /// Returns the pod's start, which ends after `longest` from now.
-    fn start(&self, longest: Duration) -> Start {
+    fn start(&self, stage: Stage, longest: Duration) -> Start {
         let until = Instant::now() + longest;
-        Start { config_seen: self.config_seen.into(), backends: vec![self.backend], pulled: true, until }
+        Start { config_seen: self.config_seen.into(), backends: vec![self.backend], stage, until }
     }
 
     /// Records that the pull succeeded.
@@ -234,7 +250,7 @@ impl Pull<'_> {
 impl Drop for Pull<'_> {
     fn drop(&mut self) {
         if self.succeeded {
-            self.starts.record(self.reference, self.start(LONGEST_START));
+            self.starts.record(self.reference, self.start(Stage::Pulled, LONGEST_START));
         } else {
             self.starts.retain(self.reference, |start| *start.config_seen != *self.config_seen);
         }
@@ -276,10 +292,12 @@ mod tests {
     }
 
     #[test]
-    fn a_pull_is_a_start_that_ends_with_it_if_it_fails() {
-        let (starts, a, _, _) = start();
+    fn a_pull_is_a_start_once_it_has_succeeded() {
+        let (starts, a, b, now) = start();
+        starts.begin(IMAGE, "p2", vec![b], now);
         let mut pull = starts.begin_pull(IMAGE, "p1", a);
-        assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["a"]);
+        assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["b"], "p1 asks after its pull");
+        starts.end(IMAGE, "p2");
         pull.succeed();
         drop(pull);
         starts.end(IMAGE, "p1");

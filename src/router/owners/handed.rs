@@ -28,21 +28,17 @@ pub struct HandedRemoval {
 }
 
 impl Owners {
-    /// Returns the `config.seen` of each pod by its uid.
-    pub fn config_seen_by_uid(&self) -> HashMap<String, String> {
-        let sandboxes = self.sandboxes(|record| !record.uid.is_empty() && !record.config_seen.is_empty());
-        let entry =
-            |owned: super::OwnedSandbox| (owned.record.uid.to_string(), owned.record.config_seen.to_string());
+    /// Returns the `config.seen` of each sandbox that has one, by its ID.
+    pub fn config_seen_by_id(&self) -> HashMap<String, String> {
+        let sandboxes = self.sandboxes(|record| !record.config_seen.is_empty());
+        let entry = |owned: super::OwnedSandbox| (owned.id.into(), owned.record.config_seen.to_string());
         sandboxes.into_iter().map(entry).collect()
     }
 
-    /// Sets the `config.seen` of pods by uid: a list shows the one that a sandbox was created with.
-    pub fn restore_config_seen(&self, by_uid: &HashMap<String, String>) {
-        let outdated = self
-            .sandboxes(|record| by_uid.get(&*record.uid).is_some_and(|seen| **seen != *record.config_seen));
-        for owned in outdated {
-            let Some(seen) = by_uid.get(&*owned.record.uid) else { continue };
-            self.change(&owned.id, |record| record.config_seen = seen.as_str().into());
+    /// Sets the `config.seen` of sandboxes by ID: a list shows the one that a sandbox was created with.
+    pub fn restore_config_seen(&self, by_id: HashMap<String, String>) {
+        for (id, seen) in by_id {
+            self.change(&id, |record| record.config_seen = seen.into());
         }
     }
 

@@ -43,12 +43,12 @@ pub struct ClientLimits {
 struct Connections {
     /// How many were ever accepted; the next one's number.
     count: u64,
-    open: BTreeMap<u64, Arc<Connection>>,
+    open: BTreeMap<u64, Arc<ClientConnection>>,
 }
 
 /// One connection.
 #[derive(Debug)]
-struct Connection {
+struct ClientConnection {
     limits: Arc<ClientLimits>,
     /// Its calls in flight.
     calls: AtomicUsize,
@@ -62,12 +62,12 @@ struct Connection {
 #[derive(Debug)]
 pub struct ConnectionSlot {
     number: u64,
-    connection: Arc<Connection>,
+    connection: Arc<ClientConnection>,
 }
 
 /// An open stream, for the counts alone: the HTTP/2 crate holds each connection to its limit.
 #[derive(Debug)]
-pub struct OpenStream(Arc<Connection>);
+pub struct OpenStream(Arc<ClientConnection>);
 
 impl ClientLimits {
     /// Starts with these limits.
@@ -112,7 +112,7 @@ impl ClientLimits {
             self.note_reached(0);
             return None;
         }
-        let connection = Arc::new(Connection {
+        let connection = Arc::new(ClientConnection {
             limits: Arc::clone(self),
             calls: AtomicUsize::new(0),
             last_used: AtomicU64::new(self.ended_calls.load(Ordering::Relaxed)),
@@ -161,7 +161,7 @@ impl ClientLimits {
 impl Connections {
     /// Evicts the connection without a call in flight that was used before all others of that kind.
     fn evict_idle(&self) {
-        let is_idle = |connection: &&Arc<Connection>| {
+        let is_idle = |connection: &&Arc<ClientConnection>| {
             connection.calls.load(Ordering::Relaxed) == 0 && !connection.evicted.is_cancelled()
         };
         let idle = self.open.values().filter(is_idle);
@@ -198,7 +198,7 @@ impl Drop for ConnectionSlot {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        let Connection { limits, calls, last_used, .. } = &*self.0;
+        let ClientConnection { limits, calls, last_used, .. } = &*self.0;
         limits.streams.fetch_sub(1, Ordering::Relaxed);
         last_used.store(limits.ended_calls.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
         calls.fetch_sub(1, Ordering::Relaxed);

@@ -76,7 +76,8 @@ impl AdminClient {
 
     /// Returns the same client, which prints nothing and waits no longer than this.
     pub(super) fn quiet(&self, timeout: Duration) -> Self {
-        Self::new(self.socket.as_deref(), self.config.as_deref(), timeout)
+        let known = self.known.clone();
+        Self { known, ..Self::new(self.socket.as_deref(), self.config.as_deref(), timeout) }
     }
 
     /// Returns the same client, which waits at least this long for an answer.

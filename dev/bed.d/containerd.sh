@@ -7,13 +7,7 @@
 
 BED_CONTAINERD=${BED_CONTAINERD:-newest}
 
-containerd_up() { # NAME RUNTIME NET
-  namespace_alive || die "not up: $BED"
-  [ $# = 3 ] || die "backend wants NAME RUNTIME NET"
-  containerd_configure "$@"
-  containerd_launch "$1"
-  containerd_ready "$1"
-}
+containerd_available() { :; }
 
 # The shim that a containerd starts is the first in PATH.
 containerd_launch() {
@@ -38,15 +32,6 @@ containerd_programs() {
 containerd_ready() {
   wait_until 30 "containerd $1 ($LOGS/$1.log)" grep -qs 'containerd successfully booted' "$LOGS/$1.log" ||
     { tail -5 "$LOGS/$1.log" >&2; exit 1; }
-}
-
-containerd_restart() {
-  if ! gone "$1"; then
-    signal "$1" KILL
-    wait_until 10 "the end of $1" gone "$1"
-  fi
-  containerd_launch "$1"
-  containerd_ready "$1"
 }
 
 # containerd_configure NAME RUNTIME NET; the optional settings of a remote node come as variables:

@@ -11,7 +11,8 @@
 # Built once and shared by all beds; a new recipe below means a new directory.
 
 IMAGES=$BED_CACHE/images-1
-SUITE_IMAGES=$BED_CACHE/suite-images-3
+SUITE_IMAGES=$BED_CACHE/suite-images-4
+NODE_SUITE_IMAGES=$BED_CACHE/node-suite-images-1
 IMAGE_NAMES=(pause:3.9 busybox:latest web:latest)
 
 images_build() {
@@ -95,6 +96,16 @@ tags $staging/test-image-tags:3
 NAMES
 }
 
+# The same for Kubernetes' node suite, of which critest wants nothing.
+node_suite_names() {
+  local e2e=registry.k8s.io/e2e-test-images
+  cat <<NAMES
+agnhost $e2e/agnhost:2.55
+agnhost $e2e/agnhost:2.66.1
+nonroot $e2e/nonroot:1.5
+NAMES
+}
+
 suite_images_build() {
   images_build
   [ ! -d "$SUITE_IMAGES" ] || return 0
@@ -115,7 +126,18 @@ suite_images_make() { # LAYOUT WORK
   local layout=$1 work=$2 name
   suite_image() { umoci tag --image "$layout:$1" "$2" && umoci config --image "$layout:$2" "${@:3}"; }
   suite_image busybox shell
-  suite_layer "$layout:shell" "$work/shell" sh -c "mkdir bin && cp $PARTS/suite/* bin/"
+  # nmeter, which Debian's busybox lacks: the node suite writes each line's time with it (`nmeter -d0 %3t`).
+  suite_layer "$layout:shell" "$work/shell" sh -c "mkdir bin && cp $PARTS/suite/* bin/ && echo '
+    #include <stdio.h>
+    #include <time.h>
+    int main(void) {
+      struct timespec now;
+      char text[16];
+      clock_gettime(CLOCK_REALTIME, &now);
+      strftime(text, sizeof text, \"%T\", gmtime(&now.tv_sec));
+      printf(\"%s.%03ld%c\", text, now.tv_nsec / 1000000, 10);
+      return 0;
+    }' | cc -static -Os -s -x c -o bin/nmeter -"
   suite_image shell server --clear=config.cmd --config.cmd nginx --config.cmd "master process" --config.cmd 80
   suite_image shell hostnet --clear=config.cmd --config.cmd nginx --config.cmd "master process" --config.cmd 12003
   suite_image shell uid --config.user 1002
@@ -138,6 +160,38 @@ suite_images_make() { # LAYOUT WORK
     #include <unistd.h>
     int main(void) { printf(\"Effective uid: %d%c\", geteuid(), 10); return 0; }' |
     cc -static -Os -s -x c -o nnp - && chmod 4755 nnp"
+}
+
+node_suite_images_build() {
+  suite_images_build
+  [ ! -d "$NODE_SUITE_IMAGES" ] || return 0
+  "$HERE/tools/build" agnhost || die "the node suite's images need agnhost (see above)"
+  (
+    flock 9
+    [ ! -d "$NODE_SUITE_IMAGES" ] || exit 0
+    say "building the images of Kubernetes' node suite"
+    work=$(mktemp -d "$BED_CACHE/suite.XXXXXX")
+    cp -a "$SUITE_IMAGES" "$work/oci"
+    node_suite_images_make "$work/oci" "$work" >/dev/null
+    mv "$work/oci" "$NODE_SUITE_IMAGES"
+    rm -rf "$work"
+  ) 9>"$BED_CACHE/lock"
+  [ -d "$NODE_SUITE_IMAGES" ] || die "the images of Kubernetes' node suite could not be built"
+}
+
+node_suite_images_make() { # LAYOUT WORK
+  local layout=$1 work=$2 agnhost
+  agnhost=$("$HERE/tools/build" --where)/agnhost/agnhost
+  suite_image shell nonroot --config.user 1234
+  suite_image shell agnhost --clear=config.cmd --config.entrypoint /agnhost --config.cmd pause
+  # Its specs look for curl, for a user in a group that the image alone knows, and run it under a second name.
+  suite_layer "$layout:agnhost" "$work/agnhost" bash -c "mkdir -p usr/bin etc uploads
+    cp $agnhost agnhost && ln -s agnhost agnhost-2
+    cp \$(command -v curl) usr/bin/
+    ldd usr/bin/curl | grep -o '/[^ ]*' | xargs -I{} cp --parents -L {} .
+    printf '%s\n' root:x:0:0:root:/root:/bin/sh user-defined-in-image:x:1000:1000::/home:/bin/sh >etc/passwd
+    printf '%s\n' root:x:0: user-defined-in-image:x:1000: \
+      group-defined-in-image:x:50000:user-defined-in-image >etc/group"
 }
 
 # suite_layer IMAGE DIRECTORY COMMAND...: adds what the command makes in an empty directory.

@@ -9,6 +9,7 @@ node_up() { # NAME N
   [ ! -e "$RUN/$name.pid" ] || die "$name is up already"
   tls_make
   REMOTE=10.77.$n.2 REGISTRY=10.77.$n.1 containerd_configure "$name" runc "10.91.$n"
+  echo containerd >"$state/kind"
   inside ip link add "veth-$name" type veth peer name "peer-$name"
   inside ip addr add "10.77.$n.1/24" dev "veth-$name"
   inside ip link set "veth-$name" up

@@ -20,15 +20,23 @@ registry_auth_up() {
   say "registry-auth: private.bed/{alice,bob}/{busybox,web}:latest, users alice:wonderland bob:builder"
 }
 
-# What the field's suites pull, under the names they pull it by; a mirror knows a name without its host.
-registry_suites_up() {
+# What critest pulls, and with `node` what Kubernetes' node suite pulls, under the names they pull it by; a mirror
+# knows a name without its host.
+registry_suites_up() { # [node]
   namespace_alive || die "not up: $BED"
   suite_images_build
+  registry_suite_push "$SUITE_IMAGES" < <(suite_names)
+  [ "${1:-}" = node ] || return 0
+  node_suite_images_build
+  registry_suite_push "$NODE_SUITE_IMAGES" < <(node_suite_names)
+}
+
+registry_suite_push() { # LAYOUT, lines of suite_names on stdin
   local tag name
   while read -r tag name; do
-    inside skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$SUITE_IMAGES:$tag" \
+    inside skopeo --insecure-policy copy -q --dest-tls-verify=false "oci:$1:$tag" \
       "docker://127.0.0.1:5000/${name#*/}" </dev/null
-  done < <(suite_names)
+  done
 }
 
 # One htpasswd line; the registry only takes bcrypt, which perl's crypt (libxcrypt) can do.
@@ -66,4 +74,14 @@ registry_mirror() {
   printf '[host."http://%s:5000"]\n  capabilities = ["pull", "resolve"]\n' "$2" >"$1/_default/hosts.toml"
   printf 'server = "http://%s:5001"\n[host."http://%s:5001"]\n  capabilities = ["pull", "resolve"]\n' "$2" "$2" \
     >"$1/private.bed/hosts.toml"
+}
+
+# The same for what reads registries.conf.
+registry_hosts() {
+  local name
+  echo 'unqualified-search-registries = ["docker.io"]'
+  for name in docker.io registry.k8s.io k8s.gcr.io gcr.io quay.io; do
+    printf '[[registry]]\nprefix = "%s"\nlocation = "127.0.0.1:5000"\ninsecure = true\n' "$name"
+  done
+  printf '[[registry]]\nprefix = "private.bed"\nlocation = "127.0.0.1:5001"\ninsecure = true\n'
 }

@@ -7,7 +7,7 @@ SYSCTLS=(vm/overcommit_memory vm/panic_on_oom kernel/panic kernel/panic_on_oops 
 
 kubelet_configure() {
   local socket=$NODE/crimux.sock
-  [ -z "${NODE_DIRECT:-}" ] || socket=$RUN/$NODE_DIRECT/containerd.sock
+  [ -z "${NODE_DIRECT:-}" ] || socket=$(bed socket "$NODE_DIRECT")
   mkdir -p "$NODE/kubelet"
   cat >"$NODE/kubelet.yaml" <<CONFIG
 apiVersion: kubelet.config.k8s.io/v1beta1

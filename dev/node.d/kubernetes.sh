@@ -78,7 +78,7 @@ runtime_class() { # NAME
 
 runtime_classes() {
   local backend
-  for backend in $NODE_BACKENDS; do
+  for backend in $(present_backends); do
     runtime_class "${backend%%:*}"
   done | kubectl apply -f - >/dev/null
 }

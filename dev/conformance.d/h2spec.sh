@@ -8,26 +8,16 @@ run_h2spec() {
   h2spec_serve
   say "h2spec against crimux ($(date +%H:%M:%S))"
   h2spec_once "$RESULTS/h2spec"
-  python3 "$PARTS/h2spec.py" "$RESULTS/h2spec.xml" "$(h2spec_deviations)" && return 0
-  # A case that waits for an answer in a time of its own fails on a busy machine: asked once more by itself.
-  local names
-  mapfile -t names < <(python3 "$PARTS/h2spec.py" "$RESULTS/h2spec.xml" "$(h2spec_deviations)" names)
-  say "asked again: ${names[*]}"
-  local name failed=0
-  for name in "${names[@]}"; do
-    h2spec_once "$RESULTS/h2spec-again" "$name"
-    grep -q '1 passed' "$RESULTS/h2spec-again.log" || { say "$name fails again"; failed=1; }
-  done
-  return $failed
+  date -u +%F >"$RESULTS/h2spec-date"
+  python3 "$PARTS/h2spec.py" "$RESULTS/h2spec.xml" "$(h2spec_deviations)"
 }
 
-# h2spec_once REPORT [CASE]
+# h2spec_once REPORT: each case waits up to 10 s for an answer, since the machine may be busy.
 h2spec_once() {
   local report=$1 code=0
-  shift
   rm -f "$report.xml"
   # It ends with 1 if a case fails, which is judged by the list.
-  timeout "$LIMIT" "$(tool h2spec)" "$@" --strict --host 127.0.0.1 --port "$H2SPEC_PORT" --timeout 2 \
+  timeout "$LIMIT" "$(tool h2spec)" --strict --host 127.0.0.1 --port "$H2SPEC_PORT" --timeout 10 \
     --path /runtime.v1.RuntimeService/Version --junit-report "$report.xml" >"$report.log" 2>&1 || code=$?
   [ -s "$report.xml" ] || { tail -5 "$report.log" >&2; die "h2spec ended with $code and wrote no report"; }
 }

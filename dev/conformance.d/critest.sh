@@ -8,38 +8,18 @@ run_critest() { # [BACKEND...]
   bed_begin
   bed suite-images
   hold_images
-  for name in "$@"; do critest_version "$name" >"$RESULTS/critest-$name-version"; done
   for name in "$@"; do
-    critest_once direct "$name" "$BED/run/$name/containerd.sock"
+    present "$name" || continue
+    runtime_version "$name" >"$RESULTS/critest-$name-version"
+    runtimes_beside "$name" >"$RESULTS/critest-$name-beside"
+    critest_once direct "$name" "$(bed socket "$name")"
     hold_images
     crimux_begin "$name"
     critest_once through "$name" "$BED/crimux.sock"
-    critest_compare "$name" || failed=1
+    compare "$RESULTS/critest-$name" || failed=1
     crimux_end
   done
   return $failed
-}
-
-# One line about a backend: the runtime, its version, what runs its containers.
-critest_version() { # NAME
-  local backend
-  for backend in $BACKENDS; do
-    [ "${backend%%:*}" != "$1" ] || printf '%s\t%s\t%s\n' "$(bed run "$(tool crictl)" --config "$PARTS/crictl.yaml" \
-      --runtime-endpoint "unix://$BED/run/$1/containerd.sock" version |
-      awk '/RuntimeName/ { name = $2 } /RuntimeVersion/ { print name " " $2 }')" "$(sed 's/.*://; s/@.*//' <<<"$backend")" "$(date -u +%F)"
-  done
-}
-
-# Every backend has the images of the suite: the suite itself only pulls through its one endpoint.
-hold_images() {
-  local backend tag image
-  for backend in $BACKENDS; do
-    while read -r tag image; do
-      bed run "$(tool crictl)" --config "$PARTS/crictl.yaml" --image-endpoint "unix://$BED/run/${backend%%:*}/containerd.sock" \
-        --runtime-endpoint "unix://$BED/run/${backend%%:*}/containerd.sock" pull "$image" >/dev/null </dev/null ||
-        die "${backend%%:*} cannot pull $image"
-    done < <(bed suite-names)
-  done
 }
 
 # critest_once direct|through NAME SOCKET: its report goes to $RESULTS/critest-NAME-KIND.json.
@@ -53,10 +33,4 @@ critest_once() {
     >"$report.log" 2>&1 || code=$?
   [ -s "$report.json" ] || { tail -20 "$report.log" >&2; die "critest $kind on $name ended with $code and wrote no report"; }
   say "critest $kind on $name: $(python3 "$PARTS/compare.py" "$report.json") in $((SECONDS - start)) s"
-}
-
-# A spec that differs is a difference: none is asked a second time.
-critest_compare() { # NAME
-  local base=$RESULTS/critest-$1
-  python3 "$PARTS/compare.py" "$base-direct.json" "$base-through.json" "$PARTS/accepted" | tee "$base-differences"
 }

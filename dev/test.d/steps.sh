@@ -85,4 +85,17 @@ count_tests() {
     END { print n + 0 }'
 }
 
+# ran STAGE WHAT: for the page of what crimux was held against (dev/tested), when the stage passed: what it ran on.
+ran() {
+  mkdir -p target/conformance
+  [ "$failures" != 0 ] || printf '%s\t%s\n' "$2" "$(date -u +%F)" >"target/conformance/stage-$1"
+}
+
+# The version of containerd that a tool of dev/tools is, or Debian's without an argument.
+containerd_version() { # [TOOL]
+  local program=containerd
+  [ $# = 0 ] || program=$(dev/tools/build --where)/$1/containerd
+  [ ! -x "$program" ] && [ $# != 0 ] || "$program" --version | awk '{ sub(/^v/, "", $3); sub(/[+~].*/, "", $3); print $3 }'
+}
+
 finish() { [ "$failures" = 0 ]; }

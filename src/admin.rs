@@ -18,10 +18,10 @@ use axum::routing::{get, post};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
-use crate::drain::Servers;
 use crate::method::List;
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::server::Sockets;
+use crate::shutdown::Servers;
 use crate::side::Side;
 use cache::Cache;
 pub use change::ReloadRequest;
@@ -52,7 +52,7 @@ const SOCKET_MODE: u32 = 0o600;
 /// What the handlers of the admin listeners share.
 #[derive(Debug)]
 pub(crate) struct AdminState {
-    node: Arc<NodeState>,
+    node: Arc<Node>,
     /// The runtime of the calls, where backends are asked; the listeners are on another thread.
     calls: Handle,
     port: Port,
@@ -77,7 +77,7 @@ pub struct Requests {
 /// If the socket cannot be bound. A port that is taken is no error: it is tried again.
 pub async fn spawn(
     servers: &mut Servers,
-    node: &Arc<NodeState>,
+    node: &Arc<Node>,
     side: &Side,
     sockets: &Sockets,
     config_file: &Path,
@@ -94,14 +94,14 @@ pub async fn spawn(
     let bound = side.run(async move { all.listen(&config.socket, SOCKET_MODE, None).await }).await??;
     side.handle().spawn_blocking(move || socket_note::write(&state_dir, &socket));
     let routes = public_routes().merge(root_routes()).with_state(Arc::clone(&state));
-    let (drain, all) = (servers.drain().clone(), sockets.clone());
+    let (shutdown, all) = (servers.shutdown().clone(), sockets.clone());
     servers.spawn("admin", side.handle(), async move {
         all.may_accept().await;
         // The file is removed once the last request is answered.
         let (listener, file) = bound.split();
         let socket = file.socket();
         let begun = async move {
-            drain.into_begun().await;
+            shutdown.into_begun().await;
             if let Some(socket) = socket {
                 socket.close();
             }
@@ -114,11 +114,11 @@ pub async fn spawn(
         let first = Arc::clone(&state);
         let listener = side.run(async move { first.port.listen(address).await.ok() }).await?;
         let routes = cached_routes().with_state(Arc::clone(&state));
-        let (drain, all) = (servers.drain().clone(), sockets.clone());
+        let (shutdown, all) = (servers.shutdown().clone(), sockets.clone());
         servers.spawn("admin.http", side.handle(), async move {
             all.may_accept().await;
             let listen = || state.port.listen(address);
-            http::serve(listener, listen, routes, drain).await;
+            http::serve(listener, listen, routes, shutdown).await;
         });
     }
     Ok(())

@@ -19,12 +19,12 @@ use tokio::time::Instant;
 use crate::admin::api::ReloadReport;
 use crate::admin::{ReloadRequest, Requests, UpgradeRequest};
 use crate::config::Config;
-use crate::drain::{Drain, DrainResult, Servers};
 use crate::handover::HandoverMessage;
 use crate::metrics::Metrics;
-use crate::proxy::{NodeState, Proxy};
+use crate::proxy::{Node, Proxy};
 use crate::relay::{Relay, RelayMetrics};
 use crate::server::{Listener, Sockets};
+use crate::shutdown::{Servers, Shutdown, ShutdownResult};
 use crate::side::Side;
 use crate::state::{StateLock, StateStore};
 use crate::{admin, telemetry};
@@ -61,18 +61,18 @@ pub struct App {
     state_dir: PathBuf,
     /// Yields after each change of the file since before it was read.
     changed: mpsc::Receiver<()>,
-    node: Arc<NodeState>,
+    node: Arc<Node>,
     backends: Backends,
     reloads: Reloads,
     /// Yields the reloads that operators ask for.
     requests: mpsc::Receiver<ReloadRequest>,
     /// Yields the upgrades that operators ask for.
     upgrades: mpsc::Receiver<UpgradeRequest>,
-    drain: Drain,
+    shutdown: Shutdown,
     servers: Servers,
     sockets: Sockets,
     relay: Arc<Relay>,
-    relay_drain: Drain,
+    relay_shutdown: Shutdown,
     writer: Writer,
     lock: Arc<StateLock>,
     /// The process that this one has taken over from.
@@ -80,7 +80,7 @@ pub struct App {
     /// Completes once that process has ended.
     followed: Option<JoinHandle<()>>,
     /// The signals that end this process, if they are awaited since before it serves.
-    shutdown: Option<ShutdownSignal>,
+    signal: Option<ShutdownSignal>,
 }
 
 impl App {
@@ -95,7 +95,7 @@ impl App {
         match (started, predecessor) {
             (Ok(mut app), Some(predecessor)) => {
                 // An operator who is told that this process serves may end it.
-                app.shutdown = Some(ShutdownSignal::new()?);
+                app.signal = Some(ShutdownSignal::new()?);
                 predecessor.replace(&app.node).await;
                 app.sockets.open();
                 let predecessor = Arc::new(predecessor);
@@ -120,7 +120,7 @@ impl App {
         let sockets = predecessor.map_or_else(Sockets::fresh, Predecessor::sockets);
         telemetry::log_warnings(&config);
         let (listener, is_inherited) = listen(&config, &sockets).await?;
-        let drain = Drain::default();
+        let shutdown = Shutdown::default();
         let metrics = Metrics::new()?;
         let (lock, handed_changes) = take_lock(predecessor, &config).await?;
         let store = open_state_store(&config);
@@ -130,8 +130,8 @@ impl App {
             .run(Relay::bind(relay_metrics))
             .await?
             .context("the relay cannot listen on a port of 127.0.0.1")?;
-        let node = NodeState::new(config.clone(), Arc::clone(&store), metrics, Arc::clone(&relay));
-        let mut backends = Backends::new(Arc::clone(&node), drain.clone(), side.clone(), sockets.clone());
+        let node = Node::new(config.clone(), Arc::clone(&store), metrics, Arc::clone(&relay));
+        let mut backends = Backends::new(Arc::clone(&node), shutdown.clone(), side.clone(), sockets.clone());
         backends.apply(&config).await?;
         if let Some(changes) = handed_changes {
             tokio::spawn(predecessor::follow_changes(Arc::clone(&node), changes));
@@ -139,12 +139,12 @@ impl App {
         tokio::spawn(timer_keepalive(Arc::clone(&node.metrics)));
         side.handle().spawn(trim_heap());
         let mut writer = Writer::default();
-        writer.start(&store, &drain);
-        let (mut servers, relay_drain) = (servers(&node, &drain), Drain::default());
+        writer.start(&store, &shutdown);
+        let (mut servers, relay_shutdown) = (servers(&node, &shutdown), Shutdown::default());
         tracing::info!(listen = %listener.path().display(), backends = config.backends.len(), "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
-        servers.spawn("listen", &Handle::current(), listener.serve(proxy, drain.clone()));
-        servers.spawn("relay", side.handle(), Arc::clone(&relay).run(relay_drain.clone()));
+        servers.spawn("listen", &Handle::current(), listener.serve(proxy, shutdown.clone()));
+        servers.spawn("relay", side.handle(), Arc::clone(&relay).run(relay_shutdown.clone()));
         let ((reload, requests), (upgrade, upgrades)) = (mpsc::channel(1), mpsc::channel(1));
         admin::spawn(&mut servers, &node, &side, &sockets, path, Requests { reload, upgrade }).await?;
         let (path, state_dir) = (path.to_owned(), config.state_dir.clone());
@@ -159,16 +159,16 @@ impl App {
             reloads,
             requests,
             upgrades,
-            drain,
+            shutdown,
             servers,
             sockets,
             relay,
-            relay_drain,
+            relay_shutdown,
             writer,
             lock,
             predecessor,
             followed,
-            shutdown: None,
+            signal: None,
         })
     }
 
@@ -179,7 +179,7 @@ impl App {
     /// If a signal handler cannot be installed.
     pub async fn run(mut self) -> anyhow::Result<()> {
         let mut hangup = signal(SignalKind::hangup())?;
-        let mut shutdown = self.shutdown.take().map_or_else(ShutdownSignal::new, Ok)?;
+        let mut signal = self.signal.take().map_or_else(ShutdownSignal::new, Ok)?;
         let mut housekeeping = tokio::time::interval(HOUSEKEEPING);
         let watchdog = systemd::watchdog();
         tokio::pin!(watchdog);
@@ -197,12 +197,12 @@ impl App {
                     request.reply.send(report).ok();
                 }
                 Some(request) = upgrades.recv() => {
-                    let outcome = self.upgrade(request, &mut upgrades, &mut shutdown, watchdog.as_mut());
+                    let outcome = self.upgrade(request, &mut upgrades, &mut signal, watchdog.as_mut());
                     match outcome.await {
                         Upgraded::Failed => {}
                         Upgraded::ToldToEnd => break,
                         Upgraded::HandedOver(handed) => {
-                            self.finish(*handed, shutdown).await;
+                            self.finish(*handed, signal).await;
                             return Ok(());
                         }
                     }
@@ -212,10 +212,10 @@ impl App {
                     housekeeping.reset_after(backends::IDLE);
                 },
                 () = &mut watchdog => {}
-                () = shutdown.recv() => break,
+                () = signal.recv() => break,
             }
         }
-        self.shut_down(shutdown).await;
+        self.shut_down(signal).await;
         Ok(())
     }
 
@@ -226,24 +226,24 @@ impl App {
         report
     }
 
-    async fn shut_down(mut self, mut shutdown: ShutdownSignal) {
+    async fn shut_down(mut self, mut signal: ShutdownSignal) {
         let limit = self.node.config().drain_timeout;
         tracing::info!(?limit, "draining");
         systemd::stopping();
         if let Some(predecessor) = &self.predecessor {
             predecessor.tell(HandoverMessage::End).await;
         }
-        self.drain.begin();
-        self.relay_drain.begin();
+        self.shutdown.begin();
+        self.relay_shutdown.begin();
         self.node.end_events();
         let drained = async {
-            let of_backends = self.backends.drain(limit).await;
+            let of_backends = self.backends.finish_calls(limit).await;
             let of_servers = self.servers.join().await;
-            [of_backends, of_servers].iter().all(|result| *result == DrainResult::Finished)
+            [of_backends, of_servers].iter().all(|result| *result == ShutdownResult::Finished)
         };
         tokio::select! {
             finished = drained => if finished { tracing::info!("all calls have ended") },
-            () = shutdown.recv() => tracing::warn!("second signal: exiting immediately"),
+            () = signal.recv() => tracing::warn!("second signal: exiting immediately"),
         }
         self.backends.remove_sockets().await;
         self.writer.stop().await;
@@ -252,7 +252,7 @@ impl App {
 }
 
 /// Ends what a process has beside its calls.
-async fn close(node: &NodeState) {
+async fn close(node: &Node) {
     if tokio::task::spawn_blocking(telemetry::spans::stop).await.is_err() {
         tracing::error!("the last spans were lost");
     }
@@ -311,9 +311,9 @@ fn open_state_store(config: &Config) -> Arc<StateStore> {
 
 /// Returns an empty set of servers. They have `drain_timeout` to end, or `handover_timeout` while another
 /// process serves.
-fn servers(node: &Arc<NodeState>, drain: &Drain) -> Servers {
+fn servers(node: &Arc<Node>, shutdown: &Shutdown) -> Servers {
     let node = Arc::clone(node);
-    Servers::new(drain.clone(), move || {
+    Servers::new(shutdown.clone(), move || {
         let config = node.config();
         if node.state_store.is_handed_over() { config.handover_timeout } else { config.drain_timeout }
     })

@@ -19,7 +19,7 @@ use crate::side::Side;
 use crate::state::{InstanceId, InstanceState};
 
 pub use call::{BufferedReply, CallRequest, Reply, ReplyBody, own_headers};
-pub use health::{BackendState, Health, LastError, MethodClass};
+pub use health::{Condition, Health, LastError, MethodClass};
 pub use link::Link;
 
 mod call;
@@ -53,7 +53,7 @@ pub struct Backend {
     api: Mutex<Option<Api>>,
     connector: Mutex<Option<Arc<Connector>>>,
     certificates: Certificates,
-    /// Calls in flight by the kind of place they take.
+    /// Calls in flight, by the limit that they count against.
     in_flight: [AtomicUsize; IN_FLIGHT_LIMITS],
     side: Side,
 }
@@ -129,18 +129,19 @@ impl Backend {
         }
     }
 
-    /// Returns how many calls in flight to it may create or change something.
-    pub fn writes_in_flight(&self) -> usize {
-        self.in_flight[InFlightLimit::Write as usize].load(Ordering::Relaxed)
+    /// Returns how many calls in flight to it may create or change something: those without a deadline of the
+    /// backend.
+    pub fn unbounded_in_flight(&self) -> usize {
+        self.in_flight[InFlightLimit::Unbounded as usize].load(Ordering::Relaxed)
     }
 
     /// Returns how many calls are in flight to it.
     pub fn in_flight(&self) -> usize {
-        self.in_flight.iter().map(|places| places.load(Ordering::Relaxed)).sum()
+        self.in_flight.iter().map(|calls| calls.load(Ordering::Relaxed)).sum()
     }
 }
 
-/// The place of the one refresh of a class of lists; given back when dropped.
+/// The permit for the one refresh of a class of lists; given back when dropped.
 #[derive(Debug)]
 pub struct Refresh {
     backend: Arc<Backend>,
@@ -156,7 +157,7 @@ impl Refresh {
 }
 
 impl Backend {
-    /// Takes the place of the one refresh in flight over the present connection; `None` if it is taken.
+    /// Takes the permit for the one refresh in flight over the present connection; `None` if it is taken.
     pub fn begin_refresh(self: &Arc<Self>, class: MethodClass) -> Option<Refresh> {
         let connection = self.health.begin_refresh(class)?;
         Some(Refresh { backend: Arc::clone(self), class, connection })

@@ -97,6 +97,20 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
+    /// The backend was removed while its ID was being looked up.
+    #[error("backend #{id} was lost during the call: it was removed and owns nothing any more")]
+    Gone {
+        /// The number of its instance.
+        id: u64,
+    },
+    /// Calls cannot be sent to the backend yet.
+    #[error("backend {backend} {cause}")]
+    NotReady {
+        /// The backend.
+        backend: Arc<str>,
+        /// What it has not done yet, as the rest of a sentence.
+        cause: &'static str,
+    },
     /// The backend gave no answer that can be used.
     #[error("backend {backend} {cause}")]
     Unusable {
@@ -109,7 +123,7 @@ pub enum Error {
     /// The backend ended the call without a gRPC status: by a reset, by an HTTP status, or because its limits
     /// do not admit the request. The code is from gRPC's tables for these.
     #[error("backend {backend} answered without a gRPC status: {cause}")]
-    Transport {
+    NoStatus {
         /// The backend.
         backend: Arc<str>,
         /// The code that gRPC assigns.
@@ -172,12 +186,12 @@ pub enum Error {
         #[source]
         cause: Cause,
     },
-    /// No backend sent a stats or metrics list, and this one answered with an error.
+    /// The backend answered with an error: to a list that no other backend sent either, or to a new sandbox.
     #[error("backend {backend} answered {method} with {code:?}: {message}")]
     Refused {
         /// The backend.
         backend: Arc<str>,
-        /// The list.
+        /// The RPC.
         method: &'static str,
         /// The backend's code.
         code: Code,
@@ -244,6 +258,11 @@ impl Error {
         Self::Lost { backend, cause: cause.into().into() }
     }
 
+    /// Tells whether the call was not sent, so that the object it names is as it was.
+    pub fn was_not_sent(&self) -> bool {
+        matches!(self, Self::Down { .. } | Self::Busy { .. } | Self::NotReady { .. })
+    }
+
     /// The gRPC code that this error is answered with.
     pub fn code(&self) -> Code {
         match self {
@@ -257,11 +276,13 @@ impl Error {
             Self::TooLarge(_) | Self::SlowClient(_) => Code::ResourceExhausted,
             Self::Compressed | Self::Unimplemented(_) => Code::Unimplemented,
             Self::InvalidReply { .. } | Self::Stream { .. } => Code::Internal,
-            Self::Transport { code, .. } | Self::Refused { code, .. } => *code,
+            Self::NoStatus { code, .. } | Self::Refused { code, .. } => *code,
             Self::Draining { .. }
             | Self::Joining { .. }
             | Self::Down { .. }
             | Self::Lost { .. }
+            | Self::Gone { .. }
+            | Self::NotReady { .. }
             | Self::Unusable { .. }
             | Self::CallerDeadline { .. }
             | Self::Late { .. }

@@ -5,7 +5,7 @@
 //! | module | what it does with a call |
 //! |---|---|
 //! | [`server`] | accepts the client's connection and reads the request |
-//! | [`method`] | finds the row of the RPC: its route, its effect, its deadline |
+//! | [`method`] | finds the row of the RPC: its route, its deadline, what is done with its reply |
 //! | [`proxy`] | runs the call along its route; read this one first |
 //! | [`router`] | chooses the backend: by handler, by owner, by image |
 //! | [`backend`] | sends the call to one runtime, and knows the health of its connection |
@@ -16,7 +16,7 @@
 //! and port-forward. [`app`] starts and stops everything, and applies to the running backends what [`plan`]
 //! says of a changed file; [`admin`] and [`cli`] are the operator's side. Encodings are in [`wire`],
 //! [`codec`], [`cri`] and [`utf8`]; what clients may make crimux hold is in [`limits`] and [`admission`];
-//! what every layer may use in [`config`], [`error`], [`drain`], [`handover`], [`accept`], [`backoff`],
+//! what every layer may use in [`config`], [`error`], [`shutdown`], [`handover`], [`accept`], [`backoff`],
 //! [`mutex`], [`log_limit`], [`history`], [`side`], [`metrics`] and [`telemetry`].
 //!
 //! ARCHITECTURE.md draws this, defines the words, and gives the reasons. `tests/layering.rs` checks that
@@ -32,7 +32,6 @@ pub mod cli;
 pub mod codec;
 pub mod config;
 pub mod cri;
-pub mod drain;
 pub mod error;
 pub mod events;
 pub mod handover;
@@ -48,6 +47,7 @@ pub mod proxy;
 pub mod relay;
 pub mod router;
 pub mod server;
+pub mod shutdown;
 pub mod side;
 pub mod state;
 pub mod telemetry;

@@ -58,7 +58,7 @@ struct ClientConnection {
     evicted: CancellationToken,
 }
 
-/// The place of one connection; given back when dropped.
+/// The slot of one connection; given back when dropped.
 #[derive(Debug)]
 pub struct ConnectionSlot {
     number: u64,
@@ -97,7 +97,7 @@ impl ClientLimits {
         }
     }
 
-    /// Takes a place for a connection; `None` if all are taken. Of the last eighth of the places each is
+    /// Takes a slot for a connection; `None` if all are taken. Of the last eighth of the slots each is
     /// taken at the cost of the connection that has been idle for the longest time: a client that never
     /// closes its connections, as critest, locks out neither others nor itself.
     pub fn accept_connection(self: &Arc<Self>) -> Option<ConnectionSlot> {
@@ -246,7 +246,7 @@ mod tests {
         slots.push(current.accept_connection().unwrap());
         assert_eq!(evicted(&slots), [2], "0 has a call in flight, 1 had one lately");
         slots.push(current.accept_connection().unwrap());
-        assert!(current.accept_connection().is_none(), "all places are taken");
+        assert!(current.accept_connection().is_none(), "all slots are taken");
         assert_eq!(evicted(&slots), [2, 3, 4], "the next attempt finds room");
         current.replace(&limits(8));
         assert_eq!(evicted(&slots).len(), 3 + 8);

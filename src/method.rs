@@ -97,34 +97,34 @@ pub enum LocalReply {
     RuntimeConfig,
 }
 
-/// What an OK reply changes in the recorded state, before it is sent to the client.
+/// What is done with an OK reply before it is sent to the client: it is recorded, rewritten, or neither.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
-    /// Nothing.
+pub enum OnReply {
+    /// Nothing: it is streamed.
     None,
-    /// A sandbox exists.
+    /// Recorded: a sandbox exists.
     SandboxCreated,
-    /// A container exists.
+    /// Recorded: a container exists.
     ContainerCreated,
-    /// A sandbox and its containers exist.
+    /// Recorded: a sandbox and its containers exist.
     PodRestored,
-    /// A container runs.
+    /// Recorded: a container runs.
     ContainerStarted,
-    /// A container has exited.
+    /// Recorded: a container has exited.
     ContainerStopped,
-    /// A container is gone.
+    /// Recorded: a container is gone.
     ContainerRemoved,
-    /// A sandbox and its containers have stopped.
+    /// Recorded: a sandbox and its containers have stopped.
     SandboxStopped,
-    /// A sandbox and its containers are gone.
+    /// Recorded: a sandbox and its containers are gone.
     SandboxRemoved,
-    /// The object changed: its last-known status is dropped.
+    /// The last-known status of the object is dropped: the call changed the object.
     Changed,
-    /// The reply is the status of such an object, and is cached.
+    /// Cached: it is the status of such an object.
     Status(Kind),
-    /// The reply is one item of this list; of a backend on another host its filesystem paths are removed.
+    /// Rewritten: it is one item of this list, and a backend on another host loses its filesystem paths.
     Stats(List),
-    /// The reply has a URL that kubelet will dial.
+    /// Rewritten: kubelet dials its URL, which may become one of the relay.
     StreamUrl,
 }
 
@@ -150,8 +150,8 @@ pub enum Deadline {
 pub enum InFlightLimit {
     /// Lists, statuses and stats, which have deadlines of their own.
     Read,
-    /// Writes, which may take as long as their caller waits.
-    Write,
+    /// Calls without a deadline of the backend: writes, `ExecSync`, and requests for streaming URLs.
+    Unbounded,
     /// Streams, which may stay open as long as the connection.
     Stream,
 }
@@ -172,8 +172,8 @@ pub struct Method {
     pub name: &'static str,
     /// Where its calls go.
     pub route: Route,
-    /// What its OK replies change in the recorded state.
-    pub effect: Effect,
+    /// What is done with its OK replies.
+    pub on_reply: OnReply,
     /// How long a backend may take.
     pub deadline: Deadline,
     paths: [String; 2],
@@ -234,7 +234,7 @@ impl Method {
     pub fn in_flight_limit(&self) -> InFlightLimit {
         match (self.route, self.deadline) {
             (Route::Events | Route::StreamList(_), _) => InFlightLimit::Stream,
-            (_, Deadline::Caller) => InFlightLimit::Write,
+            (_, Deadline::Caller) => InFlightLimit::Unbounded,
             _ => InFlightLimit::Read,
         }
     }
@@ -242,18 +242,18 @@ impl Method {
 
 impl Method {
     /// Tells whether calls of this method change something and are repeated by kubelet until they succeed.
-    /// Not so `ExecSync`, whose failure is a probe's, and URLs of streams, which are asked for again by
-    /// people.
-    pub fn is_command(&self) -> bool {
-        self.in_flight_limit() == InFlightLimit::Write
-            && self.effect != Effect::StreamUrl
+    /// Not so `ExecSync`, whose failure is a probe's, and streaming URLs, which people request again.
+    pub fn is_retried_by_kubelet(&self) -> bool {
+        self.in_flight_limit() == InFlightLimit::Unbounded
+            && self.on_reply != OnReply::StreamUrl
             && self.rpc != Rpc::ExecSync
     }
 }
 
-impl Effect {
-    /// Tells whether a call of this effect changes the object that it names.
-    pub fn is_write(self) -> bool {
+impl OnReply {
+    /// Tells whether the call changes the object that it names, so that its cached status is dropped. Not so
+    /// `CreateContainer`: it names its sandbox, and changes only the new container.
+    pub fn invalidates_status(self) -> bool {
         !matches!(
             self,
             Self::None | Self::Status(_) | Self::Stats(_) | Self::StreamUrl | Self::ContainerCreated
@@ -309,11 +309,11 @@ impl Kind {
 }
 
 static TABLE: LazyLock<Vec<Method>> = LazyLock::new(|| {
-    let method = |(index, Row { rpc, route, effect, deadline }): (usize, Row)| {
+    let method = |(index, Row { rpc, route, on_reply, deadline }): (usize, Row)| {
         let service = if rpc.service() == Service::Image.name() { Service::Image } else { Service::Runtime };
         let paths = [Api::V1, Api::V1Alpha2];
         let paths = paths.map(|api| format!("/{}.{}/{}", api.package(), service.name(), rpc.name()));
-        Method { rpc, index, service, name: rpc.name(), route, effect, deadline, paths }
+        Method { rpc, index, service, name: rpc.name(), route, on_reply, deadline, paths }
     };
     ROWS.into_iter().enumerate().map(method).collect()
 });
@@ -347,25 +347,25 @@ mod tests {
     }
 
     #[test]
-    fn what_may_last_takes_no_place_of_lists_and_reads() {
-        let place = |rpc| row(rpc).in_flight_limit();
+    fn what_may_last_takes_no_slot_of_lists_and_reads() {
+        let limit = |rpc| row(rpc).in_flight_limit();
         for rpc in [Rpc::PullImage, Rpc::StopContainer, Rpc::ExecSync, Rpc::RunPodSandbox] {
-            assert_eq!(place(rpc), InFlightLimit::Write, "{rpc:?}");
+            assert_eq!(limit(rpc), InFlightLimit::Unbounded, "{rpc:?}");
         }
         for rpc in [Rpc::ListContainers, Rpc::Status, Rpc::Version, Rpc::ContainerStatus, Rpc::ImageFsInfo] {
-            assert_eq!(place(rpc), InFlightLimit::Read, "{rpc:?}");
+            assert_eq!(limit(rpc), InFlightLimit::Read, "{rpc:?}");
         }
         for rpc in [Rpc::GetContainerEvents, Rpc::StreamContainers] {
-            assert_eq!(place(rpc), InFlightLimit::Stream, "{rpc:?}");
+            assert_eq!(limit(rpc), InFlightLimit::Stream, "{rpc:?}");
         }
     }
 
     #[test]
     fn commands_are_what_kubelet_repeats_until_it_succeeds() {
         let others: Vec<_> =
-            all().iter().filter(|method| !method.is_command()).map(|method| method.name).collect();
+            all().iter().filter(|method| !method.is_retried_by_kubelet()).map(|method| method.name).collect();
         for command in [Rpc::StopContainer, Rpc::RemovePodSandbox, Rpc::PullImage, Rpc::RemoveImage] {
-            assert!(row(command).is_command(), "{command:?}");
+            assert!(row(command).is_retried_by_kubelet(), "{command:?}");
         }
         for rpc in [Rpc::ExecSync, Rpc::Exec, Rpc::PortForward, Rpc::ListContainers, Rpc::GetContainerEvents]
         {

@@ -35,7 +35,7 @@ use crate::state::InstanceId;
 use crate::telemetry::spans;
 pub use images::{CallExplanation, ImageExplanation, StoreExplanation};
 pub use memory::NodeMemory;
-pub use node::NodeState;
+pub use node::Node;
 use reply::{CallRecorder, Outcome};
 
 mod answer;
@@ -69,7 +69,7 @@ mod unknown_ids;
 /// One of crimux's sockets, as a service: the node's, or one that shows a single backend.
 #[derive(Debug, Clone)]
 pub struct Proxy {
-    node: Arc<NodeState>,
+    node: Arc<Node>,
     scope: Option<InstanceId>,
     /// Lists that the client of this connection may have in memory.
     list_permits: Arc<Semaphore>,
@@ -83,7 +83,7 @@ const LISTS_AT_ONCE: usize = 16;
 /// One RPC in flight.
 #[derive(Debug)]
 struct Call {
-    node: Arc<NodeState>,
+    node: Arc<Node>,
     /// The only backend this call may see; `None` for the node's socket.
     scope: Option<InstanceId>,
     /// The API that the client speaks.
@@ -101,7 +101,7 @@ struct Call {
 
 impl Proxy {
     /// Serves the whole node, or one backend alone.
-    pub fn new(node: Arc<NodeState>, scope: Option<InstanceId>) -> Self {
+    pub fn new(node: Arc<Node>, scope: Option<InstanceId>) -> Self {
         Self { node, scope, list_permits: Arc::new(Semaphore::new(LISTS_AT_ONCE)) }
     }
 

@@ -22,8 +22,8 @@ use crate::accept::accept_loop;
 use crate::admission::Admission;
 use crate::backend::connect::Connector;
 use crate::config::BackendConfig;
-use crate::drain::Drain;
 use crate::mutex::lock;
+use crate::shutdown::Shutdown;
 
 mod copy;
 pub mod head;
@@ -110,11 +110,11 @@ impl Relay {
         Ok(StreamRoute::Relay(relay_url))
     }
 
-    /// Accepts streams until `drain` begins, then completes with the last open stream. Dropping it cuts the
-    /// streams.
+    /// Accepts streams until `shutdown` begins, then completes with the last open stream. Dropping it cuts
+    /// the streams.
     ///
     /// Runs once; a second run returns at once.
-    pub async fn run(self: Arc<Self>, drain: Drain) {
+    pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
         let Some(listener) = lock(&self.listener).take() else {
             return;
         };
@@ -126,7 +126,7 @@ impl Relay {
             streams.spawn(async move { serve::serve(&relay, client, admitted).await });
         };
         tokio::select! {
-            () = drain.begun() => {}
+            () = shutdown.begun() => {}
             () = accept_loop("relay", accept, serve) => {}
             () = self.purge() => {}
         }

@@ -21,9 +21,9 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 use crate::accept::accept_loop;
-use crate::drain::Drain;
 use crate::limits::ConnectionSlot;
 use crate::proxy::Proxy;
+use crate::shutdown::Shutdown;
 pub use sockets::{ListeningSocket, Sockets};
 
 mod sockets;
@@ -90,14 +90,14 @@ impl Listener {
         (self.bound, self.file)
     }
 
-    /// Serves until the drain begins, then until the calls in flight have ended.
-    pub async fn serve(self, proxy: Proxy, drain: Drain) {
-        self.accept(proxy, drain).await.wait().await;
+    /// Serves until the shutdown begins, then until the calls in flight have ended.
+    pub async fn serve(self, proxy: Proxy, shutdown: Shutdown) {
+        self.accept(proxy, shutdown).await.wait().await;
     }
 
-    /// Accepts connections until the drain begins, then removes the socket file. Returns the connections that
-    /// are still open: each closes once its calls in flight have ended.
-    pub async fn accept(self, proxy: Proxy, drain: Drain) -> TaskTracker {
+    /// Accepts connections until the shutdown begins, then removes the socket file. Returns the connections
+    /// that are still open: each closes once its calls in flight have ended.
+    pub async fn accept(self, proxy: Proxy, shutdown: Shutdown) -> TaskTracker {
         let connections = TaskTracker::new();
         if let Some(sockets) = &self.sockets {
             sockets.may_accept().await;
@@ -108,11 +108,11 @@ impl Listener {
         // A connection beyond the limit is closed at once.
         let serve = |stream| {
             if let Some(slot) = proxy.limits().accept_connection() {
-                connections.spawn(serve_connection(stream, proxy.for_connection(), slot, drain.clone()));
+                connections.spawn(serve_connection(stream, proxy.for_connection(), slot, shutdown.clone()));
             }
         };
         tokio::select! {
-            () = drain.begun() => {}
+            () = shutdown.begun() => {}
             () = accept_loop(&name, accept, serve) => {}
         }
         connections.close();
@@ -120,14 +120,14 @@ impl Listener {
     }
 }
 
-/// Serves the calls of one client until it disconnects, or until the drain has begun and the last call has
+/// Serves the calls of one client until it disconnects, or until the shutdown has begun and the last call has
 /// ended.
-async fn serve_connection(stream: UnixStream, mut proxy: Proxy, slot: ConnectionSlot, drain: Drain) {
+async fn serve_connection(stream: UnixStream, mut proxy: Proxy, slot: ConnectionSlot, shutdown: Shutdown) {
     if let Err(error) = SockRef::from(&stream).set_send_buffer_size(SEND_BUFFER) {
         tracing::debug!(%error, "the send buffer of a client's connection keeps its size");
     }
     let mut client = http2::handshake(stream, proxy.limits().http2());
-    let (mut draining, mut evicted) = (pin!(drain.into_begun()), pin!(slot.evicted()));
+    let (mut draining, mut evicted) = (pin!(shutdown.into_begun()), pin!(slot.evicted()));
     let (mut is_closing, mut is_evicted) = (false, false);
     let mut unanswered = pin!(tokio::time::sleep(Duration::MAX));
     loop {

@@ -67,7 +67,8 @@ pub use list_bytes::retain_ids;
 pub use lock::StateLock;
 pub use statuses::DroppedStatus;
 
-use crate::method::{Kind, List};
+pub use crate::method::Kind;
+use crate::method::List;
 use crate::mutex::lock;
 use changes::Op;
 use known::KnownState;
@@ -104,24 +105,6 @@ impl ListKind {
     }
 }
 
-/// The statuses that are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum StatusKind {
-    /// `PodSandboxStatus`.
-    Sandbox,
-    /// `ContainerStatus`.
-    Container,
-}
-
-impl From<Kind> for StatusKind {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::Sandbox => Self::Sandbox,
-            Kind::Container => Self::Container,
-        }
-    }
-}
-
 /// A point in the order of changes. A list requested at a revision shows every change recorded before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Revision {
@@ -152,7 +135,7 @@ pub struct StateStore {
     whole: bool,
     shared: Arc<Shared>,
     last_instance: AtomicU64,
-    backends: Mutex<BTreeMap<InstanceId, Arc<InstanceState>>>,
+    states: Mutex<BTreeMap<InstanceId, Arc<InstanceState>>>,
     written: Mutex<LastWrite>,
 }
 
@@ -182,7 +165,7 @@ impl StateStore {
             let problem = format!("cannot be written, what is remembered lives in memory alone: {error}");
             loaded.warnings.push(StateWarning { file: state_dir.to_owned(), problem });
         }
-        let backends = loaded.states.into_iter().map(|(id, state)| {
+        let states = loaded.states.into_iter().map(|(id, state)| {
             let state = Arc::new(InstanceState::new(id, Arc::clone(&shared), state));
             (id, state)
         });
@@ -191,7 +174,7 @@ impl StateStore {
             boot_id: boot_id.to_owned(),
             whole: loaded.whole,
             last_instance: AtomicU64::new(loaded.last_instance),
-            backends: Mutex::new(backends.collect()),
+            states: Mutex::new(states.collect()),
             shared,
             written: Mutex::default(),
         };
@@ -206,18 +189,18 @@ impl StateStore {
 
     /// Returns who is known, by identifier: configured, joining and removed.
     pub fn instances(&self) -> Vec<Instance> {
-        self.backends().values().map(|state| state.instance()).collect()
+        self.states().values().map(|state| state.instance()).collect()
     }
 
     /// Returns the state of an instance.
     pub fn get(&self, id: InstanceId) -> Option<Arc<InstanceState>> {
-        self.backends().get(&id).cloned()
+        self.states().get(&id).cloned()
     }
 
     /// Returns the state of the instance that has this name; makes one that is configured, and of which
     /// nothing is known, if there is none. See [`StateStore::expire_if_rebooted`] for `local`.
     pub fn backend(&self, name: &str, local: bool) -> Arc<InstanceState> {
-        let known = self.backends().values().find(|known| known.instance().name == name).cloned();
+        let known = self.states().values().find(|known| known.instance().name == name).cloned();
         let state = known.unwrap_or_else(|| self.create(name, Life::Member));
         self.expire_if_rebooted(&state, local);
         state
@@ -229,7 +212,7 @@ impl StateStore {
         let instance = Instance { life, ..Instance::with_name(id, name) };
         let state = KnownState::new(instance.clone(), &self.boot_id, self.shared.last_seq());
         let state = Arc::new(InstanceState::new(instance.id, Arc::clone(&self.shared), state));
-        self.backends().insert(instance.id, Arc::clone(&state));
+        self.states().insert(instance.id, Arc::clone(&state));
         state
     }
 
@@ -246,15 +229,15 @@ impl StateStore {
 
     /// Forgets all that is known of an instance, as the operator demands who declares it lost: its lists are
     /// then known to be empty. Tells whether there is such an instance.
-    pub fn forget(&self, id: InstanceId) -> bool {
+    pub fn declare_empty(&self, id: InstanceId) -> bool {
         let Some(state) = self.get(id) else { return false };
-        state.change(vec![Op::Forgotten(true)]);
+        state.change(vec![Op::DeclaredEmpty(true)]);
         true
     }
 
     /// Ends an instance that was removed and owns nothing, or that turned out to be another.
     pub fn end(&self, id: InstanceId) {
-        if let Some(state) = self.backends().remove(&id) {
+        if let Some(state) = self.states().remove(&id) {
             state.change(vec![Op::Ended(true)]);
         }
     }
@@ -303,7 +286,7 @@ impl StateStore {
         self.write(true, &mut |_| ())
     }
 
-    fn backends(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<InstanceState>>> {
-        lock(&self.backends)
+    fn states(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Arc<InstanceState>>> {
+        lock(&self.states)
     }
 }

@@ -27,7 +27,7 @@ const ROWS: [&[&str]; 12] = [
         "wire",
         "codec",
         "error",
-        "drain",
+        "shutdown",
         "handover",
         "accept",
         "backoff",

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use crimux::state::{Filter, ListKind, StateStore, StatusKind};
+use crimux::state::{Filter, ListKind, StateStore, Kind};
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
@@ -52,7 +52,7 @@ fuzz_target!(|data: &[u8]| {
     assert!(warnings.iter().all(|warning| !warning.to_string().is_empty()));
     for instance in snapshot.instances() {
         let last = snapshot.get(instance.id).expect("nothing ends it meanwhile");
-        last.for_each_sandbox(|facts| drop(last.status(StatusKind::Sandbox, facts.id)));
+        last.for_each_sandbox(|facts| drop(last.status(Kind::Sandbox, facts.id)));
         last.for_each_container(|_| {});
         for kind in [ListKind::Sandboxes, ListKind::Containers, ListKind::Images, ListKind::ContainerStats] {
             let _ = last.list(kind, &Filter::default());

@@ -51,7 +51,7 @@ pub(super) async fn aim(
             format!("backend {backend} is not in the configuration any more and takes no new sandboxes");
         return Err(api_error(StatusCode::CONFLICT, error));
     }
-    let state_word = node.state(&target).word();
+    let state_word = node.condition_of(&target).word();
     if target.state.is_draining() || state_word == "joining" {
         let state = if target.state.is_draining() { "draining" } else { state_word };
         let error = format!("backend {backend} is {state} and takes no new sandboxes");

@@ -23,7 +23,7 @@ use crate::config::Config;
 use crate::error::handler_label;
 use crate::method::Kind;
 use crate::plan::{Meaning, Plan, Wanted};
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::router::Lookup;
 
 /// How long an operator waits for the disk.
@@ -99,7 +99,7 @@ pub(super) async fn forget(
         return Err(api_error(StatusCode::CONFLICT, format!("{what}; use --force to forget it anyway")));
     }
     let (sandboxes, containers) = node.router.owners.count(backend.id);
-    node.state_store.forget(backend.id);
+    node.state_store.declare_empty(backend.id);
     node.router.owners.forget_all_of(backend.id);
     tracing::warn!(backend = name, sandboxes, containers, "forgotten by the operator");
     save(node).await;
@@ -112,11 +112,7 @@ pub(super) async fn forget(
 }
 
 /// Declares one sandbox, with its containers, to be gone.
-async fn forget_pod(
-    node: &Arc<NodeState>,
-    backend: &Backend,
-    pod: &str,
-) -> Result<Json<ChangeResult>, ApiError> {
+async fn forget_pod(node: &Arc<Node>, backend: &Backend, pod: &str) -> Result<Json<ChangeResult>, ApiError> {
     let id = match node.router.owners.find(Some(Kind::Sandbox), pod, Some(backend.id)) {
         Lookup::Exact(_) if node.router.owners.is_owned_by(pod, backend.id) => pod.to_owned(),
         Lookup::Prefix(_, id) => id,
@@ -196,7 +192,7 @@ pub(super) async fn plan(
 }
 
 /// Returns what a configuration would do to the backends and the pods on them.
-pub(crate) fn plan_reload(node: &NodeState, config: &Config) -> ReloadReport {
+pub(crate) fn plan_reload(node: &Node, config: &Config) -> ReloadReport {
     let plan = Plan::new(&node.known_instances(), &Wanted::of(config));
     let steps = plan.steps.iter().filter(|step| step.meaning != Meaning::Same).map(ToString::to_string);
     let removed = plan.removed.iter().filter(|removal| !removal.was_removed).map(ToString::to_string);
@@ -225,7 +221,7 @@ pub(super) fn change_result(message: String, warnings: Vec<String>) -> Json<Chan
 }
 
 /// Returns the backend that an operator wants to change.
-pub(super) fn configured_backend(node: &NodeState, name: &str) -> Result<Arc<Backend>, ApiError> {
+pub(super) fn configured_backend(node: &Node, name: &str) -> Result<Arc<Backend>, ApiError> {
     if node.state_store.is_handed_over() {
         let what = "an upgrade is under way, and the new process keeps the state; try again";
         return Err(api_error(StatusCode::SERVICE_UNAVAILABLE, what));
@@ -233,7 +229,7 @@ pub(super) fn configured_backend(node: &NodeState, name: &str) -> Result<Arc<Bac
     node.backend_named(name).ok_or_else(|| unknown(node, name))
 }
 
-fn unknown(node: &NodeState, name: &str) -> ApiError {
+fn unknown(node: &Node, name: &str) -> ApiError {
     let backends = node.backends();
     let names: Vec<_> = backends.iter().map(|backend| &*backend.name).collect();
     let error = format!("there is no backend {name:?} (backends: {})", names.join(", "));
@@ -241,7 +237,7 @@ fn unknown(node: &NodeState, name: &str) -> ApiError {
 }
 
 /// Returns the handlers, in words, that only `backend` serves.
-fn handlers_served_only_by(node: &NodeState, backend: &str) -> Vec<String> {
+fn handlers_served_only_by(node: &Node, backend: &str) -> Vec<String> {
     let routes = read::all_routes(node).into_iter().filter(|route| {
         let leads_here = route.targets.iter().any(|target| target.backend == backend && target.weight > 0);
         let elsewhere = route.targets.iter().any(|target| target.backend != backend && target.share > 0.0);
@@ -252,14 +248,14 @@ fn handlers_served_only_by(node: &NodeState, backend: &str) -> Vec<String> {
 
 /// Writes the last-known state to the disk, at most for [`DISK_TIMEOUT`]. A failure is reported by
 /// [`save_warnings`].
-async fn save(node: &NodeState) {
+async fn save(node: &Node) {
     let store = Arc::clone(&node.state_store);
     node.state_store.wait_for_journal().await;
     tokio::time::timeout(DISK_TIMEOUT, tokio::task::spawn_blocking(move || store.flush())).await.ok();
 }
 
 /// Returns a warning if the last write failed, so that the change would not survive a restart.
-fn save_warnings(node: &NodeState) -> Vec<String> {
+fn save_warnings(node: &Node) -> Vec<String> {
     let problem = node.state_store.write_error();
     problem
         .map(|problem| format!("this is not saved and ends with a restart: {problem}"))

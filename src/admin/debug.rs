@@ -12,7 +12,7 @@ use crate::admin::api::{LogLevelView, StatusView};
 use crate::admin::read::{ApiError, api_error};
 use crate::admin::{AdminState, read};
 use crate::backend::Backend;
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::telemetry;
 
 #[derive(Debug, Deserialize)]
@@ -61,12 +61,12 @@ pub(super) async fn dump(State(state): State<Arc<AdminState>>) -> Json<Value> {
     }))
 }
 
-fn backend_dump(node: &NodeState, backend: &Backend) -> Value {
+fn backend_dump(node: &Node, backend: &Backend) -> Value {
     let (sandboxes, containers) = node.router.owners.count(backend.id);
     json!({
         "name": &*backend.name,
         "connected": backend.is_up(),
-        "joining": node.is_joining(backend),
+        "joining": node.is_left_out(backend),
         "in_flight": backend.in_flight(),
         "late": backend.health.late_classes().iter().map(|(class, since)| json!({
             "class": format!("{class:?}"), "since": read::rfc3339(*since),

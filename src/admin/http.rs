@@ -19,9 +19,9 @@ use tokio_util::task::TaskTracker;
 
 use crate::accept::accept_loop;
 use crate::admission::{Admission, Admitted};
-use crate::drain::Drain;
 use crate::mutex::lock;
 use crate::server::{ListeningSocket, Sockets};
+use crate::shutdown::Shutdown;
 
 /// How many connections may be open at once.
 const CONNECTIONS: usize = 64;
@@ -91,13 +91,13 @@ impl Port {
     }
 }
 
-/// Serves `routes` until the drain begins and the last request is answered. Without a `listener` yet,
+/// Serves `routes` until the shutdown begins and the last request is answered. Without a `listener` yet,
 /// `listen` is tried until there is one.
 pub(super) async fn serve<L>(
     mut listener: Option<TcpListener>,
     listen: impl Fn() -> L,
     routes: Router,
-    drain: Drain,
+    shutdown: Shutdown,
 ) where
     L: Future<Output = io::Result<TcpListener>>,
 {
@@ -107,29 +107,29 @@ pub(super) async fn serve<L>(
         }
         tokio::select! {
             () = tokio::time::sleep(RETRY) => listener = listen().await.ok(),
-            () = drain.begun() => return,
+            () = shutdown.begun() => return,
         }
     };
     let (connections, admission) = (TaskTracker::new(), Admission::new(CONNECTIONS));
     let listener = &listener;
     let accept = || async move { listener.accept().await.map(|(stream, _)| stream) };
     let serve = |stream| {
-        connections.spawn(serve_connection(stream, admission.admit(), routes.clone(), drain.clone()));
+        connections.spawn(serve_connection(stream, admission.admit(), routes.clone(), shutdown.clone()));
     };
     tokio::select! {
-        () = drain.begun() => {}
+        () = shutdown.begun() => {}
         () = accept_loop("admin.http", accept, serve) => {}
     }
     connections.close();
     connections.wait().await;
 }
 
-async fn serve_connection(stream: TcpStream, admitted: Admitted, routes: Router, drain: Drain) {
+async fn serve_connection(stream: TcpStream, admitted: Admitted, routes: Router, shutdown: Shutdown) {
     let service = TowerToHyperService::new(routes);
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_REQUEST);
     let mut connection = pin!(http.serve_connection(TokioIo::new(stream), service));
-    let mut draining = pin!(drain.into_begun());
+    let mut draining = pin!(shutdown.into_begun());
     let mut deadline = pin!(tokio::time::sleep(CONNECTION_TIMEOUT));
     let mut is_draining = false;
     loop {

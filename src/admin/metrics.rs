@@ -14,7 +14,7 @@ use crate::backend::Backend;
 use crate::cri::VersionResponse;
 use crate::method::Rpc;
 use crate::metrics::{BackendSample, StateSample};
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::state::Life;
 
 pub(super) async fn scrape(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
@@ -48,7 +48,7 @@ pub(super) fn prefers_openmetrics(headers: &HeaderMap) -> bool {
     weights[0] > 0.0 && weights[0] >= weights[1]
 }
 
-fn refresh(node: &NodeState) {
+fn refresh(node: &Node) {
     let backends = node.backends();
     let samples: Vec<_> = backends.iter().map(|backend| sample(node, backend)).collect();
     node.metrics.refresh(&samples);
@@ -66,12 +66,12 @@ fn certificates(backend: &Backend) -> Vec<(&'static str, SystemTime)> {
     backend.certificate_ends().into_iter().map(|(role, end)| (role.word(), end)).collect()
 }
 
-fn sample<'a>(node: &NodeState, backend: &'a Backend) -> BackendSample<'a> {
+fn sample<'a>(node: &Node, backend: &'a Backend) -> BackendSample<'a> {
     let version = backend.state.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
     let (sandboxes, containers) = node.router.owners.count(backend.id);
     BackendSample {
         name: &backend.name,
-        state: node.state(backend).word(),
+        state: node.condition_of(backend).word(),
         up: backend.is_up(),
         draining: backend.state.is_draining(),
         configured: backend.state.instance().life != Life::Removed,

@@ -19,13 +19,13 @@ use crate::admin::api::{
     VerdictView,
 };
 use crate::admin::{AdminState, verdict};
-use crate::backend::{Backend, BackendState, Link};
+use crate::backend::{Backend, Condition, Link};
 use crate::cri::{ListImagesResponse, RuntimeCondition, VersionResponse};
 use crate::handover::OlderProcess;
 use crate::history::ReloadResult;
 use crate::merge::status;
 use crate::method::{List, Rpc};
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::router::Handlers;
 use crate::state::{Filter, InstanceId, ListKind, SANDBOX_READY};
 
@@ -55,7 +55,7 @@ pub(super) async fn pods(State(state): State<Arc<AdminState>>) -> Json<PodsView>
 }
 
 /// Returns the pod of this name as it was listed last, the latest attempt of several.
-pub(super) fn known_pod(node: &NodeState, namespace: &str, name: &str) -> Option<PodView> {
+pub(super) fn known_pod(node: &Node, namespace: &str, name: &str) -> Option<PodView> {
     let backends = node.backends();
     let pods = backends.iter().flat_map(|backend| pods_of(node, backend));
     let named = pods.filter(|pod| pod.namespace == namespace && pod.name == name);
@@ -67,7 +67,7 @@ pub(super) async fn routes(State(state): State<Arc<AdminState>>) -> Json<RoutesV
 }
 
 /// Returns the aims that wait for their pod.
-fn aims(node: &NodeState) -> Vec<AimView> {
+fn aims(node: &Node) -> Vec<AimView> {
     let view = |(aim, left): (crate::router::Aim, std::time::Duration)| {
         let backend = node.backend(aim.backend).map_or_else(|_| "gone".to_owned(), |b| b.name.to_string());
         AimView { pod: format!("{}/{}", aim.namespace, aim.name), backend, seconds_left: left.as_secs() }
@@ -161,7 +161,7 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
 }
 
 /// Returns where the handler `""` and every configured one lead.
-pub(super) fn all_routes(node: &NodeState) -> Vec<RouteView> {
+pub(super) fn all_routes(node: &Node) -> Vec<RouteView> {
     let handlers = node.router.handlers();
     let named = handlers.iter().map(|(handler, _)| compose_route(node, &handlers, handler));
     std::iter::once(compose_route(node, &handlers, "")).chain(named).collect()
@@ -172,7 +172,7 @@ pub(super) fn rfc3339(moment: SystemTime) -> String {
     humantime::format_rfc3339_seconds(moment).to_string()
 }
 
-fn one_route(node: &NodeState, handler: &str) -> Result<Json<RouteView>, ApiError> {
+fn one_route(node: &Node, handler: &str) -> Result<Json<RouteView>, ApiError> {
     let handlers = node.router.handlers();
     if !handler.is_empty() {
         let known = handlers.targets_of(handler);
@@ -181,7 +181,7 @@ fn one_route(node: &NodeState, handler: &str) -> Result<Json<RouteView>, ApiErro
     Ok(Json(compose_route(node, &handlers, handler)))
 }
 
-fn compose_route(node: &NodeState, handlers: &Handlers, handler: &str) -> RouteView {
+fn compose_route(node: &Node, handlers: &Handlers, handler: &str) -> RouteView {
     let configured = handlers.targets_of(handler).unwrap_or_default();
     let targets: Vec<(InstanceId, String, u32)> =
         configured.iter().map(|(b, target)| (*b, target.handler.clone(), target.weight)).collect();
@@ -192,7 +192,7 @@ fn compose_route(node: &NodeState, handlers: &Handlers, handler: &str) -> RouteV
     let share = |weight: u32| if total == 0 { 0.0 } else { f64::from(weight) / f64::from(total) };
     let target_views = targets.iter().map(|target| {
         let share = share(open(target));
-        let state = node.backend(target.0).map_or("gone", |backend| node.state(&backend).word());
+        let state = node.backend(target.0).map_or("gone", |backend| node.condition_of(&backend).word());
         TargetView {
             backend: name(target.0),
             backend_handler: target.1.clone(),
@@ -223,9 +223,9 @@ fn refusal_reason(targets: &[TargetView]) -> Option<String> {
     (!reasons.is_empty()).then(|| reasons.join(", "))
 }
 
-fn backend_view(node: &NodeState, backend: &Backend) -> BackendView {
+fn backend_view(node: &Node, backend: &Backend) -> BackendView {
     let config = backend.config();
-    let state = node.state(backend);
+    let state = node.condition_of(backend);
     let (sandboxes, containers) = node.router.owners.count(backend.id);
     let version = backend.state.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
     let (since, api) = match backend.link() {
@@ -233,7 +233,7 @@ fn backend_view(node: &NodeState, backend: &Backend) -> BackendView {
         Link::Down { since, .. } => (Some(since), None),
         Link::Up { since, api, .. } => (Some(since), Some(api.version().to_owned())),
     };
-    let since = if state == BackendState::Late { backend.health.first_late_since().or(since) } else { since };
+    let since = if state == Condition::Late { backend.health.first_late_since().or(since) } else { since };
     BackendView {
         name: backend.name.to_string(),
         id: backend.id.0,
@@ -287,7 +287,7 @@ fn unready(backend: &Backend) -> Vec<String> {
 }
 
 /// Returns the pods of one backend.
-fn pods_of(node: &NodeState, backend: &Backend) -> Vec<PodView> {
+fn pods_of(node: &Node, backend: &Backend) -> Vec<PodView> {
     let mut containers: HashMap<String, usize> = HashMap::new();
     backend.state.for_each_container(|facts| {
         *containers.entry(facts.sandbox_id.to_owned()).or_default() += 1;
@@ -346,8 +346,8 @@ fn public_handler(handlers: &Handlers, backend: InstanceId, known_as: &str) -> S
 }
 
 /// Tells whether the backend's lists are live, not last known.
-fn is_answering(node: &NodeState, backend: &Backend) -> bool {
-    !matches!(node.state(backend), BackendState::Down | BackendState::Late)
+fn is_answering(node: &Node, backend: &Backend) -> bool {
+    !matches!(node.condition_of(backend), Condition::Down | Condition::Late)
 }
 
 fn add_image(images: &mut BTreeMap<String, ImageView>, backend: &str, image: crate::cri::Image) {

@@ -10,7 +10,7 @@ use maud::{Markup, html};
 use crate::admin::read;
 use crate::backend::Link;
 use crate::history::{STATES_KEPT, StateChange};
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 
 /// How often the states are looked at.
 const EVERY: Duration = Duration::from_secs(1);
@@ -18,7 +18,7 @@ const EVERY: Duration = Duration::from_secs(1);
 const IN_WORDS: usize = 4;
 
 /// Records the states of all backends. Never completes.
-pub(super) async fn record(node: Arc<NodeState>) {
+pub(super) async fn record(node: Arc<Node>) {
     let mut tick = tokio::time::interval(EVERY);
     loop {
         tick.tick().await;
@@ -27,7 +27,7 @@ pub(super) async fn record(node: Arc<NodeState>) {
             .iter()
             .map(|backend| {
                 let is_known = !matches!(backend.link(), Link::Connecting);
-                (&*backend.name, is_known.then(|| node.state(backend).word()))
+                (&*backend.name, is_known.then(|| node.condition_of(backend).word()))
             })
             .collect();
         node.history.record_states(SystemTime::now(), &states);
@@ -35,7 +35,7 @@ pub(super) async fn record(node: Arc<NodeState>) {
 }
 
 /// Draws the hour of every backend.
-pub(super) fn section(node: &NodeState, caption: &Markup) -> Markup {
+pub(super) fn section(node: &Node, caption: &Markup) -> Markup {
     let now = SystemTime::now();
     html! {
         section {

@@ -25,11 +25,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::backend::Backend;
 use crate::config::{BackendConfig, Config, Endpoint, ImageHandler, RelayMode, Streaming, Timeouts};
-use crate::drain::{self, Drain, DrainResult};
 use crate::plan::{Meaning, Plan, PlanStep, Removal, Wanted};
-use crate::proxy::{NodeState, Proxy};
+use crate::proxy::{Node, Proxy};
 use crate::router::{Handlers, Names};
 use crate::server::Sockets;
+use crate::shutdown::{self, Shutdown, ShutdownResult};
 use crate::side::Side;
 use crate::state::{Instance, InstanceId, InstanceState, Life, LifeChange};
 
@@ -39,15 +39,15 @@ pub(super) const IDLE: Duration = Duration::from_secs(1);
 /// The backends that run.
 #[derive(Debug)]
 pub(super) struct Backends {
-    node: Arc<NodeState>,
-    drain: Drain,
+    node: Arc<Node>,
+    shutdown: Shutdown,
     side: Side,
     sockets: Sockets,
     running: BTreeMap<InstanceId, RunningBackend>,
     /// Which instance each name in the file means.
     names: Names,
     /// Those whose place another one has taken, until their calls have ended.
-    replaced: Vec<(Arc<Backend>, Drain)>,
+    replaced: Vec<(Arc<Backend>, Shutdown)>,
     /// Whether a configuration was applied: a backend added later joins, one found at the start is awaited.
     started: bool,
 }
@@ -55,7 +55,7 @@ pub(super) struct Backends {
 #[derive(Debug)]
 struct RunningBackend {
     backend: Arc<Backend>,
-    drain: Drain,
+    stop: Shutdown,
     socket: Option<Socket>,
     /// Since when it is removed and owns nothing, as far as it was looked at.
     idle_since: Option<Instant>,
@@ -67,15 +67,15 @@ struct RunningBackend {
 #[derive(Debug)]
 struct Socket {
     path: std::path::PathBuf,
-    drain: Drain,
+    stop: Shutdown,
     /// Completes with the connections still open once the socket is closed and its file removed.
     accepting: JoinHandle<TaskTracker>,
 }
 
 impl Backends {
-    pub(super) fn new(node: Arc<NodeState>, drain: Drain, side: Side, sockets: Sockets) -> Self {
+    pub(super) fn new(node: Arc<Node>, shutdown: Shutdown, side: Side, sockets: Sockets) -> Self {
         let (running, names, replaced) = (BTreeMap::new(), Names::new(), Vec::new());
-        Self { node, drain, side, sockets, running, names, replaced, started: false }
+        Self { node, shutdown, side, sockets, running, names, replaced, started: false }
     }
 
     /// Makes the running backends those of `config`.
@@ -120,9 +120,9 @@ impl Backends {
     fn keep_removed(&mut self, removal: &Removal, max_list: usize) {
         let Some(state) = self.node.state_store.get(removal.id) else { return };
         let instance = state.instance();
-        if instance.life == Life::Joining && !state.is_known() {
+        if instance.life == Life::Joining && !state.has_lists() {
             // It was given nothing, so there is nothing to keep it for.
-            self.node.state_store.forget(removal.id);
+            self.node.state_store.declare_empty(removal.id);
         }
         if !removal.was_removed {
             let pods = removal.pods;
@@ -138,7 +138,7 @@ impl Backends {
             maybe_moved_from: None,
             ..instance
         });
-        self.run(&state, &name, config);
+        self.ensure_running(&state, &name, config);
     }
 
     /// Runs what a name in the file means, and returns which instance that is.
@@ -179,7 +179,7 @@ impl Backends {
                     ..state.instance()
                 };
                 self.node.router.owners.forget_all_of(state.id());
-                state.restart(&instance);
+                state.reset_to_unknown(&instance);
                 state
             }
             (Meaning::Same | Meaning::Renamed { .. } | Meaning::TakenBack { .. }, Some(state)) => {
@@ -187,7 +187,7 @@ impl Backends {
                 state
             }
         };
-        self.run(&state, &name, config);
+        self.ensure_running(&state, &name, config);
         state.id()
     }
 
@@ -198,7 +198,7 @@ impl Backends {
     }
 
     /// Runs an instance under this label with this configuration.
-    fn run(&mut self, state: &Arc<InstanceState>, name: &str, config: BackendConfig) {
+    fn ensure_running(&mut self, state: &Arc<InstanceState>, name: &str, config: BackendConfig) {
         let id = state.id();
         if let Some(running) = self.running.get_mut(&id)
             && &*running.backend.name == name
@@ -209,34 +209,34 @@ impl Backends {
         self.node.state_store.expire_if_rebooted(state, config.local);
         let calls = self.node.metrics.calls(name);
         let backend = Backend::new(config, Arc::clone(state), calls, self.side.clone());
-        // Not a child of the process's drain: calls in flight need the connection until they have ended.
-        let drain = Drain::default();
+        // Not a child of the process's shutdown: calls in flight need the connection until they have ended.
+        let stop = Shutdown::default();
         let node = Arc::clone(&self.node);
         let running = Arc::clone(&backend)
-            .run(drain.clone(), async move |backend: &Arc<Backend>| node.on_connected(backend).await);
+            .run(stop.clone(), async move |backend: &Arc<Backend>| node.on_connected(backend).await);
         tokio::spawn(running);
-        let mut running = RunningBackend { backend, drain, socket: None, idle_since: None, hidden: false };
+        let mut running = RunningBackend { backend, stop, socket: None, idle_since: None, hidden: false };
         match self.running.remove(&id) {
             Some(old) => {
                 running.socket = old.socket;
-                self.retire(old.backend, old.drain);
+                self.retire(old.backend, old.stop);
             }
-            None => self.node.restore(&running.backend),
+            None => self.node.learn_last_known(&running.backend),
         }
         self.running.insert(id, running);
     }
 
     /// Lets a backend whose place was taken finish its calls.
-    fn retire(&mut self, backend: Arc<Backend>, drain: Drain) {
+    fn retire(&mut self, backend: Arc<Backend>, stop: Shutdown) {
         self.node.metrics.forget_backend(&backend.name);
-        self.replaced.push((backend, drain));
+        self.replaced.push((backend, stop));
     }
 
     /// Decides for each moved backend that has been listed whether it is the one that it was.
     pub(super) fn resolve_moved(&mut self) {
         let listed = self.running.values().map(|running| &running.backend);
         let listed =
-            listed.filter(|backend| backend.state.is_known() && backend.state.maybe_moved_from().is_some());
+            listed.filter(|backend| backend.state.has_lists() && backend.state.maybe_moved_from().is_some());
         let listed: Vec<_> = listed.map(|backend| (backend.id, Arc::clone(&backend.state))).collect();
         for (id, state) in listed {
             let old = state.maybe_moved_from().and_then(|old| self.node.state_store.get(old));
@@ -269,10 +269,10 @@ impl Backends {
         let mut socket = None;
         if let Some(running) = self.running.remove(&id) {
             socket = running.socket;
-            self.retire(running.backend, running.drain);
+            self.retire(running.backend, running.stop);
         }
         self.node.state_store.end(id);
-        self.run(old, &name, config);
+        self.ensure_running(old, &name, config);
         self.names.insert(name, old.id());
         if let Some(socket) = socket {
             // The socket shows an instance that has ended; it is bound again for the one that continues.
@@ -291,7 +291,7 @@ impl Backends {
         let life = instance.life.after(LifeChange::MoveResolved);
         state.set_instance(&Instance { life, maybe_moved_from: None, ..instance });
         if let Ok(backend) = self.node.backend(state.id()) {
-            self.node.restore(&backend);
+            self.node.learn_last_known(&backend);
         }
     }
 
@@ -308,8 +308,8 @@ impl Backends {
             let state = &running.backend.state;
             let idle = state.instance().life == Life::Removed
                 // Otherwise the operator has to declare it lost: what it has is not known.
-                && (state.is_listed() || state.is_forgotten())
-                && running.backend.writes_in_flight() == 0
+                && (state.was_listed_live() || state.is_declared_empty())
+                && running.backend.unbounded_in_flight() == 0
                 && !busy.contains(id)
                 && node.router.owners.count(*id) == (0, 0);
             let ended = idle && running.hidden && running.backend.in_flight() == 0;
@@ -319,17 +319,17 @@ impl Backends {
             running.idle_since = since;
             if ended {
                 tracing::info!(backend = %running.backend.name, "backend owns nothing any more and is gone");
-                running.drain.begin();
+                running.stop.begin();
                 node.state_store.end(*id);
                 node.router.owners.forget_all_of(*id);
                 node.metrics.forget_backend(&running.backend.name);
             }
             !ended
         });
-        self.replaced.retain(|(backend, drain)| {
+        self.replaced.retain(|(backend, stop)| {
             let busy = backend.in_flight() > 0;
             if !busy {
-                drain.begin();
+                stop.begin();
             }
             busy
         });
@@ -344,15 +344,15 @@ impl Backends {
         for backend in removed.filter(|backend| backend.state.instance().life == Life::Removed) {
             if let Some(successor) = self.node.found_elsewhere(backend) {
                 tracing::info!(backend = %backend.name, successor = %successor.name, "moved and renamed: the successor lists what it listed before");
-                self.node.state_store.forget(backend.id);
+                self.node.state_store.declare_empty(backend.id);
                 self.node.router.owners.forget_all_of(backend.id);
             }
         }
     }
 
     /// Waits until the calls through the backends' own sockets have ended, at most `deadline` from the
-    /// drain's start.
-    pub(super) async fn drain(&mut self, deadline: Duration) -> DrainResult {
+    /// shutdown's start.
+    pub(super) async fn finish_calls(&mut self, deadline: Duration) -> ShutdownResult {
         let sockets: Vec<_> = self.running.values_mut().filter_map(|entry| entry.socket.take()).collect();
         let ended = async {
             for socket in sockets {
@@ -361,7 +361,7 @@ impl Backends {
                 }
             }
         };
-        drain::run_with_deadline("backend sockets", &self.drain, || deadline, ended).await
+        shutdown::run_with_deadline("backend sockets", &self.shutdown, || deadline, ended).await
     }
 
     /// Closes the backends' own sockets and removes their files.
@@ -393,10 +393,10 @@ impl Backends {
             if let Some(path) = wanted {
                 match self.sockets.listen(&path, config.listen_mode, config.listen_owner).await {
                     Ok(listener) => {
-                        let drain = self.drain.child();
+                        let stop = self.shutdown.child();
                         let proxy = Proxy::new(Arc::clone(&self.node), Some(running.backend.id));
-                        let accepting = tokio::spawn(listener.accept(proxy, drain.clone()));
-                        running.socket = Some(Socket { path, drain, accepting });
+                        let accepting = tokio::spawn(listener.accept(proxy, stop.clone()));
+                        running.socket = Some(Socket { path, stop, accepting });
                     }
                     Err(error) => failed = failed.and(Err(error)),
                 }
@@ -410,7 +410,7 @@ impl Socket {
     /// Stops accepting and waits until the file is removed. Returns the connections that are still open;
     /// their calls go on.
     async fn close(self) -> Option<TaskTracker> {
-        self.drain.begin();
+        self.stop.begin();
         let closed = self.accepting.await;
         if let Err(error) = &closed {
             tracing::error!(path = %self.path.display(), %error, "the task of a backend's socket failed");
@@ -431,7 +431,7 @@ fn adopt(state: &InstanceState, step: &PlanStep, config: &BackendConfig) {
         name: step.name.clone(),
         endpoint: step.endpoint.clone(),
         config: Some(config.clone()),
-        life: instance.life.after(LifeChange::TakenBack),
+        life: instance.life.after(LifeChange::NamedInFile),
         ..instance
     });
 }

@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
 use crate::handover::{self, HandoverChannel, HandoverMessage, Offer, OlderProcess};
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::server::Sockets;
 use crate::state::{self, StateLock};
 
@@ -84,7 +84,7 @@ impl Predecessor {
     }
 
     /// Completes once connections may be accepted: the process before accepts no more, or has ended.
-    pub(super) async fn replace(&self, node: &Arc<NodeState>) {
+    pub(super) async fn replace(&self, node: &Arc<Node>) {
         list_backends(node).await;
         let (version, sockets) = (env!("CARGO_PKG_VERSION").to_owned(), self.sockets.keys());
         let ready = self.channel.send(&HandoverMessage::Ready { version, sockets }, &[]).await;
@@ -104,7 +104,7 @@ impl Predecessor {
 
     /// Waits until the process before says so, and takes over what it keeps in memory; `false` if it has
     /// ended.
-    async fn is_told_to_serve(&self, node: &NodeState) -> bool {
+    async fn is_told_to_serve(&self, node: &Node) -> bool {
         loop {
             match self.channel.receive().await {
                 Ok(Some((HandoverMessage::Serve, _))) => return true,
@@ -119,7 +119,7 @@ impl Predecessor {
     }
 
     /// Follows what the process before has left, until it has ended.
-    pub(super) async fn follow(self: Arc<Self>, node: Arc<NodeState>) {
+    pub(super) async fn follow(self: Arc<Self>, node: Arc<Node>) {
         while let Ok(Some((message, _))) = self.channel.receive().await {
             if let HandoverMessage::Left(older) = message {
                 node.history.set_older_processes(older);
@@ -137,14 +137,14 @@ impl Predecessor {
 }
 
 /// Takes over what the process before keeps in memory.
-fn restore(node: &NodeState, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
+fn restore(node: &Node, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
     let file = fds.into_iter().next().context("it sent no file")?;
     node.restore_memory(serde_json::from_slice(&handover::content_of(file)?)?);
     Ok(())
 }
 
 /// Applies the changes that the process before still makes, and answers each once it is in the journal.
-pub(super) async fn follow_changes(node: Arc<NodeState>, mut changes: UnixStream) {
+pub(super) async fn follow_changes(node: Arc<Node>, mut changes: UnixStream) {
     while let Ok(record) = state::read_record(&mut changes).await {
         node.learn_handed(&record).await;
         if changes.write_all(&[0]).await.is_err() {
@@ -154,7 +154,7 @@ pub(super) async fn follow_changes(node: Arc<NodeState>, mut changes: UnixStream
 }
 
 /// Completes once every backend was listed, or took longer than a call would wait for it.
-async fn list_backends(node: &Arc<NodeState>) {
+async fn list_backends(node: &Arc<Node>) {
     let backends = node.backends();
     let listed = backends.iter().map(|backend| {
         let timeouts = backend.config().timeouts;

@@ -11,13 +11,13 @@ use crate::app::backends::Backends;
 use crate::config::{Config, ConfigError, Identity, RESTART_KEYS};
 use crate::history::ReloadResult;
 use crate::method::Rpc;
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::{admin, server, telemetry};
 
 /// What a reload compares the file with.
 #[derive(Debug)]
 pub(super) struct Reloads {
-    node: Arc<NodeState>,
+    node: Arc<Node>,
     /// The configuration file.
     path: PathBuf,
     /// The configuration that the process started with.
@@ -32,7 +32,7 @@ pub(super) struct Reloads {
 }
 
 impl Reloads {
-    pub(super) fn new(node: Arc<NodeState>, path: PathBuf, started_with: Config, is_inherited: bool) -> Self {
+    pub(super) fn new(node: Arc<Node>, path: PathBuf, started_with: Config, is_inherited: bool) -> Self {
         let file = started_with.clone();
         Self { node, path, started_with, file, is_inherited, is_partly_applied: false }
     }
@@ -163,7 +163,7 @@ fn first_line(text: &str) -> String {
 
 /// Warns, before it happens, that the prefix of every container ID changes: with the default backend, or with
 /// whose name `Version` reports.
-fn warn_of_prefix(old: &Config, new: &Config, node: &NodeState) {
+fn warn_of_prefix(old: &Config, new: &Config, node: &Node) {
     if old.identity == new.identity && old.default_backend == new.default_backend {
         return;
     }

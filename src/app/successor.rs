@@ -19,9 +19,9 @@ use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
 use super::systemd;
-use crate::drain::Drain;
 use crate::handover::{self, HandoverChannel, HandoverMessage, Offer, OfferedSocket, OlderProcess};
-use crate::proxy::NodeState;
+use crate::proxy::Node;
+use crate::shutdown::Shutdown;
 use crate::state::StateLock;
 
 /// What the kernel puts at the end of the path of a program whose file was replaced.
@@ -53,14 +53,14 @@ pub(super) struct Succession {
     pub(super) older: Vec<OlderProcess>,
     pub(super) sockets: Vec<(OfferedSocket, OwnedFd)>,
     pub(super) lock: Arc<StateLock>,
-    pub(super) node: Arc<NodeState>,
+    pub(super) node: Arc<Node>,
 }
 
 /// When an attempt is given up.
 #[derive(Debug, Clone)]
 pub(super) struct Limit {
     pub(super) deadline: Instant,
-    pub(super) interrupt: Drain,
+    pub(super) interrupt: Shutdown,
 }
 
 impl Limit {
@@ -146,7 +146,7 @@ impl Succession {
     }
 
     /// Starts a process in the place of one that was killed after it had served, until one serves.
-    pub(super) async fn replace(self: Arc<Self>, binary: PathBuf, interrupt: Drain) -> Successor {
+    pub(super) async fn replace(self: Arc<Self>, binary: PathBuf, interrupt: Shutdown) -> Successor {
         // The program of this process too, if the other one cannot serve: it has served before.
         let own = PathBuf::from("/proc/self/exe");
         for binary in [&binary, &own].into_iter().cycle() {

@@ -13,10 +13,10 @@ use super::successor::{Limit, Succession, Successor, installed_binary};
 use super::{App, ShutdownSignal};
 use crate::admin::UpgradeRequest;
 use crate::admin::api::UpgradeView;
-use crate::drain::Drain;
 use crate::handover::{HandoverMessage, OlderProcess};
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::relay::Relay;
+use crate::shutdown::Shutdown;
 
 /// How often the new process hears what this one has left.
 const REPORT: Duration = Duration::from_secs(1);
@@ -54,17 +54,17 @@ impl App {
         &mut self,
         request: UpgradeRequest,
         others: &mut mpsc::Receiver<UpgradeRequest>,
-        shutdown: &mut ShutdownSignal,
+        signal: &mut ShutdownSignal,
         mut watchdog: Pin<&mut impl Future<Output = ()>>,
     ) -> Upgraded {
         let UpgradeRequest { binary, within, reply } = request;
-        let (interrupt, mut told_to_end) = (Drain::default(), false);
+        let (interrupt, mut told_to_end) = (Shutdown::default(), false);
         let mut handing = Box::pin(self.hand_over(binary, within, interrupt.clone()));
         let handed = loop {
             tokio::select! {
                 handed = &mut handing => break handed,
                 () = &mut watchdog => {}
-                () = shutdown.recv() => {
+                () = signal.recv() => {
                     told_to_end = true;
                     interrupt.begin();
                 }
@@ -81,7 +81,7 @@ impl App {
                 let Successor { pid, version, .. } = &handed.successor;
                 let view = UpgradeView { pid: *pid, version: version.clone(), old_pid: std::process::id() };
                 self.sockets.release(&handed.successor.sockets);
-                self.drain.begin();
+                self.shutdown.begin();
                 reply.send(Ok(view)).ok();
                 Upgraded::HandedOver(Box::new(handed))
             }
@@ -97,7 +97,7 @@ impl App {
         &mut self,
         binary: Option<PathBuf>,
         within: Duration,
-        interrupt: Drain,
+        interrupt: Shutdown,
     ) -> anyhow::Result<HandedOver> {
         let older = self.node.history.older_processes();
         let count = older.len();
@@ -147,23 +147,23 @@ impl App {
                 tracing::error!("the state that was taken back is not on the disk");
             }
         }
-        self.writer.start(&self.node.state_store, &self.drain);
+        self.writer.start(&self.node.state_store, &self.shutdown);
     }
 
     /// Finishes the calls and relayed streams of this process while another one serves.
-    pub(super) async fn finish(self, handed: HandedOver, mut shutdown: ShutdownSignal) {
-        let Self { node, mut backends, mut servers, relay, relay_drain, predecessor, followed, .. } = self;
+    pub(super) async fn finish(self, handed: HandedOver, mut signal: ShutdownSignal) {
+        let Self { node, mut backends, mut servers, relay, relay_shutdown, predecessor, followed, .. } = self;
         let limit = node.config().handover_timeout;
         tracing::info!(pid = handed.successor.pid, ?limit, "handed over; finishing calls");
-        let (ending, (serves, mut someone_serves)) = (Drain::default(), watch::channel(true));
+        let (ending, (serves, mut someone_serves)) = (Shutdown::default(), watch::channel(true));
         if handed.told_to_end {
             ending.begin();
         }
         let left = Left::new(&node, &relay);
         let watching = tokio::spawn(watch_successor(handed, left, ending.clone(), serves));
-        let relay_ending = tokio::spawn(end_relay(Arc::clone(&node), relay, relay_drain.clone()));
+        let relay_ending = tokio::spawn(end_relay(Arc::clone(&node), relay, relay_shutdown.clone()));
         let finished = async {
-            backends.drain(limit).await;
+            backends.finish_calls(limit).await;
             servers.join().await;
             if let Some(followed) = followed {
                 // The process before sends its changes through this one.
@@ -175,7 +175,7 @@ impl App {
         let told_to_end = tokio::select! {
             biased;
             () = &mut finished => false,
-            () = shutdown.recv() => true,
+            () = signal.recv() => true,
             () = ending.begun() => true,
         };
         if told_to_end {
@@ -185,11 +185,11 @@ impl App {
                 predecessor.tell(HandoverMessage::End).await;
             }
             node.end_events();
-            relay_drain.begin();
+            relay_shutdown.begin();
             tokio::select! {
                 () = finished => {}
                 () = tokio::time::sleep(limit) => tracing::warn!("calls still in flight are cut"),
-                () = shutdown.recv() => tracing::warn!("second signal: exiting immediately"),
+                () = signal.recv() => tracing::warn!("second signal: exiting immediately"),
             }
         }
         watching.abort();
@@ -200,23 +200,23 @@ impl App {
 }
 
 /// The relay refuses new streams once no call can name one, and none that was named may still be opened.
-async fn end_relay(node: Arc<NodeState>, relay: Arc<Relay>, drain: Drain) {
+async fn end_relay(node: Arc<Node>, relay: Arc<Relay>, shutdown: Shutdown) {
     while node.limits().open().1 > 0 || relay.outstanding() > 0 {
         tokio::time::sleep(RELAY_POLL).await;
     }
-    drain.begin();
+    shutdown.begin();
 }
 
 /// What this process has left.
 #[derive(Debug)]
 struct Left {
     own: OlderProcess,
-    node: Arc<NodeState>,
+    node: Arc<Node>,
     relay: Arc<Relay>,
 }
 
 impl Left {
-    fn new(node: &Arc<NodeState>, relay: &Arc<Relay>) -> Self {
+    fn new(node: &Arc<Node>, relay: &Arc<Relay>) -> Self {
         let own = OlderProcess::replaced_now(std::process::id(), env!("CARGO_PKG_VERSION"));
         Self { own, node: Arc::clone(node), relay: Arc::clone(relay) }
     }
@@ -233,7 +233,7 @@ impl Left {
 
 /// Tells the process that serves what is left here. If it is killed, starts another one in its place;
 /// `ending` begins if it ends as it was told to, and `serves` says whether there is one.
-async fn watch_successor(mut handed: HandedOver, left: Left, ending: Drain, serves: watch::Sender<bool>) {
+async fn watch_successor(mut handed: HandedOver, left: Left, ending: Shutdown, serves: watch::Sender<bool>) {
     let mut report = tokio::time::interval(REPORT);
     let mut is_last = true;
     loop {

@@ -4,21 +4,21 @@ use std::sync::Arc;
 
 use tokio::task::JoinHandle;
 
-use crate::drain::Drain;
+use crate::shutdown::Shutdown;
 use crate::state::StateStore;
 
 /// The task.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
-    stop: Drain,
+    stop: Shutdown,
     task: Option<JoinHandle<()>>,
 }
 
 impl Writer {
-    /// Writes until `drain` begins, or until [`Writer::stop`]. Does nothing if it writes already.
-    pub(super) fn start(&mut self, store: &Arc<StateStore>, drain: &Drain) {
+    /// Writes until `shutdown` begins, or until [`Writer::stop`]. Does nothing if it writes already.
+    pub(super) fn start(&mut self, store: &Arc<StateStore>, shutdown: &Shutdown) {
         if self.task.is_none() {
-            self.stop = drain.child();
+            self.stop = shutdown.child();
             self.task = Some(tokio::spawn(Arc::clone(store).run(self.stop.clone().into_begun())));
         }
     }

@@ -93,7 +93,7 @@ impl BufferedReply {
 struct InFlightGuard {
     backend: Arc<Backend>,
     method: usize,
-    kind: InFlightLimit,
+    limit: InFlightLimit,
     started: Instant,
     span: Option<CallSpan>,
 }
@@ -107,13 +107,13 @@ impl Backend {
     /// [`Error::Down`] at once if it cannot be reached, [`Error::Busy`] if `max_in_flight` is reached,
     /// [`Error::Lost`] if the connection ends first, [`Error::CallerDeadline`] before the caller's deadline,
     /// [`Error::InvalidReply`] for a reply that is not gRPC. Before the backend's API is known,
-    /// `Unimplemented` is [`Error::Unusable`]: clients take it for a missing feature, and it may only mean
+    /// `Unimplemented` is [`Error::NotReady`]: clients take it for a missing feature, and it may only mean
     /// the other API.
     pub async fn call(self: &Arc<Self>, request: &mut CallRequest<'_>) -> Result<Reply, Error> {
         let channel = self.channel().await?;
         let reply = self.call_over(&channel, request).await?;
         if !self.is_api_known() && codec::status_code(&reply.headers) == Some(Code::Unimplemented) {
-            return Err(self.unusable_error("has not answered Version, so its API is not known yet"));
+            return Err(self.not_ready_error("has not answered Version, so its API is not known yet"));
         }
         Ok(reply)
     }
@@ -157,11 +157,11 @@ impl Backend {
                         let channel = self.next_channel().await?;
                         send_request(&channel.sender, path, request)
                             .await
-                            .map_err(|error| self.transport_error(&error))
+                            .map_err(|error| self.http2_error(&error))
                     })
                     .await
                 }
-                answer => answer.map_err(|error| self.transport_error(&error)),
+                answer => answer.map_err(|error| self.http2_error(&error)),
             }
         };
         let answer = match head_timeout {
@@ -174,7 +174,7 @@ impl Backend {
         // A gRPC status counts, whatever the HTTP status is.
         if status != StatusCode::OK && codec::status_code(&headers).is_none() {
             let code = Code::from_i32(GrpcCode::from_http_status(status) as i32);
-            return Err(self.status_missing_error(code, format!("HTTP status {status}")));
+            return Err(self.no_status_error(code, format!("HTTP status {status}")));
         }
         Ok((headers, stream))
     }
@@ -220,7 +220,7 @@ impl Backend {
         match &*self.link.borrow() {
             Link::Up { sender, api, .. } => Ok(Channel { sender: sender.clone(), api: *api }),
             Link::Down { since, cause } => Err(self.down_error(*since, cause)),
-            Link::Connecting => Err(self.unusable_error("is not connected yet")),
+            Link::Connecting => Err(self.not_ready_error("is not connected yet")),
         }
     }
 
@@ -238,13 +238,13 @@ impl Backend {
 
     /// Takes a slot for a call in flight.
     fn acquire_slot(self: &Arc<Self>, method: Option<&'static Method>) -> Result<InFlightGuard, Error> {
-        let limit = self.config.load().max_in_flight;
-        let kind = method.map_or(InFlightLimit::Write, Method::in_flight_limit);
-        let in_flight = self.in_flight[kind as usize].fetch_add(1, Ordering::Relaxed);
+        let max = self.config.load().max_in_flight;
+        let limit = method.map_or(InFlightLimit::Unbounded, Method::in_flight_limit);
+        let in_flight = self.in_flight[limit as usize].fetch_add(1, Ordering::Relaxed);
         let method = method.map_or(crate::method::COUNT, |method| method.index);
         let flight =
-            InFlightGuard { backend: Arc::clone(self), method, kind, started: Instant::now(), span: None };
-        if in_flight >= limit { Err(self.busy_error(limit)) } else { Ok(flight) }
+            InFlightGuard { backend: Arc::clone(self), method, limit, started: Instant::now(), span: None };
+        if in_flight >= max { Err(self.busy_error(max)) } else { Ok(flight) }
     }
 
     /// Returns the largest reply to a method, in bytes.
@@ -256,8 +256,8 @@ impl Backend {
         }
     }
 
-    fn transport_error(&self, error: &Http2Error) -> Error {
-        let with_code = |code| self.status_missing_error(code, error.clone());
+    fn http2_error(&self, error: &Http2Error) -> Error {
+        let with_code = |code| self.no_status_error(code, error.clone());
         match error {
             Http2Error::TooLarge(_) => self.invalid_reply_error(error.clone()),
             // gRPC's table of codes, except INTERNAL: the stream broke, and kubelet must take that for a
@@ -281,7 +281,7 @@ impl Reply {
         let Self { headers, mut body } = self;
         let backend = Arc::clone(&body.flight.backend);
         let limit = backend.max_reply(body.flight.method);
-        let whole = body.stream.collect(limit).await.map_err(|error| backend.transport_error(&error))?;
+        let whole = body.stream.collect(limit).await.map_err(|error| backend.http2_error(&error))?;
         let message = Message::from_body(whole).map_err(|error| backend.invalid_reply_error(error))?;
         let trailers = match codec::status_code(&headers) {
             Some(_) => headers.clone(),
@@ -311,7 +311,7 @@ impl ReplyBody {
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Option<Result<Bytes, Error>>> {
         let backend = &self.flight.backend;
-        self.stream.poll_data(cx).map(|chunk| Some(chunk?.map_err(|error| backend.transport_error(&error))))
+        self.stream.poll_data(cx).map(|chunk| Some(chunk?.map_err(|error| backend.http2_error(&error))))
     }
 
     /// Polls for the trailers, after all data was read; `None` for a trailers-only reply.
@@ -319,8 +319,7 @@ impl ReplyBody {
         &mut self,
         cx: &mut std::task::Context<'_>,
     ) -> std::task::Poll<Result<Option<HeaderMap>, Error>> {
-        let trailers =
-            self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.transport_error(&error));
+        let trailers = self.stream.poll_trailers(cx).map_err(|error| self.flight.backend.http2_error(&error));
         if let std::task::Poll::Ready(Ok(Some(trailers))) = &trailers {
             self.flight.record_end(|| codec::status_code(trailers));
         }
@@ -350,7 +349,7 @@ impl InFlightGuard {
 
 impl Drop for InFlightGuard {
     fn drop(&mut self) {
-        self.backend.in_flight[self.kind as usize].fetch_sub(1, Ordering::Relaxed);
+        self.backend.in_flight[self.limit as usize].fetch_sub(1, Ordering::Relaxed);
         self.backend.calls.backend_took(self.method, self.started.elapsed());
     }
 }

@@ -22,10 +22,10 @@ use crate::backoff::Backoff;
 use crate::codec::Message;
 use crate::config::BackendConfig;
 use crate::cri::VersionResponse;
-use crate::drain::Drain;
 use crate::error::Error;
 use crate::method::{self, Api, Method, Rpc};
 use crate::mutex::lock;
+use crate::shutdown::Shutdown;
 use crate::utf8;
 
 /// The longest pause before reconnecting.
@@ -41,19 +41,19 @@ const PROBE_REMOTE: Duration = Duration::from_secs(1);
 const AFTER_ERROR: Duration = Duration::from_secs(10);
 
 impl Backend {
-    /// Keeps the backend connected until the drain begins. `on_connected` runs on each new connection, and is
+    /// Keeps the backend connected until `stop` begins. `on_connected` runs on each new connection, and is
     /// cancelled when the connection ends.
-    pub async fn run(self: Arc<Self>, drain: Drain, on_connected: impl AsyncFn(&Arc<Self>)) {
+    pub async fn run(self: Arc<Self>, stop: Shutdown, on_connected: impl AsyncFn(&Arc<Self>)) {
         let mut backoff = Backoff::new(LONGEST_PAUSE);
-        while !drain.is_begun() {
+        while !stop.is_begun() {
             match self.connect().await {
                 Ok((sender, connection)) => {
                     let connected = Instant::now();
-                    let Some(cause) = self.drive(sender, connection, &drain, &on_connected).await else {
+                    let Some(cause) = self.drive(sender, connection, &stop, &on_connected).await else {
                         self.link.send_replace(Link::Connecting);
                         continue;
                     };
-                    if drain.is_begun() {
+                    if stop.is_begun() {
                         return tracing::info!(backend = %self.name, "connection to the backend closed by crimux");
                     }
                     self.set_down(&cause);
@@ -66,7 +66,7 @@ impl Backend {
             }
             tokio::select! {
                 () = tokio::time::sleep(backoff.next_jittered_pause()) => {}
-                () = drain.begun() => {}
+                () = stop.begun() => {}
             }
         }
     }
@@ -118,7 +118,7 @@ impl Backend {
         self: &Arc<Self>,
         sender: SendRequest,
         connection: Connection<Stream>,
-        drain: &Drain,
+        stop: &Shutdown,
         on_connected: &impl AsyncFn(&Arc<Self>),
     ) -> Option<String> {
         let connection = tokio::spawn(connection);
@@ -149,7 +149,7 @@ impl Backend {
                 }
                 "the backend is closing the connection".to_owned()
             }
-            () = drain.begun() => "crimux is shutting down".to_owned(),
+            () = stop.begun() => "crimux is shutting down".to_owned(),
         };
         ending.abort();
         Some(cause)
@@ -230,7 +230,7 @@ impl Backend {
                     return Ok(());
                 }
                 Code::Unimplemented => {}
-                _ => return Err(self.not_ok_error(method, &reply)),
+                _ => return Err(self.unusable_reply_error(method, &reply)),
             }
         }
         Err(self.invalid_reply_error("it speaks neither runtime.v1 nor runtime.v1alpha2"))

@@ -19,14 +19,20 @@ impl Backend {
         Error::Down { backend: Arc::clone(&self.name), since, cause: Arc::clone(cause) }
     }
 
+    /// Returns the error for a backend that cannot be called yet; `cause` is the rest of a sentence that
+    /// begins with its name.
+    pub(super) fn not_ready_error(&self, cause: &'static str) -> Error {
+        Error::NotReady { backend: Arc::clone(&self.name), cause }
+    }
+
     /// Returns the error for a call whose connection or stream ended before the reply did.
     pub fn lost_error(&self, cause: impl Into<BoxedCause>) -> Error {
         Error::lost_backend(Arc::clone(&self.name), cause)
     }
 
     /// Returns the error for a call that the backend ended without a gRPC status.
-    pub(super) fn status_missing_error(&self, code: Code, cause: impl Into<BoxedCause>) -> Error {
-        Error::Transport { backend: Arc::clone(&self.name), code, cause: cause.into().into() }
+    pub(super) fn no_status_error(&self, code: Code, cause: impl Into<BoxedCause>) -> Error {
+        Error::NoStatus { backend: Arc::clone(&self.name), code, cause: cause.into().into() }
     }
 
     /// Returns the error for a reply of this backend that cannot be read.
@@ -54,8 +60,8 @@ impl Backend {
         Error::Unimplemented(format!("backend {} has no {}", self.name, method.name))
     }
 
-    /// Returns the error for a backend's own status, read from its trailers, to a reply that was to be
-    /// merged.
+    /// Returns the error for a backend's own status, read from its trailers, where its reply was to be
+    /// merged or to be recorded.
     pub fn refused_error(&self, method: &Method, trailers: &HeaderMap) -> Error {
         let (code, message) = match Status::from_header_map(trailers) {
             Some(status) => (status.code(), status.message().to_owned()),
@@ -64,14 +70,14 @@ impl Backend {
         Error::Refused { backend: Arc::clone(&self.name), method: method.name, code, message }
     }
 
-    /// Returns the error for a backend that cannot be called yet, or whose answer does not help; `cause` is
-    /// the rest of a sentence that begins with its name.
+    /// Returns the error for a backend whose answer does not help; `cause` is the rest of a sentence that
+    /// begins with its name.
     pub fn unusable_error(&self, cause: impl Into<BoxedCause>) -> Error {
         Error::Unusable { backend: Arc::clone(&self.name), cause: cause.into().into() }
     }
 
     /// Returns the error for a reply that is not OK where only an OK one helps.
-    pub fn not_ok_error(&self, method: &Method, reply: &BufferedReply) -> Error {
+    pub fn unusable_reply_error(&self, method: &Method, reply: &BufferedReply) -> Error {
         let status = Status::from_header_map(&reply.trailers);
         let message = status.map(|status| status.message().to_owned()).filter(|text| !text.is_empty());
         let message = message.map_or_else(String::new, |text| format!(": {text}"));

@@ -17,7 +17,7 @@ use crate::mutex::lock;
 
 /// The state that operators see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BackendState {
+pub enum Condition {
     /// A reload added it, or the node may start without it, and it was not listed yet; left out of lists.
     Joining,
     /// Connected, and every class is in time.
@@ -30,7 +30,7 @@ pub enum BackendState {
     Draining,
 }
 
-impl BackendState {
+impl Condition {
     /// Returns the word for it in metrics and tables.
     pub fn word(self) -> &'static str {
         match self {

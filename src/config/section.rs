@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::diagnostics::{Diagnostics, Position, SocketUse};
 use super::hint::{did_you_mean, nearest};
 use super::keys::{self, DefaultValue, Key, ValueKind, child_path};
-use super::tree::{MapEntry, Node, YamlValue};
+use super::tree::{MapEntry, YamlNode, YamlValue};
 use super::values::{self, Parsed, quote};
 
 /// A mapping whose keys are in the table.
@@ -45,12 +45,12 @@ struct SectionPath {
 
 impl<'a> Section<'a> {
     /// The whole file.
-    pub(super) fn top(root: &'a Node, diagnostics: &'a Diagnostics) -> Option<Self> {
+    pub(super) fn top(root: &'a YamlNode, diagnostics: &'a Diagnostics) -> Option<Self> {
         Self::new(root, Position::START, SectionPath::default(), diagnostics)
     }
 
     fn new(
-        node: &'a Node,
+        node: &'a YamlNode,
         position: Position,
         at: SectionPath,
         diagnostics: &'a Diagnostics,
@@ -135,7 +135,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn scalar<T>(&self, name: &str, node: &Node, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
+    fn scalar<T>(&self, name: &str, node: &YamlNode, parse: impl Fn(&str) -> Parsed<T>) -> Option<T> {
         match &node.value {
             YamlValue::Text(text) => match parse(text) {
                 Ok(value) => return Some(value),
@@ -241,8 +241,10 @@ impl<'a> Section<'a> {
         let key = self.key(name);
         let path = child_path(&self.path, name);
         let entries = match self.entry(name).map(|entry| &entry.value) {
-            Some(Node { value: YamlValue::Map(entries), .. }) => entries.as_slice(),
-            None | Some(Node { value: YamlValue::Null, .. }) if key.default != DefaultValue::Required => &[],
+            Some(YamlNode { value: YamlValue::Map(entries), .. }) => entries.as_slice(),
+            None | Some(YamlNode { value: YamlValue::Null, .. }) if key.default != DefaultValue::Required => {
+                &[]
+            }
             None => {
                 self.missing(name);
                 return None;
@@ -283,7 +285,7 @@ impl<'a> Section<'a> {
             misshapen(self.diagnostics, node, &path, key.kind);
             return None;
         };
-        let section = |(index, item): (usize, &'a Node)| {
+        let section = |(index, item): (usize, &'a YamlNode)| {
             let at = SectionPath { row: format!("{}[]", key.path), path: format!("{path}[{index}]") };
             Section::new(item, item.position, at, self.diagnostics)
         };
@@ -298,7 +300,7 @@ impl<'a> Section<'a> {
 }
 
 /// Reports a value that is not of the shape its key needs.
-fn misshapen(diagnostics: &Diagnostics, node: &Node, path: &str, kind: ValueKind) {
+fn misshapen(diagnostics: &Diagnostics, node: &YamlNode, path: &str, kind: ValueKind) {
     let found = match &node.value {
         YamlValue::Null => "the value is missing".to_owned(),
         YamlValue::Text(text) => format!("{} is a single value", quote(text)),

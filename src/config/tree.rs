@@ -14,7 +14,7 @@ use super::keys::child_path;
 
 /// A value and where it starts.
 #[derive(Debug)]
-pub(super) struct Node {
+pub(super) struct YamlNode {
     pub(super) position: Position,
     pub(super) value: YamlValue,
 }
@@ -25,7 +25,7 @@ pub(super) enum YamlValue {
     /// Nothing, `~` or `null`.
     Null,
     Text(String),
-    List(Vec<Node>),
+    List(Vec<YamlNode>),
     Map(Vec<MapEntry>),
     /// Invalid, and already reported.
     Refused,
@@ -36,7 +36,7 @@ pub(super) enum YamlValue {
 pub(super) struct MapEntry {
     pub(super) key: String,
     pub(super) position: Position,
-    pub(super) value: Node,
+    pub(super) value: YamlNode,
 }
 
 /// The largest file that is read, in bytes.
@@ -45,7 +45,7 @@ const MAX_DEPTH: usize = 16;
 const MAX_NODES: usize = 100_000;
 
 /// Reads the one document of `text`; `None` if a problem was found behind which nothing can be read.
-pub(super) fn read(text: &str, diagnostics: &Diagnostics) -> Option<Node> {
+pub(super) fn read(text: &str, diagnostics: &Diagnostics) -> Option<YamlNode> {
     if text.len() > MAX_BYTES {
         diagnostics.add(
             Position::START,
@@ -65,7 +65,7 @@ pub(super) fn read(text: &str, diagnostics: &Diagnostics) -> Option<Node> {
     }
     let mut builder = Builder { parser: Parser::new_from_str(text), diagnostics, nodes: 0 };
     match builder.document() {
-        Ok(Some(Node { value: YamlValue::Null, .. }) | None) => {
+        Ok(Some(YamlNode { value: YamlValue::Null, .. }) | None) => {
             diagnostics.add(
                 Position::START,
                 "",
@@ -107,7 +107,7 @@ pub(super) fn find_position(text: &str, key: &str) -> Option<Position> {
 }
 
 /// Returns the child of a node that the key is, or is below: its position, itself and its path.
-fn child_towards<'a>(key: &str, node: &'a Node, path: &str) -> Option<(Position, &'a Node, String)> {
+fn child_towards<'a>(key: &str, node: &'a YamlNode, path: &str) -> Option<(Position, &'a YamlNode, String)> {
     let leads =
         |at: &str| key.strip_prefix(at).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
     match &node.value {
@@ -137,7 +137,7 @@ struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    fn document(&mut self) -> Result<Option<Node>, Fatal> {
+    fn document(&mut self) -> Result<Option<YamlNode>, Fatal> {
         let mut root = None;
         loop {
             let (event, span) = self.next()?;
@@ -161,7 +161,7 @@ impl<'a> Builder<'a> {
         }
     }
 
-    fn node(&mut self, event: Event<'a>, span: Span, path: &str, depth: usize) -> Result<Node, Fatal> {
+    fn node(&mut self, event: Event<'a>, span: Span, path: &str, depth: usize) -> Result<YamlNode, Fatal> {
         let position = position(span.start);
         self.nodes += 1;
         if depth > MAX_DEPTH {
@@ -192,10 +192,10 @@ impl<'a> Builder<'a> {
             }
             _ => YamlValue::Null,
         };
-        Ok(Node { position, value })
+        Ok(YamlNode { position, value })
     }
 
-    fn list(&mut self, path: &str, depth: usize) -> Result<Vec<Node>, Fatal> {
+    fn list(&mut self, path: &str, depth: usize) -> Result<Vec<YamlNode>, Fatal> {
         let mut items = Vec::new();
         loop {
             match self.next()? {

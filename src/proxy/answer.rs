@@ -21,7 +21,7 @@ use crate::error::Error;
 use crate::merge::status::{self, BackendStatus, HandlerEntry};
 use crate::method::{self, LocalReply, Rpc};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, NodeState, cgroup_drivers, refresh, runtime_replies};
+use crate::proxy::{Call, Node, cgroup_drivers, refresh, runtime_replies};
 use crate::wire;
 
 /// How long the last conditions of a backend that does not answer count.
@@ -118,7 +118,7 @@ impl Call {
                 None if backend.health.first_late_since().is_some() => {
                     Err("late: see `crimux status`".to_owned())
                 }
-                None if self.node.is_joining(backend) => Err("joining: not listed yet".to_owned()),
+                None if self.node.is_left_out(backend) => Err("joining: not listed yet".to_owned()),
                 None => Ok(()),
             },
         }
@@ -150,12 +150,7 @@ impl Call {
 
 /// Calls a backend with a deadline of 80 ms, or, without a last reply, of `timeouts.connect`. A backend that
 /// did not answer the last time is not called here: it is refreshed in the background.
-async fn call_briefly(
-    node: &Arc<NodeState>,
-    backend: &Arc<Backend>,
-    rpc: Rpc,
-    request: &[u8],
-) -> Option<Bytes> {
+async fn call_briefly(node: &Arc<Node>, backend: &Arc<Backend>, rpc: Rpc, request: &[u8]) -> Option<Bytes> {
     if !backend.is_up() {
         return None;
     }

@@ -7,9 +7,9 @@ use prost::Message;
 use crate::backend::Backend;
 use crate::config::CgroupDriver;
 use crate::cri::{self, Rpc, RuntimeConfigResponse};
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 
-impl NodeState {
+impl Node {
     /// Warns if local backends have different cgroup drivers, because kubelet has one.
     pub(super) fn compare_cgroup_drivers(&self, backend: &Backend) {
         let drivers = cgroup_drivers(self);
@@ -41,7 +41,7 @@ pub(super) fn number(driver: CgroupDriver) -> i32 {
 
 /// Returns the cgroup drivers that local backends report, and the configured one. They must agree, because
 /// kubelet has one.
-fn cgroup_drivers(node: &NodeState) -> Vec<(Arc<str>, i32)> {
+fn cgroup_drivers(node: &Node) -> Vec<(Arc<str>, i32)> {
     let backends = node.backends();
     let local = backends.iter().filter(|backend| backend.config().local);
     let reported = local.filter_map(|backend| {

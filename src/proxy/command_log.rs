@@ -11,9 +11,9 @@ use tonic::Code;
 use crate::backend::Backend;
 use crate::error::Error;
 use crate::method::{Method, Route};
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::proxy::failed_commands::Failure;
-use crate::proxy::forward::pod_of;
+use crate::proxy::forward::pod_name_of;
 use crate::proxy::reply::Outcome;
 use crate::router::images::REFERENCE;
 use crate::wire;
@@ -30,7 +30,7 @@ impl Failure {
     }
 }
 
-impl NodeState {
+impl Node {
     /// Logs that a command to this backend failed, if it did.
     pub(super) fn log_failed_command(
         &self,
@@ -39,12 +39,12 @@ impl NodeState {
         request: &[u8],
         failure: Option<Failure>,
     ) {
-        let Some(Failure { code, text }) = failure.filter(|_| method.is_command()) else { return };
+        let Some(Failure { code, text }) = failure.filter(|_| method.is_retried_by_kubelet()) else { return };
         let Some(failures) = self.failed_commands.count(&backend.name, method.name) else { return };
         let (object, [namespace, name, uid]) = match method.route {
             Route::Owner(kind, _) => {
                 let id = wire::peek_str(request, &[1]).unwrap_or_default();
-                (id, pod_of(backend, kind, id))
+                (id, pod_name_of(backend, kind, id))
             }
             Route::Image(_) => (wire::peek_str(request, &REFERENCE).unwrap_or_default(), Default::default()),
             _ => Default::default(),

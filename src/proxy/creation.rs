@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cri::{field, field_path};
 use crate::error::Error;
-use crate::method::{Effect, Method};
+use crate::method::{Method, OnReply};
 use crate::router::{Annotations, SandboxRecord};
 use crate::wire::{self, WireError};
 
@@ -52,16 +52,16 @@ impl<'a> CreationRequest<'a> {
     }
 
     /// Returns what the owners' map keeps of the sandbox.
-    pub(super) fn pod(self) -> Result<SandboxRecord, Error> {
-        let handler = match self.method.effect {
-            Effect::PodRestored => field!(RestorePodRequest.runtime_handler),
+    pub(super) fn sandbox_record(self) -> Result<SandboxRecord, Error> {
+        let handler = match self.method.on_reply {
+            OnReply::PodRestored => field!(RestorePodRequest.runtime_handler),
             _ => field!(RunPodSandboxRequest.runtime_handler),
         };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let created = i64::try_from(created.as_nanos()).unwrap_or(i64::MAX);
         let handler = wire::peek_str(self.encoded, &[handler])?;
-        let pod = SandboxRecord::new(self.uid()?, handler, self.annotations());
-        Ok(SandboxRecord { created_at: created, ready: true, ..pod })
+        let record = SandboxRecord::new(self.uid()?, handler, self.annotations());
+        Ok(SandboxRecord { created_at: created, ready: true, ..record })
     }
 
     fn annotations(self) -> impl Iterator<Item = (&'a str, &'a str)> {
@@ -73,8 +73,8 @@ impl<'a> CreationRequest<'a> {
 
     /// Returns the field of the request that holds the pod's `PodSandboxConfig`.
     fn config(self) -> u32 {
-        match self.method.effect {
-            Effect::PodRestored => field!(RestorePodRequest.config),
+        match self.method.on_reply {
+            OnReply::PodRestored => field!(RestorePodRequest.config),
             _ => field!(RunPodSandboxRequest.config),
         }
     }

@@ -23,7 +23,7 @@ use crate::events::{Client, Subscription};
 use crate::method::List;
 use crate::mutex::lock;
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, NodeState, refresh};
+use crate::proxy::{Call, Node, refresh};
 use crate::state::{Filter, InstanceId, ListKind};
 use client_view::ClientView;
 use stream::Ended;
@@ -65,7 +65,7 @@ impl Call {
     }
 }
 
-impl NodeState {
+impl Node {
     /// Ends all event streams, so that shutting down does not wait for them.
     pub fn end_events(&self) {
         self.feeds.end_all(&Error::ShuttingDown);
@@ -79,13 +79,13 @@ impl NodeState {
 }
 
 /// Returns the backends whose events a client of this socket gets.
-fn readable(node: &NodeState, scope: Option<InstanceId>) -> Vec<Arc<Backend>> {
-    node.backends_in(scope).into_iter().filter(|backend| !node.is_joining(backend)).collect()
+fn readable(node: &Node, scope: Option<InstanceId>) -> Vec<Arc<Backend>> {
+    node.backends_in(scope).into_iter().filter(|backend| !node.is_left_out(backend)).collect()
 }
 
 /// A client and the sources it reads; it leaves them when dropped.
 struct Reader {
-    node: Arc<NodeState>,
+    node: Arc<Node>,
     client: Arc<Client>,
     attached: Vec<InstanceId>,
 }
@@ -133,7 +133,7 @@ impl Drop for Reader {
 
 /// The events of one backend, shared by all clients.
 struct Source {
-    node: Arc<NodeState>,
+    node: Arc<Node>,
     backend: Arc<Backend>,
     feed: Arc<Subscription>,
     /// What clients know; `None` until there is a list to begin with.
@@ -149,7 +149,7 @@ struct Source {
 }
 
 impl Source {
-    fn new(node: Arc<NodeState>, backend: Arc<Backend>, feed: Arc<Subscription>) -> Self {
+    fn new(node: Arc<Node>, backend: Arc<Backend>, feed: Arc<Subscription>) -> Self {
         let source = Self {
             node,
             backend,

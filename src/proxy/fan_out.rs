@@ -173,10 +173,10 @@ impl Call {
         }
         let mut backends = self.backends();
         if self.scope.is_none() {
-            backends.retain(|backend| !self.node.is_joining(backend));
+            backends.retain(|backend| !self.node.is_left_out(backend));
         }
         // A backend that was never listed may hold any pod.
-        if backends.iter().all(|backend| backend.state.is_known())
+        if backends.iter().all(|backend| backend.state.has_lists())
             && let Some(owner) =
                 filter.label(POD_UID).and_then(|uid| self.node.router.owners.sole_backend_of_pod(uid))
             && let Some(backend) = backends.iter().find(|backend| backend.id == owner)

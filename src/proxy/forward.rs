@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::backend::{Backend, BufferedReply, CallRequest};
 use crate::codec::Message;
 use crate::error::Error;
-use crate::method::{Effect, Kind, Method};
+use crate::method::{Kind, Method, OnReply};
 use crate::proxy::Call;
 use crate::proxy::creation::{CreationRequest, PodName};
 use crate::proxy::failed_commands::{Failure, excerpt};
@@ -88,7 +88,7 @@ impl Call {
     /// Sends a call about one sandbox or container to its owner.
     pub(super) async fn forward(&mut self, call: ObjectCall<'_>) -> Result<Outcome, Error> {
         self.recorder.set_backend(call.backend);
-        if !call.method.effect.is_write() {
+        if !call.method.on_reply.invalidates_status() {
             let outcome = self.forward_by_effect(call).await;
             self.log_failure(call, &outcome);
             return outcome;
@@ -96,14 +96,14 @@ impl Call {
         let invalidation = StatusInvalidation::begin(call.backend, call.id);
         let outcome = self.forward_by_effect(call).await;
         self.log_failure(call, &outcome);
-        if matches!(outcome, Err(Error::Down { .. } | Error::Busy { .. } | Error::Unusable { .. })) {
+        if outcome.as_ref().is_err_and(Error::was_not_sent) {
             invalidation.undo();
         }
         outcome
     }
 
     fn log_failure(&self, call: ObjectCall<'_>, outcome: &Result<Outcome, Error>) {
-        if call.method.is_command() {
+        if call.method.is_retried_by_kubelet() {
             let failure = Failure::in_outcome(outcome);
             self.node.log_failed_command(call.backend, call.method, call.message.encoded(), failure);
         }
@@ -111,18 +111,18 @@ impl Call {
 
     async fn forward_by_effect(&mut self, call: ObjectCall<'_>) -> Result<Outcome, Error> {
         let ObjectCall { backend, method, id, message } = call;
-        if method.effect == Effect::ContainerCreated {
+        if method.on_reply == OnReply::ContainerCreated {
             self.end_image_starts(message.encoded())?;
         }
-        match method.effect {
-            Effect::Stats(list) => self.read_stats(list, call).await,
-            Effect::None => {
+        match method.on_reply {
+            OnReply::Stats(list) => self.read_stats(list, call).await,
+            OnReply::None => {
                 let headers = std::mem::take(&mut self.headers);
                 let mut request = CallRequest::of(method, headers, message.framed());
                 Ok(Outcome::Streaming(backend.call(&mut request).await?))
             }
-            Effect::Status(kind) => self.read_status(kind.into(), call).await,
-            Effect::StreamUrl => {
+            OnReply::Status(kind) => self.read_status(kind, call).await,
+            OnReply::StreamUrl => {
                 let reply = self.fetch(backend, method, message).await?;
                 self.node.rewrite_stream_url(backend, reply).map(Outcome::from)
             }
@@ -197,17 +197,17 @@ impl Drop for StatusInvalidation<'_> {
 
 /// Logs a successful Stop or Remove with the pod it belongs to, as far as last-known state has it.
 fn log_change(backend: &Backend, method: &Method, id: &str) {
-    let is_sandbox = matches!(method.effect, Effect::SandboxStopped | Effect::SandboxRemoved);
-    if !is_sandbox && !matches!(method.effect, Effect::ContainerStopped | Effect::ContainerRemoved) {
+    let is_sandbox = matches!(method.on_reply, OnReply::SandboxStopped | OnReply::SandboxRemoved);
+    if !is_sandbox && !matches!(method.on_reply, OnReply::ContainerStopped | OnReply::ContainerRemoved) {
         return;
     }
     let kind = if is_sandbox { Kind::Sandbox } else { Kind::Container };
-    let [namespace, name, uid] = pod_of(backend, kind, id);
+    let [namespace, name, uid] = pod_name_of(backend, kind, id);
     tracing::info!(method = method.name, namespace, name, uid, id, backend = %backend.name, "stopped or removed");
 }
 
 /// Returns namespace, name and uid of the pod that an object belongs to, as far as last-known state has it.
-pub(super) fn pod_of(backend: &Backend, kind: Kind, id: &str) -> [String; 3] {
+pub(super) fn pod_name_of(backend: &Backend, kind: Kind, id: &str) -> [String; 3] {
     let mut sandbox = (kind == Kind::Sandbox).then(|| id.to_owned());
     if kind == Kind::Container {
         backend.state.for_each_container(|container| {

@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::method::{ImageCall, Method, Rpc};
 use crate::proxy::failed_commands::Failure;
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, NodeState, refresh};
+use crate::proxy::{Call, Node, refresh};
 use crate::router::images::{self, BackendFacts, HANDLER, ImageRequest, ImageRoute, Rule, StoreTarget};
 use crate::router::{OwnedSandbox, SandboxRecord};
 use crate::state::image_name::{bare_id, normalise};
@@ -97,7 +97,7 @@ impl Call {
     }
 }
 
-impl NodeState {
+impl Node {
     /// Returns where an `ImageStatus` goes.
     fn route_of_status(&self, request: &ImageRequest<'_>) -> Result<ImageRoute, Error> {
         let known = BackendFacts {
@@ -123,7 +123,7 @@ impl NodeState {
         let only = || {
             let first = sandboxes.first()?;
             let is_alone = sandboxes.iter().all(|other| other.backend == first.backend);
-            let is_live = backend(first.backend).is_some_and(|backend| backend.state.is_listed());
+            let is_live = backend(first.backend).is_some_and(|backend| backend.state.was_listed_live());
             let backends = self.backends();
             let is_foreign =
                 |owned: &OwnedSandbox| backends.iter().any(|backend| backend.state.is_foreign(&owned.id));

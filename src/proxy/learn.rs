@@ -11,7 +11,7 @@ use crate::cri::{ITEM_ID, LIST_ITEMS, field};
 use crate::error::Error;
 use crate::merge::required;
 use crate::method::List;
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::router::SandboxRecord;
 use crate::state::{InstanceId, ListKind, Revision, SANDBOX_READY, SandboxRef};
 use crate::utf8;
@@ -28,7 +28,7 @@ const NOT_LEARNT: u64 = u64::MAX;
 /// Learns from the replies of one backend.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Learner<'a> {
-    node: &'a NodeState,
+    node: &'a Node,
     backend: &'a Backend,
 }
 
@@ -53,7 +53,7 @@ enum SeenIn {
 }
 
 impl<'a> Learner<'a> {
-    pub(super) fn new(node: &'a NodeState, backend: &'a Backend) -> Self {
+    pub(super) fn new(node: &'a Node, backend: &'a Backend) -> Self {
         Self { node, backend }
     }
 
@@ -64,7 +64,7 @@ impl<'a> Learner<'a> {
         let kind = ListKind::of(list);
         // kubelet lists every second and mostly nothing has changed.
         let unchanged = kind.filter(|_| unfiltered).and_then(|kind| state.newest_equal(kind, encoded));
-        let (version, is_joining) = (self.node.router.owners.version(), self.node.is_joining(self.backend));
+        let (version, is_joining) = (self.node.router.owners.version(), self.node.is_left_out(self.backend));
         let is_learnt = kind.is_some_and(|kind| state.owners_version(kind) == version);
         let encoded = match unchanged {
             Some(unchanged) if is_learnt => unchanged,
@@ -83,7 +83,7 @@ impl<'a> Learner<'a> {
                 // What another backend owns is decided by the first list after it has joined.
                 state.set_owners_version(kind, if is_joining { NOT_LEARNT } else { version });
                 state.replace_list(kind, revision, encoded.clone());
-                if state.maybe_moved_from().is_some() && state.is_known() {
+                if state.maybe_moved_from().is_some() && state.has_lists() {
                     self.node.notify_moved_listed();
                 }
             }
@@ -160,7 +160,7 @@ impl<'a> Learner<'a> {
             self.learn_container(id, sandbox, seen_in);
             return Ok(());
         }
-        let other = self.node.router.owners.learn_sandbox(id, self.backend.id, listed_pod(item)?);
+        let other = self.node.router.owners.learn_sandbox(id, self.backend.id, listed_record(item)?);
         self.claim(id, other, seen_in);
         Ok(())
     }
@@ -178,7 +178,7 @@ impl<'a> Learner<'a> {
     fn claim(self, id: &str, other: Option<InstanceId>, seen_in: SeenIn) {
         match other {
             // A backend that joins is left out of lists: what it took over would be in none.
-            Some(_) if seen_in == SeenIn::Frame || self.node.is_joining(self.backend) => {
+            Some(_) if seen_in == SeenIn::Frame || self.node.is_left_out(self.backend) => {
                 self.record_foreign(id);
             }
             other => self.resolve_owner(id, other),
@@ -207,12 +207,12 @@ fn id_and_sandbox_state(item: &[u8]) -> Result<(&str, u64), WireError> {
 }
 
 /// Returns what the owners' map keeps of a sandbox in a list, or in the saved state.
-pub(super) fn pod_of(facts: &SandboxRef<'_>) -> SandboxRecord {
+pub(super) fn sandbox_record(facts: &SandboxRef<'_>) -> SandboxRecord {
     let ready = facts.state == SANDBOX_READY;
-    let pod = SandboxRecord::new(facts.uid, facts.runtime_handler, facts.annotations());
-    SandboxRecord { created_at: facts.created_at, ready, ..pod }
+    let record = SandboxRecord::new(facts.uid, facts.runtime_handler, facts.annotations());
+    SandboxRecord { created_at: facts.created_at, ready, ..record }
 }
 
-fn listed_pod(item: &[u8]) -> Result<SandboxRecord, WireError> {
-    Ok(pod_of(&SandboxRef::parse(item)?))
+fn listed_record(item: &[u8]) -> Result<SandboxRecord, WireError> {
+    Ok(sandbox_record(&SandboxRef::parse(item)?))
 }

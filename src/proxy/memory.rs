@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::NodeState;
+use super::Node;
 use crate::router::RouterMemory;
 
 /// The memory of a node.
@@ -19,7 +19,7 @@ pub struct NodeMemory {
     requested_handlers: HashMap<Box<str>, Box<str>>,
 }
 
-impl NodeState {
+impl Node {
     /// Returns what this process keeps in memory alone.
     pub fn memory(&self) -> NodeMemory {
         NodeMemory {

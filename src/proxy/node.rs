@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::Notify;
 use tonic::Code;
 
-use crate::backend::{Backend, BackendState, BufferedReply};
+use crate::backend::{Backend, BufferedReply, Condition};
 use crate::codec::Message;
 use crate::config::{Config, StatsPolicy};
 use crate::cri::STREAM_URL;
@@ -34,7 +34,7 @@ use crate::wire;
 
 /// The state that all calls share.
 #[derive(Debug)]
-pub struct NodeState {
+pub struct Node {
     /// Handlers and owners.
     pub router: Router,
     /// Last-known state of every backend.
@@ -76,8 +76,8 @@ pub struct NodeState {
     moved_listed: Notify,
 }
 
-impl NodeState {
-    /// Makes a node of these parts; backends are added by [`NodeState::replace_backends`].
+impl Node {
+    /// Makes a node of these parts; backends are added by [`Node::replace_backends`].
     pub fn new(
         config: Config,
         state_store: Arc<StateStore>,
@@ -138,13 +138,11 @@ impl NodeState {
     /// Returns the backend that is this instance.
     ///
     /// # Errors
-    /// [`Error::Lost`] if it ended while its ID was being looked up.
+    /// [`Error::Gone`] if it ended while its ID was being looked up.
     pub fn backend(&self, id: InstanceId) -> Result<Arc<Backend>, Error> {
         let backends = self.backends.load();
         let running = backends.iter().find(|backend| backend.id == id).cloned();
-        running.ok_or_else(|| {
-            Error::lost_backend(format!("#{id}").into(), "it was removed and owns nothing any more")
-        })
+        running.ok_or(Error::Gone { id: id.0 })
     }
 
     /// Returns the backend that has this label.
@@ -176,7 +174,7 @@ impl NodeState {
             };
             // What a joining one has is in no list yet; of all others that were never listed anything may be
             // there.
-            let is_unheard = life != Life::Joining && state.is_some_and(|state| !state.is_known());
+            let is_unheard = life != Life::Joining && state.is_some_and(|state| !state.has_lists());
             let busy = backend.is_some_and(|backend| backend.in_flight() > 0);
             KnownInstance {
                 id,
@@ -195,26 +193,26 @@ impl NodeState {
         self.moved_listed.notified().await;
     }
 
-    /// Completes [`NodeState::moved_backend_listed`].
+    /// Completes [`Node::moved_backend_listed`].
     pub(super) fn notify_moved_listed(&self) {
         self.moved_listed.notify_one();
     }
 
     /// Tells whether a backend is left out until its first full pair of lists: a reload has added it, it may
     /// turn out to be another instance, or the file says that the node may start without it.
-    pub fn is_joining(&self, backend: &Backend) -> bool {
-        backend.state.is_joining() || (backend.config().optional && !backend.state.is_known())
+    pub fn is_left_out(&self, backend: &Backend) -> bool {
+        backend.state.is_joining() || (backend.config().optional && !backend.state.has_lists())
     }
 
     /// Tells whether the node's lists are refused until this backend is listed: nothing is known of it.
     pub fn is_awaited(&self, backend: &Backend) -> bool {
-        !backend.state.is_known() && !self.is_joining(backend)
+        !backend.state.has_lists() && !self.is_left_out(backend)
     }
 
     /// Returns the labels of the backends that are left out of lists.
-    pub(super) fn joining(&self) -> Vec<Arc<str>> {
+    pub(super) fn left_out_names(&self) -> Vec<Arc<str>> {
         let backends = self.backends.load();
-        let joining = backends.iter().filter(|backend| self.is_joining(backend));
+        let joining = backends.iter().filter(|backend| self.is_left_out(backend));
         joining.map(|backend| Arc::clone(&backend.name)).collect()
     }
 
@@ -249,18 +247,18 @@ impl NodeState {
         }
     }
 
-    /// Returns the state that operators see.
-    pub fn state(&self, backend: &Backend) -> BackendState {
-        if self.is_joining(backend) {
-            BackendState::Joining
+    /// Returns the condition that operators see.
+    pub fn condition_of(&self, backend: &Backend) -> Condition {
+        if self.is_left_out(backend) {
+            Condition::Joining
         } else if !backend.is_up() {
-            BackendState::Down
+            Condition::Down
         } else if backend.health.first_late_since().is_some() {
-            BackendState::Late
+            Condition::Late
         } else if backend.state.is_draining() {
-            BackendState::Draining
+            Condition::Draining
         } else {
-            BackendState::Ready
+            Condition::Ready
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::method::{self, Kind, List, Method, OnUnknownId, Route, Service};
 use crate::proxy::forward::ObjectCall;
 use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, NodeState};
+use crate::proxy::{Call, Node};
 use crate::router::Lookup;
 use crate::state::InstanceId;
 use crate::wire;
@@ -150,7 +150,7 @@ impl Call {
 
 /// Lists the IDs at one backend that `id` equals, or is a prefix of, and learns their owner.
 async fn look_up_at(
-    node: &NodeState,
+    node: &Node,
     backend: &Arc<Backend>,
     kinds: &[Kind],
     id: &str,
@@ -176,7 +176,7 @@ async fn look_up_at(
         let listed = backend.fetch(method, own_headers(wait), request.framed());
         let reply = tokio::time::timeout(wait, listed).await.map_err(|_| late)??;
         if reply.code != Code::Ok {
-            return Err(backend.not_ok_error(method, &reply));
+            return Err(backend.unusable_reply_error(method, &reply));
         }
         let encoded = &reply.message.encoded_bytes();
         let received = ReceivedList { list, revision, unfiltered: false, encoded };

@@ -11,16 +11,16 @@ use std::sync::Arc;
 use tonic::Code;
 
 use crate::error::Error;
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::proxy::creation::PodName;
 use crate::router::Choice;
 use crate::state::Life;
 
-impl NodeState {
+impl Node {
     /// Chooses the backend of a new sandbox of a pod, which an operator may have aimed at one.
     ///
     /// # Errors
-    /// What [`NodeState::choose`] returns; [`Error::Draining`] too for an aim at a backend that drains.
+    /// What [`Node::choose`] returns; [`Error::Draining`] too for an aim at a backend that drains.
     pub(super) fn choose_for_pod(
         &self,
         handler: &str,
@@ -51,7 +51,7 @@ impl NodeState {
 
     fn refuse_joining(&self, choice: Choice) -> Result<Choice, Error> {
         let backend = self.backend(choice.backend)?;
-        if self.is_joining(&backend) {
+        if self.is_left_out(&backend) {
             return Err(backend.joining_error());
         }
         Ok(choice)

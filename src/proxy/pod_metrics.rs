@@ -15,7 +15,7 @@ use crate::error::Error;
 use crate::merge::metrics;
 use crate::method::List;
 use crate::proxy::descriptors::{last_announced, own};
-use crate::proxy::{Call, NodeState, refresh};
+use crate::proxy::{Call, Node, refresh};
 use crate::state::InstanceId;
 
 impl Call {
@@ -56,7 +56,7 @@ impl Call {
 }
 
 /// Waits until a backend has told its descriptors over the present connection, or that it has none.
-async fn fetch_descriptors(node: &Arc<NodeState>, backend: &Arc<Backend>) {
+async fn fetch_descriptors(node: &Arc<Node>, backend: &Arc<Backend>) {
     let method = List::MetricDescriptors.unary();
     let known = backend.health.has_answered(method) || backend.health.is_unimplemented(method);
     if known || !backend.is_up() || backend.health.is_late(MethodClass::Metrics) {

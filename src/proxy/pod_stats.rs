@@ -20,7 +20,7 @@ use crate::cri::Rpc;
 use crate::error::Error;
 use crate::method::{List, Method};
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, NodeState};
+use crate::proxy::{Call, Node};
 
 /// How long the reply waits for the snapshot to be written.
 const DISK: Duration = Duration::from_secs(1);
@@ -40,7 +40,7 @@ impl Call {
         }
         self.recorder.set_all_backends(&self.node);
         let mut backends = self.backends();
-        backends.retain(|backend| !self.node.is_joining(backend));
+        backends.retain(|backend| !self.node.is_left_out(backend));
         let wait = |backend: &Backend| self.cap_to_caller(backend.config().timeouts.read);
         let asked = backends.iter().map(|backend| async {
             let (wait, message) = (wait(backend), message.framed());
@@ -92,7 +92,7 @@ fn unimplemented_at(lacking: &[&Arc<Backend>]) -> Error {
     Error::Unimplemented(format!("without PodSandboxStats: {} (pod_sandbox_stats)", names.join(", ")))
 }
 
-impl NodeState {
+impl Node {
     /// Returns the last answer to the question whether pod stats exist, also from before a restart of crimux;
     /// `None` before the first.
     pub fn promised_pod_stats(&self) -> Option<bool> {

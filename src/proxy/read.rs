@@ -34,7 +34,7 @@ use crate::proxy::forward::ObjectCall;
 use crate::proxy::reply::Outcome;
 use crate::proxy::retry::{ATTEMPT_TIMEOUT, retry_hedged};
 use crate::proxy::{Call, refresh};
-use crate::state::{Filter, ListKind, StatusKind};
+use crate::state::{Filter, Kind, ListKind};
 use crate::wire;
 
 /// The field `verbose` of both status requests.
@@ -46,11 +46,7 @@ const OBJECT_PAUSE: Duration = Duration::from_secs(1);
 
 impl Call {
     /// Reads a status, and caches it unless it is verbose.
-    pub(super) async fn read_status(
-        &mut self,
-        kind: StatusKind,
-        call: ObjectCall<'_>,
-    ) -> Result<Outcome, Error> {
+    pub(super) async fn read_status(&mut self, kind: Kind, call: ObjectCall<'_>) -> Result<Outcome, Error> {
         let ObjectCall { backend, method, id, message } = call;
         let verbose = wire::peek_varint(message.encoded(), &VERBOSE)? != 0;
         let revision = backend.state.next_revision();
@@ -59,8 +55,7 @@ impl Call {
             Ok(reply) => reply,
             Err(error) => return last_known().map(|status| Outcome::message(&status)).ok_or(error),
         };
-        let reply =
-            if kind == StatusKind::Sandbox { self.check_required(backend, method, reply)? } else { reply };
+        let reply = if kind == Kind::Sandbox { self.check_required(backend, method, reply)? } else { reply };
         if reply.code == Code::Ok && !verbose {
             backend.state.remember_status(kind, id, revision, reply.message.encoded());
         }

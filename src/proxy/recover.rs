@@ -9,12 +9,12 @@ use std::sync::Arc;
 use crate::backend::{Backend, MethodClass};
 use crate::method::{Kind, List};
 use crate::mutex::lock;
-use crate::proxy::{NodeState, learn, refresh};
+use crate::proxy::{Node, learn, refresh};
 use crate::router::Lookup;
 
-impl NodeState {
+impl Node {
     /// Learns the owners that the last-known state of a backend names.
-    pub fn restore(&self, backend: &Backend) {
+    pub fn learn_last_known(&self, backend: &Backend) {
         learn::Learner::new(self, backend).learn_last_known();
     }
 
@@ -65,7 +65,7 @@ impl NodeState {
                 continue;
             }
             let heard = backend.state.all_ids();
-            if backend.state.is_listed() {
+            if backend.state.was_listed_live() {
                 for id in owned.difference(&heard) {
                     self.record_gone(id);
                 }
@@ -81,9 +81,9 @@ impl NodeState {
                 }
             }
             if given_back {
-                self.restore(backend);
+                self.learn_last_known(backend);
             }
-            if backend.is_up() && backend.state.is_listed() && !self.is_joining(backend) {
+            if backend.is_up() && backend.state.was_listed_live() && !self.is_left_out(backend) {
                 learn::Learner::new(self, backend).claim_again(&backend.state.foreign());
             }
         }
@@ -126,7 +126,7 @@ impl NodeState {
         }
         let owners = backend.state.foreign().into_iter().filter_map(|id| self.router.owners.owner_of(&id));
         let mut owners = owners.filter_map(|owner| self.backend(owner).ok());
-        owners.find(|owner| owner.id != backend.id && owner.is_up() && owner.state.is_listed())
+        owners.find(|owner| owner.id != backend.id && owner.is_up() && owner.state.was_listed_live())
     }
 
     /// Names, once a minute, the backends that show what another one owns.

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::method::{Deadline, List, Method};
 use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::retry::{ATTEMPT_TIMEOUT, retry_hedged};
-use crate::proxy::{NodeState, descriptors, runtime_replies};
+use crate::proxy::{Node, descriptors, runtime_replies};
 
 /// The longest pause between attempts to refresh lists and `Status`.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
@@ -22,12 +22,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE_OTHERS: Duration = Duration::from_secs(2);
 
 /// Records that a call exceeded the backend's deadline.
-pub(super) fn record_timeout(
-    node: &Arc<NodeState>,
-    backend: &Arc<Backend>,
-    class: MethodClass,
-    method: &Method,
-) {
+pub(super) fn record_timeout(node: &Arc<Node>, backend: &Arc<Backend>, class: MethodClass, method: &Method) {
     if backend.health.mark_late(class) && method.deadline != Deadline::Fast {
         tracing::warn!(backend = %backend.name, method = method.name, "backend is late");
     }
@@ -37,7 +32,7 @@ pub(super) fn record_timeout(
 /// Records that a backend's list failed. If it is the sandbox or container list, the other one must not be of
 /// a later moment: both are last-known until both were listed again. Returns whether that begins now.
 pub(super) fn record_failure(
-    node: &Arc<NodeState>,
+    node: &Arc<Node>,
     backend: &Arc<Backend>,
     class: MethodClass,
     cause: String,
@@ -52,12 +47,7 @@ pub(super) fn record_failure(
 }
 
 /// Records that a backend answered a list with an error, or with what cannot be read.
-pub(super) fn record_bad_list(
-    node: &Arc<NodeState>,
-    backend: &Arc<Backend>,
-    class: MethodClass,
-    error: &Error,
-) {
+pub(super) fn record_bad_list(node: &Arc<Node>, backend: &Arc<Backend>, class: MethodClass, error: &Error) {
     let begins = record_failure(node, backend, class, error.to_string());
     // The end of a connection has a line of its own.
     if begins && !matches!(error, Error::Lost { .. } | Error::Down { .. }) {
@@ -66,7 +56,7 @@ pub(super) fn record_bad_list(
 }
 
 /// Starts the one refresh of a class of calls, unless it is in flight already. It ends with the connection.
-pub(super) fn refresh(node: &Arc<NodeState>, backend: &Arc<Backend>, class: MethodClass) {
+pub(super) fn refresh(node: &Arc<Node>, backend: &Arc<Backend>, class: MethodClass) {
     if !backend.is_up() {
         return;
     }
@@ -107,7 +97,7 @@ fn judge(class: MethodClass, was_silent: bool) -> Failed {
 }
 
 /// Retries until the backend answers as its class needs (see [`judge`]).
-async fn refresh_until_ok(node: &NodeState, backend: &Arc<Backend>, class: MethodClass, guard: &Refresh) {
+async fn refresh_until_ok(node: &Node, backend: &Arc<Backend>, class: MethodClass, guard: &Refresh) {
     let failed = |error: &Error| {
         if guard.is_outdated() {
             return false;
@@ -131,7 +121,7 @@ async fn refresh_until_ok(node: &NodeState, backend: &Arc<Backend>, class: Metho
     }
 }
 
-async fn refresh_once(node: &NodeState, backend: &Arc<Backend>, class: MethodClass) -> Result<(), Error> {
+async fn refresh_once(node: &Node, backend: &Arc<Backend>, class: MethodClass) -> Result<(), Error> {
     let lists: &[List] = match class {
         MethodClass::Lists => &[List::Sandboxes, List::Containers],
         MethodClass::Images => &[List::Images],
@@ -154,7 +144,7 @@ async fn refresh_once(node: &NodeState, backend: &Arc<Backend>, class: MethodCla
 }
 
 /// Lists everything of one kind at one backend, and records it.
-pub(super) async fn list_all(node: &NodeState, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
+pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
     let method = list.unary();
     let revision = backend.state.next_revision();
     let listed = backend.fetch(method, own_headers(ATTEMPT_TIMEOUT), Message::new(&[]).framed());
@@ -177,6 +167,6 @@ pub(super) async fn list_all(node: &NodeState, backend: &Arc<Backend>, list: Lis
             backend.record_implemented(method, false);
             Err(backend.unimplemented_error(method))
         }
-        _ => Err(backend.not_ok_error(method, &reply)),
+        _ => Err(backend.unusable_reply_error(method, &reply)),
     }
 }

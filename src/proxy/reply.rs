@@ -21,7 +21,7 @@ use crate::codec::{self, BufferedBody, Frames, Message};
 use crate::error::Error;
 use crate::method::{self, Method};
 use crate::metrics::CallMetrics;
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::telemetry::spans::CallSpan;
 
 /// What a route returns.
@@ -79,7 +79,7 @@ pub(super) struct CallRecorder {
 }
 
 impl CallRecorder {
-    pub(super) fn new(node: &NodeState, method: Option<&'static Method>, span: Option<CallSpan>) -> Self {
+    pub(super) fn new(node: &Node, method: Option<&'static Method>, span: Option<CallSpan>) -> Self {
         Self {
             calls: Arc::clone(&node.own_calls),
             method,
@@ -95,11 +95,12 @@ impl CallRecorder {
     }
 
     /// Counts the call under all backends.
-    pub(super) fn set_all_backends(&mut self, node: &NodeState) {
+    pub(super) fn set_all_backends(&mut self, node: &Node) {
         self.calls = Arc::clone(&node.all_calls);
     }
 
-    /// Turns the outcome into the response. A buffered reply keeps the place of its `list` until it was read.
+    /// Turns the outcome into the response. A buffered reply keeps the permit of its `list` until it was
+    /// read.
     pub(super) fn respond(
         mut self,
         outcome: Result<Outcome, Error>,

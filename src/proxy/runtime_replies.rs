@@ -13,7 +13,7 @@ use crate::cri::RuntimeConfigResponse;
 use crate::error::Error;
 use crate::merge::status;
 use crate::method::{self, Rpc};
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::proxy::retry::ATTEMPT_TIMEOUT;
 use crate::utf8;
 
@@ -50,7 +50,7 @@ pub(super) async fn call(
             backend.health.record_unimplemented(method::row(rpc));
             Ok(None)
         }
-        _ => Err(backend.not_ok_error(method::row(rpc), &reply)),
+        _ => Err(backend.unusable_reply_error(method::row(rpc), &reply)),
     }
 }
 
@@ -72,7 +72,7 @@ fn is_valid(rpc: Rpc, reply: &[u8]) -> bool {
 
 /// Calls `Status` or `RuntimeConfig` once, in the background.
 pub(super) async fn refresh_reply(
-    node: &NodeState,
+    node: &Node,
     backend: &Arc<Backend>,
     class: MethodClass,
 ) -> Result<(), Error> {

@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::router::Names;
 use crate::state::InstanceId;
 
-/// The instance of a name without a running backend; a call to it fails with `Lost`.
+/// The instance of a name without a running backend; a call to it fails with `Gone`.
 const NOBODY: InstanceId = InstanceId(0);
 
 /// The handlers of one configuration.

@@ -70,7 +70,7 @@ pub(super) enum Op {
     #[prost(string, tag = "11")]
     ImageRemoved(String),
     #[prost(bool, tag = "12")]
-    Drained(bool),
+    Draining(bool),
     #[prost(bool, tag = "13")]
     ImagesForgotten(bool),
     /// The node was rebooted; holds the new boot ID.
@@ -78,7 +78,7 @@ pub(super) enum Op {
     Rebooted(String),
     /// The operator declared the backend lost.
     #[prost(bool, tag = "15")]
-    Forgotten(bool),
+    DeclaredEmpty(bool),
     /// Who the backend is changed: its label, its endpoint, or where it stands in its life.
     #[prost(message, boxed, tag = "16")]
     Instance(Box<SavedInstance>),

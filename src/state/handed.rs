@@ -150,11 +150,11 @@ fn is_passed_on(op: &Op) -> bool {
         | Op::ContainerRemoved(_)
         | Op::ImageRemoved(_)
         | Op::ImagesForgotten(_)
-        | Op::Drained(_) => true,
+        | Op::Draining(_) => true,
         Op::SandboxSeen(_)
         | Op::ContainerSeen(_)
         | Op::Rebooted(_)
-        | Op::Forgotten(_)
+        | Op::DeclaredEmpty(_)
         | Op::Instance(_)
         | Op::Ended(_)
         | Op::Disowned(_)

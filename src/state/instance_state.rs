@@ -35,12 +35,12 @@ use crate::wire::WireError;
 pub struct InstanceState {
     id: InstanceId,
     shared: Arc<Shared>,
-    state: Mutex<KnownState>,
+    known: Mutex<KnownState>,
 }
 
 impl InstanceState {
-    pub(super) fn new(id: InstanceId, shared: Arc<Shared>, state: KnownState) -> Self {
-        Self { id, shared, state: Mutex::new(state) }
+    pub(super) fn new(id: InstanceId, shared: Arc<Shared>, known: KnownState) -> Self {
+        Self { id, shared, known: Mutex::new(known) }
     }
 
     /// Returns the identifier of the instance.
@@ -67,8 +67,8 @@ impl InstanceState {
     }
 
     /// Tells whether the operator declared it lost, and nothing was heard of it since.
-    pub fn is_forgotten(&self) -> bool {
-        self.lock().forgotten
+    pub fn is_declared_empty(&self) -> bool {
+        self.lock().declared_empty
     }
 
     /// Tells whether it is left out of lists until its first full pair.
@@ -83,8 +83,8 @@ impl InstanceState {
 
     /// Resets the state to unknown, not to empty: the backend answers at another endpoint, which was not
     /// listed yet.
-    pub fn restart(&self, instance: &Instance) {
-        self.lock().restart(instance.life);
+    pub fn reset_to_unknown(&self, instance: &Instance) {
+        self.lock().reset_to_unknown(instance.life);
         self.set_instance(instance);
         self.shared.mark_dirty();
         self.shared.demand_snapshot();
@@ -110,7 +110,7 @@ impl InstanceState {
         let mut joined = None;
         let (replaced, first) = {
             let mut state = self.lock();
-            let known = state.lists.is_known();
+            let known = state.lists.has_lists();
             let received = Instant::now();
             let list = FullList { kind, requested: revision, received, encoded: reply };
             let replaced = state.lists.replace(list);
@@ -149,12 +149,12 @@ impl InstanceState {
 
     /// Returns whether the operator wants no new sandboxes here.
     pub fn is_draining(&self) -> bool {
-        self.lock().drained
+        self.lock().draining
     }
 
     /// Records whether the operator wants no new sandboxes here.
-    pub fn set_draining(&self, drained: bool) {
-        self.change(vec![Op::Drained(drained)]);
+    pub fn set_draining(&self, draining: bool) {
+        self.change(vec![Op::Draining(draining)]);
     }
 
     /// Returns the last-known list of `kind`, encoded and filtered, with later changes applied. `None` if it
@@ -209,13 +209,13 @@ impl InstanceState {
     }
 
     /// Tells whether a live pair of lists was completed since the start.
-    pub fn is_listed(&self) -> bool {
+    pub fn was_listed_live(&self) -> bool {
         self.lock().listed
     }
 
     /// Tells whether the sandbox and container lists can be answered: listed, saved, or declared lost.
-    pub fn is_known(&self) -> bool {
-        self.lock().lists.is_known()
+    pub fn has_lists(&self) -> bool {
+        self.lock().lists.has_lists()
     }
 
     /// Completes when every change recorded so far is in the journal, or after 100 ms. A call that changed
@@ -277,6 +277,6 @@ impl InstanceState {
 
     pub(super) fn lock(&self) -> MutexGuard<'_, KnownState> {
         // A panic while the lock was held has left a state that at worst misses that one change.
-        lock(&self.state)
+        lock(&self.known)
     }
 }

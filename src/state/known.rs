@@ -21,7 +21,7 @@ use super::list_bytes::ids;
 use super::lists::Lists;
 use super::on_disk::OnDisk;
 use super::statuses::Statuses;
-use super::{ListKind, Revision, StatusKind};
+use super::{Kind, ListKind, Revision};
 use crate::cri::{ITEM_ID, LIST_ITEMS, field, field_path};
 use crate::wire::{self, WireError};
 
@@ -38,9 +38,9 @@ pub(super) struct KnownState {
     pub(super) lists: Lists,
     pub(super) statuses: Statuses,
     pub(super) facts: BTreeMap<String, (u64, Bytes)>,
-    pub(super) drained: bool,
+    pub(super) draining: bool,
     /// Whether the operator declared it lost and nothing was heard of it since.
-    pub(super) forgotten: bool,
+    pub(super) declared_empty: bool,
     /// Whether the instance has ended.
     pub(super) ended: bool,
     /// The IDs that were created through crimux.
@@ -69,8 +69,8 @@ impl KnownState {
             lists: Lists::default(),
             statuses: Statuses::default(),
             facts: BTreeMap::new(),
-            drained: false,
-            forgotten: false,
+            draining: false,
+            declared_empty: false,
             ended: false,
             created: HashSet::new(),
             foreign: HashSet::new(),
@@ -95,9 +95,9 @@ impl KnownState {
             Op::Owned(id) => {
                 self.foreign.remove(id.as_str());
             }
-            Op::Drained(drained) => self.drained = *drained,
+            Op::Draining(draining) => self.draining = *draining,
             Op::Rebooted(boot_id) => self.reboot(boot_id, change.seq),
-            Op::Forgotten(_) => self.forget(change.seq),
+            Op::DeclaredEmpty(_) => self.declare_empty(change.seq),
             _ => self.apply_to_lists(change),
         }
     }
@@ -105,7 +105,7 @@ impl KnownState {
     /// Applies a change of what is on the backend, which ends that it is declared lost.
     fn apply_to_lists(&mut self, change: Change) {
         let Some(op) = &change.op else { return };
-        self.forgotten &= matches!(op, Op::ImagesForgotten(_));
+        self.declared_empty &= matches!(op, Op::ImagesForgotten(_));
         self.note_created(op);
         self.invalidate_statuses(op, change.seq);
         if let (Op::ImagesForgotten(_), Some(disk)) = (op, &mut self.disk) {
@@ -164,17 +164,17 @@ impl KnownState {
         }
     }
 
-    fn forget(&mut self, seq: u64) {
+    fn declare_empty(&mut self, seq: u64) {
         let fresh = Self::new(self.instance.clone(), &self.boot_id, seq);
-        *self = Self { forgotten: true, drained: self.drained, ..fresh };
+        *self = Self { declared_empty: true, draining: self.draining, ..fresh };
         self.lists.clear(seq);
     }
 
     /// Resets the state to unknown, not to empty: the backend answers at another endpoint, which was not
     /// listed yet.
-    pub(super) fn restart(&mut self, life: Life) {
+    pub(super) fn reset_to_unknown(&mut self, life: Life) {
         let instance = Instance { life, ..self.instance.clone() };
-        *self = Self { drained: self.drained, ..Self::new(instance, &self.boot_id, self.seq) };
+        *self = Self { draining: self.draining, ..Self::new(instance, &self.boot_id, self.seq) };
     }
 
     /// Returns the IDs in the lists, paired or not, and in what passed since.
@@ -218,7 +218,7 @@ impl KnownState {
     /// Notes that a live pair was completed.
     pub(super) fn record_pair(&mut self, now: SystemTime) {
         self.listed = true;
-        self.forgotten = false;
+        self.declared_empty = false;
         self.listed_at = Some(now);
     }
 
@@ -248,7 +248,7 @@ impl KnownState {
         }
         let news = self.news(kind, reply)?;
         let changed = !news.is_empty();
-        self.forgotten &= !changed;
+        self.declared_empty &= !changed;
         for (id, item) in news {
             let item = super::changes::Item { id, item };
             let op =
@@ -276,30 +276,28 @@ impl KnownState {
     }
 
     /// Returns the remembered status of `id` if the lists agree with it.
-    pub(super) fn status(&mut self, kind: StatusKind, id: &str) -> Option<Bytes> {
+    pub(super) fn status(&mut self, kind: Kind, id: &str) -> Option<Bytes> {
         let reply = self.statuses.get(kind, id)?;
         self.agrees(kind, id, &reply).unwrap_or(false).then_some(reply)
     }
 
-    fn agrees(&mut self, kind: StatusKind, id: &str, reply: &[u8]) -> Result<bool, WireError> {
+    fn agrees(&mut self, kind: Kind, id: &str, reply: &[u8]) -> Result<bool, WireError> {
         let state = enum_value(wire::peek_varint(
             reply,
             match kind {
-                StatusKind::Sandbox => &field_path!(PodSandboxStatusResponse.status.state),
-                StatusKind::Container => &field_path!(ContainerStatusResponse.status.state),
+                Kind::Sandbox => &field_path!(PodSandboxStatusResponse.status.state),
+                Kind::Container => &field_path!(ContainerStatusResponse.status.state),
             },
         )?);
         if self.listed_state(kind, id) != Some(state) {
             return Ok(false);
         }
-        if kind == StatusKind::Sandbox {
+        if kind == Kind::Sandbox {
             for status in wire::items(reply, field!(PodSandboxStatusResponse.containers_statuses)) {
                 let status = status?;
                 let state = enum_value(wire::peek_varint(status, &[field!(ContainerStatus.state)])?);
-                if self.listed_state(
-                    StatusKind::Container,
-                    wire::peek_str(status, &[field!(ContainerStatus.id)])?,
-                ) != Some(state)
+                if self.listed_state(Kind::Container, wire::peek_str(status, &[field!(ContainerStatus.id)])?)
+                    != Some(state)
                 {
                     return Ok(false);
                 }
@@ -308,12 +306,12 @@ impl KnownState {
         Ok(true)
     }
 
-    fn listed_state(&mut self, kind: StatusKind, id: &str) -> Option<i32> {
+    fn listed_state(&mut self, kind: Kind, id: &str) -> Option<i32> {
         let list_kind = match kind {
-            StatusKind::Sandbox => ListKind::Sandboxes,
-            StatusKind::Container => ListKind::Containers,
+            Kind::Sandbox => ListKind::Sandboxes,
+            Kind::Container => ListKind::Containers,
         };
-        if self.lists.is_known() { self.state_of(list_kind, id) } else { None }
+        if self.lists.has_lists() { self.state_of(list_kind, id) } else { None }
     }
 
     /// Remembers what is known of the whole backend under this key; returns whether it is new.
@@ -333,7 +331,7 @@ impl KnownState {
 
     /// Drops the statuses of what is not listed.
     pub(super) fn purge(&mut self) {
-        if !self.lists.is_known() {
+        if !self.lists.has_lists() {
             return;
         }
         let sandboxes = self.lists.all_seen(ListKind::Sandboxes);
@@ -348,7 +346,7 @@ impl KnownState {
     pub(super) fn save(&self, seq: u64) -> SavedBackend {
         let [sandboxes, containers, images, container_stats, sandbox_stats] = self.lists.to_save();
         let statuses = self.statuses.iter().map(|(kind, id, reply)| SavedStatus {
-            container: kind == StatusKind::Container,
+            container: kind == Kind::Container,
             id: id.to_owned(),
             reply: reply.clone(),
         });
@@ -363,7 +361,7 @@ impl KnownState {
             foreign: in_order(&self.foreign),
             boot_id: self.boot_id.clone(),
             seq,
-            drained: self.drained,
+            drained: self.draining,
             listed_at: self.listed_at_secs(),
             sandboxes,
             containers,
@@ -373,7 +371,7 @@ impl KnownState {
             changes: self.lists.saved_changes().cloned().collect(),
             statuses: statuses.collect(),
             replies: replies.collect(),
-            forgotten: self.forgotten,
+            forgotten: self.declared_empty,
         }
     }
 
@@ -385,8 +383,8 @@ impl KnownState {
         let owned = |ids: Vec<String>| ids.into_iter().map(String::into_boxed_str).collect();
         let mut state = Self {
             lists: Lists::load(lists),
-            drained: saved.drained,
-            forgotten: saved.forgotten,
+            draining: saved.drained,
+            declared_empty: saved.forgotten,
             created: owned(saved.created),
             foreign: owned(saved.foreign),
             last_record: saved.seq,
@@ -399,7 +397,7 @@ impl KnownState {
             state.lists.record(change);
         }
         for SavedStatus { container, id, reply } in saved.statuses {
-            let kind = if container { StatusKind::Container } else { StatusKind::Sandbox };
+            let kind = if container { Kind::Container } else { Kind::Sandbox };
             state.statuses.restore(kind, id, &reply);
         }
         for SavedReply { method, reply } in saved.replies {

@@ -9,7 +9,7 @@
 //!         ▼            Listed, MoveResolved          ▼
 //!      Joining ────────────────────────────────► Member
 //!         ▲  │                                   │    │ ▲
-//!         │  │           GivenUp                 │    │ │ TakenBack, MoveResolved
+//!         │  │           GivenUp                 │    │ │ NamedInFile, MoveResolved
 //!         └──┼───────────────────────────────────┘    │ │
 //!            └───────────── LeftFile ────────────► Removed ──► ended, once it owns nothing
 //! ```
@@ -19,7 +19,7 @@
 //! | [`LifeChange::Listed`] | Member | Member | Removed |
 //! | [`LifeChange::MoveResolved`] | Member | Member | Member |
 //! | [`LifeChange::LeftFile`] | Removed | Removed | Removed |
-//! | [`LifeChange::TakenBack`] | Joining | Member | Member |
+//! | [`LifeChange::NamedInFile`] | Joining | Member | Member |
 //! | [`LifeChange::GivenUp`] | Joining | Joining | is ended (`load.rs`) |
 //!
 //! | the state | its lists are not known | its lists are known |
@@ -50,7 +50,7 @@ pub enum LifeChange {
     /// The file does not name it any more.
     LeftFile,
     /// The file names it, perhaps again.
-    TakenBack,
+    NamedInFile,
     /// A start finds that the operator gave up what was on it.
     GivenUp,
 }
@@ -63,9 +63,9 @@ impl Life {
             (LifeChange::LeftFile, _) => Self::Removed,
             (LifeChange::GivenUp, _) => Self::Joining,
             (LifeChange::Listed, Self::Joining)
-            | (LifeChange::TakenBack, Self::Removed)
+            | (LifeChange::NamedInFile, Self::Removed)
             | (LifeChange::MoveResolved, _) => Self::Member,
-            (LifeChange::Listed | LifeChange::TakenBack, same) => same,
+            (LifeChange::Listed | LifeChange::NamedInFile, same) => same,
         }
     }
 }
@@ -81,7 +81,7 @@ mod tests {
             (LifeChange::Listed, [Member, Member, Removed]),
             (LifeChange::MoveResolved, [Member, Member, Member]),
             (LifeChange::LeftFile, [Removed, Removed, Removed]),
-            (LifeChange::TakenBack, [Joining, Member, Member]),
+            (LifeChange::NamedInFile, [Joining, Member, Member]),
             (LifeChange::GivenUp, [Joining, Joining, Joining]),
         ];
         for (change, after) in table {

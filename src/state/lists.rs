@@ -239,7 +239,7 @@ impl Lists {
     }
 
     /// Tells whether the pair is known.
-    pub(super) fn is_known(&self) -> bool {
+    pub(super) fn has_lists(&self) -> bool {
         self.pod_sync.pair.is_some()
     }
 

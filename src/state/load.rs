@@ -57,13 +57,13 @@ pub(super) fn load(dir: &Path, boot_id: &str, doubted: bool) -> Loaded {
     loaded.seq = states.chain(saved.into_values()).max().unwrap_or(0).max(loaded.seq);
     loaded
         .states
-        .retain(|_, state| !state.ended && (!state.forgotten || state.instance.life != Life::Removed));
+        .retain(|_, state| !state.ended && (!state.declared_empty || state.instance.life != Life::Removed));
     for state in loaded.states.values_mut() {
         state.purge();
-        if state.forgotten {
+        if state.declared_empty {
             // The operator gave up what was on it: it is not awaited, and what it has counts once it was
             // listed.
-            state.restart(state.instance.life.after(LifeChange::GivenUp));
+            state.reset_to_unknown(state.instance.life.after(LifeChange::GivenUp));
         } else if !loaded.whole {
             state.doubt();
         }

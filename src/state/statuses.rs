@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 
 use super::fingerprint::fingerprint;
-use super::{Revision, StatusKind};
+use super::{Kind, Revision};
 use crate::cri::{field, field_path};
 use crate::wire;
 
@@ -32,7 +32,7 @@ type SlotMap = HashMap<Box<str>, Slot, foldhash::fast::RandomState>;
 
 /// The cached statuses of one ID, after `Statuses::invalidate`.
 #[derive(Debug, Default)]
-pub struct DroppedStatus(Vec<(StatusKind, u64, Bytes)>);
+pub struct DroppedStatus(Vec<(Kind, u64, Bytes)>);
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -52,7 +52,7 @@ impl Slot {
 
 impl Statuses {
     /// Caches the reply to a read sent at `revision`. Returns whether anything changed.
-    pub(super) fn remember(&mut self, kind: StatusKind, id: &str, revision: Revision, reply: &[u8]) -> bool {
+    pub(super) fn remember(&mut self, kind: Kind, id: &str, revision: Revision, reply: &[u8]) -> bool {
         let slots = self.of(kind);
         if slots.get(id).is_some_and(|slot| slot.reply.as_deref() == Some(reply)) {
             return false;
@@ -78,7 +78,7 @@ impl Statuses {
     /// Drops the status of `id`, and refuses replies to reads sent before `seq`. Returns the dropped status.
     pub(super) fn invalidate(&mut self, id: &str, seq: u64) -> DroppedStatus {
         let mut dropped = DroppedStatus::default();
-        for kind in [StatusKind::Sandbox, StatusKind::Container] {
+        for kind in [Kind::Sandbox, Kind::Container] {
             let slots = self.of(kind);
             if let Some(slot) = slots.get_mut(id) {
                 let emptied = Slot { outdated_before: seq, disk: slot.disk, ..Slot::default() };
@@ -94,7 +94,7 @@ impl Statuses {
     /// Drops the status of `id` by a change that is in the journal, which drops it on the disk as well.
     pub(super) fn invalidate_by_change(&mut self, id: &str, seq: u64) {
         self.invalidate(id, seq);
-        for kind in [StatusKind::Sandbox, StatusKind::Container] {
+        for kind in [Kind::Sandbox, Kind::Container] {
             if let Some(slot) = self.of(kind).get_mut(id) {
                 slot.disk = None;
             }
@@ -110,10 +110,9 @@ impl Statuses {
 
     /// Returns the statuses that are not on the disk, and those that are there and no longer known, without a
     /// reply. They count as written from then on.
-    pub(super) fn take_unsaved(&mut self) -> Vec<(StatusKind, String, Option<Bytes>)> {
+    pub(super) fn take_unsaved(&mut self) -> Vec<(Kind, String, Option<Bytes>)> {
         let mut unsaved = Vec::new();
-        let both =
-            [(StatusKind::Sandbox, &mut self.sandboxes), (StatusKind::Container, &mut self.containers)];
+        let both = [(Kind::Sandbox, &mut self.sandboxes), (Kind::Container, &mut self.containers)];
         for (kind, slots) in both {
             for (id, slot) in slots.iter_mut().filter(|(_, slot)| slot.disk != slot.print()) {
                 slot.disk = slot.print();
@@ -124,7 +123,7 @@ impl Statuses {
     }
 
     /// Drops one status.
-    pub(super) fn remove(&mut self, kind: StatusKind, id: &str) {
+    pub(super) fn remove(&mut self, kind: Kind, id: &str) {
         self.of(kind).remove(id);
     }
 
@@ -138,10 +137,10 @@ impl Statuses {
     }
 
     /// Returns the cached status of `id`.
-    pub(super) fn get(&self, kind: StatusKind, id: &str) -> Option<Bytes> {
+    pub(super) fn get(&self, kind: Kind, id: &str) -> Option<Bytes> {
         let slots = match kind {
-            StatusKind::Sandbox => &self.sandboxes,
-            StatusKind::Container => &self.containers,
+            Kind::Sandbox => &self.sandboxes,
+            Kind::Container => &self.containers,
         };
         slots.get(id)?.reply.clone()
     }
@@ -171,26 +170,26 @@ impl Statuses {
     }
 
     /// Iterates over all statuses.
-    pub(super) fn iter(&self) -> impl Iterator<Item = (StatusKind, &str, &Bytes)> {
+    pub(super) fn iter(&self) -> impl Iterator<Item = (Kind, &str, &Bytes)> {
         self.slots().filter_map(|(kind, id, slot)| Some((kind, id, slot.reply.as_ref()?)))
     }
 
-    fn slots(&self) -> impl Iterator<Item = (StatusKind, &str, &Slot)> {
-        let sandboxes = self.sandboxes.iter().map(|(id, slot)| (StatusKind::Sandbox, &**id, slot));
-        sandboxes.chain(self.containers.iter().map(|(id, slot)| (StatusKind::Container, &**id, slot)))
+    fn slots(&self) -> impl Iterator<Item = (Kind, &str, &Slot)> {
+        let sandboxes = self.sandboxes.iter().map(|(id, slot)| (Kind::Sandbox, &**id, slot));
+        sandboxes.chain(self.containers.iter().map(|(id, slot)| (Kind::Container, &**id, slot)))
     }
 
     /// Puts a saved status back.
-    pub(super) fn restore(&mut self, kind: StatusKind, id: String, reply: &[u8]) {
+    pub(super) fn restore(&mut self, kind: Kind, id: String, reply: &[u8]) {
         let reply = Some(Bytes::copy_from_slice(reply));
         let slot = Slot { fingerprint: reply.as_deref().map_or(0, fingerprint), reply, ..Slot::default() };
         self.of(kind).insert(id.into_boxed_str(), slot);
     }
 
-    fn of(&mut self, kind: StatusKind) -> &mut SlotMap {
+    fn of(&mut self, kind: Kind) -> &mut SlotMap {
         match kind {
-            StatusKind::Sandbox => &mut self.sandboxes,
-            StatusKind::Container => &mut self.containers,
+            Kind::Sandbox => &mut self.sandboxes,
+            Kind::Container => &mut self.containers,
         }
     }
 }

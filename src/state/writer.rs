@@ -229,6 +229,6 @@ impl StateStore {
     }
 
     pub(super) fn all(&self) -> Vec<Arc<InstanceState>> {
-        self.backends().values().cloned().collect()
+        self.states().values().cloned().collect()
     }
 }

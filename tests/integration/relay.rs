@@ -6,8 +6,8 @@ use std::time::Duration;
 use crate::pki::{Authority, Files, backend, server};
 use crimux::backend::connect::Connector;
 use crimux::config::{BackendConfig, Endpoint, RelayMode};
-use crimux::drain::{Drain, run_with_deadline};
 use crimux::relay::{Relay, RelayMetrics, StreamRoute, UrlError};
+use crimux::shutdown::{Shutdown, run_with_deadline};
 use prometheus::Registry;
 use rustls::version::{TLS12, TLS13};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -22,7 +22,7 @@ const DEADLINE: Duration = Duration::from_secs(120);
 struct Node {
     relay: Arc<Relay>,
     registry: Registry,
-    drain: Drain,
+    shutdown: Shutdown,
     running: JoinHandle<()>,
 }
 
@@ -30,12 +30,12 @@ impl Node {
     async fn start() -> Self {
         let registry = Registry::new();
         let relay = Relay::bind(RelayMetrics::new(&registry).unwrap()).await.unwrap();
-        let drain = Drain::default();
-        let (serving, begun) = (Arc::clone(&relay).run(drain.clone()), drain.clone());
+        let shutdown = Shutdown::default();
+        let (serving, begun) = (Arc::clone(&relay).run(shutdown.clone()), shutdown.clone());
         let running = tokio::spawn(async move {
             run_with_deadline("relay", &begun, || Duration::from_secs(5), serving).await;
         });
-        Self { relay, registry, drain, running }
+        Self { relay, registry, shutdown, running }
     }
 
     fn route(&self, config: &BackendConfig, url: &str) -> Result<StreamRoute, UrlError> {
@@ -350,7 +350,7 @@ async fn a_head_that_does_not_come_or_does_not_end_is_refused() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_drain_refuses_connections_and_gives_open_streams_its_time() {
+async fn a_shutdown_refuses_connections_and_gives_open_streams_its_time() {
     let node = Node::start().await;
     let (listener, mut config, url) = streaming_server().await;
     // The clock jumps whenever all tasks wait, so the dial must not be what it jumps over.
@@ -360,7 +360,7 @@ async fn a_drain_refuses_connections_and_gives_open_streams_its_time() {
     read_head(&mut served).await;
     let address = node.relay.address();
     let started = tokio::time::Instant::now();
-    node.drain.begin();
+    node.shutdown.begin();
 
     while TcpStream::connect(address).await.is_ok() {
         assert!(started.elapsed() < Duration::from_secs(1), "connections are still accepted");

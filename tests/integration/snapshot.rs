@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crimux::cri::{self, Rpc};
-use crimux::state::{Filter, InstanceState, ListKind, StateStore, StatusKind};
+use crimux::state::{Filter, InstanceState, Kind, ListKind, StateStore};
 use prost::Message;
 use tokio::sync::oneshot;
 
@@ -59,7 +59,7 @@ fn a_killed_crimux_remembers_what_it_acknowledged() {
     assert!(again.was_whole());
     let backend = again.backend("kata", true);
     assert_eq!(sandboxes(&backend).unwrap(), ["s2"]);
-    assert!(backend.is_draining() && backend.is_known() && !backend.is_listed());
+    assert!(backend.is_draining() && backend.has_lists() && !backend.was_listed_live());
     assert!(backend.age().is_some());
 }
 
@@ -74,13 +74,13 @@ fn everything_survives_an_orderly_restart() {
     backend.replace_list(ListKind::Images, backend.next_revision(), images.clone());
     let status = cri::PodSandboxStatus { id: "s1".into(), ..Default::default() };
     let status = cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() }.encode_to_vec();
-    backend.remember_status(StatusKind::Sandbox, "s1", backend.next_revision(), &status);
+    backend.remember_status(Kind::Sandbox, "s1", backend.next_revision(), &status);
     backend.remember_reply(Rpc::Version, b"\x0a\x050.1.0");
     store.flush().unwrap();
     let backend = open(dir.path()).backend("kata", true);
     assert_eq!(sandboxes(&backend).unwrap(), ["s1"]);
     assert_eq!(backend.list(ListKind::Images, &Filter::default()).unwrap(), images);
-    assert_eq!(backend.status(StatusKind::Sandbox, "s1").unwrap(), status);
+    assert_eq!(backend.status(Kind::Sandbox, "s1").unwrap(), status);
     assert_eq!(&backend.reply(Rpc::Version).unwrap()[..], b"\x0a\x050.1.0");
 }
 

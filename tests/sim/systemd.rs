@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crimux::drain::Drain;
+use crimux::shutdown::Shutdown;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::runtime::SimRuntime;
@@ -110,7 +110,7 @@ async fn list(socket: &Path) -> Result<usize, String> {
 
 /// Lists every 50 ms, whether or not the list before was answered, until it is told to stop; returns what it
 /// saw.
-async fn list_on(socket: PathBuf, answered: Arc<AtomicUsize>, stop: Drain) -> Vec<Result<usize, String>> {
+async fn list_on(socket: PathBuf, answered: Arc<AtomicUsize>, stop: Shutdown) -> Vec<Result<usize, String>> {
     let mut lists = JoinSet::new();
     let mut tick = tokio::time::interval(Duration::from_millis(50));
     while !stop.is_begun() {
@@ -133,7 +133,7 @@ async fn no_list_is_refused_while_crimux_is_restarted_twenty_times() {
     systemd.told("READY=1").await;
     // The first start knows nothing; it refuses lists until its backend was listed.
     eventually(SOON, async || list(&systemd.path("crimux.sock")).await == Ok(5)).await;
-    let (answered, stop) = (Arc::new(AtomicUsize::new(0)), Drain::default());
+    let (answered, stop) = (Arc::new(AtomicUsize::new(0)), Shutdown::default());
     let client = tokio::spawn(list_on(systemd.path("crimux.sock"), Arc::clone(&answered), stop.clone()));
     for round in 0..20 {
         let before = answered.load(Ordering::Relaxed);

@@ -8,7 +8,7 @@ use crate::backend::Backend;
 use crate::error::Error;
 use crate::merge;
 use crate::method::List;
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::state::InstanceId;
 
 /// What one backend contributes to a list.
@@ -89,7 +89,7 @@ impl Completeness {
     /// Returns the error of an incomplete list; records the backends that a complete one lacks. An empty list
     /// of measured values would mean that no pod uses anything: if a backend answered with an error, that
     /// error is the reply. `scoped` is true on a backend's own socket.
-    pub(in crate::proxy) fn check(self, node: &NodeState, list: List, scoped: bool) -> Result<(), Error> {
+    pub(in crate::proxy) fn check(self, node: &Node, list: List, scoped: bool) -> Result<(), Error> {
         let unimplemented = self.lacking.iter().find_map(|lacking| match &lacking.why {
             Absence::Unimplemented(error) => Some(error.clone()),
             _ => None,
@@ -113,7 +113,7 @@ impl Completeness {
         }
         if !self.any && list.must_be_complete() {
             // Every backend is joining: a list that nobody contributed to is not an empty list.
-            return Err(Error::NeverListed(node.joining()));
+            return Err(Error::NeverListed(node.left_out_names()));
         }
         // kubelet takes the first filesystem for the node's, once for its whole life.
         if list == List::Filesystems

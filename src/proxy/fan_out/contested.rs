@@ -47,7 +47,7 @@ pub(super) fn leave_to_one(owners: &Owners, list: List, parts: &mut [Contributio
     for part in parts.iter_mut() {
         // Also those of the time at which the items were taken: a backend may have been given up since.
         part.foreign.extend(part.backend.state.foreign());
-        if part.backend.state.is_forgotten() {
+        if part.backend.state.is_declared_empty() {
             let others = |id: &&str| owners.owner_of(id).is_some_and(|owner| owner != part.backend.id);
             part.foreign.extend(ids(kind, &part.items).into_iter().filter(others).map(Box::from));
         }

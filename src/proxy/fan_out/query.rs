@@ -12,14 +12,14 @@ use crate::backend::{Backend, BufferedReply, MethodClass};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{List, Method};
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::refresh::{record_bad_list, record_timeout, refresh};
 use crate::state::{Filter, ListKind, Revision};
 
 /// A list call to one backend: what is asked for, and how long the backend may take.
 pub(in crate::proxy) struct ListQuery {
-    pub(in crate::proxy) node: Arc<NodeState>,
+    pub(in crate::proxy) node: Arc<Node>,
     pub(in crate::proxy) backend: Arc<Backend>,
     pub(in crate::proxy) list: List,
     pub(in crate::proxy) filter: Arc<Filter>,
@@ -59,7 +59,7 @@ impl ListQuery {
                 return Err(self.nothing(Absence::Unimplemented(backend.unimplemented_error(method))));
             }
             Asked::Reply(_, reply) => {
-                record_bad_list(&self.node, backend, class, &backend.not_ok_error(method, &reply));
+                record_bad_list(&self.node, backend, class, &backend.unusable_reply_error(method, &reply));
                 own_error = Some(backend.refused_error(method, &reply.trailers));
             }
             // The end of the connection was logged when it ended; the last-known list stands in.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::backend::Backend;
-use crate::proxy::NodeState;
+use crate::proxy::Node;
 use crate::proxy::images::sandboxes_using;
 use crate::router::images::{self, ImageRequest, ImageRoute, Rule, StoredImage};
 use crate::state::{Filter, ListKind};
@@ -41,7 +41,7 @@ pub struct CallExplanation {
     pub backends: Vec<String>,
 }
 
-impl NodeState {
+impl Node {
     /// Explains where calls for `reference` go.
     pub fn explain_image(&self, reference: &str) -> ImageExplanation {
         let starting = self.router.image_starts.stores(reference, std::time::Instant::now());

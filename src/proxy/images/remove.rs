@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::method::{List, Method};
 use crate::proxy::failed_commands::Failure;
 use crate::proxy::reply::Outcome;
-use crate::proxy::{Call, NodeState, refresh};
+use crate::proxy::{Call, Node, refresh};
 use crate::router::images::{self, REFERENCE, StoredImage};
 use crate::state::image_name::{MatchKind, is_whole_id};
 use crate::state::{Filter, ListKind};
@@ -185,7 +185,7 @@ impl Call {
 
 /// Logs why an image was not removed; `NotFound` is no failure.
 fn log_failure(
-    node: &NodeState,
+    node: &Node,
     backend: &Backend,
     method: &'static Method,
     message: &Message,
@@ -219,9 +219,9 @@ fn is_gone(reply: &BufferedReply) -> bool {
 }
 
 /// Removes images from the last-known list at once; the next list shows what is left.
-fn forget_images(node: &Arc<NodeState>, backend: &Arc<Backend>, images: &[StoredImage]) {
+fn forget_images(node: &Arc<Node>, backend: &Arc<Backend>, images: &[StoredImage]) {
     for image in images {
         backend.state.record_image_removed(&image.id);
     }
-    tracing::debug!(backend = %backend.name, count = images.len(), joining = node.is_joining(backend), "removed");
+    tracing::debug!(backend = %backend.name, count = images.len(), joining = node.is_left_out(backend), "removed");
 }

@@ -1,6 +1,6 @@
 //! Decides which of two backends owns an ID that both show; each ID is served once, by its owner.
 
-use super::{Learner, pod_of};
+use super::{Learner, sandbox_record};
 use crate::backend::{Backend, Link};
 use crate::state::InstanceId;
 
@@ -10,7 +10,7 @@ impl Learner<'_> {
     pub(in crate::proxy) fn learn_last_known(self) {
         let (state, owners) = (&self.backend.state, &self.node.router.owners);
         state.for_each_sandbox(|facts| {
-            let other = owners.learn_sandbox(facts.id, self.backend.id, pod_of(&facts));
+            let other = owners.learn_sandbox(facts.id, self.backend.id, sandbox_record(&facts));
             self.claim_saved(facts.id, other);
         });
         state.for_each_container(|facts| match owners.owner_of(facts.sandbox_id) {
@@ -85,7 +85,7 @@ fn is_new_owner(claimant: &Backend, holder: &Backend, id: &str) -> bool {
     if by_claimant != by_holder && (by_claimant || answers || !local) {
         return by_claimant;
     }
-    if holder.state.is_listed() && !holder.state.has_id(id) {
+    if holder.state.was_listed_live() && !holder.state.has_id(id) {
         return true;
     }
     if local == holder_is_local { !answers } else { local }

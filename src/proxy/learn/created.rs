@@ -3,7 +3,7 @@
 use super::Learner;
 use crate::cri::{CREATED_ID, field};
 use crate::error::Error;
-use crate::method::{Effect, Kind, Method};
+use crate::method::{Kind, Method, OnReply};
 use crate::proxy::creation::CreationRequest;
 use crate::wire::{self, WireError};
 
@@ -11,10 +11,10 @@ impl Learner<'_> {
     /// Records the sandbox that an OK reply created, with the containers of a restored pod, and returns its
     /// ID.
     ///
-    /// The object is recorded before its owner, because [`NodeState::prune_owners`] forgets the owners of
+    /// The object is recorded before its owner, because [`Node::prune_owners`] forgets the owners of
     /// objects that are not recorded.
     ///
-    /// [`NodeState::prune_owners`]: crate::proxy::NodeState::prune_owners
+    /// [`Node::prune_owners`]: crate::proxy::Node::prune_owners
     pub(in crate::proxy) fn record_sandbox_created(
         self,
         request: &CreationRequest<'_>,
@@ -22,18 +22,18 @@ impl Learner<'_> {
     ) -> Result<String, Error> {
         let unreadable = |error: WireError| self.unreadable(error);
         let id = self.created_id(request.method, reply)?;
-        let restored = match request.method.effect {
-            Effect::PodRestored => restored_containers(reply).map_err(unreadable)?,
+        let restored = match request.method.on_reply {
+            OnReply::PodRestored => restored_containers(reply).map_err(unreadable)?,
             _ => Vec::new(),
         };
-        let pod = request.pod()?;
-        if request.method.effect == Effect::PodRestored {
+        let record = request.sandbox_record()?;
+        if request.method.on_reply == OnReply::PodRestored {
             self.backend.state.record_restored(request.encoded, reply).map_err(unreadable)?;
         } else {
             self.backend.state.record_sandbox_created(id, request.encoded);
         }
         let owners = &self.node.router.owners;
-        self.resolve_owner(id, owners.learn_sandbox(id, self.backend.id, pod));
+        self.resolve_owner(id, owners.learn_sandbox(id, self.backend.id, record));
         for container in restored {
             self.resolve_owner(container, owners.learn_container(container, self.backend.id));
         }
@@ -73,20 +73,20 @@ impl Learner<'_> {
         reply: &[u8],
     ) -> Result<(), Error> {
         let (state, owners) = (&self.backend.state, &self.node.router.owners);
-        match method.effect {
-            Effect::ContainerCreated => self.record_container_created(method, id, request, reply)?,
-            Effect::ContainerStarted => state.record_container_started(id),
-            Effect::ContainerStopped => state.record_container_stopped(id),
-            Effect::ContainerRemoved => {
+        match method.on_reply {
+            OnReply::ContainerCreated => self.record_container_created(method, id, request, reply)?,
+            OnReply::ContainerStarted => state.record_container_started(id),
+            OnReply::ContainerStopped => state.record_container_stopped(id),
+            OnReply::ContainerRemoved => {
                 state.record_container_removed(id);
                 self.node.record_gone_elsewhere(Kind::Container, id);
                 owners.remove(id);
             }
-            Effect::SandboxStopped => {
+            OnReply::SandboxStopped => {
                 state.record_sandbox_stopped(id);
                 owners.record_ready(id, false);
             }
-            Effect::SandboxRemoved => {
+            OnReply::SandboxRemoved => {
                 state.record_sandbox_removed(id);
                 self.node.record_gone_elsewhere(Kind::Sandbox, id);
                 self.node.history.forget_requested_handler(id);

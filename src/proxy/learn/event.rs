@@ -32,9 +32,9 @@ impl Learner<'_> {
             let created = wire::peek_varint(status, &[field!(PodSandboxStatus.created_at)])?.cast_signed();
             let state = wire::peek_varint(status, &[field!(PodSandboxStatus.state)])?;
             let ready = state == PodSandboxState::SandboxReady as u64;
-            let pod =
+            let record =
                 SandboxRecord { created_at: created, ready, ..SandboxRecord::new(uid, handler, annotations) };
-            self.resolve_owner(sandbox, owners.learn_sandbox(sandbox, self.backend.id, pod));
+            self.resolve_owner(sandbox, owners.learn_sandbox(sandbox, self.backend.id, record));
         }
         for status in wire::items(event, field!(ContainerEventResponse.containers_statuses)) {
             let id = wire::peek_str(status?, &[field!(ContainerStatus.id)])?;

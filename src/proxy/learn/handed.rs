@@ -1,10 +1,10 @@
 //! Learns what another process, which this one has taken over from, still creates, changes and removes.
 
-use super::{Learner, pod_of};
-use crate::proxy::NodeState;
+use super::{Learner, sandbox_record};
+use crate::proxy::Node;
 use crate::state::{HandedChange, SandboxRef};
 
-impl NodeState {
+impl Node {
     /// Applies a record of the other process, and completes once it is in the journal.
     pub async fn learn_handed(&self, record: &[u8]) {
         let Some((instance, changes)) = self.state_store.apply_handed(record) else {
@@ -27,7 +27,7 @@ impl Learner<'_> {
         match change {
             HandedChange::Sandbox(item) => {
                 if let Ok(facts) = SandboxRef::parse(item) {
-                    let other = owners.learn_sandbox(facts.id, self.backend.id, pod_of(&facts));
+                    let other = owners.learn_sandbox(facts.id, self.backend.id, sandbox_record(&facts));
                     self.resolve_owner(facts.id, other);
                 }
             }

@@ -6,7 +6,7 @@ use super::InstanceState;
 use crate::cri::{Rpc, field};
 use crate::state::facts::Fact;
 use crate::state::statuses::DroppedStatus;
-use crate::state::{Revision, StatusKind};
+use crate::state::{Kind, Revision};
 use crate::wire;
 
 /// Fields of a fact that is kept together with its time.
@@ -16,7 +16,7 @@ const TIMED_VALUE: u32 = 2;
 impl InstanceState {
     /// Remembers the encoded reply to a status read sent at `revision`. A reply that carries `info`, or one
     /// to a read that was sent before a write to the same ID, is not remembered.
-    pub fn remember_status(&self, kind: StatusKind, id: &str, revision: Revision, reply: &[u8]) {
+    pub fn remember_status(&self, kind: Kind, id: &str, revision: Revision, reply: &[u8]) {
         if self.lock().statuses.remember(kind, id, revision, reply) {
             self.shared.mark_dirty();
         }
@@ -39,7 +39,7 @@ impl InstanceState {
 
     /// Returns the status of `id` as last known, as long as the last-known lists agree with its state and
     /// with that of every container in it.
-    pub fn status(&self, kind: StatusKind, id: &str) -> Option<Bytes> {
+    pub fn status(&self, kind: Kind, id: &str) -> Option<Bytes> {
         self.lock().status(kind, id)
     }
 

@@ -15,13 +15,13 @@ use crate::state::file::{SavedReply, SavedStatus};
 use crate::state::fingerprint::fingerprint;
 use crate::state::on_disk::{Minor, OnDisk};
 use crate::state::pair::Watermarks;
-use crate::state::{ListKind, StatusKind};
+use crate::state::{Kind, ListKind};
 use crate::wire::WireError;
 
 impl KnownState {
     /// Notes that a snapshot of the sequence number `seq` has all of this.
     pub(in crate::state) fn mark_saved(&mut self, seq: u64) {
-        let mut disk = OnDisk { seq, forgotten: self.forgotten, ..OnDisk::default() };
+        let mut disk = OnDisk { seq, forgotten: self.declared_empty, ..OnDisk::default() };
         self.compare_lists(&mut disk, &mut Delta::default());
         self.compare_facts(&mut disk, Minor::Compared, &mut Delta::default());
         self.statuses.mark_saved();
@@ -37,7 +37,7 @@ impl KnownState {
         self.compare_lists(&mut disk, &mut delta);
         self.compare_facts(&mut disk, minor, &mut delta);
         for (kind, id, reply) in self.statuses.take_unsaved() {
-            let container = kind == StatusKind::Container;
+            let container = kind == Kind::Container;
             let list = if reply.is_some() { &mut delta.statuses } else { &mut delta.dropped_statuses };
             list.push(SavedStatus { container, id, reply: reply.unwrap_or_default() });
         }
@@ -58,7 +58,7 @@ impl KnownState {
         if let Some((sandboxes, containers)) = self.lists.pair() {
             let sandboxes = ListDelta::between(ListKind::Sandboxes, disk.sandboxes.as_ref(), sandboxes);
             let containers = ListDelta::between(ListKind::Containers, disk.containers.as_ref(), containers);
-            let heard = std::mem::replace(&mut disk.forgotten, self.forgotten) && !self.forgotten;
+            let heard = std::mem::replace(&mut disk.forgotten, self.declared_empty) && !self.declared_empty;
             let outdated = self.lists.forget_shown_replayed() || heard;
             if outdated || sandboxes.is_some() || containers.is_some() {
                 let Watermarks { sandboxes: sandboxes_at, containers: containers_at } =
@@ -167,7 +167,7 @@ impl KnownState {
             self.listed_at = Some(UNIX_EPOCH + Duration::from_secs(delta.listed_at));
         }
         if let Some(PairDelta { sandboxes_at, containers_at, sandboxes, containers }) = delta.pair {
-            self.forgotten = false;
+            self.declared_empty = false;
             let watermarks = Watermarks { sandboxes: sandboxes_at, containers: containers_at };
             self.lists.replay_pair(
                 sandboxes.unwrap_or_default(),
@@ -181,16 +181,16 @@ impl KnownState {
         self.lists
             .replay_stats([delta.container_stats, delta.sandbox_stats].map(|stats| stats.as_ref().map(copy)));
         for mut change in delta.seen {
-            self.forgotten = false;
+            self.declared_empty = false;
             change.op = change.op.map(detach);
             self.lists.record(change);
         }
         for SavedStatus { container, id, reply } in delta.statuses {
-            let kind = if container { StatusKind::Container } else { StatusKind::Sandbox };
+            let kind = if container { Kind::Container } else { Kind::Sandbox };
             self.statuses.restore(kind, id, &reply);
         }
         for SavedStatus { container, id, .. } in delta.dropped_statuses {
-            let kind = if container { StatusKind::Container } else { StatusKind::Sandbox };
+            let kind = if container { Kind::Container } else { Kind::Sandbox };
             self.statuses.remove(kind, &id);
         }
         for SavedReply { method, reply } in delta.replies {

@@ -173,12 +173,7 @@ fn take(backend: &InstanceState, containers: &[Incarnation]) {
 }
 
 fn read_status(backend: &InstanceState, container: Incarnation) {
-    backend.remember_status(
-        StatusKind::Container,
-        &container.id(),
-        backend.next_revision(),
-        &container.status(),
-    );
+    backend.remember_status(Kind::Container, &container.id(), backend.next_revision(), &container.status());
 }
 
 /// Takes what a node has beside its containers.
@@ -199,7 +194,7 @@ fn take_the_rest(backend: &InstanceState) {
         };
         let reply = cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() };
         let revision = backend.next_revision();
-        backend.remember_status(StatusKind::Sandbox, &pod.id, revision, &reply.encode_to_vec());
+        backend.remember_status(Kind::Sandbox, &pod.id, revision, &reply.encode_to_vec());
     }
     let image = |number: usize| cri::Image {
         id: format!("sha256:{number:0>64}"),

@@ -40,7 +40,7 @@ fn nothing_acknowledged_is_lost_at_any_step_of_writing_a_snapshot() {
             let survivor = copy(dir.path());
             let after = open(survivor.path()).backend("runc", true);
             let mut found = heard_of(&after);
-            let all_but_listed = round == 0 && !after.is_known();
+            let all_but_listed = round == 0 && !after.has_lists();
             found.retain(|id| id != "listed" && id != "removed");
             let mut wanted = expected.clone();
             wanted.retain(|id| id != "listed");
@@ -131,7 +131,7 @@ fn a_snapshot_cut_or_flipped_at_any_byte_is_set_aside_and_the_journal_still_coun
         assert_eq!(fs::read(survivor.path().join("snapshot.bad-1")).unwrap(), damaged);
         assert!(!survivor.path().join("snapshot").exists());
         let backend = store.backend("runc", true);
-        assert_eq!((heard_of(&backend), backend.is_known()), (vec!["s1".to_owned()], false));
+        assert_eq!((heard_of(&backend), backend.has_lists()), (vec!["s1".to_owned()], false));
     }
 }
 
@@ -156,7 +156,7 @@ fn after_a_reboot_a_local_backend_is_stopped_and_a_remote_one_is_as_it_was() {
     for (name, local) in [("local", true), ("remote", false)] {
         let backend = store.backend(name, local);
         take_pair(&backend, &["s1"], &[("c1", "s1")]);
-        backend.remember_status(StatusKind::Container, "c1", backend.next_revision(), &status);
+        backend.remember_status(Kind::Container, "c1", backend.next_revision(), &status);
     }
     store.flush().unwrap();
     store.backend("local", true).record_sandbox_created("s2", &run_request("late"));
@@ -167,10 +167,10 @@ fn after_a_reboot_a_local_backend_is_stopped_and_a_remote_one_is_as_it_was() {
     let stopped = vec![("s1".to_owned(), SANDBOX_NOTREADY), ("s2".to_owned(), SANDBOX_NOTREADY)];
     assert_eq!(shown(&local, ListKind::Sandboxes).unwrap(), stopped);
     assert_eq!(shown(&local, ListKind::Containers).unwrap(), [("c1".to_owned(), CONTAINER_EXITED)]);
-    assert_eq!(local.status(StatusKind::Container, "c1"), None);
+    assert_eq!(local.status(Kind::Container, "c1"), None);
     let remote = rebooted.backend("remote", false);
     assert_eq!(shown(&remote, ListKind::Sandboxes).unwrap(), [("s1".to_owned(), SANDBOX_READY)]);
-    assert_eq!(remote.status(StatusKind::Container, "c1").unwrap(), status);
+    assert_eq!(remote.status(Kind::Container, "c1").unwrap(), status);
 
     local.record_sandbox_created("s3", &run_request("after the reboot"));
     drop(rebooted);
@@ -193,7 +193,7 @@ fn what_was_never_listed_is_not_known_after_any_start() {
     drop((store, a, b));
     let store = open(dir.path());
     let [a, b] = ["a", "b"].map(|name| store.backend(name, true));
-    assert!(store.was_whole() && a.is_known() && !b.is_known(), "b may hold anything");
+    assert!(store.was_whole() && a.has_lists() && !b.has_lists(), "b may hold anything");
     assert_eq!((a.instance().life, b.instance().life), (Life::Member, Life::Member));
 }
 
@@ -211,14 +211,14 @@ fn a_backend_joins_until_its_first_pair_and_over_restarts() {
         let survivor = copy(dir.path());
         let again = open(survivor.path()).backend("added", true);
         assert_eq!(again.instance(), added.instance(), "flushed: {flushed}");
-        assert!(again.is_joining() && !again.is_known());
+        assert!(again.is_joining() && !again.has_lists());
     }
     take_pair(&added, &["s1"], &[]);
     let again = open(copy(dir.path()).path()).backend("added", true);
-    assert!(!again.is_joining() && !again.is_known(), "its pair is not on the disk yet: it is awaited");
+    assert!(!again.is_joining() && !again.has_lists(), "its pair is not on the disk yet: it is awaited");
     store.flush().unwrap();
     let again = open(copy(dir.path()).path()).backend("added", true);
-    assert!(!again.is_joining() && again.is_known());
+    assert!(!again.is_joining() && again.has_lists());
 }
 
 #[test]
@@ -229,16 +229,16 @@ fn a_forgotten_backend_is_known_to_be_empty_and_joins_at_the_next_start() {
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
     take_pair(&store.backend("other", true), &["s2"], &[]);
     store.flush().unwrap();
-    assert!(store.forget(backend.id()) && !store.forget(InstanceId(99)));
+    assert!(store.declare_empty(backend.id()) && !store.declare_empty(InstanceId(99)));
     assert_eq!(ids(&backend, ListKind::Sandboxes), Some(vec![]));
-    assert!(backend.is_forgotten());
+    assert!(backend.is_declared_empty());
     for flushed in [false, true] {
         if flushed {
             store.flush().unwrap();
         }
         let survivor = copy(dir.path());
         let lost = open(survivor.path()).get(backend.id()).unwrap();
-        assert!(lost.is_joining() && !lost.is_known(), "flushed: {flushed}");
+        assert!(lost.is_joining() && !lost.has_lists(), "flushed: {flushed}");
         assert_eq!(heard_of(&lost), [""; 0]);
     }
     take_pair(&backend, &["back"], &[]);
@@ -320,7 +320,7 @@ fn what_could_not_be_written_makes_the_saved_state_not_whole_until_it_was() {
     let after = open(survivor.path());
     assert!(!after.was_whole());
     let lost = after.backend("runc", true);
-    assert_eq!((heard_of(&lost), lost.is_known()), (vec!["s1".to_owned()], false), "heard of, not known");
+    assert_eq!((heard_of(&lost), lost.has_lists()), (vec!["s1".to_owned()], false), "heard of, not known");
     // A second start before anything was written is no wiser.
     drop((after, lost));
     assert!(!open(survivor.path()).was_whole());

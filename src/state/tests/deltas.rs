@@ -32,9 +32,9 @@ fn served(backend: &InstanceState) -> String {
         "{:?}\n{:?}\n{images:?}\n{:?}\n{:?}\n{:?} {:?} {:?}",
         shown(backend, ListKind::Sandboxes),
         shown(backend, ListKind::Containers),
-        status(StatusKind::Sandbox, sandboxes),
-        status(StatusKind::Container, containers),
-        (backend.is_draining(), backend.is_forgotten(), backend.instance()),
+        status(Kind::Sandbox, sandboxes),
+        status(Kind::Container, containers),
+        (backend.is_draining(), backend.is_declared_empty(), backend.instance()),
         backend.reply(Rpc::RuntimeConfig).is_some(),
         backend.is_unimplemented(Rpc::ListPodSandboxStats),
     )
@@ -129,14 +129,14 @@ fn play(store: &StateStore, backend: &InstanceState, event: DeltaEvent) {
             let status = cri::ContainerStatus { id: c(id), state, ..Default::default() };
             let reply = cri::ContainerStatusResponse { status: Some(status), ..Default::default() };
             let revision = backend.next_revision();
-            backend.remember_status(StatusKind::Container, &c(id), revision, &reply.encode_to_vec());
+            backend.remember_status(Kind::Container, &c(id), revision, &reply.encode_to_vec());
         }
         DeltaEvent::StatusDropped(id) => _ = backend.drop_status(&c(id)),
         DeltaEvent::Foreign(id, true) => _ = backend.mark_foreign(&s(id)),
         DeltaEvent::Foreign(id, false) => backend.mark_owned(&s(id)),
         DeltaEvent::Drained(drained) => backend.set_draining(drained),
         DeltaEvent::LacksStats(lacks) => backend.set_unimplemented(Rpc::ListPodSandboxStats, lacks),
-        DeltaEvent::Forgotten => _ = store.forget(backend.id()),
+        DeltaEvent::Forgotten => _ = store.declare_empty(backend.id()),
         DeltaEvent::Write(all) => store.write(all, &mut |_| ()).unwrap(),
     }
 }
@@ -159,7 +159,7 @@ proptest! {
         prop_assert!(after.was_whole());
         for live in [&backend, &other] {
             let after = after.get(live.id()).unwrap();
-            if live.is_forgotten() {
+            if live.is_declared_empty() {
                 prop_assert!(after.is_joining());
             } else {
                 prop_assert_eq!(served(&after), served(live));
@@ -202,7 +202,7 @@ fn a_journal_with_a_gap_between_its_deltas_is_not_the_whole_state() {
     fs::write(&path, content).unwrap();
     let (after, warnings) = StateStore::open(dir.path(), BOOT);
     assert_eq!((warnings.len(), after.was_whole()), (1, false));
-    assert!(!after.backend("runc", true).is_known(), "heard of, not known");
+    assert!(!after.backend("runc", true).has_lists(), "heard of, not known");
 }
 
 #[test]

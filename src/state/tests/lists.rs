@@ -17,7 +17,7 @@ fn a_backend_never_listed_is_unknown_even_if_something_was_created_on_it() {
     let (_dir, backend) = backend();
     backend.record_sandbox_created("s1", &run_request("web"));
     assert_eq!(list(&backend, ListKind::Sandboxes), None);
-    assert!(!backend.is_known() && !backend.is_listed() && backend.age().is_none());
+    assert!(!backend.has_lists() && !backend.was_listed_live() && backend.age().is_none());
     let mut visited = Vec::new();
     backend.for_each_sandbox(|facts| visited.push(facts.id.to_owned()));
     assert_eq!(visited, ["s1"], "its owner is known all the same");
@@ -25,7 +25,7 @@ fn a_backend_never_listed_is_unknown_even_if_something_was_created_on_it() {
     let revision = backend.next_revision();
     backend.replace_list(ListKind::Sandboxes, revision, sandboxes(&["s1"]));
     backend.replace_list(ListKind::Containers, revision, containers(&[]));
-    assert!(backend.is_known() && backend.is_listed() && backend.age().is_some());
+    assert!(backend.has_lists() && backend.was_listed_live() && backend.age().is_some());
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
 }
 
@@ -134,7 +134,7 @@ fn a_container_whose_sandbox_the_backend_does_not_have_is_listed_once_it_says_so
     let (_dir, backend) = backend();
     let orphan = &[("c1", "s1"), ("orphan", "lost")];
     take_pair(&backend, &["s1"], orphan);
-    assert!(!backend.is_known(), "the halves may have been answered at different times");
+    assert!(!backend.has_lists(), "the halves may have been answered at different times");
     take_pair(&backend, &["s1"], orphan);
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1", "orphan"]);
     let asked_in_turn = [("c1", "s1"), ("orphan-2", "lost")];

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use crimux::drain::Drain;
+use crimux::shutdown::Shutdown;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
@@ -20,7 +20,7 @@ async fn list_on(
     socket: std::path::PathBuf,
     wanted: usize,
     answered: Arc<AtomicUsize>,
-    stop: Drain,
+    stop: Shutdown,
 ) -> (usize, Vec<String>) {
     let (kept, mut lists, mut wrong) = (Client::unix(&socket), 0, Vec::new());
     let mut tick = tokio::time::interval(Duration::from_millis(50));
@@ -55,7 +55,7 @@ async fn no_list_is_refused_and_no_call_ends_in_ten_handovers() {
     let a = SimRuntime::builder("a").containers(3, 1).events().start().await;
     let node = Node::start(&[("a", &a)], "").await;
     let containers: Vec<_> = a.state().containers().map(|container| container.id.clone()).collect();
-    let (answered, stop) = (Arc::new(AtomicUsize::new(0)), Drain::default());
+    let (answered, stop) = (Arc::new(AtomicUsize::new(0)), Shutdown::default());
     let lister = tokio::spawn(list_on(node.crimux.socket(), 3, Arc::clone(&answered), stop.clone()));
     // Each client's connection is one that the first process accepted.
     let clients: Vec<_> = (0..4).map(|_| node.client()).collect();

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crimux::drain::Drain;
+use crimux::shutdown::Shutdown;
 
 use super::*;
 use crate::outage::sandboxes;
@@ -23,7 +23,7 @@ async fn list_until(
     client: Client,
     wanted: usize,
     answered: Arc<AtomicUsize>,
-    stop: Drain,
+    stop: Shutdown,
 ) -> Vec<(Instant, Duration)> {
     let (mut tick, mut lists) = (tokio::time::interval(TICK), Vec::new());
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -56,7 +56,7 @@ async fn lists_during_handovers_and_else() {
     let a = SimRuntime::builder("a").containers(110, 1).start().await;
     let b = SimRuntime::builder("b").containers(110, 1).start().await;
     let node = Node::start(&[("a", &a), ("b", &b)], "").await;
-    let (stop, answered) = (Drain::default(), Arc::<AtomicUsize>::default());
+    let (stop, answered) = (Shutdown::default(), Arc::<AtomicUsize>::default());
     let lists = tokio::spawn(list_until(node.client(), 220, Arc::clone(&answered), stop.clone()));
     let more = async |count: usize| {
         let wanted = answered.load(Ordering::Relaxed) + count;

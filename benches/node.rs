@@ -52,13 +52,15 @@ struct Taken {
     written: f64,
     /// MiB of crimux: before the first call of kubelet, and after the restarts of a day.
     resident: [f64; 2],
+    /// What Prometheus gets after all that: samples, and bytes before compression.
+    scrape: [usize; 2],
 }
 
 /// Makes kubelet's calls for each size of node, and prints what crimux took.
 pub(crate) async fn measure(world: &World) -> Result<()> {
     println!("what a node pays a day, from {} s of kubelet's calls:", MEASURED.as_secs());
     println!(
-        "{:>5} {:>9} {:>9} {:>16} {:>16} {:>11} {:>9} {:>15}",
+        "{:>5} {:>9} {:>9} {:>16} {:>16} {:>11} {:>9} {:>15} {:>8} {:>12}",
         "pods",
         "CPU s",
         "of a core",
@@ -66,14 +68,18 @@ pub(crate) async fn measure(world: &World) -> Result<()> {
         "the same, direct",
         "MB written",
         "idle MiB",
-        "MiB after a day"
+        "MiB after a day",
+        "samples",
+        "scrape bytes"
     );
     for pods in PODS {
         let taken = measure_node(world, pods).await?;
         let [crimux, behind, direct] = taken.cpu;
         let [idle, after] = taken.resident;
+        let [samples, bytes] = taken.scrape;
         println!(
-            "{pods:>5} {crimux:>9.0} {:>7.2} % {behind:>16.0} {direct:>16.0} {:>11.1} {idle:>9.1} {after:>15.1}",
+            "{pods:>5} {crimux:>9.0} {:>7.2} % {behind:>16.0} {direct:>16.0} {:>11.1} {idle:>9.1} {after:>15.1} \
+             {samples:>8} {bytes:>12}",
             crimux / 864.0,
             taken.written / 1e6
         );
@@ -108,7 +114,10 @@ async fn measure_node(world: &World, pods: usize) -> Result<Taken> {
         kubelet.periodic("ListPodSandbox").await?;
         kubelet.periodic("ListContainers").await?;
     }
-    let taken = Taken { cpu, written, resident: [idle, resident()?] };
+    let resident = [idle, resident()?];
+    let metrics = scrape(&dir).await?;
+    let scrape = [metrics.lines().filter(|line| !line.starts_with('#')).count(), metrics.len()];
+    let taken = Taken { cpu, written, resident, scrape };
     crimux.process.end().await?;
     Ok(taken)
 }
@@ -132,13 +141,20 @@ async fn pull(client: &Client) -> Result<cri::ImageSpec> {
     Ok(image)
 }
 
-/// Reads `crimux_state_written_bytes_total` over the admin socket.
-async fn written(dir: &Path) -> Result<f64> {
+/// Reads the metrics over the admin socket.
+async fn scrape(dir: &Path) -> Result<String> {
     let mut admin = UnixStream::connect(dir.join("admin.sock")).await?;
-    admin.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
+    admin.write_all(b"GET /metrics HTTP/1.0\r\nhost: localhost\r\nconnection: close\r\n\r\n").await?;
     let mut reply = String::new();
     admin.read_to_string(&mut reply).await?;
-    let value = reply.lines().find_map(|line| line.strip_prefix("crimux_state_written_bytes_total "));
+    let (_, metrics) = reply.split_once("\r\n\r\n").context("no body of a reply to GET /metrics")?;
+    Ok(metrics.to_owned())
+}
+
+/// Returns `crimux_state_written_bytes_total`.
+async fn written(dir: &Path) -> Result<f64> {
+    let metrics = scrape(dir).await?;
+    let value = metrics.lines().find_map(|line| line.strip_prefix("crimux_state_written_bytes_total "));
     Ok(value.context("no crimux_state_written_bytes_total")?.trim().parse()?)
 }
 

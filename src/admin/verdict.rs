@@ -14,7 +14,6 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     let summary = format!("{ready} of {} backends ready", status.backends.len());
     let mut parts: Vec<_> = status.backends.iter().filter_map(backend_problem).collect();
     parts.extend(status.backends.iter().filter_map(unready));
-    parts.extend(status.backends.iter().filter_map(lacking));
     let mut section = status.backends.iter().find_map(runbook_section);
     parts.extend(refused_handlers(routes));
     let decisive = status.backends.iter().filter(|backend| backend.default || backend.required);
@@ -58,10 +57,12 @@ fn is_out(backend: &BackendView) -> bool {
     matches!(backend.state.as_str(), "down" | "joining")
 }
 
-/// Says what is wrong with a backend; `None` if it is ready or draining.
+/// Says what is wrong with a backend, and what the answers of the last minutes lacked of it; `None` if nothing
+/// is.
 fn backend_problem(backend: &BackendView) -> Option<String> {
+    let lacking = lacking(backend);
     if !matches!(backend.state.as_str(), "down" | "late" | "joining") {
-        return None;
+        return lacking.map(|lacking| format!("{} is {lacking}", backend.name));
     }
     let since = backend.since.as_deref().and_then(|since| humantime::parse_rfc3339(since).ok());
     let since = since.and_then(|since| SystemTime::now().duration_since(since).ok());
@@ -70,7 +71,8 @@ fn backend_problem(backend: &BackendView) -> Option<String> {
         ("joining", _) | (_, 0) => String::new(),
         (_, sandboxes) => format!(", {sandboxes} sandboxes as last known"),
     };
-    Some(format!("{} {}{since}{items}", backend.name, backend.state))
+    let lacking = lacking.map_or_else(String::new, |lacking| format!(", {lacking}"));
+    Some(format!("{} {}{since}{items}{lacking}", backend.name, backend.state))
 }
 
 /// Says what a connected backend reports of itself, or that it does not.
@@ -86,7 +88,7 @@ fn lacking(backend: &BackendView) -> Option<String> {
         1 => String::new(),
         number => format!(" and {} more", number - 1),
     };
-    Some(format!("{} is left out of {first}{more}", backend.name))
+    Some(format!("left out of {first}{more}"))
 }
 
 fn runbook_section(backend: &BackendView) -> Option<&'static str> {

@@ -77,6 +77,13 @@ fn each_state_has_its_level_its_words_and_its_section() {
         ),
         ("late", of_b(json!({ "state": "late" })), Degraded, "b late", Some("crimuxbackendlate")),
         (
+            "late, and left out",
+            of_b(json!({ "state": "late", "lacking": ["ImageFsInfo: the whole backend (Timeout)"] })),
+            Degraded,
+            "b late, 2 sandboxes as last known, left out of ImageFsInfo: the whole backend (Timeout); the node",
+            Some("crimuxbackendlate"),
+        ),
+        (
             "joining",
             of_b(json!({ "state": "joining", "sandboxes": 0 })),
             Degraded,

@@ -84,5 +84,7 @@ impl Owners {
                 removed.owners.insert(id.into(), (InstanceId(backend), kind));
             }
         }
+        // Those that this process removed meanwhile are in it too; the oldest are dropped from the front.
+        removed.order.make_contiguous().sort_by_key(|(since, _)| *since);
     }
 }

@@ -1,6 +1,7 @@
 //! Streaming lists: every backend's frames, whatever a backend can do, and none twice.
 
 use std::collections::BTreeSet;
+use std::sync::Mutex;
 
 use bytes::Bytes;
 use prost::Message;
@@ -192,6 +193,30 @@ async fn a_backend_that_breaks_off_contributes_the_rest_as_last_known_and_nothin
     let (frames, status) = frames(&crimux.client(), CONTAINERS).await;
     assert_eq!((status.code(), unique(container_ids(&frames))), (Code::Ok, ids_of(&[&a, &b])));
     assert_eq!(items(&frames).len(), 12);
+}
+
+#[tokio::test]
+async fn a_stream_whose_connection_breaks_is_completed_from_what_is_known() {
+    let (a, b) = (streaming("a", 6, 2).await, streaming("b", 6, 2).await);
+    let crimux = Crimux::start(&[("a", &a), ("b", &b)]).await;
+    let (all, _) = frames(&Client::unix(b.socket()), CONTAINERS).await;
+    let half = all[..2].to_vec();
+    let unfinished = Mutex::new(Vec::new());
+    b.unknown_method("StreamContainers", move |_| {
+        let (sender, reply) = Reply::stream();
+        for frame in half.clone() {
+            sender.send(Ok(frame)).unwrap();
+        }
+        unfinished.lock().unwrap().push(sender);
+        reply
+    });
+    b.clear_calls();
+    let client = crimux.client();
+    let listed = tokio::spawn(async move { frames(&client, CONTAINERS).await });
+    eventually(SOON, async || !b.calls("StreamContainers").is_empty()).await;
+    b.drop_connections();
+    let (frames, status) = listed.await.unwrap();
+    assert_eq!((status.code(), unique(container_ids(&frames))), (Code::Ok, ids_of(&[&a, &b])));
 }
 
 #[tokio::test]

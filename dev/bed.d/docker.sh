@@ -1,6 +1,7 @@
 # shellcheck shell=bash
 # Docker as a backend: dockerd of Debian's newer suites (VERSION 26 or 28; 26 without one) with a containerd of its own,
-# and cri-dockerd where the machine has one: CRI_DOCKERD=path or PATH. NAME is cri-dockerd, NAME-dockerd is Docker.
+# and cri-dockerd where the machine has one: CRI_DOCKERD=path or PATH. NAME is cri-dockerd, NAME-dockerd is Docker. Its
+# handler, and default, is `bed`: runc.
 
 docker_available() { program CRI_DOCKERD cri-dockerd >/dev/null; }
 
@@ -29,6 +30,7 @@ docker_settings() { # STATE
 {"hosts": ["unix://$1/docker.sock"], "data-root": "$1/root", "exec-root": "$1/state", "pidfile": "$1/docker.pid",
  "storage-driver": "$driver", "exec-opts": ["native.cgroupdriver=cgroupfs"], "live-restore": true,
  "bridge": "none", "iptables": false, "ip6tables": false,
+ "default-runtime": "bed", "runtimes": {"bed": {"path": "$PARTS/runc-shim"}},
  "registry-mirrors": ["http://127.0.0.1:5000"], "insecure-registries": ["registry.k8s.io", "k8s.gcr.io", "gcr.io"]}
 JSON
 }

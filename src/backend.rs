@@ -18,7 +18,7 @@ use crate::metrics::CallMetrics;
 use crate::side::Side;
 use crate::state::{InstanceId, InstanceState};
 
-pub use call::{BufferedReply, CallRequest, Reply, ReplyBody, own_headers};
+pub use call::{BufferedReply, CallRequest, Reply, ReplyBody, RequestHeaders, own_headers};
 pub use health::{Condition, Health, LastError, MethodClass};
 pub use link::Link;
 
@@ -32,7 +32,7 @@ mod link;
 pub mod tls;
 
 /// The deadline of calls by which kubelet decides whether the node is ready.
-pub const FAST_DEADLINE: Duration = Duration::from_millis(80);
+const FAST_DEADLINE: Duration = Duration::from_millis(80);
 
 /// One backend.
 #[derive(Debug)]
@@ -118,14 +118,15 @@ impl Backend {
         link.wait_for(|link| !matches!(link, Link::Up { .. })).await.ok();
     }
 
-    /// Returns how long it may take for a method that has a deadline of its own.
+    /// Returns its own deadline for this method; [`Duration::MAX`] for one that only its caller's ends.
     pub fn deadline(&self, method: &Method) -> Duration {
         let timeouts = self.config.load().timeouts;
         match method.deadline {
             Deadline::Stats => timeouts.stats,
             Deadline::Read => timeouts.read,
             Deadline::Fast => FAST_DEADLINE,
-            Deadline::List | Deadline::Caller => timeouts.list,
+            Deadline::List => timeouts.list,
+            Deadline::Caller => Duration::MAX,
         }
     }
 

@@ -263,6 +263,14 @@ impl Error {
         matches!(self, Self::Down { .. } | Self::Busy { .. } | Self::NotReady { .. })
     }
 
+    /// Tells whether the backend gave no answer in time, or was not asked because of `max_in_flight`.
+    pub fn is_silence(&self) -> bool {
+        matches!(
+            self,
+            Self::Late { .. } | Self::Timeout { .. } | Self::CallerDeadline { .. } | Self::Busy { .. }
+        )
+    }
+
     /// The gRPC code that this error is answered with.
     pub fn code(&self) -> Code {
         match self {

@@ -128,10 +128,28 @@ pub enum OnReply {
     StreamUrl,
 }
 
-/// How long a backend may take.
+/// How long a backend may take: the one source of a call's time, read by [`Backend::deadline`].
+///
+/// | deadline | of | enforced by |
+/// |---|---|---|
+/// | `Caller` | writes, `ExecSync`, streaming URLs | `backend/call.rs`, 250 ms or a tenth before the caller's |
+/// | | events | nobody: the stream stays open |
+/// | `List`, `Stats` | lists | `proxy/fan_out/query.rs`, `proxy/stream_lists.rs` |
+/// | | the list by which an ID is looked up, and that before an image is removed | `proxy/owner.rs`, `proxy/images/remove.rs` |
+/// | `Read` | reads of one object | `proxy/read.rs`; of events `proxy/events/body.rs` |
+/// | | `ImageStatus` | `proxy/images/status.rs` |
+/// | `Fast` | `Version`, `Status`, `RuntimeConfig` | `proxy/answer.rs` |
+/// | | `ImageFsInfo`, a list | `proxy/fan_out/query.rs` |
+///
+/// A client's call waits at most 80 % of its own timeout, if that is less (`proxy/wait.rs`). `RemoveImage`
+/// and `UpdateRuntimeConfig` are limited by `timeouts.remove_image` and `timeouts.runtime_config` too. What
+/// crimux calls by itself has its own times: refreshes 60 s (`proxy/retry.rs`), the probe by `Version` that
+/// of connecting or of reads (`backend/connection.rs`).
+///
+/// [`Backend::deadline`]: crate::backend::Backend::deadline
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Deadline {
-    /// The caller's own.
+    /// The caller's own; the backend has none.
     Caller,
     /// `timeouts.list`.
     List,

@@ -21,12 +21,14 @@ use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::body::Body;
 
+use crate::backend::RequestHeaders;
 use crate::codec::{self, Message};
 use crate::error::Error;
 use crate::limits::ClientLimits;
@@ -65,6 +67,7 @@ mod retry;
 mod runtime_replies;
 mod stream_lists;
 mod unknown_ids;
+mod wait;
 
 /// One of crimux's sockets, as a service: the node's, or one that shows a single backend.
 #[derive(Debug, Clone)]
@@ -92,7 +95,10 @@ struct Call {
     method: Option<&'static Method>,
     /// The path, if it is no row's.
     path: String,
+    /// Empty once [`Call::take_headers`] has given them to a request.
     headers: HeaderMap,
+    /// The caller's timeout, from `grpc-timeout`.
+    caller_timeout: Option<Duration>,
     recorder: CallRecorder,
     list_permits: Arc<Semaphore>,
     /// The permit of a list, held until its reply was read.
@@ -131,6 +137,7 @@ async fn serve(proxy: Proxy, request: Request<impl http_body::Body<Data = Bytes>
         api: path.api,
         method: path.method,
         path: path.method.map_or_else(|| head.uri.path().to_owned(), |_| String::new()),
+        caller_timeout: codec::caller_timeout(&head.headers),
         headers: head.headers,
         list_permits: proxy.list_permits,
         list_permit: None,
@@ -159,6 +166,16 @@ impl Call {
             Route::StreamList(list) => Box::pin(self.stream_list(method, list, message)).await,
             Route::Events => Ok(self.subscribe_events()),
         }
+    }
+
+    /// Takes the client's headers, for the one request that they are sent with.
+    fn take_headers(&mut self) -> RequestHeaders {
+        RequestHeaders { map: std::mem::take(&mut self.headers), timeout: self.caller_timeout }
+    }
+
+    /// Returns a copy of the client's headers, for a call that is sent more than once.
+    fn headers(&self) -> RequestHeaders {
+        RequestHeaders { map: self.headers.clone(), timeout: self.caller_timeout }
     }
 
     /// Returns the backends that this call may see.

@@ -28,6 +28,7 @@ mod instance_state;
 mod items;
 mod journal;
 mod known;
+mod learnt_at;
 mod life;
 mod list_bytes;
 mod lists;

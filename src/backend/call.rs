@@ -39,14 +39,23 @@ pub struct CallRequest<'a> {
     /// The client's path, for a method that is not in the table; of the others it is the row's.
     pub path: &'a str,
     /// The client's headers, or [`own_headers`].
-    pub headers: HeaderMap,
+    pub headers: RequestHeaders,
     /// The framed message.
     pub message: Bytes,
 }
 
+/// The headers of a request, with the timeout that they announce.
+#[derive(Debug, Clone)]
+pub struct RequestHeaders {
+    /// The headers.
+    pub map: HeaderMap,
+    /// `grpc-timeout`; `None` if the caller waits forever.
+    pub timeout: Option<Duration>,
+}
+
 impl CallRequest<'static> {
     /// Returns the request for a method of the table.
-    pub fn of(method: &'static Method, headers: HeaderMap, message: Bytes) -> Self {
+    pub fn of(method: &'static Method, headers: RequestHeaders, message: Bytes) -> Self {
         Self { method: Some(method), path: "", headers, message }
     }
 }
@@ -126,9 +135,9 @@ impl Backend {
     ) -> Result<Reply, Error> {
         let method = request.method;
         let mut flight = self.acquire_slot(method)?;
-        let head_timeout = HeadTimeout::of(&self.name, method, &request.headers);
+        let head_timeout = HeadTimeout::of(&self.name, method, request.headers.timeout);
         let path = crate::method::path(method, request.path, channel.api);
-        flight.span = spans::client(&path, &self.name, &mut request.headers);
+        flight.span = spans::client(&path, &self.name, &mut request.headers.map);
         match self.send(&channel.sender, &path, request, head_timeout).await {
             Ok((headers, stream)) => {
                 flight.record_end(|| codec::status_code(&headers));
@@ -186,7 +195,7 @@ impl Backend {
     pub async fn fetch(
         self: &Arc<Self>,
         method: &'static Method,
-        headers: HeaderMap,
+        headers: RequestHeaders,
         message: Bytes,
     ) -> Result<BufferedReply, Error> {
         let mut request = CallRequest::of(method, headers, message);
@@ -201,7 +210,7 @@ impl Backend {
         self: &Arc<Self>,
         limit: Duration,
         method: &'static Method,
-        headers: HeaderMap,
+        headers: RequestHeaders,
         message: Bytes,
     ) -> Result<BufferedReply, Error> {
         let reply = tokio::time::timeout(limit, self.fetch(method, headers, message)).await;
@@ -364,12 +373,12 @@ impl HeadTimeout {
     /// Ends shortly before the caller's deadline, because kubelet counts an `ExecSync` that ends with
     /// `DeadlineExceeded` as a failed probe, and one that ends with `Unavailable` not. Only a pull ends with
     /// `DeadlineExceeded`: kubelet sets no deadline for it, and critest `image.go` expects this code.
-    fn of(backend: &Arc<str>, method: Option<&'static Method>, headers: &HeaderMap) -> Option<Self> {
+    fn of(backend: &Arc<str>, method: Option<&'static Method>, caller: Option<Duration>) -> Option<Self> {
         // The proxy enforces the deadlines of lists and reads, which are shorter than the caller's.
         if method.is_some_and(|method| method.deadline != Deadline::Caller) {
             return None;
         }
-        let caller = codec::caller_timeout(headers)?;
+        let caller = caller?;
         let waited = caller.saturating_sub(caller.mul_f64(0.1).min(DEADLINE_MARGIN));
         let backend = Arc::clone(backend);
         let error = match method.map(|method| method.route) {
@@ -387,20 +396,20 @@ async fn send_request(
     request: &CallRequest<'_>,
 ) -> Result<((StatusCode, HeaderMap), ClientStream), Http2Error> {
     let CallRequest { headers, message, .. } = request;
-    let mut stream = sender.send_request(path, headers, is_not_forwarded, message.clone()).await?;
+    let mut stream = sender.send_request(path, &headers.map, is_not_forwarded, message.clone()).await?;
     stream.response().await.map(|head| (head, stream))
 }
 
-/// Returns the headers of calls that crimux makes itself.
-pub fn own_headers(timeout: Duration) -> HeaderMap {
+/// Returns the headers of calls that crimux makes itself and waits for at most this long.
+pub fn own_headers(timeout: Duration) -> RequestHeaders {
     let mut headers = codec::reply_headers();
     headers.insert("te", http::HeaderValue::from_static("trailers"));
     headers
         .insert("user-agent", http::HeaderValue::from_static(concat!("crimux/", env!("CARGO_PKG_VERSION"))));
-    if let Ok(timeout) = format!("{}m", timeout.as_millis()).parse() {
-        headers.insert("grpc-timeout", timeout);
+    if let Ok(announced) = format!("{}m", timeout.as_millis()).parse() {
+        headers.insert("grpc-timeout", announced);
     }
-    headers
+    RequestHeaders { map: headers, timeout: Some(timeout) }
 }
 
 /// Tells whether a header of the client is not forwarded: replies that crimux reads must be uncompressed, the

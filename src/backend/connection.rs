@@ -191,11 +191,11 @@ impl Backend {
     async fn probe(self: &Arc<Self>, sender: &SendRequest, wait: Duration) {
         match tokio::time::timeout(wait, self.version(sender, wait)).await {
             Ok(Ok(())) => {
-                if self.health.mark_answered(MethodClass::Reads) {
+                if self.health.end_lateness(MethodClass::Reads) {
                     tracing::info!(backend = %self.name, "backend answers in time again");
                 }
             }
-            Err(_) | Ok(Err(Error::CallerDeadline { .. })) => {
+            Err(_) => {
                 if self.health.mark_late(MethodClass::Reads) {
                     tracing::warn!(backend = %self.name, "backend does not answer Version within {wait:?}");
                 }
@@ -205,20 +205,21 @@ impl Backend {
         }
     }
 
-    /// Calls `Version`, to find out whether the backend answers at all.
+    /// Calls `Version`, to find out whether the backend answers at all. `timeout` is announced to the
+    /// backend; the caller enforces it.
     ///
     /// # Errors
     /// As [`Backend::call`], or [`Error::InvalidReply`] for an invalid reply.
-    pub async fn ask_version(self: &Arc<Self>, wait: Duration) -> Result<(), Error> {
+    pub async fn ask_version(self: &Arc<Self>, timeout: Duration) -> Result<(), Error> {
         let channel = self.channel().await?;
-        self.version(&channel.sender, wait).await
+        self.version(&channel.sender, timeout).await
     }
 
-    async fn version(self: &Arc<Self>, sender: &SendRequest, wait: Duration) -> Result<(), Error> {
+    async fn version(self: &Arc<Self>, sender: &SendRequest, timeout: Duration) -> Result<(), Error> {
         let method = method::row(Rpc::Version);
         let known = self.api();
         for api in [known, known.other()] {
-            let (headers, message) = (own_headers(wait), Message::new(&[]).framed());
+            let (headers, message) = (own_headers(timeout), Message::new(&[]).framed());
             let channel = Channel { sender: sender.clone(), api };
             let mut request = CallRequest::of(method, headers, message);
             let reply = self.call_over(&channel, &mut request).await?.collect().await?;

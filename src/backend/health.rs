@@ -191,7 +191,8 @@ impl Health {
         self.inner().late.iter().flatten().min().copied()
     }
 
-    /// Records that a call of this class outlasted its deadline. Returns false if the class was late already.
+    /// Makes a class late: one of its calls outlasted its deadline or, of `Lists`, failed. Returns false if
+    /// the class was late already.
     pub fn mark_late(&self, class: MethodClass) -> bool {
         if class == MethodClass::Status {
             self.mark_status_unanswered();
@@ -203,8 +204,8 @@ impl Health {
         news
     }
 
-    /// Records an answer of this class. Returns whether the class was late.
-    pub fn mark_answered(&self, class: MethodClass) -> bool {
+    /// Ends the lateness of a class, because it was answered. Returns whether it was late.
+    pub fn end_lateness(&self, class: MethodClass) -> bool {
         let ended = self.inner().late[class as usize].take().is_some();
         self.mark_listed_or_late(class);
         ended
@@ -316,8 +317,8 @@ impl Health {
         inner.late_objects.len() < MAX_LATE_OBJECTS && inner.late_objects.insert(id.into())
     }
 
-    /// Records that a read of this object was answered.
-    pub fn mark_object_answered(&self, id: &str) {
+    /// Ends the lateness of an object, because a read of it was answered.
+    pub fn end_object_lateness(&self, id: &str) {
         self.inner().late_objects.remove(id);
     }
 

@@ -13,7 +13,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use prost::Message as _;
 
-use crate::backend::{Backend, FAST_DEADLINE, Link, MethodClass};
+use crate::backend::{Backend, Link, MethodClass};
 use crate::codec::Message;
 use crate::config::Identity;
 use crate::cri::{LinuxRuntimeConfiguration, RuntimeConfigResponse, StatusRequest, VersionResponse, field};
@@ -162,7 +162,7 @@ async fn call_briefly(node: &Arc<Node>, backend: &Arc<Backend>, rpc: Rpc, reques
             Rpc::RuntimeConfig => backend.health.has_answered(method::row(rpc)),
             _ => backend.state.reply(rpc).is_some(),
         };
-        let wait = if known { FAST_DEADLINE } else { backend.config().timeouts.connect };
+        let wait = if known { backend.deadline(method::row(rpc)) } else { backend.config().timeouts.connect };
         match tokio::time::timeout(wait, runtime_replies::call(backend, rpc, request, wait)).await {
             Ok(Ok(reply)) => return reply,
             Ok(Err(error)) => backend.health.record_error(error.to_string()),

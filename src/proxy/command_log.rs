@@ -9,9 +9,11 @@ use http::HeaderMap;
 use tonic::Code;
 
 use crate::backend::Backend;
+use crate::cri::OBJECT_ID;
 use crate::error::Error;
 use crate::method::{Method, Route};
 use crate::proxy::Node;
+use crate::proxy::creation::OwnedPodName;
 use crate::proxy::failed_commands::Failure;
 use crate::proxy::forward::pod_name_of;
 use crate::proxy::reply::Outcome;
@@ -41,12 +43,14 @@ impl Node {
     ) {
         let Some(Failure { code, text }) = failure.filter(|_| method.is_retried_by_kubelet()) else { return };
         let Some(failures) = self.failed_commands.count(&backend.name, method.name) else { return };
-        let (object, [namespace, name, uid]) = match method.route {
+        let (object, OwnedPodName { namespace, name, uid }) = match method.route {
             Route::Owner(kind, _) => {
-                let id = wire::peek_str(request, &[1]).unwrap_or_default();
+                let id = wire::peek_str(request, &[OBJECT_ID]).unwrap_or_default();
                 (id, pod_name_of(backend, kind, id))
             }
-            Route::Image(_) => (wire::peek_str(request, &REFERENCE).unwrap_or_default(), Default::default()),
+            Route::Image(_) => {
+                (wire::peek_str(request, &REFERENCE).unwrap_or_default(), OwnedPodName::default())
+            }
             _ => Default::default(),
         };
         tracing::warn!(

@@ -23,6 +23,14 @@ pub(super) struct PodName<'a> {
     pub(super) uid: &'a str,
 }
 
+/// The name of a pod, of which the last-known state tells; empty where it does not.
+#[derive(Debug, Clone, Default)]
+pub(super) struct OwnedPodName {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    pub(super) uid: String,
+}
+
 impl<'a> CreationRequest<'a> {
     /// Returns the uid of the pod.
     ///

@@ -277,8 +277,8 @@ impl Source {
         if quiet && self.backend.state.age().is_some_and(|age| age < ROUND) {
             return Ok(());
         }
-        let limit = self.backend.config().timeouts.list;
         for list in [List::Sandboxes, List::Containers] {
+            let limit = self.backend.deadline(list.unary());
             let listed = refresh::list_all(&self.node, &self.backend, list);
             tokio::time::timeout(limit, listed).await.map_err(|_| self.backend.late_error(limit))??;
         }

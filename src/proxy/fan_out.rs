@@ -76,15 +76,14 @@ impl Call {
 
     /// Calls all backends at once, and returns a contribution of each.
     async fn collect_contributions(
-        &mut self,
+        &self,
         method: &'static Method,
         list: List,
         message: &Message,
     ) -> Result<Vec<Contribution>, Error> {
-        let caller = self.caller_budget();
         let queries = self.list_queries(method, list, message)?;
         if list == List::MetricDescriptors {
-            await_descriptors(&queries, caller).await;
+            await_descriptors(&queries, self.caller_budget()).await;
         }
         let mut completeness = Completeness::default();
         let asked = join_all(queries.iter().map(ListQuery::ask_or_last_known)).await;
@@ -98,7 +97,7 @@ impl Call {
     /// Returns a query for each backend that may have matching items. `method` is the client's, whose
     /// deadline applies.
     pub(super) fn list_queries(
-        &mut self,
+        &self,
         method: &'static Method,
         list: List,
         message: &Message,
@@ -108,22 +107,16 @@ impl Call {
             Some(kind) => Filter::parse(kind, message.encoded())?,
             None => Filter::default(),
         });
-        let caller = self.caller_budget();
-        let headers = std::mem::take(&mut self.headers);
-        let query = |backend: Arc<Backend>| {
-            let limit = backend.deadline(method);
-            ListQuery {
-                node: Arc::clone(&self.node),
-                list,
-                filter: Arc::clone(&filter),
-                headers: headers.clone(),
-                message: message.clone(),
-                limit,
-                wait: caller.map_or(limit, |caller| limit.min(caller)),
-                backend,
-            }
+        let query = |backend: Arc<Backend>| ListQuery {
+            node: Arc::clone(&self.node),
+            list,
+            filter: Arc::clone(&filter),
+            headers: self.headers(),
+            message: message.clone(),
+            wait: self.wait_within(backend.deadline(method)),
+            backend,
         };
-        Ok(self.backends_with(list, &filter).into_iter().map(query).collect())
+        Ok(self.backends_that_may_match(list, &filter).into_iter().map(query).collect())
     }
 
     /// Sends a call to every backend. The error of any backend is the reply, so that kubelet retries.
@@ -134,7 +127,7 @@ impl Call {
     ) -> Result<Outcome, Error> {
         self.recorder.set_all_backends(&self.node);
         let backends = self.backends();
-        let headers = std::mem::take(&mut self.headers);
+        let headers = self.take_headers();
         let sent = backends.iter().map(|backend| {
             let limit = backend.config().timeouts.runtime_config;
             backend.fetch_within(limit, method, headers.clone(), message.framed())
@@ -156,7 +149,7 @@ impl Call {
 
     /// Returns the one backend that can have matching items, otherwise all. For a filter by one pod, sandbox
     /// or container only its known owner is called: kubelet lists a pod after each of its syncs.
-    fn backends_with(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
+    fn backends_that_may_match(&self, list: List, filter: &Filter) -> Vec<Arc<Backend>> {
         let kind = if matches!(list, List::Sandboxes | List::SandboxStats) {
             Kind::Sandbox
         } else {
@@ -191,10 +184,10 @@ impl Call {
 /// that of the machine.
 async fn await_descriptors(queries: &[ListQuery], caller: Option<Duration>) {
     let wait = caller.map_or(DESCRIPTORS, |caller| caller.min(DESCRIPTORS));
-    let unheard = queries.iter().filter(|query| {
+    let unknown = queries.iter().filter(|query| {
         let state = &query.backend.state;
         state.reply(Rpc::ListMetricDescriptors).is_none()
             && !state.is_unimplemented(Rpc::ListMetricDescriptors)
     });
-    join_all(unheard.map(|query| tokio::time::timeout(wait, query.backend.connected()))).await;
+    join_all(unknown.map(|query| tokio::time::timeout(wait, query.backend.connected()))).await;
 }

@@ -5,7 +5,6 @@
 //! concurrent read may have seen the object before or after the write.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tonic::Code;
 
@@ -14,12 +13,13 @@ use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{Kind, Method, OnReply};
 use crate::proxy::Call;
-use crate::proxy::creation::{CreationRequest, PodName};
+use crate::proxy::creation::{CreationRequest, OwnedPodName, PodName};
 use crate::proxy::failed_commands::{Failure, excerpt};
 use crate::proxy::learn::Learner;
 use crate::proxy::reply::Outcome;
+use crate::router::Choice;
 use crate::state::DroppedStatus;
-use crate::{router, wire};
+use crate::wire;
 
 /// A call about one object, for the backend that owns it.
 #[derive(Debug, Clone, Copy)]
@@ -32,55 +32,90 @@ pub(super) struct ObjectCall<'a> {
 }
 
 impl Call {
-    /// Sends a call that creates a sandbox to the backend of its handler.
+    /// Sends a call that creates a sandbox to the backend of its handler: chooses the backend, sends,
+    /// records.
+    ///
+    /// A client that leaves cancels this at an `await`, also between the reply and its record. What the
+    /// backend made all the same is learnt from its next list; until then `record_create_sent` says where it
+    /// may be.
     pub(super) async fn create_on_handler(&mut self, field: u32, message: Message) -> Result<Outcome, Error> {
         let method = self.method.expect("a handler route is a row of the table");
         let request = CreationRequest { method, encoded: message.encoded() };
-        let handler = wire::peek_str(request.encoded, &[field])?.to_owned();
-        let uid = request.uid()?.to_owned();
-        self.node.router.record_config_seen(&uid, request.config_seen());
-        let choice = if let Some(backend) = self.scope {
-            router::Choice { backend, handler: handler.clone() }
-        } else {
-            self.node.choose_for_pod(&handler, request.pod_name()).inspect_err(|error| {
-                self.node.record_placement(&handler, None, error.code());
-                self.note_refusal(request, &handler, &error.to_string());
-            })?
-        };
+        let handler = wire::peek_str(request.encoded, &[field])?;
+        let uid = request.uid()?;
+        self.node.router.record_config_seen(uid, request.config_seen());
+        let choice = self.choose_backend(request, handler)?;
         let backend = self.node.backend(choice.backend)?;
-        let message = if choice.handler == handler {
+        let sent = if choice.handler == handler {
             message.clone()
         } else {
             Message::new(&wire::append_str(request.encoded, &[field], &choice.handler))
         };
         self.recorder.set_backend(&backend);
-        self.node.router.owners.record_create_sent(&uid, backend.id);
-        let reply = self.fetch(&backend, method, &message).await;
-        let code = reply.as_ref().map_or_else(Error::code, |reply| reply.code);
-        self.node.record_placement(&handler, Some(&backend.name), code);
-        let reply = reply.inspect_err(|error| self.note_refusal(request, &handler, &error.to_string()))?;
+        self.node.router.owners.record_create_sent(uid, backend.id);
+        let reply = match self.fetch(&backend, method, &sent).await {
+            Ok(reply) => reply,
+            Err(error) => {
+                self.record_refusal(request, handler, Some(&backend), error.code(), &error);
+                return Err(error);
+            }
+        };
         if reply.code == Code::Ok {
-            let sent = CreationRequest { method, encoded: message.encoded() };
-            let learner = Learner::new(&self.node, &backend);
-            let id = learner.record_sandbox_created(&sent, reply.message.encoded())?;
-            backend.state.wait_for_journal().await;
-            self.node.metrics.count_routed_sandbox(&handler, &backend.name);
-            self.node.history.record_requested_handler(&id, &handler);
-            let PodName { namespace, name, uid } = request.pod_name();
-            let backend = &backend.name;
-            tracing::info!(method = method.name, namespace, name, uid, handler, %backend, sandbox = id, "sandbox placed");
+            let sent = CreationRequest { method, encoded: sent.encoded() };
+            self.record_created(request, sent, handler, &backend, &reply).await?;
         } else {
-            let refused = backend.refused_error(method, &reply.trailers);
-            self.note_refusal(request, &handler, &refused.to_string());
+            let error = backend.refused_error(method, &reply.trailers);
+            self.record_refusal(request, handler, Some(&backend), reply.code, &error);
         }
         Ok(reply.into())
     }
 
-    /// Logs and records why a new sandbox was not created. kubelet retries with backoff, so each attempt is
-    /// one line.
-    fn note_refusal(&self, request: CreationRequest<'_>, handler: &str, reason: &str) {
+    /// Chooses the backend of a new sandbox; a refusal is recorded.
+    fn choose_backend(&self, request: CreationRequest<'_>, handler: &str) -> Result<Choice, Error> {
+        if let Some(backend) = self.scope {
+            return Ok(Choice { backend, handler: handler.to_owned() });
+        }
         let PodName { namespace, name, uid } = request.pod_name();
-        let (method, reason) = (request.method.name, &excerpt(reason));
+        // An aim is for the next sandbox of a pod and, from now on, for this pod's uid.
+        let aim = self.node.router.aims.bind_to_uid(namespace, name, uid);
+        let choice = self.node.choose_for_pod(handler, request.pod_name(), aim);
+        choice.inspect_err(|error| self.record_refusal(request, handler, None, error.code(), error))
+    }
+
+    /// Records a new sandbox, and waits for the journal, at most 100 ms; `sent` is the request as it was
+    /// sent.
+    async fn record_created(
+        &self,
+        request: CreationRequest<'_>,
+        sent: CreationRequest<'_>,
+        handler: &str,
+        backend: &Arc<Backend>,
+        reply: &BufferedReply,
+    ) -> Result<(), Error> {
+        self.node.record_placement(handler, Some(&backend.name), Code::Ok);
+        let learner = Learner::new(&self.node, backend);
+        let id = learner.record_sandbox_created(&sent, reply.message.encoded())?;
+        backend.state.wait_for_journal().await;
+        self.node.metrics.count_routed_sandbox(handler, &backend.name);
+        self.node.history.record_requested_handler(&id, handler);
+        let (PodName { namespace, name, uid }, method) = (request.pod_name(), request.method.name);
+        tracing::info!(method, namespace, name, uid, handler, backend = %backend.name, sandbox = id, "sandbox placed");
+        Ok(())
+    }
+
+    /// Records and logs why a new sandbox was not created, by this backend if one was chosen. kubelet retries
+    /// with backoff, so each attempt is one line.
+    fn record_refusal(
+        &self,
+        request: CreationRequest<'_>,
+        handler: &str,
+        backend: Option<&Backend>,
+        code: Code,
+        reason: &Error,
+    ) {
+        self.node.record_placement(handler, backend.map(|backend| &backend.name), code);
+        let PodName { namespace, name, uid } = request.pod_name();
+        let (method, reason) = (request.method.name, &excerpt(&reason.to_string()));
         tracing::warn!(method, namespace, name, uid, handler, reason, "sandbox refused");
         self.node.history.record_refusal(&format!("{namespace}/{name}"), handler, reason);
     }
@@ -117,7 +152,7 @@ impl Call {
         match method.on_reply {
             OnReply::Stats(list) => self.read_stats(list, call).await,
             OnReply::None => {
-                let headers = std::mem::take(&mut self.headers);
+                let headers = self.take_headers();
                 let mut request = CallRequest::of(method, headers, message.framed());
                 Ok(Outcome::Streaming(backend.call(&mut request).await?))
             }
@@ -128,7 +163,8 @@ impl Call {
             }
             _ => {
                 let mut reply = self.fetch(backend, method, message).await?;
-                if reply.code == Code::NotFound && Box::pin(self.is_gone(backend, method, id)).await {
+                if reply.code == Code::NotFound && Box::pin(self.ask_whether_gone(backend, method, id)).await
+                {
                     reply = BufferedReply::empty();
                 }
                 if reply.code == Code::Ok {
@@ -142,25 +178,14 @@ impl Call {
         }
     }
 
+    /// Sends a call to one backend with the client's headers, and collects the whole reply.
     pub(super) async fn fetch(
         &mut self,
         backend: &Arc<Backend>,
         method: &'static Method,
         message: &Message,
     ) -> Result<BufferedReply, Error> {
-        backend.fetch(method, std::mem::take(&mut self.headers), message.framed()).await
-    }
-
-    /// Returns `limit`, or the caller's budget if that is less.
-    pub(super) fn cap_to_caller(&self, limit: Duration) -> Duration {
-        self.caller_budget().map_or(limit, |caller| limit.min(caller))
-    }
-
-    /// Returns 80 % of the caller's timeout; `None` without one. crictl gives up after 2 s, and a reply from
-    /// last-known state must be sent before that.
-    pub(super) fn caller_budget(&self) -> Option<Duration> {
-        let caller = crate::codec::caller_timeout(&self.headers)?;
-        Some(caller.mul_f64(0.8))
+        backend.fetch(method, self.take_headers(), message.framed()).await
     }
 }
 
@@ -202,12 +227,12 @@ fn log_change(backend: &Backend, method: &Method, id: &str) {
         return;
     }
     let kind = if is_sandbox { Kind::Sandbox } else { Kind::Container };
-    let [namespace, name, uid] = pod_name_of(backend, kind, id);
+    let OwnedPodName { namespace, name, uid } = pod_name_of(backend, kind, id);
     tracing::info!(method = method.name, namespace, name, uid, id, backend = %backend.name, "stopped or removed");
 }
 
-/// Returns namespace, name and uid of the pod that an object belongs to, as far as last-known state has it.
-pub(super) fn pod_name_of(backend: &Backend, kind: Kind, id: &str) -> [String; 3] {
+/// Returns the name of the pod that an object belongs to.
+pub(super) fn pod_name_of(backend: &Backend, kind: Kind, id: &str) -> OwnedPodName {
     let mut sandbox = (kind == Kind::Sandbox).then(|| id.to_owned());
     if kind == Kind::Container {
         backend.state.for_each_container(|container| {
@@ -216,10 +241,11 @@ pub(super) fn pod_name_of(backend: &Backend, kind: Kind, id: &str) -> [String; 3
             }
         });
     }
-    let mut pod = [String::new(), String::new(), String::new()];
+    let mut pod = OwnedPodName::default();
     backend.state.for_each_sandbox(|known| {
         if Some(known.id) == sandbox.as_deref() {
-            pod = [known.namespace, known.name, known.uid].map(str::to_owned);
+            let [namespace, name, uid] = [known.namespace, known.name, known.uid].map(str::to_owned);
+            pod = OwnedPodName { namespace, name, uid };
         }
     });
     pod

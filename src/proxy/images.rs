@@ -69,7 +69,7 @@ impl Call {
         }
         tracing::debug!(image = request.reference, backend = %backend.name, ?rule, "pull routed");
         self.recorder.set_backend(&backend);
-        let headers = std::mem::take(&mut self.headers);
+        let headers = self.take_headers();
         // On a backend's own socket nothing is unclear, and nothing is to be remembered.
         let config_seen = if self.scope.is_none() { request.annotations.config_seen } else { "" };
         let node = Arc::clone(&self.node);

@@ -13,7 +13,7 @@ use crate::merge::required;
 use crate::method::List;
 use crate::proxy::Node;
 use crate::router::SandboxRecord;
-use crate::state::{InstanceId, ListKind, Revision, SANDBOX_READY, SandboxRef};
+use crate::state::{ListKind, Revision, SANDBOX_READY, SandboxRef};
 use crate::utf8;
 use crate::wire::{self, WireError};
 
@@ -21,9 +21,6 @@ mod conflicts;
 mod created;
 mod event;
 mod handed;
-
-/// A version of the owners that is never reached: the owners of the list are learnt again from the next.
-const NOT_LEARNT: u64 = u64::MAX;
 
 /// Learns from the replies of one backend.
 #[derive(Debug, Clone, Copy)]
@@ -43,13 +40,20 @@ pub(super) struct ReceivedList<'a> {
     pub(super) encoded: &'a Bytes,
 }
 
-/// The kind of reply that showed an ID; only a complete list can change its owner.
+/// What showed that a backend has an ID. It decides, before anything else, whether another owner stays; see
+/// [`Learner::settle_owner`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SeenIn {
-    /// A complete list, which may take an ID from another owner.
+    /// The reply that created it, an event, or a change that the process before has handed over.
+    Reply,
+    /// A list.
     List,
-    /// One frame of a streamed list, whose other frames may have been sent already: no owner changes.
+    /// One frame of a streamed list.
     Frame,
+    /// The last-known state.
+    LastKnown,
+    /// What the backend lists while another one owns it, looked at again.
+    Foreign,
 }
 
 impl<'a> Learner<'a> {
@@ -57,15 +61,22 @@ impl<'a> Learner<'a> {
         Self { node, backend }
     }
 
-    /// Records a list, and returns it without items that clients cannot read.
-    pub(super) fn record_list(self, received: ReceivedList<'_>) -> Result<Bytes, Error> {
+    /// Takes a list, and returns it without items that clients cannot read.
+    ///
+    /// | step | of |
+    /// |---|---|
+    /// | items that no client can read are removed, texts that are no UTF-8 are repaired | bytes that are new |
+    /// | the owners of new IDs are learnt | the same, or owners that were forgotten since |
+    /// | it replaces the last-known list, or only updates items | an unfiltered list; a filtered one |
+    /// | it is cached as a reply | lists that are not kept item by item |
+    pub(super) fn accept_list(self, received: ReceivedList<'_>) -> Result<Bytes, Error> {
         let ReceivedList { list, revision, unfiltered, encoded } = received;
         let state = &self.backend.state;
         let kind = ListKind::of(list);
         // kubelet lists every second and mostly nothing has changed.
         let unchanged = kind.filter(|_| unfiltered).and_then(|kind| state.newest_equal(kind, encoded));
-        let (version, is_joining) = (self.node.router.owners.version(), self.node.is_left_out(self.backend));
-        let is_learnt = kind.is_some_and(|kind| state.owners_version(kind) == version);
+        let (version, is_left_out) = (self.node.router.owners.version(), self.node.is_left_out(self.backend));
+        let is_learnt = kind.is_some_and(|kind| state.is_learnt_at(kind, version));
         let encoded = match unchanged {
             Some(unchanged) if is_learnt => unchanged,
             Some(unchanged) => {
@@ -81,7 +92,7 @@ impl<'a> Learner<'a> {
         match kind {
             Some(kind) if unfiltered => {
                 // What another backend owns is decided by the first list after it has joined.
-                state.set_owners_version(kind, if is_joining { NOT_LEARNT } else { version });
+                state.set_learnt_at(kind, (!is_left_out).then_some(version));
                 state.replace_list(kind, revision, encoded.clone());
                 if state.maybe_moved_from().is_some() && state.has_lists() {
                     self.node.notify_moved_listed();
@@ -160,8 +171,8 @@ impl<'a> Learner<'a> {
             self.learn_container(id, sandbox, seen_in);
             return Ok(());
         }
-        let other = self.node.router.owners.learn_sandbox(id, self.backend.id, listed_record(item)?);
-        self.claim(id, other, seen_in);
+        let learnt = self.node.router.owners.learn_sandbox(id, self.backend.id, listed_record(item)?);
+        self.settle_owner(id, learnt, seen_in);
         Ok(())
     }
 
@@ -171,18 +182,7 @@ impl<'a> Learner<'a> {
         if owners.owner_of(sandbox).is_some_and(|owner| owner != self.backend.id) {
             return self.record_foreign(id);
         }
-        self.claim(id, owners.learn_container(id, self.backend.id), seen_in);
-    }
-
-    /// Decides who owns an ID that this backend shows; `other` owns it, if anyone does.
-    fn claim(self, id: &str, other: Option<InstanceId>, seen_in: SeenIn) {
-        match other {
-            // A backend that joins is left out of lists: what it took over would be in none.
-            Some(_) if seen_in == SeenIn::Frame || self.node.is_left_out(self.backend) => {
-                self.record_foreign(id);
-            }
-            other => self.resolve_owner(id, other),
-        }
+        self.settle_owner(id, owners.learn_container(id, self.backend.id), seen_in);
     }
 
     fn unreadable(self, error: WireError) -> Error {

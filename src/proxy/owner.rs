@@ -28,10 +28,10 @@ const FULL_ID: usize = 64;
 /// The field for the ID in requests of unknown methods: all known requests have it there.
 const FIRST_FIELD: u32 = OBJECT_ID;
 
-/// The owner of an ID that was asked for.
-struct OwnedId {
+/// The owner of an ID in a request.
+struct Found {
     backend: InstanceId,
-    /// The full ID, if the one that was asked for is a prefix of it.
+    /// The full ID, if the request has a prefix of it.
     full: Option<String>,
 }
 
@@ -51,7 +51,7 @@ impl Call {
                 _ => Err(Error::EmptyId(kind.word())),
             };
         }
-        let found = match self.find(kind, id).await {
+        let found = match self.find_or_look_up(kind, id).await {
             Err(Error::NotFound { .. }) if on_unknown == OnUnknownId::Ok => return Ok(Outcome::message(&[])),
             found => found?,
         };
@@ -81,33 +81,34 @@ impl Call {
         };
         let backend = self.node.backend(name)?;
         self.recorder.set_backend(&backend);
-        let headers = std::mem::take(&mut self.headers);
+        let headers = self.take_headers();
         let mut request = CallRequest { method: None, path: &self.path, headers, message: message.framed() };
         Ok(Outcome::Streaming(backend.call(&mut request).await?))
     }
 
-    async fn find(&self, kind: Kind, id: &str) -> Result<OwnedId, Error> {
+    /// Returns the owner of an ID or of a prefix; an ID that is not known is looked up at the backends.
+    async fn find_or_look_up(&self, kind: Kind, id: &str) -> Result<Found, Error> {
         match self.node.router.owners.find(Some(kind), id, self.scope) {
-            Lookup::Exact(backend) => Ok(OwnedId { backend, full: None }),
-            Lookup::Prefix(backend, full) => Ok(OwnedId { backend, full: Some(full) }),
+            Lookup::Exact(backend) => Ok(Found { backend, full: None }),
+            Lookup::Prefix(backend, full) => Ok(Found { backend, full: Some(full) }),
             Lookup::Ambiguous => Err(Error::Ambiguous { kind: kind.word(), prefix: id.to_owned() }),
             Lookup::Unknown => Box::pin(self.look_up(Some(kind), id)).await,
         }
     }
 
-    /// Tells whether an object that its owner answered `NotFound` for is one that stopping or removing
-    /// succeeds for: the owner does not list it either.
+    /// Lists an object at its owner, which has answered `NotFound` to a call about it. Returns whether the
+    /// call is one that stops or removes, and the owner does not list the object either: then it succeeds.
     ///
     /// containerd 1.6 answers `NotFound` to `StopPodSandbox` of a sandbox that is gone. critest
     /// (`idempotence.go`) wants OK, and kubelet's sandbox collection (`removeSandbox`) fails without it.
-    pub(super) async fn is_gone(&self, backend: &Arc<Backend>, method: &Method, id: &str) -> bool {
+    pub(super) async fn ask_whether_gone(&self, backend: &Arc<Backend>, method: &Method, id: &str) -> bool {
         let Route::Owner(kind, OnUnknownId::Ok) = method.route else { return false };
         let listed = look_up_at(&self.node, backend, &[kind], id).await;
         listed.is_ok_and(|ids| !ids.iter().any(|listed| listed == id))
     }
 
     /// Looks an unknown ID up at every backend.
-    async fn look_up(&self, kind: Option<Kind>, id: &str) -> Result<OwnedId, Error> {
+    async fn look_up(&self, kind: Option<Kind>, id: &str) -> Result<Found, Error> {
         self.node.metrics.count_unknown_id();
         let found = self.look_up_everywhere(kind, id).await;
         let method = self.method.map_or(method::UNKNOWN_NAME, |method| method.name);
@@ -115,7 +116,7 @@ impl Call {
         found
     }
 
-    async fn look_up_everywhere(&self, kind: Option<Kind>, id: &str) -> Result<OwnedId, Error> {
+    async fn look_up_everywhere(&self, kind: Option<Kind>, id: &str) -> Result<Found, Error> {
         let kinds = kind.map_or(vec![Kind::Sandbox, Kind::Container], |kind| vec![kind]);
         let (backends, undecided): (Vec<_>, Vec<_>) =
             self.backends().into_iter().partition(|backend| backend.state.maybe_moved_from().is_none());
@@ -124,14 +125,14 @@ impl Call {
         let mut found = Vec::new();
         // A backend that may have moved is not called: until its lists are compared, its IDs may belong to
         // the old instance.
-        let mut unasked: Vec<_> = undecided.iter().map(|backend| Arc::clone(&backend.name)).collect();
+        let mut without_answer: Vec<_> = undecided.iter().map(|backend| Arc::clone(&backend.name)).collect();
         for (backend, answer) in backends.iter().zip(asked) {
             match answer {
                 Ok(ids) => {
                     let full = ids.into_iter().map(|listed| Some(listed).filter(|listed| listed != id));
-                    found.extend(full.map(|full| OwnedId { backend: backend.id, full }));
+                    found.extend(full.map(|full| Found { backend: backend.id, full }));
                 }
-                Err(_) => unasked.push(Arc::clone(&backend.name)),
+                Err(_) => without_answer.push(Arc::clone(&backend.name)),
             }
         }
         let word = kind.map_or("object", Kind::word);
@@ -139,8 +140,8 @@ impl Call {
         match (exact, found.len()) {
             (Some(exact), _) => Ok(found.swap_remove(exact)),
             (None, 2..) => Err(Error::Ambiguous { kind: word, prefix: id.to_owned() }),
-            _ if !unasked.is_empty() => {
-                Err(Error::LookupIncomplete { kind: word, id: id.to_owned(), backends: unasked })
+            _ if !without_answer.is_empty() => {
+                Err(Error::LookupIncomplete { kind: word, id: id.to_owned(), backends: without_answer })
             }
             (None, 1) => Ok(found.swap_remove(0)),
             _ => Err(Error::NotFound { kind: word, id: id.to_owned() }),
@@ -167,7 +168,7 @@ async fn look_up_at(
             Kind::Container => List::Containers,
         };
         let method = list.unary();
-        let wait = backend.config().timeouts.list;
+        let wait = backend.deadline(method);
         let late = backend.late_error(wait);
         if backend.health.is_late(MethodClass::Lists) {
             return Err(late);
@@ -180,7 +181,7 @@ async fn look_up_at(
         }
         let encoded = &reply.message.encoded_bytes();
         let received = ReceivedList { list, revision, unfiltered: false, encoded };
-        let items = Learner::new(node, backend).record_list(received)?;
+        let items = Learner::new(node, backend).accept_list(received)?;
         for item in wire::items(&items, LIST_ITEMS) {
             let known = wire::peek_str(item?, &[ITEM_ID])?;
             // A backend that ignores the filter lists other objects too.

@@ -2,9 +2,18 @@
 //!
 //! | step | decided by |
 //! |---|---|
-//! | 1 | the backend that an operator aimed this pod at (`crimux route --next`), if its handler leads there |
+//! | 1 | the backend that an operator aimed this pod at (`crimux route --next`) |
 //! | 2 | the handler's targets; of several, the weight and the pod's uid, without those that drain |
 //! | 3 | a target that is joining is refused: kubelet tries again |
+//!
+//! | the aimed backend | the sandbox |
+//! |---|---|
+//! | is a target of the handler, whatever its weight | goes there |
+//! | is none, and the pod has no `RuntimeClass` | goes there, to the backend's own default |
+//! | is none, and the pod has a `RuntimeClass` | goes by step 2; the aim is ignored with a warning |
+//! | was removed from the file | the same |
+//! | has ended | goes by step 2 |
+//! | drains | is refused: an aim is for that backend or for none |
 
 use std::sync::Arc;
 
@@ -14,10 +23,10 @@ use crate::error::Error;
 use crate::proxy::Node;
 use crate::proxy::creation::PodName;
 use crate::router::Choice;
-use crate::state::Life;
+use crate::state::{InstanceId, Life};
 
 impl Node {
-    /// Chooses the backend of a new sandbox of a pod, which an operator may have aimed at one.
+    /// Chooses the backend of a new sandbox of a pod; `aim` is the backend that an operator aimed it at.
     ///
     /// # Errors
     /// What [`Node::choose`] returns; [`Error::Draining`] too for an aim at a backend that drains.
@@ -25,10 +34,9 @@ impl Node {
         &self,
         handler: &str,
         PodName { namespace, name, uid }: PodName<'_>,
+        aim: Option<InstanceId>,
     ) -> Result<Choice, Error> {
-        let Some(aimed) = self.router.aims.bind_to_uid(namespace, name, uid) else {
-            return self.choose(handler, uid);
-        };
+        let Some(aimed) = aim else { return self.choose(handler, uid) };
         let Ok(backend) = self.backend(aimed) else { return self.choose(handler, uid) };
         let is_removed = backend.state.instance().life == Life::Removed;
         let choice = self.router.handlers().choose_at(handler, aimed).filter(|_| !is_removed);
@@ -45,8 +53,8 @@ impl Node {
 
     /// Chooses the backend of a new sandbox.
     pub(super) fn choose(&self, handler: &str, uid: &str) -> Result<Choice, Error> {
-        let drained = |id| self.backend(id).is_ok_and(|backend| backend.state.is_draining());
-        self.refuse_joining(self.router.handlers().choose(handler, uid, drained)?)
+        let is_draining = |id| self.backend(id).is_ok_and(|backend| backend.state.is_draining());
+        self.refuse_joining(self.router.handlers().choose(handler, uid, is_draining)?)
     }
 
     fn refuse_joining(&self, choice: Choice) -> Result<Choice, Error> {

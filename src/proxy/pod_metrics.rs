@@ -63,7 +63,7 @@ async fn fetch_descriptors(node: &Arc<Node>, backend: &Arc<Backend>) {
         return;
     }
     refresh::refresh(node, backend, MethodClass::Metrics);
-    let limit = backend.config().timeouts.stats;
+    let limit = backend.deadline(method);
     if tokio::time::timeout(limit, backend.health.wait_for_answer(method)).await.is_err() {
         backend.health.mark_late(MethodClass::Metrics);
     }

@@ -41,7 +41,7 @@ impl Call {
         self.recorder.set_all_backends(&self.node);
         let mut backends = self.backends();
         backends.retain(|backend| !self.node.is_left_out(backend));
-        let wait = |backend: &Backend| self.cap_to_caller(backend.config().timeouts.read);
+        let wait = |backend: &Backend| self.wait_within(backend.deadline(method)).time;
         let asked = backends.iter().map(|backend| async {
             let (wait, message) = (wait(backend), message.framed());
             let asked = backend.fetch(method, own_headers(wait), message);

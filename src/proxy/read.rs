@@ -108,9 +108,8 @@ impl Call {
     /// deadline `Version` is called too: if that is answered, only this object is late.
     async fn fetch_unless_late(&mut self, call: ObjectCall<'_>) -> Result<BufferedReply, Error> {
         let ObjectCall { backend, method, id, message } = call;
-        let limit = backend.config().timeouts.read;
-        let wait = self.cap_to_caller(limit);
-        let late = backend.late_error(wait);
+        let wait = self.wait_within(backend.deadline(method));
+        let late = backend.late_error(wait.time);
         if backend.health.is_late(MethodClass::Reads) {
             refresh::refresh(&self.node, backend, MethodClass::Reads);
             return Err(late);
@@ -118,8 +117,8 @@ impl Call {
         if backend.health.is_object_late(id) {
             return Err(late);
         }
-        let half = wait / 2;
-        let is_alive = {
+        let half = wait.time / 2;
+        let silent = {
             let mut asked = pin!(self.fetch(backend, method, message));
             if let Ok(reply) = tokio::time::timeout(half, &mut asked).await {
                 return reply;
@@ -127,33 +126,41 @@ impl Call {
             let probe = backend.ask_version(half);
             match await_read_and_probe(tokio::time::timeout(half, asked), probe).await {
                 Ok(reply) => return reply,
-                Err(is_alive) => is_alive,
+                Err(silent) => silent,
             }
         };
-        if wait == limit {
-            if is_alive {
-                mark_object_late(call);
-            } else {
-                refresh::record_timeout(&self.node, backend, MethodClass::Reads, method);
-            }
+        match silent {
+            _ if !wait.is_backends_own => {}
+            Silent::Object => mark_object_late(call),
+            Silent::Backend => refresh::record_timeout(&self.node, backend, MethodClass::Reads, method),
         }
         Err(late)
     }
 }
 
-/// Waits for the reply to a read until its deadline while a probe is in flight. If the read times out, the
-/// error tells whether the probe was answered.
+/// What did not answer a read before its deadline.
+enum Silent {
+    /// The object alone: the probe of its backend was answered.
+    Object,
+    /// The backend.
+    Backend,
+}
+
+/// Waits for the reply to a read until its deadline while a probe is in flight, which tells what is silent if
+/// the read times out.
 async fn await_read_and_probe<R, E>(
     asked: impl Future<Output = Result<R, Elapsed>>,
     probe: impl Future<Output = Result<(), E>>,
-) -> Result<R, bool> {
+) -> Result<R, Silent> {
     let (mut asked, mut probe) = (pin!(asked), pin!(probe));
-    let mut probed = None;
+    let mut is_alive = None;
     loop {
         tokio::select! {
             biased;
-            reply = &mut asked => return reply.map_err(|_| probed.unwrap_or(false)),
-            answer = &mut probe, if probed.is_none() => probed = Some(answer.is_ok()),
+            reply = &mut asked => {
+                return reply.map_err(|_| if is_alive == Some(true) { Silent::Object } else { Silent::Backend });
+            }
+            answer = &mut probe, if is_alive.is_none() => is_alive = Some(answer.is_ok()),
         }
     }
 }
@@ -171,13 +178,12 @@ fn mark_object_late(call: ObjectCall<'_>) {
     tokio::spawn(async move {
         let ask =
             || backend.fetch_within(ATTEMPT_TIMEOUT, method, own_headers(ATTEMPT_TIMEOUT), message.clone());
-        let is_retryable = |error: &Error| matches!(error, Error::Timeout { .. } | Error::Busy { .. });
         tokio::select! {
             () = backend.disconnected() => return,
-            _ = retry_hedged(OBJECT_PAUSE, ask, is_retryable) => {}
+            _ = retry_hedged(OBJECT_PAUSE, ask, Error::is_silence) => {}
         }
         if backend.health.connection() == connection {
-            backend.health.mark_object_answered(&id);
+            backend.health.end_object_lateness(&id);
         }
     });
 }

@@ -31,7 +31,7 @@ impl Node {
         ] {
             refresh::refresh(self, backend, class);
         }
-        let limit = backend.config().timeouts.list;
+        let limit = backend.deadline(List::Sandboxes.unary());
         if tokio::time::timeout(limit, backend.health.listed_or_late()).await.is_err() {
             backend.health.mark_late(MethodClass::Lists);
         }
@@ -46,7 +46,7 @@ impl Node {
         let backends = self.backends();
         let class = MethodClass::of_list(list);
         let asked = backends.iter().filter(|b| b.is_up() && !b.health.is_late(class)).map(|backend| {
-            let limit = backend.config().timeouts.list;
+            let limit = backend.deadline(list.unary());
             tokio::time::timeout(limit, refresh::list_all(self, backend, list))
         });
         // The last reply of a backend that does not answer stays.
@@ -58,33 +58,34 @@ impl Node {
     pub fn prune_owners(&self) {
         self.router.owners.expire_sent();
         for backend in self.backends().iter() {
-            // Owned before, not listed after: what is created meanwhile is in neither.
+            // Owners are read first, then lists. A creation writes the object first, then its owner, so that
+            // one that runs meanwhile is in no difference of the two.
             let owned = self.router.owners.ids_of(backend.id);
             let foreign = backend.state.foreign();
             if owned.is_empty() && foreign.is_empty() {
                 continue;
             }
-            let heard = backend.state.all_ids();
+            let listed = backend.state.all_ids();
             if backend.state.was_listed_live() {
-                for id in owned.difference(&heard) {
+                for id in owned.difference(&listed) {
                     self.record_gone(id);
                 }
             }
             let mut given_back = false;
-            // Whose those in half a pair of lists are is decided once they are in the last-known lists.
+            // An ID in half a pair of lists keeps its owner until its other half has arrived.
             let unpaired = backend.state.unpaired_ids();
             for id in foreign.iter().filter(|id| !unpaired.contains(*id)) {
                 let holder = self.router.owners.owner_of(id);
-                if !heard.contains(id) || holder.is_none_or(|holder| holder == backend.id) {
+                if !listed.contains(id) || holder.is_none_or(|holder| holder == backend.id) {
                     backend.state.mark_owned(id);
-                    given_back |= heard.contains(id);
+                    given_back |= listed.contains(id);
                 }
             }
             if given_back {
                 self.learn_last_known(backend);
             }
             if backend.is_up() && backend.state.was_listed_live() && !self.is_left_out(backend) {
-                learn::Learner::new(self, backend).claim_again(&backend.state.foreign());
+                learn::Learner::new(self, backend).settle_foreign();
             }
         }
         self.report_conflicts();

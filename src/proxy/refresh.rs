@@ -30,7 +30,8 @@ pub(super) fn record_timeout(node: &Arc<Node>, backend: &Arc<Backend>, class: Me
 }
 
 /// Records that a backend's list failed. If it is the sandbox or container list, the other one must not be of
-/// a later moment: both are last-known until both were listed again. Returns whether that begins now.
+/// a later moment: both are last-known until both were listed again. Returns true if the lists were current
+/// until now.
 pub(super) fn record_failure(
     node: &Arc<Node>,
     backend: &Arc<Backend>,
@@ -102,21 +103,19 @@ async fn refresh_until_ok(node: &Node, backend: &Arc<Backend>, class: MethodClas
         if guard.is_outdated() {
             return false;
         }
-        let was_silent =
-            matches!(error, Error::Late { .. } | Error::CallerDeadline { .. } | Error::Busy { .. });
-        let failed = judge(class, was_silent);
+        let failed = judge(class, error.is_silence());
         backend.health.record_error(error.to_string());
         if failed.is_late {
             backend.health.mark_late(class);
         } else {
-            backend.health.mark_answered(class);
+            backend.health.end_lateness(class);
         }
         failed.is_retried
     };
     let decides_readiness = matches!(class, MethodClass::Lists | MethodClass::Status);
     let longest_pause = if decides_readiness { LONGEST_PAUSE } else { LONGEST_PAUSE_OTHERS };
     retry_hedged(longest_pause, || refresh_once(node, backend, class), failed).await;
-    if !guard.is_outdated() && backend.health.mark_answered(class) {
+    if !guard.is_outdated() && backend.health.end_lateness(class) {
         tracing::info!(backend = %backend.name, ?class, "backend answers in time again");
     }
 }
@@ -129,7 +128,10 @@ async fn refresh_once(node: &Node, backend: &Arc<Backend>, class: MethodClass) -
         MethodClass::SandboxStats => &[List::SandboxStats],
         MethodClass::Metrics => &[List::MetricDescriptors],
         MethodClass::Filesystems => &[List::Filesystems],
-        MethodClass::Reads => return backend.ask_version(ATTEMPT_TIMEOUT).await,
+        MethodClass::Reads => {
+            let asked = tokio::time::timeout(ATTEMPT_TIMEOUT, backend.ask_version(ATTEMPT_TIMEOUT)).await;
+            return asked.map_err(|_| backend.late_error(ATTEMPT_TIMEOUT))?;
+        }
         MethodClass::Status | MethodClass::RuntimeConfig => {
             return runtime_replies::refresh_reply(node, backend, class).await;
         }
@@ -155,7 +157,7 @@ pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) ->
             backend.record_implemented(method, true);
             let encoded = &reply.message.encoded_bytes();
             let received = ReceivedList { list, revision, unfiltered: true, encoded };
-            Learner::new(node, backend).record_list(received)?;
+            Learner::new(node, backend).accept_list(received)?;
             if list == List::MetricDescriptors
                 && let Some(announced) = descriptors::last_announced(&node.backends())
             {

@@ -143,7 +143,7 @@ impl Share {
                     self.query.backend.health.record_unimplemented(self.method);
                 }
                 Err(StreamFailure::Late) => {
-                    if self.query.wait == self.query.limit {
+                    if self.query.wait.is_backends_own {
                         refresh::record_timeout(&self.query.node, &self.query.backend, class, self.method);
                     }
                     return self.send_last_known(&sent_frames, None).await;
@@ -166,7 +166,7 @@ impl Share {
     /// Forwards the backend's own stream; every message is added to `sent_frames`.
     async fn stream(&mut self, sent_frames: &mut Vec<Bytes>) -> Result<(), StreamFailure> {
         let revision = self.query.backend.state.next_revision();
-        let mut left = self.query.wait;
+        let mut left = self.query.wait.time;
         let ListQuery { backend, headers, message, .. } = &self.query;
         let mut request = CallRequest::of(self.method, headers.clone(), message.framed());
         let calling = backend.call(&mut request);
@@ -233,7 +233,7 @@ impl Share {
         }
         let encoded = &concat(sent_frames);
         let received = ReceivedList { list: *list, revision, unfiltered: filter.is_empty(), encoded };
-        if let Err(error) = self.learner().record_list(received) {
+        if let Err(error) = self.learner().accept_list(received) {
             backend.health.record_error(error.to_string());
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! The handler `""`, of pods without a `RuntimeClass`, is the default backend's own default unless
 //! `default_split` shares it. Where a handler is split, the pod's uid decides, so that kubelet's retry of a
-//! sandbox lands where the first try did; a drained target takes no share.
+//! sandbox lands where the first try did; a draining target takes no share.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -61,7 +61,7 @@ impl Handlers {
         self.targets.iter().map(|(handler, targets)| (handler.as_str(), targets.as_slice()))
     }
 
-    /// Chooses where a new sandbox of this handler goes; `drained` tells which backends take none.
+    /// Chooses where a new sandbox of this handler goes; `is_draining` tells which backends take none.
     ///
     /// # Errors
     /// [`Error::UnknownHandler`], naming the handlers that exist; [`Error::Draining`] if no target is left.
@@ -69,10 +69,10 @@ impl Handlers {
         &self,
         handler: &str,
         uid: &str,
-        drained: impl Fn(InstanceId) -> bool,
+        is_draining: impl Fn(InstanceId) -> bool,
     ) -> Result<Choice, Error> {
         let targets = self.targets_of(handler)?;
-        let open = || targets.iter().filter(|(backend, _)| !drained(*backend));
+        let open = || targets.iter().filter(|(backend, _)| !is_draining(*backend));
         let total: u64 = open().map(|(_, target)| u64::from(target.weight)).sum();
         let mut ticket = if total == 0 { 0 } else { uid_hash(uid) % total };
         for (backend, target) in open().filter(|(_, target)| target.weight > 0) {

@@ -33,20 +33,29 @@ const MAX_REMOVED: usize = 10_000;
 /// How long a creation that was sent counts as possibly done without a list that shows its sandbox.
 const SENT: Duration = Duration::from_secs(600);
 
-/// Who owns an ID.
+/// An ID of the map.
 #[derive(Debug, Clone)]
-struct Owner {
-    /// The backend.
+struct OwnedId {
+    /// The owner.
     pub backend: InstanceId,
     /// What the ID names.
     pub kind: Kind,
     record: Option<Arc<SandboxRecord>>,
 }
 
+/// What [`Owners`] says to a backend that shows an ID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Learnt {
+    /// It is the owner, perhaps from now on.
+    Ours,
+    /// Another backend is; nothing was changed.
+    OwnedBy(InstanceId),
+}
+
 /// What an ID or prefix was found to be.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
-    /// Exactly this ID is owned.
+    /// Exactly this ID is owned, or was until it was removed, at most 300 s ago.
     Exact(InstanceId),
     /// It is the prefix of one ID only, which is given in full.
     Prefix(InstanceId, String),
@@ -80,7 +89,7 @@ pub struct OwnedSandbox {
 /// The map.
 #[derive(Debug, Default)]
 pub struct Owners {
-    map: DashMap<Box<str>, Owner, foldhash::fast::RandomState>,
+    map: DashMap<Box<str>, OwnedId, foldhash::fast::RandomState>,
     pods: DashMap<Box<str>, PodOwners, foldhash::fast::RandomState>,
     removed: Mutex<Removed>,
     /// Increases with each forgotten ID. An unchanged list is read again if this has changed since.
@@ -95,14 +104,14 @@ struct Removed {
 }
 
 impl Owners {
-    /// Learns that `backend` holds a container; returns the other owner if there is one.
-    pub fn learn_container(&self, id: &str, backend: InstanceId) -> Option<InstanceId> {
-        self.learn(id, Owner { backend, kind: Kind::Container, record: None })
+    /// Learns that `backend` holds a container, unless another one owns it.
+    pub fn learn_container(&self, id: &str, backend: InstanceId) -> Learnt {
+        self.learn(id, OwnedId { backend, kind: Kind::Container, record: None })
     }
 
-    /// Learns that `backend` holds a sandbox; returns the other owner if there is one.
-    pub fn learn_sandbox(&self, id: &str, backend: InstanceId, record: SandboxRecord) -> Option<InstanceId> {
-        self.learn(id, Owner { backend, kind: Kind::Sandbox, record: Some(Arc::new(record)) })
+    /// Learns that `backend` holds a sandbox, unless another one owns it.
+    pub fn learn_sandbox(&self, id: &str, backend: InstanceId, record: SandboxRecord) -> Learnt {
+        self.learn(id, OwnedId { backend, kind: Kind::Sandbox, record: Some(Arc::new(record)) })
     }
 
     /// Gives an ID to another owner than the one that it has.
@@ -122,7 +131,7 @@ impl Owners {
         self.map.get(id).map(|owner| owner.backend)
     }
 
-    fn learn(&self, id: &str, owner: Owner) -> Option<InstanceId> {
+    fn learn(&self, id: &str, owner: OwnedId) -> Learnt {
         let pod = owner.record.as_ref().map(|record| (record.uid.clone(), owner.backend));
         match self.map.entry(id.into()) {
             Entry::Vacant(vacant) => {
@@ -130,7 +139,7 @@ impl Owners {
                 if let Some((uid, backend)) = pod {
                     self.hold(&uid, backend);
                 }
-                None
+                Learnt::Ours
             }
             Entry::Occupied(mut known) if known.get().backend == owner.backend => {
                 let before = known.insert(owner);
@@ -138,9 +147,9 @@ impl Owners {
                     self.hold(&uid, backend);
                     self.release(&before);
                 }
-                None
+                Learnt::Ours
             }
-            Entry::Occupied(known) => Some(known.get().backend),
+            Entry::Occupied(known) => Learnt::OwnedBy(known.get().backend),
         }
     }
 
@@ -151,7 +160,7 @@ impl Owners {
 
     /// Records whether a sandbox is ready.
     pub fn record_ready(&self, id: &str, ready: bool) {
-        let differs = |owner: &Owner| owner.record.as_ref().is_some_and(|record| record.ready != ready);
+        let differs = |owner: &OwnedId| owner.record.as_ref().is_some_and(|record| record.ready != ready);
         if self.map.get(id).is_some_and(|owner| differs(&owner)) {
             self.change(id, |record| record.ready = ready);
         }
@@ -216,8 +225,7 @@ impl Owners {
         }
     }
 
-    /// Forgets an ID whose object was removed through crimux. For some minutes calls about it still go to its
-    /// owner.
+    /// Forgets an ID whose object was removed through crimux. Calls about it still go to its owner for 300 s.
     pub fn remove(&self, id: &str) {
         if let Some((id, owner)) = self.map.remove(id) {
             self.version.fetch_add(1, Ordering::Relaxed);
@@ -226,7 +234,7 @@ impl Owners {
         }
     }
 
-    /// Forgets an ID.
+    /// Forgets an ID at once: its owner lists it no more, or is no more.
     pub fn forget(&self, id: &str) {
         if let Some((_, owner)) = self.map.remove(id) {
             self.version.fetch_add(1, Ordering::Relaxed);
@@ -269,7 +277,7 @@ impl Owners {
         }
     }
 
-    fn release(&self, owner: &Owner) {
+    fn release(&self, owner: &OwnedId) {
         let Some(uid) = owner.record.as_ref().map(|record| &record.uid) else { return };
         if let Some(mut pod) = self.pods.get_mut(uid) {
             pod.held

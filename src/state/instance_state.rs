@@ -210,7 +210,7 @@ impl InstanceState {
 
     /// Tells whether a live pair of lists was completed since the start.
     pub fn was_listed_live(&self) -> bool {
-        self.lock().listed
+        self.lock().listed_live
     }
 
     /// Tells whether the sandbox and container lists can be answered: listed, saved, or declared lost.

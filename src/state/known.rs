@@ -16,6 +16,7 @@ use super::file::{SavedBackend, SavedReply, SavedStatus};
 use super::fingerprint::fingerprint;
 use super::instance::Instance;
 use super::items::{ContainerRef, container_items, enum_value, sandbox_items};
+use super::learnt_at::LearntAt;
 use super::life::Life;
 use super::list_bytes::ids;
 use super::lists::Lists;
@@ -47,13 +48,12 @@ pub(super) struct KnownState {
     pub(super) created: HashSet<Box<str>>,
     /// The IDs that it lists and another instance owns: nothing of them is shown.
     pub(super) foreign: HashSet<Box<str>>,
-    /// The version of the owners map when the newest sandbox and container list were last learnt from.
-    pub(super) owners_version: [u64; 2],
+    pub(super) learnt_at: LearntAt,
     /// When the last live pair was completed.
     pub(super) listed_at: Option<SystemTime>,
     /// Whether that was since the start.
-    pub(super) listed: bool,
-    /// What is on the disk; `None` if that is not all there was when it began.
+    pub(super) listed_live: bool,
+    /// What is on the disk; `None` while the files of `state_dir` do not hold all of it.
     pub(super) disk: Option<OnDisk>,
     /// On replay, the sequence number of the snapshot or delta that was applied last.
     pub(super) last_record: u64,
@@ -74,9 +74,9 @@ impl KnownState {
             ended: false,
             created: HashSet::new(),
             foreign: HashSet::new(),
-            owners_version: [0; 2],
+            learnt_at: LearntAt::default(),
             listed_at: None,
-            listed: false,
+            listed_live: false,
             disk: None,
             last_record: 0,
         }
@@ -217,7 +217,7 @@ impl KnownState {
 
     /// Notes that a live pair was completed.
     pub(super) fn record_pair(&mut self, now: SystemTime) {
-        self.listed = true;
+        self.listed_live = true;
         self.declared_empty = false;
         self.listed_at = Some(now);
     }

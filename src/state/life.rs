@@ -14,13 +14,13 @@
 //!            └───────────── LeftFile ────────────► Removed ──► ended, once it owns nothing
 //! ```
 //!
-//! | change | Joining | Member | Removed |
-//! |---|---|---|---|
-//! | [`LifeChange::Listed`] | Member | Member | Removed |
-//! | [`LifeChange::MoveResolved`] | Member | Member | Member |
-//! | [`LifeChange::LeftFile`] | Removed | Removed | Removed |
-//! | [`LifeChange::NamedInFile`] | Joining | Member | Member |
-//! | [`LifeChange::GivenUp`] | Joining | Joining | is ended (`load.rs`) |
+//! | change | Joining | Member | Removed | applied in |
+//! |---|---|---|---|---|
+//! | [`LifeChange::Listed`] | Member | Member | Removed | `InstanceState::replace_list` |
+//! | [`LifeChange::MoveResolved`] | Member | Member | Member | `app/backends/moved.rs` |
+//! | [`LifeChange::LeftFile`] | Removed | Removed | Removed | `Backends::keep_removed` |
+//! | [`LifeChange::NamedInFile`] | Joining | Member | Member | `Backends::apply_step` |
+//! | [`LifeChange::GivenUp`] | Joining | Joining | is ended | `state/load.rs` |
 //!
 //! | the state | its lists are not known | its lists are known |
 //! |---|---|---|

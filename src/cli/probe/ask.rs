@@ -57,7 +57,7 @@ impl Conversation {
 
     async fn exchange(&mut self, rpc: Rpc, api: Api, request: &[u8]) -> Result<ProbeReply, String> {
         let (path, message) = (method::path(Some(method::row(rpc)), "", api), Message::new(request).framed());
-        let sent = self.sender.send_request(&path, &own_headers(PATIENCE), |_| false, message).await;
+        let sent = self.sender.send_request(&path, &own_headers(PATIENCE).map, |_| false, message).await;
         let mut stream = sent.map_err(transport_cause)?;
         let (status, headers) = stream.response().await.map_err(transport_cause)?;
         if status != StatusCode::OK {

@@ -68,11 +68,12 @@ impl Source {
 
     /// Reads one encoded status; `None` if the call fails.
     async fn status(&self, rpc: Rpc, id: &str) -> Option<Bytes> {
-        let wait = self.backend.config().timeouts.read;
+        let method = method::row(rpc);
+        let wait = self.backend.deadline(method);
         let mut request = BytesMut::new();
         wire::put_bytes(&mut request, OBJECT_ID, id.as_bytes());
         let message = Message::new(&request).framed();
-        let asked = self.backend.fetch(method::row(rpc), own_headers(wait), message);
+        let asked = self.backend.fetch(method, own_headers(wait), message);
         let reply = tokio::time::timeout(wait, asked).await.ok()?.ok()?;
         let encoded = reply.message.encoded_bytes();
         let status = wire::peek_bytes(&encoded, &[STATUS]).ok()??;

@@ -8,12 +8,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use tokio::time::Instant;
 use tonic::Code;
 
 use super::Source;
-use crate::backend::{CallRequest, own_headers};
+use crate::backend::{CallRequest, RequestHeaders, own_headers};
 use crate::codec::{self, Deframer, Message, PREFIX};
 use crate::cri::{Rpc, field};
 use crate::error::Error;
@@ -142,8 +141,8 @@ fn is_of_cri_0_25(event: &[u8]) -> Result<bool, WireError> {
     Ok(fields.any(|f| f.number == field!(PodSandboxStatus.state) && matches!(f.value, Value::Bytes(_))))
 }
 
-fn without_deadline() -> HeaderMap {
-    let mut headers = own_headers(Duration::ZERO);
-    headers.remove("grpc-timeout");
-    headers
+fn without_deadline() -> RequestHeaders {
+    let mut map = own_headers(Duration::ZERO).map;
+    map.remove("grpc-timeout");
+    RequestHeaders { map, timeout: None }
 }

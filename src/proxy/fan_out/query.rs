@@ -1,20 +1,19 @@
 //! One backend's part of a list: called within its deadline, otherwise last-known.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderMap;
 use tonic::Code;
 
 use super::completeness::{Absence, Contribution, NoContribution};
-use crate::backend::{Backend, BufferedReply, MethodClass};
+use crate::backend::{Backend, BufferedReply, MethodClass, RequestHeaders};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{List, Method};
 use crate::proxy::Node;
 use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::refresh::{record_bad_list, record_timeout, refresh};
+use crate::proxy::wait::Wait;
 use crate::state::{Filter, ListKind, Revision};
 
 /// A list call to one backend: what is asked for, and how long the backend may take.
@@ -23,17 +22,14 @@ pub(in crate::proxy) struct ListQuery {
     pub(in crate::proxy) backend: Arc<Backend>,
     pub(in crate::proxy) list: List,
     pub(in crate::proxy) filter: Arc<Filter>,
-    pub(in crate::proxy) headers: HeaderMap,
+    pub(in crate::proxy) headers: RequestHeaders,
     pub(in crate::proxy) message: Message,
-    /// The backend's own deadline; a backend that exceeds it is late.
-    pub(in crate::proxy) limit: Duration,
-    /// `limit`, or the caller's budget if that is less.
-    pub(in crate::proxy) wait: Duration,
+    pub(in crate::proxy) wait: Wait,
 }
 
 /// What became of a call for a list.
 enum Asked {
-    /// It was not called: it is late, and its refresh is in flight.
+    /// It was not called: it is late.
     IsLate,
     /// What it answered, and the revision of before the call.
     Reply(Revision, BufferedReply),
@@ -62,11 +58,14 @@ impl ListQuery {
                 record_bad_list(&self.node, backend, class, &backend.unusable_reply_error(method, &reply));
                 own_error = Some(backend.refused_error(method, &reply.trailers));
             }
-            // The end of the connection was logged when it ended; the last-known list stands in.
+            // A backend without a connection fails here at once. Its last-known list stands in, and the end
+            // of the connection was logged when it ended.
             Asked::Failed(Error::Down { .. }) => {}
             Asked::Failed(error) => record_bad_list(&self.node, backend, class, &error),
             Asked::IsLate => refresh(&self.node, backend, class),
-            Asked::TimedOut if self.wait == self.limit => record_timeout(&self.node, backend, class, method),
+            Asked::TimedOut if self.wait.is_backends_own => {
+                record_timeout(&self.node, backend, class, method);
+            }
             // The caller's deadline was shorter than the backend's, so it says nothing about the backend.
             Asked::TimedOut => {}
         }
@@ -94,13 +93,14 @@ impl ListQuery {
     }
 
     async fn ask(&self, class: MethodClass) -> Asked {
-        tokio::time::timeout(self.wait, self.ask_unless_late(class)).await.unwrap_or(Asked::TimedOut)
+        tokio::time::timeout(self.wait.time, self.ask_unless_late(class)).await.unwrap_or(Asked::TimedOut)
     }
 
     async fn ask_unless_late(&self, class: MethodClass) -> Asked {
         let (backend, method) = (&self.backend, self.method());
         if class == MethodClass::Lists {
-            // The first lists of a connection teach the owners; a client's list does not overtake them.
+            // The first lists of a connection teach the owners; a client's list does not overtake them. They
+            // take at most `timeouts.list` (`Node::on_connected`), and this wait ends with `self.wait`.
             backend.listed_or_late().await;
         }
         if backend.health.is_late(class) {
@@ -127,7 +127,7 @@ impl ListQuery {
             unfiltered: self.filter.is_empty(),
             encoded: &reply.message.encoded_bytes(),
         };
-        Learner::new(&self.node, &self.backend).record_list(received)
+        Learner::new(&self.node, &self.backend).accept_list(received)
     }
 
     fn live(&self, items: Bytes) -> Contribution {

@@ -56,12 +56,7 @@ impl Call {
         if let [only] = &backends[..] {
             self.recorder.set_backend(only);
             let reply = only
-                .fetch_within(
-                    only.config().timeouts.remove_image,
-                    method,
-                    self.headers.clone(),
-                    message.framed(),
-                )
+                .fetch_within(only.config().timeouts.remove_image, method, self.headers(), message.framed())
                 .await;
             log_failure(&self.node, only, method, &message, &reply);
             let reply = reply?;
@@ -123,14 +118,14 @@ impl Call {
         if self.node.image_lists.is_younger(backend.id, age) {
             return true;
         }
-        let limit = backend.config().timeouts.list;
-        let wait = self.cap_to_caller(limit);
+        let method = List::Images.unary();
+        let wait = self.wait_within(backend.deadline(method));
         let listing = refresh::list_all(&self.node, backend, List::Images);
-        if let Ok(listed) = tokio::time::timeout(wait, listing).await {
+        if let Ok(listed) = tokio::time::timeout(wait.time, listing).await {
             return listed.is_ok();
         }
-        if wait == limit {
-            refresh::record_timeout(&self.node, backend, MethodClass::Images, List::Images.unary());
+        if wait.is_backends_own {
+            refresh::record_timeout(&self.node, backend, MethodClass::Images, method);
         }
         false
     }
@@ -153,7 +148,7 @@ impl Call {
     ) -> Result<Option<BufferedReply>, Error> {
         let RemoveRequest { method, message, reference } = request;
         if backend.health.is_late(MethodClass::Images) {
-            return Err(backend.late_error(backend.config().timeouts.list));
+            return Err(backend.late_error(backend.deadline(List::Images.unary())));
         }
         let by_name = images.iter().any(|image| image.match_kind == MatchKind::Name);
         // By its name an image is removed once, as the client wrote it; by ID as the store lists it.
@@ -165,7 +160,7 @@ impl Call {
                 Message::new(&wire::append_str(message.encoded(), &REFERENCE, name)).framed()
             };
             let limit = backend.config().timeouts.remove_image;
-            let reply = backend.fetch_within(limit, method, self.headers.clone(), framed).await;
+            let reply = backend.fetch_within(limit, method, self.headers(), framed).await;
             log_failure(&self.node, backend, method, message, &reply);
             let reply = reply?;
             if !is_gone(&reply) {

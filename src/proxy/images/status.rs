@@ -6,12 +6,12 @@
 //! container as root if the image is absent.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use tonic::Code;
 
-use crate::backend::{Backend, BufferedReply, FAST_DEADLINE, MethodClass};
+use crate::backend::{Backend, BufferedReply, MethodClass};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::Method;
@@ -19,6 +19,9 @@ use crate::proxy::images::with_handler;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, refresh};
 use crate::router::images::{self, ImageRequest, ImageRoute, Rule, StoreAnswer, StoreTarget, Verdict};
+
+/// How long a store that is late already is waited for beside others.
+const LATE_STORE: Duration = Duration::from_millis(80);
 
 /// A backend's reply, or the error of the call.
 type StoreReply = Result<BufferedReply, Error>;
@@ -126,7 +129,7 @@ impl Call {
     }
 
     /// Asks these stores at once, each within its deadline for reads or the caller's. Of several, one that is
-    /// late already only gets a moment.
+    /// late already is waited for at most [`LATE_STORE`].
     async fn ask_all(
         &self,
         method: &'static Method,
@@ -137,16 +140,16 @@ impl Call {
         let calls = std::iter::zip(backends, stores).map(|(backend, store)| async move {
             let late =
                 backend.health.is_late(MethodClass::Lists) || backend.health.is_late(MethodClass::Reads);
-            let read = backend.config().timeouts.read;
-            let wait = self.cap_to_caller(if late && backends.len() > 1 { FAST_DEADLINE } else { read });
-            let call = backend.fetch(method, self.headers.clone(), with_handler(message, store));
-            if let Ok(answer) = tokio::time::timeout(wait, call).await {
+            let is_brief = late && backends.len() > 1;
+            let wait = self.wait_within(if is_brief { LATE_STORE } else { backend.deadline(method) });
+            let call = backend.fetch(method, self.headers(), with_handler(message, store));
+            if let Ok(answer) = tokio::time::timeout(wait.time, call).await {
                 return answer;
             }
-            if wait == read {
+            if wait.is_backends_own && !is_brief {
                 refresh::record_timeout(&self.node, backend, MethodClass::Reads, method);
             }
-            Err(backend.timeout_error(method, wait))
+            Err(backend.timeout_error(method, wait.time))
         });
         join_all(calls).await
     }

@@ -1,7 +1,8 @@
 //! Decides which of two backends owns an ID that both show; each ID is served once, by its owner.
 
-use super::{Learner, sandbox_record};
+use super::{Learner, SeenIn, sandbox_record};
 use crate::backend::{Backend, Link};
+use crate::router::Learnt;
 use crate::state::InstanceId;
 
 impl Learner<'_> {
@@ -10,42 +11,52 @@ impl Learner<'_> {
     pub(in crate::proxy) fn learn_last_known(self) {
         let (state, owners) = (&self.backend.state, &self.node.router.owners);
         state.for_each_sandbox(|facts| {
-            let other = owners.learn_sandbox(facts.id, self.backend.id, sandbox_record(&facts));
-            self.claim_saved(facts.id, other);
+            let learnt = owners.learn_sandbox(facts.id, self.backend.id, sandbox_record(&facts));
+            self.settle_owner(facts.id, learnt, SeenIn::LastKnown);
         });
         state.for_each_container(|facts| match owners.owner_of(facts.sandbox_id) {
             Some(owner) if owner != self.backend.id => self.record_foreign(facts.id),
-            _ => self.claim_saved(facts.id, owners.learn_container(facts.id, self.backend.id)),
+            _ => {
+                let learnt = owners.learn_container(facts.id, self.backend.id);
+                self.settle_owner(facts.id, learnt, SeenIn::LastKnown);
+            }
         });
     }
 
-    /// At a start no backend runs yet that could tell: the owner that was learnt first stays.
-    fn claim_saved(self, id: &str, other: Option<InstanceId>) {
-        if other.is_some_and(|other| self.node.backend(other).is_err()) {
-            self.record_foreign(id);
-        } else {
-            self.resolve_owner(id, other);
-        }
-    }
-
     /// Decides again who owns what this backend lists and another one owns, which may have gone down since.
-    pub(in crate::proxy) fn claim_again(self, foreign: &[Box<str>]) {
-        for id in foreign {
-            self.resolve_owner(id, self.node.router.owners.owner_of(id));
+    pub(in crate::proxy) fn settle_foreign(self) {
+        for id in self.backend.state.foreign() {
+            let owner = self.node.router.owners.owner_of(&id);
+            self.settle_owner(&id, owner.map_or(Learnt::Ours, Learnt::OwnedBy), SeenIn::Foreign);
         }
     }
 
-    /// Decides who owns an ID that this backend, the claimant, shows and `other` owns.
-    pub(super) fn resolve_owner(self, id: &str, other: Option<InstanceId>) {
-        let Some(other) = other else { return self.backend.state.mark_owned(id) };
-        let holder = self.node.backend(other).ok();
-        if holder.as_ref().is_some_and(|holder| !is_new_owner(self.backend, holder, id)) {
+    /// Decides who owns an ID that this backend, the claimant, shows; `learnt` is what the owners said to it.
+    ///
+    /// | shown in | the holder stays without a further look |
+    /// |---|---|
+    /// | [`SeenIn::List`] | while the claimant is left out of lists: what it took would be in none |
+    /// | [`SeenIn::Frame`] | always: other frames of the list may have been sent already |
+    /// | [`SeenIn::LastKnown`] | while the holder does not run: at a start no backend can tell yet |
+    /// | [`SeenIn::Reply`], [`SeenIn::Foreign`] | never |
+    ///
+    /// Otherwise [`is_new_owner`] decides; of a sandbox that goes over, its containers go with it.
+    pub(super) fn settle_owner(self, id: &str, learnt: Learnt, seen_in: SeenIn) {
+        let Learnt::OwnedBy(owner) = learnt else { return self.backend.state.mark_owned(id) };
+        let holder = self.node.backend(owner).ok();
+        let stays = match seen_in {
+            SeenIn::List => self.node.is_left_out(self.backend),
+            SeenIn::Frame => true,
+            SeenIn::LastKnown => holder.is_none(),
+            SeenIn::Reply | SeenIn::Foreign => false,
+        };
+        if stays || holder.is_some_and(|holder| !is_new_owner(self.backend, &holder, id)) {
             return self.record_foreign(id);
         }
-        self.transfer_to_claimant(id, other);
+        self.transfer_to_claimant(id, owner);
         for container in self.backend.state.containers_of(id) {
-            if self.node.router.owners.owner_of(&container) == Some(other) {
-                self.transfer_to_claimant(&container, other);
+            if self.node.router.owners.owner_of(&container) == Some(owner) {
+                self.transfer_to_claimant(&container, owner);
             }
         }
     }
@@ -67,26 +78,30 @@ impl Learner<'_> {
     }
 }
 
-/// Tells whether `claimant`, which shows this ID, owns it from now on instead of `holder`.
+/// Tells whether `claimant`, which shows this ID, owns it from now on instead of `holder`. The first row that
+/// fits decides:
 ///
 /// | who created it through crimux | where they are | `holder` | it goes to |
 /// |---|---|---|---|
 /// | the claimant alone | | | the claimant |
-/// | the holder alone | | answers, or the claimant is remote | the holder |
+/// | the holder alone | | is not down, or the claimant is remote | the holder |
 /// | | | does not list it any more | the claimant |
 /// | | the claimant is remote, the holder local | | the holder |
 /// | | the claimant is local, the holder remote | | the claimant |
-/// | | | answers | the holder |
-/// | | | cannot be asked | the claimant: a live list beats what was saved |
+/// | | | is not down | the holder |
+/// | | | is down | the claimant: a live list beats what was saved |
 fn is_new_owner(claimant: &Backend, holder: &Backend, id: &str) -> bool {
-    let (by_holder, by_claimant) = (holder.state.has_created(id), claimant.state.has_created(id));
-    let (local, holder_is_local) = (claimant.config().local, holder.config().local);
-    let answers = !matches!(holder.link(), Link::Down { .. });
-    if by_claimant != by_holder && (by_claimant || answers || !local) {
-        return by_claimant;
+    let created_by = |backend: &Backend| backend.state.has_created(id);
+    let is_local = |backend: &Backend| backend.config().local;
+    let is_down = matches!(holder.link(), Link::Down { .. });
+    match (created_by(claimant), created_by(holder)) {
+        (true, false) => true,
+        (false, true) if !is_down || !is_local(claimant) => false,
+        _ if holder.state.was_listed_live() && !holder.state.has_id(id) => true,
+        _ => match (is_local(claimant), is_local(holder)) {
+            (false, true) => false,
+            (true, false) => true,
+            _ => is_down,
+        },
     }
-    if holder.state.was_listed_live() && !holder.state.has_id(id) {
-        return true;
-    }
-    if local == holder_is_local { !answers } else { local }
 }

@@ -1,6 +1,6 @@
 //! Records what a write created, changed or removed.
 
-use super::Learner;
+use super::{Learner, SeenIn};
 use crate::cri::{CREATED_ID, field};
 use crate::error::Error;
 use crate::method::{Kind, Method, OnReply};
@@ -33,9 +33,10 @@ impl Learner<'_> {
             self.backend.state.record_sandbox_created(id, request.encoded);
         }
         let owners = &self.node.router.owners;
-        self.resolve_owner(id, owners.learn_sandbox(id, self.backend.id, record));
+        self.settle_owner(id, owners.learn_sandbox(id, self.backend.id, record), SeenIn::Reply);
         for container in restored {
-            self.resolve_owner(container, owners.learn_container(container, self.backend.id));
+            let learnt = owners.learn_container(container, self.backend.id);
+            self.settle_owner(container, learnt, SeenIn::Reply);
         }
         Ok(id.to_owned())
     }
@@ -50,7 +51,8 @@ impl Learner<'_> {
     ) -> Result<(), Error> {
         let id = self.created_id(method, reply)?;
         self.backend.state.record_container_created(id, sandbox, request);
-        self.resolve_owner(id, self.node.router.owners.learn_container(id, self.backend.id));
+        let learnt = self.node.router.owners.learn_container(id, self.backend.id);
+        self.settle_owner(id, learnt, SeenIn::Reply);
         Ok(())
     }
 

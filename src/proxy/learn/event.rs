@@ -1,6 +1,6 @@
 //! Learns the owners that an event names.
 
-use super::Learner;
+use super::{Learner, SeenIn};
 use crate::cri::{ContainerEventType, PodSandboxState, field, field_path};
 use crate::error::Error;
 use crate::router::SandboxRecord;
@@ -34,12 +34,13 @@ impl Learner<'_> {
             let ready = state == PodSandboxState::SandboxReady as u64;
             let record =
                 SandboxRecord { created_at: created, ready, ..SandboxRecord::new(uid, handler, annotations) };
-            self.resolve_owner(sandbox, owners.learn_sandbox(sandbox, self.backend.id, record));
+            let learnt = owners.learn_sandbox(sandbox, self.backend.id, record);
+            self.settle_owner(sandbox, learnt, SeenIn::Reply);
         }
         for status in wire::items(event, field!(ContainerEventResponse.containers_statuses)) {
             let id = wire::peek_str(status?, &[field!(ContainerStatus.id)])?;
             if !known(id) {
-                self.resolve_owner(id, owners.learn_container(id, self.backend.id));
+                self.settle_owner(id, owners.learn_container(id, self.backend.id), SeenIn::Reply);
             }
         }
         Ok(!self.backend.state.is_foreign(about) && !self.backend.state.is_foreign(sandbox))

@@ -1,6 +1,6 @@
 //! Learns what another process, which this one has taken over from, still creates, changes and removes.
 
-use super::{Learner, sandbox_record};
+use super::{Learner, SeenIn, sandbox_record};
 use crate::proxy::Node;
 use crate::state::{HandedChange, SandboxRef};
 
@@ -27,12 +27,12 @@ impl Learner<'_> {
         match change {
             HandedChange::Sandbox(item) => {
                 if let Ok(facts) = SandboxRef::parse(item) {
-                    let other = owners.learn_sandbox(facts.id, self.backend.id, sandbox_record(&facts));
-                    self.resolve_owner(facts.id, other);
+                    let learnt = owners.learn_sandbox(facts.id, self.backend.id, sandbox_record(&facts));
+                    self.settle_owner(facts.id, learnt, SeenIn::Reply);
                 }
             }
             HandedChange::Container(id) => {
-                self.resolve_owner(id, owners.learn_container(id, self.backend.id));
+                self.settle_owner(id, owners.learn_container(id, self.backend.id), SeenIn::Reply);
             }
             HandedChange::Listed => self.learn_last_known(),
             HandedChange::Stopped(id) => owners.record_ready(id, false),

@@ -99,6 +99,6 @@ fn a_new_config_seen_takes_the_place_of_the_old_one_in_all_sandboxes_of_its_pod(
 #[test]
 fn an_id_at_two_backends_keeps_its_first_owner_and_is_reported() {
     let owners = owners();
-    assert_eq!(owners.learn_container("xyz", A), Some(B));
+    assert_eq!(owners.learn_container("xyz", A), Learnt::OwnedBy(B));
     assert_eq!(owners.find(None, "xyz", None), Lookup::Exact(B));
 }

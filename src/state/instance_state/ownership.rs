@@ -25,15 +25,17 @@ impl InstanceState {
         self.lock().all_ids()
     }
 
-    /// Returns the version of the owners map when the newest list of `kind` was last learnt from.
-    pub fn owners_version(&self, kind: ListKind) -> u64 {
-        self.lock().owners_version[usize::from(kind == ListKind::Containers)]
+    /// Tells whether the owners of the newest list of `kind` were learnt when the map of owners had this
+    /// version, so that an equal list teaches nothing. False for lists that name no owners.
+    pub fn is_learnt_at(&self, kind: ListKind, version: u64) -> bool {
+        self.lock().learnt_at.get_mut(kind).is_some_and(|at| *at == Some(version))
     }
 
-    /// Records the version of the owners map when the newest list of `kind` was learnt from.
-    pub fn set_owners_version(&self, kind: ListKind, version: u64) {
-        if matches!(kind, ListKind::Sandboxes | ListKind::Containers) {
-            self.lock().owners_version[usize::from(kind == ListKind::Containers)] = version;
+    /// Records the version of the map of owners at which the newest list of `kind` was learnt from; `None`
+    /// makes the next list be learnt from, though it is equal.
+    pub fn set_learnt_at(&self, kind: ListKind, version: Option<u64>) {
+        if let Some(at) = self.lock().learnt_at.get_mut(kind) {
+            *at = version;
         }
     }
 

@@ -133,7 +133,7 @@ impl KnownState {
     /// numbers of its own: every change that this process has recorded counts as later. Returns false if the
     /// backend was listed here, or the delta cannot be applied.
     pub(in crate::state) fn apply_handed_delta(&mut self, mut delta: Delta) -> bool {
-        if self.listed {
+        if self.listed_live {
             return false;
         }
         let (seq, last_record) = (self.seq, self.last_record);

@@ -46,6 +46,8 @@ mod timeline;
 mod upgrade;
 mod verdict;
 
+pub(crate) use verdict::RUNBOOK;
+
 /// Permission bits of the admin socket: a process that may connect may command crimux.
 const SOCKET_MODE: u32 = 0o600;
 

@@ -47,6 +47,8 @@ mod writer;
 const HOUSEKEEPING: Duration = Duration::from_secs(5);
 /// Period of [`timer_keepalive`]; shorter than any deadline of a call.
 const TIMER_PERIOD: Duration = Duration::from_millis(500);
+/// The shortest stall of the thread of the calls that is logged.
+const LOGGED_STALL: Duration = Duration::from_secs(5);
 /// Free bytes that the heap keeps between two runs of [`trim_heap`]: several parts of a large list.
 const KEEP_FREE: usize = 8 << 20;
 
@@ -141,7 +143,9 @@ impl App {
         let mut writer = Writer::default();
         writer.start(&store, &shutdown);
         let (mut servers, relay_shutdown) = (servers(&node, &shutdown), Shutdown::default());
-        tracing::info!(listen = %listener.path().display(), backends = config.backends.len(), "serving");
+        let (sandboxes, containers) = node.router.owners.count_all();
+        let backends_named = config.backends.len();
+        tracing::info!(listen = %listener.path().display(), backends = backends_named, sandboxes, containers, "serving");
         let proxy = Proxy::new(Arc::clone(&node), None);
         servers.spawn("listen", &Handle::current(), listener.serve(proxy, shutdown.clone()));
         servers.spawn("relay", side.handle(), Arc::clone(&relay).run(relay_shutdown.clone()));
@@ -361,7 +365,15 @@ async fn timer_keepalive(metrics: Arc<Metrics>) {
     loop {
         let due = Instant::now() + TIMER_PERIOD;
         tokio::time::sleep_until(due).await;
-        metrics.record_stall(due.elapsed());
+        let stall = due.elapsed();
+        metrics.stalls.record(stall);
+        if stall >= LOGGED_STALL {
+            let seconds = stall.as_secs();
+            tracing::warn!(
+                seconds,
+                "no call was answered meanwhile: crimux was stopped, or the node is overloaded"
+            );
+        }
     }
 }
 

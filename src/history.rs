@@ -172,6 +172,11 @@ impl RecentEvents {
         lock(&self.requested_handlers).get(sandbox).cloned()
     }
 
+    /// Counts the sandboxes that were requested with this handler since the start and are not removed.
+    pub fn count_requests_for(&self, handler: &str) -> usize {
+        lock(&self.requested_handlers).values().filter(|requested| &***requested == handler).count()
+    }
+
     /// Returns the handlers that sandboxes were requested with, by sandbox.
     pub fn requested_handlers(&self) -> HashMap<Box<str>, Box<str>> {
         lock(&self.requested_handlers).clone()
@@ -206,6 +211,13 @@ impl RecentEvents {
     /// Returns the changes of a backend's state, oldest first: those of the last hour, and the one before.
     pub fn states(&self, backend: &str) -> Vec<StateChange> {
         lock(&self.states).get(backend).map(|changes| changes.iter().copied().collect()).unwrap_or_default()
+    }
+
+    /// Returns since when a backend has been in this state; `None` if it was in another when the states were
+    /// recorded last.
+    pub fn state_since(&self, backend: &str, state: &str) -> Option<SystemTime> {
+        let states = lock(&self.states);
+        states.get(backend)?.back().filter(|change| change.state == state).map(|change| change.at)
     }
 
     /// Tells whether the last reload failed, so that the file is not what is current.

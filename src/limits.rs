@@ -54,8 +54,10 @@ struct ClientConnection {
     calls: AtomicUsize,
     /// [`ClientLimits::ended_calls`] when its last call ended, or when it was accepted.
     last_used: AtomicU64,
-    /// Cancelled when it is to make room for another one.
+    /// Cancelled when it is to make room for another one soon.
     evicted: CancellationToken,
+    /// Cancelled when another one has its slot.
+    replaced: CancellationToken,
 }
 
 /// The slot of one connection; given back when dropped.
@@ -97,9 +99,10 @@ impl ClientLimits {
         }
     }
 
-    /// Takes a slot for a connection; `None` if all are taken. Of the last eighth of the slots each is
-    /// taken at the cost of the connection that has been idle for the longest time: a client that never
-    /// closes its connections, as critest, locks out neither others nor itself.
+    /// Takes a slot for a connection; `None` if all are taken and none is idle. Of the last eighth of the slots
+    /// each is taken at the cost of the connection that has been idle for the longest time: a client that never
+    /// closes its connections, as critest, locks out neither others nor itself. If no slot is free, such a
+    /// connection gives its own at once.
     pub fn accept_connection(self: &Arc<Self>) -> Option<ConnectionSlot> {
         let limit = self.current().connections;
         let mut connections = lock(&self.connections);
@@ -107,7 +110,7 @@ impl ClientLimits {
         if open >= limit - limit / 8 {
             connections.evict_idle();
         }
-        if open >= limit {
+        if open >= limit && !connections.replace_idle() {
             drop(connections);
             self.note_reached(0);
             return None;
@@ -117,6 +120,7 @@ impl ClientLimits {
             calls: AtomicUsize::new(0),
             last_used: AtomicU64::new(self.ended_calls.load(Ordering::Relaxed)),
             evicted: CancellationToken::new(),
+            replaced: CancellationToken::new(),
         });
         let number = connections.count;
         connections.count += 1;
@@ -161,13 +165,32 @@ impl ClientLimits {
 impl Connections {
     /// Evicts the connection without a call in flight that was used before all others of that kind.
     fn evict_idle(&self) {
-        let is_idle = |connection: &&Arc<ClientConnection>| {
-            connection.calls.load(Ordering::Relaxed) == 0 && !connection.evicted.is_cancelled()
-        };
-        let idle = self.open.values().filter(is_idle);
-        if let Some(oldest) = idle.min_by_key(|connection| connection.last_used.load(Ordering::Relaxed)) {
+        let staying = self.idle().filter(|(_, connection)| !connection.evicted.is_cancelled());
+        if let Some((_, oldest)) = staying.min_by_key(|(_, connection)| connection.last_used()) {
             oldest.evicted.cancel();
         }
+    }
+
+    /// Frees the slot of the connection without a call in flight that was used before all others of that kind,
+    /// which has not closed itself since it was evicted. Returns false if every connection is used.
+    fn replace_idle(&mut self) -> bool {
+        let Some((&number, oldest)) = self.idle().min_by_key(|(_, connection)| connection.last_used()) else {
+            return false;
+        };
+        oldest.replaced.cancel();
+        self.open.remove(&number);
+        true
+    }
+
+    /// Returns the connections without a call in flight.
+    fn idle(&self) -> impl Iterator<Item = (&u64, &Arc<ClientConnection>)> {
+        self.open.iter().filter(|(_, connection)| connection.calls.load(Ordering::Relaxed) == 0)
+    }
+}
+
+impl ClientConnection {
+    fn last_used(&self) -> u64 {
+        self.last_used.load(Ordering::Relaxed)
     }
 }
 
@@ -179,9 +202,14 @@ impl ConnectionSlot {
         OpenStream(Arc::clone(&self.connection))
     }
 
-    /// Completes when the connection is to make room for another one.
+    /// Completes when the connection is to make room for another one soon.
     pub async fn evicted(&self) {
         self.connection.evicted.cancelled().await;
+    }
+
+    /// Completes when another connection has the slot.
+    pub async fn replaced(&self) {
+        self.connection.replaced.cancelled().await;
     }
 
     /// Returns whether a call is in flight.
@@ -246,11 +274,27 @@ mod tests {
         slots.push(current.accept_connection().unwrap());
         assert_eq!(evicted(&slots), [2], "0 has a call in flight, 1 had one lately");
         slots.push(current.accept_connection().unwrap());
-        assert!(current.accept_connection().is_none(), "all slots are taken");
-        assert_eq!(evicted(&slots), [2, 3, 4], "the next attempt finds room");
+        slots.push(current.accept_connection().unwrap());
+        assert_eq!(evicted(&slots), [2, 3, 4]);
+        assert!(slots[2].connection.replaced.is_cancelled(), "no slot was free");
+        assert_eq!(current.open(), (16, 1));
         current.replace(&limits(8));
         assert_eq!(evicted(&slots).len(), 3 + 8);
         drop(slots);
         assert_eq!(current.open(), (0, 1));
+    }
+
+    #[test]
+    fn a_connection_is_refused_only_if_all_are_used() {
+        let current = ClientLimits::new(&limits(2), &Metrics::new().unwrap());
+        let slots = [(); 2].map(|()| current.accept_connection().unwrap());
+        let mut calls = slots.each_ref().map(|slot| Some(slot.open_stream()));
+        assert!(current.accept_connection().is_none());
+        calls[1] = None;
+        let third = current.accept_connection().unwrap();
+        assert!(!slots[0].connection.replaced.is_cancelled() && slots[1].connection.replaced.is_cancelled());
+        drop(slots);
+        assert_eq!(current.open(), (1, 1), "the third keeps its slot");
+        drop(third);
     }
 }

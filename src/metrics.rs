@@ -8,9 +8,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use prometheus::core::Collector;
-use prometheus::{
-    Gauge, Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry,
-};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 use tonic::Code;
 
 use crate::config::RESTART_KEYS;
@@ -23,15 +21,19 @@ mod backends;
 mod clients;
 mod exemplars;
 mod left_out;
+mod node;
 mod older_processes;
 mod registration;
+mod stalls;
 mod state;
 
 pub use backends::{BackendSample, STATES};
 pub use clients::ClientGauges;
 pub use exemplars::{Exemplar, Exemplars};
 pub use left_out::LeftOutMetrics;
+pub use node::NodeGauges;
 pub use older_processes::OlderProcessGauges;
+pub use stalls::StallMetrics;
 pub use state::{StateMetrics, StateSample};
 
 /// From a tenth of a millisecond, where forwarded calls live, to the minutes of a pull.
@@ -56,6 +58,8 @@ pub struct Metrics {
     request_duration: HistogramVec,
     backend_duration: HistogramVec,
     backends: BackendGauges,
+    /// Whether the node works.
+    pub node: NodeGauges,
     lists_stale: IntCounterVec,
     /// Counters of what answers with code OK lacked.
     pub left_out: LeftOutMetrics,
@@ -71,8 +75,8 @@ pub struct Metrics {
     /// What is written to `state_dir`.
     pub state: StateMetrics,
     events_dropped_clients: IntCounter,
-    stall: Histogram,
-    longest_stall: Gauge,
+    /// How long the thread of the calls did not get to its timers.
+    pub stalls: StallMetrics,
     limits_reached: IntCounterVec,
     /// What clients have open.
     pub clients: ClientGauges,
@@ -119,6 +123,7 @@ impl Metrics {
                 &BUCKETS,
             )?,
             backends: BackendGauges::new(&make)?,
+            node: NodeGauges::new(&make)?,
             lists_stale: make.counters(
                 "lists_stale_total",
                 "Lists answered from last-known state.",
@@ -152,13 +157,7 @@ impl Metrics {
                 "events_dropped_clients_total",
                 "Event streams ended because the client was slow.",
             )?,
-            stall: make.histogram(
-                "thread_stall_seconds",
-                "How late the thread of the calls woke up, measured twice a second.",
-                &BUCKETS,
-            )?,
-            longest_stall: make
-                .float_gauge("thread_longest_stall_seconds", "The longest of these since the start.")?,
+            stalls: StallMetrics::new(&make)?,
             limits_reached: make.counters(
                 "limits_reached_total",
                 "Limits that clients reached.",
@@ -234,16 +233,6 @@ impl Metrics {
     /// Counts event streams that ended because their client was slow.
     pub fn count_dropped_event_clients(&self, clients: usize) {
         self.events_dropped_clients.inc_by(clients as u64);
-    }
-
-    /// Records how long the thread of the calls did not get to its timers.
-    pub fn record_stall(&self, stall: Duration) {
-        let seconds = stall.as_secs_f64();
-        self.stall.observe(seconds);
-        // Only the thread of the calls sets it.
-        if seconds > self.longest_stall.get() {
-            self.longest_stall.set(seconds);
-        }
     }
 
     /// Counts a reload, and sets the gauge of the last one.

@@ -160,7 +160,9 @@ impl Call {
             Route::Owner(kind, on_unknown) => self.forward_to_owner(method, kind, on_unknown, message).await,
             Route::Handler(field) => Box::pin(self.create_on_handler(field, message)).await,
             Route::Image(image_call) => Box::pin(self.forward_to_store(method, image_call, message)).await,
-            Route::FanOut(list) => Box::pin(self.fan_out(method, list, message)).await,
+            Route::FanOut(list) => Box::pin(self.fan_out(method, list, message))
+                .await
+                .inspect_err(|error| self.node.log_refused_list(method, error)),
             Route::Broadcast => Box::pin(self.broadcast(method, message)).await,
             Route::Local(answer) => Box::pin(self.answer_locally(answer, &message)).await,
             Route::StreamList(list) => Box::pin(self.stream_list(method, list, message)).await,

@@ -128,7 +128,8 @@ async fn serve_connection(stream: UnixStream, mut proxy: Proxy, slot: Connection
     }
     let mut client = http2::handshake(stream, proxy.limits().http2());
     let (mut draining, mut evicted) = (pin!(shutdown.into_begun()), pin!(slot.evicted()));
-    let (mut is_closing, mut is_evicted) = (false, false);
+    let mut replaced = pin!(slot.replaced());
+    let (mut is_closing, mut is_evicted, mut is_replaced) = (false, false, false);
     let mut unanswered = pin!(tokio::time::sleep(Duration::MAX));
     loop {
         let call = tokio::select! {
@@ -143,6 +144,12 @@ async fn serve_connection(stream: UnixStream, mut proxy: Proxy, slot: Connection
                 (is_closing, is_evicted) = (true, true);
                 client.graceful_shutdown();
                 unanswered.as_mut().reset(Instant::now() + EVICTION_TIMEOUT);
+                continue;
+            }
+            () = &mut replaced, if !is_replaced => {
+                (is_closing, is_evicted, is_replaced) = (true, true, true);
+                client.graceful_shutdown();
+                unanswered.as_mut().reset(Instant::now());
                 continue;
             }
             () = &mut unanswered, if is_evicted => {

@@ -39,12 +39,24 @@ pub struct StatusView {
     /// The last new sandbox that was refused; absent if none was since the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_refusal: Option<RefusalView>,
+    /// What clients have open; absent from a crimux that does not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<ClientsView>,
     /// Processes that were replaced and still finish calls, the latest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub older_processes: Vec<OlderProcessView>,
     /// The judgement of the node.
     #[serde(default)]
     pub verdict: VerdictView,
+}
+
+/// What clients have open on the CRI sockets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClientsView {
+    /// Open connections. kubelet has two as long as it runs, one for each service.
+    pub connections: usize,
+    /// Calls under way, event streams included.
+    pub calls: usize,
 }
 
 /// A new sandbox that was not created.

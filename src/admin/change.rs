@@ -5,6 +5,7 @@
 //! would list the same objects again. All changes survive a restart, through the journal of the last-known
 //! state; `forget` is on the disk before it is answered.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -197,23 +198,50 @@ pub(crate) fn plan_reload(node: &Node, config: &Config) -> ReloadReport {
     let steps = plan.steps.iter().filter(|step| step.meaning != Meaning::Same).map(ToString::to_string);
     let removed = plan.removed.iter().filter(|removal| !removal.was_removed).map(ToString::to_string);
     let old = node.config();
-    let held = plan.removed.iter().filter(|removal| removal.pods > 0);
-    let (names, pods): (Vec<_>, Vec<_>) = held.map(|removal| (removal.label.as_str(), removal.pods)).unzip();
-    let refused = (old.state_dir != config.state_dir && !pods.is_empty()).then(|| {
-        let (names, pods, old) = (names.join(", "), pods.iter().sum::<usize>(), old.state_dir.display());
-        format!(
-            "state_dir: {pods} pods are on backends that the file does not name ({names}), which only {old} remembers: \
-             the next start would not know of them"
-        )
-    });
+    let refused = (old.state_dir != config.state_dir).then(|| pods_to_forget(node, &plan, &old)).flatten();
     ReloadReport {
         file: String::new(),
         applied: false,
-        plan: steps.chain(removed).collect(),
+        plan: steps.chain(removed).chain(removed_handlers(node, &old, config)).collect(),
         restart: old.restart_keys(config).into_iter().map(str::to_owned).collect(),
         refused,
         error: None,
     }
+}
+
+/// Says which pods a start with another `state_dir` would not know of; `None` if all backends would list theirs.
+fn pods_to_forget(node: &Node, plan: &Plan, old: &Config) -> Option<String> {
+    let removed = plan.removed.iter().filter(|removal| removal.pods > 0);
+    let mut held: BTreeMap<String, usize> =
+        removed.map(|removal| (removal.label.clone(), removal.pods)).collect();
+    for backend in node.backends().iter().filter(|backend| !backend.is_up()) {
+        let (sandboxes, _) = node.router.owners.count(backend.id);
+        if sandboxes > 0 {
+            held.insert(backend.name.to_string(), sandboxes);
+        }
+    }
+    let (pods, old) = (held.values().sum::<usize>(), old.state_dir.display());
+    let names: Vec<_> = held.into_keys().collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "state_dir: {pods} pods are on backends that are down or not in the file ({}), and only {old} remembers them: \
+             the next start would not know of them",
+            names.join(", ")
+        )
+    })
+}
+
+/// Says which handlers are not in the new configuration, and how many sandboxes asked for them.
+fn removed_handlers(node: &Node, old: &Config, new: &Config) -> Vec<String> {
+    let removed = old.handlers.keys().filter(|handler| !new.handlers.contains_key(*handler));
+    let line = |handler: &String| {
+        let asked = match node.history.count_requests_for(handler) {
+            0 => String::new(),
+            sandboxes => format!(", and {sandboxes} of those created since the start asked for it"),
+        };
+        format!("{}: removed; its new sandboxes are refused{asked}", handler_label(handler))
+    };
+    removed.map(line).collect()
 }
 
 pub(super) fn change_result(message: String, warnings: Vec<String>) -> Json<ChangeResult> {

@@ -9,7 +9,8 @@ use axum::response::{IntoResponse, Response};
 use prometheus::TextEncoder;
 use prost::Message;
 
-use crate::admin::{AdminState, openmetrics};
+use crate::admin::api::Level;
+use crate::admin::{AdminState, openmetrics, read};
 use crate::backend::Backend;
 use crate::cri::VersionResponse;
 use crate::method::Rpc;
@@ -18,7 +19,7 @@ use crate::proxy::Node;
 use crate::state::Life;
 
 pub(super) async fn scrape(State(state): State<Arc<AdminState>>, headers: HeaderMap) -> Response {
-    refresh(&state.node);
+    refresh(&state);
     let metrics = &state.node.metrics;
     match TextEncoder::new().encode_to_string(&metrics.registry().gather()) {
         Ok(text) if prefers_openmetrics(&headers) => {
@@ -48,7 +49,8 @@ pub(super) fn prefers_openmetrics(headers: &HeaderMap) -> bool {
     weights[0] > 0.0 && weights[0] >= weights[1]
 }
 
-fn refresh(node: &Node) {
+fn refresh(state: &AdminState) {
+    let node = &*state.node;
     let backends = node.backends();
     let samples: Vec<_> = backends.iter().map(|backend| sample(node, backend)).collect();
     node.metrics.refresh(&samples);
@@ -60,6 +62,12 @@ fn refresh(node: &Node) {
     let (connections, streams) = node.limits().open();
     node.metrics.clients.set(connections, streams);
     node.metrics.older_processes.set(&node.history.older_processes());
+    let is_ready = read::compose_status(state).verdict.level != Level::NotReady;
+    let routes = read::all_routes(node);
+    let handlers = routes
+        .iter()
+        .map(|route| (route.handler.as_str(), !route.targets.iter().any(|target| target.takes_new)));
+    node.metrics.node.set(is_ready, handlers);
 }
 
 fn certificates(backend: &Backend) -> Vec<(&'static str, SystemTime)> {

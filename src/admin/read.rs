@@ -14,9 +14,9 @@ use axum::http::StatusCode;
 use prost::Message;
 
 use crate::admin::api::{
-    AimView, BackendView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView, OlderProcessView, PodView,
-    PodsView, RefusalView, ReloadView, ReloadsView, RouteView, RoutesView, StateView, StatusView, TargetView,
-    VerdictView,
+    AimView, BackendView, ClientsView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView,
+    OlderProcessView, PodView, PodsView, RefusalView, ReloadView, ReloadsView, RouteView, RoutesView,
+    StateView, StatusView, TargetView, VerdictView,
 };
 use crate::admin::{AdminState, verdict};
 use crate::backend::{Backend, Condition, Link};
@@ -113,6 +113,11 @@ fn older_process_view(older: OlderProcess) -> OlderProcessView {
     OlderProcessView { pid, version, since, calls, streams }
 }
 
+fn clients_view(node: &Node) -> ClientsView {
+    let (connections, calls) = node.limits().open();
+    ClientsView { connections, calls }
+}
+
 /// Composes the status of the node.
 pub(super) fn compose_status(state: &AdminState) -> StatusView {
     let node = &state.node;
@@ -153,6 +158,7 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
             handler: refusal.handler,
             reason: refusal.reason,
         }),
+        clients: Some(clients_view(node)),
         older_processes: node.history.older_processes().into_iter().map(older_process_view).collect(),
         verdict: VerdictView::default(),
     };
@@ -233,7 +239,14 @@ fn backend_view(node: &Node, backend: &Backend) -> BackendView {
         Link::Down { since, .. } => (Some(since), None),
         Link::Up { since, api, .. } => (Some(since), Some(api.version().to_owned())),
     };
-    let since = if state == Condition::Late { backend.health.first_late_since().or(since) } else { since };
+    // A connection outlasts a backend that is late, and a drain.
+    let since = match state {
+        Condition::Late => backend.health.first_late_since().or(since),
+        Condition::Ready | Condition::Draining => {
+            since.max(node.history.state_since(&backend.name, state.word()))
+        }
+        Condition::Joining | Condition::Down => since,
+    };
     BackendView {
         name: backend.name.to_string(),
         id: backend.id.0,

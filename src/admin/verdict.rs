@@ -1,17 +1,19 @@
 //! The judgement of the node in one line: what is wrong, what it means, and what to do next.
 
+use std::collections::BTreeSet;
 use std::time::SystemTime;
 
 use crate::admin::api::{BackendView, HttpView, Level, RouteView, StatusView, VerdictView};
 use crate::admin::duration;
 
 /// Where the package installs the runbook; its sections are named like the alerts.
-const RUNBOOK: &str = "/usr/share/doc/crimux/runbook.md";
+pub(crate) const RUNBOOK: &str = "/usr/share/doc/crimux/runbook.md";
 
 /// Judges a status and the routes of the same moment.
 pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
-    let ready = status.backends.iter().filter(|backend| backend.state == "ready").count();
-    let summary = format!("{ready} of {} backends ready", status.backends.len());
+    let configured = || status.backends.iter().filter(|backend| backend.configured);
+    let ready = configured().filter(|backend| backend.state == "ready").count();
+    let summary = format!("{ready} of {} backends ready", configured().count());
     let mut parts: Vec<_> = status.backends.iter().filter_map(backend_problem).collect();
     parts.extend(status.backends.iter().filter_map(unready));
     let mut section = status.backends.iter().find_map(runbook_section);
@@ -42,12 +44,18 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     } else if outage {
         parts.push("the node stays Ready".to_owned());
     }
+    let drained = drained_handlers(routes);
+    if removed_backends(status).next().is_some() {
+        section = section.or(Some("crimuxbackendnotconfigured"));
+    } else if drained.is_some() {
+        section = section.or(Some("crimuxhandlerrefused"));
+    }
     let ok = parts.is_empty().then(|| summary.clone());
     let text = ok
         .into_iter()
         .chain(parts)
         .chain(removed_backends(status))
-        .chain(drained_handlers(routes))
+        .chain(drained)
         .collect::<Vec<_>>()
         .join("; ");
     VerdictView { level, summary, text, next: section.map(|section| format!("{RUNBOOK}#{section}")) }
@@ -120,15 +128,40 @@ fn removed_backends(status: &StatusView) -> impl Iterator<Item = String> {
     })
 }
 
-/// Names the handlers whose new sandboxes are refused because the operator drained their backends. That is no
-/// outage, but the reason why pods do not start.
+/// Names the handlers whose new sandboxes are refused because the operator drained their backends, and how that
+/// is taken back. That is no outage, but the reason why pods do not start.
 fn drained_handlers(routes: &[RouteView]) -> Option<String> {
-    let drained = routes.iter().filter(|route| {
-        route.refused.is_some() && route.targets.iter().all(|target| target.state == "draining")
-    });
-    let names: Vec<_> = drained.map(|route| crate::error::handler_label(&route.handler)).collect();
-    (!names.is_empty())
-        .then(|| format!("new sandboxes of {} refused: drained by the operator", names.join(", ")))
+    let drained: Vec<_> = routes
+        .iter()
+        .filter(|route| {
+            route.refused.is_some() && route.targets.iter().all(|target| target.state == "draining")
+        })
+        .collect();
+    let names: Vec<_> = drained.iter().map(|route| crate::error::handler_label(&route.handler)).collect();
+    let backends: BTreeSet<_> = drained
+        .iter()
+        .flat_map(|route| &route.targets)
+        .filter(|target| target.weight > 0)
+        .map(|target| format!("crimux backend undrain {}", target.backend))
+        .collect();
+    (!names.is_empty()).then(|| {
+        let undrain = backends.into_iter().collect::<Vec<_>>().join(", ");
+        format!("new sandboxes of {} refused: drained by the operator ({undrain})", names.join(", "))
+    })
+}
+
+/// Says what a restart would change. Another `state_dir` is empty: what a backend that is down owns would be
+/// unknown.
+fn restart_needed(status: &StatusView) -> String {
+    let keys = status.reloads.restart_keys.join(", ");
+    if status.reloads.restart_keys.iter().any(|key| key == "state_dir") {
+        let dir = &status.state.dir;
+        return format!(
+            "{keys} changed in the file: take that back, or stop crimux, copy {dir} to the new state_dir and start it; \
+             without the copy the pods of backends that are down are unknown"
+        );
+    }
+    format!("{keys} changed in the file: restart crimux to apply")
 }
 
 /// Problems of crimux itself, each with its section of the runbook.
@@ -140,17 +173,17 @@ fn other_problems(status: &StatusView) -> Vec<(String, Option<&'static str>)> {
         problems.push((problem, Some("crimuxidconflict")));
     }
     if let Some(problem) = &status.state.problem {
-        problems.push((format!("state is not saved: {problem}"), Some("crimuxstatenotwritable")));
+        let dir = &status.state.dir;
+        let problem =
+            format!("state is not saved in {dir}: {problem}; restart neither crimux nor a backend meanwhile");
+        problems.push((problem, Some("crimuxstatenotwritable")));
     }
     if let Some(problem) = status.reloads.last.as_ref().and_then(|last| last.problem.as_ref()) {
-        problems.push((format!("the last reload failed: {problem}"), Some("crimuxconfigreloadfailed")));
+        let problem = format!("the last reload failed, the configuration before it stays current: {problem}");
+        problems.push((problem, Some("crimuxconfigreloadfailed")));
     }
     if !status.reloads.restart_keys.is_empty() {
-        let keys = status.reloads.restart_keys.join(", ");
-        problems.push((
-            format!("{keys} changed in the file: restart crimux to apply"),
-            Some("crimuxrestartneeded"),
-        ));
+        problems.push((restart_needed(status), Some("crimuxrestartneeded")));
     }
     if let HttpView { address: Some(address), problem: Some(problem) } = &status.admin_http {
         problems.push((format!("admin.http does not listen on {address}: {problem}"), Some("crimuxabsent")));

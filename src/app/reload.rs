@@ -87,6 +87,9 @@ impl Reloads {
             return (ReloadResult::Failed, planned);
         }
         warn_of_prefix(&old, &config, &self.node);
+        for handler in old.handlers.keys().filter(|handler| !config.handlers.contains_key(*handler)) {
+            tracing::warn!(handler, "handler removed: its new sandboxes are refused");
+        }
         telemetry::log_warnings(&config);
         self.file = config.clone();
         let config = config.in_force(&self.started_with);

@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use crate::admin::api::ErrorBody;
-use crate::admin::socket_note;
+use crate::admin::{RUNBOOK, socket_note};
 use crate::cli::output::Format;
 use crate::config::{self, Config};
 
@@ -127,7 +127,7 @@ impl AdminClient {
             let (socket, timeout) = (socket.display(), humantime::format_duration(self.timeout));
             format!(
                 "crimux did not answer on {socket} within {timeout}: is its process stopped, or the node overloaded? \
-                 (systemctl status crimux; --timeout waits longer)"
+                 (systemctl status crimux; --timeout waits longer) See {RUNBOOK}#crimuxabsent"
             )
         };
         let (status, body) = answered.await.map_err(|_| anyhow::anyhow!(no_answer()))??;
@@ -219,7 +219,10 @@ fn unreachable(socket: &Path, error: &io::Error) -> String {
              until its restart)"
         ),
         io::ErrorKind::ConnectionRefused => {
-            format!("nobody listens on {socket}: crimux has ended (systemctl status crimux)")
+            format!(
+                "nobody listens on {socket}: crimux has ended (systemctl status crimux); kubelet reports the node \
+                 NotReady after 30 s. See {RUNBOOK}#crimuxabsent"
+            )
         }
         io::ErrorKind::PermissionDenied => format!("{socket}: permission denied; only root may (try sudo)"),
         _ => format!("{socket}: {error}"),

@@ -11,7 +11,7 @@ use crate::admin::api::{AimView, ImagesView, Level, PodView, PodsView, RouteView
 use crate::admin::duration;
 use crate::admin::explain::ExplanationView;
 use crate::cli::client::{ReadArgs, segment};
-use crate::cli::output::{self, Format, bad, or_dash, since, table};
+use crate::cli::output::{self, Format, bad, or_dash, since, table, warn};
 use crate::cli::status_table::status_table;
 
 /// How often `status --watch` asks.
@@ -229,6 +229,7 @@ fn routes_table(routes: &[RouteView]) -> String {
     let rows = routes.iter().flat_map(|route| {
         route.targets.iter().map(|target| {
             let new = match (target.takes_new, &route.refused) {
+                (true, _) if target.state == "late" => warn("taken, and wait for it"),
                 (true, _) => "taken".to_owned(),
                 (false, Some(why)) => bad(&format!("refused: {why}")),
                 (false, None) => "none".to_owned(),

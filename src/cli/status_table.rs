@@ -113,9 +113,15 @@ fn notes(backend: &BackendView) -> Vec<String> {
 }
 
 fn own_lines(status: &StatusView) -> String {
-    let StatusView { version, started_at, default_backend, state, reloads, .. } = status;
+    let StatusView { version, started_at, default_backend, state, reloads, clients, .. } = status;
+    let clients = match clients.as_ref().map(|clients| clients.connections) {
+        None => String::new(),
+        Some(0) => format!(", {}", warn("no client is connected")),
+        Some(1) => ", 1 client connection".to_owned(),
+        Some(connections) => format!(", {connections} client connections"),
+    };
     let mut text =
-        format!("\ncrimux {version}, up {}, default backend {default_backend}\n", since(started_at));
+        format!("\ncrimux {version}, up {}, default backend {default_backend}{clients}\n", since(started_at));
     if !matches!(status.config_file.as_str(), "" | config::DEFAULT_PATH) {
         _ = writeln!(text, "configuration {}", status.config_file);
     }

@@ -1,4 +1,4 @@
-//! The log of failed commands: kubelet tries them again until they succeed, so one that keeps failing is a
+//! The log of failed commands and refused lists: kubelet tries them again until they succeed, so one that keeps failing is a
 //! pod that never starts or never ends.
 //!
 //! A line names the pod and the backend's words. There is at most one a minute for each backend and method,
@@ -12,6 +12,7 @@ use crate::backend::Backend;
 use crate::cri::OBJECT_ID;
 use crate::error::Error;
 use crate::method::{Method, Route};
+use crate::mutex::lock;
 use crate::proxy::Node;
 use crate::proxy::creation::OwnedPodName;
 use crate::proxy::failed_commands::Failure;
@@ -33,6 +34,15 @@ impl Failure {
 }
 
 impl Node {
+    /// Logs, once a minute, that lists are refused because a backend was never listed.
+    pub(super) fn log_refused_list(&self, method: &'static Method, error: &Error) {
+        if matches!(error, Error::NeverListed(_))
+            && let Some(lists) = lock(&self.refused_lists_log).count(1)
+        {
+            tracing::warn!(method = method.name, %error, lists, "lists are refused");
+        }
+    }
+
     /// Logs that a command to this backend failed, if it did.
     pub(super) fn log_failed_command(
         &self,

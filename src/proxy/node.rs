@@ -68,6 +68,8 @@ pub struct Node {
     backends: ArcSwap<Vec<Arc<Backend>>>,
     /// Counts comparisons that found two backends listing the same IDs.
     pub(super) conflicts_log: Mutex<LogLimit>,
+    /// Counts lists that were refused because a backend was never listed.
+    pub(super) refused_lists_log: Mutex<LogLimit>,
     /// What was logged of IDs without a known owner.
     pub(super) unknown_ids: UnknownIds,
     /// What was logged of failed commands.
@@ -103,6 +105,7 @@ impl Node {
             config: ArcSwap::from_pointee(config),
             backends: ArcSwap::default(),
             conflicts_log: Mutex::default(),
+            refused_lists_log: Mutex::default(),
             unknown_ids: UnknownIds::default(),
             failed_commands: FailedCommands::default(),
             moved_listed: Notify::new(),

@@ -312,7 +312,16 @@ impl Owners {
 
     /// Counts the sandboxes and containers of `backend`.
     pub fn count(&self, backend: InstanceId) -> (usize, usize) {
-        self.map.iter().filter(|entry| entry.backend == backend).fold((0, 0), |(s, c), entry| {
+        self.count_where(|owner| owner == backend)
+    }
+
+    /// Counts the sandboxes and containers of all backends.
+    pub fn count_all(&self) -> (usize, usize) {
+        self.count_where(|_| true)
+    }
+
+    fn count_where(&self, matches: impl Fn(InstanceId) -> bool) -> (usize, usize) {
+        self.map.iter().filter(|entry| matches(entry.backend)).fold((0, 0), |(s, c), entry| {
             match entry.kind {
                 Kind::Sandbox => (s + 1, c),
                 Kind::Container => (s, c + 1),

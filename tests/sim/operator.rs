@@ -119,7 +119,8 @@ async fn a_mended_file_ends_the_failure_of_a_reload() {
     assert_eq!(running.metric("crimux_config_last_reload_successful").await, Some(0.0));
     let (_, table, _) = on(&running, &["status"], "").await;
     assert!(
-        table.starts_with("DEGRADED: the last reload failed: ") && table.contains("not valid YAML"),
+        table.starts_with("DEGRADED: the last reload failed, the configuration before it stays current: ")
+            && table.contains("not valid YAML"),
         "{table}"
     );
     reload(&running, &good, "unchanged").await;
@@ -352,7 +353,11 @@ async fn a_route_shows_which_target_takes_new_sandboxes() {
     let (code, verdict, _) = on(&running, &["status", "--check"], "").await;
     assert_eq!(
         (code, verdict.trim()),
-        (0, "OK: 1 of 2 backends ready; new sandboxes of handler b refused: drained by the operator")
+        (
+            0,
+            "OK: 1 of 2 backends ready; new sandboxes of handler b refused: drained by the operator \
+             (crimux backend undrain b). See /usr/share/doc/crimux/runbook.md#crimuxhandlerrefused"
+        )
     );
     let route = document(&running, &["route", "split"]).await;
     let takes: Vec<_> =

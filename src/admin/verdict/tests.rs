@@ -59,7 +59,7 @@ fn each_state_has_its_level_its_words_and_its_section() {
             of_b(json!({ "configured": false })),
             Ok,
             "b is not in the configuration",
-            None,
+            Some("crimuxbackendnotconfigured"),
         ),
         (
             "not implemented there",
@@ -164,14 +164,14 @@ fn each_state_has_its_level_its_words_and_its_section() {
             "disk full",
             json!({ "state": { "problem": "ENOSPC" } }),
             Degraded,
-            "state is not saved: ENOSPC",
+            "state is not saved in /s: ENOSPC; restart neither",
             Some("crimuxstatenotwritable"),
         ),
         (
             "reload failed",
             json!({ "reloads": { "last": { "at": "", "result": "failed", "problem": "f:1:1: x" } } }),
             Degraded,
-            "the last reload failed: f:1:1: x",
+            "the last reload failed, the configuration before it stays current: f:1:1: x",
             Some("crimuxconfigreloadfailed"),
         ),
         (
@@ -208,7 +208,9 @@ fn refused_handlers_are_named_and_those_of_a_drain_are_no_fault() {
     let verdict = judge(&drained, &[route("draining", Some("backend b is draining"))]);
     assert_eq!(verdict.level, Level::Ok);
     assert!(
-        verdict.text.ends_with("new sandboxes of handler b refused: drained by the operator"),
+        verdict.text.ends_with(
+            "new sandboxes of handler b refused: drained by the operator (crimux backend undrain b)"
+        ),
         "{verdict:?}"
     );
 }

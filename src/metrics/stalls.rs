@@ -1,0 +1,35 @@
+//! How long the thread of the calls did not get to its timers.
+
+use std::time::Duration;
+
+use prometheus::{Gauge, Histogram, Result};
+
+use super::BUCKETS;
+use super::registration::Registrar;
+
+/// The stalls of the thread of the calls, measured twice a second.
+#[derive(Debug)]
+pub struct StallMetrics {
+    stall: Histogram,
+    longest: Gauge,
+}
+
+impl StallMetrics {
+    pub(super) fn new(make: &Registrar<'_>) -> Result<Self> {
+        let stall = "How late the thread of the calls woke up, measured twice a second.";
+        let longest = "The longest of these since the start.";
+        Ok(Self {
+            stall: make.histogram("thread_stall_seconds", stall, &BUCKETS)?,
+            longest: make.float_gauge("thread_longest_stall_seconds", longest)?,
+        })
+    }
+
+    /// Records one measurement. Only the thread of the calls does.
+    pub fn record(&self, stall: Duration) {
+        let seconds = stall.as_secs_f64();
+        self.stall.observe(seconds);
+        if seconds > self.longest.get() {
+            self.longest.set(seconds);
+        }
+    }
+}

@@ -10,9 +10,9 @@
 #
 # Built once and shared by all beds; a new recipe below means a new directory.
 
-IMAGES=$BED_CACHE/images-1
-SUITE_IMAGES=$BED_CACHE/suite-images-4
-NODE_SUITE_IMAGES=$BED_CACHE/node-suite-images-1
+IMAGES=$BED_CACHE/images-2
+SUITE_IMAGES=$BED_CACHE/suite-images-5
+NODE_SUITE_IMAGES=$BED_CACHE/node-suite-images-2
 IMAGE_NAMES=(pause:3.9 busybox:latest web:latest)
 
 images_build() {
@@ -55,7 +55,8 @@ images_layout() {
   umoci config --image "$layout:busybox" --config.cmd sh \
     --config.env PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
   umoci tag --image "$layout:busybox" pause
-  umoci config --image "$layout:pause" --clear=config.cmd \
+  # Process 1 ignores SIGTERM if it does not say otherwise, and Docker would wait 10 s for each pod.
+  umoci config --image "$layout:pause" --clear=config.cmd --config.stopsignal SIGKILL \
     --config.entrypoint /bin/sleep --config.entrypoint 2147483647
   umoci tag --image "$layout:busybox" web
   umoci config --image "$layout:web" --clear=config.cmd \

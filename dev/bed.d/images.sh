@@ -125,7 +125,6 @@ suite_images_build() {
 
 suite_images_make() { # LAYOUT WORK
   local layout=$1 work=$2 name
-  suite_image() { umoci tag --image "$layout:$1" "$2" && umoci config --image "$layout:$2" "${@:3}"; }
   suite_image busybox shell
   # nmeter, which Debian's busybox lacks: the node suite writes each line's time with it (`nmeter -d0 %3t`).
   suite_layer "$layout:shell" "$work/shell" sh -c "mkdir bin && cp $PARTS/suite/* bin/ && echo '
@@ -162,6 +161,9 @@ suite_images_make() { # LAYOUT WORK
     int main(void) { printf(\"Effective uid: %d%c\", geteuid(), 10); return 0; }' |
     cc -static -Os -s -x c -o nnp - && chmod 4755 nnp"
 }
+
+# suite_image FROM TAG CONFIG...: a tag more in $layout.
+suite_image() { umoci tag --image "$layout:$1" "$2" && umoci config --image "$layout:$2" "${@:3}"; }
 
 node_suite_images_build() {
   suite_images_build

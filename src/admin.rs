@@ -25,7 +25,7 @@ use crate::shutdown::Servers;
 use crate::side::Side;
 use cache::Cache;
 pub use change::ReloadRequest;
-pub(crate) use change::plan_reload;
+pub(crate) use change::report_plan;
 use http::Port;
 pub use upgrade::UpgradeRequest;
 

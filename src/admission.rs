@@ -4,6 +4,10 @@
 //! A listener that stops accepting at its limit lets idle connections lock every client out. Here idle
 //! connections evict each other, while a client that sends its request at once is served before it would be
 //! evicted.
+//!
+//! `limits.rs` evicts by another rule: its connections send calls and keep idle for long, so the one that is
+//! idle for longest goes, and never one with a call in flight. Here each connection sends one request, and
+//! age decides.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};

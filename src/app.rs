@@ -21,6 +21,7 @@ use crate::admin::{ReloadRequest, Requests, UpgradeRequest};
 use crate::config::Config;
 use crate::handover::HandoverMessage;
 use crate::metrics::Metrics;
+use crate::plan::{Plan, Wanted};
 use crate::proxy::{Node, Proxy};
 use crate::relay::{Relay, RelayMetrics};
 use crate::server::{Listener, Sockets};
@@ -134,7 +135,8 @@ impl App {
             .context("the relay cannot listen on a port of 127.0.0.1")?;
         let node = Node::new(config.clone(), Arc::clone(&store), metrics, Arc::clone(&relay));
         let mut backends = Backends::new(Arc::clone(&node), shutdown.clone(), side.clone(), sockets.clone());
-        backends.apply(&config).await?;
+        let plan = Plan::new(&node.known_instances(), &Wanted::of(&config));
+        backends.apply(&plan, &config).await?;
         if let Some(changes) = handed_changes {
             tokio::spawn(predecessor::follow_changes(Arc::clone(&node), changes));
         }

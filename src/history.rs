@@ -183,7 +183,7 @@ impl RecentEvents {
     }
 
     /// Adds the handlers that sandboxes were requested with before the process that serves was started.
-    pub fn restore_requested_handlers(&self, handlers: HashMap<Box<str>, Box<str>>) {
+    pub fn take_over_requested_handlers(&self, handlers: HashMap<Box<str>, Box<str>>) {
         lock(&self.requested_handlers).extend(handlers);
     }
 

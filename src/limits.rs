@@ -3,7 +3,8 @@
 //!
 //! The HTTP/2 crate enforces all but the number of connections; here are the current values, which the
 //! configuration gives, and what is told of a limit that is reached: a counter, and a line in the log at most
-//! once a minute.
+//! once a minute. Beyond the number of connections the one that is idle for longest is evicted;
+//! `admission.rs`, for listeners whose connections send one request, evicts the oldest.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

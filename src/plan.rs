@@ -116,7 +116,8 @@ pub struct Plan {
 }
 
 impl Wanted {
-    /// Reads the backends of a checked configuration. It looks the paths of endpoints up in the file system.
+    /// Reads the backends of a checked configuration. Blocks: the paths of endpoints are looked up in the
+    /// file system.
     pub fn of(config: &Config) -> Vec<Self> {
         let wanted = |(name, backend): (&String, &crate::config::BackendConfig)| Self {
             name: name.clone(),
@@ -144,6 +145,13 @@ impl Plan {
             std::iter::zip(wanted, &matches).map(|(want, found)| PlanStep::new(want, *found)).collect();
         let removed = removals(known, &steps);
         Self { steps, removed }
+    }
+
+    /// Returns the changes in words, a line each; what stays as it is has none.
+    pub fn changes(&self) -> Vec<String> {
+        let steps = self.steps.iter().filter(|step| step.meaning != Meaning::Same).map(ToString::to_string);
+        let removed = self.removed.iter().filter(|removal| !removal.was_removed).map(ToString::to_string);
+        steps.chain(removed).collect()
     }
 
     /// Tells whether the file means what is there already.

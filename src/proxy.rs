@@ -66,6 +66,7 @@ mod reply;
 mod retry;
 mod runtime_replies;
 mod stream_lists;
+mod stream_url;
 mod unknown_ids;
 mod wait;
 

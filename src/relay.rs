@@ -90,7 +90,8 @@ impl Relay {
 
     /// Decides whether kubelet dials `url`, which `backend` returned, or a relay URL with a new token.
     ///
-    /// The stream will be dialled with `connector`, which must be the one for `config`. No I/O.
+    /// The stream will be dialled with `connector`, which must be the one for `config`. The token of a relay
+    /// URL is stored with what to dial, for one minute. No I/O.
     ///
     /// # Errors
     ///

@@ -144,8 +144,8 @@ impl StateStore {
     /// Loads what `state_dir` holds, and starts a new journal in it. `boot_id` is this boot's, as in
     /// `/proc/sys/kernel/random/boot_id`.
     ///
-    /// It never fails: what cannot be read is set aside, and a directory that cannot be written makes a
-    /// snapshot that lives in memory and says so in [`StateStore::write_error`].
+    /// It never fails: what cannot be read is set aside, and a directory that cannot be written makes a store
+    /// that lives in memory alone and says so in [`StateStore::write_error`].
     pub fn open(state_dir: &Path, boot_id: &str) -> (Arc<Self>, Vec<StateWarning>) {
         Self::open_marked(state_dir, boot_id, None)
     }
@@ -198,15 +198,6 @@ impl StateStore {
         self.states().get(&id).cloned()
     }
 
-    /// Returns the state of the instance that has this name; makes one that is configured, and of which
-    /// nothing is known, if there is none. See [`StateStore::expire_if_rebooted`] for `local`.
-    pub fn backend(&self, name: &str, local: bool) -> Arc<InstanceState> {
-        let known = self.states().values().find(|known| known.instance().name == name).cloned();
-        let state = known.unwrap_or_else(|| self.create(name, Life::Member));
-        self.expire_if_rebooted(&state, local);
-        state
-    }
-
     /// Makes an instance of which nothing is known.
     pub fn create(&self, name: &str, life: Life) -> Arc<InstanceState> {
         let id = self.last_instance.fetch_add(1, Ordering::Relaxed) + 1;
@@ -228,8 +219,8 @@ impl StateStore {
         }
     }
 
-    /// Forgets all that is known of an instance, as the operator demands who declares it lost: its lists are
-    /// then known to be empty. Tells whether there is such an instance.
+    /// Forgets all that is known of an instance: its lists are then known to be empty. Returns whether there
+    /// is such an instance.
     pub fn declare_empty(&self, id: InstanceId) -> bool {
         let Some(state) = self.get(id) else { return false };
         state.change(vec![Op::DeclaredEmpty(true)]);

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::sync::LazyLock;
 
-use crimux::state::{Filter, ListKind, StateStore, Kind};
+use crimux::state::{Filter, Kind, Life, ListKind, StateStore};
 use libfuzzer_sys::fuzz_target;
 use tempfile::TempDir;
 
@@ -24,9 +24,9 @@ const JOURNAL: &str = "journal-0000000000000001";
 /// How a snapshot and a journal of this version begin: with a magic of eight bytes.
 static MAGICS: LazyLock<([u8; 8], [u8; 8])> = LazyLock::new(|| {
     let dir = tempfile::tempdir().expect("a directory");
-    let (snapshot, _) = StateStore::open(dir.path(), BOOT);
-    let _ = snapshot.backend("a", true);
-    snapshot.flush().expect("an empty directory can be written");
+    let (store, _) = StateStore::open(dir.path(), BOOT);
+    store.create("a", Life::Member);
+    store.flush().expect("an empty directory can be written");
     let names = fs::read_dir(dir.path()).expect("our own directory").flatten().map(|entry| entry.path());
     let journal =
         names.filter(|path| path.to_string_lossy().contains("journal-")).max().expect("a start begins one");

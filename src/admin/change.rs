@@ -23,7 +23,7 @@ use crate::backend::Backend;
 use crate::config::Config;
 use crate::error::handler_label;
 use crate::method::Kind;
-use crate::plan::{Meaning, Plan, Wanted};
+use crate::plan::{Plan, Wanted};
 use crate::proxy::Node;
 use crate::router::Lookup;
 
@@ -192,17 +192,20 @@ pub(super) async fn plan(
     Ok(Json(plan_reload(&state.node, &config)))
 }
 
-/// Returns what a configuration would do to the backends and the pods on them.
-pub(crate) fn plan_reload(node: &Node, config: &Config) -> ReloadReport {
+/// Returns what a reload of this configuration would report. Blocks, as [`Wanted::of`] does.
+fn plan_reload(node: &Node, config: &Config) -> ReloadReport {
     let plan = Plan::new(&node.known_instances(), &Wanted::of(config));
-    let steps = plan.steps.iter().filter(|step| step.meaning != Meaning::Same).map(ToString::to_string);
-    let removed = plan.removed.iter().filter(|removal| !removal.was_removed).map(ToString::to_string);
+    report_plan(node, &plan, config)
+}
+
+/// Returns what a reload of this configuration by this plan reports, before it is applied.
+pub(crate) fn report_plan(node: &Node, plan: &Plan, config: &Config) -> ReloadReport {
     let old = node.config();
-    let refused = (old.state_dir != config.state_dir).then(|| pods_to_forget(node, &plan, &old)).flatten();
+    let refused = (old.state_dir != config.state_dir).then(|| pods_to_forget(node, plan, &old)).flatten();
     ReloadReport {
         file: String::new(),
         applied: false,
-        plan: steps.chain(removed).chain(removed_handlers(node, &old, config)).collect(),
+        plan: plan.changes().into_iter().chain(removed_handlers(node, &old, config)).collect(),
         restart: old.restart_keys(config).into_iter().map(str::to_owned).collect(),
         refused,
         error: None,

@@ -102,14 +102,14 @@ impl Predecessor {
         }
     }
 
-    /// Waits until the process before says so, and takes over what it keeps in memory; `false` if it has
-    /// ended.
+    /// Waits until the process before tells this one to serve, and takes over what that process keeps in
+    /// memory; `false` if that process has ended.
     async fn is_told_to_serve(&self, node: &Node) -> bool {
         loop {
             match self.channel.receive().await {
                 Ok(Some((HandoverMessage::Serve, _))) => return true,
                 Ok(Some((HandoverMessage::Memory, fds))) => {
-                    if let Err(error) = restore(node, fds) {
+                    if let Err(error) = take_over(node, fds) {
                         tracing::warn!(%error, "what the process before kept in memory is lost");
                     }
                 }
@@ -137,9 +137,9 @@ impl Predecessor {
 }
 
 /// Takes over what the process before keeps in memory.
-fn restore(node: &Node, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
+fn take_over(node: &Node, fds: Vec<OwnedFd>) -> anyhow::Result<()> {
     let file = fds.into_iter().next().context("it sent no file")?;
-    node.restore_memory(serde_json::from_slice(&handover::content_of(file)?)?);
+    node.take_over_memory(serde_json::from_slice(&handover::content_of(file)?)?);
     Ok(())
 }
 
@@ -164,6 +164,6 @@ async fn list_backends(node: &Arc<Node>) {
             backend.health.listed_or_late().await;
         })
     });
-    // What was last known of one that does not answer was handed over.
+    // For a backend that does not answer, the last-known state was handed over.
     join_all(listed).await;
 }

@@ -2,6 +2,13 @@
 //!
 //! A file with a problem changes nothing. A key that takes effect only at the next start ([`RESTART_KEYS`])
 //! is logged when it changes, and stays visible in `crimux status` and a metric until the restart.
+//!
+//! | configuration | is | tells |
+//! |---|---|---|
+//! | `started_with` | the one that the process started with | which keys need a restart |
+//! | `applied_file` | the file that was applied last | whether the file has changed |
+//! | `Node::config`, `in_force` | that file, with the values of `started_with` for keys that need a restart | which sockets and log filters change |
+//! | `config` | the file as it is now | |
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,6 +18,7 @@ use crate::app::backends::Backends;
 use crate::config::{Config, ConfigError, Identity, RESTART_KEYS};
 use crate::history::ReloadResult;
 use crate::method::Rpc;
+use crate::plan::{Plan, Wanted};
 use crate::proxy::Node;
 use crate::{admin, server, telemetry};
 
@@ -22,8 +30,8 @@ pub(super) struct Reloads {
     path: PathBuf,
     /// The configuration that the process started with.
     started_with: Config,
-    /// The file that was applied last. The node's configuration differs from it in keys that need a restart.
-    file: Config,
+    /// The file that was applied last.
+    applied_file: Config,
     /// Whether systemd owns the file of `listen`.
     is_inherited: bool,
     /// Whether the current configuration could not be applied whole, so that the next reload applies it
@@ -33,8 +41,8 @@ pub(super) struct Reloads {
 
 impl Reloads {
     pub(super) fn new(node: Arc<Node>, path: PathBuf, started_with: Config, is_inherited: bool) -> Self {
-        let file = started_with.clone();
-        Self { node, path, started_with, file, is_inherited, is_partly_applied: false }
+        let applied_file = started_with.clone();
+        Self { node, path, started_with, applied_file, is_inherited, is_partly_applied: false }
     }
 
     /// Reads the file again and applies it; `force` also if that takes pods out of kubelet's sight. Every
@@ -42,14 +50,12 @@ impl Reloads {
     pub(super) async fn run(&mut self, backends: &mut Backends, force: bool) -> ReloadReport {
         let failed_before = self.node.history.is_reload_failed();
         let (path, file) = (self.path.clone(), std::path::absolute(&self.path));
-        // It reads files and looks up names, which calls must not wait for.
-        let loaded = tokio::task::spawn_blocking(move || Config::load(&path)).await;
+        // Calls must not wait for files, nor for the look-up of paths and names.
+        let load = move || Config::load(&path).map(|config| (Wanted::of(&config), config));
+        let loaded = tokio::task::spawn_blocking(load).await;
         let (result, report) =
             match loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
-                Ok(config) => {
-                    let report = admin::plan_reload(&self.node, &config);
-                    self.apply(config, backends, report, force).await
-                }
+                Ok((wanted, config)) => self.apply(config, &wanted, backends, force).await,
                 Err(error) => {
                     log_problems(&error);
                     let error = Some(error.to_string());
@@ -67,16 +73,19 @@ impl Reloads {
         ReloadReport { file, ..report }
     }
 
+    /// Plans once, reports that plan, and applies it if it is not refused.
     async fn apply(
         &mut self,
         config: Config,
+        wanted: &[Wanted],
         backends: &mut Backends,
-        planned: ReloadReport,
         force: bool,
     ) -> (ReloadResult, ReloadReport) {
         let old = self.node.config();
+        let plan = Plan::new(&self.node.known_instances(), wanted);
+        let planned = admin::report_plan(&self.node, &plan, &config);
         self.note_restart_keys(&config);
-        if config == self.file && planned.plan.is_empty() && !self.is_partly_applied {
+        if config == self.applied_file && plan.is_nothing() && !self.is_partly_applied {
             if self.node.history.is_reload_failed() {
                 tracing::info!("the configuration file is valid again and equals the current configuration");
             }
@@ -91,10 +100,10 @@ impl Reloads {
             tracing::warn!(handler, "handler removed: its new sandboxes are refused");
         }
         telemetry::log_warnings(&config);
-        self.file = config.clone();
-        let config = config.in_force(&self.started_with);
-        let applied = match backends.apply(&config).await {
-            Ok(()) => self.apply_rest(&old, &config),
+        self.applied_file = config.clone();
+        let in_force = config.in_force(&self.started_with);
+        let applied = match backends.apply(&plan, &in_force).await {
+            Ok(()) => self.apply_rest(&old, &in_force),
             Err(error) => Err(error),
         };
         self.is_partly_applied = applied.is_err();

@@ -76,7 +76,7 @@ impl Limit {
 
 impl Succession {
     /// Starts this program and hands everything over to it; what is in memory alone only if this process
-    /// `is_current`, since one that was replaced has not seen all calls. `release_state` writes down what is
+    /// `is_current`, since a replaced process has not seen all calls. `release_state` writes down what is
     /// known, and makes the given stream the place of further changes.
     ///
     /// # Errors
@@ -145,9 +145,10 @@ impl Succession {
         Ok(())
     }
 
-    /// Starts a process in the place of one that was killed after it had served, until one serves.
+    /// Starts processes in the place of a successor that was killed after it had served, until one serves.
     pub(super) async fn replace(self: Arc<Self>, binary: PathBuf, interrupt: Shutdown) -> Successor {
-        // The program of this process too, if the other one cannot serve: it has served before.
+        // If the successor's program cannot serve, the program of this process is tried: it has served
+        // before.
         let own = PathBuf::from("/proc/self/exe");
         for binary in [&binary, &own].into_iter().cycle() {
             let limit = Limit { deadline: Instant::now() + REPLACEMENT, interrupt: interrupt.clone() };
@@ -172,7 +173,7 @@ impl Succession {
             command.env_remove(variable);
         }
         let child = command.spawn().with_context(|| format!("cannot start {}", binary.display()))?;
-        // Only one that was waited for has none.
+        // Only a process that was waited for has no number.
         let pid = child.id().unwrap_or_default();
         tracing::info!(pid, binary = %binary.display(), "started a process to hand over to");
         Ok(Successor { child, channel, pid, version: String::new(), sockets: Vec::new(), serves: false })
@@ -183,7 +184,7 @@ impl Successor {
     /// Waits for a message, or for the end of the process.
     async fn expect<T>(&mut self, wanted: impl Fn(HandoverMessage) -> Option<T>) -> anyhow::Result<T> {
         let received = tokio::select! {
-            // What it has sent before its end counts.
+            // A message that the process sent before its end counts.
             biased;
             received = self.channel.receive() => received?,
             // A child of its own may still have the channel.
@@ -201,7 +202,7 @@ impl Successor {
 
     /// Kills the process, unless it has ended, and says how it ended.
     async fn end(&mut self) -> String {
-        // One that has closed the channel, or refused, is about to end by itself.
+        // A process that has closed the channel, or refused, is about to end by itself.
         let grace = tokio::time::timeout(Duration::from_secs(1), self.child.wait()).await;
         if let Ok(Ok(status)) = grace {
             return format!("the new process, pid {}, ended with {status}", self.pid);

@@ -140,7 +140,7 @@ impl App {
         if store.is_handed_over() {
             let taken = tokio::task::spawn_blocking(move || {
                 store.take_back();
-                // Until then what is known here may be more than what the other process has written.
+                // This process may know more than the other one has written.
                 store.flush()
             });
             if !matches!(tokio::time::timeout(TAKE_BACK, taken).await, Ok(Ok(Ok(())))) {
@@ -231,8 +231,8 @@ impl Left {
     }
 }
 
-/// Tells the process that serves what is left here. If it is killed, starts another one in its place;
-/// `ending` begins if it ends as it was told to, and `serves` says whether there is one.
+/// Tells the successor what is left here. If the successor is killed, starts another one in its place; if it
+/// ends as it was told to, `ending` begins. `serves` says whether there is a successor.
 async fn watch_successor(mut handed: HandedOver, left: Left, ending: Shutdown, serves: watch::Sender<bool>) {
     let mut report = tokio::time::interval(REPORT);
     let mut is_last = true;

@@ -40,6 +40,14 @@ const PROBE_REMOTE: Duration = Duration::from_secs(1);
 /// How long calls in flight may continue on a connection after GOAWAY with an error.
 const AFTER_ERROR: Duration = Duration::from_secs(10);
 
+/// How a connection ended.
+enum ConnectionEnd {
+    /// The next one is made at once; the calls in flight of this one continue.
+    DialAgain,
+    /// The backend is down, for this cause.
+    Down(String),
+}
+
 impl Backend {
     /// Keeps the backend connected until `stop` begins. `on_connected` runs on each new connection, and is
     /// cancelled when the connection ends.
@@ -49,9 +57,12 @@ impl Backend {
             match self.connect().await {
                 Ok((sender, connection)) => {
                     let connected = Instant::now();
-                    let Some(cause) = self.drive(sender, connection, &stop, &on_connected).await else {
-                        self.link.send_replace(Link::Connecting);
-                        continue;
+                    let cause = match self.drive(sender, connection, &stop, &on_connected).await {
+                        ConnectionEnd::DialAgain => {
+                            self.link.send_replace(Link::Connecting);
+                            continue;
+                        }
+                        ConnectionEnd::Down(cause) => cause,
                     };
                     if stop.is_begun() {
                         return tracing::info!(backend = %self.name, "connection to the backend closed by crimux");
@@ -112,15 +123,14 @@ impl Backend {
         Ok(client::handshake(stream, http2))
     }
 
-    /// Drives one connection to its end and returns the cause; `None` if the next connection is to be made at
-    /// once, while the calls in flight of this one continue.
+    /// Drives one connection to its end.
     async fn drive(
         self: &Arc<Self>,
         sender: SendRequest,
         connection: Connection<Stream>,
         stop: &Shutdown,
         on_connected: &impl AsyncFn(&Arc<Self>),
-    ) -> Option<String> {
+    ) -> ConnectionEnd {
         let connection = tokio::spawn(connection);
         let ending = connection.abort_handle();
         let (connected, retiring) = (Instant::now(), sender.clone());
@@ -139,20 +149,20 @@ impl Backend {
                 _ => "the backend closed the connection".to_owned(),
             },
             () = on_connection => "probing ended".to_owned(),
-            () = self.redial.notified() => return None,
+            () = self.redial.notified() => return ConnectionEnd::DialAgain,
             // After GOAWAY calls in flight continue. The backoff applies if it came as soon as the
             // connection.
             why = retiring.closed_to_new() => {
                 self.log_goaway(&why, ending.clone());
                 if connected.elapsed() > LONGEST_PAUSE {
-                    return None;
+                    return ConnectionEnd::DialAgain;
                 }
                 "the backend is closing the connection".to_owned()
             }
             () = stop.begun() => "crimux is shutting down".to_owned(),
         };
         ending.abort();
-        Some(cause)
+        ConnectionEnd::Down(cause)
     }
 
     /// Logs a GOAWAY. After one with an error, calls in flight are cut after [`AFTER_ERROR`]; after

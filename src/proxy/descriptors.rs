@@ -59,7 +59,7 @@ pub(super) fn last_announced(backends: &[Arc<Backend>]) -> Option<Bytes> {
 /// out.
 pub(super) fn reorder(backend: &Backend, wanted: Option<&Bytes>, metrics: &Bytes) -> Bytes {
     let Some(wanted) = wanted else { return metrics.clone() };
-    // A runtime that was restarted may order its labels in another way than the one that is remembered.
+    // A restarted runtime may order its labels otherwise than the remembered descriptors do.
     if !backend.health.has_answered(List::MetricDescriptors.unary()) {
         return Bytes::new();
     }

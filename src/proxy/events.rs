@@ -105,7 +105,7 @@ impl Reader {
         }
     }
 
-    /// Reads the sources of new backends too, and leaves those of backends that are gone.
+    /// Begins to read the sources of new backends, and drops the sources of backends that are gone.
     fn follow(&mut self, backends: &[Arc<Backend>]) {
         let (node, client) = (Arc::clone(&self.node), Arc::clone(&self.client));
         self.attached.retain(|id| {
@@ -297,7 +297,7 @@ impl Source {
         Some((list(ListKind::Sandboxes)?, list(ListKind::Containers)?))
     }
 
-    /// Lists the backend after each burst of events, so that what is remembered of it is never older than its
+    /// Lists the backend after each burst of events, so that its last-known state is never older than its
     /// events.
     async fn list_after_events(&self) {
         loop {

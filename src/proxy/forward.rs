@@ -1,7 +1,7 @@
 //! Forwards a call to one backend, and records what its reply changed.
 //!
-//! A reply that changes no recorded state is streamed to the client. One that does is small; it is buffered
-//! and recorded before it is sent. While a write is in flight, no status of its object is cached: a
+//! A reply that changes no recorded state is streamed to the client. A reply that does is small; it is
+//! buffered and recorded before it is sent. While a write is in flight, no status of its object is cached: a
 //! concurrent read may have seen the object before or after the write.
 
 use std::sync::Arc;

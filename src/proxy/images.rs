@@ -105,7 +105,7 @@ impl Node {
             sandboxes_using: &|id, reference| {
                 self.backend(id).map(|backend| sandboxes_using(&backend, reference)).unwrap_or_default()
             },
-            just_started: self.all_seen_for() < JUST_STARTED,
+            crimux_is_young: self.watching_for() < JUST_STARTED,
         };
         self.router.route_of_status(request, &known)
     }

@@ -141,7 +141,7 @@ impl<'a> Learner<'a> {
     /// Validates a list and learns IDs not seen before, in one pass.
     fn learn_owners(self, list: List, encoded: &[u8], seen_in: SeenIn) -> Result<(), WireError> {
         let owners = &self.node.router.owners;
-        // One that may be another instance owns nothing until that is known.
+        // A backend that may be another instance that moved owns nothing until that is decided.
         let may_be_moved = self.backend.state.maybe_moved_from().is_some();
         for item in wire::items(encoded, LIST_ITEMS) {
             let item = item?;

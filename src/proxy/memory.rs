@@ -24,21 +24,16 @@ impl Node {
     pub fn memory(&self) -> NodeMemory {
         NodeMemory {
             router: self.router.memory(),
-            all_seen_for: self.all_seen_for().as_secs(),
+            all_seen_for: self.watching_for().as_secs(),
             requested_handlers: self.history.requested_handlers(),
         }
     }
 
     /// Takes over what another process kept; this one has answered no call yet.
-    pub fn restore_memory(&self, memory: NodeMemory) {
-        self.router.restore(memory.router);
-        self.history.restore_requested_handlers(memory.requested_handlers);
+    pub fn take_over_memory(&self, memory: NodeMemory) {
+        self.router.take_over(memory.router);
+        self.history.take_over_requested_handlers(memory.requested_handlers);
         // A second handover to the same process there is not.
         self.seen_before.set(Duration::from_secs(memory.all_seen_for)).ok();
-    }
-
-    /// Returns for how long every call was seen, by this process or by one that it took over from.
-    pub(super) fn all_seen_for(&self) -> Duration {
-        self.seen_before.get().copied().unwrap_or_default() + self.started.elapsed()
     }
 }

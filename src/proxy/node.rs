@@ -8,12 +8,9 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::sync::Notify;
-use tonic::Code;
 
-use crate::backend::{Backend, BufferedReply, Condition};
-use crate::codec::Message;
+use crate::backend::{Backend, Condition};
 use crate::config::{Config, StatsPolicy};
-use crate::cri::STREAM_URL;
 use crate::error::Error;
 use crate::events::Subscriptions;
 use crate::history::RecentEvents;
@@ -27,10 +24,9 @@ use crate::proxy::failed_commands::FailedCommands;
 use crate::proxy::image_lists::ImageLists;
 use crate::proxy::left_out::LeftOut;
 use crate::proxy::unknown_ids::UnknownIds;
-use crate::relay::{Relay, StreamRoute};
+use crate::relay::Relay;
 use crate::router::{Handlers, Names, Router};
 use crate::state::{Instance, InstanceId, Life, StateStore};
-use crate::wire;
 
 /// The state that all calls share.
 #[derive(Debug)]
@@ -63,7 +59,7 @@ pub struct Node {
     pub(super) seen_before: OnceLock<Duration>,
     /// What clients may make crimux hold.
     limits: Arc<ClientLimits>,
-    relay: Arc<Relay>,
+    pub(super) relay: Arc<Relay>,
     config: ArcSwap<Config>,
     backends: ArcSwap<Vec<Arc<Backend>>>,
     /// Counts comparisons that found two backends listing the same IDs.
@@ -175,9 +171,8 @@ impl Node {
                 (None, Some(state)) => state.count(),
                 _ => self.router.owners.count(id),
             };
-            // What a joining one has is in no list yet; of all others that were never listed anything may be
-            // there.
-            let is_unheard = life != Life::Joining && state.is_some_and(|state| !state.has_lists());
+            // A joining backend was given nothing. Any other that was never listed may hold anything.
+            let is_unknown = life != Life::Joining && state.is_some_and(|state| !state.has_lists());
             let busy = backend.is_some_and(|backend| backend.in_flight() > 0);
             KnownInstance {
                 id,
@@ -185,7 +180,7 @@ impl Node {
                 endpoint,
                 life,
                 pods,
-                is_occupied: pods + containers > 0 || is_unheard || busy,
+                is_occupied: pods + containers > 0 || is_unknown || busy,
             }
         };
         self.state_store.instances().into_iter().map(known).collect()
@@ -212,6 +207,11 @@ impl Node {
         !backend.state.has_lists() && !self.is_left_out(backend)
     }
 
+    /// Returns for how long every call was seen, by this process or by one that it took over from.
+    pub(super) fn watching_for(&self) -> Duration {
+        self.seen_before.get().copied().unwrap_or_default() + self.started.elapsed()
+    }
+
     /// Returns the labels of the backends that are left out of lists.
     pub(super) fn left_out_names(&self) -> Vec<Arc<str>> {
         let backends = self.backends.load();
@@ -225,29 +225,6 @@ impl Node {
         list == List::SandboxStats
             && self.promised_pod_stats().is_none()
             && self.config.load().pod_sandbox_stats == StatsPolicy::Unimplemented
-    }
-
-    /// Replaces a streaming URL that kubelet could not dial by one of the relay.
-    pub(super) fn rewrite_stream_url(
-        &self,
-        backend: &Backend,
-        reply: BufferedReply,
-    ) -> Result<BufferedReply, Error> {
-        if reply.code != Code::Ok {
-            return Ok(reply);
-        }
-        let url = wire::peek_str(reply.message.encoded(), &[STREAM_URL])
-            .map_err(|error| backend.stream_url_error(error))?;
-        let connector = backend.connector().map_err(|error| backend.stream_url_error(error))?;
-        let route = self.relay.route(&backend.name, &backend.config(), &connector, url);
-        match route.map_err(|error| backend.stream_url_error(error))? {
-            StreamRoute::Direct => Ok(reply),
-            StreamRoute::Relay(relay_url) => {
-                let message =
-                    Message::new(&wire::append_str(reply.message.encoded(), &[STREAM_URL], &relay_url));
-                Ok(BufferedReply { message, ..reply })
-            }
-        }
     }
 
     /// Returns the condition that operators see.

@@ -110,7 +110,7 @@ impl Node {
         }
         let store = Arc::clone(&self.state_store);
         let written = tokio::task::spawn_blocking(move || store.flush());
-        // A disk that hangs must not keep kubelet from starting. A failed write is logged by the snapshot.
+        // A disk that hangs must not keep kubelet from starting. A failed write is logged by the state store.
         tokio::time::timeout(DISK, written).await.ok();
         tracing::info!(exist, "a client asked whether there are pod stats");
     }

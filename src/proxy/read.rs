@@ -9,7 +9,8 @@
 //!
 //! | case | served | decided in |
 //! |---|---|---|
-//! | the backend or the object is late, down or lost | that of the last OK reply | `read_status` |
+//! | the backend gave no reply, for whatever reason: down, late, busy, lost | that of the last OK reply | `read_status` |
+//! | the object alone is late | the same | `read_status` |
 //! | it answered a read sent before a write to the object | none: a write drops it | `state/statuses.rs` |
 //! | the write was not sent | the dropped one again | `StatusInvalidation` in `forward.rs` |
 //! | the backend's last list shows the object in another state, or not at all | none | `KnownState::status` |
@@ -84,8 +85,7 @@ impl Call {
         Ok(BufferedReply { message: Message::new(&encoded), ..reply })
     }
 
-    /// Reads the stats of one object; if the backend does not answer, they are taken from its last list of
-    /// stats.
+    /// Reads the stats of one object; if the backend does not answer, its last-known list of stats has them.
     pub(super) async fn read_stats(&mut self, list: List, call: ObjectCall<'_>) -> Result<Outcome, Error> {
         let ObjectCall { backend, id, .. } = call;
         let local = backend.config().local;

@@ -35,7 +35,7 @@ impl Node {
         if tokio::time::timeout(limit, backend.health.listed_or_late()).await.is_err() {
             backend.health.mark_late(MethodClass::Lists);
         }
-        // What it lists, not what is owned: owners of vanished objects are forgotten later.
+        // Counts what the backend lists, not what it owns: owners of vanished objects are forgotten later.
         let (sandboxes, containers) = backend.state.count();
         tracing::info!(backend = %backend.name, sandboxes, containers, "backend is up");
     }
@@ -49,7 +49,7 @@ impl Node {
             let limit = backend.deadline(list.unary());
             tokio::time::timeout(limit, refresh::list_all(self, backend, list))
         });
-        // The last reply of a backend that does not answer stays.
+        // The last-known list of a backend that does not answer stays.
         futures_util::future::join_all(asked).await;
     }
 
@@ -97,18 +97,20 @@ impl Node {
         let is_sandbox = matches!(owners.find(Some(Kind::Sandbox), id, None), Lookup::Exact(_));
         owners.forget(id);
         let kind = if is_sandbox { Kind::Sandbox } else { Kind::Container };
-        // One that answers says itself what it has.
+        // A backend that answers says by its own lists what it has.
         self.record_gone_at(kind, id, |backend| {
             !backend.is_up() || backend.health.is_late(MethodClass::Lists)
         });
     }
 
-    /// Records that what was removed at its owner is also gone at those that list it as another's.
+    /// Records that an object that was removed at its owner is also gone at the backends that list it as
+    /// foreign.
     pub(super) fn record_gone_elsewhere(&self, kind: Kind, id: &str) {
         self.record_gone_at(kind, id, |_| true);
     }
 
-    /// A backend that is down would list it as last known forever.
+    /// Removes the object from the last-known lists of these backends: a backend that is down would list it
+    /// forever.
     fn record_gone_at(&self, kind: Kind, id: &str, is_at: impl Fn(&Backend) -> bool) {
         let backends = self.backends();
         for backend in backends.iter().filter(|backend| backend.state.is_foreign(id) && is_at(backend)) {

@@ -29,8 +29,8 @@ pub(super) fn record_timeout(node: &Arc<Node>, backend: &Arc<Backend>, class: Me
     refresh(node, backend, class);
 }
 
-/// Records that a backend's list failed. If it is the sandbox or container list, the other one must not be of
-/// a later moment: both are last-known until both were listed again. Returns true if the lists were current
+/// Records that a backend's list failed. If it is the sandbox list or the container list, both are last-known
+/// until both were listed again, because both must be of one moment. Returns true if the lists were current
 /// until now.
 pub(super) fn record_failure(
     node: &Arc<Node>,

@@ -125,7 +125,7 @@ async fn dial(
         let text = format!("crimux cannot reach the streaming server of backend {}\n", grant.backend);
         answer("502 Bad Gateway", &text)
     };
-    let target = &grant.stream.target;
+    let target = &grant.stream.server;
     let mut backend = grant
         .connector
         .connect_to(&target.host, target.port, target.tls)

@@ -130,12 +130,12 @@ mod tests {
             max_list: 32 << 20,
             image_handler: ImageHandler::Auto,
         };
-        let target = StreamServer { host: "127.0.0.1".to_owned(), port: 1, tls: false };
+        let server = StreamServer { host: "127.0.0.1".to_owned(), port: 1, tls: false };
         let (path, query) = ("/exec/abc".to_owned(), String::new());
         Grant {
             backend: backend.to_owned(),
             connector: Arc::new(Connector::new(&config).unwrap()),
-            stream: RelayedStream { kind: StreamKind::Exec, target, path, query },
+            stream: RelayedStream { kind: StreamKind::Exec, server, path, query },
         }
     }
 

@@ -4,6 +4,25 @@
 //! node. The rule that prevents it is here and pure: for a `local: false` backend only the endpoint's own
 //! host or the configured `streaming.address` is dialled; a loopback, empty or other host is refused. No
 //! error text holds the URL's path, because it contains a token.
+//!
+//! The first row that fits decides. A relayed URL must also end in the kind of a stream and a token, or it is
+//! refused.
+//!
+//! | backend | `relay` | URL | kubelet's stream |
+//! |---|---|---|---|
+//! | local | `never` | any | passes |
+//! | local | | cannot be read | passes: kubelet says what is wrong with it |
+//! | local | | of TLS, or `streaming.tls`, and the backend has no `tls` section | passes: crimux cannot verify the server |
+//! | local | `auto` | `http` with a host | passes |
+//! | local | | any other | is relayed to `streaming.address`, else to the URL's host and port, else to 127.0.0.1 |
+//! | remote | | cannot be read | is refused |
+//! | remote | `never` | names this node, or no host | is refused |
+//! | remote | `never` | any other | passes |
+//! | remote | | of TLS, or `streaming.tls`, and the backend has no `tls` section | is refused |
+//! | remote | | any, and `streaming.address` is set | is relayed to that address |
+//! | remote | | names this node, or no host | is refused |
+//! | remote | | names the endpoint's host | is relayed to the endpoint's host at the URL's port |
+//! | remote | | names another host, or the endpoint has no host | is refused |
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -62,7 +81,7 @@ pub enum UrlError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RelayedStream {
     pub(super) kind: StreamKind,
-    pub(super) target: StreamServer,
+    pub(super) server: StreamServer,
     /// The path at the backend.
     pub(super) path: String,
     /// The query with its `?`, or empty.
@@ -149,18 +168,14 @@ impl StreamUrl {
         UrlError::ThisNode { host: self.host.clone().unwrap_or_else(|| "no host".to_owned()) }
     }
 
-    fn relay_to(
-        self,
-        (host, port): (String, u16),
-        streaming: &Streaming,
-    ) -> Result<Option<RelayedStream>, UrlError> {
-        let target = StreamServer { host, port, tls: self.tls || streaming.tls };
-        Ok(Some(RelayedStream { kind: self.kind()?, target, path: self.path, query: self.query }))
+    fn relay_to(self, (host, port): (String, u16), streaming: &Streaming) -> Result<RelayedStream, UrlError> {
+        let server = StreamServer { host, port, tls: self.tls || streaming.tls };
+        Ok(RelayedStream { kind: self.kind()?, server, path: self.path, query: self.query })
     }
 }
 
 /// Returns the stream to relay for `url`, which a backend with `config` returned; `None` if the URL passes as
-/// it is.
+/// it is. See the table above.
 pub(super) fn stream_to_relay(config: &BackendConfig, url: &str) -> Result<Option<RelayedStream>, UrlError> {
     let parsed = StreamUrl::parse(url);
     match (config.local, config.streaming.relay) {
@@ -190,7 +205,7 @@ fn relay_local(
         (None, Some(port)) => (url.host.clone().unwrap_or_else(|| "127.0.0.1".to_owned()), port),
         (None, None) => ("127.0.0.1".to_owned(), KUBELET_PORT),
     };
-    url.relay_to(address, &config.streaming)
+    url.relay_to(address, &config.streaming).map(Some)
 }
 
 /// A remote backend never chooses the host that is dialled.
@@ -199,7 +214,7 @@ fn relay_remote(config: &BackendConfig, url: StreamUrl) -> Result<Option<Relayed
         return Err(UrlError::NoTls);
     }
     if let Some(address) = &config.streaming.address {
-        return url.relay_to(address.clone(), &config.streaming);
+        return url.relay_to(address.clone(), &config.streaming).map(Some);
     }
     let (Some(host), Some(port)) = (&url.host, url.port) else { return Err(url.this_node_error()) };
     if may_be_loopback(host) {
@@ -207,7 +222,7 @@ fn relay_remote(config: &BackendConfig, url: StreamUrl) -> Result<Option<Relayed
     }
     match &config.endpoint {
         Endpoint::Tcp { host: own, .. } if is_same_host(own, host) => {
-            url.relay_to((own.clone(), port), &config.streaming)
+            url.relay_to((own.clone(), port), &config.streaming).map(Some)
         }
         Endpoint::Tcp { host: own, .. } => {
             Err(UrlError::OtherHost { host: host.clone(), endpoint: own.clone() })

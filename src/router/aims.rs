@@ -102,7 +102,7 @@ impl Aims {
     }
 
     /// Takes over the aims of another process.
-    pub fn restore(&self, handed: Vec<HandedAim>) {
+    pub fn take_over(&self, handed: Vec<HandedAim>) {
         let aim = |HandedAim { namespace, name, backend, uid, age }| {
             let (backend, since) = (InstanceId(backend), moment_ago(age));
             Aim { namespace, name, backend, uid, since }

@@ -1,11 +1,12 @@
 //! Which image store a call goes to: rules in order, each with what the call carries and the reason.
 //!
-//! Every backend has its own image store, and most image calls do not name one. [`RULES`] is the whole
-//! policy; for each call the first rule that applies decides. kubelet's `ImageStatus` and `PullImage` carry
-//! the pod's annotations, among them `kubernetes.io/config.seen`, which is practically unique
-//! (`config/config.go recordFirstSeenTime`) and ties the call to a sandbox and so to a backend. A kubelet
-//! that restarted gives every pod a new one, which is unknown until a call carries it together with the pod's
-//! uid. Nothing here asks a backend.
+//! Every backend has its own image store, and most image calls do not name one. [`RULES`] documents the
+//! policy, for operators too (`crimux route --image`); the functions below carry it out. For each call the
+//! first rule that applies decides. kubelet's `ImageStatus` and `PullImage` carry the pod's annotations,
+//! among them `kubernetes.io/config.seen`, which is practically unique (`config/config.go
+//! recordFirstSeenTime`) and ties the call to a sandbox and so to a backend. A kubelet that restarted gives
+//! every pod a new one, which is unknown until a call carries it together with the pod's uid. Nothing here
+//! asks a backend.
 
 use std::collections::HashSet;
 use std::time::Instant;
@@ -131,11 +132,12 @@ pub struct BackendFacts<'a> {
     /// The IDs of the sandboxes of this backend that have, or had, a container of this reference.
     pub sandboxes_using: &'a dyn Fn(InstanceId, &str) -> HashSet<String>,
     /// Whether crimux started so recently that it may not have seen the annotated call of a start under way.
-    pub just_started: bool,
+    pub crimux_is_young: bool,
 }
 
 impl Router {
-    /// Returns the stores that an `ImageStatus` goes to: by the first of [`RULES`] that applies.
+    /// Returns the stores that an `ImageStatus` goes to: by the first of [`RULES`] that applies. A call for a
+    /// handler that is no longer configured goes by the pods alike, which still run with it.
     ///
     /// # Errors
     /// [`Error::UnknownHandler`] if the call names a handler that is not configured, and no known pod.
@@ -144,7 +146,6 @@ impl Router {
         request: &ImageRequest<'_>,
         backends: &BackendFacts<'_>,
     ) -> Result<ImageRoute, Error> {
-        // The rules in the order of the table.
         if let Some(route) = self.route_by_config_seen(request) {
             return Ok(route);
         }
@@ -153,7 +154,7 @@ impl Router {
             return self.route_by_handler(request, alike);
         }
         if let Some((rule, pods)) = alike {
-            return Ok(ImageRoute { rule, stores: self.targets("", &pods) });
+            return Ok(ImageRoute { rule, stores: self.stores_of("", &pods) });
         }
         if !request.annotations.config_seen.is_empty() {
             return Ok(ImageRoute::to(Rule::NoPod, self.handlers().default_backend()));
@@ -168,7 +169,7 @@ impl Router {
             return None;
         }
         let pods = self.ready_pods(|record| &*record.config_seen == seen);
-        let route = || ImageRoute { rule: Rule::ConfigSeen, stores: self.targets(request.handler, &pods) };
+        let route = || ImageRoute { rule: Rule::ConfigSeen, stores: self.stores_of(request.handler, &pods) };
         (!pods.is_empty()).then(route)
     }
 
@@ -183,7 +184,7 @@ impl Router {
         let targets = match (handlers.targets_of(request.handler), &alike) {
             (Ok(targets), _) => targets,
             (Err(_), Some((rule, pods))) => {
-                return Ok(ImageRoute { rule: *rule, stores: self.targets(request.handler, pods) });
+                return Ok(ImageRoute { rule: *rule, stores: self.stores_of(request.handler, pods) });
             }
             (Err(error), None) => return Err(error),
         };
@@ -213,7 +214,7 @@ impl Router {
         choose: impl FnOnce(&str, &str) -> Result<Choice, Error>,
     ) -> Result<ImageRoute, Error> {
         if let Some(pod) = pod {
-            let stores = self.targets(request.handler, std::slice::from_ref(pod));
+            let stores = self.stores_of(request.handler, std::slice::from_ref(pod));
             return Ok(ImageRoute { rule: Rule::PodUid, stores });
         }
         if request.handler.is_empty() {
@@ -226,12 +227,12 @@ impl Router {
 
     /// A call without annotations: kubelet's question which user the image runs as, or another client's.
     fn route_without_annotations(&self, reference: &str, backends: &BackendFacts<'_>) -> ImageRoute {
-        let starting = self.image_starts.stores(reference, Instant::now());
+        let starting = self.image_starts.backends_of(reference, Instant::now());
         if !starting.is_empty() {
             return ImageRoute::to_all(Rule::StartUnderWay, starting);
         }
         let default = self.handlers().default_backend();
-        if backends.just_started {
+        if backends.crimux_is_young {
             let pods = self.ready_pods(|pod| !pod.config_seen.is_empty());
             let mut stores = vec![default];
             for pod in pods {
@@ -294,7 +295,7 @@ impl Router {
 
     /// Returns the stores of these pods, each once, with the handler by the name that its backend knows: that
     /// of the configuration, or, for a handler that no longer leads there, the sandbox's own.
-    fn targets(&self, handler: &str, pods: &[OwnedSandbox]) -> Vec<StoreTarget> {
+    fn stores_of(&self, handler: &str, pods: &[OwnedSandbox]) -> Vec<StoreTarget> {
         let handlers = self.handlers();
         let configured = handlers.targets_of(handler).unwrap_or_default();
         let mut stores: Vec<StoreTarget> = Vec::new();
@@ -303,9 +304,10 @@ impl Router {
                 continue;
             }
             let target = configured.iter().find(|(target, _)| target == backend);
-            let own = target.map_or_else(|| record.handler.to_string(), |(_, target)| target.handler.clone());
-            let own = Some(own).filter(|own| !handler.is_empty() && own != handler);
-            stores.push(StoreTarget { backend: *backend, handler: own });
+            let known_as =
+                target.map_or_else(|| record.handler.to_string(), |(_, target)| target.handler.clone());
+            let renamed = Some(known_as).filter(|name| !handler.is_empty() && name != handler);
+            stores.push(StoreTarget { backend: *backend, handler: renamed });
         }
         stores.sort_by_key(|store| store.backend);
         stores

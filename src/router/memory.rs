@@ -37,11 +37,11 @@ impl Router {
     }
 
     /// Takes over what another router kept. This one knows the owners and has seen no call yet.
-    pub fn restore(&self, memory: RouterMemory) {
-        self.aims.restore(memory.aims);
-        self.image_starts.restore(memory.starts);
-        self.owners.restore_config_seen(memory.config_seen);
-        self.owners.restore_creations(memory.creations);
-        self.owners.restore_removals(memory.removals);
+    pub fn take_over(&self, memory: RouterMemory) {
+        self.aims.take_over(memory.aims);
+        self.image_starts.take_over(memory.starts);
+        self.owners.take_over_config_seen(memory.config_seen);
+        self.owners.take_over_creations(memory.creations);
+        self.owners.take_over_removals(memory.removals);
     }
 }

@@ -76,7 +76,7 @@ pub(super) enum Op {
     /// The node was rebooted; holds the new boot ID.
     #[prost(string, tag = "14")]
     Rebooted(String),
-    /// The operator declared the backend lost.
+    /// The instance was declared empty: the operator gave it up, or it was found at another endpoint.
     #[prost(bool, tag = "15")]
     DeclaredEmpty(bool),
     /// Who the backend is changed: its label, its endpoint, or where it stands in its life.

@@ -66,7 +66,7 @@ impl InstanceState {
         self.record(vec![Op::Instance(Box::new(instance.save()))]);
     }
 
-    /// Tells whether the operator declared it lost, and nothing was heard of it since.
+    /// Tells whether it was declared empty, and has not been listed or changed since.
     pub fn is_declared_empty(&self) -> bool {
         self.lock().declared_empty
     }
@@ -168,7 +168,7 @@ impl InstanceState {
         self.lock().lists.list(kind, filter)
     }
 
-    /// Counts the sandboxes and containers heard of that no other instance owns.
+    /// Counts the known sandboxes and containers that no other instance owns.
     pub fn count(&self) -> (usize, usize) {
         let (mut sandboxes, mut containers) = (0, 0);
         self.for_each_sandbox(|_| sandboxes += 1);
@@ -176,23 +176,23 @@ impl InstanceState {
         (sandboxes, containers)
     }
 
-    /// Visits every sandbox heard of that no other instance owns, also while no list of them is known.
+    /// Visits every known sandbox that no other instance owns, also while there is no list of them.
     pub fn for_each_sandbox(&self, mut visit: impl FnMut(SandboxRef<'_>)) {
-        let list = self.lock().lists.all_seen(ListKind::Sandboxes);
+        let list = self.lock().lists.all_items(ListKind::Sandboxes);
         let list = self.without_foreign(ListKind::Sandboxes, list);
         sandbox_items(&list).map_while(Result::ok).for_each(&mut visit);
     }
 
-    /// Visits every container heard of that no other instance owns, also while no list of them is known.
+    /// Visits every known container that no other instance owns, also while there is no list of them.
     pub fn for_each_container(&self, mut visit: impl FnMut(ContainerRef<'_>)) {
-        let list = self.lock().lists.all_seen(ListKind::Containers);
+        let list = self.lock().lists.all_items(ListKind::Containers);
         let list = self.without_foreign(ListKind::Containers, list);
         container_items(&list).map_while(Result::ok).for_each(&mut visit);
     }
 
-    /// Returns the IDs of all containers heard of in this sandbox, also of those that another instance owns.
+    /// Returns the IDs of all known containers in this sandbox, also of those that another instance owns.
     pub fn containers_of(&self, sandbox: &str) -> Vec<String> {
-        let list = self.lock().lists.all_seen(ListKind::Containers);
+        let list = self.lock().lists.all_items(ListKind::Containers);
         let items = container_items(&list).map_while(Result::ok);
         items.filter(|facts| facts.sandbox_id == sandbox).map(|facts| facts.id.to_owned()).collect()
     }
@@ -213,7 +213,7 @@ impl InstanceState {
         self.lock().listed_live
     }
 
-    /// Tells whether the sandbox and container lists can be answered: listed, saved, or declared lost.
+    /// Tells whether the sandbox and container lists can be answered: listed, saved, or declared empty.
     pub fn has_lists(&self) -> bool {
         self.lock().lists.has_lists()
     }

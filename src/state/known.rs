@@ -4,6 +4,7 @@
 //! state after a restart. It must not decide when anything is written.
 
 mod deltas;
+mod saved;
 
 use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -12,7 +13,6 @@ use bytes::Bytes;
 
 use super::changes::{Change, Op};
 use super::facts::Fact;
-use super::file::{SavedBackend, SavedReply, SavedStatus};
 use super::fingerprint::fingerprint;
 use super::instance::Instance;
 use super::items::{ContainerRef, container_items, enum_value, sandbox_items};
@@ -40,7 +40,7 @@ pub(super) struct KnownState {
     pub(super) statuses: Statuses,
     pub(super) facts: BTreeMap<String, (u64, Bytes)>,
     pub(super) draining: bool,
-    /// Whether the operator declared it lost and nothing was heard of it since.
+    /// Whether it was declared empty, and has not been listed or changed since.
     pub(super) declared_empty: bool,
     /// Whether the instance has ended.
     pub(super) ended: bool,
@@ -102,7 +102,7 @@ impl KnownState {
         }
     }
 
-    /// Applies a change of what is on the backend, which ends that it is declared lost.
+    /// Applies a change of what is on the backend, after which it is no longer declared empty.
     fn apply_to_lists(&mut self, change: Change) {
         let Some(op) = &change.op else { return };
         self.declared_empty &= matches!(op, Op::ImagesForgotten(_));
@@ -154,8 +154,8 @@ impl KnownState {
         boot_id.clone_into(&mut self.boot_id);
         self.statuses.clear();
         self.lists.clear_stats();
-        let sandboxes = self.lists.all_seen(ListKind::Sandboxes);
-        let containers = self.lists.all_seen(ListKind::Containers);
+        let sandboxes = self.lists.all_items(ListKind::Sandboxes);
+        let containers = self.lists.all_items(ListKind::Containers);
         for facts in sandbox_items(&sandboxes).map_while(Result::ok) {
             self.lists.record(Change { seq, op: Some(Op::SandboxStopped(facts.id.to_owned())) });
         }
@@ -181,7 +181,7 @@ impl KnownState {
     pub(super) fn all_ids(&mut self) -> HashSet<Box<str>> {
         let mut heard = self.lists.unpaired_ids();
         for kind in [ListKind::Sandboxes, ListKind::Containers] {
-            let list = self.lists.all_seen(kind);
+            let list = self.lists.all_items(kind);
             heard.extend(ids(kind, &list).into_iter().map(Box::from));
         }
         heard
@@ -189,8 +189,8 @@ impl KnownState {
 
     /// Tells whether [`KnownState::all_ids`] has this one.
     pub(super) fn has_id(&mut self, id: &str) -> bool {
-        let sandboxes = self.lists.all_seen(ListKind::Sandboxes);
-        let containers = self.lists.all_seen(ListKind::Containers);
+        let sandboxes = self.lists.all_items(ListKind::Sandboxes);
+        let containers = self.lists.all_items(ListKind::Containers);
         ids(ListKind::Sandboxes, &sandboxes).contains(id)
             || ids(ListKind::Containers, &containers).contains(id)
             || self.lists.unpaired_ids().contains(id)
@@ -198,8 +198,8 @@ impl KnownState {
 
     /// Turns the saved lists into single items: the saved state is partial and must not answer a list.
     pub(super) fn doubt(&mut self) {
-        let sandboxes = self.lists.all_seen(ListKind::Sandboxes);
-        let containers = self.lists.all_seen(ListKind::Containers);
+        let sandboxes = self.lists.all_items(ListKind::Sandboxes);
+        let containers = self.lists.all_items(ListKind::Containers);
         let seen = |list: &Bytes, op: fn(super::changes::Item) -> Op| -> Vec<Op> {
             let items = wire::items(list, 1).map_while(Result::ok);
             let items = items.filter_map(|item| {
@@ -334,83 +334,13 @@ impl KnownState {
         if !self.lists.has_lists() {
             return;
         }
-        let sandboxes = self.lists.all_seen(ListKind::Sandboxes);
-        let containers = self.lists.all_seen(ListKind::Containers);
+        let sandboxes = self.lists.all_items(ListKind::Sandboxes);
+        let containers = self.lists.all_items(ListKind::Containers);
         let (sandboxes, containers) =
             (ids(ListKind::Sandboxes, &sandboxes), ids(ListKind::Containers, &containers));
         self.statuses.purge(&sandboxes, &containers);
         self.created.retain(|id| sandboxes.contains(&**id) || containers.contains(&**id));
     }
-
-    /// Returns what is saved of this, as of the sequence number `seq`.
-    pub(super) fn save(&self, seq: u64) -> SavedBackend {
-        let [sandboxes, containers, images, container_stats, sandbox_stats] = self.lists.to_save();
-        let statuses = self.statuses.iter().map(|(kind, id, reply)| SavedStatus {
-            container: kind == Kind::Container,
-            id: id.to_owned(),
-            reply: reply.clone(),
-        });
-        let replies = self
-            .facts
-            .iter()
-            .map(|(method, (_, reply))| SavedReply { method: method.clone(), reply: reply.clone() });
-        SavedBackend {
-            name: self.instance.name.clone(),
-            instance: Some(self.instance.save()),
-            created: in_order(&self.created),
-            foreign: in_order(&self.foreign),
-            boot_id: self.boot_id.clone(),
-            seq,
-            drained: self.draining,
-            listed_at: self.listed_at_secs(),
-            sandboxes,
-            containers,
-            images,
-            container_stats,
-            sandbox_stats,
-            changes: self.lists.saved_changes().cloned().collect(),
-            statuses: statuses.collect(),
-            replies: replies.collect(),
-            forgotten: self.declared_empty,
-        }
-    }
-
-    /// Restores what was saved, as the instance `id` if no identifier was.
-    pub(super) fn load(saved: SavedBackend, id: u64) -> Self {
-        let lists =
-            [saved.sandboxes, saved.containers, saved.images, saved.container_stats, saved.sandbox_stats];
-        let instance = saved.instance.map_or_else(|| Instance::with_name(id, &saved.name), Instance::load);
-        let owned = |ids: Vec<String>| ids.into_iter().map(String::into_boxed_str).collect();
-        let mut state = Self {
-            lists: Lists::load(lists),
-            draining: saved.drained,
-            declared_empty: saved.forgotten,
-            created: owned(saved.created),
-            foreign: owned(saved.foreign),
-            last_record: saved.seq,
-            listed_at: (saved.listed_at > 0).then(|| UNIX_EPOCH + Duration::from_secs(saved.listed_at)),
-            ..Self::new(instance, &saved.boot_id, saved.seq)
-        };
-        for mut change in saved.changes {
-            // The buffer that was read holds the whole file.
-            change.op = change.op.map(detach);
-            state.lists.record(change);
-        }
-        for SavedStatus { container, id, reply } in saved.statuses {
-            let kind = if container { Kind::Container } else { Kind::Sandbox };
-            state.statuses.restore(kind, id, &reply);
-        }
-        for SavedReply { method, reply } in saved.replies {
-            state.remember_fact(&method, &reply);
-        }
-        state
-    }
-}
-
-fn in_order(ids: &HashSet<Box<str>>) -> Vec<String> {
-    let mut ids: Vec<_> = ids.iter().map(ToString::to_string).collect();
-    ids.sort_unstable();
-    ids
 }
 
 /// Copies the item of a change out of the buffer it was read from.

@@ -26,7 +26,7 @@
 //! |---|---|---|
 //! | Joining | left out of lists, gets no sandbox | only while it may be another instance that moved |
 //! | Member | *awaited*: the node's lists fail until it is listed or given up | in all lists |
-//! | Removed | *awaited* too, until it is declared lost | in all lists until it owns nothing |
+//! | Removed | *awaited* too, until it is declared empty | in all lists until it owns nothing |
 
 /// Where an instance stands in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -14,7 +14,7 @@ use super::changes::{self, Change, Op, Overlay};
 use super::delta::ListDelta;
 use super::filter::{Filter, item_id};
 use super::list_bytes::{FullList, ListBytes, ids, is_same_slice, retain};
-use super::pair::{Pair, PodListSync, Watermarks};
+use super::pair::{Pair, PodListSync, Received, Watermarks};
 use super::positions::Positions;
 use super::{ListKind, Revision, image_name};
 use crate::wire::WireError;
@@ -72,13 +72,13 @@ impl Lists {
     }
 
     fn replace_pod_list(&mut self, list: FullList) -> Replaced {
-        let Some(other) = self.pod_sync.receive(list, &self.changes) else {
+        let Received::Served { bytes_changed } = self.pod_sync.receive(list, &self.changes) else {
             return Replaced::NOTHING;
         };
         let before = self.changes.len();
         let watermarks = self.pod_sync.watermarks();
         self.changes.retain(|change| watermarks.must_keep(change));
-        let changed = other || self.changes.len() != before;
+        let changed = bytes_changed || self.changes.len() != before;
         if changed {
             self.invalidate_composed();
         }
@@ -145,7 +145,7 @@ impl Lists {
         let all = match kind {
             ListKind::Sandboxes | ListKind::Containers => {
                 self.pod_sync.pair.as_ref()?;
-                self.all_seen(kind)
+                self.all_items(kind)
             }
             ListKind::Images => self.present_images()?,
             ListKind::ContainerStats => {
@@ -167,14 +167,14 @@ impl Lists {
         Some(retain(&all, |item| filter.matches(kind, item, &of_sandbox)))
     }
 
-    /// Returns all sandboxes or containers heard of, whether or not a list of them is known.
-    pub(super) fn all_seen(&mut self, kind: ListKind) -> Bytes {
+    /// Returns all known sandboxes or containers, whether or not there is a list of them.
+    pub(super) fn all_items(&mut self, kind: ListKind) -> Bytes {
         if kind == ListKind::Sandboxes { self.sandboxes() } else { self.containers() }
     }
 
     /// Returns one sandbox or container as it is listed.
     pub(super) fn item(&mut self, kind: ListKind, id: &str) -> Option<&[u8]> {
-        let list = self.all_seen(kind);
+        let list = self.all_items(kind);
         let positions = &mut self.positions[usize::from(kind == ListKind::Containers)];
         positions.get_or_insert_with(|| Positions::new(list)).item(id)
     }
@@ -225,7 +225,7 @@ impl Lists {
         if self.pod_sync.pair.is_none() {
             return stats;
         }
-        let list = self.all_seen(listed);
+        let list = self.all_items(listed);
         let ids = ids(listed, &list);
         retain(&stats, |item| item_id(kind, item).is_ok_and(|id| ids.contains(id)))
     }

@@ -17,8 +17,8 @@ pub(super) struct OnDisk {
     pub(super) facts: HashMap<String, u64>,
     /// Of what filtered replies showed.
     pub(super) seen: u64,
-    /// Whether the instance was declared lost, and the disk has nothing newer of it.
-    pub(super) forgotten: bool,
+    /// Whether the instance was declared empty, and the disk has nothing newer of it.
+    pub(super) declared_empty: bool,
 }
 
 /// What a record says of stats and periodic replies, which never say the same twice.

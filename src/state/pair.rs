@@ -13,15 +13,18 @@
 //!             └ a change recorded from here on stays applied on top of S until a later list shows it
 //! ```
 //!
-//! | C was requested | containers without a sandbox | the pair |
-//! |---|---|---|
-//! | before S, and a pair is served | | waits for a newer list |
-//! | more than [`PAIR_WINDOW`] after S was received, or the other way round | | waits for a newer list |
-//! | after S was received, and S is in no pair yet | not looked for: the backend itself says so | is served |
-//! | in any other order | none | is served |
-//! | in any other order | some that were not refused yet | is refused, and they are remembered |
-//! | in any other order | only refused ones, and S or C was requested before the refusal | is refused again |
-//! | in any other order | only refused ones, and S and C were requested after the refusal | is served |
+//! | | C was requested | containers without a sandbox | the pair |
+//! |---|---|---|---|
+//! | 1 | more than [`PAIR_WINDOW`] after S was received, or the other way round | | waits for a newer list |
+//! | 2 | before S, and a pair is served | | waits for a newer list |
+//! | 3 | after S was received, and S is in no pair yet | not looked for: the backend itself says so | is served |
+//! | 4 | in any other order; the bytes are the served ones, and no change is on top | looked for when it was first served | is served again |
+//! | 5 | in any other order | none | is served |
+//! | 6 | in any other order | some that were not refused yet | is refused, and they are remembered |
+//! | 7 | in any other order | only refused ones, and S or C was requested before the refusal | is refused again |
+//! | 8 | in any other order | only refused ones, and S and C were requested after the refusal | is served |
+//!
+//! The first row that fits decides.
 //!
 //! A refused pair serves nothing new: the served lists stay until a pair is served. So a container that is
 //! created while both lists are in flight never shows without its sandbox, and a backend that really has such
@@ -51,10 +54,10 @@ pub(super) struct Pair {
 #[derive(Debug, Default)]
 pub(super) struct PodListSync {
     pub(super) pair: Option<Pair>,
-    sandboxes: Option<PendingList>,
-    containers: Option<PendingList>,
+    sandboxes: Option<NewestList>,
+    containers: Option<NewestList>,
     watermarks: Watermarks,
-    rejected: Option<RejectedPair>,
+    refused: Option<RefusedPair>,
 }
 
 /// The sequence numbers up to which the served pair shows all changes.
@@ -66,7 +69,7 @@ pub(super) struct Watermarks {
 
 /// The newest list of its kind.
 #[derive(Debug, Clone)]
-struct PendingList {
+struct NewestList {
     requested: Revision,
     received: Instant,
     list: ListBytes,
@@ -76,10 +79,22 @@ struct PendingList {
 
 /// The last pair that was refused for containers without a sandbox.
 #[derive(Debug)]
-struct RejectedPair {
+struct RefusedPair {
     at: Instant,
     /// Their IDs.
     containers: HashSet<String>,
+}
+
+/// What a list has led to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Received {
+    /// No pair is served for it.
+    NoPair,
+    /// A pair is served.
+    Served {
+        /// Whether its bytes differ from those that were served before.
+        bytes_changed: bool,
+    },
 }
 
 /// What becomes of the newest two lists; see the table above.
@@ -92,59 +107,63 @@ enum Decision {
 
 impl PodListSync {
     /// Receives a full list of sandboxes or containers. `changes` are those that are applied on top of the
-    /// served pair. Returns `None` if no pair was served for it, otherwise whether the served bytes changed.
-    pub(super) fn receive(&mut self, list: FullList, changes: &[Change]) -> Option<bool> {
+    /// served pair.
+    pub(super) fn receive(&mut self, list: FullList, changes: &[Change]) -> Received {
         let FullList { kind, requested, received, encoded } = list;
         if self.is_past(kind, requested) {
-            return None;
+            return Received::NoPair;
         }
         let newest = if kind == ListKind::Sandboxes { &mut self.sandboxes } else { &mut self.containers };
         if newest.as_ref().is_some_and(|list| list.requested.seq > requested.seq) {
-            return None;
+            return Received::NoPair;
         }
         let list = ListBytes::replacing(newest.as_ref().map(|newest| &newest.list), encoded);
-        *newest = Some(PendingList { requested, received, list, paired: false });
+        *newest = Some(NewestList { requested, received, list, paired: false });
         self.pair_up(received, changes)
     }
 
     /// Decides about the newest two lists, and serves them or remembers the refusal.
-    fn pair_up(&mut self, now: Instant, changes: &[Change]) -> Option<bool> {
-        let (sandboxes, containers) = (self.sandboxes.as_ref()?, self.containers.as_ref()?);
+    fn pair_up(&mut self, now: Instant, changes: &[Change]) -> Received {
+        let (Some(sandboxes), Some(containers)) = (&self.sandboxes, &self.containers) else {
+            return Received::NoPair;
+        };
         let pair = Pair { sandboxes: sandboxes.list.clone(), containers: containers.list.clone() };
         let watermarks = Watermarks::of(sandboxes, containers);
         match self.decide(sandboxes, containers, &pair, changes) {
-            Decision::Wait | Decision::RefuseAgain => None,
+            Decision::Wait | Decision::RefuseAgain => Received::NoPair,
             Decision::Refuse(containers) => {
-                self.rejected = Some(RejectedPair { at: now, containers });
-                None
+                self.refused = Some(RefusedPair { at: now, containers });
+                Received::NoPair
             }
             Decision::Serve => {
-                let is_same = self.pair.as_ref().is_some_and(|served| served.is_same(&pair));
+                let bytes_changed = self.pair.as_ref().is_none_or(|served| !served.is_same(&pair));
                 for list in [&mut self.sandboxes, &mut self.containers].into_iter().flatten() {
                     list.paired = true;
                 }
-                (self.pair, self.watermarks, self.rejected) = (Some(pair), watermarks, None);
-                Some(!is_same)
+                (self.pair, self.watermarks, self.refused) = (Some(pair), watermarks, None);
+                Received::Served { bytes_changed }
             }
         }
     }
 
     fn decide(
         &self,
-        sandboxes: &PendingList,
-        containers: &PendingList,
+        sandboxes: &NewestList,
+        containers: &NewestList,
         pair: &Pair,
         changes: &[Change],
     ) -> Decision {
         let in_order = containers.requested.seq >= sandboxes.requested.seq;
         let in_window = if in_order { containers.follows(sandboxes) } else { sandboxes.follows(containers) };
+        // Rows 1 and 2.
         if !in_window || (!in_order && self.pair.is_some()) {
             return Decision::Wait;
         }
+        // Row 3.
         if containers.requested.at >= sandboxes.received && !sandboxes.paired {
             return Decision::Serve;
         }
-        // The served pair with no changes on top of it was examined before.
+        // Row 4.
         if changes.is_empty() && self.pair.as_ref().is_some_and(|served| served.is_same(pair)) {
             return Decision::Serve;
         }
@@ -152,12 +171,12 @@ impl PodListSync {
         if orphans.is_empty() {
             return Decision::Serve;
         }
-        // The first refusal of these containers is the one that counts, or a backend that is listed every
-        // second would never be believed.
-        match &self.rejected {
-            Some(rejected) if orphans.is_subset(&rejected.containers) => {
+        // Rows 6 to 8. The first refusal of these containers counts, or a backend that is listed every second
+        // would never be believed.
+        match &self.refused {
+            Some(refused) if orphans.is_subset(&refused.containers) => {
                 let requested = sandboxes.requested.at.min(containers.requested.at);
-                if requested > rejected.at { Decision::Serve } else { Decision::RefuseAgain }
+                if requested > refused.at { Decision::Serve } else { Decision::RefuseAgain }
             }
             _ => Decision::Refuse(orphans),
         }
@@ -175,7 +194,7 @@ impl PodListSync {
         newest.map(|newest| (&newest.list.bytes, newest.requested.seq))
     }
 
-    fn newest(&self, kind: ListKind) -> Option<&PendingList> {
+    fn newest(&self, kind: ListKind) -> Option<&NewestList> {
         if kind == ListKind::Sandboxes { self.sandboxes.as_ref() } else { self.containers.as_ref() }
     }
 
@@ -210,7 +229,7 @@ impl PodListSync {
 }
 
 impl Watermarks {
-    fn of(sandboxes: &PendingList, containers: &PendingList) -> Self {
+    fn of(sandboxes: &NewestList, containers: &NewestList) -> Self {
         Self {
             // A change of a sandbox changes its containers too, so it stays until both lists show it.
             sandboxes: sandboxes.requested.seq.min(containers.requested.seq),
@@ -250,7 +269,7 @@ impl Pair {
     }
 }
 
-impl PendingList {
+impl NewestList {
     /// Tells whether this list was requested within the window after `earlier` was received.
     fn follows(&self, earlier: &Self) -> bool {
         self.requested.at.saturating_duration_since(earlier.received) <= PAIR_WINDOW

@@ -180,7 +180,7 @@ impl Statuses {
     }
 
     /// Puts a saved status back.
-    pub(super) fn restore(&mut self, kind: Kind, id: String, reply: &[u8]) {
+    pub(super) fn load(&mut self, kind: Kind, id: String, reply: &[u8]) {
         let reply = Some(Bytes::copy_from_slice(reply));
         let slot = Slot { fingerprint: reply.as_deref().map_or(0, fingerprint), reply, ..Slot::default() };
         self.of(kind).insert(id.into_boxed_str(), slot);

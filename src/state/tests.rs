@@ -19,6 +19,17 @@ use prost::Message;
 use super::*;
 use crate::cri;
 
+impl StateStore {
+    /// Returns the state of the instance with this name; makes a member of which nothing is known if there is
+    /// none. See [`StateStore::expire_if_rebooted`] for `local`.
+    fn backend(&self, name: &str, local: bool) -> Arc<InstanceState> {
+        let known = self.states().values().find(|known| known.instance().name == name).cloned();
+        let state = known.unwrap_or_else(|| self.create(name, Life::Member));
+        self.expire_if_rebooted(&state, local);
+        state
+    }
+}
+
 const BOOT: &str = "boot-1";
 
 fn open(dir: &Path) -> Arc<StateStore> {

@@ -4,6 +4,7 @@
 
 mod connect;
 mod deploy;
+mod documents;
 mod image_rules;
 #[path = "../support/pki.rs"]
 mod pki;

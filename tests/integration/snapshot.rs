@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crimux::cri::{self, Rpc};
-use crimux::state::{Filter, InstanceState, Kind, ListKind, StateStore};
+use crimux::state::{Filter, InstanceState, Kind, Life, ListKind, StateStore};
 use prost::Message;
 use tokio::sync::oneshot;
 
@@ -18,6 +18,14 @@ fn open(dir: &Path) -> Arc<StateStore> {
     let (store, warnings) = StateStore::open(dir, BOOT);
     assert_eq!(warnings, []);
     store
+}
+
+/// Returns the state of the instance `kata`; makes a member of which nothing is known if there is none.
+fn kata(store: &StateStore) -> Arc<InstanceState> {
+    let id = store.instances().into_iter().find(|instance| instance.name == "kata").map(|kata| kata.id);
+    let state = id.and_then(|id| store.get(id)).unwrap_or_else(|| store.create("kata", Life::Member));
+    store.expire_if_rebooted(&state, true);
+    state
 }
 
 fn list_both(backend: &InstanceState, ids: &[&str]) {
@@ -48,7 +56,7 @@ fn a_killed_crimux_remembers_what_it_acknowledged() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     assert!(!store.was_whole());
-    let backend = store.backend("kata", true);
+    let backend = kata(&store);
     list_both(&backend, &["s1"]);
     store.flush().unwrap();
     backend.record_sandbox_created("s2", &[]);
@@ -57,7 +65,7 @@ fn a_killed_crimux_remembers_what_it_acknowledged() {
     // No flush and no orderly end: only what write(2) took is left.
     let again = open(dir.path());
     assert!(again.was_whole());
-    let backend = again.backend("kata", true);
+    let backend = kata(&again);
     assert_eq!(sandboxes(&backend).unwrap(), ["s2"]);
     assert!(backend.is_draining() && backend.has_lists() && !backend.was_listed_live());
     assert!(backend.age().is_some());
@@ -67,7 +75,7 @@ fn a_killed_crimux_remembers_what_it_acknowledged() {
 fn everything_survives_an_orderly_restart() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    let backend = store.backend("kata", true);
+    let backend = kata(&store);
     list_both(&backend, &["s1"]);
     let image = cri::Image { id: "sha256:aa".into(), ..Default::default() };
     let images = bytes::Bytes::from(cri::ListImagesResponse { images: vec![image] }.encode_to_vec());
@@ -77,7 +85,7 @@ fn everything_survives_an_orderly_restart() {
     backend.remember_status(Kind::Sandbox, "s1", backend.next_revision(), &status);
     backend.remember_reply(Rpc::Version, b"\x0a\x050.1.0");
     store.flush().unwrap();
-    let backend = open(dir.path()).backend("kata", true);
+    let backend = kata(&open(dir.path()));
     assert_eq!(sandboxes(&backend).unwrap(), ["s1"]);
     assert_eq!(backend.list(ListKind::Images, &Filter::default()).unwrap(), images);
     assert_eq!(backend.status(Kind::Sandbox, "s1").unwrap(), status);
@@ -91,7 +99,7 @@ fn only_the_owner_may_read_and_no_env_is_written() {
     fs::create_dir_all(&state_dir).unwrap();
     fs::set_permissions(&state_dir, fs::Permissions::from_mode(0o755)).unwrap();
     let store = open(&state_dir);
-    let backend = store.backend("kata", true);
+    let backend = kata(&store);
     backend.record_sandbox_created("s1", &[]);
     backend.record_container_created("c1", "s1", &request_with_secret());
     list_both(&backend, &["s1"]);
@@ -116,7 +124,7 @@ fn a_directory_that_cannot_be_used_makes_a_snapshot_that_serves_and_says_so() {
     let (store, warnings) = StateStore::open(&state_dir, BOOT);
     assert_eq!(warnings.len(), 1);
     assert!(!store.was_whole() && store.write_error().is_some());
-    let backend = store.backend("kata", true);
+    let backend = kata(&store);
     list_both(&backend, &["s1"]);
     backend.record_sandbox_created("s2", &[]);
     assert_eq!(sandboxes(&backend).unwrap(), ["s1", "s2"]);
@@ -126,7 +134,7 @@ fn a_directory_that_cannot_be_used_makes_a_snapshot_that_serves_and_says_so() {
     fs::remove_file(&state_dir).unwrap();
     store.flush().unwrap();
     assert_eq!(store.write_error(), None);
-    assert_eq!(sandboxes(&open(&state_dir).backend("kata", true)).unwrap(), ["s1", "s2"]);
+    assert_eq!(sandboxes(&kata(&open(&state_dir))).unwrap(), ["s1", "s2"]);
 }
 
 #[test]
@@ -149,7 +157,7 @@ fn foreign_files_are_set_aside_or_left_alone() {
 async fn the_writer_writes_when_something_changes_and_once_more_at_the_end() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
-    let backend = store.backend("kata", true);
+    let backend = kata(&store);
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async { drop(stopped.await) };
     let writer = tokio::spawn(Arc::clone(&store).run(shutdown));
@@ -166,13 +174,13 @@ async fn the_writer_writes_when_something_changes_and_once_more_at_the_end() {
     stop.send(()).unwrap();
     tokio::time::timeout(Duration::from_secs(60), writer).await.unwrap().unwrap();
     assert_eq!(store.write_error(), None);
-    assert!(open(dir.path()).backend("kata", true).reply(Rpc::Version).is_some());
+    assert!(kata(&open(dir.path())).reply(Rpc::Version).is_some());
 }
 
 #[test]
 fn thousands_of_containers_are_listed_in_a_moment() {
     let dir = tempfile::tempdir().unwrap();
-    let backend = open(dir.path()).backend("kata", true);
+    let backend = kata(&open(dir.path()));
     let ids: Vec<String> = (0..5000).map(|n| format!("{n:064}")).collect();
     list_both(&backend, &ids.iter().map(String::as_str).collect::<Vec<_>>());
     for id in &ids {

@@ -17,9 +17,9 @@ use crate::state::{
 };
 use crate::wire::{self, WireError};
 
-/// Beyond so many objects with events, those of long ago are forgotten.
+/// Beyond so many objects with events, the oldest events are forgotten.
 const MAX_LAST_EVENTS: usize = 1000;
-/// How long a runtime's own event may come after the one that was made here.
+/// How long a runtime's own event may come after the event that crimux made in its place.
 const LATE_EVENTS: Duration = Duration::from_secs(60);
 
 /// What clients know of the sandboxes and containers of one backend.
@@ -166,7 +166,7 @@ impl ClientView {
         }
         for facts in listed {
             let known = self.sandboxes.entry(facts.id.into()).or_insert_with(|| Sandbox {
-                // A new one that is not ready has stopped.
+                // A new sandbox that is not ready has stopped.
                 ready: true,
                 status: Bytes::new(),
             });

@@ -1,9 +1,9 @@
 //! One backend's event stream, read to its end.
 //!
-//! A quiet stream is a stream: grpc-go sends not even headers before the first event, so one that has not
-//! ended within [`TRIAL`] counts; CRI-O with events switched off ends at once with OK and does not. Events
-//! pass as the bytes they came in. One that would crash a client, or that clients know already, is
-//! left out.
+//! A quiet stream is a stream: grpc-go sends not even headers before the first event. So a stream that has
+//! not ended within [`TRIAL`] counts; the stream of CRI-O with events switched off, which ends at once with
+//! OK, does not. Events pass as the bytes that were received. An event that would crash a client, or that
+//! clients know already, is left out.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ use crate::wire::{self, Value, WireError};
 
 /// How long a stream must last to be one.
 const TRIAL: Duration = Duration::from_millis(300);
-/// The most that one event may have: what grpc-go clients take of it.
+/// The largest event, in bytes: what grpc-go clients take.
 const MAX_EVENT: usize = 16 << 20;
 
 /// Why a backend's stream has ended.

@@ -64,7 +64,7 @@ pub(in crate::proxy) struct Completeness {
     live_items: bool,
     /// The first error of its own that a backend answered with.
     first_error: Option<Error>,
-    lacking: Vec<NoContribution>,
+    absent: Vec<NoContribution>,
 }
 
 impl Completeness {
@@ -83,49 +83,67 @@ impl Completeness {
             Err(_) => None,
         };
         self.first_error = self.first_error.take().or_else(|| error.cloned());
-        contribution.map_err(|lacking| self.lacking.push(lacking)).ok()
+        contribution.map_err(|absent| self.absent.push(absent)).ok()
     }
 
-    /// Returns the error of an incomplete list; records the backends that a complete one lacks. An empty list
-    /// of measured values would mean that no pod uses anything: if a backend answered with an error, that
-    /// error is the reply. `scoped` is true on a backend's own socket.
+    /// Returns the error of an incomplete list; counts the backends that a complete one lacks. `scoped` is
+    /// true on a backend's own socket.
+    ///
+    /// The first row that fits decides. A backend is absent if it contributes nothing: it was never listed,
+    /// it failed and nothing is last-known, or it does not have the list.
+    ///
+    /// | list | contributions | result |
+    /// |---|---|---|
+    /// | pod stats that all must have | a backend does not have it | its `Unimplemented` |
+    /// | measured: stats and metrics | no item of now, and a backend answered with an error | that error: an empty list would mean that no pod uses anything |
+    /// | descriptors | none, and a backend answered with an error | that error: kubelet asks once, so remembered ones are better |
+    /// | any but promised pod stats | none, and a backend does not have it | its `Unimplemented` |
+    /// | one that must be complete, or without contributions | another backend is absent | [`Error::NeverListed`] |
+    /// | one that must be complete | none: all are left out | [`Error::NeverListed`] |
+    /// | filesystems | the default backend is absent | [`Error::NeverListed`]: kubelet takes the first one for the node's, for its whole life |
+    /// | any | | complete; the absent are counted as left out |
     pub(in crate::proxy) fn check(self, node: &Node, list: List, scoped: bool) -> Result<(), Error> {
-        let unimplemented = self.lacking.iter().find_map(|lacking| match &lacking.why {
-            Absence::Unimplemented(error) => Some(error.clone()),
-            _ => None,
-        });
-        if let Some(error) = unimplemented.clone().filter(|_| node.all_must_implement(list)) {
+        if let Some(error) = self.incomplete(node, list, scoped) {
             return Err(error);
         }
-        // kubelet asks for descriptors once, so those that are remembered are better than an error.
-        let has_values = if list == List::MetricDescriptors { self.any } else { self.live_items };
-        if let Some(error) = self.first_error.filter(|_| list.is_measured() && !has_values) {
-            return Err(error);
-        }
-        let promised = list == List::SandboxStats && !scoped && node.promised_pod_stats() == Some(true);
-        if let Some(error) = unimplemented.filter(|_| !self.any && !promised) {
-            return Err(error);
-        }
-        let unheard = self.lacking.iter().filter(|lacking| !matches!(lacking.why, Absence::Unimplemented(_)));
-        let unheard: Vec<_> = unheard.map(|lacking| Arc::clone(&lacking.backend)).collect();
-        if !unheard.is_empty() && (list.must_be_complete() || !self.any) {
-            return Err(Error::NeverListed(unheard));
-        }
-        if !self.any && list.must_be_complete() {
-            // Every backend is joining: a list that nobody contributed to is not an empty list.
-            return Err(Error::NeverListed(node.left_out_names()));
-        }
-        // kubelet takes the first filesystem for the node's, once for its whole life.
-        if list == List::Filesystems
-            && let Ok(default) = node.backend(node.default_in(None))
-            && unheard.contains(&default.name)
-        {
-            return Err(Error::NeverListed(vec![Arc::clone(&default.name)]));
-        }
-        for NoContribution { backend, why } in &self.lacking {
+        for NoContribution { backend, why } in &self.absent {
             node.left_out.record_backend(backend, list.unary().name, why.cause());
         }
         Ok(())
+    }
+
+    /// Returns the error by the table above; `None` for a complete list.
+    fn incomplete(&self, node: &Node, list: List, scoped: bool) -> Option<Error> {
+        let unimplemented = self.absent.iter().find_map(|absent| match &absent.why {
+            Absence::Unimplemented(error) => Some(error.clone()),
+            _ => None,
+        });
+        if unimplemented.is_some() && node.all_must_implement(list) {
+            return unimplemented;
+        }
+        let has_values = if list == List::MetricDescriptors { self.any } else { self.live_items };
+        if self.first_error.is_some() && list.is_measured() && !has_values {
+            return self.first_error.clone();
+        }
+        let is_promised = list == List::SandboxStats && !scoped && node.promised_pod_stats() == Some(true);
+        if unimplemented.is_some() && !self.any && !is_promised {
+            return unimplemented;
+        }
+        let unknown = self.absent.iter().filter(|absent| !matches!(absent.why, Absence::Unimplemented(_)));
+        let unknown: Vec<_> = unknown.map(|absent| Arc::clone(&absent.backend)).collect();
+        if !unknown.is_empty() && (list.must_be_complete() || !self.any) {
+            return Some(Error::NeverListed(unknown));
+        }
+        if !self.any && list.must_be_complete() {
+            return Some(Error::NeverListed(node.left_out_names()));
+        }
+        if list == List::Filesystems
+            && let Ok(default) = node.backend(node.default_in(None))
+            && unknown.contains(&default.name)
+        {
+            return Some(Error::NeverListed(vec![Arc::clone(&default.name)]));
+        }
+        None
     }
 }
 

@@ -45,7 +45,8 @@ pub(in crate::proxy) fn owned_items(backend: &Backend, list: List, items: Bytes)
 pub(super) fn leave_to_one(owners: &Owners, list: List, parts: &mut [Contribution]) {
     let Some(kind) = kind_of(list) else { return };
     for part in parts.iter_mut() {
-        // Also those of the time at which the items were taken: a backend may have been given up since.
+        // `foreign` has what was foreign when the items were taken; this adds what has become foreign while
+        // the other backends were called.
         part.foreign.extend(part.backend.state.foreign());
         if part.backend.state.is_declared_empty() {
             let others = |id: &&str| owners.owner_of(id).is_some_and(|owner| owner != part.backend.id);
@@ -56,6 +57,7 @@ pub(super) fn leave_to_one(owners: &Owners, list: List, parts: &mut [Contributio
     if contested.is_empty() {
         return;
     }
+    // What its owner serves, or has ended.
     let mut served: HashSet<Box<str>> = HashSet::new();
     for part in parts.iter() {
         let own = contested.iter().filter(|id| owners.is_owned_by(id, part.backend.id));
@@ -69,7 +71,11 @@ pub(super) fn leave_to_one(owners: &Owners, list: List, parts: &mut [Contributio
     for part in parts.iter_mut().filter(|part| !part.foreign.is_empty()) {
         let foreign: HashSet<&str> = part.foreign.iter().map(AsRef::as_ref).collect();
         part.items = retain_ids(kind, &part.items, |id| {
-            !foreign.contains(id) || owners.is_owned_by(id, part.backend.id) || served.insert(id.into())
+            if !foreign.contains(id) || owners.is_owned_by(id, part.backend.id) {
+                return true;
+            }
+            // Of several backends that may serve it instead of its owner, the first one does.
+            served.insert(id.into())
         });
     }
 }

@@ -44,7 +44,7 @@ pub struct CallExplanation {
 impl Node {
     /// Explains where calls for `reference` go.
     pub fn explain_image(&self, reference: &str) -> ImageExplanation {
-        let starting = self.router.image_starts.stores(reference, std::time::Instant::now());
+        let starting = self.router.image_starts.backends_of(reference, std::time::Instant::now());
         let backends = self.backends();
         let mut found: Vec<Vec<StoredImage>> = Vec::new();
         let mut stores = Vec::new();

@@ -79,7 +79,7 @@ impl Call {
             found.iter().flatten().any(|image| image.match_kind == MatchKind::OtherSpelling);
         let is_unlisted = found.iter().all(Vec::is_empty);
         let unreachable = match unreachable(&stores, is_unlisted || is_other_spelling, &reference) {
-            // The exact ID may have come to that store since it was listed.
+            // The store may have got the image with exactly this ID since it was listed.
             Some(error) if is_other_spelling => return Err(error),
             unreachable => unreachable,
         };

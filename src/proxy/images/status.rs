@@ -50,7 +50,7 @@ impl Call {
                 self.answer_user_query(&request, rule, &backends, answers)
             }
             Rule::OwnSocket => self.answer_of_store(answers),
-            _ => self.answer_if_same_image(&request, &backends, answers),
+            _ => self.answer_and_note_start(&request, &backends, answers),
         }
     }
 
@@ -60,10 +60,14 @@ impl Call {
         answers.swap_remove(0).map(Outcome::from)
     }
 
-    /// Answers for a pod that may be on any of these backends: present only if all that answer have the same
-    /// image. One that cannot be asked cannot start the container now either, and does not decide if another
-    /// answers.
-    fn answer_if_same_image(
+    /// Answers for a pod that may be on any of these backends, often one: present only if all that answer
+    /// have the same image. A store that cannot be asked cannot start the container now either, and does not
+    /// decide if another answers.
+    ///
+    /// A present image begins a container start of that pod, any other answer ends it: kubelet's question for
+    /// the user, which names no pod, is then answered by these stores. A call without `config.seen` is of no
+    /// pod and notes nothing.
+    fn answer_and_note_start(
         &self,
         request: &ImageRequest<'_>,
         backends: &[Arc<Backend>],
@@ -98,7 +102,7 @@ impl Call {
         answers.swap_remove(present_at[index]).map(Outcome::from)
     }
 
-    /// Answers the question for the image's user.
+    /// Answers kubelet's question which user the image sets.
     fn answer_user_query(
         &mut self,
         request: &ImageRequest<'_>,

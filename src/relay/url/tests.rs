@@ -43,7 +43,7 @@ fn with_address(mut config: BackendConfig, host: &str, port: u16) -> BackendConf
 /// Where `url` is relayed to, as `host:port`, with `+tls`.
 fn relayed(config: &BackendConfig, url: &str) -> String {
     match stream_to_relay(config, url).unwrap() {
-        Some(RelayedStream { target: StreamServer { host, port, tls }, .. }) => {
+        Some(RelayedStream { server: StreamServer { host, port, tls }, .. }) => {
             format!("{host}:{port}{}", if tls { "+tls" } else { "" })
         }
         None => panic!("{url} passed"),
@@ -86,12 +86,12 @@ fn a_url_without_a_scheme_is_one_of_http() {
     let Ok(Some(stream)) = stream_to_relay(&remote, "//node-7:10350/cri/exec/abc") else {
         panic!("it is relayed");
     };
-    assert_eq!((stream.target.port, stream.path.as_str()), (10350, "/cri/exec/abc"));
+    assert_eq!((stream.server.port, stream.path.as_str()), (10350, "/cri/exec/abc"));
     assert_eq!(relayed(&with_address(remote.clone(), "node-7", 9), url), "node-7:9");
     let Ok(Some(stream)) = stream_to_relay(&remote, "//node-7/exec/abc?back=http://a/b") else {
         panic!("a query does not hide it");
     };
-    assert_eq!((stream.target.port, stream.query.as_str()), (80, "?back=http://a/b"));
+    assert_eq!((stream.server.port, stream.query.as_str()), (80, "?back=http://a/b"));
     let by_address = backend("fd00::7:10010", false);
     assert_eq!(relayed(&by_address, "//[fd00::7]:10350/exec/abc"), "fd00::7:10350");
     for url in ["//[::1]:1/exec/abc", "//localhost:1/exec/abc", "//:1/exec/abc", "///exec/abc"] {

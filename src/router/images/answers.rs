@@ -47,7 +47,17 @@ pub enum Verdict {
 }
 
 /// Decides whether the answers of several stores agree. `accept_absent` is false while a container start is
-/// in progress, because kubelet runs a container as root if the image is absent.
+/// in progress, because kubelet runs a container as root if the image is absent. The first row that fits
+/// decides:
+///
+/// | present at | absent at | unavailable | verdict |
+/// |---|---|---|---|
+/// | some | some | | undecided |
+/// | some, with different users | | | undecided |
+/// | some | | some | undecided, or with `accept_absent` the answer of the first that has it |
+/// | all | | | the answer of the first |
+/// | | | some | undecided |
+/// | | all | | undecided, or with `accept_absent` absent |
 pub fn compare_answers(answers: &[StoreAnswer], accept_absent: bool) -> Verdict {
     let present = |index: &usize| matches!(answers[*index], StoreAnswer::Present(_));
     let holders: Vec<_> = (0..answers.len()).filter(present).collect();

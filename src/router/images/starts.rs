@@ -119,7 +119,7 @@ impl Starts {
 
     /// Returns the backends of the starts of an image that a call without annotations may belong to, the
     /// latest first: of those in progress all that are not being pulled for.
-    pub fn stores(&self, reference: &str, now: Instant) -> Vec<InstanceId> {
+    pub fn backends_of(&self, reference: &str, now: Instant) -> Vec<InstanceId> {
         let map = self.lock();
         let mut backends: Vec<InstanceId> = Vec::new();
         let starts = map.get(&normalise(reference)).map(|entry| &entry.starts[..]).unwrap_or_default();
@@ -192,7 +192,7 @@ impl Starts {
     }
 
     /// Takes over the starts of another process.
-    pub fn restore(&self, handed: Vec<HandedStart>) {
+    pub fn take_over(&self, handed: Vec<HandedStart>) {
         for HandedStart { reference, config_seen, backends, pulled, left } in handed {
             let backends = backends.into_iter().map(InstanceId).collect();
             let until = Instant::now() + Duration::from_millis(left).min(LONGEST_PULL);
@@ -276,19 +276,19 @@ mod tests {
         let (starts, a, b, now) = start();
         starts.begin("app", "p1", vec![a], now);
         starts.begin("docker.io/library/app:latest", "p2", vec![b], now);
-        assert_eq!(names(&starts.stores("app:latest", now)), ["b", "a"]);
+        assert_eq!(names(&starts.backends_of("app:latest", now)), ["b", "a"]);
         starts.end_all("p2");
-        assert_eq!(names(&starts.stores("app", now)), ["a"]);
-        assert_eq!(names(&starts.stores("app", now + LONGEST_START)), [""; 0]);
+        assert_eq!(names(&starts.backends_of("app", now)), ["a"]);
+        assert_eq!(names(&starts.backends_of("app", now + LONGEST_START)), [""; 0]);
         starts.end("app", "p1");
-        assert_eq!(names(&starts.stores("app", now)), [""; 0]);
+        assert_eq!(names(&starts.backends_of("app", now)), [""; 0]);
     }
 
     #[test]
     fn a_call_that_names_no_pod_begins_nothing() {
         let (starts, a, _, now) = start();
         starts.begin(IMAGE, "", vec![a], now);
-        assert_eq!(names(&starts.stores(IMAGE, now)), [""; 0]);
+        assert_eq!(names(&starts.backends_of(IMAGE, now)), [""; 0]);
     }
 
     #[test]
@@ -296,14 +296,18 @@ mod tests {
         let (starts, a, b, now) = start();
         starts.begin(IMAGE, "p2", vec![b], now);
         let mut pull = starts.begin_pull(IMAGE, "p1", a);
-        assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["b"], "p1 asks after its pull");
+        assert_eq!(names(&starts.backends_of(IMAGE, Instant::now())), ["b"], "p1 asks after its pull");
         starts.end(IMAGE, "p2");
         pull.succeed();
         drop(pull);
         starts.end(IMAGE, "p1");
-        assert_eq!(names(&starts.stores(IMAGE, Instant::now())), ["a"], "absent after a pull ends nothing");
+        assert_eq!(
+            names(&starts.backends_of(IMAGE, Instant::now())),
+            ["a"],
+            "absent after a pull ends nothing"
+        );
         drop(starts.begin_pull(IMAGE, "p1", a));
-        assert_eq!(names(&starts.stores(IMAGE, Instant::now())), [""; 0]);
+        assert_eq!(names(&starts.backends_of(IMAGE, Instant::now())), [""; 0]);
     }
 
     #[test]
@@ -313,14 +317,18 @@ mod tests {
         starts.begin(IMAGE, "p2", vec![b], now);
         starts.record_undecided(IMAGE, now);
         let soon = now + AFTER_UNDECIDED;
-        assert_eq!(names(&starts.stores(IMAGE, soon)), ["b", "a"], "one call is still to come");
+        assert_eq!(names(&starts.backends_of(IMAGE, soon)), ["b", "a"], "one call is still to come");
         starts.begin(IMAGE, "p1", vec![a], now);
         starts.record_undecided(IMAGE, now);
-        assert_eq!(names(&starts.stores(IMAGE, soon)), ["a", "b"], "p1 begins again, p2's call is to come");
+        assert_eq!(
+            names(&starts.backends_of(IMAGE, soon)),
+            ["a", "b"],
+            "p1 begins again, p2's call is to come"
+        );
         starts.record_undecided(IMAGE, now);
-        assert_eq!(names(&starts.stores(IMAGE, now)), ["a", "b"]);
+        assert_eq!(names(&starts.backends_of(IMAGE, now)), ["a", "b"]);
         starts.begin(IMAGE, "p1", vec![a], now);
-        assert_eq!(names(&starts.stores(IMAGE, soon)), ["a"]);
+        assert_eq!(names(&starts.backends_of(IMAGE, soon)), ["a"]);
     }
 
     #[test]

@@ -59,12 +59,12 @@ fn route_with(
     router: &Router,
     handler: &str,
     annotations: &[(&str, &str)],
-    (down, using, just_started): (&str, &[&str], bool),
+    (down, using, crimux_is_young): (&str, &[&str], bool),
 ) -> Result<(Rule, String), Error> {
     let known = BackendFacts {
         is_down: &|backend| name(backend) == down,
         sandboxes_using: &|_, _| using.iter().map(|id| (*id).to_owned()).collect(),
-        just_started,
+        crimux_is_young,
     };
     let request = spec(handler, annotations);
     let route = router.route_of_status(&ImageRequest::read(&request).unwrap(), &known)?;

@@ -36,7 +36,7 @@ impl Owners {
     }
 
     /// Sets the `config.seen` of sandboxes by ID: a list shows the one that a sandbox was created with.
-    pub fn restore_config_seen(&self, by_id: HashMap<String, String>) {
+    pub fn take_over_config_seen(&self, by_id: HashMap<String, String>) {
         for (id, seen) in by_id {
             self.change(&id, |record| record.config_seen = seen.into());
         }
@@ -57,7 +57,7 @@ impl Owners {
     }
 
     /// Adds creations that may be pending.
-    pub fn restore_creations(&self, creations: Vec<HandedCreation>) {
+    pub fn take_over_creations(&self, creations: Vec<HandedCreation>) {
         for HandedCreation { uid, backend, age } in creations {
             self.pods.entry(uid.into()).or_default().sent.push((InstanceId(backend), moment_ago(age)));
         }
@@ -75,7 +75,7 @@ impl Owners {
     }
 
     /// Adds IDs that were removed lately, unless something has such an ID again.
-    pub fn restore_removals(&self, removals: Vec<HandedRemoval>) {
+    pub fn take_over_removals(&self, removals: Vec<HandedRemoval>) {
         let mut removed = self.removed_ids();
         for HandedRemoval { id, backend, is_sandbox, age } in removals {
             if self.owner_of(&id).is_none() {

@@ -15,7 +15,7 @@ pub struct SandboxRecord {
     pub annotations: u64,
     /// `created_at` in nanoseconds: the newest sandbox of a pod decides.
     pub created_at: i64,
-    /// Whether the sandbox was ready when it was last heard of.
+    /// Whether the sandbox was ready when a list, an event or a call last showed it.
     pub ready: bool,
 }
 

@@ -21,7 +21,7 @@ use crate::wire::WireError;
 impl KnownState {
     /// Notes that a snapshot of the sequence number `seq` has all of this.
     pub(in crate::state) fn mark_saved(&mut self, seq: u64) {
-        let mut disk = OnDisk { seq, forgotten: self.declared_empty, ..OnDisk::default() };
+        let mut disk = OnDisk { seq, declared_empty: self.declared_empty, ..OnDisk::default() };
         self.compare_lists(&mut disk, &mut Delta::default());
         self.compare_facts(&mut disk, Minor::Compared, &mut Delta::default());
         self.statuses.mark_saved();
@@ -58,8 +58,9 @@ impl KnownState {
         if let Some((sandboxes, containers)) = self.lists.pair() {
             let sandboxes = ListDelta::between(ListKind::Sandboxes, disk.sandboxes.as_ref(), sandboxes);
             let containers = ListDelta::between(ListKind::Containers, disk.containers.as_ref(), containers);
-            let heard = std::mem::replace(&mut disk.forgotten, self.declared_empty) && !self.declared_empty;
-            let outdated = self.lists.forget_shown_replayed() || heard;
+            let was_declared_empty =
+                std::mem::replace(&mut disk.declared_empty, self.declared_empty) && !self.declared_empty;
+            let outdated = self.lists.forget_shown_replayed() || was_declared_empty;
             if outdated || sandboxes.is_some() || containers.is_some() {
                 let Watermarks { sandboxes: sandboxes_at, containers: containers_at } =
                     self.lists.watermarks();
@@ -187,7 +188,7 @@ impl KnownState {
         }
         for SavedStatus { container, id, reply } in delta.statuses {
             let kind = if container { Kind::Container } else { Kind::Sandbox };
-            self.statuses.restore(kind, id, &reply);
+            self.statuses.load(kind, id, &reply);
         }
         for SavedStatus { container, id, .. } in delta.dropped_statuses {
             let kind = if container { Kind::Container } else { Kind::Sandbox };

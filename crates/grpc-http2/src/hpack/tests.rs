@@ -1,5 +1,7 @@
 //! The RFC's examples, and invalid blocks.
 
+use bytes::BytesMut;
+
 use super::*;
 
 /// The limit of the lists here.

@@ -110,18 +110,11 @@ impl Metrics {
         let registry = Registry::new();
         let make = Registrar { registry: &registry };
         let labels = ["method", "backend", "code"];
+        let times = |name, help| make.histograms(name, help, &BUCKETS);
         let metrics = Self {
             requests: make.counters("requests_total", "Calls by the code of their answer.", &labels)?,
-            request_duration: make.histograms(
-                "request_duration_seconds",
-                "How long clients waited for an answer.",
-                &BUCKETS,
-            )?,
-            backend_duration: make.histograms(
-                "backend_duration_seconds",
-                "How long backends took to answer.",
-                &BUCKETS,
-            )?,
+            request_duration: times("request_duration_seconds", "How long clients waited for an answer.")?,
+            backend_duration: times("backend_duration_seconds", "How long backends took to answer.")?,
             backends: BackendGauges::new(&make)?,
             node: NodeGauges::new(&make)?,
             lists_stale: make.counters(

@@ -27,7 +27,8 @@ fn stale_names(text: &str, files: &BTreeMap<String, String>) -> Vec<String> {
 /// Tells whether a name that ends in `.rs` is the end of the path of a file; true for other names.
 fn is_file(name: &str, files: &BTreeMap<String, String>) -> bool {
     let end = format!("/{name}");
-    !name.ends_with(".rs") || files.keys().any(|path| format!("/{path}").ends_with(&end))
+    Path::new(name).extension().is_none_or(|extension| extension != "rs")
+        || files.keys().any(|path| format!("/{path}").ends_with(&end))
 }
 
 /// Tells whether `MODULE::FUNCTION` is declared in a file of that module in `src`; true for other names.

@@ -1,6 +1,6 @@
 //! The RFC's examples, and invalid blocks.
 
-use bytes::BytesMut;
+use bytes::{BufMut, BytesMut};
 
 use super::*;
 

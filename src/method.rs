@@ -132,10 +132,11 @@ pub enum OnReply {
 ///
 /// | deadline | of | enforced by |
 /// |---|---|---|
-/// | `Caller` | writes, `ExecSync`, streaming URLs | `backend/call.rs`, 250 ms or a tenth before the caller's |
+/// | `Caller` | writes, `ExecSync`, streaming URLs | `backend/call.rs`, at most 250 ms before the caller's |
 /// | | events | nobody: the stream stays open |
 /// | `List`, `Stats` | lists | `proxy/fan_out/query.rs`, `proxy/stream_lists.rs` |
-/// | | the list by which an ID is looked up, and that before an image is removed | `proxy/owner.rs`, `proxy/images/remove.rs` |
+/// | | the list by which an ID is looked up | `proxy/owner.rs` |
+/// | | the list before an image is removed | `proxy/images/remove.rs` |
 /// | `Read` | reads of one object | `proxy/read.rs`; of events `proxy/events/body.rs` |
 /// | | `ImageStatus` | `proxy/images/status.rs` |
 /// | `Fast` | `Version`, `Status`, `RuntimeConfig` | `proxy/answer.rs` |

@@ -17,9 +17,9 @@
 //! | a backend | new calls | is dialled | until |
 //! |---|---|---|---|
 //! | runs | see it | yes | |
-//! | is idle: removed, listed, owns nothing, no write in flight | see it | yes | [`IDLE`] has passed, or it is no longer idle |
+//! | is idle: removed, listed, owns nothing, no write in flight | see it | yes | [`IDLE`] has passed |
 //! | is hidden | do not see it | yes | it has no call in flight |
-//! | is replaced: another one runs for its instance, or at its endpoint | do not see it | yes | it has no call in flight |
+//! | is replaced: another one runs in its place | do not see it | yes | it has no call in flight |
 //! | has ended | do not see it | no | |
 
 use std::collections::BTreeMap;

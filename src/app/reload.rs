@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `started_with` | the one that the process started with | which keys need a restart |
 //! | `applied_file` | the file that was applied last | whether the file has changed |
-//! | `Node::config`, `in_force` | that file, with the values of `started_with` for keys that need a restart | which sockets and log filters change |
+//! | `Node::config`, `in_force` | that file, but `started_with` for those keys | what else changes |
 //! | `config` | the file as it is now | |
 
 use std::path::PathBuf;

@@ -65,7 +65,7 @@ impl<'a> Learner<'a> {
     ///
     /// | step | of |
     /// |---|---|
-    /// | items that no client can read are removed, texts that are no UTF-8 are repaired | bytes that are new |
+    /// | items that no client can read are removed, texts are repaired to UTF-8 | bytes that are new |
     /// | the owners of new IDs are learnt | the same, or owners that were forgotten since |
     /// | it replaces the last-known list, or only updates items | an unfiltered list; a filtered one |
     /// | it is cached as a reply | lists that are not kept item by item |

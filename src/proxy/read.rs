@@ -9,7 +9,7 @@
 //!
 //! | case | served | decided in |
 //! |---|---|---|
-//! | the backend gave no reply, for whatever reason: down, late, busy, lost | that of the last OK reply | `read_status` |
+//! | the backend gave no reply: down, late, busy, lost | that of the last OK reply | `read_status` |
 //! | the object alone is late | the same | `read_status` |
 //! | it answered a read sent before a write to the object | none: a write drops it | `state/statuses.rs` |
 //! | the write was not sent | the dropped one again | `StatusInvalidation` in `forward.rs` |

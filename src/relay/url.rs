@@ -12,13 +12,13 @@
 //! |---|---|---|---|
 //! | local | `never` | any | passes |
 //! | local | | cannot be read | passes: kubelet says what is wrong with it |
-//! | local | | of TLS, or `streaming.tls`, and the backend has no `tls` section | passes: crimux cannot verify the server |
+//! | local | | of TLS, or `streaming.tls`, without a `tls` section | passes: crimux cannot verify the server |
 //! | local | `auto` | `http` with a host | passes |
-//! | local | | any other | is relayed to `streaming.address`, else to the URL's host and port, else to 127.0.0.1 |
+//! | local | | any other | is relayed to `streaming.address`, else the URL's host, else 127.0.0.1 |
 //! | remote | | cannot be read | is refused |
 //! | remote | `never` | names this node, or no host | is refused |
 //! | remote | `never` | any other | passes |
-//! | remote | | of TLS, or `streaming.tls`, and the backend has no `tls` section | is refused |
+//! | remote | | of TLS, or `streaming.tls`, without a `tls` section | is refused |
 //! | remote | | any, and `streaming.address` is set | is relayed to that address |
 //! | remote | | names this node, or no host | is refused |
 //! | remote | | names the endpoint's host | is relayed to the endpoint's host at the URL's port |

@@ -17,12 +17,12 @@
 //! |---|---|---|---|
 //! | 1 | more than [`PAIR_WINDOW`] after S was received, or the other way round | | waits for a newer list |
 //! | 2 | before S, and a pair is served | | waits for a newer list |
-//! | 3 | after S was received, and S is in no pair yet | not looked for: the backend itself says so | is served |
-//! | 4 | in any other order; the bytes are the served ones, and no change is on top | looked for when it was first served | is served again |
-//! | 5 | in any other order | none | is served |
-//! | 6 | in any other order | some that were not refused yet | is refused, and they are remembered |
-//! | 7 | in any other order | only refused ones, and S or C was requested before the refusal | is refused again |
-//! | 8 | in any other order | only refused ones, and S and C were requested after the refusal | is served |
+//! | 3 | after S was received, and S is in no pair yet | not looked for: the backend says so | is served |
+//! | 4 | otherwise; it equals the served pair, without changes on top | were looked for | is served again |
+//! | 5 | otherwise | none | is served |
+//! | 6 | otherwise | some that were not refused yet | is refused, and they are remembered |
+//! | 7 | otherwise | only refused ones, and S or C was requested before the refusal | is refused again |
+//! | 8 | otherwise | only refused ones, and S and C were requested after the refusal | is served |
 //!
 //! The first row that fits decides.
 //!

@@ -95,13 +95,16 @@ impl Completeness {
     /// | list | contributions | result |
     /// |---|---|---|
     /// | pod stats that all must have | a backend does not have it | its `Unimplemented` |
-    /// | measured: stats and metrics | no item of now, and a backend answered with an error | that error: an empty list would mean that no pod uses anything |
-    /// | descriptors | none, and a backend answered with an error | that error: kubelet asks once, so remembered ones are better |
+    /// | measured: stats and metrics | no item of now, and a backend answered with an error | that error |
+    /// | descriptors | none, and a backend answered with an error | that error |
     /// | any but promised pod stats | none, and a backend does not have it | its `Unimplemented` |
-    /// | one that must be complete, or without contributions | another backend is absent | [`Error::NeverListed`] |
+    /// | it must be complete, or has no contribution | another backend is absent | [`Error::NeverListed`] |
     /// | one that must be complete | none: all are left out | [`Error::NeverListed`] |
-    /// | filesystems | the default backend is absent | [`Error::NeverListed`]: kubelet takes the first one for the node's, for its whole life |
+    /// | filesystems | the default backend is absent | [`Error::NeverListed`] |
     /// | any | | complete; the absent are counted as left out |
+    ///
+    /// An empty list of measured values would mean that no pod uses anything. kubelet asks for descriptors once,
+    /// so remembered ones are better than an error. It takes the first filesystem for the node's, forever.
     pub(in crate::proxy) fn check(self, node: &Node, list: List, scoped: bool) -> Result<(), Error> {
         if let Some(error) = self.incomplete(node, list, scoped) {
             return Err(error);

@@ -47,7 +47,7 @@ crio_settings() { # STATE DRIVER PINNS
   container_attach_socket_dir = "$1/attach"
   apparmor_profile = "unconfined"
   [crio.runtime.runtimes.runc]
-    runtime_path = "/usr/sbin/runc"
+    runtime_path = "$PARTS/runc-shim"
     runtime_root = "$1/runc"
     monitor_path = "/usr/bin/conmon"
     monitor_cgroup = "pod"
@@ -70,6 +70,7 @@ TOML
 
 crio_launch() {
   local state=$RUN/$1
+  rm -f "$state/crio.sock"
   spawn "$1" "$(cat "$state/program")" --config "$state/crio.conf" --config-dir "$state/conf.d" \
     --registries-conf "$state/registries.conf"
 }

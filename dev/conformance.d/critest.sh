@@ -14,7 +14,7 @@ run_critest() { # [BACKEND...]
     runtimes_beside "$name" >"$RESULTS/critest-$name-beside"
     critest_once direct "$name" "$(bed socket "$name")"
     # Pods of specs that failed hold images which other specs remove.
-    on "$name" rmp --all --force >/dev/null || say "$name has pods of the direct run left"
+    on "$name" rmp --all --force >/dev/null 2>&1 || say "$name has pods of the direct run left"
     hold_images
     crimux_begin "$name"
     critest_once through "$name" "$BED/crimux.sock"

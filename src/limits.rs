@@ -100,10 +100,10 @@ impl ClientLimits {
         }
     }
 
-    /// Takes a slot for a connection; `None` if all are taken and none is idle. Of the last eighth of the slots
-    /// each is taken at the cost of the connection that has been idle for the longest time: a client that never
-    /// closes its connections, as critest, locks out neither others nor itself. If no slot is free, such a
-    /// connection gives its own at once.
+    /// Takes a slot for a connection; `None` if all are taken and none is idle. Of the last eighth of the
+    /// slots each is taken at the cost of the connection that has been idle for the longest time: a client
+    /// that never closes its connections, as critest, locks out neither others nor itself. If no slot is
+    /// free, such a connection gives its own at once.
     pub fn accept_connection(self: &Arc<Self>) -> Option<ConnectionSlot> {
         let limit = self.current().connections;
         let mut connections = lock(&self.connections);
@@ -172,8 +172,8 @@ impl Connections {
         }
     }
 
-    /// Frees the slot of the connection without a call in flight that was used before all others of that kind,
-    /// which has not closed itself since it was evicted. Returns false if every connection is used.
+    /// Frees the slot of the connection without a call in flight that was used before all others of that
+    /// kind, which has not closed itself since it was evicted. Returns false if every connection is used.
     fn replace_idle(&mut self) -> bool {
         let Some((&number, oldest)) = self.idle().min_by_key(|(_, connection)| connection.last_used()) else {
             return false;

@@ -1,5 +1,5 @@
-//! The log of failed commands and refused lists: kubelet tries them again until they succeed, so one that keeps failing is a
-//! pod that never starts or never ends.
+//! The log of failed commands and refused lists: kubelet tries them again until they succeed, so one that
+//! keeps failing is a pod that never starts or never ends.
 //!
 //! A line names the pod and the backend's words. There is at most one a minute for each backend and method,
 //! with how often it failed since the line before. Sandboxes that are refused have lines of their own

@@ -12,7 +12,7 @@
 //! |---|---|---|---|
 //! | local | `never` | any | passes |
 //! | local | | cannot be read | passes: kubelet says what is wrong with it |
-//! | local | | of TLS, or `streaming.tls`, without a `tls` section | passes: crimux cannot verify the server |
+//! | local | | of TLS, or `streaming.tls`, without a `tls` section | passes: it cannot be verified |
 //! | local | `auto` | `http` with a host | passes |
 //! | local | | any other | is relayed to `streaming.address`, else the URL's host, else 127.0.0.1 |
 //! | remote | | cannot be read | is refused |

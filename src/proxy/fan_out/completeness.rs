@@ -103,8 +103,9 @@ impl Completeness {
     /// | filesystems | the default backend is absent | [`Error::NeverListed`] |
     /// | any | | complete; the absent are counted as left out |
     ///
-    /// An empty list of measured values would mean that no pod uses anything. kubelet asks for descriptors once,
-    /// so remembered ones are better than an error. It takes the first filesystem for the node's, forever.
+    /// An empty list of measured values would mean that no pod uses anything. kubelet asks for descriptors
+    /// once, so remembered ones are better than an error. It takes the first filesystem for the node's,
+    /// forever.
     pub(in crate::proxy) fn check(self, node: &Node, list: List, scoped: bool) -> Result<(), Error> {
         if let Some(error) = self.incomplete(node, list, scoped) {
             return Err(error);

@@ -5,19 +5,26 @@
 //! `config/keys/table.rs`. Nothing here does I/O beyond reading that one file and looking up the names in
 //! `listen_owner`.
 
+mod address;
 mod backends;
 mod canonical;
 mod diagnostics;
 mod file;
+mod foreign;
 mod handlers;
 mod hint;
 pub mod keys;
+mod likely;
 pub mod loopback;
 mod problem;
+mod program;
 mod raw;
 pub mod reference;
+mod remainder;
 mod restart;
+mod sample;
 mod section;
+mod syntax;
 mod tree;
 mod values;
 mod view;
@@ -32,6 +39,7 @@ use std::time::Duration;
 
 pub use problem::{ConfigError, Diagnostic, Problems};
 pub use raw::{admin_socket_of, is_log_json, position_of, state_dir_of};
+pub use remainder::Remainder;
 pub use restart::{RESTART_KEYS, restart_keys};
 pub use warnings::ConfigWarning;
 
@@ -360,6 +368,11 @@ pub fn read_text_from(source: impl Read, path: &Path) -> Result<String, ConfigEr
 fn decode(text: Vec<u8>, path: &Path) -> Result<String, ConfigError> {
     String::from_utf8(text)
         .map_err(|error| ConfigError::Invalid { path: path.to_owned(), problems: not_utf8(&error) })
+}
+
+/// Says that a text is no duration, and what it probably should be.
+pub fn not_a_duration(text: &str) -> String {
+    values::not_a_duration(text)
 }
 
 /// Checks a log filter as the key `log.level` is checked.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use clap::Subcommand;
 
 use crate::admin::api::{ChangeResult, PodView, PodsView, StatusView};
-use crate::cli::client::{AdminClient, segment};
+use crate::cli::client::{AdminClient, duration_argument, segment};
 use crate::cli::output;
 
 mod empty;
@@ -39,7 +39,7 @@ pub(super) enum BackendChange {
         ///
         /// The exit code is 1 if something is left then. Interrupting the wait does not end the drain.
         #[arg(long, value_name = "DURATION", num_args = 0..=1, require_equals = true,
-              default_missing_value = LONGEST_WAIT, value_parser = humantime::parse_duration)]
+              default_missing_value = LONGEST_WAIT, value_parser = duration_argument)]
         wait: Option<Duration>,
         #[command(flatten)]
         client: AdminClient,

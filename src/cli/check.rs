@@ -1,7 +1,8 @@
 //! `crimux check`: checks the configuration and, with `--probe`, the backends that it names.
 //!
-//! A wrong file is reported with every problem, line and column, and exits with 64. Findings about backends
-//! and RuntimeClasses are one graded line each; an error among them exits with 1. Nothing is changed.
+//! A wrong file is reported with every problem, line and column, and with what can be said of the rest of it,
+//! and exits with 64. Findings about backends and RuntimeClasses are one graded line each; an error among
+//! them exits with 1. Nothing is changed.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -15,7 +16,10 @@ use crate::cli::config_text::ConfigText;
 use crate::cli::finding::{Finding, Grade};
 use crate::cli::output::{self, Format};
 use crate::cli::{BAD_CONFIG, probe, running, runtime_classes};
-use crate::config::{self, Config, ConfigError, ConfigWarning, Problems};
+use crate::config::{self, Config, ConfigWarning, Problems, Remainder};
+
+/// The name of standard input, on the command line and in what is printed.
+const STDIN: &str = "-";
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Check {
@@ -53,52 +57,95 @@ impl Check {
             Some(file) => file.clone(),
             None => self.own_file().await?,
         };
-        let file = file.as_path();
-        let (config, text) = match load(file) {
-            Ok(loaded) => loaded,
-            Err(ConfigError::Invalid { problems, .. }) if self.output.is_document() => {
-                return show_problems(self.output, file, &problems);
-            }
-            Err(error) => return Err(error.into()),
-        };
-        let graded = |grade, found: Vec<ConfigWarning>| {
-            found.into_iter().map(move |found| Finding::new(grade, found.key, found.message))
-        };
-        let warnings = graded(Grade::Warning, config.warnings());
-        let mut findings: Vec<_> = warnings.chain(graded(Grade::Note, config.notes())).collect();
-        let client = match self.socket.as_deref() {
-            Some(socket) => AdminClient::new(Some(socket), None, running::TIMEOUT),
-            None => AdminClient::of(&config, running::TIMEOUT),
-        };
+        let (file, named) = (file.as_path(), named.is_some());
+        let text =
+            if file == Path::new(STDIN) { ConfigText::from_stdin(file)? } else { ConfigText::read(file)? };
+        match Config::parse(&text.text, &text.base) {
+            Ok(config) => self.judge(file, named, &config, &text).await,
+            Err(problems) => self.report(file, named, &problems, &text).await,
+        }
+    }
+
+    /// Prints what is found about a configuration without problems.
+    async fn judge(
+        &self,
+        file: &Path,
+        named: bool,
+        config: &Config,
+        text: &ConfigText,
+    ) -> anyhow::Result<ExitCode> {
+        let mut findings: Vec<_> = remarks(config.warnings(), config.notes()).collect();
+        let client = self.client(config);
         if self.socket.is_some() {
             client.get::<StatusView>("/v1/status").await?;
         }
-        findings.extend(running::compare(&client, &config, &text).await);
+        findings.extend(running::compare(&client, config, text).await);
+        if !self.probe {
+            findings.extend(missing_files(config));
+        }
         findings = findings.into_iter().map(|finding| finding.located_in(&text.text)).collect();
-        findings.extend(running::other_file(&client, file, named.is_some()).await);
+        findings.extend(running::other_file(&client, file, named).await);
         if self.probe {
-            findings.extend(probe::all(&config).await);
-        } else {
-            let missing = missing_files(&config).into_iter();
-            findings.extend(missing.map(|finding| finding.located_in(&text.text)));
+            findings.extend(probe::all(config).await);
         }
         if let Some(file) = &self.runtime_classes {
-            findings.extend(runtime_classes::compare(&config, &read(file)?)?);
+            findings.extend(runtime_classes::compare(config, &read(file)?)?);
         }
-        let count = |grade| findings.iter().filter(|finding| finding.grade == grade).count();
-        let (errors, warnings) = (count(Grade::Error), count(Grade::Warning));
+        let (errors, warnings) = (count(&findings, Grade::Error), count(&findings, Grade::Warning));
         let verdict = match (errors, warnings) {
             (0, 0) => "ok".to_owned(),
             (0, _) => format!("ok, {}", count_of(warnings, "warning")),
             _ => format!("{}, {}", count_of(errors, "error"), count_of(warnings, "warning")),
         };
-        let document = json!({ "file": file.display().to_string(), "verdict": verdict, "problems": [],
-                               "findings": findings });
-        output::show(self.output, &document, |_| {
-            findings.iter().map(Finding::line).collect::<String>()
-                + &format!("{}: {verdict}\n", file.display())
-        })?;
+        let name = file.display().to_string();
+        let document = json!({ "file": name, "verdict": verdict, "problems": [], "findings": findings });
+        output::show(self.output, &document, |_| lines(&findings, &name, &verdict))?;
         Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+
+    /// Prints the problems of a file, and what can be said of the rest of it.
+    async fn report(
+        &self,
+        file: &Path,
+        named: bool,
+        problems: &Problems,
+        text: &ConfigText,
+    ) -> anyhow::Result<ExitCode> {
+        let mut findings = Vec::new();
+        if let Some(rest) = Remainder::of(&text.text, &text.base, problems) {
+            let missing = missing_files(rest.config()).into_iter();
+            findings.extend(remarks(rest.warnings(), rest.notes()));
+            findings.extend(missing.filter(|finding| rest.is_certain(&finding.about)));
+            findings = findings.into_iter().map(|finding| finding.located_in(&text.text)).collect();
+            findings.extend(running::other_file(&self.client(rest.config()), file, named).await);
+        }
+        let verdict = match count(&findings, Grade::Warning) {
+            0 => count_of(problems.0.len(), "problem"),
+            warnings => {
+                format!("{}, {}", count_of(problems.0.len(), "problem"), count_of(warnings, "warning"))
+            }
+        };
+        let name = file.display().to_string();
+        if self.output.is_document() {
+            let problems: Vec<_> = problems.0.iter().map(|problem| {
+                json!({ "line": problem.line, "column": problem.column, "key": problem.key, "message": problem.message })
+            }).collect();
+            let document =
+                json!({ "file": name, "verdict": verdict, "problems": problems, "findings": findings });
+            output::show(self.output, &document, |_| String::new())?;
+        } else {
+            let all: Vec<_> = problems.0.iter().map(Finding::from).chain(findings).collect();
+            anstream::eprint!("{}", lines(&all, &name, &verdict));
+        }
+        Ok(ExitCode::from(BAD_CONFIG))
+    }
+
+    /// Returns a client of the crimux to compare with: the one named, or else the one that has this file.
+    fn client(&self, config: &Config) -> AdminClient {
+        match self.socket.as_deref() {
+            Some(socket) => AdminClient::new(Some(socket), None, running::TIMEOUT),
+            None => AdminClient::of(config, running::TIMEOUT),
+        }
     }
 
     /// Returns the file to check if none is named.
@@ -119,24 +166,24 @@ impl Check {
     }
 }
 
-/// Loads a file, or standard input if it is "-".
-fn load(file: &Path) -> Result<(Config, ConfigText), ConfigError> {
-    let is_stdin = file == Path::new("-");
-    let path = if is_stdin { PathBuf::from("(standard input)") } else { file.to_owned() };
-    let text = if is_stdin { ConfigText::from_stdin(&path)? } else { ConfigText::read(file)? };
-    let config = Config::parse(&text.text, &text.base);
-    config.map(|config| (config, text)).map_err(|problems| ConfigError::Invalid { path, problems })
+/// Grades the warnings and notes about a configuration.
+fn remarks(warnings: Vec<ConfigWarning>, notes: Vec<ConfigWarning>) -> impl Iterator<Item = Finding> {
+    let graded = |grade, found: Vec<ConfigWarning>| {
+        found.into_iter().map(move |found| Finding::new(grade, found.key, found.message))
+    };
+    graded(Grade::Warning, warnings).chain(graded(Grade::Note, notes))
 }
 
-/// Prints the problems of a file as one document.
-fn show_problems(format: Format, file: &Path, problems: &Problems) -> anyhow::Result<ExitCode> {
-    let problems: Vec<_> = problems.0.iter().map(|problem| {
-        json!({ "line": problem.line, "column": problem.column, "key": problem.key, "message": problem.message })
-    }).collect();
-    let verdict = count_of(problems.len(), "problem");
-    let document = json!({ "file": file.display().to_string(), "verdict": verdict, "problems": problems, "findings": [] });
-    output::show(format, &document, |_| String::new())?;
-    Ok(ExitCode::from(BAD_CONFIG))
+/// Writes down the findings about a file in the order of its lines, those without a place last, and the
+/// verdict.
+fn lines(findings: &[Finding], file: &str, verdict: &str) -> String {
+    let mut findings: Vec<_> = findings.iter().collect();
+    findings.sort_by_key(|finding| (finding.position.is_none(), finding.position));
+    findings.iter().map(|finding| finding.line(file)).collect::<String>() + &format!("{file}: {verdict}\n")
+}
+
+fn count(findings: &[Finding], grade: Grade) -> usize {
+    findings.iter().filter(|finding| finding.grade == grade).count()
 }
 
 /// Names the TLS files that do not exist here; `--probe` reads them.
@@ -163,7 +210,7 @@ fn count_of(number: usize, what: &str) -> String {
 }
 
 fn read(file: &Path) -> anyhow::Result<String> {
-    let text = if file == Path::new("-") {
+    let text = if file == Path::new(STDIN) {
         std::io::read_to_string(std::io::stdin())
     } else {
         std::fs::read_to_string(file)

@@ -7,6 +7,8 @@
 use std::io;
 use std::iter;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -18,10 +20,10 @@ use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
-use crate::admin::api::ErrorBody;
+use crate::admin::api::{ErrorBody, ReloadReport};
 use crate::admin::{RUNBOOK, socket_note};
 use crate::cli::output::Format;
-use crate::config::{self, Config};
+use crate::config::{self, Config, ConfigError, Problems};
 
 /// The path of the admin socket if the configuration cannot be read.
 const DEFAULT_SOCKET: &str = "/run/crimux/admin.sock";
@@ -36,11 +38,11 @@ pub(super) struct AdminClient {
     #[arg(long)]
     socket: Option<String>,
     /// How long to wait for an answer.
-    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = duration_argument)]
     timeout: Duration,
-    /// Whether a configuration with problems is passed over in silence.
+    /// Whether nothing more is said about a configuration with problems: it was said, or is not to be.
     #[arg(skip)]
-    quiet: bool,
+    silent: Arc<AtomicBool>,
     /// `admin.socket` and `state_dir`, if they need not be looked up.
     #[arg(skip)]
     known: Option<(PathBuf, PathBuf)>,
@@ -65,7 +67,7 @@ impl AdminClient {
     /// Returns a client of the admin socket at `socket`, or else that of `config`.
     pub(super) fn new(socket: Option<&str>, config: Option<&Path>, timeout: Duration) -> Self {
         let (socket, config) = (socket.map(str::to_owned), config.map(Path::to_owned));
-        Self { config, socket, timeout, quiet: true, known: None }
+        Self { config, socket, timeout, silent: Arc::new(AtomicBool::new(true)), known: None }
     }
 
     /// Returns a client of the crimux that runs with this configuration, or with its `state_dir`.
@@ -82,7 +84,7 @@ impl AdminClient {
 
     /// Returns the same client, which waits at least this long for an answer.
     pub(super) fn patient(&self, timeout: Duration) -> Self {
-        Self { quiet: self.quiet, ..self.quiet(self.timeout.max(timeout)) }
+        Self { silent: Arc::clone(&self.silent), ..self.quiet(self.timeout.max(timeout)) }
     }
 
     /// Sends a GET.
@@ -119,9 +121,45 @@ impl AdminClient {
         self.config.as_deref().unwrap_or(Path::new(config::DEFAULT_PATH))
     }
 
+    /// Asks for a reload.
+    ///
+    /// # Errors
+    /// If crimux cannot be reached.
+    pub(super) async fn reload(&self, force: bool) -> anyhow::Result<ReloadReport> {
+        let place = self.look_up();
+        let path = format!("/v1/reload?force={force}");
+        let answer: anyhow::Result<ReloadReport> =
+            self.exchange_at(&place, Method::POST, &path, String::new()).await;
+        let error =
+            answer.as_ref().map_or_else(|error| Some(error.to_string()), |report| report.error.clone());
+        self.say_problem(&place, error.as_deref());
+        answer
+    }
+
     async fn send<T: DeserializeOwned>(&self, method: Method, path: &str, text: String) -> anyhow::Result<T> {
-        let sockets = self.sockets();
-        let (stream, socket) = connect(&sockets).await?;
+        let place = self.look_up();
+        let answer = self.exchange_at(&place, method, path, text).await;
+        self.say_problem(&place, answer.as_ref().err().map(ToString::to_string).as_deref());
+        answer
+    }
+
+    /// Prints what is wrong with the file, unless that was said, or is what crimux found in it and will be.
+    fn say_problem(&self, place: &Place, error: Option<&str>) {
+        let Some(FileProblem { message, line }) = &place.problem else { return };
+        let is_told = error.is_some_and(|error| error.contains(message));
+        if !is_told && !self.silent.swap(true, Ordering::Relaxed) {
+            eprintln!("crimux: {line} (asking the crimux on {})", place.sockets[0].display());
+        }
+    }
+
+    async fn exchange_at<T: DeserializeOwned>(
+        &self,
+        place: &Place,
+        method: Method,
+        path: &str,
+        text: String,
+    ) -> anyhow::Result<T> {
+        let (stream, socket) = connect(place).await?;
         let answered = tokio::time::timeout(self.timeout, exchange(stream, socket, method, path, text));
         let no_answer = || {
             let (socket, timeout) = (socket.display(), humantime::format_duration(self.timeout));
@@ -143,30 +181,78 @@ impl AdminClient {
         serde_json::from_slice(&body).with_context(other)
     }
 
-    /// Returns where the running crimux may listen: on the socket of the file, or on the one that it noted.
-    fn sockets(&self) -> Vec<PathBuf> {
+    /// Returns where the running crimux may listen: on the socket of the file, even if that has problems, or
+    /// on the one that it noted.
+    fn look_up(&self) -> Place {
         if let Some(socket) = &self.socket {
-            return vec![PathBuf::from(socket.strip_prefix("unix://").unwrap_or(socket))];
+            let socket = PathBuf::from(socket.strip_prefix("unix://").unwrap_or(socket));
+            return Place { sockets: vec![socket], problem: None, may_have_moved: false };
         }
-        let (socket, state_dir) = self.known.clone().unwrap_or_else(|| self.look_up());
-        let noted = socket_note::read(&state_dir).filter(|noted| *noted != socket);
-        iter::once(socket).chain(noted).collect()
+        let file = self.config();
+        let (known, problem) = match self.known.clone().map_or_else(|| Self::named_in(file), Ok) {
+            Ok(known) => (known, None),
+            Err(error) => {
+                let socket = config::admin_socket_of(file).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
+                ((socket, config::state_dir_of(file)), Some(FileProblem::of(&error)))
+            }
+        };
+        let (socket, state_dir) = known;
+        let noted = socket_note::read(&state_dir);
+        // With both keys at their defaults, or with a note in state_dir, it is not the file that misleads.
+        let is_usual =
+            socket == Path::new(DEFAULT_SOCKET) || state_dir == Path::new(config::DEFAULT_STATE_DIR);
+        let may_have_moved = noted.is_none() && !is_usual;
+        let noted = noted.filter(|noted| *noted != socket);
+        Place { sockets: iter::once(socket).chain(noted).collect(), problem, may_have_moved }
     }
 
-    /// Returns `admin.socket` and `state_dir` of the file, even if it has problems.
-    fn look_up(&self) -> (PathBuf, PathBuf) {
-        let file = self.config();
-        let error = match Config::load(file) {
-            Ok(config) => return (config.admin.socket, config.state_dir),
-            Err(error) => error.to_string(),
-        };
-        let socket = config::admin_socket_of(file).unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET));
-        if !self.quiet {
-            let (first, at) = (error.lines().next().unwrap_or_default(), socket.display());
-            eprintln!("crimux: {first}\ncrimux: trying {at}; --socket names another one");
-        }
-        (socket, config::state_dir_of(file))
+    /// Returns `admin.socket` and `state_dir` of a file.
+    fn named_in(file: &Path) -> Result<(PathBuf, PathBuf), ConfigError> {
+        Config::load(file).map(|config| (config.admin.socket, config.state_dir))
     }
+}
+
+/// Where the running crimux may listen.
+struct Place {
+    /// The sockets to try, one after the other; at least one.
+    sockets: Vec<PathBuf>,
+    /// What is wrong with the file that names them.
+    problem: Option<FileProblem>,
+    /// Whether the crimux that runs may have started with another `admin.socket` and `state_dir`.
+    may_have_moved: bool,
+}
+
+/// What is wrong with the file.
+struct FileProblem {
+    /// The first problem, without file and place, which the running crimux may name otherwise.
+    message: String,
+    /// The first problem with its place, and how many more there are.
+    line: String,
+}
+
+impl FileProblem {
+    fn of(error: &ConfigError) -> Self {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        match error {
+            ConfigError::Invalid { problems: Problems(problems), .. } if problems.len() > 1 => Self {
+                message: problems[0].to_string(),
+                line: format!("{first}, and {} more", problems.len() - 1),
+            },
+            ConfigError::Invalid { problems, .. } => {
+                Self { message: problems.to_string(), line: first.to_owned() }
+            }
+            ConfigError::Read { .. } => Self { message: first.to_owned(), line: first.to_owned() },
+        }
+    }
+}
+
+/// Parses a duration of the command line, which may be written as in the configuration or as `5 sec`.
+///
+/// # Errors
+/// If the text is not a duration; the message says what to write.
+pub(super) fn duration_argument(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|_| config::not_a_duration(text))
 }
 
 /// Percent-encodes a name as one segment of a path.
@@ -175,12 +261,14 @@ pub(super) fn segment(name: &str) -> impl std::fmt::Display + '_ {
 }
 
 /// Connects to the first of these sockets that is listened on. The error is that of the first.
-async fn connect(sockets: &[PathBuf]) -> anyhow::Result<(UnixStream, &Path)> {
+async fn connect(place: &Place) -> anyhow::Result<(UnixStream, &Path)> {
     let mut first = None;
-    for socket in sockets {
+    for socket in &place.sockets {
         match UnixStream::connect(socket).await {
             Ok(stream) => return Ok((stream, socket)),
-            Err(error) => first = first.or_else(|| Some(unreachable(socket, &error))),
+            Err(error) => {
+                first = first.or_else(|| Some(unreachable(socket, &error, place.may_have_moved)));
+            }
         }
     }
     bail!(first.unwrap_or_default())
@@ -210,14 +298,17 @@ fn not_an_admin_socket(socket: &Path) -> String {
     )
 }
 
-fn unreachable(socket: &Path, error: &io::Error) -> String {
+fn unreachable(socket: &Path, error: &io::Error, may_have_moved: bool) -> String {
     let socket = socket.display();
     match error.kind() {
-        io::ErrorKind::NotFound => format!(
-            "there is no admin socket at {socket}: is crimux running? (systemctl status crimux; --socket or \
-             --config names another one; after a change of admin.socket and state_dir, crimux listens on the old socket \
-             until its restart)"
-        ),
+        io::ErrorKind::NotFound => {
+            let moved = "; after a change of admin.socket and state_dir, crimux listens on the old socket until its restart";
+            format!(
+                "there is no admin socket at {socket}: is crimux running? (systemctl status crimux; --socket or \
+                 --config names another one{})",
+                if may_have_moved { moved } else { "" }
+            )
+        }
         io::ErrorKind::ConnectionRefused => {
             format!(
                 "nobody listens on {socket}: crimux has ended (systemctl status crimux); kubelet reports the node \

@@ -1,9 +1,9 @@
-//! Findings of `crimux check`: one graded line each.
+//! Findings of `crimux check`: one graded line each, in the form `FILE:LINE:COLUMN: GRADE: …` of compilers.
 
 use serde::Serialize;
 
 use crate::cli::output::{bad, good, warn};
-use crate::config;
+use crate::config::{self, Diagnostic};
 
 /// One result of a check.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -18,7 +18,7 @@ pub(super) struct Finding {
 }
 
 /// A place in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(super) struct FilePosition {
     pub(super) line: usize,
     pub(super) column: usize,
@@ -49,17 +49,30 @@ impl Finding {
         Self { position: position.map(|(line, column)| FilePosition { line, column }), ..self }
     }
 
-    /// Formats the finding as one line.
-    pub(super) fn line(&self) -> String {
-        let grade = match self.grade {
-            Grade::Ok => good("ok     "),
-            Grade::Note => "note   ".to_owned(),
-            Grade::Warning => warn("warning"),
-            Grade::Error => bad("ERROR  "),
-        };
+    /// Formats the finding as one line; one without a place in `file` does not name it.
+    pub(super) fn line(&self, file: &str) -> String {
         let place = self
             .position
-            .map_or_else(String::new, |FilePosition { line, column }| format!("{line}:{column}: "));
-        format!("{grade}  {place}{}: {}\n", self.about, self.text)
+            .map_or_else(String::new, |FilePosition { line, column }| format!("{file}:{line}:{column}: "));
+        let about = if self.about.is_empty() { String::new() } else { format!("{}: ", self.about) };
+        format!("{place}{}: {about}{}\n", self.grade.word(), self.text)
+    }
+}
+
+impl Grade {
+    fn word(self) -> String {
+        match self {
+            Self::Ok => good("ok"),
+            Self::Note => "note".to_owned(),
+            Self::Warning => warn("warning"),
+            Self::Error => bad("error"),
+        }
+    }
+}
+
+impl From<&Diagnostic> for Finding {
+    fn from(problem: &Diagnostic) -> Self {
+        let position = Some(FilePosition { line: problem.line, column: problem.column });
+        Self { position, ..Self::new(Grade::Error, problem.key.as_str(), problem.message.as_str()) }
     }
 }

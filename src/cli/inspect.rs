@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Subcommand, ValueEnum};
 use serde_json::Value;
 
 use crate::admin::api::{LogLevelView, StatusView};
@@ -15,10 +15,19 @@ pub(super) enum ConfigVerb {
     View {
         /// The format.
         #[arg(long, short, value_enum, default_value = "yaml")]
-        output: Format,
+        output: DocumentFormat,
         #[command(flatten)]
         client: AdminClient,
     },
+}
+
+/// The format of an answer that is no table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(super) enum DocumentFormat {
+    /// One JSON document.
+    Json,
+    /// One YAML document.
+    Yaml,
 }
 
 #[derive(Debug, Subcommand)]
@@ -46,11 +55,14 @@ impl ConfigVerb {
     pub(super) async fn run(self) -> anyhow::Result<ExitCode> {
         let Self::View { output, client } = self;
         let config: Value = client.get("/v1/config").await?;
-        if output != Format::Json {
+        if output == DocumentFormat::Yaml {
             let status: StatusView = client.get("/v1/status").await?;
             output::print(&format!("# read from {}\n", status.config_file))?;
         }
-        let format = if output == Format::Json { Format::Json } else { Format::Yaml };
+        let format = match output {
+            DocumentFormat::Json => Format::Json,
+            DocumentFormat::Yaml => Format::Yaml,
+        };
         output::show(format, &config, |_| String::new())?;
         Ok(ExitCode::SUCCESS)
     }

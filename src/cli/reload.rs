@@ -31,7 +31,7 @@ impl ReloadArgs {
         if self.dry_run {
             return self.rehearse().await;
         }
-        let reloaded: ReloadReport = self.client.post(&format!("/v1/reload?force={}", self.force)).await?;
+        let reloaded: ReloadReport = self.client.reload(self.force).await?;
         print(&lines(&reloaded))?;
         if let Some(other) = self
             .client

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::admin::api::{StatusView, UpgradeView};
-use crate::cli::client::{AdminClient, segment};
+use crate::cli::client::{AdminClient, duration_argument, segment};
 use crate::cli::output::print;
 
 /// Between two looks at whether the old process has ended.
@@ -22,7 +22,7 @@ pub(super) struct UpgradeArgs {
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
     /// How long the new process may take until it serves.
-    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = humantime::parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "30s", value_parser = duration_argument)]
     within: Duration,
     #[command(flatten)]
     client: AdminClient,

@@ -114,8 +114,8 @@ fn backend(section: &Section<'_>, base_dir: &Path) -> Option<BackendConfig> {
     let image_handler =
         section.one_of("image_handler", &[("auto", ImageHandler::Auto), ("never", ImageHandler::Never)]);
     if (required, optional) == (Some(true), Some(true)) {
-        let message = "required and optional exclude each other (an outage of a required one is the node's; remove one)";
-        section.problem("optional", message);
+        let message = "required and optional exclude each other (remove required, or remove optional)";
+        section.problem_of_key("optional", message);
     }
     if let Some(Some(path)) = &socket {
         section.note_socket("socket", path, SocketUse::Listen);

@@ -42,6 +42,8 @@ struct NamedSocket {
 pub(super) struct Diagnostics {
     problems: RefCell<Vec<Diagnostic>>,
     sockets: RefCell<Vec<NamedSocket>>,
+    /// The line of the problem that lists the keys of a section, by the row of the section in the table.
+    listed: RefCell<BTreeMap<String, usize>>,
 }
 
 /// Beyond this many, problems are only counted: the file is then something else than a configuration.
@@ -62,6 +64,22 @@ impl Diagnostics {
     /// Tells whether a further problem would only be counted.
     pub(super) fn is_full(&self) -> bool {
         self.problems.borrow().len() >= MAX_PROBLEMS
+    }
+
+    /// Returns the line whose problem lists the known keys of this section; `None` if it is this one.
+    pub(super) fn list_keys(&self, row: &str, line: usize) -> Option<usize> {
+        let mut listed = self.listed.borrow_mut();
+        let first = listed.get(row).copied();
+        if first.is_none() {
+            listed.insert(row.to_owned(), line);
+        }
+        first
+    }
+
+    /// Returns all problems in the order they were found; `None` without one.
+    pub(super) fn problems(self) -> Option<Problems> {
+        let problems = self.problems.into_inner();
+        (!problems.is_empty()).then_some(Problems(problems))
     }
 
     /// Adds a socket, to be compared with all others by [`Diagnostics::check_sockets`].

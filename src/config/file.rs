@@ -10,21 +10,35 @@ use super::backends::Surroundings;
 use super::diagnostics::{Diagnostics, SocketUse};
 use super::problem::Problems;
 use super::section::Section;
+use super::tree::{YamlNode, YamlValue};
 use super::{
     Admin, BackendConfig, CgroupDriver, Config, Events, Identity, Limits, Log, LogFormat, StatsPolicy,
-    Tracing, backends, handlers, tree, values,
+    Tracing, backends, foreign, handlers, program, tree, values,
 };
 
 /// Reads `text`; relative paths start at `base_dir`.
 pub(super) fn read(text: &str, base_dir: &Path) -> Result<Config, Problems> {
     let diagnostics = Diagnostics::default();
-    let root = tree::read(text, &diagnostics);
+    let root = tree::read(text, &diagnostics).filter(|root| is_ours(text, root, &diagnostics));
     let config = root.and_then(|root| config(&Section::top(&root, &diagnostics)?, base_dir));
     diagnostics.check_sockets();
     diagnostics.conclude(config)
 }
 
-fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
+/// Tells whether the file can be a configuration of crimux, and reports it if not.
+fn is_ours(text: &str, root: &YamlNode, diagnostics: &Diagnostics) -> bool {
+    let other = match root.value {
+        YamlValue::Map(_) => program::other_program(root),
+        _ => foreign::other_format(text),
+    };
+    if let Some((position, message)) = &other {
+        diagnostics.add(*position, "", message);
+    }
+    other.is_none()
+}
+
+/// Reads the configuration; `None` after a problem, or with a value that was refused before.
+pub(super) fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
     let listen = top.socket("listen");
     let listen_mode = top.read("listen_mode", values::mode);
     let listen_owner = top.read("listen_owner", values::owner);
@@ -78,9 +92,8 @@ fn config(top: &Section<'_>, base_dir: &Path) -> Option<Config> {
 }
 
 fn cgroup_driver(text: &str) -> Result<CgroupDriver, String> {
-    let drivers = [CgroupDriver::Systemd, CgroupDriver::Cgroupfs];
-    let driver = drivers.into_iter().find(|driver| driver.word() == text);
-    driver.ok_or_else(|| format!("{text:?} is not known here (expected systemd or cgroupfs)"))
+    let drivers = [CgroupDriver::Systemd, CgroupDriver::Cgroupfs].map(|driver| (driver.word(), driver));
+    values::word(text, &drivers)
 }
 
 fn admin(section: &Section<'_>) -> Option<Admin> {

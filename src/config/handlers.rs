@@ -36,10 +36,8 @@ fn one(top: &Section<'_>, named: &Named<'_>, backends: &BackendNames) -> Option<
     }
     for other in ["backend", "handler"] {
         if section.has(other) {
-            section.problem(
-                other,
-                format!("{other} and split exclude each other (give it in the shares instead)"),
-            );
+            let message = format!("{other} and split exclude each other (remove {other}, or remove split)");
+            section.problem_of_key(other, message);
         }
     }
     split(section, "split", backends)
@@ -47,14 +45,16 @@ fn one(top: &Section<'_>, named: &Named<'_>, backends: &BackendNames) -> Option<
 
 fn split(section: &Section<'_>, key: &str, backends: &BackendNames) -> Option<Vec<Target>> {
     let shares = section.list(key)?;
-    let targets: Vec<_> =
-        shares.iter().map(|share| target(share, backends, share.integer("weight"))).collect();
+    let read = |share: &Section<'_>| target(share, backends, share.integer("weight"));
+    let targets: Vec<_> = shares.iter().map(|share| share.as_ref().and_then(read)).collect();
     for (index, (share, target)) in iter::zip(&shares, &targets).enumerate() {
         let place = |target: &Option<Target>| target.clone().map(|target| (target.backend, target.handler));
         let same = |other| target.is_some() && place(other) == place(target);
         if let Some(first) = targets[..index].iter().position(same) {
             let message = format!("{key}[{first}] has the same backend and handler (add its weight there)");
-            share.problem("backend", message);
+            if let Some(share) = share {
+                share.problem("backend", message);
+            }
         }
     }
     let targets: Vec<Target> = targets.into_iter().collect::<Option<_>>()?;

@@ -55,6 +55,8 @@ pub enum ValueKind {
     Duration {
         /// The longest that is accepted.
         max: &'static str,
+        /// Why no longer one is; empty if that needs no saying.
+        why: &'static str,
     },
     /// Permission bits in octal.
     Mode,
@@ -102,7 +104,7 @@ impl ValueKind {
             OneOf(words) => words.join(" or "),
             Integer { min, max } => format!("a whole number from {min} to {max}"),
             Ratio => "a number from 0 to 1".into(),
-            Duration { max } => format!("a duration such as 500ms, 1s or 1m30s, at most {max}"),
+            Duration { max, .. } => format!("a duration such as 500ms, 1s or 1m30s, at most {max}"),
             Mode => "permission bits in octal, such as \"0660\"".into(),
             Owner => "USER:GROUP by name or number, or self".into(),
             Socket => "unix:///PATH or an absolute path".into(),

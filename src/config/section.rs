@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::diagnostics::{Diagnostics, Position, SocketUse};
-use super::hint::{did_you_mean, nearest};
+use super::hint::nearest;
 use super::keys::{self, DefaultValue, Key, ValueKind, child_path};
-use super::tree::{MapEntry, YamlNode, YamlValue};
+use super::sample;
+use super::tree::{MERGE_KEY, MapEntry, YamlNode, YamlValue};
 use super::values::{self, Parsed, quote};
 
 /// A mapping whose keys are in the table.
@@ -60,7 +61,8 @@ impl<'a> Section<'a> {
             YamlValue::Map(entries) => entries,
             YamlValue::Null => &[],
             _ => {
-                misshapen(diagnostics, node, &path, ValueKind::Section);
+                let right = (!row.is_empty()).then(|| sample::section(&row, &path, node));
+                misshapen(diagnostics, node, &path, ValueKind::Section, right);
                 return None;
             }
         };
@@ -92,7 +94,10 @@ impl<'a> Section<'a> {
             named.map(|above| format!("did you mean {above}.NAME.{0}? indent {0} below that name", entry.key))
         };
         let hint = near.or(elsewhere).map(|near| format!("did you mean {near}?")).or_else(deeper);
-        let hint = hint.unwrap_or_else(|| format!("known here: {}", known().collect::<Vec<_>>().join(", ")));
+        let hint = hint.unwrap_or_else(|| match self.diagnostics.list_keys(&self.row, entry.position.line) {
+            Some(line) => format!("the message of line {line} lists the known ones"),
+            None => format!("known here: {}", known().collect::<Vec<_>>().join(", ")),
+        });
         self.diagnostics.add(
             entry.position,
             &child_path(&self.path, &entry.key),
@@ -129,8 +134,15 @@ impl<'a> Section<'a> {
         self.diagnostics.add(position, &child_path(&self.path, name), message);
     }
 
+    /// Notes a problem of the key itself, which must be given.
+    pub(super) fn problem_of_key(&self, name: &str, message: impl Into<String>) {
+        let position = self.entry(name).map_or(self.position, |entry| entry.position);
+        self.diagnostics.add(position, &child_path(&self.path, name), message);
+    }
+
     fn missing(&self, name: &str) {
-        if !self.has(name) {
+        // A merge key could have brought it, and is reported.
+        if !self.has(name) && !self.has(MERGE_KEY) {
             self.problem(name, format!("the key is missing (expected {})", self.key(name).kind.shape()));
         }
     }
@@ -141,7 +153,7 @@ impl<'a> Section<'a> {
                 Ok(value) => return Some(value),
                 Err(message) => self.problem(name, message),
             },
-            _ => misshapen(self.diagnostics, node, &child_path(&self.path, name), self.key(name).kind),
+            _ => misshapen(self.diagnostics, node, &child_path(&self.path, name), self.key(name).kind, None),
         }
         None
     }
@@ -174,10 +186,10 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn duration(&self, name: &str) -> Option<Duration> {
-        let ValueKind::Duration { max } = self.key(name).kind else {
+        let ValueKind::Duration { max, why } = self.key(name).kind else {
             unreachable!("{name} is no duration in keys/table.rs")
         };
-        self.read(name, |text| values::duration(text, max))
+        self.read(name, |text| values::duration(text, max, why))
     }
 
     pub(super) fn integer(&self, name: &str) -> Option<u32> {
@@ -189,15 +201,7 @@ impl<'a> Section<'a> {
 
     /// The meaning of the word that is the key's value.
     pub(super) fn one_of<T: Copy>(&self, name: &str, meanings: &[(&'static str, T)]) -> Option<T> {
-        let words = || meanings.iter().map(|(word, _)| *word);
-        self.read(name, |text| {
-            let meaning = meanings.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
-            meaning.ok_or_else(|| {
-                let right = words().collect::<Vec<_>>().join(" or ");
-                let hint = did_you_mean(text, words()).unwrap_or_default();
-                format!("{} is not known here (expected {right}){hint}", quote(text))
-            })
-        })
+        self.read(name, |text| values::word(text, meanings))
     }
 
     /// A socket that crimux listens on.
@@ -250,7 +254,7 @@ impl<'a> Section<'a> {
                 return None;
             }
             Some(node) => {
-                misshapen(self.diagnostics, node, &path, key.kind);
+                misshapen(self.diagnostics, node, &path, key.kind, Some(sample::by_name(key.path, node)));
                 return None;
             }
         };
@@ -275,21 +279,22 @@ impl<'a> Section<'a> {
         )
     }
 
-    /// The sections of the list under the key, which must be given; one that is no mapping is reported and
-    /// left out.
-    pub(super) fn list(&self, name: &str) -> Option<Vec<Section<'a>>> {
+    /// The sections of the list under the key, which must be given; `None` for one that is no mapping, which
+    /// is reported.
+    pub(super) fn list(&self, name: &str) -> Option<Vec<Option<Section<'a>>>> {
         let key = self.key(name);
         let path = child_path(&self.path, name);
         let node = &self.entry(name)?.value;
         let YamlValue::List(items) = &node.value else {
-            misshapen(self.diagnostics, node, &path, key.kind);
+            let right = sample::list(key.path, &path, node);
+            misshapen(self.diagnostics, node, &path, key.kind, Some(right));
             return None;
         };
         let section = |(index, item): (usize, &'a YamlNode)| {
             let at = SectionPath { row: format!("{}[]", key.path), path: format!("{path}[{index}]") };
             Section::new(item, item.position, at, self.diagnostics)
         };
-        Some(items.iter().enumerate().filter_map(section).collect())
+        Some(items.iter().enumerate().map(section).collect())
     }
 
     /// Notes a problem of a name that the operator chose below the key, where the name stands.
@@ -299,8 +304,8 @@ impl<'a> Section<'a> {
     }
 }
 
-/// Reports a value that is not of the shape its key needs.
-fn misshapen(diagnostics: &Diagnostics, node: &YamlNode, path: &str, kind: ValueKind) {
+/// Reports a value that is not of the shape its key needs; `right` is what could be written.
+fn misshapen(diagnostics: &Diagnostics, node: &YamlNode, path: &str, kind: ValueKind, right: Option<String>) {
     let found = match &node.value {
         YamlValue::Null => "the value is missing".to_owned(),
         YamlValue::Text(text) => format!("{} is a single value", quote(text)),
@@ -308,5 +313,6 @@ fn misshapen(diagnostics: &Diagnostics, node: &YamlNode, path: &str, kind: Value
         YamlValue::Map(_) => "a mapping stands here".to_owned(),
         YamlValue::Refused => return,
     };
-    diagnostics.add(node.position, path, format!("{found} (expected {})", kind.shape()));
+    let right = right.map_or_else(|| format!("expected {}", kind.shape()), |right| format!("write {right}"));
+    diagnostics.add(node.position, path, format!("{found} ({right})"));
 }

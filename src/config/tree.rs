@@ -7,10 +7,11 @@
 
 use std::collections::HashMap;
 
-use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Span, StrInput};
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Span, StrInput};
 
 use super::diagnostics::{Diagnostics, Position};
 use super::keys::child_path;
+use super::syntax;
 
 /// A value and where it starts.
 #[derive(Debug)]
@@ -42,6 +43,8 @@ pub(super) struct MapEntry {
 /// The largest file that is read, in bytes.
 pub(super) const MAX_BYTES: usize = 1024 * 1024;
 const MAX_DEPTH: usize = 16;
+/// The key by which YAML 1.1 merges another mapping.
+pub(super) const MERGE_KEY: &str = "<<";
 const MAX_NODES: usize = 100_000;
 
 /// Reads the one document of `text`; `None` if a problem was found behind which nothing can be read.
@@ -63,7 +66,7 @@ pub(super) fn read(text: &str, diagnostics: &Diagnostics) -> Option<YamlNode> {
         diagnostics.add(Position { line, column }, "", "a zero byte stands here (remove it)");
         return None;
     }
-    let mut builder = Builder { parser: Parser::new_from_str(text), diagnostics, nodes: 0 };
+    let mut builder = Builder { text, parser: Parser::new_from_str(text), diagnostics, nodes: 0 };
     match builder.document() {
         Ok(Some(YamlNode { value: YamlValue::Null, .. }) | None) => {
             diagnostics.add(
@@ -131,6 +134,7 @@ struct Fatal {
 }
 
 struct Builder<'a> {
+    text: &'a str,
     parser: Parser<'a, StrInput<'a>>,
     diagnostics: &'a Diagnostics,
     nodes: usize,
@@ -156,7 +160,10 @@ impl<'a> Builder<'a> {
     fn next(&mut self) -> Result<(Event<'a>, Span), Fatal> {
         match self.parser.next_event() {
             Some(Ok(next)) => Ok(next),
-            Some(Err(error)) => Err(syntax(&error)),
+            Some(Err(error)) => {
+                let (position, message) = syntax::fault(self.text, error.info(), position(*error.marker()));
+                Err(fatal(position, "", &message))
+            }
             None => Ok((Event::StreamEnd, Span::default())),
         }
     }
@@ -219,7 +226,14 @@ impl<'a> Builder<'a> {
             let key = self.key(event, key_place, path)?;
             let key_path = key.as_ref().map_or_else(|| path.to_owned(), |key| child_path(path, key));
             let (event, span) = self.next()?;
-            let mut value = self.node(event, span, &key_path, depth + 1)?;
+            let mut value = if key.as_deref() == Some(MERGE_KEY) {
+                let message = "YAML merge keys (<<) and aliases are not supported (write the values out)";
+                self.diagnostics.add(key_place, &key_path, message);
+                self.skip(&event)?;
+                YamlNode { position: key_place, value: YamlValue::Refused }
+            } else {
+                self.node(event, span, &key_path, depth + 1)?
+            };
             if matches!(value.value, YamlValue::Null) {
                 value.position = key_place; // Nothing has no position of its own.
             }
@@ -269,8 +283,4 @@ fn position(mark: Marker) -> Position {
 
 fn fatal(position: Position, path: &str, message: &str) -> Fatal {
     Fatal { position, path: path.to_owned(), message: message.to_owned() }
-}
-
-fn syntax(error: &ScanError) -> Fatal {
-    fatal(position(*error.marker()), "", &format!("this is not valid YAML: {}", error.info()))
 }

@@ -4,27 +4,27 @@
 //! wrong and, in parentheses, what would be right. None knows which key it reads for. Only [`owner`] asks the
 //! system something.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use nix::unistd::{Group, User};
 
-use super::Endpoint;
+use super::address::{SUN_PATH, host_and_port, is_host, number};
 use super::hint::did_you_mean;
+use super::{Endpoint, likely};
 
 /// What a parser of a value gives; the error completes "KEY: …".
 pub(super) type Parsed<T> = Result<T, String>;
-
-/// The bytes that fit in `sockaddr_un.sun_path`, without the closing zero (`unix(7)`).
-const SUN_PATH: usize = 107;
 
 pub(super) fn boolean(text: &str) -> Parsed<bool> {
     match text {
         "true" => Ok(true),
         "false" => Ok(false),
-        other => Err(format!("{} is neither true nor false (write true or false)", quote(other))),
+        other => {
+            let right = likely::boolean(other).unwrap_or("true or false");
+            Err(format!("{} is neither true nor false (write {right})", quote(other)))
+        }
     }
 }
 
@@ -42,18 +42,40 @@ pub(super) fn ratio(text: &str) -> Parsed<f64> {
     value.ok_or_else(|| format!("{} is not a share (expected a number from 0 to 1)", quote(text)))
 }
 
-/// Reads a sum of numbers with units, such as `1m30s`.
-pub(super) fn duration(text: &str, max: &str) -> Parsed<Duration> {
-    const RIGHT: &str = "expected a whole number with ms, s, m or h, such as 500ms, 1s or 1m30s";
+/// Reads one word of a closed set.
+pub(super) fn word<T: Copy>(text: &str, meanings: &[(&'static str, T)]) -> Parsed<T> {
+    let words = || meanings.iter().map(|(word, _)| *word);
+    let meaning = meanings.iter().find(|(word, _)| *word == text).map(|(_, meaning)| *meaning);
+    meaning.ok_or_else(|| {
+        if let Some(word) = likely::word(text, words()) {
+            return format!("{} is not known here (write {word})", quote(text));
+        }
+        let right = words().collect::<Vec<_>>().join(" or ");
+        let hint = did_you_mean(text, words()).unwrap_or_default();
+        format!("{} is not known here (expected {right}){hint}", quote(text))
+    })
+}
+
+const DURATION: &str = "expected a whole number with ms, s, m or h, such as 500ms, 1s or 1m30s";
+
+/// Says that a text is no duration, and what it probably should be.
+pub(super) fn not_a_duration(text: &str) -> String {
+    let right = likely::duration(text).map(|right| format!("write {right}"));
+    format!("{} is not a duration ({})", quote(text), right.as_deref().unwrap_or(DURATION))
+}
+
+/// Reads a sum of numbers with units, such as `1m30s`; `why` says why it is at most `max`.
+pub(super) fn duration(text: &str, max: &str, why: &str) -> Parsed<Duration> {
     if text.starts_with('-') {
-        return Err(format!("{} is negative ({RIGHT})", quote(text)));
+        return Err(format!("{} is negative ({DURATION})", quote(text)));
     }
-    let millis = milliseconds(text).ok_or_else(|| format!("{} is not a duration ({RIGHT})", quote(text)))?;
+    let millis = milliseconds(text).ok_or_else(|| not_a_duration(text))?;
     if millis == 0 {
         return Err("a duration of zero is not possible (expected at least 1ms)".into());
     }
     if milliseconds(max).is_some_and(|max| millis > max) {
-        return Err(format!("{} is too long (at most {max})", quote(text)));
+        let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+        return Err(format!("{} is too long (at most {max}{why})", quote(text)));
     }
     Ok(Duration::from_millis(millis))
 }
@@ -127,9 +149,19 @@ fn account(name: &str, what: &str, look_up: impl Fn(&str) -> nix::Result<Option<
 
 /// Reads the path of a Unix socket, with or without `unix://`.
 pub(super) fn socket(text: &str) -> Parsed<PathBuf> {
-    let path = text.strip_prefix("unix://").unwrap_or(text);
-    if !path.starts_with('/') || path.ends_with('/') {
-        return Err(format!("{} is not an absolute path (expected unix:///PATH or /PATH)", quote(text)));
+    let scheme = if text.starts_with("unix://") { "unix://" } else { "" };
+    let path = text.strip_prefix(scheme).unwrap_or(text);
+    let fault = |fault: &str, right: &str| Err(format!("{} {fault} ({right})", quote(text)));
+    if path.trim_matches('/').is_empty() {
+        return fault("names no socket", "write unix:///PATH, as in unix:///run/NAME.sock");
+    }
+    if path.ends_with('/') {
+        let right =
+            format!("name the socket in it, as in {scheme}/{}NAME.sock", path.trim_start_matches('/'));
+        return fault("is a directory, not a socket", &right);
+    }
+    if !path.starts_with('/') {
+        return Err(not_absolute(text, scheme, path));
     }
     no_zero(path)?;
     if path.len() > SUN_PATH {
@@ -141,13 +173,24 @@ pub(super) fn socket(text: &str) -> Parsed<PathBuf> {
     Ok(path.into())
 }
 
+/// Says how a path that does not begin with `/` is written; `scheme` stands before it in the file.
+fn not_absolute(text: &str, scheme: &str, path: &str) -> String {
+    let right = match likely::template_piece(path) {
+        Some(piece) if path.starts_with(piece) => format!("fill in {piece}; the path begins with /"),
+        _ if path.starts_with('@') => {
+            "an abstract socket is not supported; name one in a directory".to_owned()
+        }
+        _ if path.contains("://") || path.contains('@') || path.len() > SUN_PATH => {
+            "start the path with /".to_owned()
+        }
+        _ => format!("write {scheme}/{}", path.trim_start().trim_start_matches("./").trim_start_matches('/')),
+    };
+    format!("{} is not an absolute path ({right})", quote(text))
+}
+
 pub(super) fn directory(text: &str) -> Parsed<PathBuf> {
     no_zero(text)?;
-    if text.starts_with('/') {
-        Ok(text.into())
-    } else {
-        Err(format!("{} is not an absolute path (start it with /)", quote(text)))
-    }
+    if text.starts_with('/') { Ok(text.into()) } else { Err(not_absolute(text, "", text)) }
 }
 
 pub(super) fn file(text: &str, base_dir: &Path) -> Parsed<PathBuf> {
@@ -159,11 +202,6 @@ pub(super) fn file(text: &str, base_dir: &Path) -> Parsed<PathBuf> {
     }
 }
 
-/// Reads a number that is written in digits alone.
-fn number<T: FromStr>(text: &str) -> Option<T> {
-    text.parse().ok().filter(|_| text.chars().all(|c| c.is_ascii_digit()))
-}
-
 fn no_zero(path: &str) -> Parsed<()> {
     if path.contains('\0') { Err("the path holds a zero byte (remove it)".into()) } else { Ok(()) }
 }
@@ -171,19 +209,19 @@ fn no_zero(path: &str) -> Parsed<()> {
 /// Reads a backend's address.
 pub(super) fn endpoint(text: &str) -> Parsed<Endpoint> {
     const RIGHT: &str = "expected unix:///PATH, https://HOST:PORT, http://HOST:PORT or vsock://CID:PORT";
-    let Some((scheme, rest)) = text.split_once("://") else {
-        let path = text.strip_prefix("unix:").unwrap_or(text);
-        let right = if path.starts_with('/') { format!("write unix://{path}") } else { RIGHT.to_owned() };
-        return Err(format!("{} is not an endpoint ({right})", quote(text)));
+    let fault = |fault: &str, right: &str| {
+        let write = likely::endpoint(text).map(|likely| format!("write {likely}"));
+        format!("{} {fault} ({})", quote(text), write.as_deref().unwrap_or(right))
     };
+    let Some((scheme, rest)) = text.split_once("://") else { return Err(fault("is not an endpoint", RIGHT)) };
     match scheme {
         "unix" => Ok(Endpoint::Unix(socket(text)?)),
         "http" | "https" => {
-            let (host, port) = host_port(rest)?;
+            let (host, port) = host_and_port(rest).map_err(|what| fault(what, HOST_PORT))?;
             Ok(Endpoint::Tcp { host, port, tls: scheme == "https" })
         }
         "vsock" => vsock(rest),
-        _ => Err(format!("{} has an unknown scheme ({RIGHT})", quote(text))),
+        _ => Err(fault("has an unknown scheme", RIGHT)),
     }
 }
 
@@ -197,39 +235,14 @@ fn vsock(text: &str) -> Parsed<Endpoint> {
     }
 }
 
+const HOST_PORT: &str = "expected HOST:PORT, an IPv6 address in brackets";
+
 /// Reads `HOST:PORT`; an IPv6 address stands in brackets, which are not part of the result.
 pub(super) fn host_port(text: &str) -> Parsed<(String, u16)> {
-    let fault = |fault: &str| {
-        Err(format!("{} {fault} (expected HOST:PORT, an IPv6 address in brackets)", quote(text)))
-    };
-    let (host, port) = match text.strip_prefix('[') {
-        Some(inside) => match inside.split_once("]:") {
-            Some((host, port)) if host.parse::<std::net::Ipv6Addr>().is_ok() => (host, port),
-            _ => return fault("is not [IPV6]:PORT"),
-        },
-        None => match text.rsplit_once(':') {
-            Some((host, port)) if is_host(host) => (host, port),
-            Some(_) => return fault("has no valid host"),
-            None => return fault("has no port"),
-        },
-    };
-    match number(port) {
-        Some(port @ 1..) => Ok((host.to_owned(), port)),
-        _ => fault("has no valid port"),
-    }
-}
-
-/// Whether `host` is a DNS name or an IPv4 address.
-fn is_host(host: &str) -> bool {
-    let label = |label: &str| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
-        (1..=63).contains(&label.len())
-            && label.chars().all(plain)
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    let numeric = host.chars().all(|c| c.is_ascii_digit() || c == '.');
-    host.len() <= 253 && host.split('.').all(label) && (!numeric || host.parse::<Ipv4Addr>().is_ok())
+    host_and_port(text).map_err(|fault| {
+        let write = likely::authority(text).map(|likely| format!("write {likely}"));
+        format!("{} {fault} ({})", quote(text), write.as_deref().unwrap_or(HOST_PORT))
+    })
 }
 
 /// Reads the name that a certificate must hold: a DNS name or an IP address.
@@ -250,9 +263,13 @@ pub(super) fn address(text: &str) -> Parsed<Option<SocketAddr>> {
     if is_off(text) {
         return Ok(None);
     }
-    let fault =
-        || format!("{} is not an address (expected IP:PORT such as 127.0.0.1:19440, or off)", quote(text));
-    text.parse().map(Some).map_err(|_| fault())
+    text.parse().map(Some).map_err(|_| {
+        let right = likely::address(text).map_or_else(
+            || "expected IP:PORT such as 127.0.0.1:19440, or off".to_owned(),
+            |likely| format!("write {likely}, or off"),
+        );
+        format!("{} is not an address ({right})", quote(text))
+    })
 }
 
 /// Reads the address of a collector; `None` for `off`.
@@ -260,13 +277,14 @@ pub(super) fn url(text: &str) -> Parsed<Option<String>> {
     if is_off(text) {
         return Ok(None);
     }
-    let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else {
-        return Err(format!(
-            "{} is not an address (expected http://HOST:PORT or https://HOST:PORT, or off)",
-            quote(text)
-        ));
+    let fault = |fault: &str, right: &str| {
+        let write = likely::url(text).map(|likely| format!("write {likely}"));
+        format!("{} {fault} ({})", quote(text), write.as_deref().unwrap_or(right))
     };
-    host_port(rest).map(|_| Some(text.to_owned()))
+    let Some(rest) = text.strip_prefix("http://").or_else(|| text.strip_prefix("https://")) else {
+        return Err(fault("is not an address", "expected http://HOST:PORT or https://HOST:PORT, or off"));
+    };
+    host_and_port(rest).map(|_| Some(text.to_owned())).map_err(|what| fault(what, HOST_PORT))
 }
 
 /// Reads levels, also per target, separated by commas.
@@ -275,6 +293,9 @@ pub(super) fn filter(text: &str) -> Parsed<String> {
     for part in text.split(',') {
         let (target, level) = part.split_once('=').unwrap_or(("crimux", part));
         if !LEVELS.contains(&level) {
+            if let Some(word) = likely::word(level, LEVELS) {
+                return Err(format!("{} is not a log level (write {word})", quote(level)));
+            }
             let hint = did_you_mean(level, LEVELS).unwrap_or_default();
             return Err(format!(
                 "{} is not a log level (expected {}){hint}",

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::loopback::is_certainly_loopback;
-use super::{Config, Endpoint, RelayMode, Streaming, Timeouts, values};
+use super::{Config, Endpoint, RelayMode, Streaming, Timeouts, likely, values};
 
 /// Where files do not survive a reboot.
 const VOLATILE: [&str; 3] = ["/run", "/var/run", "/dev/shm"];
@@ -38,6 +38,7 @@ impl Config {
     /// Returns the warnings about this configuration.
     pub fn warnings(&self) -> Vec<ConfigWarning> {
         let mut warnings = Vec::new();
+        paths(self, &mut warnings);
         listener(self, &mut warnings);
         backends(self, &mut warnings);
         timeouts(self, &mut warnings);
@@ -65,6 +66,47 @@ impl Config {
 
 fn warn(warnings: &mut Vec<ConfigWarning>, key: impl Into<String>, message: impl Into<String>) {
     warnings.push(ConfigWarning { key: key.into(), message: message.into() });
+}
+
+/// Warns of paths that a template, a shell or a stray blank has left a piece in.
+fn paths(config: &Config, warnings: &mut Vec<ConfigWarning>) {
+    let mut paths = vec![
+        ("listen".to_owned(), config.listen.as_path()),
+        ("state_dir".to_owned(), &config.state_dir),
+        ("admin.socket".to_owned(), &config.admin.socket),
+    ];
+    for (name, backend) in &config.backends {
+        let endpoint = match &backend.endpoint {
+            Endpoint::Unix(path) => Some(path.as_path()),
+            Endpoint::Tcp { .. } | Endpoint::Vsock { .. } => None,
+        };
+        let tls = backend.tls.as_ref();
+        let named = [
+            ("endpoint", endpoint),
+            ("socket", backend.socket.as_deref()),
+            ("tls.ca", tls.map(|tls| tls.ca.as_path())),
+            ("tls.cert", tls.and_then(|tls| tls.cert.as_deref())),
+            ("tls.key", tls.and_then(|tls| tls.key.as_deref())),
+        ];
+        let given =
+            named.into_iter().filter_map(|(key, path)| Some((format!("backends.{name}.{key}"), path?)));
+        paths.extend(given);
+    }
+    for (key, path) in paths {
+        let text = path.to_string_lossy();
+        if let Some(piece) = likely::template_piece(&text) {
+            let message = format!(
+                "{} is taken as it stands, because nothing fills it in (write the path itself)",
+                values::quote(piece)
+            );
+            warn(warnings, key.as_str(), message);
+        }
+        let is_odd = |part: &str| part.trim() != part || part.contains(char::is_control);
+        if text.split('/').any(is_odd) {
+            let message = format!("{} has a blank at an end of a name (remove it)", values::quote(&text));
+            warn(warnings, key, message);
+        }
+    }
 }
 
 fn listener(config: &Config, warnings: &mut Vec<ConfigWarning>) {
@@ -114,7 +156,8 @@ fn backends(config: &Config, warnings: &mut Vec<ConfigWarning>) {
         let canonical = backend.endpoint.canonical();
         if let Some(other) = seen.get(&canonical) {
             let message = format!(
-                "backends.{other} has the same endpoint ({canonical}); what both list is served by one of them"
+                "backends.{other} has the same endpoint ({canonical}); what both list is served by one of them \
+                 (remove one, and let its handlers lead to {other})"
             );
             warn(warnings, &key, message);
         } else {

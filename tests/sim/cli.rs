@@ -183,7 +183,110 @@ async fn a_broken_configuration_does_not_keep_status_from_being_asked() {
     running.rewrite("nonsense: [");
     let (code, _, errors) = told(&crimux(&["status", "--config", path.to_str().unwrap()], "").await);
     assert_eq!(code, 1);
-    assert!(errors.contains("trying /run/crimux/admin.sock"), "{errors}");
+    assert!(errors.contains("(asking the crimux on /run/crimux/admin.sock)"), "{errors}");
+}
+
+#[tokio::test]
+async fn errors_and_warnings_of_a_file_have_one_form_and_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("crimux.yaml");
+    let text = "state_dir: /run/x\ndrain_timeout: 5\ndefault_backend: a\nbackends:\n  a: { endpoint: 'unix:///a ' }\n  b: { endpoint: unix:///b }\n";
+    let blank = ":5:18: warning: backends.a.endpoint: \"/a \" has a blank at an end of a name (remove it)";
+    let note = ":6:3: note: backends.b: no handler leads to this backend";
+    let duration = ":2:16: error: drain_timeout: \"5\" is not a duration (write 5s)";
+    let volatile = ":1:12: warning: state_dir: this directory does not survive a reboot";
+    for (text, code, wanted) in [
+        (text.to_owned(), 64, vec![volatile, duration, blank, ": 1 problem, 2 warnings"]),
+        (text.replace(": 5", ": 5s"), 0, vec![volatile, blank, note, ": ok, 2 warnings"]),
+        (text.replace("/run/x", "["), 64, vec![":1:12: error: \"[\" is not closed", ": 1 problem"]),
+    ] {
+        std::fs::write(&file, &text).unwrap();
+        let name = file.display().to_string();
+        for (arguments, name, input) in
+            [(["check", &name], &name, ""), (["check", "-"], &"-".to_owned(), &text)]
+        {
+            let (got, found, errors) = told(&crimux(&arguments, input).await);
+            assert!(found.is_empty() || errors.is_empty(), "{found}{errors}");
+            let lines = found + &errors;
+            let lines: Vec<_> = lines.lines().collect();
+            assert_eq!((got, lines.len()), (code, wanted.len()), "{lines:#?}");
+            for (line, wanted) in lines.iter().zip(&wanted) {
+                assert!(
+                    line.strip_prefix(name.as_str()).is_some_and(|rest| rest.starts_with(wanted)),
+                    "{wanted}: {line}"
+                );
+            }
+        }
+    }
+    std::fs::write(&file, text).unwrap();
+    let (code, json, _) = check(&file, &["-o", "json"], "").await;
+    let found: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!((code, &found["verdict"]), (64, &"1 problem, 2 warnings".into()), "{json}");
+    assert_eq!(found["problems"][0]["key"], "drain_timeout", "{json}");
+    let about: Vec<_> =
+        found["findings"].as_array().unwrap().iter().map(|one| one["about"].as_str()).collect();
+    assert_eq!(about, [Some("backends.a.endpoint"), Some("state_dir")], "{json}");
+}
+
+#[tokio::test]
+async fn a_broken_file_is_one_line_of_every_verb_and_said_once() {
+    let (_a, _b, running) = world().await;
+    let path = running.dir.path().join("crimux.yaml");
+    let at = running.dir.path().join("admin.sock");
+    let (path, at) = (path.to_str().unwrap(), at.display());
+    let yaml = std::fs::read_to_string(path).unwrap();
+    for (more, problem) in [
+        ("handlers_: {}\n", "handlers_: unknown key (did you mean handlers?)"),
+        ("handlers_: {}\ndrain_timeout: 5\n", "handlers_: unknown key (did you mean handlers?), and 1 more"),
+    ] {
+        running.rewrite(&(yaml.clone() + more));
+        let said = format!("{problem} (asking the crimux on {at})\n");
+        for verb in [&["status"][..], &["ps"], &["route"], &["config", "view"], &["log-level"]] {
+            let (code, _, error) = told(&crimux(&[verb, &["--config", path]].concat(), "").await);
+            assert_eq!((code, error.lines().count()), (0, 1), "{verb:?}: {error}");
+            assert!(
+                error.starts_with(&format!("crimux: {path}:")) && error.ends_with(&said),
+                "{verb:?}: {error}"
+            );
+        }
+        let (code, _, error) = told(&crimux(&["reload", "--config", path], "").await);
+        assert_eq!((code, error.matches("handlers_").count()), (1, 1), "{error}");
+        assert!(!error.contains("asking the crimux"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_crimux_that_is_not_there_is_not_said_to_have_moved_unless_it_may_have() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("crimux.yaml");
+    let at = dir.path().display();
+    let base = "default_backend: a\nbackends: { a: { endpoint: unix:///a } }\n";
+    for (more, may_have_moved) in [
+        (format!("admin: {{ socket: {at}/a.sock }}\nstate_dir: {at}/state\n"), true),
+        (format!("admin: {{ socket: {at}/a.sock }}\n"), false),
+    ] {
+        std::fs::write(&file, format!("{base}{more}")).unwrap();
+        let (code, _, error) = told(&crimux(&["status", "--config", file.to_str().unwrap()], "").await);
+        assert!(code == 1 && error.contains("is crimux running?"), "{error}");
+        assert_eq!(error.contains("listens on the old socket"), may_have_moved, "{error}");
+    }
+    let (_, _, error) = told(
+        &crimux(&["status", "--config", "/nonexistent/crimux.yaml", "--socket", "/nonexistent/s"], "").await,
+    );
+    assert!(error.lines().count() == 1 && !error.contains("old socket"), "{error}");
+}
+
+#[tokio::test]
+async fn a_duration_or_a_format_that_a_verb_does_not_take_is_answered_with_one_that_it_does() {
+    for (arguments, text) in [
+        (["status", "--timeout", "5"], "\"5\" is not a duration (write 5s)"),
+        (["status", "--timeout", "soon"], "such as 500ms, 1s or 1m30s"),
+        (["upgrade", "--timeout", "90"], "(write 90s)"),
+        (["config", "view", "--output=table"], "[possible values: json, yaml]"),
+    ] {
+        let (code, _, error) = told(&crimux(&arguments, "").await);
+        assert!(code == 2 && error.contains(text), "{arguments:?}: {error}");
+    }
 }
 
 #[tokio::test]
@@ -214,7 +317,7 @@ async fn the_doctor_finds_a_sound_node_sound() {
         found.contains("cAdvisor looks for containerd at /run/containerd/containerd.sock alone"),
         "{found}"
     );
-    assert!(!found.contains("ERROR") && found.ends_with("crimux.yaml: ok\n"), "{found}");
+    assert!(!found.contains("error: ") && found.ends_with("crimux.yaml: ok\n"), "{found}");
 }
 
 #[tokio::test]
@@ -232,14 +335,14 @@ async fn the_doctor_finds_what_is_wrong() {
     let (code, found, _) = check(&file, &["--probe"], "").await;
     assert_eq!(code, 1);
     for wanted in [
-        "ERROR    a: NetworkReady is false: NoCni",
-        "ERROR    far: 127.0.0.1:1: cannot be connected: Connection refused",
-        "note     far: it is not local: kubectl logs",
+        "error: a: NetworkReady is false: NoCni",
+        "error: far: 127.0.0.1:1: cannot be connected: Connection refused",
+        "note: far: it is not local: kubectl logs",
         "set stream_server_address (not 127.0.0.1) and stream_server_port",
-        "ERROR    gone: /nonexistent/gone.sock: cannot be connected: No such file",
-        "warning  b: it speaks only v1alpha2",
-        "ERROR    cgroup driver: local backends differ: a uses systemd, c uses cgroupfs",
-        "ERROR    handlers.x: backend a does not know the handler \"absent\" (it announces: runc)",
+        "error: gone: /nonexistent/gone.sock: cannot be connected: No such file",
+        "warning: b: it speaks only v1alpha2",
+        "error: cgroup driver: local backends differ: a uses systemd, c uses cgroupfs",
+        "error: handlers.x: backend a does not know the handler \"absent\" (it announces: runc)",
     ] {
         assert!(found.contains(wanted), "{wanted}\n--\n{found}");
     }
@@ -253,8 +356,8 @@ async fn runtime_classes_from_standard_input_are_compared_with_handlers() {
                    - { kind: RuntimeClass, metadata: { name: two }, handler: kata }\n";
     let (code, found, _) = check(&file, &["--runtime-classes", "-"], classes).await;
     assert_eq!(code, 1, "{found}");
-    assert!(found.contains("ERROR    RuntimeClass two: its handler \"kata\" is not configured"), "{found}");
-    assert!(found.contains("warning  handlers.b: no RuntimeClass uses this handler"), "{found}");
+    assert!(found.contains("error: RuntimeClass two: its handler \"kata\" is not configured"), "{found}");
+    assert!(found.contains("warning: handlers.b: no RuntimeClass uses this handler"), "{found}");
     let (code, _, error) = check(&file, &["--runtime-classes", "/nonexistent"], "").await;
     assert!(code == 1 && error.contains("cannot read /nonexistent"), "{error}");
 }

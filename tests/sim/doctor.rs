@@ -66,10 +66,7 @@ async fn sound_certificates_are_named_with_their_dates() {
     let files = Files::new(&authority.pem(), Some(&authority.issue("crimux", &["crimux"])));
     let (code, found) = examined(&authority.issue("node", &["localhost"]), &authority, &files).await;
     let ours = format!("far: our certificate is valid: {}", files.path("client.crt").display());
-    contains(
-        &found,
-        &["ok       far: authority is valid: ", &ours, "ok       far: its certificate is valid: "],
-    );
+    contains(&found, &["ok: far: authority is valid: ", &ours, "ok: far: its certificate is valid: "]);
     contains(&found, &["CN=node, valid from 2020-01-01T00:00:00Z to 2090-01-01T00:00:00Z"]);
     contains(&found, &["is containerd 2.1.0, CRI v1"]);
     assert_eq!(code, 0, "{found}");
@@ -81,14 +78,14 @@ async fn certificates_that_end_soon_are_warned_about_on_both_sides() {
     let soon = |name, host| authority.issue_for(name, &[host], (2020, 1, 1), in_days(20));
     let files = Files::new(&authority.pem(), Some(&soon("crimux", "crimux")));
     let (code, found) = examined(&soon("node", "localhost"), &authority, &files).await;
-    contains(&found, &["warning  far: our certificate expires within 30 days: "]);
-    contains(&found, &["warning  far: its certificate expires within 30 days: "]);
+    contains(&found, &["warning: far: our certificate expires within 30 days: "]);
+    contains(&found, &["warning: far: its certificate expires within 30 days: "]);
     assert_eq!(code, 0, "a warning is no failure: {found}");
 
     let later = authority.issue_for("crimux", &["crimux"], (2020, 1, 1), in_days(40));
     let files = Files::new(&authority.pem(), Some(&later));
     let (_, found) = examined(&soon("node", "localhost"), &authority, &files).await;
-    contains(&found, &["ok       far: our certificate is valid: "]);
+    contains(&found, &["ok: far: our certificate is valid: "]);
 }
 
 #[tokio::test]
@@ -96,8 +93,8 @@ async fn our_certificate_outside_its_time_is_an_error() {
     let authority = Authority::new("house");
     let node = authority.issue("node", &["localhost"]);
     for (from, to, wanted) in [
-        ((2020, 1, 1), (2021, 2, 3), "ERROR    far: our certificate has expired: "),
-        (in_days(2), in_days(90), "ERROR    far: our certificate is not valid yet: "),
+        ((2020, 1, 1), (2021, 2, 3), "error: far: our certificate has expired: "),
+        (in_days(2), in_days(90), "error: far: our certificate is not valid yet: "),
     ] {
         let files = Files::new(&authority.pem(), Some(&authority.issue_for("crimux", &["crimux"], from, to)));
         let (code, found) = examined(&node, &authority, &files).await;
@@ -117,7 +114,7 @@ async fn a_backend_whose_certificate_cannot_be_trusted_is_an_error_with_the_reas
         (old, "its certificate has been expired since 2021-02-03T00:00:00Z"),
     ] {
         let (code, found) = examined(&shown, &authority, &files).await;
-        contains(&found, &["ERROR    far: localhost:", wanted]);
+        contains(&found, &["error: far: localhost:", wanted]);
         assert_eq!(code, 1, "{found}");
     }
 }
@@ -149,7 +146,7 @@ async fn one_runtime_under_two_names_is_an_error() {
     let more = format!("backends:\n  twin: {{ endpoint: \"unix://{}\" }}\n", link.display());
     let (code, found) =
         probed(dir.path(), &config(&dir, &[("a", &a)], "").replace("backends:\n", &more)).await;
-    contains(&found, &["ERROR    twin: its endpoint is the same socket as that of a: remove one of the two"]);
+    contains(&found, &["error: twin: its endpoint is the same socket as that of a: remove one of the two"]);
     assert_eq!(code, 1, "{found}");
 }
 
@@ -165,7 +162,7 @@ async fn paths_that_kubelet_takes_for_crio_are_pointed_out() {
     let (code, found) = probed(dir.path(), &behind).await;
     contains(
         &found,
-        &["note     a: kubelet took stats from cAdvisor as long as its endpoint ended in run/crio/crio.sock"],
+        &["note: a: kubelet took stats from cAdvisor as long as its endpoint ended in run/crio/crio.sock"],
     );
     assert_eq!(code, 0, "{found}");
 
@@ -175,7 +172,7 @@ async fn paths_that_kubelet_takes_for_crio_are_pointed_out() {
         &format!("listen: unix://{}", own.display()),
     );
     let (_, found) = probed(dir.path(), &listening).await;
-    contains(&found, &["warning  1:9: listen: kubelet takes a socket with this name for CRI-O"]);
+    contains(&found, &[":1:9: warning: listen: kubelet takes a socket with this name for CRI-O"]);
 }
 
 #[tokio::test]
@@ -186,8 +183,8 @@ async fn cgroup_drivers_that_agree_are_said_and_a_silent_backend_is_noted() {
     let dir = tempfile::tempdir().unwrap();
     let yaml = config(&dir, &[("a", &a), ("b", &b), ("silent", &silent)], "");
     let (code, found) = probed(dir.path(), &yaml).await;
-    contains(&found, &["ok       cgroup driver: systemd for all of 2 local backends"]);
-    contains(&found, &["note     silent: it does not tell its cgroup driver"]);
+    contains(&found, &["ok: cgroup driver: systemd for all of 2 local backends"]);
+    contains(&found, &["note: silent: it does not tell its cgroup driver"]);
     assert_eq!(code, 0, "{found}");
 }
 
@@ -205,7 +202,7 @@ async fn what_is_no_runtime_is_an_error() {
     let more = format!("backends:\n  other: {{ endpoint: \"unix://{}\" }}\n", path.display());
     let yaml = config(&dir, &[("a", &a)], "").replace("backends:\n", &more);
     let (code, found) = probed(dir.path(), &yaml).await;
-    contains(&found, &["ERROR    other: connected, but it ended the conversation or does not speak gRPC: "]);
+    contains(&found, &["error: other: connected, but it ended the conversation or does not speak gRPC: "]);
     assert!(found.ends_with("crimux.yaml: 1 error, 0 warnings\n"), "{found}");
     assert_eq!(code, 1, "{found}");
 }
@@ -222,13 +219,13 @@ async fn runtime_classes_in_a_file_are_compared_both_ways() {
     std::fs::write(&classes, format!("{}---\n{}", class("one", "a"), class("lost", "kata"))).unwrap();
     let asked = ["--runtime-classes", classes.to_str().unwrap()];
     let (code, found, _) = check(&file, &asked, "").await;
-    contains(&found, &["ERROR    RuntimeClass lost: its handler \"kata\" is not configured"]);
-    contains(&found, &["warning  handlers.spare: no RuntimeClass uses this handler"]);
+    contains(&found, &["error: RuntimeClass lost: its handler \"kata\" is not configured"]);
+    contains(&found, &["warning: handlers.spare: no RuntimeClass uses this handler"]);
     assert_eq!(code, 1, "{found}");
 
     std::fs::write(&classes, format!("{}---\n{}", class("one", "a"), class("two", "spare"))).unwrap();
     let (code, found, _) = check(&file, &asked, "").await;
-    contains(&found, &["ok       RuntimeClasses: 2 RuntimeClasses, every one is served"]);
+    contains(&found, &["ok: RuntimeClasses: 2 RuntimeClasses, every one is served"]);
     assert_eq!(code, 0, "{found}");
 }
 
@@ -239,7 +236,7 @@ async fn a_default_backend_without_a_cgroup_driver_wants_the_key_and_the_key_mus
     let dir = tempfile::tempdir().unwrap();
     let yaml = config(&dir, &[("old", &old), ("new", &new)], "");
     let (code, found) = probed(dir.path(), &yaml).await;
-    contains(&found, &["warning  old: the default backend has no RuntimeConfig", "set cgroup_driver"]);
+    contains(&found, &["warning: old: the default backend has no RuntimeConfig", "set cgroup_driver"]);
     assert_eq!(code, 0, "{found}");
     let (code, found) = probed(dir.path(), &(yaml.clone() + "cgroup_driver: systemd\n")).await;
     assert!(!found.contains("has no RuntimeConfig"), "{found}");
@@ -248,7 +245,7 @@ async fn a_default_backend_without_a_cgroup_driver_wants_the_key_and_the_key_mus
     contains(
         &found,
         &[
-            "ERROR    cgroup driver: local backends differ: the key cgroup_driver uses cgroupfs, new uses systemd",
+            "error: cgroup driver: local backends differ: the key cgroup_driver uses cgroupfs, new uses systemd",
         ],
     );
     assert_eq!(code, 1, "{found}");
@@ -260,8 +257,8 @@ async fn a_handler_that_is_not_announced_is_an_error_only_of_a_runtime_that_anno
     let containerd = SimRuntime::builder("containerd").handlers(["other"]).start().await;
     let dir = tempfile::tempdir().unwrap();
     for (runtime, wanted, expected) in [
-        (&docker, "warning  handlers.x: backend a does not announce the handler \"x\"", 0),
-        (&containerd, "ERROR    handlers.x: backend a does not know the handler \"x\"", 1),
+        (&docker, "warning: handlers.x: backend a does not announce the handler \"x\"", 0),
+        (&containerd, "error: handlers.x: backend a does not know the handler \"x\"", 1),
     ] {
         let yaml = config(&dir, &[("a", runtime)], "  x: { backend: a, handler: x }\n");
         let (code, found) = probed(dir.path(), &yaml).await;
@@ -277,7 +274,7 @@ async fn backends_without_pod_stats_are_named_as_what_keeps_them_from_being_offe
     let dir = tempfile::tempdir().unwrap();
     let yaml = config(&dir, &[("a", &a), ("b", &b)], "");
     let (_, found) = probed(dir.path(), &yaml).await;
-    contains(&found, &["note     b: it has no PodSandboxStats and keeps them from being offered"]);
+    contains(&found, &["note: b: it has no PodSandboxStats and keeps them from being offered"]);
     let (_, found) = probed(dir.path(), &(yaml + "pod_sandbox_stats: union\n")).await;
-    contains(&found, &["note     b: it has no PodSandboxStats: under kubelet's gate"]);
+    contains(&found, &["note: b: it has no PodSandboxStats: under kubelet's gate"]);
 }

@@ -120,7 +120,7 @@ async fn a_mended_file_ends_the_failure_of_a_reload() {
     let (_, table, _) = on(&running, &["status"], "").await;
     assert!(
         table.starts_with("DEGRADED: the last reload failed, the configuration before it stays current: ")
-            && table.contains("not valid YAML"),
+            && table.contains("\"[\" is not closed"),
         "{table}"
     );
     reload(&running, &good, "unchanged").await;

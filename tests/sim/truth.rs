@@ -196,7 +196,10 @@ async fn check_names_missing_tls_files_and_a_state_dir_in_the_place_of_a_socket(
         let yaml = format!("listen: {listen}\nstate_dir: {state_dir}\n{remote}");
         std::fs::write(&file, yaml).unwrap();
         let (code, _, errors) = check(&file, &[], "").await;
-        assert!(code == 64 && errors.contains(":2:12: state_dir: this is where listen listens"), "{errors}");
+        assert!(
+            code == 64 && errors.contains(":2:12: error: state_dir: this is where listen listens"),
+            "{errors}"
+        );
     }
 }
 

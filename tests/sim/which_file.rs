@@ -51,7 +51,7 @@ async fn a_dry_run_is_about_the_file_of_the_crimux_that_the_socket_names() {
     );
     std::fs::write(&other, "default_backend: [").unwrap();
     let (code, _, error) = on(&running, &["reload", "--dry-run", "--config", &other], "").await;
-    assert!(code == 64 && error.starts_with(&format!("{other}:2:1: ")), "{error}");
+    assert!(code == 64 && error.starts_with(&format!("{other}:1:18: ")), "{error}");
 }
 
 #[tokio::test]
@@ -76,7 +76,7 @@ async fn a_moved_admin_socket_is_found_and_compared_until_the_restart() {
         let (code, found, _) = told(&crimux(&["check", &file], "").await);
         assert!(code == 0 && found.contains("admin.socket: differs from the running crimux"), "{found}");
         assert_eq!(
-            found.contains(&format!("note     running crimux: it reads {own}, not")),
+            found.contains(&format!("note: running crimux: it reads {own}, not")),
             file != own,
             "{found}"
         );
@@ -89,7 +89,10 @@ async fn a_moved_admin_socket_is_found_and_compared_until_the_restart() {
     // So it is for a file with problems.
     std::fs::write(path(&running, "new.yaml"), moved.clone() + "listen: [\n").unwrap();
     let (code, table, error) = told(&crimux(&["status", "--config", &path(&running, "new.yaml")], "").await);
-    assert!(code == 0 && table.contains("a (default)") && error.contains("not valid YAML"), "{table}{error}");
+    assert!(
+        code == 0 && table.contains("a (default)") && error.contains("\"[\" is not closed"),
+        "{table}{error}"
+    );
     running.restart().await;
     eventually(SOON, async || told(&crimux(&["status", "--check", "--config", &own], "").await).0 == 0).await;
 }
@@ -119,7 +122,7 @@ async fn a_check_warns_of_handlers_that_only_drained_backends_serve() {
     let (code, found, _) = on(&running, &["check"], "").await;
     let line = found.lines().find(|line| line.contains("handlers.b: ")).unwrap_or_default();
     assert!(code == 0 && line.contains("drained by the operator: b"), "{found}");
-    assert!(line.starts_with("warning  ") && !found.contains("handlers.a: "), "{found}");
+    assert!(line.contains(": warning: handlers.b: ") && !found.contains("handlers.a: "), "{found}");
     let (_, json, _) = on(&running, &["check", "-o", "json"], "").await;
     let report: serde_json::Value = serde_json::from_str(&json).unwrap();
     let finding = &report["findings"][0];

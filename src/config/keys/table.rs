@@ -167,34 +167,34 @@ pub const KEYS: &[Key] = &[
         Derived("its keys' defaults"),
         "When this backend counts as late. Raise them for a slow or distant one; kubelet waits for lists meanwhile.",
     ),
-    key("backends.*.timeouts.connect", Duration { max: "1h" }, Is("1s"), "To be connected."),
+    key("backends.*.timeouts.connect", Duration { max: "1h", why: "" }, Is("1s"), "To be connected."),
     key(
         "backends.*.timeouts.list",
-        Duration { max: "1h" },
+        Duration { max: "1h", why: "" },
         Is("1s"),
         "For ListPodSandbox, ListContainers and ListImages, until the last known list is answered instead.",
     ),
     key(
         "backends.*.timeouts.read",
-        Duration { max: "1h" },
+        Duration { max: "1h", why: "" },
         Is("2s"),
         "For PodSandboxStatus, ContainerStatus, ImageStatus and the stats of one object.",
     ),
     key(
         "backends.*.timeouts.stats",
-        Duration { max: "1h" },
+        Duration { max: "1h", why: "" },
         Is("5s"),
         "For the stats lists and ImageFsInfo.",
     ),
     key(
         "backends.*.timeouts.runtime_config",
-        Duration { max: "1h" },
+        Duration { max: "1h", why: "" },
         Is("5s"),
         "For UpdateRuntimeConfig, which goes to every backend: one that hangs fails the call, and kubelet comes again.",
     ),
     key(
         "backends.*.timeouts.remove_image",
-        Duration { max: "1h" },
+        Duration { max: "1h", why: "" },
         Is("1m"),
         "For RemoveImage, which goes to every backend that has the image.",
     ),
@@ -276,13 +276,13 @@ pub const KEYS: &[Key] = &[
     weight("handlers.*.split[].weight"),
     key(
         "drain_timeout",
-        Duration { max: "20s" },
+        Duration { max: "20s", why: "the systemd unit ends crimux 25 s after the signal" },
         Is("5s"),
         "How long running calls may still take after SIGTERM. kubelet has no runtime meanwhile, hence at most 20 s.",
     ),
     key(
         "handover_timeout",
-        Duration { max: "24h" },
+        Duration { max: "24h", why: "" },
         Is("1h"),
         "How long calls and relayed streams may still take in a process that `crimux upgrade` has replaced. New ones go to \
          the new process meanwhile.",
@@ -311,7 +311,7 @@ pub const KEYS: &[Key] = &[
     ),
     key(
         "events.grace",
-        Duration { max: "1h" },
+        Duration { max: "1h", why: "" },
         Is("30s"),
         "How long a backend's lost event stream is asked for again at least once a second; after that with each new \
          connection. Its lists are compared meanwhile.",

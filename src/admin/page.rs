@@ -2,7 +2,9 @@
 //!
 //! One document without scripts, links or images that reloads itself, so that it works through `kubectl
 //! port-forward`, in a text browser and on a wall screen. It is read-only and shows only what a metric label,
-//! a version or an error text would say, because the port has no authentication. maud escapes every text.
+//! a version or an error text would say, because the port has no authentication; of pods it names the one
+//! whose sandbox was refused last. maud escapes every text. What is red stands in the first columns, which a
+//! narrow screen shows without scrolling.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -14,7 +16,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::admin::api::{BackendView, Level, RouteView, StatusView};
 use crate::admin::{AdminState, duration, read, timeline};
-use crate::history::{Placement, Reload, ReloadResult};
+use crate::history::{Placement, Refusal, Reload, ReloadResult};
 use crate::metrics::code_name;
 
 /// How often the page reloads itself, in seconds.
@@ -69,7 +71,7 @@ fn render(state: &AdminState, refreshes: bool) -> Markup {
                     (timeline::section(&state.node, &caption("State of each backend, oldest left; what was before the start of crimux is blank.")))
                     (routes(&read::all_routes(&state.node)))
                     div.columns {
-                        (placements(&state.node.history.placements()))
+                        (placements(&state.node.history.placements(), state.node.history.last_refusal().as_ref()))
                         (reloads(&state.node.history.reloads(), &status))
                     }
                 }
@@ -164,18 +166,18 @@ fn routes(routes: &[RouteView]) -> Markup {
             h2 { "Handlers" }
             div.scroll { table {
                 (caption("Where new sandboxes of each handler go."))
-                thead { tr { th scope="col" { "Handler" } th scope="col" { "Leads to" } th scope="col" { "New sandboxes" } } }
+                thead { tr { th scope="col" { "Handler" } th scope="col" { "New sandboxes" } th scope="col" { "Leads to" } } }
                 tbody { @for route in routes { tr {
                     th scope="row" { @if route.handler.is_empty() { em { "no RuntimeClass" } } @else { (route.handler) } }
+                    td { @match &route.refused {
+                        Some(why) => span.bad { (why) },
+                        None => "taken",
+                    } }
                     td { @for (index, target) in route.targets.iter().enumerate() {
                         @if index > 0 { ", " }
                         (target.backend)
                         @if !target.backend_handler.is_empty() { " as " (target.backend_handler) }
                         @if route.targets.len() > 1 { " " (format!("{:.0} %", target.share * 100.0)) }
-                    } }
-                    td { @match &route.refused {
-                        Some(why) => span.bad { (why) },
-                        None => "taken",
                     } }
                 } } }
             } }
@@ -183,23 +185,33 @@ fn routes(routes: &[RouteView]) -> Markup {
     }
 }
 
-fn placements(placements: &[Placement]) -> Markup {
+/// Says which pod's sandbox was refused last, as `crimux status` does.
+fn refusal(refusal: &Refusal) -> Markup {
+    html! {
+        p.warn { "New sandbox of pod " (refusal.pod) ", handler "
+            @if refusal.handler.is_empty() { "of no RuntimeClass" } @else { (refusal.handler) }
+            ", refused " (age(Some(refusal.at))) " ago: " (refusal.reason) }
+    }
+}
+
+fn placements(placements: &[Placement], last_refusal: Option<&Refusal>) -> Markup {
     html! {
         section {
             h2 { "Last placements" }
+            @if let Some(last) = last_refusal { (refusal(last)) }
             @if placements.is_empty() { p { "No sandbox was asked for since the start." } } @else {
                 div.scroll { table {
                     (caption("Newest first."))
-                    thead { tr { th scope="col" { "When" } th scope="col" { "Handler" } th scope="col" { "Backend" } th scope="col" { "Answer" } } }
+                    thead { tr { th scope="col" { "When" } th scope="col" { "Answer" } th scope="col" { "Handler" } th scope="col" { "Backend" } } }
                     tbody { @for placement in placements { tr {
                         td { (age(Some(placement.at))) " ago" }
+                        td.bad[placement.code != tonic::Code::Ok] { (code_name(placement.code)) }
                         td { @match placement.handler.as_deref() {
                             None => em { "not configured" },
                             Some("") => em { "no RuntimeClass" },
                             Some(handler) => (handler),
                         } }
                         td { (placement.backend.as_deref().unwrap_or("–")) }
-                        td.bad[placement.code != tonic::Code::Ok] { (code_name(placement.code)) }
                     } } }
                 } }
             }

@@ -56,6 +56,12 @@ async fn drains_calls_placements_and_reloads_are_on_the_page_and_in_the_metrics(
     .await;
 
     crimux.client().runtime().run_pod_sandbox(sandbox_config("pod").run("b")).await.unwrap();
+    crimux.client().runtime().run_pod_sandbox(sandbox_config("lost").run("kata<b>")).await.unwrap_err();
+    eventually(SOON, async || {
+        let (_, page) = crimux.http("GET", "/").await;
+        page.contains("lost, handler kata&lt;b&gt;, refused") && page.contains("not configured")
+    })
+    .await;
     crimux.rewrite("nonsense: [");
     crimux.signal(Signal::SIGHUP);
     eventually(SOON, async || {

@@ -1,8 +1,9 @@
 //! What docs/install.md has an operator paste to point kubelet at crimux, pasted as it stands on files like a
 //! node's.
 //!
-//! Absolute paths lead into a directory of the test, and `kubectl` and `systemctl` write down what they are
-//! asked. The commands that install crimux itself are pasted on a machine with systemd (`machine.rs`).
+//! Absolute paths lead into a directory of the test, and `kubectl`, `systemctl` and `crimux` write down what
+//! they are asked. The commands that install crimux itself are pasted on a machine with systemd
+//! (`machine.rs`).
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -27,7 +28,7 @@ struct Node {
 impl Node {
     fn new(name: &str) -> Self {
         let root = scratch(name);
-        for tool in ["kubectl", "systemctl"] {
+        for tool in ["kubectl", "systemctl", "crimux"] {
             let script = root.join("bin").join(tool);
             write(&script, &format!("#!/bin/sh\necho {tool} \"$@\" >>{}/asked\n", root.display()));
             std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -117,5 +118,13 @@ fn every_place_where_kubeadm_keeps_the_endpoint_follows() {
             "{asked}"
         );
         assert!(asked.ends_with("systemctl restart kubelet\n"), "{asked}");
+        // Going back leaves them as they were.
+        let shown = node.paste(&block("On kubeadm, `sock` is the socket"));
+        assert_eq!(shown, "", "crimux's socket is left in none");
+        for (file, content) in &files {
+            assert_eq!(&node.content(file), *content, "{file}");
+        }
+        let annotated = format!("kubeadm.alpha.kubernetes.io/cri-socket={old}\n");
+        assert!(node.asked().ends_with(&annotated), "{}", node.asked());
     }
 }

@@ -90,7 +90,11 @@ pub(super) fn address(text: &str) -> Option<String> {
     if matches!(rest, "on" | "true" | "yes") {
         return Some(format!("127.0.0.1:{PORT}"));
     }
-    if let Ok(ip) = IpAddr::from_str(rest) {
+    // The last group of an IPv6 address without brackets is more likely to be the port.
+    let has_port = rest.rsplit_once(':').is_some_and(|(host, _)| host.parse::<Ipv6Addr>().is_ok());
+    if let Ok(ip) = IpAddr::from_str(rest)
+        && !has_port
+    {
         return Some(SocketAddr::new(ip, PORT).to_string());
     }
     let (host, port) = rest.rsplit_once(':').unwrap_or(("", rest));
@@ -212,6 +216,7 @@ mod tests {
             ("*:1", Some("0.0.0.0:1")),
             ("::1:1", Some("[::1]:1")),
             ("10.0.0.1", Some("10.0.0.1:19440")),
+            ("::1", Some("[::1]:19440")),
             ("http://127.0.0.1:1/", Some("127.0.0.1:1")),
             ("on", Some("127.0.0.1:19440")),
             ("host:1", None),

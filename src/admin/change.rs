@@ -212,7 +212,8 @@ pub(crate) fn report_plan(node: &Node, plan: &Plan, config: &Config) -> ReloadRe
     }
 }
 
-/// Says which pods a start with another `state_dir` would not know of; `None` if all backends would list theirs.
+/// Says which pods a start with another `state_dir` would not know of; `None` if all backends would list
+/// theirs.
 fn pods_to_forget(node: &Node, plan: &Plan, old: &Config) -> Option<String> {
     let removed = plan.removed.iter().filter(|removal| removal.pods > 0);
     let mut held: BTreeMap<String, usize> =

@@ -65,8 +65,8 @@ fn is_out(backend: &BackendView) -> bool {
     matches!(backend.state.as_str(), "down" | "joining")
 }
 
-/// Says what is wrong with a backend, and what the answers of the last minutes lacked of it; `None` if nothing
-/// is.
+/// Says what is wrong with a backend, and what the answers of the last minutes lacked of it; `None` if
+/// nothing is.
 fn backend_problem(backend: &BackendView) -> Option<String> {
     let lacking = lacking(backend);
     if !matches!(backend.state.as_str(), "down" | "late" | "joining") {
@@ -128,8 +128,8 @@ fn removed_backends(status: &StatusView) -> impl Iterator<Item = String> {
     })
 }
 
-/// Names the handlers whose new sandboxes are refused because the operator drained their backends, and how that
-/// is taken back. That is no outage, but the reason why pods do not start.
+/// Names the handlers whose new sandboxes are refused because the operator drained their backends, and how
+/// that is taken back. That is no outage, but the reason why pods do not start.
 fn drained_handlers(routes: &[RouteView]) -> Option<String> {
     let drained: Vec<_> = routes
         .iter()

@@ -109,18 +109,23 @@ NAMES
 
 suite_images_build() {
   images_build
-  [ ! -d "$SUITE_IMAGES" ] || return 0
+  images_add "$IMAGES" "$SUITE_IMAGES" suite_images_make "the field's suites"
+}
+
+# images_add BASE LAYOUT MAKE WHOSE: LAYOUT is BASE and what `MAKE LAYOUT WORK` adds; made once.
+images_add() {
+  [ ! -d "$2" ] || return 0
   (
     flock 9
-    [ ! -d "$SUITE_IMAGES" ] || exit 0
-    say "building the images of the field's suites"
+    [ ! -d "$2" ] || exit 0
+    say "building the images of $4"
     work=$(mktemp -d "$BED_CACHE/suite.XXXXXX")
-    cp -a "$IMAGES" "$work/oci"
-    suite_images_make "$work/oci" "$work" >/dev/null
-    mv "$work/oci" "$SUITE_IMAGES"
+    cp -a "$1" "$work/oci"
+    "$3" "$work/oci" "$work" >/dev/null
+    mv "$work/oci" "$2"
     rm -rf "$work"
   ) 9>"$BED_CACHE/lock"
-  [ -d "$SUITE_IMAGES" ] || die "the images of the field's suites could not be built"
+  [ -d "$2" ] || die "the images of $4 could not be built"
 }
 
 suite_images_make() { # LAYOUT WORK
@@ -167,19 +172,8 @@ suite_image() { umoci tag --image "$layout:$1" "$2" && umoci config --image "$la
 
 node_suite_images_build() {
   suite_images_build
-  [ ! -d "$NODE_SUITE_IMAGES" ] || return 0
-  "$HERE/tools/build" agnhost || die "the node suite's images need agnhost (see above)"
-  (
-    flock 9
-    [ ! -d "$NODE_SUITE_IMAGES" ] || exit 0
-    say "building the images of Kubernetes' node suite"
-    work=$(mktemp -d "$BED_CACHE/suite.XXXXXX")
-    cp -a "$SUITE_IMAGES" "$work/oci"
-    node_suite_images_make "$work/oci" "$work" >/dev/null
-    mv "$work/oci" "$NODE_SUITE_IMAGES"
-    rm -rf "$work"
-  ) 9>"$BED_CACHE/lock"
-  [ -d "$NODE_SUITE_IMAGES" ] || die "the images of Kubernetes' node suite could not be built"
+  [ -d "$NODE_SUITE_IMAGES" ] || "$HERE/tools/build" agnhost || die "the node suite's images need agnhost (see above)"
+  images_add "$SUITE_IMAGES" "$NODE_SUITE_IMAGES" node_suite_images_make "Kubernetes' node suite"
 }
 
 node_suite_images_make() { # LAYOUT WORK

@@ -44,20 +44,15 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     } else if outage {
         parts.push("the node stays Ready".to_owned());
     }
+    let removed: Vec<_> = removed_backends(status).collect();
     let drained = drained_handlers(routes);
-    if removed_backends(status).next().is_some() {
+    if !removed.is_empty() {
         section = section.or(Some("crimuxbackendnotconfigured"));
     } else if drained.is_some() {
         section = section.or(Some("crimuxhandlerrefused"));
     }
     let ok = parts.is_empty().then(|| summary.clone());
-    let text = ok
-        .into_iter()
-        .chain(parts)
-        .chain(removed_backends(status))
-        .chain(drained)
-        .collect::<Vec<_>>()
-        .join("; ");
+    let text = ok.into_iter().chain(parts).chain(removed).chain(drained).collect::<Vec<_>>().join("; ");
     VerdictView { level, summary, text, next: section.map(|section| format!("{RUNBOOK}#{section}")) }
 }
 

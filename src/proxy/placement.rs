@@ -9,8 +9,8 @@
 //! | the aimed backend | the sandbox |
 //! |---|---|
 //! | is a target of the handler, whatever its weight | goes there |
-//! | is none, and the pod has no `RuntimeClass` | goes there, to the backend's own default |
-//! | is none, and the pod has a `RuntimeClass` | goes by step 2; the aim is ignored with a warning |
+//! | is no target, and the pod has no `RuntimeClass` | goes there, to the backend's own default |
+//! | is no target, and the pod has a `RuntimeClass` | goes by step 2; the aim is ignored with a warning |
 //! | was removed from the file | the same |
 //! | has ended | goes by step 2 |
 //! | drains | is refused: an aim is for that backend or for none |

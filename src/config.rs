@@ -340,6 +340,11 @@ impl Config {
     pub fn parse(text: &str, base_dir: &Path) -> Result<Self, Problems> {
         file::read(text, base_dir)
     }
+
+    /// Returns the handlers that `new` does not have, in their order.
+    pub fn removed_handlers<'a>(&'a self, new: &'a Self) -> impl Iterator<Item = &'a String> {
+        self.handlers.keys().filter(|handler| !new.handlers.contains_key(*handler))
+    }
 }
 
 /// Returns the text of a file, and the directory where relative paths in it start.

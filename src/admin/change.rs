@@ -237,7 +237,6 @@ fn pods_to_forget(node: &Node, plan: &Plan, old: &Config) -> Option<String> {
 
 /// Says which handlers are not in the new configuration, and how many sandboxes asked for them.
 fn removed_handlers(node: &Node, old: &Config, new: &Config) -> Vec<String> {
-    let removed = old.handlers.keys().filter(|handler| !new.handlers.contains_key(*handler));
     let line = |handler: &String| {
         let asked = match node.history.count_requests_for(handler) {
             0 => String::new(),
@@ -245,7 +244,7 @@ fn removed_handlers(node: &Node, old: &Config, new: &Config) -> Vec<String> {
         };
         format!("{}: removed; its new sandboxes are refused{asked}", handler_label(handler))
     };
-    removed.map(line).collect()
+    old.removed_handlers(new).map(line).collect()
 }
 
 pub(super) fn change_result(message: String, warnings: Vec<String>) -> Json<ChangeResult> {

@@ -43,11 +43,12 @@ pub(super) async fn set_log_level(Query(query): Query<LevelQuery>) -> Result<Jso
 pub(super) async fn dump(State(state): State<Arc<AdminState>>) -> Json<Value> {
     let node = &state.node;
     let backends = node.backends();
+    let routes = read::all_routes(node);
     // It names a pod.
-    let status = StatusView { last_refusal: None, ..read::compose_status(&state) };
+    let status = StatusView { last_refusal: None, ..read::compose_status(&state, &routes) };
     Json(json!({
         "status": status,
-        "routes": read::all_routes(node),
+        "routes": routes,
         "config": node.config().view(),
         "restart_keys": node.history.restart_keys(),
         "log_level": telemetry::level(),

@@ -62,8 +62,8 @@ fn refresh(state: &AdminState) {
     let (connections, streams) = node.limits().open();
     node.metrics.clients.set(connections, streams);
     node.metrics.older_processes.set(&node.history.older_processes());
-    let is_ready = read::compose_status(state).verdict.level != Level::NotReady;
     let routes = read::all_routes(node);
+    let is_ready = read::compose_status(state, &routes).verdict.level != Level::NotReady;
     let handlers = routes
         .iter()
         .map(|route| (route.handler.as_str(), !route.targets.iter().any(|target| target.takes_new)));

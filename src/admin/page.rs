@@ -47,7 +47,8 @@ fn answer(state: &AdminState, refreshes: bool) -> impl IntoResponse + use<> {
 }
 
 fn render(state: &AdminState, refreshes: bool) -> Markup {
-    let status = read::compose_status(state);
+    let all_routes = read::all_routes(&state.node);
+    let status = read::compose_status(state, &all_routes);
     let calls = |backend: &str| state.node.metrics.calls_answered_by(backend);
     let node = node_name();
     html! {
@@ -69,7 +70,7 @@ fn render(state: &AdminState, refreshes: bool) -> Markup {
                 main {
                     (backends(&status, calls))
                     (timeline::section(&state.node, &caption("State of each backend, oldest left; what was before the start of crimux is blank.")))
-                    (routes(&read::all_routes(&state.node)))
+                    (routes(&all_routes))
                     div.columns {
                         (placements(&state.node.history.placements(), state.node.history.last_refusal().as_ref()))
                         (reloads(&state.node.history.reloads(), &status))

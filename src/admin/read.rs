@@ -40,7 +40,7 @@ pub(super) fn api_error(status: StatusCode, error: impl Into<String>) -> ApiErro
 }
 
 pub(super) async fn status(State(state): State<Arc<AdminState>>) -> Json<StatusView> {
-    Json(compose_status(&state))
+    Json(compose_status(&state, &all_routes(&state.node)))
 }
 
 pub(super) async fn pods(State(state): State<Arc<AdminState>>) -> Json<PodsView> {
@@ -118,8 +118,8 @@ fn clients_view(node: &Node) -> ClientsView {
     ClientsView { connections, calls }
 }
 
-/// Composes the status of the node.
-pub(super) fn compose_status(state: &AdminState) -> StatusView {
+/// Composes the status of the node; `routes` are those of [`all_routes`].
+pub(super) fn compose_status(state: &AdminState, routes: &[RouteView]) -> StatusView {
     let node = &state.node;
     let last = node.history.reloads().into_iter().next();
     let port = state.port.state();
@@ -162,7 +162,7 @@ pub(super) fn compose_status(state: &AdminState) -> StatusView {
         older_processes: node.history.older_processes().into_iter().map(older_process_view).collect(),
         verdict: VerdictView::default(),
     };
-    status.verdict = verdict::judge(&status, &all_routes(node));
+    status.verdict = verdict::judge(&status, routes);
     status
 }
 

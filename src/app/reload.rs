@@ -96,7 +96,7 @@ impl Reloads {
             return (ReloadResult::Failed, planned);
         }
         warn_of_prefix(&old, &config, &self.node);
-        for handler in old.handlers.keys().filter(|handler| !config.handlers.contains_key(*handler)) {
+        for handler in old.removed_handlers(&config) {
             tracing::warn!(handler, "handler removed: its new sandboxes are refused");
         }
         telemetry::log_warnings(&config);

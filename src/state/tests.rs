@@ -20,8 +20,8 @@ use super::*;
 use crate::cri;
 
 impl StateStore {
-    /// Returns the state of the instance with this name; if the store has no such instance, adds a member that
-    /// was never listed. See [`StateStore::expire_if_rebooted`] for `local`.
+    /// Returns the state of the instance with this name; if the store has no such instance, adds a member
+    /// that was never listed. See [`StateStore::expire_if_rebooted`] for `local`.
     fn backend(&self, name: &str, local: bool) -> Arc<InstanceState> {
         let known = self.states().values().find(|known| known.instance().name == name).cloned();
         let state = known.unwrap_or_else(|| self.create(name, Life::Member));

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use testkit::bed::pods::{Pod, Pods};
 use testkit::bed::{Bed, Inside};
-use testkit::cri::{ContainerState, ContainerStatusRequest, PodSandboxState, PodSandboxStatusRequest};
+use testkit::cri::{
+    ContainerState, ContainerStatusRequest, PodSandboxState, PodSandboxStatusRequest, StatusRequest,
+};
 use tonic::Code;
 
 /// The three usual backends and their default runtimes: the newest containerd, and the oldest that is
@@ -109,8 +111,16 @@ pub(crate) async fn one_pod_per_handler(pods: &mut Pods) -> Vec<Pod> {
 }
 
 /// A client of a socket of this bed.
+///
+/// Waits, as kubelet does, until the runtime is initialized: a containerd that has just booted refuses each
+/// call for a moment.
 pub(crate) async fn dial(bed: &Bed, socket: &Path) -> Pods {
-    Pods::dial(socket, &bed.directory().join("pod-logs")).await.unwrap()
+    let mut pods = Pods::dial(socket, &bed.directory().join("pod-logs")).await.unwrap();
+    eventually("the runtime is initialized", async || {
+        pods.runtime.status(StatusRequest::default()).await.ok()
+    })
+    .await;
+    pods
 }
 
 /// The state that the status of a sandbox tells, or the code of its refusal.

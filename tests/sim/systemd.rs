@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crimux::shutdown::Shutdown;
+use h2::Reason;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use testkit::runtime::SimRuntime;
@@ -91,10 +92,18 @@ async fn ended(child: &mut Child) -> Option<i32> {
     tokio::time::timeout(SOON, child.wait()).await.expect("crimux ends").unwrap().code()
 }
 
-/// Tells whether a call was never sent: its connection was accepted by a process that ended. Every gRPC
-/// client sends it again.
+/// Tells whether a call was never processed: its connection was accepted by a process that ended, or a
+/// graceful shutdown was announced before it was sent (RFC 9113, section 6.8; the h2 crate reports that for
+/// calls it has not sent, and for streams beyond the last that GOAWAY names). Every gRPC client sends it
+/// again.
 pub(crate) fn is_unsent(status: &tonic::Status) -> bool {
+    let mut sources =
+        std::iter::successors(Some(status as &(dyn std::error::Error + 'static)), |error| error.source());
+    let h2 = sources.find_map(|error| error.downcast_ref::<h2::Error>());
     status.code() == Code::Cancelled && status.message() == "operation was canceled"
+        || h2.is_some_and(|error| {
+            error.is_go_away() && error.is_remote() && error.reason() == Some(Reason::NO_ERROR)
+        })
 }
 
 /// Lists over a connection of its own; returns how many sandboxes there are.

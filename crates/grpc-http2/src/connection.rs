@@ -71,6 +71,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Returns what the connection reads and writes.
+    pub(crate) fn io(&mut self) -> Pin<&mut S> {
+        Pin::new(&mut self.io)
+    }
+
     /// Reads and dispatches frames until no more have arrived; ready with how the connection ends.
     fn poll_frames(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         for _ in 0..READS_PER_POLL {

@@ -286,6 +286,46 @@ async fn a_goodbye_lets_calls_end_and_the_connection_with_the_last() {
     assert!(tokio::time::timeout(SOON, serving).await.expect("it ends").unwrap().is_none());
 }
 
+/// Begins a graceful shutdown of a connection; returns the client's end once the last GOAWAY has arrived and
+/// the server has closed its side, and the server.
+async fn shut_down() -> (UnixStream, JoinHandle<Option<Error>>) {
+    let (mut near, goodbye, serving) = serve(|request| echo(request, 100));
+    near.write_all(&after(&[])).await.unwrap();
+    drop(goodbye);
+    let mut received = Told { fault: None, heard: Vec::new() };
+    let ping = frame(6, 0, 0, b"shutdown");
+    while !received.has(&ping) {
+        assert_ne!(near.read_buf(&mut received.heard).await.unwrap(), 0);
+    }
+    near.write_all(&frame(6, 1, 0, b"shutdown")).await.unwrap();
+    while near.read_buf(&mut received.heard).await.unwrap() > 0 {}
+    assert!(received.has(&frame(7, 0, 0, &[0; 8])), "{:?}", received.heard);
+    (near, serving)
+}
+
+#[tokio::test]
+async fn a_client_may_write_until_it_has_read_the_last_goaway() {
+    let (mut near, serving) = shut_down().await;
+    // A request that was queued before the client read the GOAWAY is ignored, and breaks nothing.
+    for id in [1, 3] {
+        near.write_all(&frame(1, 5, id, REQUEST)).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(!serving.is_finished());
+    drop(near);
+    assert!(tokio::time::timeout(SOON, serving).await.expect("it ends").unwrap().is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_close_after_the_last_goaway_is_not_awaited_for_long() {
+    let (mut near, serving) = shut_down().await;
+    while !serving.is_finished() {
+        let _ = near.write_all(&[0; 1 << 10]).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(serving.await.unwrap().is_none());
+}
+
 #[tokio::test]
 async fn who_does_not_read_stops_the_one_reply_and_no_other() {
     let (sent, mut seen) = unbounded_channel();

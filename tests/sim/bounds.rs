@@ -174,7 +174,8 @@ async fn a_hung_backend_holds_up_neither_the_runtime_config_nor_the_removal_of_a
     a.fault("UpdateRuntimeConfig", Fault::Hang);
     a.fault("RemoveImage", Fault::Hang);
     let client = crimux.client();
-    let update = client.runtime().update_runtime_config(cri::UpdateRuntimeConfigRequest::default()).await;
+    let mut runtime = client.runtime();
+    let update = in_time(runtime.update_runtime_config(cri::UpdateRuntimeConfigRequest::default())).await;
     let update = update.unwrap_err();
     assert_eq!(update.code(), Code::Unavailable);
     assert_eq!(update.message(), "crimux: backend a did not answer UpdateRuntimeConfig within 200ms");

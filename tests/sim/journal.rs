@@ -100,8 +100,13 @@ async fn a_backend_that_was_taken_out_of_the_file_is_not_called_down() {
     assert_eq!(lines(&crimux, "backend is down"), [""; 0]);
 }
 
-/// Makes each kind of command that kubelet repeats to `b`, twice; all must fail.
+/// Makes each kind of command that kubelet repeats to `b`, twice; all must fail, each within a minute.
 async fn fail_commands(crimux: &Crimux, b: &SimRuntime) {
+    let failed = tokio::time::timeout(SOON * 6, make_failing_commands(crimux, b)).await;
+    failed.expect("a command is not answered");
+}
+
+async fn make_failing_commands(crimux: &Crimux, b: &SimRuntime) {
     let (sandbox, container) = {
         let state = b.state();
         let container = state.containers().next().unwrap();

@@ -80,6 +80,37 @@ async fn whatever_happens_to_a_backend_no_list_loses_an_item_and_recovery_needs_
     }
 }
 
+#[tokio::test]
+async fn a_list_with_last_known_items_is_counted_for_its_backend_and_a_live_one_is_not() {
+    let world = World::new().await;
+    let count = async |backend: &str, method: &str| {
+        let series = format!("crimux_lists_stale_total{{backend=\"{backend}\",method=\"{method}\"}}");
+        world.crimux.metric(&series).await.unwrap_or_default()
+    };
+    sandboxes(&world.client, None).await.unwrap();
+    assert_eq!(count("b", "ListPodSandbox").await, 0.0);
+
+    Outage::Killed.begin(&world.b).await;
+    world.wait_state("b", "down").await;
+    for _ in 0..3 {
+        sandboxes(&world.client, None).await.unwrap();
+    }
+    containers(&world.client, None).await.unwrap();
+    testkit::eventually(SOON, async || count("b", "ListContainers").await == 1.0).await;
+    assert_eq!(count("b", "ListPodSandbox").await, 3.0);
+    assert_eq!(count("a", "ListPodSandbox").await, 0.0);
+
+    Outage::Killed.end(&world.b).await;
+    world.wait_state("b", "ready").await;
+    sandboxes(&world.client, None).await.unwrap();
+    Outage::Killed.begin(&world.b).await;
+    world.wait_state("b", "down").await;
+    sandboxes(&world.client, None).await.unwrap();
+    // The live list between was not counted.
+    testkit::eventually(SOON, async || count("b", "ListPodSandbox").await > 3.0).await;
+    assert_eq!(count("b", "ListPodSandbox").await, 4.0);
+}
+
 fn sandbox_filters(world: &World) -> Vec<PodSandboxFilter> {
     let none = PodSandboxFilter::default();
     let state = |state| PodSandboxFilter { state: Some(PodSandboxStateValue { state }), ..none.clone() };

@@ -1,7 +1,7 @@
 //! The method table: one row for each RPC of the CRI API, with everything that crimux knows about it.
 //!
-//! A row has the route of a call, the field that decides it, what to record from an OK reply, and the
-//! deadline of a backend. There is exactly one row for each method of `proto/cri.proto` (a test). This is
+//! A row has the route of a call, the field that decides it, the effect of an OK reply, and the deadline of a
+//! backend. There is exactly one row for each method of `proto/cri.proto` (a test). This is
 //! data: `router` and `proxy` act on it. Both API packages share the rows, because `runtime.v1alpha2` is
 //! `runtime.v1` under another path (cri-api 0.25).
 
@@ -97,34 +97,48 @@ pub enum LocalReply {
     RuntimeConfig,
 }
 
-/// What is done with an OK reply before it is sent to the client: it is recorded, rewritten, or neither.
+/// How a call to one backend is sent, and what crimux does with its reply (`proxy/forward.rs`).
+///
+/// | effect | before it is sent | deadline | no reply | after OK |
+/// |---|---|---|---|---|
+/// | `None` | | of the row | an error | the reply is streamed, unread |
+/// | `SandboxCreated`, `PodRestored` | a backend is chosen | caller's | an error | the objects are recorded |
+/// | `ContainerCreated` | the pod's image starts end | caller's | an error | the container is recorded |
+/// | the others that change | the cached status is dropped | caller's | an error | the change is recorded |
+/// | `Status` | a late backend is not called | `read` | last-known status | the status is cached |
+/// | `Stats` | a late backend is not called | `read` | last-known stats | paths are removed |
+/// | `StreamUrl` | | caller's | an error | the URL is rewritten |
+///
+/// A call of `Status` or `Stats` is doubled by one of `Version` after half the deadline (`proxy/read.rs`). An
+/// error of the backend passes to the client, except `NotFound` for an object that is to be stopped or
+/// removed (`Call::succeeds_because_gone`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum OnReply {
-    /// Nothing: it is streamed.
+pub enum Effect {
+    /// None: the reply is streamed.
     None,
-    /// Recorded: a sandbox exists.
+    /// A sandbox exists.
     SandboxCreated,
-    /// Recorded: a container exists.
+    /// A container exists.
     ContainerCreated,
-    /// Recorded: a sandbox and its containers exist.
+    /// A sandbox and its containers exist.
     PodRestored,
-    /// Recorded: a container runs.
+    /// A container runs.
     ContainerStarted,
-    /// Recorded: a container has exited.
+    /// A container has exited.
     ContainerStopped,
-    /// Recorded: a container is gone.
+    /// A container is gone.
     ContainerRemoved,
-    /// Recorded: a sandbox and its containers have stopped.
+    /// A sandbox and its containers have stopped.
     SandboxStopped,
-    /// Recorded: a sandbox and its containers are gone.
+    /// A sandbox and its containers are gone.
     SandboxRemoved,
-    /// The last-known status of the object is dropped: the call changed the object.
+    /// The object that the call names has changed, so its cached status is dropped.
     Changed,
-    /// Cached: it is the status of such an object.
+    /// None; the reply is the status of such an object.
     Status(Kind),
-    /// Rewritten: it is one item of this list, and a backend on another host loses its filesystem paths.
+    /// None; the reply is one item of this list. Filesystem paths of a backend on another host are removed.
     Stats(List),
-    /// Rewritten: kubelet dials its URL, which may become one of the relay.
+    /// None; kubelet dials the URL in the reply, which may become one of the relay.
     StreamUrl,
 }
 
@@ -191,8 +205,8 @@ pub struct Method {
     pub name: &'static str,
     /// Where its calls go.
     pub route: Route,
-    /// What is done with its OK replies.
-    pub on_reply: OnReply,
+    /// How its calls are sent, and what becomes of the reply.
+    pub effect: Effect,
     /// How long a backend may take.
     pub deadline: Deadline,
     paths: [String; 2],
@@ -264,14 +278,14 @@ impl Method {
     /// Not so `ExecSync`, whose failure is a probe's, and streaming URLs, which people request again.
     pub fn is_retried_by_kubelet(&self) -> bool {
         self.in_flight_limit() == InFlightLimit::Unbounded
-            && self.on_reply != OnReply::StreamUrl
+            && self.effect != Effect::StreamUrl
             && self.rpc != Rpc::ExecSync
     }
 }
 
-impl OnReply {
-    /// Tells whether the call changes the object that it names, so that its cached status is dropped. Not so
-    /// `CreateContainer`: it names its sandbox, and changes only the new container.
+impl Effect {
+    /// Tells whether the call changes the object that it names, so that its cached status is dropped.
+    /// `CreateContainer` does not: the call names a sandbox, and changes only the new container.
     pub fn invalidates_status(self) -> bool {
         !matches!(
             self,
@@ -328,11 +342,11 @@ impl Kind {
 }
 
 static TABLE: LazyLock<Vec<Method>> = LazyLock::new(|| {
-    let method = |(index, Row { rpc, route, on_reply, deadline }): (usize, Row)| {
+    let method = |(index, Row { rpc, route, effect, deadline }): (usize, Row)| {
         let service = if rpc.service() == Service::Image.name() { Service::Image } else { Service::Runtime };
         let paths = [Api::V1, Api::V1Alpha2];
         let paths = paths.map(|api| format!("/{}.{}/{}", api.package(), service.name(), rpc.name()));
-        Method { rpc, index, service, name: rpc.name(), route, on_reply, deadline, paths }
+        Method { rpc, index, service, name: rpc.name(), route, effect, deadline, paths }
     };
     ROWS.into_iter().enumerate().map(method).collect()
 });

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! `serve` reads top to bottom; each route has a verb and a file below `proxy/`. The stages (router, backend,
-//! merge, state) never call each other: only this module knows their order.
+//! merge) do not call each other, and all use the state: only this module knows the order of a call.
 
 use std::convert::Infallible;
 use std::pin::Pin;

@@ -67,7 +67,7 @@ fn backend_dump(node: &Node, backend: &Backend) -> Value {
     json!({
         "name": &*backend.name,
         "connected": backend.is_up(),
-        "joining": node.is_left_out(backend),
+        "joining": node.is_outside_lists(backend),
         "in_flight": backend.in_flight(),
         "late": backend.health.late_classes().iter().map(|(class, since)| json!({
             "class": format!("{class:?}"), "since": read::rfc3339(*since),

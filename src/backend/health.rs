@@ -18,7 +18,7 @@ use crate::mutex::lock;
 /// The state that operators see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Condition {
-    /// A reload added it, or the node may start without it, and it was not listed yet; left out of lists.
+    /// Outside lists: its life is joining, or it is `optional` and has no lists (`Node::is_outside_lists`).
     Joining,
     /// Connected, and every class is in time.
     Ready,

@@ -10,7 +10,7 @@ use crate::method::Api;
 /// The state of the connection.
 #[derive(Debug, Clone)]
 pub enum Link {
-    /// The first attempt to connect is in progress.
+    /// Being connected, for the first time or again at once. Calls wait for it, at most `timeouts.connect`.
     Connecting,
     /// Connected.
     Up {

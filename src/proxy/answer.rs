@@ -118,7 +118,7 @@ impl Call {
                 None if backend.health.first_late_since().is_some() => {
                     Err("late: see `crimux status`".to_owned())
                 }
-                None if self.node.is_left_out(backend) => Err("joining: not listed yet".to_owned()),
+                None if self.node.is_outside_lists(backend) => Err("joining: not listed yet".to_owned()),
                 None => Ok(()),
             },
         }

@@ -4,7 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::cri::{field, field_path};
 use crate::error::Error;
-use crate::method::{Method, OnReply};
+use crate::method::{Effect, Method};
 use crate::router::{Annotations, SandboxRecord};
 use crate::wire::{self, WireError};
 
@@ -61,8 +61,8 @@ impl<'a> CreationRequest<'a> {
 
     /// Returns what the owners' map keeps of the sandbox.
     pub(super) fn sandbox_record(self) -> Result<SandboxRecord, Error> {
-        let handler = match self.method.on_reply {
-            OnReply::PodRestored => field!(RestorePodRequest.runtime_handler),
+        let handler = match self.method.effect {
+            Effect::PodRestored => field!(RestorePodRequest.runtime_handler),
             _ => field!(RunPodSandboxRequest.runtime_handler),
         };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -81,8 +81,8 @@ impl<'a> CreationRequest<'a> {
 
     /// Returns the field of the request that holds the pod's `PodSandboxConfig`.
     fn config(self) -> u32 {
-        match self.method.on_reply {
-            OnReply::PodRestored => field!(RestorePodRequest.config),
+        match self.method.effect {
+            Effect::PodRestored => field!(RestorePodRequest.config),
             _ => field!(RunPodSandboxRequest.config),
         }
     }

@@ -80,7 +80,7 @@ impl Node {
 
 /// Returns the backends whose events a client of this socket gets.
 fn readable(node: &Node, scope: Option<InstanceId>) -> Vec<Arc<Backend>> {
-    node.backends_in(scope).into_iter().filter(|backend| !node.is_left_out(backend)).collect()
+    node.backends_in(scope).into_iter().filter(|backend| !node.is_outside_lists(backend)).collect()
 }
 
 /// A client and the sources it reads; it leaves them when dropped.

@@ -166,7 +166,7 @@ impl Call {
         }
         let mut backends = self.backends();
         if self.scope.is_none() {
-            backends.retain(|backend| !self.node.is_left_out(backend));
+            backends.retain(|backend| !self.node.is_outside_lists(backend));
         }
         // A backend that was never listed may hold any pod.
         if backends.iter().all(|backend| backend.state.has_lists())

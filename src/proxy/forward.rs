@@ -11,7 +11,7 @@ use tonic::Code;
 use crate::backend::{Backend, BufferedReply, CallRequest};
 use crate::codec::Message;
 use crate::error::Error;
-use crate::method::{Kind, Method, OnReply};
+use crate::method::{Effect, Kind, Method};
 use crate::proxy::Call;
 use crate::proxy::creation::{CreationRequest, OwnedPodName, PodName};
 use crate::proxy::failed_commands::{Failure, excerpt};
@@ -123,7 +123,7 @@ impl Call {
     /// Sends a call about one sandbox or container to its owner.
     pub(super) async fn forward(&mut self, call: ObjectCall<'_>) -> Result<Outcome, Error> {
         self.recorder.set_backend(call.backend);
-        if !call.method.on_reply.invalidates_status() {
+        if !call.method.effect.invalidates_status() {
             let outcome = self.forward_by_effect(call).await;
             self.log_failure(call, &outcome);
             return outcome;
@@ -146,24 +146,25 @@ impl Call {
 
     async fn forward_by_effect(&mut self, call: ObjectCall<'_>) -> Result<Outcome, Error> {
         let ObjectCall { backend, method, id, message } = call;
-        if method.on_reply == OnReply::ContainerCreated {
+        if method.effect == Effect::ContainerCreated {
             self.end_image_starts(message.encoded())?;
         }
-        match method.on_reply {
-            OnReply::Stats(list) => self.read_stats(list, call).await,
-            OnReply::None => {
+        match method.effect {
+            Effect::Stats(list) => self.read_stats(list, call).await,
+            Effect::None => {
                 let headers = self.take_headers();
                 let mut request = CallRequest::of(method, headers, message.framed());
                 Ok(Outcome::Streaming(backend.call(&mut request).await?))
             }
-            OnReply::Status(kind) => self.read_status(kind, call).await,
-            OnReply::StreamUrl => {
+            Effect::Status(kind) => self.read_status(kind, call).await,
+            Effect::StreamUrl => {
                 let reply = self.fetch(backend, method, message).await?;
                 self.node.rewrite_stream_url(backend, reply).map(Outcome::from)
             }
             _ => {
                 let mut reply = self.fetch(backend, method, message).await?;
-                if reply.code == Code::NotFound && Box::pin(self.ask_whether_gone(backend, method, id)).await
+                if reply.code == Code::NotFound
+                    && Box::pin(self.succeeds_because_gone(backend, method, id)).await
                 {
                     reply = BufferedReply::empty();
                 }
@@ -222,8 +223,8 @@ impl Drop for StatusInvalidation<'_> {
 
 /// Logs a successful Stop or Remove with the pod it belongs to, as far as last-known state has it.
 fn log_change(backend: &Backend, method: &Method, id: &str) {
-    let is_sandbox = matches!(method.on_reply, OnReply::SandboxStopped | OnReply::SandboxRemoved);
-    if !is_sandbox && !matches!(method.on_reply, OnReply::ContainerStopped | OnReply::ContainerRemoved) {
+    let is_sandbox = matches!(method.effect, Effect::SandboxStopped | Effect::SandboxRemoved);
+    if !is_sandbox && !matches!(method.effect, Effect::ContainerStopped | Effect::ContainerRemoved) {
         return;
     }
     let kind = if is_sandbox { Kind::Sandbox } else { Kind::Container };

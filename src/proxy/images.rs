@@ -32,8 +32,8 @@ mod explain;
 mod remove;
 mod status;
 
-/// How long after its start crimux may not have seen the annotated call of a container start under way.
-const JUST_STARTED: Duration = Duration::from_secs(30);
+/// How long a process is young: the annotated call of a container start under way may have come before it.
+const YOUNG_FOR: Duration = Duration::from_secs(30);
 
 impl Call {
     /// Sends an image call to the store that it means.
@@ -105,7 +105,7 @@ impl Node {
             sandboxes_using: &|id, reference| {
                 self.backend(id).map(|backend| sandboxes_using(&backend, reference)).unwrap_or_default()
             },
-            crimux_is_young: self.watching_for() < JUST_STARTED,
+            is_young_process: self.watching_for() < YOUNG_FOR,
         };
         self.router.route_of_status(request, &known)
     }

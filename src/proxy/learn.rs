@@ -75,7 +75,8 @@ impl<'a> Learner<'a> {
         let kind = ListKind::of(list);
         // kubelet lists every second and mostly nothing has changed.
         let unchanged = kind.filter(|_| unfiltered).and_then(|kind| state.newest_equal(kind, encoded));
-        let (version, is_left_out) = (self.node.router.owners.version(), self.node.is_left_out(self.backend));
+        let version = self.node.router.owners.version();
+        let was_outside_lists = self.node.is_outside_lists(self.backend);
         let is_learnt = kind.is_some_and(|kind| state.is_learnt_at(kind, version));
         let encoded = match unchanged {
             Some(unchanged) if is_learnt => unchanged,
@@ -91,8 +92,9 @@ impl<'a> Learner<'a> {
         }
         match kind {
             Some(kind) if unfiltered => {
-                // What another backend owns is decided by the first list after it has joined.
-                state.set_learnt_at(kind, (!is_left_out).then_some(version));
+                // While the backend is outside lists, the next list is learnt from even if it is equal: the
+                // first one inside lists decides who owns what it shares with others.
+                state.set_learnt_at(kind, (!was_outside_lists).then_some(version));
                 state.replace_list(kind, revision, encoded.clone());
                 if state.maybe_moved_from().is_some() && state.has_lists() {
                     self.node.notify_moved_listed();

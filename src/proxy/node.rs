@@ -1,7 +1,8 @@
 //! The state that all calls share.
 //!
-//! The backends, the router, the last-known state and the metrics, each of which knows nothing of the others.
-//! A reload replaces the list of backends and the handlers, never the objects that calls in flight hold.
+//! The backends, the router, the last-known state and the metrics. Backends and router do not call each
+//! other; both use the state. A reload replaces the list of backends and the handlers, never the objects that
+//! calls in flight hold.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
@@ -196,15 +197,21 @@ impl Node {
         self.moved_listed.notify_one();
     }
 
-    /// Tells whether a backend is left out until its first full pair of lists: a reload has added it, it may
-    /// turn out to be another instance, or the file says that the node may start without it.
-    pub fn is_left_out(&self, backend: &Backend) -> bool {
+    /// Tells whether the node's lists are complete without this backend, and no new sandbox is created on it.
+    ///
+    /// | life | `optional` | has lists | the backend is |
+    /// |---|---|---|---|
+    /// | joining | any | any | outside lists; with lists only while it may be an instance that moved |
+    /// | member, removed | yes | no | outside lists |
+    /// | member, removed | no | no | awaited: [`Node::is_awaited`] |
+    /// | member, removed | any | yes | in lists |
+    pub fn is_outside_lists(&self, backend: &Backend) -> bool {
         backend.state.is_joining() || (backend.config().optional && !backend.state.has_lists())
     }
 
-    /// Tells whether the node's lists are refused until this backend is listed: nothing is known of it.
+    /// Tells whether the node's lists are refused until this backend is listed or declared empty.
     pub fn is_awaited(&self, backend: &Backend) -> bool {
-        !backend.state.has_lists() && !self.is_left_out(backend)
+        !backend.state.has_lists() && !self.is_outside_lists(backend)
     }
 
     /// Returns for how long every call was seen, by this process or by one that it took over from.
@@ -212,11 +219,11 @@ impl Node {
         self.seen_before.get().copied().unwrap_or_default() + self.started.elapsed()
     }
 
-    /// Returns the labels of the backends that are left out of lists.
-    pub(super) fn left_out_names(&self) -> Vec<Arc<str>> {
+    /// Returns the labels of the backends that are outside lists.
+    pub(super) fn names_outside_lists(&self) -> Vec<Arc<str>> {
         let backends = self.backends.load();
-        let joining = backends.iter().filter(|backend| self.is_left_out(backend));
-        joining.map(|backend| Arc::clone(&backend.name)).collect()
+        let outside = backends.iter().filter(|backend| self.is_outside_lists(backend));
+        outside.map(|backend| Arc::clone(&backend.name)).collect()
     }
 
     /// Whether one backend without this list makes it `Unimplemented` for all. Only pod stats have another
@@ -229,7 +236,7 @@ impl Node {
 
     /// Returns the condition that operators see.
     pub fn condition_of(&self, backend: &Backend) -> Condition {
-        if self.is_left_out(backend) {
+        if self.is_outside_lists(backend) {
             Condition::Joining
         } else if !backend.is_up() {
             Condition::Down

@@ -96,12 +96,17 @@ impl Call {
         }
     }
 
-    /// Lists an object at its owner, which has answered `NotFound` to a call about it. Returns whether the
-    /// call is one that stops or removes, and the owner does not list the object either: then it succeeds.
+    /// Tells whether a call that the owner answered with `NotFound` succeeds all the same: the call stops or
+    /// removes an object, and a list of the owner does not show that object either.
     ///
     /// containerd 1.6 answers `NotFound` to `StopPodSandbox` of a sandbox that is gone. critest
     /// (`idempotence.go`) wants OK, and kubelet's sandbox collection (`removeSandbox`) fails without it.
-    pub(super) async fn ask_whether_gone(&self, backend: &Arc<Backend>, method: &Method, id: &str) -> bool {
+    pub(super) async fn succeeds_because_gone(
+        &self,
+        backend: &Arc<Backend>,
+        method: &Method,
+        id: &str,
+    ) -> bool {
         let Route::Owner(kind, OnUnknownId::Ok) = method.route else { return false };
         let listed = look_up_at(&self.node, backend, &[kind], id).await;
         listed.is_ok_and(|ids| !ids.iter().any(|listed| listed == id))

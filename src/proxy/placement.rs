@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 1 | the backend that an operator aimed this pod at (`crimux route --next`) |
 //! | 2 | the handler's targets; of several, the weight and the pod's uid, without those that drain |
-//! | 3 | a target that is joining is refused: kubelet tries again |
+//! | 3 | a target outside lists is refused as joining: kubelet tries again |
 //!
 //! | the aimed backend | the sandbox |
 //! |---|---|
@@ -48,18 +48,18 @@ impl Node {
         if backend.state.is_draining() {
             return Err(Error::Draining { backend: Arc::clone(&backend.name), handler: handler.to_owned() });
         }
-        self.refuse_joining(choice)
+        self.refuse_outside_lists(choice)
     }
 
     /// Chooses the backend of a new sandbox.
     pub(super) fn choose(&self, handler: &str, uid: &str) -> Result<Choice, Error> {
         let is_draining = |id| self.backend(id).is_ok_and(|backend| backend.state.is_draining());
-        self.refuse_joining(self.router.handlers().choose(handler, uid, is_draining)?)
+        self.refuse_outside_lists(self.router.handlers().choose(handler, uid, is_draining)?)
     }
 
-    fn refuse_joining(&self, choice: Choice) -> Result<Choice, Error> {
+    fn refuse_outside_lists(&self, choice: Choice) -> Result<Choice, Error> {
         let backend = self.backend(choice.backend)?;
-        if self.is_left_out(&backend) {
+        if self.is_outside_lists(&backend) {
             return Err(backend.joining_error());
         }
         Ok(choice)

@@ -40,7 +40,7 @@ impl Call {
         }
         self.recorder.set_all_backends(&self.node);
         let mut backends = self.backends();
-        backends.retain(|backend| !self.node.is_left_out(backend));
+        backends.retain(|backend| !self.node.is_outside_lists(backend));
         let wait = |backend: &Backend| self.wait_within(backend.deadline(method)).time;
         let asked = backends.iter().map(|backend| async {
             let (wait, message) = (wait(backend), message.framed());

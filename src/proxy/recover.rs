@@ -84,7 +84,7 @@ impl Node {
             if given_back {
                 self.learn_last_known(backend);
             }
-            if backend.is_up() && backend.state.was_listed_live() && !self.is_left_out(backend) {
+            if backend.is_up() && backend.state.was_listed_live() && !self.is_outside_lists(backend) {
                 learn::Learner::new(self, backend).settle_foreign();
             }
         }

@@ -71,20 +71,20 @@ pub(super) fn refresh(node: &Arc<Node>, backend: &Arc<Backend>, class: MethodCla
     });
 }
 
-/// What a refresh that failed means for its class.
-struct Failed {
+/// The consequences of a failed refresh for its class.
+struct RefreshFailure {
     /// Whether the class is late from now on; otherwise the backend answered in time.
     is_late: bool,
     /// Whether the refresh is tried again.
     is_retried: bool,
 }
 
-/// Decides what a failed refresh of a class means, by whether the backend answered it with an error or was
-/// silent until the deadline.
+/// Decides the consequences of a failed refresh: whether the class is late, and whether the refresh is tried
+/// again. The backend was silent until the deadline, or answered with an error.
 ///
 /// Lists and `Status` decide what kubelet thinks of the node, so they need an OK reply. What is called once
 /// for each connection is called until it is OK. For the other classes any answer is an answer in time.
-fn judge(class: MethodClass, was_silent: bool) -> Failed {
+fn judge(class: MethodClass, was_silent: bool) -> RefreshFailure {
     use MethodClass::{
         ContainerStats, Filesystems, Images, Lists, Metrics, Reads, RuntimeConfig, SandboxStats, Status,
     };
@@ -94,7 +94,7 @@ fn judge(class: MethodClass, was_silent: bool) -> Failed {
         (Images | Filesystems | Metrics, was_silent) => (was_silent, true),
         (Reads | ContainerStats | SandboxStats, was_silent) => (was_silent, was_silent),
     };
-    Failed { is_late, is_retried }
+    RefreshFailure { is_late, is_retried }
 }
 
 /// Retries until the backend answers as its class needs (see [`judge`]).

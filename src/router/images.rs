@@ -17,8 +17,8 @@ use crate::router::{Annotations, Choice, OwnedSandbox, Router, SandboxRecord};
 use crate::state::InstanceId;
 use crate::wire::{self, WireError};
 
-pub use answers::{StoreAnswer, Verdict, compare_answers, index_of_same_image, user};
-pub use rules::{RULES, Rule, RuleRow};
+pub use answers::{StoreAnswer, Verdict, compare_answers, index_of_same_image, user_if_present};
+pub use rules::{Combine, RULES, Rule, RuleRow};
 pub use starts::{HandedStart, Starts};
 pub use stored::{StoredImage, keep_best_match, matching_images};
 
@@ -131,8 +131,9 @@ pub struct BackendFacts<'a> {
     pub is_down: &'a dyn Fn(InstanceId) -> bool,
     /// The IDs of the sandboxes of this backend that have, or had, a container of this reference.
     pub sandboxes_using: &'a dyn Fn(InstanceId, &str) -> HashSet<String>,
-    /// Whether crimux started so recently that it may not have seen the annotated call of a start under way.
-    pub crimux_is_young: bool,
+    /// Whether the process is so young that it may not have seen the annotated call of a container start that
+    /// is under way.
+    pub is_young_process: bool,
 }
 
 impl Router {
@@ -168,7 +169,7 @@ impl Router {
         if seen.is_empty() {
             return None;
         }
-        let pods = self.ready_pods(|record| &*record.config_seen == seen);
+        let pods = self.ready_or_all_pods(|record| &*record.config_seen == seen);
         let route = || ImageRoute { rule: Rule::ConfigSeen, stores: self.stores_of(request.handler, &pods) };
         (!pods.is_empty()).then(route)
     }
@@ -232,8 +233,8 @@ impl Router {
             return ImageRoute::to_all(Rule::StartUnderWay, starting);
         }
         let default = self.handlers().default_backend();
-        if backends.crimux_is_young {
-            let pods = self.ready_pods(|pod| !pod.config_seen.is_empty());
+        if backends.is_young_process {
+            let pods = self.ready_or_all_pods(|pod| !pod.config_seen.is_empty());
             let mut stores = vec![default];
             for pod in pods {
                 if !stores.contains(&pod.backend) {
@@ -241,7 +242,7 @@ impl Router {
                 }
             }
             if stores.len() > 1 {
-                return ImageRoute::to_all(Rule::JustStarted, stores);
+                return ImageRoute::to_all(Rule::YoungProcess, stores);
             }
         }
         ImageRoute::to(Rule::OtherClient, default)
@@ -261,7 +262,7 @@ impl Router {
         }
         // kubelet's sandboxes have a config.seen, so a sandbox without one is never meant.
         let mut alike =
-            self.ready_pods(|record| !record.config_seen.is_empty() && record.annotations == digest);
+            self.ready_or_all_pods(|record| !record.config_seen.is_empty() && record.annotations == digest);
         if alike.iter().any(|pod| !(backends.is_down)(pod.backend)) {
             alike.retain(|pod| !(backends.is_down)(pod.backend));
         }
@@ -285,7 +286,7 @@ impl Router {
 
     /// Returns the ready pods that `matches` picks, or, if none of them is ready, all of them: image calls
     /// come while the pod's sandbox is ready.
-    fn ready_pods(&self, matches: impl Fn(&SandboxRecord) -> bool) -> Vec<OwnedSandbox> {
+    fn ready_or_all_pods(&self, matches: impl Fn(&SandboxRecord) -> bool) -> Vec<OwnedSandbox> {
         let mut pods = self.owners.sandboxes(matches);
         if pods.iter().any(|owned| owned.record.ready) {
             pods.retain(|owned| owned.record.ready);

@@ -71,7 +71,7 @@ impl InstanceState {
         self.lock().declared_empty
     }
 
-    /// Tells whether it is left out of lists until its first full pair.
+    /// Tells whether its life is joining, which makes the backend outside lists.
     pub fn is_joining(&self) -> bool {
         self.lock().instance.life == Life::Joining
     }

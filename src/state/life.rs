@@ -1,7 +1,7 @@
 //! The life of an instance: its states, what changes them, and what each change leads to.
 //!
 //! The state is written down when it changes, because a start can only act on what was written: a backend
-//! that was added and not listed yet is left out of lists, one that is a member and not known is awaited.
+//! that was added and not listed yet is outside lists, one that is a member and not known is awaited.
 //!
 //! ```text
 //!   a reload adds it                      a start finds it in the file
@@ -20,11 +20,11 @@
 //! | [`LifeChange::MoveResolved`] | Member | Member | Member | `app/backends/moved.rs` |
 //! | [`LifeChange::LeftFile`] | Removed | Removed | Removed | `Backends::keep_removed` |
 //! | [`LifeChange::NamedInFile`] | Joining | Member | Member | `Backends::apply_step` |
-//! | [`LifeChange::GivenUp`] | Joining | Joining | is ended | `state/load.rs` |
+//! | [`LifeChange::GivenUp`] | Joining | Joining | never: it has ended | `state/load.rs` |
 //!
 //! | the state | its lists are not known | its lists are known |
 //! |---|---|---|
-//! | Joining | left out of lists, gets no sandbox | only while it may be another instance that moved |
+//! | Joining | outside lists, gets no sandbox | only while it may be another instance that moved |
 //! | Member | *awaited*: the node's lists fail until it is listed or given up | in all lists |
 //! | Removed | *awaited* too, until it is declared empty | in all lists until it owns nothing |
 
@@ -34,7 +34,7 @@ pub enum Life {
     /// Configured. Until its lists are known, the node's lists wait for it.
     #[default]
     Member,
-    /// Added by a reload: left out of lists, and given no sandbox, until its first full pair of lists.
+    /// Added by a reload: outside lists, and given no sandbox, until its first full pair of lists.
     Joining,
     /// Gone from the file: still dialled, listed and served, until it owns nothing.
     Removed,

@@ -6,9 +6,7 @@
 
 use std::fmt::Write as _;
 
-use crimux::method::{
-    self, Deadline, ImageCall, Kind, List, LocalReply, Method, OnReply, OnUnknownId, Route,
-};
+use crimux::method::{self, Deadline, Effect, ImageCall, Kind, List, LocalReply, Method, OnUnknownId, Route};
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/rpc.md");
 
@@ -58,7 +56,7 @@ fn row(method: &Method) -> String {
         }
         Route::Events => ("events", events().to_owned(), events_failure().to_owned()),
     };
-    let rule = [rule.as_str(), on_reply(method.on_reply), question(method)].join("");
+    let rule = [rule.as_str(), effect(method.effect), question(method)].join("");
     format!("| {} | {route} | {rule} | {failure} |", method.name)
 }
 
@@ -77,31 +75,31 @@ fn owner(kind: Kind, absent: OnUnknownId) -> String {
 }
 
 fn owner_failure(method: &Method) -> String {
-    match method.on_reply {
-        OnReply::Status(_) => {
+    match method.effect {
+        Effect::Status(_) => {
             "the last-known status while it agrees with the last-known list, else `Unavailable`".to_owned()
         }
-        OnReply::Stats(_) => "its last-known stats from the list; `Unavailable` if there are none".to_owned(),
+        Effect::Stats(_) => "its last-known stats from the list; `Unavailable` if there are none".to_owned(),
         _ => "`Unavailable`".to_owned(),
     }
 }
 
-fn on_reply(on_reply: OnReply) -> &'static str {
-    match on_reply {
-        OnReply::None | OnReply::Changed => "",
-        OnReply::SandboxCreated | OnReply::ContainerCreated => {
+fn effect(effect: Effect) -> &'static str {
+    match effect {
+        Effect::None | Effect::Changed => "",
+        Effect::SandboxCreated | Effect::ContainerCreated => {
             "; the new ID is recorded before the reply goes out"
         }
-        OnReply::PodRestored => {
+        Effect::PodRestored => {
             "; the sandbox and every restored container are recorded before the reply goes out"
         }
-        OnReply::ContainerStarted | OnReply::ContainerStopped | OnReply::SandboxStopped => {
+        Effect::ContainerStarted | Effect::ContainerStopped | Effect::SandboxStopped => {
             "; the new state is recorded"
         }
-        OnReply::ContainerRemoved | OnReply::SandboxRemoved => "; the removal is recorded",
-        OnReply::Status(_) => "; the reply is remembered",
-        OnReply::Stats(_) => "; of a backend with `local: false` without `writable_layer.fs_id`",
-        OnReply::StreamUrl => "; a URL that kubelet could not dial becomes one of the relay",
+        Effect::ContainerRemoved | Effect::SandboxRemoved => "; the removal is recorded",
+        Effect::Status(_) => "; the reply is remembered",
+        Effect::Stats(_) => "; of a backend with `local: false` without `writable_layer.fs_id`",
+        Effect::StreamUrl => "; a URL that kubelet could not dial becomes one of the relay",
     }
 }
 

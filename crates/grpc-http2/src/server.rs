@@ -160,8 +160,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
     }
 
     /// Closes our side of the connection, then discards what the client sends until it has closed its side,
-    /// for at most [`LINGER`]. A client that writes to a closed connection may end with an error before it has
-    /// read the GOAWAY, and could not tell which of its calls may be sent again.
+    /// for at most [`LINGER`]. A client that writes to a closed connection may end with an error before it
+    /// has read the GOAWAY, and could not tell which of its calls may be sent again.
     fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(timeout) = &mut self.lingering else { return Poll::Ready(()) };
         if timeout.as_mut().poll(cx).is_ready() {

@@ -48,12 +48,12 @@ pub(in crate::proxy) struct NoContribution {
 /// Why a backend contributes nothing.
 #[derive(Debug)]
 pub(super) enum Absence {
-    /// The backend was never listed and has no saved state.
-    NeverListed,
+    /// The backend gave no answer, and no list or reply of it is last-known.
+    NothingKnown,
     /// The backend answered `Unimplemented`.
     Unimplemented(Error),
-    /// The backend answered with an error, and nothing is last-known.
-    Failed(Error),
+    /// The backend answered with an error, and no list or reply of it is last-known.
+    AnsweredError(Error),
 }
 
 /// Decides whether the contributions form a complete list.
@@ -79,7 +79,7 @@ impl Completeness {
                 self.live_items |= contribution.live && contribution.has_items;
                 contribution.error.as_ref()
             }
-            Err(NoContribution { why: Absence::Failed(error), .. }) => Some(error),
+            Err(NoContribution { why: Absence::AnsweredError(error), .. }) => Some(error),
             Err(_) => None,
         };
         self.first_error = self.first_error.take().or_else(|| error.cloned());
@@ -139,7 +139,7 @@ impl Completeness {
             return Some(Error::NeverListed(unknown));
         }
         if !self.any && list.must_be_complete() {
-            return Some(Error::NeverListed(node.left_out_names()));
+            return Some(Error::NeverListed(node.names_outside_lists()));
         }
         if list == List::Filesystems
             && let Ok(default) = node.backend(node.default_in(None))
@@ -155,8 +155,8 @@ impl Absence {
     /// Returns the backend's error; `None` if it could not be called.
     fn cause(&self) -> Option<&Error> {
         match self {
-            Self::NeverListed => None,
-            Self::Unimplemented(error) | Self::Failed(error) => Some(error),
+            Self::NothingKnown => None,
+            Self::Unimplemented(error) | Self::AnsweredError(error) => Some(error),
         }
     }
 }

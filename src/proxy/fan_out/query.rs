@@ -27,15 +27,15 @@ pub(in crate::proxy) struct ListQuery {
     pub(in crate::proxy) wait: Wait,
 }
 
-/// What became of a call for a list.
+/// The outcome of a call for a list.
 enum Asked {
-    /// It was not called: it is late.
+    /// The backend was not called, because it is late.
     IsLate,
-    /// What it answered, and the revision of before the call.
+    /// The backend's answer, OK or an error, and the revision of before the call.
     Reply(Revision, BufferedReply),
-    /// There was no answer.
-    Failed(Error),
-    /// There was no answer within [`ListQuery::wait`].
+    /// The call failed without an answer.
+    NoAnswer(Error),
+    /// [`ListQuery::wait`] passed without an answer.
     TimedOut,
 }
 
@@ -55,13 +55,14 @@ impl ListQuery {
                 return Err(self.nothing(Absence::Unimplemented(backend.unimplemented_error(method))));
             }
             Asked::Reply(_, reply) => {
+                // The log says what the backend did; a client may get the backend's own status.
                 record_bad_list(&self.node, backend, class, &backend.unusable_reply_error(method, &reply));
                 own_error = Some(backend.refused_error(method, &reply.trailers));
             }
             // A backend without a connection fails here at once. Its last-known list stands in, and the end
             // of the connection was logged when it ended.
-            Asked::Failed(Error::Down { .. }) => {}
-            Asked::Failed(error) => record_bad_list(&self.node, backend, class, &error),
+            Asked::NoAnswer(Error::Down { .. }) => {}
+            Asked::NoAnswer(error) => record_bad_list(&self.node, backend, class, &error),
             Asked::IsLate => refresh(&self.node, backend, class),
             Asked::TimedOut if self.wait.is_backends_own => {
                 record_timeout(&self.node, backend, class, method);
@@ -84,7 +85,7 @@ impl ListQuery {
             None => backend.state.reply(method.rpc),
         };
         let Some(items) = items else {
-            return Err(self.nothing(error.map_or(Absence::NeverListed, Absence::Failed)));
+            return Err(self.nothing(error.map_or(Absence::NothingKnown, Absence::AnsweredError)));
         };
         self.node.metrics.count_stale_list(&backend.name, method.name);
         let has_items = !items.is_empty();
@@ -116,7 +117,7 @@ impl ListQuery {
             }
             reply => reply,
         };
-        reply.map_or_else(Asked::Failed, |reply| Asked::Reply(revision, reply))
+        reply.map_or_else(Asked::NoAnswer, |reply| Asked::Reply(revision, reply))
     }
 
     /// Records the backend's list, and returns it without items that clients cannot read.

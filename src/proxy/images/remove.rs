@@ -218,5 +218,5 @@ fn forget_images(node: &Arc<Node>, backend: &Arc<Backend>, images: &[StoredImage
     for image in images {
         backend.state.record_image_removed(&image.id);
     }
-    tracing::debug!(backend = %backend.name, count = images.len(), joining = node.is_left_out(backend), "removed");
+    tracing::debug!(backend = %backend.name, count = images.len(), joining = node.is_outside_lists(backend), "removed");
 }

@@ -1,9 +1,16 @@
 //! `ImageStatus`: the answer of the pod's store, of several stores that agree, or an error.
 //!
-//! Where the rules name one store, its answer is the answer. Where the pod may be on several, the image is
-//! present only if all that can be asked have the same one. kubelet's question for the user, which names no
-//! pod, is answered only if all candidate stores agree: kubelet retries after an error, but runs the
-//! container as root if the image is absent.
+//! The rule that names the stores also decides how their answers become one ([`Rule::combine`]):
+//!
+//! | rule | how | the table of cases |
+//! |---|---|---|
+//! | `OwnSocket` | `PassOn`: one store, whose answer passes | |
+//! | `ConfigSeen`, `Handler`, `UsedBy`, `Alike`, `NoPod`, `OtherClient` | `AllSame` | `answer_and_note_start` |
+//! | `StartUnderWay` | `SameUser`: absent is never an answer | [`images::compare_answers`] |
+//! | `YoungProcess` | `SameUser`: absent only if all say so | the same |
+//!
+//! The last two are kubelet's question for the user, which names no pod: kubelet retries after an error, but
+//! runs the container as root if the image is absent.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +25,9 @@ use crate::method::Method;
 use crate::proxy::images::with_handler;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, refresh};
-use crate::router::images::{self, ImageRequest, ImageRoute, Rule, StoreAnswer, StoreTarget, Verdict};
+use crate::router::images::{
+    self, Combine, ImageRequest, ImageRoute, Rule, StoreAnswer, StoreTarget, Verdict,
+};
 
 /// How long a store that is late already is waited for beside others.
 const LATE_STORE: Duration = Duration::from_millis(80);
@@ -45,12 +54,13 @@ impl Call {
             _ => self.recorder.set_all_backends(&self.node),
         }
         let answers = self.ask_all(method, &message, &backends, &stores).await;
-        match rule {
-            Rule::StartUnderWay | Rule::JustStarted => {
-                self.answer_user_query(&request, rule, &backends, answers)
+        match rule.combine() {
+            Combine::PassOn => self.answer_of_store(answers),
+            Combine::AllSame => self.answer_and_note_start(&request, &backends, answers),
+            Combine::SameUser { accept_absent } => {
+                let compared = images::compare_answers(&store_answers(&answers), accept_absent);
+                self.answer_user_query(&request, rule, &backends, answers, compared)
             }
-            Rule::OwnSocket => self.answer_of_store(answers),
-            _ => self.answer_and_note_start(&request, &backends, answers),
         }
     }
 
@@ -60,20 +70,26 @@ impl Call {
         answers.swap_remove(0).map(Outcome::from)
     }
 
-    /// Answers for a pod that may be on any of these backends, often one: present only if all that answer
-    /// have the same image. A store that cannot be asked cannot start the container now either, and does not
-    /// decide if another answers.
+    /// Answers a call that the rules tie to a pod, or to the default backend: present only if all stores that
+    /// answer, often one, have the same image. A store that cannot be asked cannot start the container now
+    /// either. The first row that fits decides:
     ///
-    /// A present image begins a container start of that pod, any other answer ends it: kubelet's question for
-    /// the user, which names no pod, is then answered by these stores. A call without `config.seen` is of no
-    /// pod and notes nothing.
+    /// | answers | the client gets | the container start of the pod |
+    /// |---|---|---|
+    /// | one is absent | absent | ends |
+    /// | all are unavailable | the first error; kubelet starts the container again from the beginning | ends |
+    /// | different images by one name | absent: kubelet pulls, and the pull carries the pod's uid | ends |
+    /// | the same image | present | begins, at the stores that have the image |
+    ///
+    /// While the start lasts, kubelet's question for the user, which names no pod, is answered by these
+    /// stores. A call without `config.seen` is of no pod and notes nothing.
     fn answer_and_note_start(
         &self,
         request: &ImageRequest<'_>,
         backends: &[Arc<Backend>],
         mut answers: Vec<StoreReply>,
     ) -> Result<Outcome, Error> {
-        let answers_of_stores: Vec<_> = answers.iter().map(store_answer).collect();
+        let answers_of_stores = store_answers(&answers);
         let (starts, config_seen) = (&self.node.router.image_starts, request.annotations.config_seen);
         if let Some(index) = answers_of_stores.iter().position(|answer| *answer == StoreAnswer::Absent) {
             starts.end(request.reference, config_seen);
@@ -83,7 +99,6 @@ impl Call {
             .filter(|index| answers_of_stores[*index] != StoreAnswer::Unavailable)
             .collect();
         if present_at.is_empty() {
-            // kubelet gets an error, and starts this container again from the beginning.
             starts.end(request.reference, config_seen);
             return answers.swap_remove(0).map(Outcome::from);
         }
@@ -93,7 +108,6 @@ impl Call {
             .map(|reply| reply.message.encoded())
             .collect();
         let Some(index) = images::index_of_same_image(&replies) else {
-            // Different images by one name: answer absent, so that kubelet pulls; the pull carries the uid.
             starts.end(request.reference, config_seen);
             return Ok(Outcome::message(&[]));
         };
@@ -102,16 +116,16 @@ impl Call {
         answers.swap_remove(present_at[index]).map(Outcome::from)
     }
 
-    /// Answers kubelet's question which user the image sets.
+    /// Answers kubelet's question which user the image sets, by what comparing the answers gave.
     fn answer_user_query(
         &mut self,
         request: &ImageRequest<'_>,
         rule: Rule,
         backends: &[Arc<Backend>],
         mut answers: Vec<StoreReply>,
+        compared: Verdict,
     ) -> Result<Outcome, Error> {
-        let answers_of_stores: Vec<_> = answers.iter().map(store_answer).collect();
-        let cause = match images::compare_answers(&answers_of_stores, rule == Rule::JustStarted) {
+        let cause = match compared {
             Verdict::Answer(index) => {
                 self.recorder.set_backend(&backends[index]);
                 return answers.swap_remove(index).map(Outcome::from);
@@ -144,12 +158,14 @@ impl Call {
         let calls = std::iter::zip(backends, stores).map(|(backend, store)| async move {
             let late =
                 backend.health.is_late(MethodClass::Lists) || backend.health.is_late(MethodClass::Reads);
+            // Of one store the answer is needed; several are asked to agree, and a late one may be left out.
             let is_brief = late && backends.len() > 1;
             let wait = self.wait_within(if is_brief { LATE_STORE } else { backend.deadline(method) });
             let call = backend.fetch(method, self.headers(), with_handler(message, store));
             if let Ok(answer) = tokio::time::timeout(wait.time, call).await {
                 return answer;
             }
+            // A wait that the caller or `LATE_STORE` cut short says nothing new about the backend.
             if wait.is_backends_own && !is_brief {
                 refresh::record_timeout(&self.node, backend, MethodClass::Reads, method);
             }
@@ -159,11 +175,12 @@ impl Call {
     }
 }
 
-fn store_answer(answer: &StoreReply) -> StoreAnswer {
-    match answer {
+fn store_answers(replies: &[StoreReply]) -> Vec<StoreAnswer> {
+    let answer = |reply: &StoreReply| match reply {
         Ok(reply) if reply.code == Code::Ok => {
-            images::user(reply.message.encoded()).map_or(StoreAnswer::Absent, StoreAnswer::Present)
+            images::user_if_present(reply.message.encoded()).map_or(StoreAnswer::Absent, StoreAnswer::Present)
         }
         _ => StoreAnswer::Unavailable,
-    }
+    };
+    replies.iter().map(answer).collect()
 }

@@ -35,7 +35,7 @@ impl Learner<'_> {
     ///
     /// | shown in | the holder stays without a further look |
     /// |---|---|
-    /// | [`SeenIn::List`] | while the claimant is left out of lists: what it took would be in none |
+    /// | [`SeenIn::List`] | while the claimant is outside lists: what it took would be in none |
     /// | [`SeenIn::Frame`] | always: other frames of the list may have been sent already |
     /// | [`SeenIn::LastKnown`] | while the holder does not run: at a start no backend can tell yet |
     /// | [`SeenIn::Reply`], [`SeenIn::Foreign`] | never |
@@ -45,7 +45,7 @@ impl Learner<'_> {
         let Learnt::OwnedBy(owner) = learnt else { return self.backend.state.mark_owned(id) };
         let holder = self.node.backend(owner).ok();
         let stays = match seen_in {
-            SeenIn::List => self.node.is_left_out(self.backend),
+            SeenIn::List => self.node.is_outside_lists(self.backend),
             SeenIn::Frame => true,
             SeenIn::LastKnown => holder.is_none(),
             SeenIn::Reply | SeenIn::Foreign => false,

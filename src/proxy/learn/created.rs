@@ -3,7 +3,7 @@
 use super::{Learner, SeenIn};
 use crate::cri::{CREATED_ID, field};
 use crate::error::Error;
-use crate::method::{Kind, Method, OnReply};
+use crate::method::{Effect, Kind, Method};
 use crate::proxy::creation::CreationRequest;
 use crate::wire::{self, WireError};
 
@@ -22,12 +22,12 @@ impl Learner<'_> {
     ) -> Result<String, Error> {
         let unreadable = |error: WireError| self.unreadable(error);
         let id = self.created_id(request.method, reply)?;
-        let restored = match request.method.on_reply {
-            OnReply::PodRestored => restored_containers(reply).map_err(unreadable)?,
+        let restored = match request.method.effect {
+            Effect::PodRestored => restored_containers(reply).map_err(unreadable)?,
             _ => Vec::new(),
         };
         let record = request.sandbox_record()?;
-        if request.method.on_reply == OnReply::PodRestored {
+        if request.method.effect == Effect::PodRestored {
             self.backend.state.record_restored(request.encoded, reply).map_err(unreadable)?;
         } else {
             self.backend.state.record_sandbox_created(id, request.encoded);
@@ -75,20 +75,20 @@ impl Learner<'_> {
         reply: &[u8],
     ) -> Result<(), Error> {
         let (state, owners) = (&self.backend.state, &self.node.router.owners);
-        match method.on_reply {
-            OnReply::ContainerCreated => self.record_container_created(method, id, request, reply)?,
-            OnReply::ContainerStarted => state.record_container_started(id),
-            OnReply::ContainerStopped => state.record_container_stopped(id),
-            OnReply::ContainerRemoved => {
+        match method.effect {
+            Effect::ContainerCreated => self.record_container_created(method, id, request, reply)?,
+            Effect::ContainerStarted => state.record_container_started(id),
+            Effect::ContainerStopped => state.record_container_stopped(id),
+            Effect::ContainerRemoved => {
                 state.record_container_removed(id);
                 self.node.record_gone_elsewhere(Kind::Container, id);
                 owners.remove(id);
             }
-            OnReply::SandboxStopped => {
+            Effect::SandboxStopped => {
                 state.record_sandbox_stopped(id);
                 owners.record_ready(id, false);
             }
-            OnReply::SandboxRemoved => {
+            Effect::SandboxRemoved => {
                 state.record_sandbox_removed(id);
                 self.node.record_gone_elsewhere(Kind::Sandbox, id);
                 self.node.history.forget_requested_handler(id);

@@ -14,7 +14,7 @@ pub enum User {
 }
 
 /// Returns the user of the image in an encoded `ImageStatusResponse`; `None` if the image is absent.
-pub fn user(reply: &[u8]) -> Option<User> {
+pub fn user_if_present(reply: &[u8]) -> Option<User> {
     if !wire::has_path(reply, &[field!(ImageStatusResponse.image)]).unwrap_or(false) {
         return None;
     }

@@ -26,8 +26,8 @@ pub enum Rule {
     NoPod,
     /// A status without annotations while a start of that image is under way.
     StartUnderWay,
-    /// A status without annotations soon after crimux started.
-    JustStarted,
+    /// A status without annotations while the process is young.
+    YoungProcess,
     /// Any other status.
     OtherClient,
     /// A removal by the ID that stores list.
@@ -46,6 +46,20 @@ pub enum Rule {
     Unknown,
 }
 
+/// How the answers of the stores of an `ImageStatus` become one; `proxy/images/status.rs` has the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Combine {
+    /// The one store's answer passes.
+    PassOn,
+    /// Present only if all stores that answer have the same image.
+    AllSame,
+    /// The answer is kubelet's way to ask for the image's user: only stores with the same user agree.
+    SameUser {
+        /// Whether absent is an answer if all stores say so.
+        accept_absent: bool,
+    },
+}
+
 /// One row of the table.
 #[derive(Debug, Clone, Copy)]
 pub struct RuleRow {
@@ -62,6 +76,32 @@ pub struct RuleRow {
 }
 
 impl Rule {
+    /// Returns how the answers of several stores become one answer; `PassOn` for rules of calls other than
+    /// `ImageStatus`, which do not ask several stores for one answer.
+    pub fn combine(self) -> Combine {
+        match self {
+            Self::ConfigSeen
+            | Self::Handler
+            | Self::UsedBy
+            | Self::Alike
+            | Self::NoPod
+            | Self::OtherClient => Combine::AllSame,
+            Self::StartUnderWay => Combine::SameUser { accept_absent: false },
+            Self::YoungProcess => Combine::SameUser { accept_absent: true },
+            Self::OwnSocket
+            | Self::PodUid
+            | Self::PullHandler
+            | Self::PullWithoutPod
+            | Self::RemoveId
+            | Self::RemoveOtherSpelling
+            | Self::RemoveName
+            | Self::RemovePrefix
+            | Self::List
+            | Self::Filesystems
+            | Self::Unknown => Combine::PassOn,
+        }
+    }
+
     /// Returns the row of this rule.
     ///
     /// # Panics
@@ -144,7 +184,7 @@ pub const RULES: [RuleRow; 19] = [
         reason: "kubelet asks so which user the container runs as, and takes absent for root",
     },
     RuleRow {
-        rule: Rule::JustStarted,
+        rule: Rule::YoungProcess,
         call: "ImageStatus",
         carries: "no annotations, in the first 30 s of crimux",
         store: "the default backend and those with pods of kubelet; Unavailable if they disagree",

@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! ImageStatus or PullImage, annotated ── begin ──┐
-//! ImageStatus without annotations                │ stores(): this call is kubelet's, and means these stores
-//! CreateContainer of the pod ─────────── end ────┘ else after 30 s
+//! ImageStatus without annotations                │ backends_of: kubelet's call, for these stores
+//! CreateContainer of the pod ─────── end_all ────┘ else after 30 s
 //! ```
 //!
 //! The starts of a kubelet that restarts end when the pod's new `config.seen` is learnt. A start whose

@@ -59,12 +59,12 @@ fn route_with(
     router: &Router,
     handler: &str,
     annotations: &[(&str, &str)],
-    (down, using, crimux_is_young): (&str, &[&str], bool),
+    (down, using, is_young_process): (&str, &[&str], bool),
 ) -> Result<(Rule, String), Error> {
     let known = BackendFacts {
         is_down: &|backend| name(backend) == down,
         sandboxes_using: &|_, _| using.iter().map(|id| (*id).to_owned()).collect(),
-        crimux_is_young,
+        is_young_process,
     };
     let request = spec(handler, annotations);
     let route = router.route_of_status(&ImageRequest::read(&request).unwrap(), &known)?;
@@ -206,7 +206,7 @@ fn soon_after_the_start_all_backends_with_pods_of_kubelet_may_be_meant() {
     learn(&router, "s1", "b", "u1", &[]);
     assert_eq!(started(&router), to(Rule::OtherClient, "a"), "no pod is kubelet's");
     learn(&router, "s2", "b", "u2", &[(SEEN, "t1")]);
-    assert_eq!(started(&router), to(Rule::JustStarted, "a,b"));
+    assert_eq!(started(&router), to(Rule::YoungProcess, "a,b"));
 }
 
 #[test]
@@ -267,13 +267,15 @@ fn the_user_is_what_kubelet_would_take() {
     let reply = |uid: Option<i64>, username: &str| {
         let uid = uid.map(|value| cri::Int64Value { value });
         let image = cri::Image { id: "i".into(), uid, username: username.into(), ..Default::default() };
-        user(&cri::ImageStatusResponse { image: Some(image), ..Default::default() }.encode_to_vec())
+        user_if_present(
+            &cri::ImageStatusResponse { image: Some(image), ..Default::default() }.encode_to_vec(),
+        )
     };
     assert_eq!(reply(Some(1000), ""), Some(User::Uid(1000)));
     assert_eq!(reply(Some(0), "app"), Some(User::Uid(0)));
     assert_eq!(reply(None, "app"), Some(User::Name("app".into())));
     assert_eq!(reply(None, ""), Some(User::Uid(0)));
-    assert_eq!(user(&cri::ImageStatusResponse::default().encode_to_vec()), None);
+    assert_eq!(user_if_present(&cri::ImageStatusResponse::default().encode_to_vec()), None);
 }
 
 #[test]

@@ -29,10 +29,18 @@ static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The largest request in bytes, as in containerd (`runtime/v2` and CRI both use 16 MiB).
 pub const MAX_REQUEST: usize = 16 << 20;
 
-/// One gRPC message, framed.
-#[derive(Debug, Clone, Default)]
+/// One gRPC message, with its prefix or without it, as it is at hand.
+#[derive(Debug, Clone)]
 pub struct Message {
-    framed: Bytes,
+    bytes: Bytes,
+    is_framed: bool,
+}
+
+impl Default for Message {
+    /// An empty message.
+    fn default() -> Self {
+        Self::from_encoded(Bytes::new())
+    }
 }
 
 impl Message {
@@ -41,7 +49,12 @@ impl Message {
         let mut framed = BytesMut::with_capacity(PREFIX + encoded.len());
         framed.put_slice(&prefix(encoded.len()));
         framed.put_slice(encoded);
-        Self { framed: framed.freeze() }
+        Self { bytes: framed.freeze(), is_framed: true }
+    }
+
+    /// Takes an encoded message, sharing its bytes.
+    pub fn from_encoded(bytes: Bytes) -> Self {
+        Self { bytes, is_framed: false }
     }
 
     /// Parses a body of exactly one message; `None` if it is empty.
@@ -55,30 +68,30 @@ impl Message {
         }
         match message_len(&framed).map(|len| len + PREFIX) {
             None if framed.is_empty() => Ok(None),
-            Some(len) if len == framed.len() => Ok(Some(Self { framed })),
+            Some(len) if len == framed.len() => Ok(Some(Self { bytes: framed, is_framed: true })),
             Some(len) if len < framed.len() => Err(Error::Framing("more than one message")),
             _ => Err(Error::Framing("the message ends early")),
         }
     }
 
-    /// Returns the message with its prefix.
+    /// Returns the message with its prefix. It is copied unless it arrived with one.
     pub fn framed(&self) -> Bytes {
-        self.framed.clone()
+        if self.is_framed { self.bytes.clone() } else { Self::new(&self.bytes).bytes }
     }
 
     /// Returns the message with its prefix, without a reference count.
     pub fn into_framed(self) -> Bytes {
-        self.framed
+        if self.is_framed { self.bytes } else { Self::new(&self.bytes).bytes }
     }
 
     /// Returns the encoded message.
     pub fn encoded(&self) -> &[u8] {
-        self.framed.get(PREFIX..).unwrap_or_default()
+        if self.is_framed { &self.bytes[PREFIX..] } else { &self.bytes }
     }
 
     /// Returns the encoded message, sharing its bytes.
     pub fn encoded_bytes(&self) -> Bytes {
-        if self.framed.len() < PREFIX { Bytes::new() } else { self.framed.slice(PREFIX..) }
+        if self.is_framed { self.bytes.slice(PREFIX..) } else { self.bytes.clone() }
     }
 }
 
@@ -280,6 +293,17 @@ mod tests {
                 prop_assert_eq!(message.framed(), chunks.concat());
             }
         }
+    }
+
+    #[test]
+    fn a_message_without_its_prefix_is_shared_and_framed_when_that_is_asked_for() {
+        let encoded = Bytes::from_static(b"message");
+        let message = Message::from_encoded(encoded.clone());
+        assert_eq!(message.encoded_bytes().as_ptr(), encoded.as_ptr());
+        assert_eq!(message.encoded(), b"message");
+        assert_eq!(message.framed(), Message::new(b"message").framed());
+        assert_eq!(message.into_framed(), b"\0\0\0\0\x07message"[..]);
+        assert_eq!(Message::default().framed(), Message::new(b"").framed());
     }
 
     #[test]

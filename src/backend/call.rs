@@ -42,6 +42,9 @@ pub struct CallRequest<'a> {
     pub headers: RequestHeaders,
     /// The framed message.
     pub message: Bytes,
+    /// The message that the reply probably is, for a reply that is collected: its bytes are then shared, and
+    /// not copied.
+    pub expected: Option<Bytes>,
 }
 
 /// The headers of a request, with the timeout that they announce.
@@ -56,7 +59,7 @@ pub struct RequestHeaders {
 impl CallRequest<'static> {
     /// Returns the request for a method of the table.
     pub fn of(method: &'static Method, headers: RequestHeaders, message: Bytes) -> Self {
-        Self { method: Some(method), path: "", headers, message }
+        Self { method: Some(method), path: "", headers, message, expected: None }
     }
 }
 
@@ -74,6 +77,7 @@ pub struct Reply {
 pub struct ReplyBody {
     stream: ClientStream,
     flight: InFlightGuard,
+    expected: Option<Bytes>,
 }
 
 /// A complete reply.
@@ -141,7 +145,8 @@ impl Backend {
         match self.send(&channel.sender, &path, request, head_timeout).await {
             Ok((headers, stream)) => {
                 flight.record_end(|| codec::status_code(&headers));
-                Ok(Reply { headers, body: ReplyBody { stream, flight } })
+                let expected = request.expected.take();
+                Ok(Reply { headers, body: ReplyBody { stream, flight, expected } })
             }
             Err(error) => {
                 flight.record_end(|| Some(error.code()));
@@ -198,7 +203,21 @@ impl Backend {
         headers: RequestHeaders,
         message: Bytes,
     ) -> Result<BufferedReply, Error> {
-        let mut request = CallRequest::of(method, headers, message);
+        self.fetch_expecting(None, method, headers, message).await
+    }
+
+    /// Sends a request and collects the whole reply; see [`CallRequest::expected`].
+    ///
+    /// # Errors
+    /// As [`Backend::fetch`].
+    pub async fn fetch_expecting(
+        self: &Arc<Self>,
+        expected: Option<Bytes>,
+        method: &'static Method,
+        headers: RequestHeaders,
+        message: Bytes,
+    ) -> Result<BufferedReply, Error> {
+        let mut request = CallRequest { expected, ..CallRequest::of(method, headers, message) };
         self.call(&mut request).await?.collect().await
     }
 
@@ -290,8 +309,11 @@ impl Reply {
         let Self { headers, mut body } = self;
         let backend = Arc::clone(&body.flight.backend);
         let limit = backend.max_reply(body.flight.method);
-        let whole = body.stream.collect(limit).await.map_err(|error| backend.http2_error(&error))?;
-        let message = Message::from_body(whole).map_err(|error| backend.invalid_reply_error(error))?;
+        let whole = body.stream.collect_unless_expected(limit).await;
+        let message = match whole.map_err(|error| backend.http2_error(&error))? {
+            Some(whole) => Message::from_body(whole).map_err(|error| backend.invalid_reply_error(error))?,
+            None => body.expected.take().map(Message::from_encoded),
+        };
         let trailers = match codec::status_code(&headers) {
             Some(_) => headers.clone(),
             None => body.trailers().await?,
@@ -395,8 +417,11 @@ async fn send_request(
     path: &str,
     request: &CallRequest<'_>,
 ) -> Result<((StatusCode, HeaderMap), ClientStream), Http2Error> {
-    let CallRequest { headers, message, .. } = request;
+    let CallRequest { headers, message, expected, .. } = request;
     let mut stream = sender.send_request(path, &headers.map, is_not_forwarded, message.clone()).await?;
+    if let Some(expected) = expected {
+        stream.expect_message(expected.clone());
+    }
     stream.response().await.map(|head| (head, stream))
 }
 

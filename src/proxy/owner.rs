@@ -82,7 +82,13 @@ impl Call {
         let backend = self.node.backend(name)?;
         self.recorder.set_backend(&backend);
         let headers = self.take_headers();
-        let mut request = CallRequest { method: None, path: &self.path, headers, message: message.framed() };
+        let mut request = CallRequest {
+            method: None,
+            path: &self.path,
+            headers,
+            message: message.framed(),
+            expected: None,
+        };
         Ok(Outcome::Streaming(backend.call(&mut request).await?))
     }
 

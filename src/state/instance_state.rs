@@ -95,6 +95,11 @@ impl InstanceState {
         Revision { seq: self.shared.next_seq(), at: Instant::now() }
     }
 
+    /// Returns the newest live list of sandboxes or containers, which the next one probably equals.
+    pub fn newest_list(&self, kind: ListKind) -> Option<Bytes> {
+        self.lock().lists.newest(kind)
+    }
+
     /// Returns the newest live list of sandboxes or containers if its bytes equal `reply`: its owners are
     /// known, and its buffer is kept.
     pub fn newest_equal(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {

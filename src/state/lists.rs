@@ -106,10 +106,14 @@ impl Lists {
         }
     }
 
+    /// Returns the newest list of `kind`. Only of what teaches owners.
+    pub(super) fn newest(&self, kind: ListKind) -> Option<Bytes> {
+        matches!(kind, ListKind::Sandboxes | ListKind::Containers).then(|| self.pod_sync.newest_list(kind))?
+    }
+
     /// Returns the newest list of `kind` if it is, byte for byte, this one. Only of what teaches owners.
     pub(super) fn newest_equal(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
-        matches!(kind, ListKind::Sandboxes | ListKind::Containers)
-            .then(|| self.pod_sync.newest_equal(kind, reply))?
+        self.newest(kind).filter(|newest| is_same_slice(newest, reply) || newest == reply)
     }
 
     /// Returns the IDs in lists of sandboxes and containers that are in no pair yet, without those removed

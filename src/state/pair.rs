@@ -182,9 +182,9 @@ impl PodListSync {
         }
     }
 
-    /// Returns the newest list of sandboxes or containers if its bytes equal `reply`.
-    pub(super) fn newest_equal(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
-        self.newest(kind).map(|newest| &newest.list.bytes).filter(|bytes| *bytes == reply).cloned()
+    /// Returns the newest list of sandboxes or containers.
+    pub(super) fn newest_list(&self, kind: ListKind) -> Option<Bytes> {
+        self.newest(kind).map(|newest| newest.list.bytes.clone())
     }
 
     /// Returns the newest list of sandboxes or containers and the sequence number of its request, if it was

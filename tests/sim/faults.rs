@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crimux::method::{self, Deadline, List, Method, Route, Rpc};
 use prost::Message;
 use testkit::client::{container_config, image_spec, sandbox_config};
-use testkit::runtime::{Fault, SimRuntime};
+use testkit::runtime::{Container, Fault, Sandbox, SimRuntime};
 use testkit::{Client, cri};
 use tonic::Code;
 
@@ -41,8 +41,16 @@ impl World {
         let crimux = Crimux::start_in(dir, &yaml.replace("\" }\n", timeouts));
         crimux.wait_ready().await;
         let client = crimux.client();
-        let containers = b.state().containers().map(|c| (c.sandbox_id.clone(), c.id.clone())).collect();
-        Self { crimux, client, a, b, victims: containers }
+        // A pod that both have, as simulated runtimes name theirs, may be pulled for at either.
+        let shared: BTreeSet<_> = a.state().sandboxes().filter_map(uid).collect();
+        let victims = {
+            let state = b.state();
+            let is_own = |c: &&Container| {
+                !uid(state.sandbox(&c.sandbox_id).unwrap()).is_some_and(|uid| shared.contains(&uid))
+            };
+            state.containers().filter(is_own).map(|c| (c.sandbox_id.clone(), c.id.clone())).collect()
+        };
+        Self { crimux, client, a, b, victims }
     }
 
     /// Makes one call that is about `b`, if it is about a backend at all.
@@ -172,6 +180,10 @@ impl World {
             assert!(started.elapsed() < SOON, "after {}: {lists:?} of {truth:?}", method.name);
         }
     }
+}
+
+fn uid(sandbox: &Sandbox) -> Option<String> {
+    Some(sandbox.config.metadata.as_ref()?.uid.clone())
 }
 
 /// The codes that a client may be told.

@@ -133,6 +133,22 @@ impl ClientStream {
     /// # Errors
     /// If the call ended early, or the body is, or its gRPC message announces to be, longer.
     pub async fn collect(&mut self, limit: usize) -> Result<Bytes, Error> {
+        // Without an expected message the body is always returned.
+        self.shared.lock().stop_expecting(self.stream);
+        Ok(self.collect_unless_expected(limit).await?.unwrap_or_default())
+    }
+
+    /// Says which message the body probably is, without its prefix. As long as that arrives, it is compared
+    /// and not copied. Without effect once a part of the body has arrived.
+    pub fn expect_message(&mut self, message: Bytes) {
+        self.shared.lock().stream(self.stream).expect_message(message);
+    }
+
+    /// As [`ClientStream::collect`]; `None` if the body is the expected message alone.
+    ///
+    /// # Errors
+    /// As [`ClientStream::collect`].
+    pub async fn collect_unless_expected(&mut self, limit: usize) -> Result<Option<Bytes>, Error> {
         std::future::poll_fn(|cx| self.shared.lock().poll_collect(self.stream, limit, cx)).await
     }
 

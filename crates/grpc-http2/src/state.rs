@@ -274,6 +274,7 @@ impl State {
 
     /// Polls for the received part of a body; `None` at its end.
     pub(crate) fn poll_data(&mut self, id: StreamId, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        self.stop_expecting(id);
         let stream = self.streams.get_mut(id).expect(LIVE_HANDLE);
         let polled = stream.poll_data(cx);
         if let Poll::Ready(Some(Ok(part))) = &polled {
@@ -285,18 +286,29 @@ impl State {
         polled
     }
 
-    /// Polls for a whole body.
+    /// Polls for a whole body; `None` if it is the expected message.
     pub(crate) fn poll_collect(
         &mut self,
         id: StreamId,
         limit: usize,
         cx: &Context<'_>,
-    ) -> Poll<Result<Bytes, Error>> {
-        let polled = self.stream(id).poll_collect(limit, cx);
-        if let Poll::Ready(Ok(whole)) = &polled {
-            self.buffered -= whole.len();
+    ) -> Poll<Result<Option<Bytes>, Error>> {
+        let stream = self.stream(id);
+        let before = stream.received_len();
+        let polled = stream.poll_collect(limit, cx);
+        if let Poll::Ready(Ok(_)) = &polled {
+            self.buffered -= before;
         }
         polled
+    }
+
+    /// Buffers what has arrived of the expected message of a stream, and expects none any more.
+    pub(crate) fn stop_expecting(&mut self, id: StreamId) {
+        let stream = self.stream(id);
+        let before = stream.received_len();
+        stream.stop_expecting();
+        let buffered = stream.received_len() - before;
+        self.buffered += buffered;
     }
 
     /// Returns a stream that has a handle.

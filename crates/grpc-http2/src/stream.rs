@@ -55,6 +55,8 @@ pub(crate) struct Stream {
     has_data: bool,
     /// Received bytes that nobody has read.
     received: BytesMut,
+    /// What the body probably is; nothing is in `received` as long as it is.
+    expected: Option<Expected>,
     /// The limit of a body that is buffered whole.
     limit: Option<usize>,
     waker: Option<Waker>,
@@ -72,6 +74,15 @@ pub(crate) enum EndStream {
     WithTrailers(HeaderMap),
     /// It has ended.
     Sent,
+}
+
+/// A message that probably arrives: its bytes are compared and not copied as long as they are the same.
+#[derive(Debug)]
+struct Expected {
+    /// The message, without its prefix.
+    message: Bytes,
+    /// How many bytes of the prefix and the message have arrived.
+    arrived: usize,
 }
 
 /// What follows from a received part of the body.
@@ -115,12 +126,7 @@ impl Stream {
             self.unreleased += len;
             return RecvData::Buffered;
         }
-        // The gRPC prefix is at the start of the body, so only the first part can be sized.
-        if !std::mem::replace(&mut self.has_data, true) {
-            let announced = grpc::message_len(part).unwrap_or_default();
-            self.received.reserve(announced.saturating_add(PREFIX_LEN).min(MAX_RESERVE).max(part.len()));
-        }
-        self.received.extend_from_slice(part);
+        self.buffer(part);
         if let Some(limit) = self.limit {
             // The reader is woken at the end of the body.
             self.unreleased += len;
@@ -136,20 +142,61 @@ impl Stream {
         RecvData::Buffered
     }
 
+    fn buffer(&mut self, part: &[u8]) {
+        if let Some(expected) = &mut self.expected {
+            if expected.continues_with(part) {
+                self.has_data = true;
+                return;
+            }
+            self.stop_expecting();
+        }
+        // The gRPC prefix is at the start of the body, so only the first part can be sized.
+        if !std::mem::replace(&mut self.has_data, true) {
+            let announced = grpc::message_len(part).unwrap_or_default();
+            self.received.reserve(announced.saturating_add(PREFIX_LEN).min(MAX_RESERVE).max(part.len()));
+        }
+        self.received.extend_from_slice(part);
+    }
+
+    /// Expects this message; without effect once a part of the body has arrived.
+    pub(crate) fn expect_message(&mut self, message: Bytes) {
+        if !self.has_data {
+            self.expected = Some(Expected { message, arrived: 0 });
+        }
+    }
+
+    /// Buffers what has arrived of the expected message, and expects none any more.
+    pub(crate) fn stop_expecting(&mut self) {
+        let Some(Expected { message, arrived }) = self.expected.take() else { return };
+        let Some(arrived) = arrived.checked_sub(PREFIX_LEN) else { return };
+        self.received.reserve((message.len() + PREFIX_LEN).min(MAX_RESERVE).max(arrived + PREFIX_LEN));
+        self.received.extend_from_slice(&grpc::message_prefix(message.len()));
+        self.received.extend_from_slice(&message[..arrived]);
+    }
+
     /// Tells whether a reader waits for the rest of a message of which a part has arrived.
     pub(crate) fn is_within_message(&self) -> bool {
         let is_collected = self.ended.is_none() && self.limit.is_some();
-        is_collected && self.announced().is_some_and(|announced| self.received.len() < announced)
+        is_collected && self.announced().is_some_and(|announced| self.body_len() < announced)
+    }
+
+    /// Returns how many bytes of the body have arrived and were not read.
+    fn body_len(&self) -> usize {
+        self.expected.as_ref().map_or(0, |expected| expected.arrived) + self.received.len()
     }
 
     /// Returns the length that the message at the start announces, its prefix included.
     fn announced(&self) -> Option<usize> {
-        grpc::message_len(&self.received).map(|len| len.saturating_add(PREFIX_LEN))
+        let len = match &self.expected {
+            Some(expected) if expected.arrived > 0 => Some(expected.message.len()),
+            _ => grpc::message_len(&self.received),
+        };
+        len.map(|len| len.saturating_add(PREFIX_LEN))
     }
 
     /// Returns the smallest length that the whole body can have.
     fn least_len(&self) -> usize {
-        self.announced().unwrap_or_default().max(self.received.len())
+        self.announced().unwrap_or_default().max(self.body_len())
     }
 
     /// Returns capacity to the peer if it is worth a frame; tells whether it was.
@@ -210,13 +257,23 @@ impl Stream {
         }
     }
 
-    /// Polls for the whole body.
-    pub(crate) fn poll_collect(&mut self, limit: usize, cx: &Context<'_>) -> Poll<Result<Bytes, Error>> {
-        let (received, least) = (self.received.len(), self.least_len());
+    /// Polls for the whole body; `None` if it is the expected message.
+    pub(crate) fn poll_collect(
+        &mut self,
+        limit: usize,
+        cx: &Context<'_>,
+    ) -> Poll<Result<Option<Bytes>, Error>> {
+        let (received, least) = (self.body_len(), self.least_len());
         match &self.ended {
             Some(Err(error)) => Poll::Ready(Err(error.clone())),
             _ if least > limit => Poll::Ready(Err(Error::TooLarge(least))),
-            Some(Ok(())) => Poll::Ready(Ok(self.take_received())),
+            Some(Ok(())) => {
+                if self.expected.take_if(|expected| expected.is_complete()).is_some() {
+                    return Poll::Ready(Ok(None));
+                }
+                self.stop_expecting();
+                Poll::Ready(Ok(Some(self.take_received())))
+            }
             None => {
                 if self.limit.replace(limit).is_none() {
                     self.unreleased += u32::try_from(received).unwrap_or(WINDOW);
@@ -245,6 +302,26 @@ impl Stream {
             none => *none = Some(cx.waker().clone()),
         }
         Poll::Pending
+    }
+}
+
+impl Expected {
+    /// Takes the next part of the body if it is the next part of the message. The prefix must arrive whole.
+    fn continues_with(&mut self, part: &[u8]) -> bool {
+        let rest = match self.arrived {
+            0 => part.strip_prefix(&grpc::message_prefix(self.message.len())),
+            _ => Some(part),
+        };
+        let next = &self.message[self.arrived.saturating_sub(PREFIX_LEN)..];
+        let continues = rest.is_some_and(|rest| next.starts_with(rest));
+        if continues {
+            self.arrived += part.len();
+        }
+        continues
+    }
+
+    fn is_complete(&self) -> bool {
+        self.arrived == self.message.len() + PREFIX_LEN
     }
 }
 

@@ -108,7 +108,11 @@ impl ListQuery {
             return Asked::IsLate;
         }
         let revision = backend.state.next_revision();
-        let fetch = || backend.fetch(method, self.headers.clone(), self.message.framed());
+        // kubelet lists every second, and mostly nothing has changed.
+        let newest = ListKind::of(self.list).filter(|_| self.filter.is_empty());
+        let newest = newest.and_then(|kind| backend.state.newest_list(kind));
+        let fetch =
+            || backend.fetch_expecting(newest.clone(), method, self.headers.clone(), self.message.framed());
         let reply = match fetch().await {
             // One sandbox that goes away meanwhile makes containerd refuse the stats of all
             // (sandbox_stats_list.go).

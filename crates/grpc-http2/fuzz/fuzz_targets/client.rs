@@ -61,7 +61,12 @@ fn play(mut script: Script<'_>) {
                     last += 2;
                 }
             }
-            200..=209 => drop(calls.pop()),
+            200..=204 => drop(calls.pop()),
+            205..=209 => {
+                if let Some(call) = calls.last_mut() {
+                    call.expect_message(Bytes::from(vec![0; usize::from(operation - 205)]));
+                }
+            }
             210..=219 => {
                 if let Some(call) = calls.last_mut()
                     && let Poll::Ready(Some(Ok(part))) = call.poll_data(&mut cx)
@@ -69,7 +74,15 @@ fn play(mut script: Script<'_>) {
                     assert!(part.len() <= BUFFERED + FRAME);
                 }
             }
-            220..=229 => {
+            220..=224 => {
+                if let Some(call) = calls.first_mut()
+                    && let Poll::Ready(Ok(Some(whole))) =
+                        pin!(call.collect_unless_expected(LIMIT)).poll(&mut cx)
+                {
+                    assert!(whole.len() <= LIMIT, "{} bytes", whole.len());
+                }
+            }
+            225..=229 => {
                 if let Some(call) = calls.first_mut()
                     && let Poll::Ready(Ok(whole)) = pin!(call.collect(LIMIT)).poll(&mut cx)
                 {

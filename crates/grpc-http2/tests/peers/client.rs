@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use grpc_http2::client::{ClientConfig, ClientStream, SendRequest, handshake};
+use grpc_http2::grpc::message_prefix;
 use grpc_http2::{Error, GoAway, Reason};
 use h2::RecvStream;
 use h2::server::SendResponse;
@@ -96,6 +97,85 @@ proptest! {
             }
         });
     }
+}
+
+/// How the message that a call expects differs from the one that arrives.
+#[derive(Debug, Clone)]
+enum Difference {
+    None,
+    /// One byte, at this share of the message.
+    Byte(f64),
+    /// So much shorter, or longer, by this share.
+    Shorter(f64),
+    Longer(f64),
+}
+
+impl Difference {
+    fn of(&self, message: &[u8]) -> Vec<u8> {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)]
+        let at = |share: &f64| (message.len() as f64 * share) as usize;
+        let mut expected = message.to_vec();
+        match self {
+            Self::None => {}
+            Self::Byte(share) => expected[at(share)] ^= 1,
+            Self::Shorter(share) => expected.truncate(at(share)),
+            Self::Longer(share) => expected.resize(message.len() + 1 + at(share), 7),
+        }
+        expected
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    /// Whatever is expected, and however it is read, the body is what arrived.
+    #[test]
+    fn an_expected_message_is_not_copied_and_every_other_body_is_whole(
+        size in prop_oneof![1..100_usize, 16_000..17_000_usize, 100_000..400_000_usize],
+        difference in prop_oneof![
+            Just(Difference::None),
+            (0.0..1.0).prop_map(Difference::Byte),
+            (0.0..1.0).prop_map(Difference::Shorter),
+            (0.0..1.0).prop_map(Difference::Longer),
+        ],
+        reading in 0..3,
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (sender, connection) = serve(h2::server::Builder::new(), echo);
+            let message = pattern(size);
+            let body = Bytes::from([&message_prefix(size)[..], &message].concat());
+            let mut exchange = call(&sender, body.clone()).await.unwrap();
+            exchange.expect_message(difference.of(&message).into());
+            exchange.response().await.unwrap();
+            let read = match reading {
+                0 => exchange.collect_unless_expected(ANY).await.unwrap(),
+                1 => Some(exchange.collect(ANY).await.unwrap()),
+                _ => {
+                    let mut read = Vec::new();
+                    while let Some(part) = std::future::poll_fn(|cx| exchange.poll_data(cx)).await {
+                        read.extend_from_slice(&part.unwrap());
+                    }
+                    Some(read.into())
+                }
+            };
+            let is_expected = reading == 0 && matches!(difference, Difference::None);
+            assert_eq!(read, (!is_expected).then_some(body));
+            drop((exchange, sender));
+            connection.await.unwrap().unwrap();
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_body_beyond_its_limit_fails_though_it_is_expected() {
+    let (sender, _connection) = serve(h2::server::Builder::new(), echo);
+    let message = pattern(1000);
+    let body = [&message_prefix(1000)[..], &message].concat();
+    let mut exchange = call(&sender, body).await.unwrap();
+    exchange.expect_message(message);
+    exchange.response().await.unwrap();
+    let error = exchange.collect_unless_expected(1004).await.unwrap_err();
+    assert!(matches!(error, Error::TooLarge(1005)), "{error}");
 }
 
 #[tokio::test]

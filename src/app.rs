@@ -29,7 +29,7 @@ use crate::shutdown::{Servers, Shutdown, ShutdownResult};
 use crate::side::Side;
 use crate::state::{StateLock, StateStore};
 use crate::{admin, telemetry};
-use backends::Backends;
+use backends::{Backends, Occasion};
 use predecessor::{HandedState, Predecessor};
 use reload::Reloads;
 use upgrade::Upgraded;
@@ -136,7 +136,7 @@ impl App {
         let node = Node::new(config.clone(), Arc::clone(&store), metrics, Arc::clone(&relay));
         let mut backends = Backends::new(Arc::clone(&node), shutdown.clone(), side.clone(), sockets.clone());
         let plan = Plan::new(&node.known_instances(), &Wanted::of(&config));
-        backends.apply(&plan, &config).await?;
+        backends.carry_out(&plan, &config, Occasion::Start).await?;
         if let Some(changes) = handed_changes {
             tokio::spawn(predecessor::follow_changes(Arc::clone(&node), changes));
         }

@@ -248,8 +248,8 @@ pub enum ImageHandler {
 pub struct Target {
     /// The backend.
     pub backend: String,
-    /// The name that backend knows the handler by; empty: the backend's own default.
-    pub handler: String,
+    /// The backend's name for the handler; empty: the backend's own default.
+    pub backend_handler: String,
     /// Its share of a split, 0 to 10000, not 0 for all; 1 where there is no split.
     pub weight: u32,
 }

@@ -15,7 +15,7 @@
 //! It is a pure function of what is known and what is wanted, so that `crimux check` and `crimux reload
 //! --dry-run` say what a reload would do by asking the same code.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use crate::config::Config;
@@ -83,7 +83,8 @@ pub struct PlanStep {
     pub name: String,
     /// The endpoint in the file.
     pub endpoint: String,
-    /// The instance it means, or, if it has moved, the one that it may be; `None` for a new one.
+    /// The instance that the name means; for [`Meaning::MaybeMoved`] the one that it perhaps means. `None`
+    /// for a new one.
     pub instance: Option<InstanceId>,
     /// How the name was matched.
     pub meaning: Meaning,
@@ -131,8 +132,9 @@ impl Wanted {
 #[derive(Debug, Clone, Copy)]
 struct Match<'a> {
     known: &'a KnownInstance,
-    /// Whether it answers at the endpoint in the file; otherwise it has only the name.
-    by_endpoint: bool,
+    /// Whether the instance is certain: its endpoint is the one in the file, or it has the name and no
+    /// endpoint was saved. Otherwise it has only the name.
+    is_certain: bool,
 }
 
 impl Plan {
@@ -154,8 +156,33 @@ impl Plan {
         steps.chain(removed).collect()
     }
 
+    /// Says why a reload of `new` is refused unless it is forced: with another `state_dir`, the next start
+    /// would not know of the pods on backends that are removed or down, which cannot list them then. `down`
+    /// has the backends that are down, with the number of their sandboxes. `None` if no pod would be lost.
+    pub fn refusal(
+        &self,
+        old: &Config,
+        new: &Config,
+        down: impl IntoIterator<Item = (String, usize)>,
+    ) -> Option<String> {
+        if old.state_dir == new.state_dir {
+            return None;
+        }
+        let removed = self.removed.iter().map(|removal| (removal.label.clone(), removal.pods));
+        let held: BTreeMap<String, usize> = removed.chain(down).filter(|(_, pods)| *pods > 0).collect();
+        let (pods, old) = (held.values().sum::<usize>(), old.state_dir.display());
+        let names: Vec<_> = held.into_keys().collect();
+        (!names.is_empty()).then(|| {
+            format!(
+                "state_dir: {pods} pods are on backends that are down or not in the file ({}), and only {old} remembers them: \
+                 the next start would not know of them",
+                names.join(", ")
+            )
+        })
+    }
+
     /// Tells whether the file means what is there already.
-    pub fn is_nothing(&self) -> bool {
+    pub fn changes_nothing(&self) -> bool {
         self.steps.iter().all(|step| step.meaning == Meaning::Same)
             && self.removed.iter().all(|removal| removal.was_removed)
     }
@@ -179,19 +206,18 @@ fn match_by_endpoint<'a>(known: &'a [KnownInstance], wanted: &[Wanted], matches:
                     && (!same_name || have.name == want.name)
             });
             let best = candidates.min_by_key(|have| (have.life == Life::Removed, have.id));
-            matches[index] = best.map(|known| Match { known, by_endpoint: true });
+            matches[index] = best.map(|known| Match { known, is_certain: true });
         }
     }
 }
 
-/// Matches the names that are left with the instances that have them. An instance of which no endpoint was
-/// saved counts as matched by its endpoint.
+/// Matches the names that are left with the instances that have them.
 fn match_by_name<'a>(known: &'a [KnownInstance], wanted: &[Wanted], matches: &mut [Option<Match<'a>>]) {
     for (index, want) in wanted.iter().enumerate() {
         if matches[index].is_none() {
             let mut unmatched = known.iter().filter(|have| !is_matched(matches, have.id));
             let namesake = unmatched.find(|have| have.name == want.name);
-            matches[index] = namesake.map(|known| Match { known, by_endpoint: known.endpoint.is_empty() });
+            matches[index] = namesake.map(|known| Match { known, is_certain: known.endpoint.is_empty() });
         }
     }
 }
@@ -209,10 +235,10 @@ fn removals(known: &[KnownInstance], steps: &[PlanStep]) -> Vec<Removal> {
 impl PlanStep {
     fn new(want: &Wanted, found: Option<Match<'_>>) -> Self {
         let Wanted { name, endpoint } = want.clone();
-        let Some(Match { known: have, by_endpoint }) = found else {
+        let Some(Match { known: have, is_certain }) = found else {
             return Self { name, endpoint, instance: None, meaning: Meaning::New, pods: 0 };
         };
-        let meaning = match (by_endpoint, have.life) {
+        let meaning = match (is_certain, have.life) {
             (true, Life::Removed) => Meaning::TakenBack { from: have.name.clone() },
             (true, _) if have.name == want.name => Meaning::Same,
             (true, _) => Meaning::Renamed { from: have.name.clone() },

@@ -43,13 +43,13 @@ use url::StreamKind;
 /// descriptors, and if new ones had to wait, it could keep kubelet out.
 const UNREAD_HEADS: usize = 512;
 
-/// What kubelet gets instead of a backend's streaming URL.
+/// The streaming URL that kubelet gets.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum StreamRoute {
-    /// The URL as it is: kubelet dials the backend itself.
-    Direct,
-    /// This URL of the relay. It holds a token: it must not be logged.
-    Relay(String),
+pub enum ClientUrl {
+    /// The backend's: kubelet dials the backend itself.
+    AsIs,
+    /// This URL of the relay. The URL holds a token and must not be logged.
+    Relayed(String),
 }
 
 /// The relay: its listener, and what its tokens stand for.
@@ -88,27 +88,28 @@ impl Relay {
         self.address
     }
 
-    /// Decides whether kubelet dials `url`, which `backend` returned, or a relay URL with a new token.
+    /// Returns the URL that kubelet dials for `url`, which `backend` returned: the same, or one of the relay
+    /// with a new token.
     ///
-    /// The stream will be dialled with `connector`, which must be the one for `config`. The token of a relay
-    /// URL is stored with what to dial, for one minute. No I/O.
+    /// The stream will be dialled with `connector`, which must be the one for `config`. The token is stored
+    /// with what to dial, for one minute. No I/O.
     ///
     /// # Errors
     ///
     /// A [`UrlError`] if the URL must be neither passed nor dialled.
-    pub fn route(
+    pub fn issue_url(
         &self,
         backend: &str,
         config: &BackendConfig,
         connector: &Arc<Connector>,
         url: &str,
-    ) -> Result<StreamRoute, UrlError> {
-        let Some(stream) = url::stream_to_relay(config, url)? else { return Ok(StreamRoute::Direct) };
+    ) -> Result<ClientUrl, UrlError> {
+        let Some(stream) = url::stream_to_relay(config, url)? else { return Ok(ClientUrl::AsIs) };
         let token = tokens::mint().map_err(UrlError::NoRandom)?;
         let relay_url = format!("http://{}/{}/{token}{}", self.address, stream.kind.as_str(), stream.query);
         let grant = Grant { backend: backend.to_owned(), connector: Arc::clone(connector), stream };
         self.tokens().insert(token, grant, Instant::now());
-        Ok(StreamRoute::Relay(relay_url))
+        Ok(ClientUrl::Relayed(relay_url))
     }
 
     /// Accepts streams until `shutdown` begins, then completes with the last open stream. Dropping it cuts

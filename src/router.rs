@@ -13,7 +13,7 @@ use crate::state::InstanceId;
 pub use aims::{AIM_LIFETIME, Aim, Aims};
 pub use handlers::{Choice, Handlers};
 pub use memory::RouterMemory;
-pub use owners::{Annotations, Learnt, Lookup, OwnedSandbox, Owners, SandboxRecord};
+pub use owners::{Annotations, Claim, IdMatch, OwnedSandbox, Owners, SandboxRecord};
 
 mod aims;
 mod handlers;

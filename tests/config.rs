@@ -87,10 +87,12 @@ fn the_example_is_valid_and_means_what_it_says() {
     assert!(!edge.local, "what is not unix:// is not local unless it is said");
     assert_eq!(edge.endpoint, Endpoint::Tcp { host: "node-7.example".into(), port: 10010, tls: true });
     assert_eq!(edge.streaming.address, Some(("node-7.example".into(), 10011)));
-    let share = |backend: &str, weight| Target { backend: backend.into(), handler: "runc".into(), weight };
+    let share =
+        |backend: &str, weight| Target { backend: backend.into(), backend_handler: "runc".into(), weight };
     assert_eq!(config.handlers["canary"], [share("containerd", 9), share("containerd-2", 1)]);
-    assert_eq!(config.handlers["runc"][0].handler, "", "the backend's own default");
-    let shares = [Target { handler: String::new(), ..share("containerd", 1) }, share("containerd-2", 0)];
+    assert_eq!(config.handlers["runc"][0].backend_handler, "", "the backend's own default");
+    let shares =
+        [Target { backend_handler: String::new(), ..share("containerd", 1) }, share("containerd-2", 0)];
     assert_eq!(config.default_split, shares);
     assert_eq!(config.warnings(), []);
 }

@@ -391,7 +391,7 @@ pub struct ReloadReport {
     /// The file that was read; empty for a text that was sent.
     #[serde(default)]
     pub file: String,
-    /// Whether the configuration is applied.
+    /// Whether the configuration is applied: now, or before if nothing has changed.
     pub applied: bool,
     /// What it means for the backends and the pods on them, a line each; what stays as it is has none.
     pub plan: Vec<String>,

@@ -5,7 +5,6 @@
 //! would list the same objects again. All changes survive a restart, through the journal of the last-known
 //! state; `forget` is on the disk before it is answered.
 
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +24,7 @@ use crate::error::handler_label;
 use crate::method::Kind;
 use crate::plan::{Plan, Wanted};
 use crate::proxy::Node;
-use crate::router::Lookup;
+use crate::router::IdMatch;
 
 /// How long an operator waits for the disk.
 const DISK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -115,12 +114,12 @@ pub(super) async fn forget(
 /// Declares one sandbox, with its containers, to be gone.
 async fn forget_pod(node: &Arc<Node>, backend: &Backend, pod: &str) -> Result<Json<ChangeResult>, ApiError> {
     let id = match node.router.owners.find(Some(Kind::Sandbox), pod, Some(backend.id)) {
-        Lookup::Exact(_) if node.router.owners.is_owned_by(pod, backend.id) => pod.to_owned(),
-        Lookup::Prefix(_, id) => id,
-        Lookup::Ambiguous => {
+        IdMatch::Exact(_) if node.router.owners.is_owned_by(pod, backend.id) => pod.to_owned(),
+        IdMatch::Prefix(_, id) => id,
+        IdMatch::Ambiguous => {
             return Err(api_error(StatusCode::CONFLICT, format!("several sandboxes begin with {pod:?}")));
         }
-        Lookup::Exact(_) | Lookup::Unknown => {
+        IdMatch::Exact(_) | IdMatch::Unknown => {
             let what = format!("backend {} has no sandbox {pod:?}; `crimux ps` names them", backend.name);
             return Err(api_error(StatusCode::NOT_FOUND, what));
         }
@@ -201,7 +200,10 @@ fn plan_reload(node: &Node, config: &Config) -> ReloadReport {
 /// Returns what a reload of this configuration by this plan reports, before it is applied.
 pub(crate) fn report_plan(node: &Node, plan: &Plan, config: &Config) -> ReloadReport {
     let old = node.config();
-    let refused = (old.state_dir != config.state_dir).then(|| pods_to_forget(node, plan, &old)).flatten();
+    let backends = node.backends();
+    let pods = |backend: &Backend| node.router.owners.count(backend.id).0;
+    let down = backends.iter().filter(|backend| !backend.is_up());
+    let refused = plan.refusal(&old, config, down.map(|backend| (backend.name.to_string(), pods(backend))));
     ReloadReport {
         file: String::new(),
         applied: false,
@@ -210,29 +212,6 @@ pub(crate) fn report_plan(node: &Node, plan: &Plan, config: &Config) -> ReloadRe
         refused,
         error: None,
     }
-}
-
-/// Says which pods a start with another `state_dir` would not know of; `None` if all backends would list
-/// theirs.
-fn pods_to_forget(node: &Node, plan: &Plan, old: &Config) -> Option<String> {
-    let removed = plan.removed.iter().filter(|removal| removal.pods > 0);
-    let mut held: BTreeMap<String, usize> =
-        removed.map(|removal| (removal.label.clone(), removal.pods)).collect();
-    for backend in node.backends().iter().filter(|backend| !backend.is_up()) {
-        let (sandboxes, _) = node.router.owners.count(backend.id);
-        if sandboxes > 0 {
-            held.insert(backend.name.to_string(), sandboxes);
-        }
-    }
-    let (pods, old) = (held.values().sum::<usize>(), old.state_dir.display());
-    let names: Vec<_> = held.into_keys().collect();
-    (!names.is_empty()).then(|| {
-        format!(
-            "state_dir: {pods} pods are on backends that are down or not in the file ({}), and only {old} remembers them: \
-             the next start would not know of them",
-            names.join(", ")
-        )
-    })
 }
 
 /// Says which handlers are not in the new configuration, and how many sandboxes asked for them.

@@ -190,7 +190,7 @@ fn one_route(node: &Node, handler: &str) -> Result<Json<RouteView>, ApiError> {
 fn compose_route(node: &Node, handlers: &Handlers, handler: &str) -> RouteView {
     let configured = handlers.targets_of(handler).unwrap_or_default();
     let targets: Vec<(InstanceId, String, u32)> =
-        configured.iter().map(|(b, target)| (*b, target.handler.clone(), target.weight)).collect();
+        configured.iter().map(|(b, target)| (*b, target.backend_handler.clone(), target.weight)).collect();
     let drained = |id| node.backend(id).is_ok_and(|backend| backend.state.is_draining());
     let open = |(id, _, weight): &(InstanceId, String, u32)| if drained(*id) { 0 } else { *weight };
     let name = |id| node.backend(id).map_or_else(|_| "gone".to_owned(), |backend| backend.name.to_string());
@@ -334,7 +334,7 @@ fn pods_of(node: &Node, backend: &Backend) -> Vec<PodView> {
 /// Returns the `RuntimeClass` handler that leads to the handler `known_as` of `backend`.
 fn public_handler(handlers: &Handlers, backend: InstanceId, known_as: &str) -> String {
     let leads = |targets: &[(InstanceId, crate::config::Target)]| {
-        targets.iter().any(|(id, target)| *id == backend && target.handler == known_as)
+        targets.iter().any(|(id, target)| *id == backend && target.backend_handler == known_as)
     };
     if known_as.is_empty() && handlers.targets_of("").is_ok_and(leads) {
         return String::new();

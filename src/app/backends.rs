@@ -1,6 +1,6 @@
 //! The backends that run, and how a changed configuration changes them.
 //!
-//! `plan.rs` says which instance each name in the file means; [`Backends::apply`] carries that out. A backend
+//! `plan.rs` says which instance each name in the file means; [`Backends::carry_out`] does that. A backend
 //! that is no longer in the file but still owns sandboxes is kept, reachable by their IDs and in lists, until
 //! it owns none, over restarts of crimux too: no edit of a file makes a running pod vanish. Owners are keyed
 //! by [`InstanceId`], not by name, so no edit changes an owner:
@@ -57,8 +57,15 @@ pub(super) struct Backends {
     names: Names,
     /// The replaced ones, until their calls have ended.
     replaced: Vec<(Arc<Backend>, Shutdown)>,
-    /// Whether a configuration was applied: a backend added later joins, one found at the start is awaited.
-    has_applied: bool,
+}
+
+/// When a plan is carried out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Occasion {
+    /// At the start: the node waits for the backends that the file names.
+    Start,
+    /// At a reload: a backend that is added joins.
+    Reload,
 }
 
 #[derive(Debug)]
@@ -75,7 +82,7 @@ struct RunningBackend {
 impl Backends {
     pub(super) fn new(node: Arc<Node>, shutdown: Shutdown, side: Side, sockets: Sockets) -> Self {
         let (running, names, replaced) = (BTreeMap::new(), Names::new(), Vec::new());
-        Self { node, shutdown, side, sockets, running, names, replaced, has_applied: false }
+        Self { node, shutdown, side, sockets, running, names, replaced }
     }
 
     /// Carries out a plan that was made from `config` and the present instances, without an `await` since.
@@ -91,20 +98,24 @@ impl Backends {
     ///
     /// # Errors
     /// Returns an error if a backend's own socket cannot be bound; everything else is applied then.
-    pub(super) async fn apply(&mut self, plan: &Plan, config: &Config) -> anyhow::Result<()> {
+    pub(super) async fn carry_out(
+        &mut self,
+        plan: &Plan,
+        config: &Config,
+        occasion: Occasion,
+    ) -> anyhow::Result<()> {
         for removal in &plan.removed {
-            self.keep_removed(removal, config.limits.list_bytes);
+            self.keep_removed(removal, config.limits.list_bytes, occasion);
         }
         self.names.clear();
         for step in &plan.steps {
-            let id = self.apply_step(step, &config.backends[&step.name]);
+            let id = self.carry_out_step(step, &config.backends[&step.name], occasion);
             self.names.insert(step.name.clone(), id);
         }
-        if !self.has_applied {
-            // At a start all must be visible before the first list arrives: it is compared with the others.
+        if occasion == Occasion::Start {
+            // All must be visible before the first list arrives: it is compared with the others.
             self.publish();
         }
-        self.has_applied = true;
         // Where an instance stands is on the disk before a call meets it.
         self.node.state_store.wait_for_journal().await;
         // A handler must not lead to a backend that is not there yet.
@@ -116,7 +127,7 @@ impl Backends {
     }
 
     /// Keeps an instance that the file does not name, for what it owns.
-    fn keep_removed(&mut self, removal: &Removal, max_list: usize) {
+    fn keep_removed(&mut self, removal: &Removal, max_list: usize, occasion: Occasion) {
         let Some(state) = self.node.state_store.get(removal.id) else { return };
         let instance = state.instance();
         if instance.life == Life::Joining && !state.has_lists() {
@@ -126,7 +137,7 @@ impl Backends {
         if !removal.was_removed {
             let pods = removal.pods;
             tracing::warn!(backend = %removal.name, label = removal.label, pods, "backend removed; kept until it owns nothing");
-        } else if !self.has_applied && removal.pods > 0 {
+        } else if occasion == Occasion::Start && removal.pods > 0 {
             tracing::warn!(backend = %removal.name, pods = removal.pods, "backend not configured; kept until it owns nothing");
         }
         let config = BackendConfig { max_list, ..instance.config.clone().unwrap_or_else(unreachable_config) };
@@ -141,7 +152,7 @@ impl Backends {
     }
 
     /// Runs what a name in the file means, and returns which instance that is.
-    fn apply_step(&mut self, step: &PlanStep, config: &BackendConfig) -> InstanceId {
+    fn carry_out_step(&mut self, step: &PlanStep, config: &BackendConfig, occasion: Occasion) -> InstanceId {
         if !matches!(step.meaning, Meaning::Same | Meaning::New) {
             tracing::info!(backend = step.name, "{step}");
         }
@@ -156,12 +167,13 @@ impl Backends {
                 state
             }
             (Meaning::New | Meaning::MaybeMoved { .. }, _) | (_, None) => {
-                let state = self.node.state_store.create(&name, self.first_life());
+                let state = self.node.state_store.create(&name, occasion.first_life());
                 let instance = Instance { endpoint, config: Some(config.clone()), ..state.instance() };
-                if self.has_applied || self.node.state_store.was_whole() {
+                if occasion == Occasion::Reload || self.node.state_store.was_whole() {
                     state.set_instance(&instance);
                 } else {
-                    state.begin_as(&instance);
+                    // The first start: the journal alone says where the instance is until lists are known.
+                    state.journal_instance(&instance);
                 }
                 state
             }
@@ -174,7 +186,7 @@ impl Backends {
                     name: name.clone(),
                     endpoint,
                     config: Some(config.clone()),
-                    life: self.first_life(),
+                    life: occasion.first_life(),
                     ..state.instance()
                 };
                 self.node.router.owners.forget_all_of(state.id());
@@ -188,12 +200,6 @@ impl Backends {
         };
         self.ensure_running(&state, &name, config);
         state.id()
-    }
-
-    /// Returns where an instance begins: the node waits for what the file names at a start, not for what a
-    /// reload adds.
-    fn first_life(&self) -> Life {
-        if self.has_applied { Life::Joining } else { Life::Member }
     }
 
     /// Makes an instance run under this label with this configuration: reconfigures the backend that does so
@@ -236,6 +242,16 @@ impl Backends {
     fn publish(&self) {
         let shown = self.running.values().filter(|running| !running.hidden);
         self.node.replace_backends(shown.map(|running| Arc::clone(&running.backend)).collect());
+    }
+}
+
+impl Occasion {
+    /// Returns the first life of an instance.
+    fn first_life(self) -> Life {
+        match self {
+            Self::Start => Life::Member,
+            Self::Reload => Life::Joining,
+        }
     }
 }
 

@@ -7,14 +7,14 @@
 //! |---|---|---|
 //! | `started_with` | the one that the process started with | which keys need a restart |
 //! | `applied_file` | the file that was applied last | whether the file has changed |
-//! | `Node::config`, `in_force` | that file, but `started_with` for those keys | what else changes |
+//! | `Node::config`, `effective` | that file, but `started_with` for those keys | what else changes |
 //! | `config` | the file as it is now | |
 
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::admin::api::ReloadReport;
-use crate::app::backends::Backends;
+use crate::app::backends::{Backends, Occasion};
 use crate::config::{Config, ConfigError, Identity, RESTART_KEYS};
 use crate::history::ReloadResult;
 use crate::method::Rpc;
@@ -84,8 +84,9 @@ impl Reloads {
         let old = self.node.config();
         let plan = Plan::new(&self.node.known_instances(), wanted);
         let planned = admin::report_plan(&self.node, &plan, &config);
+        // Also of a file that is refused below: the next start reads it.
         self.note_restart_keys(&config);
-        if config == self.applied_file && plan.is_nothing() && !self.is_partly_applied {
+        if config == self.applied_file && plan.changes_nothing() && !self.is_partly_applied {
             if self.node.history.is_reload_failed() {
                 tracing::info!("the configuration file is valid again and equals the current configuration");
             }
@@ -101,9 +102,9 @@ impl Reloads {
         }
         telemetry::log_warnings(&config);
         self.applied_file = config.clone();
-        let in_force = config.in_force(&self.started_with);
-        let applied = match backends.apply(&plan, &in_force).await {
-            Ok(()) => self.apply_rest(&old, &in_force),
+        let effective = config.with_restart_keys_of(&self.started_with);
+        let applied = match backends.carry_out(&plan, &effective, Occasion::Reload).await {
+            Ok(()) => self.apply_rest(&old, &effective),
             Err(error) => Err(error),
         };
         self.is_partly_applied = applied.is_err();

@@ -199,7 +199,7 @@ impl Backend {
 
     /// Calls `Version` once, in the API that the backend speaks.
     async fn probe(self: &Arc<Self>, sender: &SendRequest, wait: Duration) {
-        match tokio::time::timeout(wait, self.version(sender, wait)).await {
+        match tokio::time::timeout(wait, self.negotiate_version(sender, wait)).await {
             Ok(Ok(())) => {
                 if self.health.end_lateness(MethodClass::Reads) {
                     tracing::info!(backend = %self.name, "backend answers in time again");
@@ -222,10 +222,16 @@ impl Backend {
     /// As [`Backend::call`], or [`Error::InvalidReply`] for an invalid reply.
     pub async fn ask_version(self: &Arc<Self>, timeout: Duration) -> Result<(), Error> {
         let channel = self.channel().await?;
-        self.version(&channel.sender, timeout).await
+        self.negotiate_version(&channel.sender, timeout).await
     }
 
-    async fn version(self: &Arc<Self>, sender: &SendRequest, timeout: Duration) -> Result<(), Error> {
+    /// Calls `Version` in the API that the backend spoke last, then in the other, and keeps the one that is
+    /// answered.
+    async fn negotiate_version(
+        self: &Arc<Self>,
+        sender: &SendRequest,
+        timeout: Duration,
+    ) -> Result<(), Error> {
         let method = method::row(Rpc::Version);
         let known = self.api();
         for api in [known, known.other()] {

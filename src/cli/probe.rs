@@ -182,7 +182,7 @@ fn handlers(config: &Config, patient: &Patient<'_>) -> Vec<Finding> {
     let keys = keys.chain([("default_split".to_owned(), &config.default_split)]);
     let asked = keys.flat_map(|(key, targets)| {
         let here = targets.iter().filter(|target| target.backend == patient.name);
-        here.map(|target| (key.clone(), &target.handler)).collect::<Vec<_>>()
+        here.map(|target| (key.clone(), &target.backend_handler)).collect::<Vec<_>>()
     });
     let unknown = asked.filter(|(_, known_as)| !known_as.is_empty() && !announced.contains(*known_as));
     unknown

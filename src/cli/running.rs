@@ -61,7 +61,7 @@ pub(super) async fn compare(client: &AdminClient, config: &Config, text: &Config
 /// Warns of handlers all of whose backends the operator has drained.
 fn cut_off(config: &Config, status: &StatusView) -> impl Iterator<Item = Finding> {
     let is_drained = |name: &str| status.backends.iter().any(|known| known.name == name && known.draining);
-    let own = [Target { backend: config.default_backend.clone(), handler: String::new(), weight: 1 }];
+    let own = [Target { backend: config.default_backend.clone(), backend_handler: String::new(), weight: 1 }];
     let default = if config.default_split.is_empty() { own.to_vec() } else { config.default_split.clone() };
     let key = if config.default_split.is_empty() { "default_backend" } else { "default_split" };
     let handlers =

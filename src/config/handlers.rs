@@ -48,7 +48,8 @@ fn split(section: &Section<'_>, key: &str, backends: &BackendNames) -> Option<Ve
     let read = |share: &Section<'_>| target(share, backends, share.integer("weight"));
     let targets: Vec<_> = shares.iter().map(|share| share.as_ref().and_then(read)).collect();
     for (index, (share, target)) in iter::zip(&shares, &targets).enumerate() {
-        let place = |target: &Option<Target>| target.clone().map(|target| (target.backend, target.handler));
+        let place =
+            |target: &Option<Target>| target.clone().map(|target| (target.backend, target.backend_handler));
         let same = |other| target.is_some() && place(other) == place(target);
         if let Some(first) = targets[..index].iter().position(same) {
             let message = format!("{key}[{first}] has the same backend and handler (add its weight there)");
@@ -67,5 +68,5 @@ fn split(section: &Section<'_>, key: &str, backends: &BackendNames) -> Option<Ve
 fn target(section: &Section<'_>, backends: &BackendNames, weight: Option<u32>) -> Option<Target> {
     let backend = section.read("backend", |name| backends.check(name));
     let handler = section.optional("handler", |name| Ok(name.to_owned()));
-    Some(Target { backend: backend?, handler: handler?.unwrap_or_default(), weight: weight? })
+    Some(Target { backend: backend?, backend_handler: handler?.unwrap_or_default(), weight: weight? })
 }

@@ -29,10 +29,10 @@ impl Config {
         restart_keys(&self.view(), &new.view())
     }
 
-    /// Returns this configuration with the values of [`RESTART_KEYS`] that `started` has: the current one of
-    /// a process that started with `started` and reloaded this.
+    /// Returns the effective configuration of a process that started with `started` and reloaded this one:
+    /// this one, with the values of [`RESTART_KEYS`] of `started`.
     #[must_use]
-    pub fn in_force(self, started: &Self) -> Self {
+    pub fn with_restart_keys_of(self, started: &Self) -> Self {
         Self {
             listen: started.listen.clone(),
             state_dir: started.state_dir.clone(),
@@ -63,8 +63,8 @@ mod tests {
         ] {
             let found = parse(base).restart_keys(&parse(&format!("{base}{change}")));
             assert_eq!(found.into_iter().collect::<Vec<_>>(), keys, "{change}");
-            let in_force = parse(&format!("{base}{change}")).in_force(&parse(base));
-            assert!(parse(base).restart_keys(&in_force).is_empty(), "{change}");
+            let effective = parse(&format!("{base}{change}")).with_restart_keys_of(&parse(base));
+            assert!(parse(base).restart_keys(&effective).is_empty(), "{change}");
         }
     }
 }

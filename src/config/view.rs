@@ -136,8 +136,8 @@ fn shares_view(shares: &[Target]) -> Value {
 
 fn target_view(target: &Target) -> Value {
     let mut view = json!({ "backend": target.backend });
-    if !target.handler.is_empty() {
-        view["handler"] = json!(target.handler);
+    if !target.backend_handler.is_empty() {
+        view["handler"] = json!(target.backend_handler);
     }
     view
 }

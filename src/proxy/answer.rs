@@ -89,7 +89,7 @@ impl Call {
             entries.extend(target.map(|(_, target)| HandlerEntry {
                 handler,
                 backend: &target.backend,
-                known_as: &target.handler,
+                known_as: &target.backend_handler,
             }));
         }
         Ok(Outcome::message(&status::compose(&statuses, &entries).encode_to_vec()))
@@ -172,7 +172,7 @@ async fn call_briefly(node: &Arc<Node>, backend: &Arc<Backend>, rpc: Rpc, reques
             backend.health.mark_late(class);
         }
     }
-    refresh::refresh(node, backend, class);
+    refresh::start_refresh(node, backend, class);
     None
 }
 

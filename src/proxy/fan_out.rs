@@ -22,7 +22,7 @@ use crate::mutex::lock;
 use crate::proxy::failed_commands::Failure;
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, descriptors};
-use crate::router::Lookup;
+use crate::router::IdMatch;
 use crate::state::{Filter, ListKind};
 
 pub(super) use completeness::{Completeness, Contribution, NoContribution};
@@ -158,7 +158,7 @@ impl Call {
         let id = filter.id().map(|id| (kind, id));
         let sandbox = filter.sandbox().map(|id| (Kind::Sandbox, id));
         for (kind, id) in id.into_iter().chain(sandbox) {
-            if let Lookup::Exact(owner) = self.node.router.owners.find(Some(kind), id, self.scope)
+            if let IdMatch::Exact(owner) = self.node.router.owners.find(Some(kind), id, self.scope)
                 && let Ok(backend) = self.node.backend(owner)
             {
                 return vec![backend];

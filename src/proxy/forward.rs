@@ -46,10 +46,10 @@ impl Call {
         self.node.router.record_config_seen(uid, request.config_seen());
         let choice = self.choose_backend(request, handler)?;
         let backend = self.node.backend(choice.backend)?;
-        let sent = if choice.handler == handler {
+        let sent = if choice.backend_handler == handler {
             message.clone()
         } else {
-            Message::new(&wire::append_str(request.encoded, &[field], &choice.handler))
+            Message::new(&wire::append_str(request.encoded, &[field], &choice.backend_handler))
         };
         self.recorder.set_backend(&backend);
         self.node.router.owners.record_create_sent(uid, backend.id);
@@ -73,7 +73,7 @@ impl Call {
     /// Chooses the backend of a new sandbox; a refusal is recorded.
     fn choose_backend(&self, request: CreationRequest<'_>, handler: &str) -> Result<Choice, Error> {
         if let Some(backend) = self.scope {
-            return Ok(Choice { backend, handler: handler.to_owned() });
+            return Ok(Choice { backend, backend_handler: handler.to_owned() });
         }
         let PodName { namespace, name, uid } = request.pod_name();
         // An aim is for the next sandbox of a pod and, from now on, for this pod's uid.

@@ -65,7 +65,7 @@ impl Call {
         if let Some(pod) = pod.filter(|_| rule == Rule::PodUid)
             && request.handler.is_empty()
         {
-            store.handler = handler_to_fill_in(&backend, &pod.record);
+            store.backend_handler = handler_to_fill_in(&backend, &pod.record);
         }
         tracing::debug!(image = request.reference, backend = %backend.name, ?rule, "pull routed");
         self.recorder.set_backend(&backend);
@@ -81,7 +81,7 @@ impl Call {
             start.succeed();
             // What was pulled just before an outage must not be missing from the last-known list.
             self.node.image_lists.invalidate(backend.id);
-            refresh::refresh(&self.node, &backend, MethodClass::Images);
+            refresh::start_refresh(&self.node, &backend, MethodClass::Images);
         }
         Ok(reply.into())
     }
@@ -170,19 +170,19 @@ fn uses(facts: &ContainerRef<'_>, full: &str, ids: &HashSet<String>) -> bool {
 /// `snapshotterFromPodSandboxConfig`): the sandbox's own, if the backend announces it and the operator lets
 /// us.
 fn handler_to_fill_in(backend: &Backend, pod: &SandboxRecord) -> Option<String> {
-    if pod.handler.is_empty() || backend.config().image_handler != ImageHandler::Auto {
+    if pod.backend_handler.is_empty() || backend.config().image_handler != ImageHandler::Auto {
         return None;
     }
     let status = backend.state.reply(Rpc::Status)?;
     let announced = wire::items(&status, field!(StatusResponse.runtime_handlers))
         .map_while(Result::ok)
-        .any(|handler| wire::peek_str(handler, &[field!(RuntimeHandler.name)]) == Ok(&*pod.handler));
-    announced.then(|| pod.handler.to_string())
+        .any(|handler| wire::peek_str(handler, &[field!(RuntimeHandler.name)]) == Ok(&*pod.backend_handler));
+    announced.then(|| pod.backend_handler.to_string())
 }
 
 /// Returns the framed request with the handler that the store knows.
 fn with_handler(message: &Message, store: &StoreTarget) -> Bytes {
-    match &store.handler {
+    match &store.backend_handler {
         Some(handler) => Message::new(&wire::append_str(message.encoded(), &HANDLER, handler)).framed(),
         None => message.framed(),
     }

@@ -173,8 +173,8 @@ impl<'a> Learner<'a> {
             self.learn_container(id, sandbox, seen_in);
             return Ok(());
         }
-        let learnt = self.node.router.owners.learn_sandbox(id, self.backend.id, listed_record(item)?);
-        self.settle_owner(id, learnt, seen_in);
+        let claim = self.node.router.owners.learn_sandbox(id, self.backend.id, listed_record(item)?);
+        self.settle_owner(id, claim, seen_in);
         Ok(())
     }
 

@@ -19,14 +19,12 @@ use crate::proxy::forward::ObjectCall;
 use crate::proxy::learn::{Learner, ReceivedList};
 use crate::proxy::reply::Outcome;
 use crate::proxy::{Call, Node};
-use crate::router::Lookup;
+use crate::router::IdMatch;
 use crate::state::InstanceId;
 use crate::wire;
 
 /// The length of a full ID. For unknown methods only full IDs are looked up.
 const FULL_ID: usize = 64;
-/// The field for the ID in requests of unknown methods: all known requests have it there.
-const FIRST_FIELD: u32 = OBJECT_ID;
 
 /// The owner of an ID in a request.
 struct Found {
@@ -67,19 +65,20 @@ impl Call {
     /// Sends a call of a method that is not in the table to the owner of its first string if that is an ID,
     /// otherwise to the default backend.
     pub(super) async fn forward_unknown(&mut self, message: Message) -> Result<Outcome, Error> {
-        let id = wire::peek_str(message.encoded(), &[FIRST_FIELD]).unwrap_or_default().to_owned();
+        let id = wire::peek_str(message.encoded(), &[OBJECT_ID]).unwrap_or_default().to_owned();
+        // All requests of known methods that name an object have its ID in this field.
         let known = self.node.router.owners.find(None, &id, self.scope);
         // An image ID has 64 digits too, and no sandbox or container is the object of an image call.
         let of_images = method::service(&self.path) == Some(Service::Image);
-        let name = match known {
+        let owner = match known {
             _ if of_images => self.node.default_in(self.scope),
-            Lookup::Exact(backend) => backend,
+            IdMatch::Exact(backend) => backend,
             _ if id.len() == FULL_ID && id.bytes().all(|byte| byte.is_ascii_hexdigit()) => {
                 self.look_up(None, &id).await?.backend
             }
             _ => self.node.default_in(self.scope),
         };
-        let backend = self.node.backend(name)?;
+        let backend = self.node.backend(owner)?;
         self.recorder.set_backend(&backend);
         let headers = self.take_headers();
         let mut request = CallRequest {
@@ -95,10 +94,10 @@ impl Call {
     /// Returns the owner of an ID or of a prefix; an ID that is not known is looked up at the backends.
     async fn find_or_look_up(&self, kind: Kind, id: &str) -> Result<Found, Error> {
         match self.node.router.owners.find(Some(kind), id, self.scope) {
-            Lookup::Exact(backend) => Ok(Found { backend, full: None }),
-            Lookup::Prefix(backend, full) => Ok(Found { backend, full: Some(full) }),
-            Lookup::Ambiguous => Err(Error::Ambiguous { kind: kind.word(), prefix: id.to_owned() }),
-            Lookup::Unknown => Box::pin(self.look_up(Some(kind), id)).await,
+            IdMatch::Exact(backend) => Ok(Found { backend, full: None }),
+            IdMatch::Prefix(backend, full) => Ok(Found { backend, full: Some(full) }),
+            IdMatch::Ambiguous => Err(Error::Ambiguous { kind: kind.word(), prefix: id.to_owned() }),
+            IdMatch::Unknown => Box::pin(self.look_up(Some(kind), id)).await,
         }
     }
 
@@ -184,7 +183,7 @@ async fn look_up_at(
         if backend.health.is_late(MethodClass::Lists) {
             return Err(late);
         }
-        let revision = backend.state.next_revision();
+        let revision = backend.state.begin_read();
         let listed = backend.fetch(method, own_headers(wait), request.framed());
         let reply = tokio::time::timeout(wait, listed).await.map_err(|_| late)??;
         if reply.code != Code::Ok {

@@ -62,7 +62,7 @@ async fn fetch_descriptors(node: &Arc<Node>, backend: &Arc<Backend>) {
     if known || !backend.is_up() || backend.health.is_late(MethodClass::Metrics) {
         return;
     }
-    refresh::refresh(node, backend, MethodClass::Metrics);
+    refresh::start_refresh(node, backend, MethodClass::Metrics);
     let limit = backend.deadline(method);
     if tokio::time::timeout(limit, backend.health.wait_for_answer(method)).await.is_err() {
         backend.health.mark_late(MethodClass::Metrics);

@@ -50,7 +50,7 @@ impl Call {
     pub(super) async fn read_status(&mut self, kind: Kind, call: ObjectCall<'_>) -> Result<Outcome, Error> {
         let ObjectCall { backend, method, id, message } = call;
         let verbose = wire::peek_varint(message.encoded(), &VERBOSE)? != 0;
-        let revision = backend.state.next_revision();
+        let revision = backend.state.begin_read();
         let last_known = || (!verbose).then(|| backend.state.status(kind, id)).flatten();
         let reply = match self.fetch_unless_late(call).await {
             Ok(reply) => reply,
@@ -111,7 +111,7 @@ impl Call {
         let wait = self.wait_within(backend.deadline(method));
         let late = backend.late_error(wait.time);
         if backend.health.is_late(MethodClass::Reads) {
-            refresh::refresh(&self.node, backend, MethodClass::Reads);
+            refresh::start_refresh(&self.node, backend, MethodClass::Reads);
             return Err(late);
         }
         if backend.health.is_object_late(id) {
@@ -132,7 +132,9 @@ impl Call {
         match silent {
             _ if !wait.is_backends_own => {}
             Silent::Object => mark_object_late(call),
-            Silent::Backend => refresh::record_timeout(&self.node, backend, MethodClass::Reads, method),
+            Silent::Backend => {
+                refresh::mark_late_and_refresh(&self.node, backend, MethodClass::Reads, method);
+            }
         }
         Err(late)
     }

@@ -10,7 +10,7 @@ use crate::backend::{Backend, MethodClass};
 use crate::method::{Kind, List};
 use crate::mutex::lock;
 use crate::proxy::{Node, learn, refresh};
-use crate::router::Lookup;
+use crate::router::IdMatch;
 
 impl Node {
     /// Learns the owners that the last-known state of a backend names.
@@ -29,7 +29,7 @@ impl Node {
             MethodClass::Status,
             MethodClass::RuntimeConfig,
         ] {
-            refresh::refresh(self, backend, class);
+            refresh::start_refresh(self, backend, class);
         }
         let limit = backend.deadline(List::Sandboxes.unary());
         if tokio::time::timeout(limit, backend.health.listed_or_late()).await.is_err() {
@@ -77,7 +77,7 @@ impl Node {
             for id in foreign.iter().filter(|id| !unpaired.contains(*id)) {
                 let holder = self.router.owners.owner_of(id);
                 if !listed.contains(id) || holder.is_none_or(|holder| holder == backend.id) {
-                    backend.state.mark_owned(id);
+                    backend.state.clear_foreign(id);
                     given_back |= listed.contains(id);
                 }
             }
@@ -94,7 +94,7 @@ impl Node {
     /// Forgets the owner of an object that its owner lists no more.
     fn record_gone(&self, id: &str) {
         let owners = &self.router.owners;
-        let is_sandbox = matches!(owners.find(Some(Kind::Sandbox), id, None), Lookup::Exact(_));
+        let is_sandbox = matches!(owners.find(Some(Kind::Sandbox), id, None), IdMatch::Exact(_));
         owners.forget(id);
         let kind = if is_sandbox { Kind::Sandbox } else { Kind::Container };
         // A backend that answers says by its own lists what it has.

@@ -21,18 +21,22 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause between attempts of the other classes.
 const LONGEST_PAUSE_OTHERS: Duration = Duration::from_secs(2);
 
-/// Records that a call exceeded the backend's deadline.
-pub(super) fn record_timeout(node: &Arc<Node>, backend: &Arc<Backend>, class: MethodClass, method: &Method) {
+/// Marks a class late, because a call exceeded the backend's deadline, and starts its refresh.
+pub(super) fn mark_late_and_refresh(
+    node: &Arc<Node>,
+    backend: &Arc<Backend>,
+    class: MethodClass,
+    method: &Method,
+) {
     if backend.health.mark_late(class) && method.deadline != Deadline::Fast {
         tracing::warn!(backend = %backend.name, method = method.name, "backend is late");
     }
-    refresh(node, backend, class);
+    start_refresh(node, backend, class);
 }
 
-/// Records that a backend's list failed. If it is the sandbox list or the container list, both are last-known
-/// until both were listed again, because both must be of one moment. Returns true if the lists were current
-/// until now.
-pub(super) fn record_failure(
+/// Records that a backend's list failed. If the list is of sandboxes or containers, both are marked late and
+/// refreshed, because both must be of one moment. Returns true if the lists were current until now.
+pub(super) fn record_failed_list_and_refresh(
     node: &Arc<Node>,
     backend: &Arc<Backend>,
     class: MethodClass,
@@ -43,21 +47,28 @@ pub(super) fn record_failure(
         return false;
     }
     let begins = backend.health.mark_late(class);
-    refresh(node, backend, class);
+    start_refresh(node, backend, class);
     begins
 }
 
-/// Records that a backend answered a list with an error, or with what cannot be read.
-pub(super) fn record_bad_list(node: &Arc<Node>, backend: &Arc<Backend>, class: MethodClass, error: &Error) {
-    let begins = record_failure(node, backend, class, error.to_string());
+/// Does the same for a list that the backend answered with an error or with bytes that cannot be read, and
+/// logs the first failure.
+pub(super) fn record_bad_list_and_refresh(
+    node: &Arc<Node>,
+    backend: &Arc<Backend>,
+    class: MethodClass,
+    error: &Error,
+) {
+    let begins = record_failed_list_and_refresh(node, backend, class, error.to_string());
     // The end of a connection has a line of its own.
     if begins && !matches!(error, Error::Lost { .. } | Error::Down { .. }) {
         tracing::warn!(backend = %backend.name, %error, "backend's lists cannot be used, last-known ones stand in");
     }
 }
 
-/// Starts the one refresh of a class of calls, unless it is in flight already. It ends with the connection.
-pub(super) fn refresh(node: &Arc<Node>, backend: &Arc<Backend>, class: MethodClass) {
+/// Starts the one refresh of a class of calls in the background, unless it is in flight already. The refresh
+/// ends with the connection.
+pub(super) fn start_refresh(node: &Arc<Node>, backend: &Arc<Backend>, class: MethodClass) {
     if !backend.is_up() {
         return;
     }
@@ -148,7 +159,7 @@ async fn refresh_once(node: &Node, backend: &Arc<Backend>, class: MethodClass) -
 /// Lists everything of one kind at one backend, and records it.
 pub(super) async fn list_all(node: &Node, backend: &Arc<Backend>, list: List) -> Result<(), Error> {
     let method = list.unary();
-    let revision = backend.state.next_revision();
+    let revision = backend.state.begin_read();
     let listed = backend.fetch(method, own_headers(ATTEMPT_TIMEOUT), Message::new(&[]).framed());
     let late = |_| backend.late_error(ATTEMPT_TIMEOUT);
     let reply = tokio::time::timeout(ATTEMPT_TIMEOUT, listed).await.map_err(late)??;

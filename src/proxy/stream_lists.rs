@@ -144,16 +144,31 @@ impl Share {
                 }
                 Err(StreamFailure::Late) => {
                     if self.query.wait.is_backends_own {
-                        refresh::record_timeout(&self.query.node, &self.query.backend, class, self.method);
+                        refresh::mark_late_and_refresh(
+                            &self.query.node,
+                            &self.query.backend,
+                            class,
+                            self.method,
+                        );
                     }
                     return self.send_last_known(&sent_frames, None).await;
                 }
                 Err(StreamFailure::Broken(cause)) => {
-                    refresh::record_failure(&self.query.node, &self.query.backend, class, cause);
+                    refresh::record_failed_list_and_refresh(
+                        &self.query.node,
+                        &self.query.backend,
+                        class,
+                        cause,
+                    );
                     return self.send_last_known(&sent_frames, None).await;
                 }
                 Err(StreamFailure::Failed(error)) => {
-                    refresh::record_bad_list(&self.query.node, &self.query.backend, class, &error);
+                    refresh::record_bad_list_and_refresh(
+                        &self.query.node,
+                        &self.query.backend,
+                        class,
+                        &error,
+                    );
                     return self.send_last_known(&sent_frames, Some(error)).await;
                 }
             }
@@ -165,7 +180,7 @@ impl Share {
 
     /// Forwards the backend's own stream; every message is added to `sent_frames`.
     async fn stream(&mut self, sent_frames: &mut Vec<Bytes>) -> Result<(), StreamFailure> {
-        let revision = self.query.backend.state.next_revision();
+        let revision = self.query.backend.state.begin_read();
         let mut left = self.query.wait.time;
         let ListQuery { backend, headers, message, .. } = &self.query;
         let mut request = CallRequest::of(self.method, headers.clone(), message.framed());

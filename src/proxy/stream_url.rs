@@ -7,7 +7,7 @@ use crate::codec::Message;
 use crate::cri::STREAM_URL;
 use crate::error::Error;
 use crate::proxy::Node;
-use crate::relay::StreamRoute;
+use crate::relay::ClientUrl;
 use crate::wire;
 
 impl Node {
@@ -22,12 +22,13 @@ impl Node {
         }
         let url = wire::peek_str(reply.message.encoded(), &[STREAM_URL])
             .map_err(|error| backend.stream_url_error(error))?;
-        // Made for a URL that passes too: TLS files that cannot be used are an error of every stream.
+        // The connector is made even if the URL passes, so that unusable TLS files fail every stream, not
+        // only relayed ones.
         let connector = backend.connector().map_err(|error| backend.stream_url_error(error))?;
-        let route = self.relay.route(&backend.name, &backend.config(), &connector, url);
-        match route.map_err(|error| backend.stream_url_error(error))? {
-            StreamRoute::Direct => Ok(reply),
-            StreamRoute::Relay(relay_url) => {
+        let client_url = self.relay.issue_url(&backend.name, &backend.config(), &connector, url);
+        match client_url.map_err(|error| backend.stream_url_error(error))? {
+            ClientUrl::AsIs => Ok(reply),
+            ClientUrl::Relayed(relay_url) => {
                 let message =
                     Message::new(&wire::append_str(reply.message.encoded(), &[STREAM_URL], &relay_url));
                 Ok(BufferedReply { message, ..reply })

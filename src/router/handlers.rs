@@ -30,8 +30,8 @@ pub struct Handlers {
 pub struct Choice {
     /// The backend.
     pub backend: InstanceId,
-    /// The handler as that backend knows it.
-    pub handler: String,
+    /// The backend's name for the handler.
+    pub backend_handler: String,
 }
 
 impl Handlers {
@@ -41,7 +41,7 @@ impl Handlers {
         let meant = |targets: &[Target]| targets.iter().map(|t| (id(&t.backend), t.clone())).collect();
         let targets = config.handlers.iter().map(|(handler, targets)| (handler.clone(), meant(targets)));
         let backend = config.default_backend.clone();
-        let default_target = [Target { backend, handler: String::new(), weight: 1 }];
+        let default_target = [Target { backend, backend_handler: String::new(), weight: 1 }];
         let shares = &config.default_split;
         Self {
             default: id(&config.default_backend),
@@ -76,10 +76,11 @@ impl Handlers {
         let total: u64 = open().map(|(_, target)| u64::from(target.weight)).sum();
         let mut ticket = if total == 0 { 0 } else { uid_hash(uid) % total };
         for (backend, target) in open().filter(|(_, target)| target.weight > 0) {
-            match ticket.checked_sub(u64::from(target.weight)) {
-                Some(rest) => ticket = rest,
-                None => return Ok(Choice { backend: *backend, handler: target.handler.clone() }),
-            }
+            let Some(rest) = ticket.checked_sub(u64::from(target.weight)) else {
+                let backend_handler = target.backend_handler.clone();
+                return Ok(Choice { backend: *backend, backend_handler });
+            };
+            ticket = rest;
         }
         let first = targets.first().map(|(_, target)| target.backend.as_str().into());
         let backend = first.unwrap_or_else(|| Arc::clone(&self.default_name));
@@ -90,9 +91,10 @@ impl Handlers {
     /// lead there. A pod without a `RuntimeClass` can go anywhere, to the backend's own default.
     pub fn choose_at(&self, handler: &str, backend: InstanceId) -> Option<Choice> {
         let targets = self.targets_of(handler).ok()?;
-        let target = targets.iter().find(|(id, _)| *id == backend).map(|(_, target)| target.handler.clone());
-        let handler = target.or_else(|| handler.is_empty().then(String::new))?;
-        Some(Choice { backend, handler })
+        let target = targets.iter().find(|(id, _)| *id == backend);
+        let configured = target.map(|(_, target)| target.backend_handler.clone());
+        let backend_handler = configured.or_else(|| handler.is_empty().then(String::new))?;
+        Some(Choice { backend, backend_handler })
     }
 
     /// Returns the targets of a handler.
@@ -128,7 +130,7 @@ mod tests {
     fn target(backend: &str, weight: u32) -> (InstanceId, Target) {
         (
             if backend == "a" { A } else { B },
-            Target { backend: backend.into(), handler: format!("{backend}-h"), weight },
+            Target { backend: backend.into(), backend_handler: format!("{backend}-h"), weight },
         )
     }
 
@@ -137,7 +139,7 @@ mod tests {
             ("one".to_owned(), vec![target("a", 1)]),
             ("split".to_owned(), vec![target("a", 9), target("b", 1)]),
         ]);
-        let default_targets = vec![(A, Target { handler: String::new(), ..target("a", 1).1 })];
+        let default_targets = vec![(A, Target { backend_handler: String::new(), ..target("a", 1).1 })];
         Handlers { default: A, default_name: "a".into(), default_targets, targets }
     }
 
@@ -153,7 +155,7 @@ mod tests {
     #[test]
     fn no_handler_goes_to_the_default_backend_as_no_handler() {
         let choice = handlers().choose("", "uid", |_| false).expect("the default is open");
-        assert_eq!(choice, Choice { backend: A, handler: String::new() });
+        assert_eq!(choice, Choice { backend: A, backend_handler: String::new() });
     }
 
     #[test]
@@ -173,7 +175,7 @@ mod tests {
         let to_b = (0..1000).filter(|n| pick(&format!("uid-{n}")).backend == B).count();
         assert!((400..600).contains(&to_b), "{to_b} of 1000 went to the half of b");
         assert_eq!(pick("uid-7"), pick("uid-7"));
-        assert_eq!(handlers.choose("", "uid", |b| b == A).expect("b is open").handler, "b-h");
+        assert_eq!(handlers.choose("", "uid", |b| b == A).expect("b is open").backend_handler, "b-h");
         assert_eq!(handlers.default_backend(), A);
     }
 

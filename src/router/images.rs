@@ -88,19 +88,19 @@ fn entries(request: &[u8], holder: u32, number: u32) -> impl Iterator<Item = (&s
     entries.filter_map(|entry| wire::map_entry(entry).ok())
 }
 
-/// A store, and the name it knows the call's handler by.
+/// An image store, and its backend's name for the call's handler.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreTarget {
     /// The backend.
     pub backend: InstanceId,
-    /// What replaces `image.runtime_handler`; `None` leaves it as it is.
-    pub handler: Option<String>,
+    /// Replaces `image.runtime_handler` in the call; `None` leaves that field as it is.
+    pub backend_handler: Option<String>,
 }
 
 impl StoreTarget {
     /// The store of a backend, with the call unchanged.
     pub fn same_handler(backend: InstanceId) -> Self {
-        Self { backend, handler: None }
+        Self { backend, backend_handler: None }
     }
 }
 
@@ -192,7 +192,10 @@ impl Router {
         let renamed = |name: &String| Some(name.clone()).filter(|name| name != request.handler);
         let mut stores: Vec<_> = targets
             .iter()
-            .map(|(backend, target)| StoreTarget { backend: *backend, handler: renamed(&target.handler) })
+            .map(|(backend, target)| StoreTarget {
+                backend: *backend,
+                backend_handler: renamed(&target.backend_handler),
+            })
             .collect();
         let pods = alike.map(|(_, pods)| pods).unwrap_or_default();
         let is_alike = |store: &StoreTarget| pods.iter().any(|pod| pod.backend == store.backend);
@@ -221,9 +224,9 @@ impl Router {
         if request.handler.is_empty() {
             return Ok(ImageRoute::to(Rule::PullWithoutPod, self.handlers().default_backend()));
         }
-        let Choice { backend, handler } = choose(request.handler, request.uid)?;
-        let handler = Some(handler).filter(|handler| handler != request.handler);
-        Ok(ImageRoute { rule: Rule::PullHandler, stores: vec![StoreTarget { backend, handler }] })
+        let Choice { backend, backend_handler } = choose(request.handler, request.uid)?;
+        let backend_handler = Some(backend_handler).filter(|name| name != request.handler);
+        Ok(ImageRoute { rule: Rule::PullHandler, stores: vec![StoreTarget { backend, backend_handler }] })
     }
 
     /// A call without annotations: kubelet's question which user the image runs as, or another client's.
@@ -305,10 +308,10 @@ impl Router {
                 continue;
             }
             let target = configured.iter().find(|(target, _)| target == backend);
-            let known_as =
-                target.map_or_else(|| record.handler.to_string(), |(_, target)| target.handler.clone());
-            let renamed = Some(known_as).filter(|name| !handler.is_empty() && name != handler);
-            stores.push(StoreTarget { backend: *backend, handler: renamed });
+            let own = || record.backend_handler.to_string();
+            let known_as = target.map_or_else(own, |(_, target)| target.backend_handler.clone());
+            let backend_handler = Some(known_as).filter(|name| !handler.is_empty() && name != handler);
+            stores.push(StoreTarget { backend: *backend, backend_handler });
         }
         stores.sort_by_key(|store| store.backend);
         stores

@@ -43,23 +43,23 @@ struct OwnedId {
     record: Option<Arc<SandboxRecord>>,
 }
 
-/// What [`Owners`] says to a backend that shows an ID.
+/// The answer of [`Owners`] to a backend that claims an ID by showing it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Learnt {
-    /// It is the owner, perhaps from now on.
-    Ours,
-    /// Another backend is; nothing was changed.
-    OwnedBy(InstanceId),
+pub enum Claim {
+    /// The claimant is the owner, perhaps from now on.
+    Granted,
+    /// Another backend is the owner; nothing was changed.
+    HeldBy(InstanceId),
 }
 
-/// What an ID or prefix was found to be.
+/// How an ID in a request matches the IDs of the map; nothing is asked of a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Lookup {
+pub enum IdMatch {
     /// Exactly this ID is owned, or was until it was removed, at most 300 s ago.
     Exact(InstanceId),
-    /// It is the prefix of one ID only, which is given in full.
+    /// The prefix of one ID only, which is given in full.
     Prefix(InstanceId, String),
-    /// It is the prefix of several IDs.
+    /// The prefix of several IDs.
     Ambiguous,
     /// Nobody is known to own it.
     Unknown,
@@ -105,12 +105,12 @@ struct Removed {
 
 impl Owners {
     /// Learns that `backend` holds a container, unless another one owns it.
-    pub fn learn_container(&self, id: &str, backend: InstanceId) -> Learnt {
+    pub fn learn_container(&self, id: &str, backend: InstanceId) -> Claim {
         self.learn(id, OwnedId { backend, kind: Kind::Container, record: None })
     }
 
     /// Learns that `backend` holds a sandbox, unless another one owns it.
-    pub fn learn_sandbox(&self, id: &str, backend: InstanceId, record: SandboxRecord) -> Learnt {
+    pub fn learn_sandbox(&self, id: &str, backend: InstanceId, record: SandboxRecord) -> Claim {
         self.learn(id, OwnedId { backend, kind: Kind::Sandbox, record: Some(Arc::new(record)) })
     }
 
@@ -131,7 +131,7 @@ impl Owners {
         self.map.get(id).map(|owner| owner.backend)
     }
 
-    fn learn(&self, id: &str, owner: OwnedId) -> Learnt {
+    fn learn(&self, id: &str, owner: OwnedId) -> Claim {
         let pod = owner.record.as_ref().map(|record| (record.uid.clone(), owner.backend));
         match self.map.entry(id.into()) {
             Entry::Vacant(vacant) => {
@@ -139,7 +139,7 @@ impl Owners {
                 if let Some((uid, backend)) = pod {
                     self.hold(&uid, backend);
                 }
-                Learnt::Ours
+                Claim::Granted
             }
             Entry::Occupied(mut known) if known.get().backend == owner.backend => {
                 let before = known.insert(owner);
@@ -147,9 +147,9 @@ impl Owners {
                     self.hold(&uid, backend);
                     self.release(&before);
                 }
-                Learnt::Ours
+                Claim::Granted
             }
-            Entry::Occupied(known) => Learnt::OwnedBy(known.get().backend),
+            Entry::Occupied(known) => Claim::HeldBy(known.get().backend),
         }
     }
 
@@ -203,25 +203,25 @@ impl Owners {
     }
 
     /// Finds the owner of an ID or of a unique prefix of one, within `scope` if that is given.
-    pub fn find(&self, kind: Option<Kind>, id: &str, scope: Option<InstanceId>) -> Lookup {
+    pub fn find(&self, kind: Option<Kind>, id: &str, scope: Option<InstanceId>) -> IdMatch {
         let fits = |owner: InstanceId, of: Kind| {
             kind.is_none_or(|kind| kind == of) && scope.is_none_or(|scope| scope == owner)
         };
         if let Some(owner) = self.map.get(id).filter(|owner| fits(owner.backend, owner.kind)) {
-            return Lookup::Exact(owner.backend);
+            return IdMatch::Exact(owner.backend);
         }
         let of_removed = self.removed_ids().owner(id);
         if let Some((owner, _)) = of_removed.filter(|(owner, of)| fits(*owner, *of)) {
-            return Lookup::Exact(owner);
+            return IdMatch::Exact(owner);
         }
         let mut hits = self
             .map
             .iter()
             .filter(|entry| entry.key().starts_with(id) && fits(entry.value().backend, entry.value().kind));
         match (hits.next(), hits.next()) {
-            (None, _) => Lookup::Unknown,
-            (Some(hit), None) => Lookup::Prefix(hit.backend, hit.key().to_string()),
-            _ => Lookup::Ambiguous,
+            (None, _) => IdMatch::Unknown,
+            (Some(hit), None) => IdMatch::Prefix(hit.backend, hit.key().to_string()),
+            _ => IdMatch::Ambiguous,
         }
     }
 

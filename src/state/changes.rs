@@ -87,10 +87,10 @@ pub(super) enum Op {
     Ended(bool),
     /// The instance lists this ID, and another one owns it.
     #[prost(string, tag = "18")]
-    Disowned(String),
+    Foreign(String),
     /// The instance owns this ID again, or no longer lists it.
     #[prost(string, tag = "19")]
-    Owned(String),
+    ForeignCleared(String),
 }
 
 impl Op {

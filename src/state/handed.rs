@@ -157,8 +157,8 @@ fn is_passed_on(op: &Op) -> bool {
         | Op::DeclaredEmpty(_)
         | Op::Instance(_)
         | Op::Ended(_)
-        | Op::Disowned(_)
-        | Op::Owned(_) => false,
+        | Op::Foreign(_)
+        | Op::ForeignCleared(_) => false,
     }
 }
 

@@ -60,9 +60,9 @@ impl InstanceState {
         }
     }
 
-    /// Records the identity in the journal without demanding a snapshot; the first full pair of lists demands
-    /// one.
-    pub fn begin_as(&self, instance: &Instance) {
+    /// Records the identity in the journal without waking the writer; the first full pair of lists wakes it,
+    /// and a snapshot is written then.
+    pub fn journal_instance(&self, instance: &Instance) {
         self.record(vec![Op::Instance(Box::new(instance.save()))]);
     }
 
@@ -90,8 +90,9 @@ impl InstanceState {
         self.shared.demand_snapshot();
     }
 
-    /// Returns the revision of a list or status read that is sent now. Take it *before* sending.
-    pub fn next_revision(&self) -> Revision {
+    /// Takes the revision of a list or status that is requested from now on; a change recorded later has a
+    /// later one.
+    pub fn begin_read(&self) -> Revision {
         Revision { seq: self.shared.next_seq(), at: Instant::now() }
     }
 

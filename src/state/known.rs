@@ -89,10 +89,10 @@ impl KnownState {
         match op {
             Op::Instance(saved) => self.instance = Instance::load((**saved).clone()),
             Op::Ended(ended) => self.ended = *ended,
-            Op::Disowned(id) => {
+            Op::Foreign(id) => {
                 self.foreign.insert(id.as_str().into());
             }
-            Op::Owned(id) => {
+            Op::ForeignCleared(id) => {
                 self.foreign.remove(id.as_str());
             }
             Op::Draining(draining) => self.draining = *draining,

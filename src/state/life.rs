@@ -19,7 +19,7 @@
 //! | [`LifeChange::Listed`] | Member | Member | Removed | `InstanceState::replace_list` |
 //! | [`LifeChange::MoveResolved`] | Member | Member | Member | `app/backends/moved.rs` |
 //! | [`LifeChange::LeftFile`] | Removed | Removed | Removed | `Backends::keep_removed` |
-//! | [`LifeChange::NamedInFile`] | Joining | Member | Member | `Backends::apply_step` |
+//! | [`LifeChange::NamedInFile`] | Joining | Member | Member | `Backends::carry_out_step` |
 //! | [`LifeChange::GivenUp`] | Joining | Joining | never: it has ended | `state/load.rs` |
 //!
 //! | the state | its lists are not known | its lists are known |

@@ -77,7 +77,7 @@ fn run_request(name: &str) -> Vec<u8> {
 
 /// Takes both lists as one pair that was just sent.
 fn take_pair(backend: &InstanceState, sandbox_ids: &[&str], container_ids: &[(&str, &str)]) {
-    let revision = backend.next_revision();
+    let revision = backend.begin_read();
     backend.replace_list(ListKind::Sandboxes, revision, sandboxes(sandbox_ids));
     backend.replace_list(ListKind::Containers, revision, containers(container_ids));
 }

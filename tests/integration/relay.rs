@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::pki::{Authority, Files, backend, server};
 use crimux::backend::connect::Connector;
 use crimux::config::{BackendConfig, Endpoint, RelayMode};
-use crimux::relay::{Relay, RelayMetrics, StreamRoute, UrlError};
+use crimux::relay::{ClientUrl, Relay, RelayMetrics, UrlError};
 use crimux::shutdown::{Shutdown, run_with_deadline};
 use prometheus::Registry;
 use rustls::version::{TLS12, TLS13};
@@ -38,13 +38,13 @@ impl Node {
         Self { relay, registry, shutdown, running }
     }
 
-    fn route(&self, config: &BackendConfig, url: &str) -> Result<StreamRoute, UrlError> {
-        self.relay.route("edge", config, &Arc::new(Connector::new(config).unwrap()), url)
+    fn route(&self, config: &BackendConfig, url: &str) -> Result<ClientUrl, UrlError> {
+        self.relay.issue_url("edge", config, &Arc::new(Connector::new(config).unwrap()), url)
     }
 
     /// The path of a relayed `url`.
     fn path(&self, config: &BackendConfig, url: &str) -> String {
-        let Ok(StreamRoute::Relay(ours)) = self.route(config, url) else { panic!("{url} is not relayed") };
+        let Ok(ClientUrl::Relayed(ours)) = self.route(config, url) else { panic!("{url} is not relayed") };
         ours.strip_prefix(&format!("http://{}", self.relay.address())).unwrap().to_owned()
     }
 
@@ -311,7 +311,7 @@ async fn a_hostile_remote_backend_gets_no_token_for_this_node() {
     }
     assert!(matches!(node.route(&remote, "http://10.0.0.8:1/exec/abc"), Err(UrlError::OtherHost { .. })));
     let allowed = node.route(&remote, "http://node-7:1/exec/abc").unwrap();
-    assert!(matches!(allowed, StreamRoute::Relay(ours) if ours.starts_with("http://127.0.0.1:")));
+    assert!(matches!(allowed, ClientUrl::Relayed(ours) if ours.starts_with("http://127.0.0.1:")));
 }
 
 #[tokio::test]

@@ -30,7 +30,7 @@ fn kata(store: &StateStore) -> Arc<InstanceState> {
 
 fn list_both(backend: &InstanceState, ids: &[&str]) {
     let items = ids.iter().map(|id| cri::PodSandbox { id: (*id).into(), ..Default::default() }).collect();
-    let epoch = backend.next_revision();
+    let epoch = backend.begin_read();
     let reply = cri::ListPodSandboxResponse { items }.encode_to_vec();
     backend.replace_list(ListKind::Sandboxes, epoch, reply.into());
     backend.replace_list(ListKind::Containers, epoch, bytes::Bytes::new());
@@ -79,10 +79,10 @@ fn everything_survives_an_orderly_restart() {
     list_both(&backend, &["s1"]);
     let image = cri::Image { id: "sha256:aa".into(), ..Default::default() };
     let images = bytes::Bytes::from(cri::ListImagesResponse { images: vec![image] }.encode_to_vec());
-    backend.replace_list(ListKind::Images, backend.next_revision(), images.clone());
+    backend.replace_list(ListKind::Images, backend.begin_read(), images.clone());
     let status = cri::PodSandboxStatus { id: "s1".into(), ..Default::default() };
     let status = cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() }.encode_to_vec();
-    backend.remember_status(Kind::Sandbox, "s1", backend.next_revision(), &status);
+    backend.remember_status(Kind::Sandbox, "s1", backend.begin_read(), &status);
     backend.remember_reply(Rpc::Version, b"\x0a\x050.1.0");
     store.flush().unwrap();
     let backend = kata(&open(dir.path()));

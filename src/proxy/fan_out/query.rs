@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::method::{List, Method};
 use crate::proxy::Node;
 use crate::proxy::learn::{Learner, ReceivedList};
-use crate::proxy::refresh::{record_bad_list, record_timeout, refresh};
+use crate::proxy::refresh::{mark_late_and_refresh, record_bad_list_and_refresh, start_refresh};
 use crate::proxy::wait::Wait;
 use crate::state::{Filter, ListKind, Revision};
 
@@ -48,7 +48,7 @@ impl ListQuery {
         match self.ask(class).await {
             Asked::Reply(revision, reply) if reply.code == Code::Ok => match self.record(revision, &reply) {
                 Ok(items) => return Ok(self.live(items)),
-                Err(error) => record_bad_list(&self.node, backend, class, &error),
+                Err(error) => record_bad_list_and_refresh(&self.node, backend, class, &error),
             },
             Asked::Reply(_, reply) if reply.code == Code::Unimplemented && self.list.is_optional() => {
                 backend.record_implemented(method, false);
@@ -56,16 +56,21 @@ impl ListQuery {
             }
             Asked::Reply(_, reply) => {
                 // The log says what the backend did; a client may get the backend's own status.
-                record_bad_list(&self.node, backend, class, &backend.unusable_reply_error(method, &reply));
+                record_bad_list_and_refresh(
+                    &self.node,
+                    backend,
+                    class,
+                    &backend.unusable_reply_error(method, &reply),
+                );
                 own_error = Some(backend.refused_error(method, &reply.trailers));
             }
             // A backend without a connection fails here at once. Its last-known list stands in, and the end
             // of the connection was logged when it ended.
             Asked::NoAnswer(Error::Down { .. }) => {}
-            Asked::NoAnswer(error) => record_bad_list(&self.node, backend, class, &error),
-            Asked::IsLate => refresh(&self.node, backend, class),
+            Asked::NoAnswer(error) => record_bad_list_and_refresh(&self.node, backend, class, &error),
+            Asked::IsLate => start_refresh(&self.node, backend, class),
             Asked::TimedOut if self.wait.is_backends_own => {
-                record_timeout(&self.node, backend, class, method);
+                mark_late_and_refresh(&self.node, backend, class, method);
             }
             // The caller's deadline was shorter than the backend's, so it says nothing about the backend.
             Asked::TimedOut => {}
@@ -107,7 +112,7 @@ impl ListQuery {
         if backend.health.is_late(class) {
             return Asked::IsLate;
         }
-        let revision = backend.state.next_revision();
+        let revision = backend.state.begin_read();
         // kubelet lists every second, and mostly nothing has changed.
         let newest = ListKind::of(self.list).filter(|_| self.filter.is_empty());
         let newest = newest.and_then(|kind| backend.state.newest_list(kind));

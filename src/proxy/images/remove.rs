@@ -125,7 +125,7 @@ impl Call {
             return listed.is_ok();
         }
         if wait.is_backends_own {
-            refresh::record_timeout(&self.node, backend, MethodClass::Images, method);
+            refresh::mark_late_and_refresh(&self.node, backend, MethodClass::Images, method);
         }
         false
     }
@@ -170,7 +170,7 @@ impl Call {
         if by_name {
             // The runtime decides whether removing a tag removes the image.
             self.node.image_lists.invalidate(backend.id);
-            refresh::refresh(&self.node, backend, MethodClass::Images);
+            refresh::start_refresh(&self.node, backend, MethodClass::Images);
         }
         forget_images(&self.node, backend, images);
         backend.state.wait_for_journal().await;

@@ -5,7 +5,8 @@
 //! | rule | how | the table of cases |
 //! |---|---|---|
 //! | `OwnSocket` | `PassOn`: one store, whose answer passes | |
-//! | `ConfigSeen`, `Handler`, `UsedBy`, `Alike`, `NoPod`, `OtherClient` | `AllSame` | `answer_and_note_start` |
+//! | `ConfigSeen`, `Handler`, `UsedBy` | `AllSame`: present only if all have one image | `answer_for_pod` |
+//! | `Alike`, `NoPod`, `OtherClient` | the same | the same |
 //! | `StartUnderWay` | `SameUser`: absent is never an answer | [`images::compare_answers`] |
 //! | `YoungProcess` | `SameUser`: absent only if all say so | the same |
 //!
@@ -56,7 +57,7 @@ impl Call {
         let answers = self.ask_all(method, &message, &backends, &stores).await;
         match rule.combine() {
             Combine::PassOn => self.answer_of_store(answers),
-            Combine::AllSame => self.answer_and_note_start(&request, &backends, answers),
+            Combine::AllSame => self.answer_for_pod(&request, &backends, answers),
             Combine::SameUser { accept_absent } => {
                 let compared = images::compare_answers(&store_answers(&answers), accept_absent);
                 self.answer_user_query(&request, rule, &backends, answers, compared)
@@ -77,13 +78,13 @@ impl Call {
     /// | answers | the client gets | the container start of the pod |
     /// |---|---|---|
     /// | one is absent | absent | ends |
-    /// | all are unavailable | the first error; kubelet starts the container again from the beginning | ends |
+    /// | all are unavailable | the first error: kubelet starts the container again | ends |
     /// | different images by one name | absent: kubelet pulls, and the pull carries the pod's uid | ends |
     /// | the same image | present | begins, at the stores that have the image |
     ///
     /// While the start lasts, kubelet's question for the user, which names no pod, is answered by these
     /// stores. A call without `config.seen` is of no pod and notes nothing.
-    fn answer_and_note_start(
+    fn answer_for_pod(
         &self,
         request: &ImageRequest<'_>,
         backends: &[Arc<Backend>],
@@ -167,7 +168,7 @@ impl Call {
             }
             // A wait that the caller or `LATE_STORE` cut short says nothing new about the backend.
             if wait.is_backends_own && !is_brief {
-                refresh::record_timeout(&self.node, backend, MethodClass::Reads, method);
+                refresh::mark_late_and_refresh(&self.node, backend, MethodClass::Reads, method);
             }
             Err(backend.timeout_error(method, wait.time))
         });

@@ -2,7 +2,7 @@
 
 use super::{Learner, SeenIn, sandbox_record};
 use crate::backend::{Backend, Link};
-use crate::router::Learnt;
+use crate::router::Claim;
 use crate::state::InstanceId;
 
 impl Learner<'_> {
@@ -11,14 +11,14 @@ impl Learner<'_> {
     pub(in crate::proxy) fn learn_last_known(self) {
         let (state, owners) = (&self.backend.state, &self.node.router.owners);
         state.for_each_sandbox(|facts| {
-            let learnt = owners.learn_sandbox(facts.id, self.backend.id, sandbox_record(&facts));
-            self.settle_owner(facts.id, learnt, SeenIn::LastKnown);
+            let claim = owners.learn_sandbox(facts.id, self.backend.id, sandbox_record(&facts));
+            self.settle_owner(facts.id, claim, SeenIn::LastKnown);
         });
         state.for_each_container(|facts| match owners.owner_of(facts.sandbox_id) {
             Some(owner) if owner != self.backend.id => self.record_foreign(facts.id),
             _ => {
-                let learnt = owners.learn_container(facts.id, self.backend.id);
-                self.settle_owner(facts.id, learnt, SeenIn::LastKnown);
+                let claim = owners.learn_container(facts.id, self.backend.id);
+                self.settle_owner(facts.id, claim, SeenIn::LastKnown);
             }
         });
     }
@@ -27,11 +27,11 @@ impl Learner<'_> {
     pub(in crate::proxy) fn settle_foreign(self) {
         for id in self.backend.state.foreign() {
             let owner = self.node.router.owners.owner_of(&id);
-            self.settle_owner(&id, owner.map_or(Learnt::Ours, Learnt::OwnedBy), SeenIn::Foreign);
+            self.settle_owner(&id, owner.map_or(Claim::Granted, Claim::HeldBy), SeenIn::Foreign);
         }
     }
 
-    /// Decides who owns an ID that this backend, the claimant, shows; `learnt` is what the owners said to it.
+    /// Decides who owns an ID that this backend, the claimant, shows; `claim` is the owners' answer.
     ///
     /// | shown in | the holder stays without a further look |
     /// |---|---|
@@ -41,8 +41,8 @@ impl Learner<'_> {
     /// | [`SeenIn::Reply`], [`SeenIn::Foreign`] | never |
     ///
     /// Otherwise [`is_new_owner`] decides; of a sandbox that goes over, its containers go with it.
-    pub(super) fn settle_owner(self, id: &str, learnt: Learnt, seen_in: SeenIn) {
-        let Learnt::OwnedBy(owner) = learnt else { return self.backend.state.mark_owned(id) };
+    pub(super) fn settle_owner(self, id: &str, claim: Claim, seen_in: SeenIn) {
+        let Claim::HeldBy(owner) = claim else { return self.backend.state.clear_foreign(id) };
         let holder = self.node.backend(owner).ok();
         let stays = match seen_in {
             SeenIn::List => self.node.is_outside_lists(self.backend),
@@ -63,7 +63,7 @@ impl Learner<'_> {
 
     fn transfer_to_claimant(self, id: &str, holder: InstanceId) {
         self.node.router.owners.transfer(id, self.backend.id);
-        self.backend.state.mark_owned(id);
+        self.backend.state.clear_foreign(id);
         let holder = self.node.state_store.get(holder);
         if holder.is_some_and(|holder| holder.has_id(id) && holder.mark_foreign(id)) {
             self.node.metrics.count_id_conflict();

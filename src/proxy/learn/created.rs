@@ -35,8 +35,8 @@ impl Learner<'_> {
         let owners = &self.node.router.owners;
         self.settle_owner(id, owners.learn_sandbox(id, self.backend.id, record), SeenIn::Reply);
         for container in restored {
-            let learnt = owners.learn_container(container, self.backend.id);
-            self.settle_owner(container, learnt, SeenIn::Reply);
+            let claim = owners.learn_container(container, self.backend.id);
+            self.settle_owner(container, claim, SeenIn::Reply);
         }
         Ok(id.to_owned())
     }
@@ -51,8 +51,8 @@ impl Learner<'_> {
     ) -> Result<(), Error> {
         let id = self.created_id(method, reply)?;
         self.backend.state.record_container_created(id, sandbox, request);
-        let learnt = self.node.router.owners.learn_container(id, self.backend.id);
-        self.settle_owner(id, learnt, SeenIn::Reply);
+        let claim = self.node.router.owners.learn_container(id, self.backend.id);
+        self.settle_owner(id, claim, SeenIn::Reply);
         Ok(())
     }
 

@@ -34,8 +34,8 @@ impl Learner<'_> {
             let ready = state == PodSandboxState::SandboxReady as u64;
             let record =
                 SandboxRecord { created_at: created, ready, ..SandboxRecord::new(uid, handler, annotations) };
-            let learnt = owners.learn_sandbox(sandbox, self.backend.id, record);
-            self.settle_owner(sandbox, learnt, SeenIn::Reply);
+            let claim = owners.learn_sandbox(sandbox, self.backend.id, record);
+            self.settle_owner(sandbox, claim, SeenIn::Reply);
         }
         for status in wire::items(event, field!(ContainerEventResponse.containers_statuses)) {
             let id = wire::peek_str(status?, &[field!(ContainerStatus.id)])?;

@@ -27,8 +27,8 @@ impl Learner<'_> {
         match change {
             HandedChange::Sandbox(item) => {
                 if let Ok(facts) = SandboxRef::parse(item) {
-                    let learnt = owners.learn_sandbox(facts.id, self.backend.id, sandbox_record(&facts));
-                    self.settle_owner(facts.id, learnt, SeenIn::Reply);
+                    let claim = owners.learn_sandbox(facts.id, self.backend.id, sandbox_record(&facts));
+                    self.settle_owner(facts.id, claim, SeenIn::Reply);
                 }
             }
             HandedChange::Container(id) => {

@@ -68,7 +68,7 @@ fn route_with(
     };
     let request = spec(handler, annotations);
     let route = router.route_of_status(&ImageRequest::read(&request).unwrap(), &known)?;
-    let stores = route.stores.iter().map(|StoreTarget { backend, handler }| match handler {
+    let stores = route.stores.iter().map(|StoreTarget { backend, backend_handler }| match backend_handler {
         Some(handler) => format!("{}:{handler}", name(*backend)),
         None => name(*backend).to_owned(),
     });
@@ -237,7 +237,7 @@ fn a_handler_that_was_taken_out_does_not_block_the_pods_it_made() {
     let asked = ImageRequest { handler: "gone", uid: "u1", ..ImageRequest::default() };
     let pod = router.owners.newest(|pod| &*pod.uid == "u1");
     let pull = router.route_of_pull(&asked, pod.as_ref(), refused).unwrap();
-    let store = StoreTarget { backend: id("b"), handler: Some("b".to_owned()) };
+    let store = StoreTarget { backend: id("b"), backend_handler: Some("b".to_owned()) };
     assert_eq!(pull, ImageRoute { rule: Rule::PodUid, stores: vec![store] });
 }
 

@@ -7,8 +7,8 @@ use std::hash::{Hash, Hasher};
 pub struct SandboxRecord {
     /// `metadata.uid`.
     pub uid: Box<str>,
-    /// The handler as its backend knows it.
-    pub handler: Box<str>,
+    /// The backend's name for the handler.
+    pub backend_handler: Box<str>,
     /// Annotation `kubernetes.io/config.seen`: ties kubelet's image calls to a sandbox.
     pub config_seen: Box<str>,
     /// Digest of the other annotations without `kubernetes.io/config.*`.
@@ -21,11 +21,15 @@ pub struct SandboxRecord {
 
 impl SandboxRecord {
     /// Makes it from what a request or a list says of a sandbox; `created_at` and `ready` are not set.
-    pub fn new<'a>(uid: &str, handler: &str, annotations: impl Iterator<Item = (&'a str, &'a str)>) -> Self {
+    pub fn new<'a>(
+        uid: &str,
+        backend_handler: &str,
+        annotations: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Self {
         let annotations = Annotations::read(annotations);
         Self {
             uid: uid.into(),
-            handler: handler.into(),
+            backend_handler: backend_handler.into(),
             config_seen: annotations.config_seen.into(),
             annotations: annotations.digest,
             created_at: 0,

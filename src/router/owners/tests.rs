@@ -9,12 +9,12 @@ const B: InstanceId = InstanceId(2);
 fn a_removed_id_is_its_owners_alone_and_is_no_prefix_of_anything() {
     let owners = owners();
     owners.remove("xyz");
-    assert_eq!(owners.find(Some(Kind::Container), "xyz", None), Lookup::Exact(B));
-    assert_eq!(owners.find(Some(Kind::Sandbox), "xyz", None), Lookup::Unknown);
-    assert_eq!(owners.find(None, "xy", None), Lookup::Unknown);
+    assert_eq!(owners.find(Some(Kind::Container), "xyz", None), IdMatch::Exact(B));
+    assert_eq!(owners.find(Some(Kind::Sandbox), "xyz", None), IdMatch::Unknown);
+    assert_eq!(owners.find(None, "xy", None), IdMatch::Unknown);
     assert_eq!((owners.owner_of("xyz"), owners.count(B)), (None, (0, 1)));
     owners.forget_all_of(B);
-    assert_eq!(owners.find(None, "xyz", None), Lookup::Unknown);
+    assert_eq!(owners.find(None, "xyz", None), IdMatch::Unknown);
 }
 
 fn owners() -> Owners {
@@ -28,15 +28,15 @@ fn owners() -> Owners {
 #[test]
 fn a_prefix_must_mean_one_id_over_all_backends() {
     let owners = owners();
-    assert_eq!(owners.find(None, "ab", None), Lookup::Ambiguous);
-    assert_eq!(owners.find(Some(Kind::Container), "ab", None), Lookup::Prefix(B, "abc2".into()));
-    assert_eq!(owners.find(None, "xyz", None), Lookup::Exact(B));
-    assert_eq!(owners.find(None, "q", None), Lookup::Unknown);
+    assert_eq!(owners.find(None, "ab", None), IdMatch::Ambiguous);
+    assert_eq!(owners.find(Some(Kind::Container), "ab", None), IdMatch::Prefix(B, "abc2".into()));
+    assert_eq!(owners.find(None, "xyz", None), IdMatch::Exact(B));
+    assert_eq!(owners.find(None, "q", None), IdMatch::Unknown);
 }
 
 #[test]
 fn a_scope_hides_what_other_backends_own() {
-    assert_eq!(owners().find(None, "xyz", Some(A)), Lookup::Unknown);
+    assert_eq!(owners().find(None, "xyz", Some(A)), IdMatch::Unknown);
 }
 
 fn pod(uid: &str, seen: &str, created_at: i64, ready: bool) -> SandboxRecord {
@@ -99,6 +99,6 @@ fn a_new_config_seen_takes_the_place_of_the_old_one_in_all_sandboxes_of_its_pod(
 #[test]
 fn an_id_at_two_backends_keeps_its_first_owner_and_is_reported() {
     let owners = owners();
-    assert_eq!(owners.learn_container("xyz", A), Learnt::OwnedBy(B));
-    assert_eq!(owners.find(None, "xyz", None), Lookup::Exact(B));
+    assert_eq!(owners.learn_container("xyz", A), Claim::HeldBy(B));
+    assert_eq!(owners.find(None, "xyz", None), IdMatch::Exact(B));
 }

@@ -59,15 +59,15 @@ impl InstanceState {
     pub fn mark_foreign(&self, id: &str) -> bool {
         let news = !self.lock().foreign.contains(id);
         if news {
-            self.change(vec![Op::Disowned(id.to_owned())]);
+            self.change(vec![Op::Foreign(id.to_owned())]);
         }
         news
     }
 
-    /// Records that no other instance owns this ID.
-    pub fn mark_owned(&self, id: &str) {
+    /// Records that this ID is not foreign any more: it is owned here, or is not listed here.
+    pub fn clear_foreign(&self, id: &str) {
         if self.lock().foreign.contains(id) {
-            self.change(vec![Op::Owned(id.to_owned())]);
+            self.change(vec![Op::ForeignCleared(id.to_owned())]);
         }
     }
 

@@ -163,7 +163,7 @@ fn pod(number: usize) -> cri::PodSandbox {
 }
 
 fn take(backend: &InstanceState, containers: &[Incarnation]) {
-    let revision = backend.next_revision();
+    let revision = backend.begin_read();
     let items = (0..PODS).map(pod).collect();
     let list = cri::ListPodSandboxResponse { items }.encode_to_vec();
     backend.replace_list(ListKind::Sandboxes, revision, list.into());
@@ -173,7 +173,7 @@ fn take(backend: &InstanceState, containers: &[Incarnation]) {
 }
 
 fn read_status(backend: &InstanceState, container: Incarnation) {
-    backend.remember_status(Kind::Container, &container.id(), backend.next_revision(), &container.status());
+    backend.remember_status(Kind::Container, &container.id(), backend.begin_read(), &container.status());
 }
 
 /// Takes what a node has beside its containers.
@@ -193,7 +193,7 @@ fn take_the_rest(backend: &InstanceState) {
             ..Default::default()
         };
         let reply = cri::PodSandboxStatusResponse { status: Some(status), ..Default::default() };
-        let revision = backend.next_revision();
+        let revision = backend.begin_read();
         backend.remember_status(Kind::Sandbox, &pod.id, revision, &reply.encode_to_vec());
     }
     let image = |number: usize| cri::Image {
@@ -204,7 +204,7 @@ fn take_the_rest(backend: &InstanceState) {
         ..Default::default()
     };
     let images = cri::ListImagesResponse { images: (0..100).map(image).collect() }.encode_to_vec();
-    backend.replace_list(ListKind::Images, backend.next_revision(), images.into());
+    backend.replace_list(ListKind::Images, backend.begin_read(), images.into());
 }
 
 /// Plays what kubelet and the runtime do for one restart, with the two writes that fit between two restarts.

@@ -156,7 +156,7 @@ fn after_a_reboot_a_local_backend_is_stopped_and_a_remote_one_is_as_it_was() {
     for (name, local) in [("local", true), ("remote", false)] {
         let backend = store.backend(name, local);
         take_pair(&backend, &["s1"], &[("c1", "s1")]);
-        backend.remember_status(Kind::Container, "c1", backend.next_revision(), &status);
+        backend.remember_status(Kind::Container, "c1", backend.begin_read(), &status);
     }
     store.flush().unwrap();
     store.backend("local", true).record_sandbox_created("s2", &run_request("late"));
@@ -280,7 +280,7 @@ fn where_an_instance_is_survives_a_kill_before_the_first_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let store = open(dir.path());
     let backend = store.create("w", Life::Member);
-    backend.begin_as(&Instance { endpoint: "unix:///run/w.sock".into(), ..backend.instance() });
+    backend.journal_instance(&Instance { endpoint: "unix:///run/w.sock".into(), ..backend.instance() });
     let survivor = copy(dir.path());
     let again = open(survivor.path());
     assert_eq!(again.instances(), [backend.instance()]);
@@ -302,7 +302,7 @@ fn what_another_instance_owns_is_not_shown_and_that_is_remembered() {
         assert_eq!(heard_of(backend), ["s2"]);
         assert!(backend.has_id("s1"));
     }
-    backend.mark_owned("s1");
+    backend.clear_foreign("s1");
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1", "s2"]);
 }
 
@@ -408,7 +408,7 @@ fn stats_alone_wait_and_a_drain_does_not() {
     };
     take_pair(&backend, &["s1", "s2"], &[]);
     assert!(writes());
-    backend.replace_list(ListKind::PodSandboxStats, backend.next_revision(), Bytes::from_static(&[10, 0]));
+    backend.replace_list(ListKind::PodSandboxStats, backend.begin_read(), Bytes::from_static(&[10, 0]));
     assert!(!writes());
     backend.set_draining(true);
     assert!(open(copy(dir.path()).path()).backend("runc", true).is_draining());

@@ -101,7 +101,7 @@ fn play(store: &StateStore, backend: &InstanceState, event: DeltaEvent) {
             let items =
                 pods.iter().map(|(id, state, _)| cri::PodSandbox { state: *state, ..sandbox(&s(*id)) });
             let containers = pods.iter().map(|(id, _, state)| container(&c(*id), &s(*id), *state)).collect();
-            let revision = backend.next_revision();
+            let revision = backend.begin_read();
             let list = cri::ListPodSandboxResponse { items: items.collect() }.encode_to_vec();
             backend.replace_list(ListKind::Sandboxes, revision, list.into());
             let list = cri::ListContainersResponse { containers }.encode_to_vec();
@@ -110,10 +110,10 @@ fn play(store: &StateStore, backend: &InstanceState, event: DeltaEvent) {
         DeltaEvent::Seen(id, state) => {
             let items = vec![cri::PodSandbox { state, ..sandbox(&s(id)) }];
             let reply = cri::ListPodSandboxResponse { items }.encode_to_vec();
-            backend.update_items(ListKind::Sandboxes, backend.next_revision(), &reply).unwrap();
+            backend.update_items(ListKind::Sandboxes, backend.begin_read(), &reply).unwrap();
         }
         DeltaEvent::Images(ids) => {
-            backend.replace_list(ListKind::Images, backend.next_revision(), images(&ids));
+            backend.replace_list(ListKind::Images, backend.begin_read(), images(&ids));
         }
         DeltaEvent::ImageRemoved(id) => backend.record_image_removed(&format!("i{id}")),
         DeltaEvent::ImagesForgotten => backend.forget_images(),
@@ -128,12 +128,12 @@ fn play(store: &StateStore, backend: &InstanceState, event: DeltaEvent) {
         DeltaEvent::Status(id, state) => {
             let status = cri::ContainerStatus { id: c(id), state, ..Default::default() };
             let reply = cri::ContainerStatusResponse { status: Some(status), ..Default::default() };
-            let revision = backend.next_revision();
+            let revision = backend.begin_read();
             backend.remember_status(Kind::Container, &c(id), revision, &reply.encode_to_vec());
         }
         DeltaEvent::StatusDropped(id) => _ = backend.drop_status(&c(id)),
         DeltaEvent::Foreign(id, true) => _ = backend.mark_foreign(&s(id)),
-        DeltaEvent::Foreign(id, false) => backend.mark_owned(&s(id)),
+        DeltaEvent::Foreign(id, false) => backend.clear_foreign(&s(id)),
         DeltaEvent::Drained(drained) => backend.set_draining(drained),
         DeltaEvent::LacksStats(lacks) => backend.set_unimplemented(Rpc::ListPodSandboxStats, lacks),
         DeltaEvent::Forgotten => _ = store.declare_empty(backend.id()),

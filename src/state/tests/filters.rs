@@ -49,8 +49,8 @@ proptest! {
         let backend = open(dir.path()).backend("runc", true);
         let items = distinct(items, |item| item.id.clone());
         let all = cri::ListPodSandboxResponse { items: items.clone() };
-        backend.replace_list(ListKind::Sandboxes, backend.next_revision(), all.encode_to_vec().into());
-        backend.replace_list(ListKind::Containers, backend.next_revision(), Bytes::new());
+        backend.replace_list(ListKind::Sandboxes, backend.begin_read(), all.encode_to_vec().into());
+        backend.replace_list(ListKind::Containers, backend.begin_read(), Bytes::new());
         let filter = cri::PodSandboxFilter {
             id: id.clone().unwrap_or_default(),
             state: state.map(|state| cri::PodSandboxStateValue { state }),
@@ -81,8 +81,8 @@ proptest! {
         let backend = open(dir.path()).backend("runc", true);
         let items = distinct(items, |item| item.id.clone());
         let all = cri::ListContainersResponse { containers: items.clone() };
-        backend.replace_list(ListKind::Sandboxes, backend.next_revision(), Bytes::new());
-        backend.replace_list(ListKind::Containers, backend.next_revision(), all.encode_to_vec().into());
+        backend.replace_list(ListKind::Sandboxes, backend.begin_read(), Bytes::new());
+        backend.replace_list(ListKind::Containers, backend.begin_read(), all.encode_to_vec().into());
         let filter = cri::ContainerFilter {
             id: id.clone().unwrap_or_default(),
             state: state.map(|state| cri::ContainerStateValue { state }),
@@ -116,7 +116,7 @@ proptest! {
         };
         let all = items.iter().cloned().map(stats).collect();
         let all = cri::ListPodSandboxStatsResponse { stats: all };
-        backend.replace_list(ListKind::PodSandboxStats, backend.next_revision(), all.encode_to_vec().into());
+        backend.replace_list(ListKind::PodSandboxStats, backend.begin_read(), all.encode_to_vec().into());
         let filter = cri::PodSandboxStatsFilter {
             id: id.clone().unwrap_or_default(),
             label_selector: selector.clone(),
@@ -165,7 +165,7 @@ fn images_are_found_by_name() {
         |id: &str, tag: &str| cri::Image { id: id.into(), repo_tags: vec![tag.into()], ..Default::default() };
     let images = vec![image("sha256:aa", "docker.io/library/busybox:1"), image("sha256:bb", "quay.io/x/y:2")];
     let reply = cri::ListImagesResponse { images: images.clone() }.encode_to_vec();
-    backend.replace_list(ListKind::Images, backend.next_revision(), reply.into());
+    backend.replace_list(ListKind::Images, backend.begin_read(), reply.into());
     let found = |name: &str| {
         let spec = cri::ImageSpec { image: name.into(), ..Default::default() };
         let request = cri::ListImagesRequest { filter: Some(cri::ImageFilter { image: Some(spec) }) };

@@ -22,7 +22,7 @@ fn a_backend_never_listed_is_unknown_even_if_something_was_created_on_it() {
     backend.for_each_sandbox(|facts| visited.push(facts.id.to_owned()));
     assert_eq!(visited, ["s1"], "its owner is known all the same");
 
-    let revision = backend.next_revision();
+    let revision = backend.begin_read();
     backend.replace_list(ListKind::Sandboxes, revision, sandboxes(&["s1"]));
     backend.replace_list(ListKind::Containers, revision, containers(&[]));
     assert!(backend.has_lists() && backend.was_listed_live() && backend.age().is_some());
@@ -51,8 +51,8 @@ fn a_list_in_a_bigger_buffer_is_copied_out_of_it_and_stays_the_same() {
     let (_dir, backend) = backend();
     let padded = [vec![0; 4096], sandboxes(&["s1"]).to_vec()].concat();
     let slice = Bytes::from(padded).slice(4096..);
-    backend.replace_list(ListKind::Sandboxes, backend.next_revision(), slice.clone());
-    backend.replace_list(ListKind::Containers, backend.next_revision(), containers(&[]));
+    backend.replace_list(ListKind::Sandboxes, backend.begin_read(), slice.clone());
+    backend.replace_list(ListKind::Containers, backend.begin_read(), containers(&[]));
     backend.compact();
     let kept = list(&backend, ListKind::Sandboxes).unwrap();
     assert_eq!(kept, slice);
@@ -64,13 +64,13 @@ fn a_list_in_a_bigger_buffer_is_copied_out_of_it_and_stays_the_same() {
 fn a_sandbox_list_waits_for_a_container_list_that_was_sent_after_it() {
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
-    let before = backend.next_revision();
-    backend.replace_list(ListKind::Sandboxes, backend.next_revision(), sandboxes(&["s2"]));
+    let before = backend.begin_read();
+    backend.replace_list(ListKind::Sandboxes, backend.begin_read(), sandboxes(&["s2"]));
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
     backend.replace_list(ListKind::Containers, before, containers(&[("c-old", "s1")]));
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"], "sent before the sandbox list");
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1"]);
-    backend.replace_list(ListKind::Containers, backend.next_revision(), containers(&[("c2", "s2")]));
+    backend.replace_list(ListKind::Containers, backend.begin_read(), containers(&[("c2", "s2")]));
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s2"]);
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c2"]);
 }
@@ -79,7 +79,7 @@ fn a_sandbox_list_waits_for_a_container_list_that_was_sent_after_it() {
 fn halves_of_one_epoch_pair_in_whatever_order_they_arrive() {
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1"], &[]);
-    let revision = backend.next_revision();
+    let revision = backend.begin_read();
     backend.replace_list(ListKind::Containers, revision, containers(&[("c2", "s2")]));
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), Vec::<String>::new());
     backend.replace_list(ListKind::Sandboxes, revision, sandboxes(&["s2"]));
@@ -90,10 +90,10 @@ fn halves_of_one_epoch_pair_in_whatever_order_they_arrive() {
 #[test]
 fn while_nothing_is_known_the_other_order_makes_a_pair_too() {
     let (_dir, backend) = backend();
-    backend.replace_list(ListKind::Containers, backend.next_revision(), containers(&[]));
+    backend.replace_list(ListKind::Containers, backend.begin_read(), containers(&[]));
     backend.record_sandbox_created("s1", &run_request("web"));
     backend.record_container_created("c1", "s1", &[]);
-    backend.replace_list(ListKind::Sandboxes, backend.next_revision(), sandboxes(&["s1"]));
+    backend.replace_list(ListKind::Sandboxes, backend.begin_read(), sandboxes(&["s1"]));
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1"]);
 }
@@ -104,7 +104,7 @@ fn a_sandbox_list_from_before_an_outage_makes_no_pair_after_it() {
     take_pair(&backend, &["s1"], &[]);
     let arrived = Instant::now();
     let long_after = arrived + PAIR_WINDOW + Duration::from_millis(1);
-    let sent = |at| Revision { seq: backend.next_revision().seq, at };
+    let sent = |at| Revision { seq: backend.begin_read().seq, at };
     let mut state = backend.lock();
     let mut replace = |kind, requested: Revision, encoded| {
         state.lists.replace(FullList { kind, requested, received: requested.at, encoded }).paired
@@ -120,12 +120,12 @@ fn a_container_list_beside_an_older_sandbox_list_is_refused_if_a_sandbox_is_miss
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
     let more = containers(&[("c1", "s1"), ("c2", "s2")]);
-    backend.replace_list(ListKind::Containers, backend.next_revision(), more.clone());
+    backend.replace_list(ListKind::Containers, backend.begin_read(), more.clone());
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1"]);
-    backend.replace_list(ListKind::Containers, backend.next_revision(), containers(&[]));
+    backend.replace_list(ListKind::Containers, backend.begin_read(), containers(&[]));
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), Vec::<String>::new(), "nothing is missing");
-    backend.replace_list(ListKind::Sandboxes, backend.next_revision(), sandboxes(&["s1", "s2"]));
-    backend.replace_list(ListKind::Containers, backend.next_revision(), more);
+    backend.replace_list(ListKind::Sandboxes, backend.begin_read(), sandboxes(&["s1", "s2"]));
+    backend.replace_list(ListKind::Containers, backend.begin_read(), more);
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1", "c2"]);
 }
 
@@ -138,8 +138,8 @@ fn a_container_whose_sandbox_the_backend_does_not_have_is_listed_once_it_says_so
     take_pair(&backend, &["s1"], orphan);
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1", "orphan"]);
     let asked_in_turn = [("c1", "s1"), ("orphan-2", "lost")];
-    backend.replace_list(ListKind::Sandboxes, backend.next_revision(), sandboxes(&["s1"]));
-    backend.replace_list(ListKind::Containers, backend.next_revision(), containers(&asked_in_turn));
+    backend.replace_list(ListKind::Sandboxes, backend.begin_read(), sandboxes(&["s1"]));
+    backend.replace_list(ListKind::Containers, backend.begin_read(), containers(&asked_in_turn));
     assert_eq!(ids(&backend, ListKind::Containers).unwrap(), ["c1", "orphan-2"]);
 }
 
@@ -200,7 +200,7 @@ fn a_container_in_an_unknown_state_is_exited_by_a_stop() {
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1"], &[]);
     let unknown = cri::ListContainersResponse { containers: vec![container("c1", "s1", CONTAINER_UNKNOWN)] };
-    backend.replace_list(ListKind::Containers, backend.next_revision(), unknown.encode_to_vec().into());
+    backend.replace_list(ListKind::Containers, backend.begin_read(), unknown.encode_to_vec().into());
     backend.record_container_stopped("c1");
     assert_eq!(shown(&backend, ListKind::Containers).unwrap(), [("c1".to_owned(), CONTAINER_EXITED)]);
 }
@@ -240,7 +240,7 @@ fn a_restored_pod_is_listed_with_its_running_containers() {
 fn a_change_does_not_turn_back_what_a_newer_list_knows_better() {
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
-    let before = backend.next_revision();
+    let before = backend.begin_read();
     backend.record_container_started("c1");
     let exited = cri::ListContainersResponse { containers: vec![container("c1", "s1", CONTAINER_EXITED)] };
     backend.replace_list(ListKind::Sandboxes, before, sandboxes(&["s1"]));
@@ -252,7 +252,7 @@ fn a_change_does_not_turn_back_what_a_newer_list_knows_better() {
 fn a_filtered_reply_adds_and_updates_and_never_removes() {
     let (_dir, backend) = backend();
     take_pair(&backend, &["s1", "s2"], &[("c1", "s1"), ("c2", "s2")]);
-    let revision = backend.next_revision();
+    let revision = backend.begin_read();
     backend.record_container_removed("c2");
     let reply = cri::ListContainersResponse {
         containers: vec![
@@ -265,7 +265,7 @@ fn a_filtered_reply_adds_and_updates_and_never_removes() {
     backend.update_items(ListKind::Containers, revision, &reply.encode_to_vec()).unwrap();
     let expected = [("c1".to_owned(), CONTAINER_EXITED), ("c3".to_owned(), CONTAINER_RUNNING)];
     assert_eq!(shown(&backend, ListKind::Containers).unwrap(), expected, "c2 was removed, c4 has no sandbox");
-    backend.update_items(ListKind::Containers, backend.next_revision(), &[]).unwrap();
+    backend.update_items(ListKind::Containers, backend.begin_read(), &[]).unwrap();
     assert_eq!(shown(&backend, ListKind::Containers).unwrap(), expected);
     take_pair(&backend, &["s1"], &[("c1", "s1")]);
     assert_eq!(shown(&backend, ListKind::Containers).unwrap(), [("c1".to_owned(), CONTAINER_RUNNING)]);
@@ -274,7 +274,7 @@ fn a_filtered_reply_adds_and_updates_and_never_removes() {
 #[test]
 fn a_filtered_reply_older_than_the_list_says_nothing() {
     let (_dir, backend) = backend();
-    let old = backend.next_revision();
+    let old = backend.begin_read();
     take_pair(&backend, &["s1"], &[]);
     backend.update_items(ListKind::Sandboxes, old, &sandboxes(&["s2"])).unwrap();
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
@@ -286,7 +286,7 @@ fn an_unreadable_filtered_reply_is_an_error_and_changes_nothing() {
     take_pair(&backend, &["s1"], &[]);
     let mut torn = sandboxes(&["s2", "s3"]).to_vec();
     torn.pop();
-    assert!(backend.update_items(ListKind::Sandboxes, backend.next_revision(), &torn).is_err());
+    assert!(backend.update_items(ListKind::Sandboxes, backend.begin_read(), &torn).is_err());
     assert_eq!(ids(&backend, ListKind::Sandboxes).unwrap(), ["s1"]);
 }
 
@@ -301,15 +301,15 @@ fn a_removed_image_is_gone_at_once_and_stays_gone_for_a_list_sent_before() {
         Some(cri::ListImagesResponse::decode(list).unwrap().images.len())
     };
     assert_eq!(count(), None);
-    backend.replace_list(ListKind::Images, backend.next_revision(), images.clone());
-    let before = backend.next_revision();
+    backend.replace_list(ListKind::Images, backend.begin_read(), images.clone());
+    let before = backend.begin_read();
     backend.record_image_removed("sha256:aa");
     assert_eq!(count(), Some(1));
     backend.replace_list(ListKind::Images, before, images.clone());
     assert_eq!(count(), Some(1));
-    backend.replace_list(ListKind::Images, backend.next_revision(), images.clone());
+    backend.replace_list(ListKind::Images, backend.begin_read(), images.clone());
     assert_eq!(count(), Some(2), "the backend lists it again");
-    let before = backend.next_revision();
+    let before = backend.begin_read();
     backend.forget_images();
     backend.replace_list(ListKind::Images, before, images);
     assert_eq!(count(), None);
@@ -323,7 +323,7 @@ fn stats_are_those_of_what_is_listed() {
         cri::ContainerStats { attributes: Some(attributes), ..Default::default() }
     };
     let reply = cri::ListContainerStatsResponse { stats: vec![stats("c1"), stats("c2")] };
-    backend.replace_list(ListKind::ContainerStats, backend.next_revision(), reply.encode_to_vec().into());
+    backend.replace_list(ListKind::ContainerStats, backend.begin_read(), reply.encode_to_vec().into());
     take_pair(&backend, &["s1", "s2"], &[("c1", "s1"), ("c2", "s2")]);
     let listed = |filter: &Filter| {
         let list = backend.list(ListKind::ContainerStats, filter).unwrap();

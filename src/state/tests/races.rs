@@ -149,7 +149,7 @@ impl ListModel {
         match event {
             Event::Send => {
                 for kind in [ListKind::Sandboxes, ListKind::Containers] {
-                    self.lists.push(InFlight { kind, revision: backend.next_revision(), answer: None });
+                    self.lists.push(InFlight { kind, revision: backend.begin_read(), answer: None });
                 }
             }
             Event::Answer(at) if at < self.lists.len() => {

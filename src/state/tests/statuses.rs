@@ -27,10 +27,10 @@ fn served(backend: &InstanceState) -> Option<Bytes> {
 fn a_status_is_served_while_the_list_agrees_with_its_state() {
     let (_dir, backend) = backend();
     let running = container_status("c1", CONTAINER_RUNNING);
-    backend.remember_status(Kind::Container, "c1", backend.next_revision(), &running);
+    backend.remember_status(Kind::Container, "c1", backend.begin_read(), &running);
     assert_eq!(served(&backend).unwrap(), running);
     let exited = cri::ListContainersResponse { containers: vec![container("c1", "s1", CONTAINER_EXITED)] };
-    let revision = backend.next_revision();
+    let revision = backend.begin_read();
     backend.replace_list(ListKind::Sandboxes, revision, sandboxes(&["s1"]));
     backend.replace_list(ListKind::Containers, revision, exited.encode_to_vec().into());
     assert_eq!(served(&backend), None);
@@ -41,7 +41,7 @@ fn a_status_is_served_while_the_list_agrees_with_its_state() {
 fn a_status_is_not_served_for_what_is_not_listed() {
     let (_dir, backend) = backend();
     let running = container_status("c9", CONTAINER_RUNNING);
-    backend.remember_status(Kind::Container, "c9", backend.next_revision(), &running);
+    backend.remember_status(Kind::Container, "c9", backend.begin_read(), &running);
     assert_eq!(backend.status(Kind::Container, "c9"), None);
 }
 
@@ -49,13 +49,13 @@ fn a_status_is_not_served_for_what_is_not_listed() {
 fn a_write_forgets_the_status_and_so_does_a_read_that_was_sent_before_it() {
     let (_dir, backend) = backend();
     let running = container_status("c1", CONTAINER_RUNNING);
-    backend.remember_status(Kind::Container, "c1", backend.next_revision(), &running);
-    let before = backend.next_revision();
+    backend.remember_status(Kind::Container, "c1", backend.begin_read(), &running);
+    let before = backend.begin_read();
     backend.drop_status("c1");
     assert_eq!(served(&backend), None);
     backend.remember_status(Kind::Container, "c1", before, &running);
     assert_eq!(served(&backend), None);
-    backend.remember_status(Kind::Container, "c1", backend.next_revision(), &running);
+    backend.remember_status(Kind::Container, "c1", backend.begin_read(), &running);
     assert_eq!(served(&backend).unwrap(), running);
 }
 
@@ -64,7 +64,7 @@ fn a_verbose_status_is_never_remembered() {
     let (_dir, backend) = backend();
     let mut verbose = container_status("c1", CONTAINER_RUNNING);
     crate::wire::put_bytes(&mut verbose, 2, b"");
-    backend.remember_status(Kind::Container, "c1", backend.next_revision(), &verbose);
+    backend.remember_status(Kind::Container, "c1", backend.begin_read(), &verbose);
     assert_eq!(served(&backend), None);
     backend.remember_reply(Rpc::Status, &verbose);
     assert_eq!(backend.reply(Rpc::Status), None);
@@ -81,7 +81,7 @@ fn a_sandbox_status_is_served_while_its_containers_agree_too() {
     };
     let served = || backend.status(Kind::Sandbox, "s1");
     let remember = || {
-        backend.remember_status(Kind::Sandbox, "s1", backend.next_revision(), &reply.encode_to_vec());
+        backend.remember_status(Kind::Sandbox, "s1", backend.begin_read(), &reply.encode_to_vec());
     };
     remember();
     assert!(served().is_some());
@@ -101,7 +101,7 @@ fn statuses_of_what_is_no_longer_listed_are_dropped() {
     let (_dir, backend) = backend();
     for id in ["c1", "gone"] {
         let reply = container_status(id, CONTAINER_RUNNING);
-        backend.remember_status(Kind::Container, id, backend.next_revision(), &reply);
+        backend.remember_status(Kind::Container, id, backend.begin_read(), &reply);
     }
     assert_eq!(backend.lock().statuses.len(), 2);
     backend.compact();

@@ -159,10 +159,9 @@ pub enum Error {
         /// The deadline, as configured under `timeouts`.
         limit: std::time::Duration,
     },
-    /// The backend is late, and there is no last-known reply.
-    #[error(
-        "backend {backend} did not answer within {waited:?} and no last-known answer agrees with its last list"
-    )]
+    /// The backend, or this object of it, is late: a call exceeded the deadline, or was not sent because an
+    /// earlier one did.
+    #[error("backend {backend} is late: it did not answer within {waited:?}")]
     Late {
         /// The backend.
         backend: Arc<str>,

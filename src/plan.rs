@@ -12,7 +12,7 @@
 //! | an unknown endpoint | an unknown name, or one that was matched already | new |
 //! | nothing of it | | removed |
 //!
-//! It is a pure function of what is known and what is wanted, so that `crimux check` and `crimux reload
+//! The plan is a pure function of what is known and what is wanted, so that `crimux check` and `crimux reload
 //! --dry-run` say what a reload would do by asking the same code.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,7 +47,7 @@ pub struct Wanted {
     pub endpoint: String,
 }
 
-/// What a name in the file means.
+/// The meaning of a name in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Meaning {
     /// The instance that has this name and endpoint.
@@ -76,7 +76,7 @@ pub enum Meaning {
     New,
 }
 
-/// What becomes of one name in the file.
+/// The step that a plan takes for one name in the file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PlanStep {
     /// The name in the file.
@@ -92,7 +92,7 @@ pub struct PlanStep {
     pub pods: usize,
 }
 
-/// What becomes of an instance that the file does not name.
+/// The step that a plan takes for an instance that the file does not name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Removal {
     /// The instance.
@@ -107,7 +107,7 @@ pub struct Removal {
     pub pods: usize,
 }
 
-/// What becomes of all backends.
+/// The steps that make the running backends those of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Plan {
     /// One for each name in the file.

@@ -5,7 +5,7 @@
 //! request → method::parse_path → collect_request → Call::answer, by the row's route → CallRecorder::respond
 //!
 //! Owner       forward_to_owner    owner.rs, forward.rs    one backend: the owner of the ID
-//! Handler     create_on_handler   forward.rs              one backend: a target of the runtime handler
+//! Handler     create_sandbox      create.rs               one backend: a target of the runtime handler
 //! Image       forward_to_store    images.rs               the image store that the call means
 //! FanOut      fan_out             fan_out.rs              all backends, one merged list
 //! StreamList  stream_list         stream_lists.rs         all backends, message by message
@@ -43,6 +43,7 @@ use reply::{CallRecorder, Outcome};
 mod answer;
 mod cgroup_drivers;
 mod command_log;
+mod create;
 mod creation;
 mod descriptors;
 mod events;
@@ -159,7 +160,7 @@ impl Call {
         match method.route {
             // The route of most calls is part of the future; the others are boxed, to keep the future small.
             Route::Owner(kind, on_unknown) => self.forward_to_owner(method, kind, on_unknown, message).await,
-            Route::Handler(field) => Box::pin(self.create_on_handler(field, message)).await,
+            Route::Handler(field) => Box::pin(self.create_sandbox(method, field, message)).await,
             Route::Image(image_call) => Box::pin(self.forward_to_store(method, image_call, message)).await,
             Route::FanOut(list) => Box::pin(self.fan_out(method, list, message))
                 .await

@@ -28,7 +28,7 @@ pub struct Router {
     /// IDs and their owners.
     pub owners: Owners,
     /// Container starts under way.
-    pub image_starts: images::Starts,
+    pub image_starts: images::ContainerStarts,
     /// Pods that an operator has aimed at a backend.
     pub aims: Aims,
     handlers: ArcSwap<Handlers>,
@@ -39,7 +39,7 @@ impl Router {
     pub fn new(handlers: Handlers) -> Self {
         Self {
             owners: Owners::default(),
-            image_starts: images::Starts::default(),
+            image_starts: images::ContainerStarts::default(),
             aims: Aims::default(),
             handlers: ArcSwap::from_pointee(handlers),
         }

@@ -120,6 +120,22 @@ impl Listener {
     }
 }
 
+/// Why a client's connection is closing; a later reason takes the place of an earlier one. Each sends GOAWAY.
+///
+/// | | the connection ends |
+/// |---|---|
+/// | `No` | when the client ends it |
+/// | `Draining` | with its last call |
+/// | `Evicted` | with its last call, or at a check that finds it unused, every [`EVICTION_TIMEOUT`] |
+/// | `Replaced` | the same, and the first check is at once |
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Closing {
+    No,
+    Draining,
+    Evicted,
+    Replaced,
+}
+
 /// Serves the calls of one client until it disconnects, or until the shutdown has begun and the last call has
 /// ended.
 async fn serve_connection(stream: UnixStream, mut proxy: Proxy, slot: ConnectionSlot, shutdown: Shutdown) {
@@ -129,30 +145,30 @@ async fn serve_connection(stream: UnixStream, mut proxy: Proxy, slot: Connection
     let mut client = http2::handshake(stream, proxy.limits().http2());
     let (mut draining, mut evicted) = (pin!(shutdown.into_begun()), pin!(slot.evicted()));
     let mut replaced = pin!(slot.replaced());
-    let (mut is_closing, mut is_evicted, mut is_replaced) = (false, false, false);
+    let mut closing = Closing::No;
     let mut unanswered = pin!(tokio::time::sleep(Duration::MAX));
     loop {
         let call = tokio::select! {
             biased;
             call = client.accept() => call,
-            () = &mut draining, if !is_closing => {
-                is_closing = true;
+            () = &mut draining, if closing < Closing::Draining => {
+                closing = Closing::Draining;
                 client.graceful_shutdown();
                 continue;
             }
-            () = &mut evicted, if !is_evicted => {
-                (is_closing, is_evicted) = (true, true);
+            () = &mut evicted, if closing < Closing::Evicted => {
+                closing = Closing::Evicted;
                 client.graceful_shutdown();
                 unanswered.as_mut().reset(Instant::now() + EVICTION_TIMEOUT);
                 continue;
             }
-            () = &mut replaced, if !is_replaced => {
-                (is_closing, is_evicted, is_replaced) = (true, true, true);
+            () = &mut replaced, if closing < Closing::Replaced => {
+                closing = Closing::Replaced;
                 client.graceful_shutdown();
                 unanswered.as_mut().reset(Instant::now());
                 continue;
             }
-            () = &mut unanswered, if is_evicted => {
+            () = &mut unanswered, if closing >= Closing::Evicted => {
                 if !slot.is_used() {
                     return;
                 }

@@ -66,7 +66,7 @@ pub use items::{
 pub use life::{Life, LifeChange};
 pub use list_bytes::retain_ids;
 pub use lock::StateLock;
-pub use statuses::DroppedStatus;
+pub use statuses::InvalidatedStatus;
 
 pub use crate::method::Kind;
 use crate::method::List;

@@ -59,7 +59,7 @@ pub(super) async fn aim(
     }
     let mut warnings = Vec::new();
     match known_pod(node, namespace, name) {
-        Some(known) if node.router.handlers().choose_at(&known.handler, target.id).is_none() => {
+        Some(known) if node.router.handlers().target_at(&known.handler, target.id).is_none() => {
             let handler = handler_label(&known.handler);
             let advice = "give it a share there, of weight 0 if no other pod is to follow";
             let error =

@@ -14,13 +14,7 @@
 //! The first full pair of lists at another endpoint tells whether the two are one instance
 //! ([`Backends::resolve_moved`]).
 //!
-//! | a backend | new calls | is dialled | until |
-//! |---|---|---|---|
-//! | runs | see it | yes | |
-//! | is idle: removed, listed, owns nothing, no write in flight | see it | yes | [`IDLE`] has passed |
-//! | is hidden | do not see it | yes | it has no call in flight |
-//! | is replaced: another one runs in its place | do not see it | yes | it has no call in flight |
-//! | has ended | do not see it | no | |
+//! `housekeeping.rs` has the table of the end of a backend.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -73,7 +67,7 @@ struct RunningBackend {
     backend: Arc<Backend>,
     stop: Shutdown,
     socket: Option<Socket>,
-    /// The housekeeping since which it is idle.
+    /// When a housekeeping first found it idle; `None` while it is not.
     idle_since: Option<Instant>,
     /// Whether new calls no longer see it, so that its last calls end.
     hidden: bool,

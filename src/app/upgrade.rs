@@ -40,11 +40,11 @@ pub(super) struct HandedOver {
 /// What the main loop does after an upgrade was asked for.
 #[derive(Debug)]
 pub(super) enum Upgraded {
-    /// It goes on: the new process does not serve.
+    /// This process goes on: the new one does not serve.
     Failed,
-    /// It shuts down, as it was told to.
+    /// This process shuts down, as it was told to.
     ToldToEnd,
-    /// It finishes its calls.
+    /// This process finishes its calls.
     HandedOver(Box<HandedOver>),
 }
 

@@ -51,7 +51,7 @@ pub struct Connector {
     tls: Option<Arc<TlsClient>>,
 }
 
-/// What a connection is used for; it decides the protocol and the timeout of a silent peer.
+/// The use of a connection, which decides the protocol and the timeout of a silent peer.
 #[derive(Debug, Clone, Copy)]
 enum Purpose {
     /// gRPC over HTTP/2; a silent peer is lost after this time.

@@ -40,7 +40,8 @@ impl Backend {
         Error::InvalidReply { backend: Arc::clone(&self.name), cause: cause.into().into() }
     }
 
-    /// Returns the error for a late backend without a last-known reply. `waited` is its deadline.
+    /// Returns the error for a call that exceeded `waited`, the backend's deadline, or was not sent because
+    /// an earlier one did.
     pub fn late_error(&self, waited: Duration) -> Error {
         Error::Late { backend: Arc::clone(&self.name), waited }
     }

@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::codec::Message;
 use crate::cri::{field, field_path};
 use crate::error::Error;
 use crate::method::{Effect, Method};
@@ -12,6 +13,8 @@ use crate::wire::{self, WireError};
 #[derive(Debug, Clone, Copy)]
 pub(super) struct CreationRequest<'a> {
     pub(super) method: &'static Method,
+    /// The field of the handler, as the method's row has it.
+    pub(super) handler_field: u32,
     pub(super) encoded: &'a [u8],
 }
 
@@ -32,6 +35,19 @@ pub(super) struct OwnedPodName {
 }
 
 impl<'a> CreationRequest<'a> {
+    /// Returns the handler; empty for a pod without a `RuntimeClass`.
+    ///
+    /// # Errors
+    /// If the request cannot be read.
+    pub(super) fn handler(self) -> Result<&'a str, WireError> {
+        wire::peek_str(self.encoded, &[self.handler_field])
+    }
+
+    /// Returns the request with another handler.
+    pub(super) fn with_handler(self, handler: &str) -> Message {
+        Message::new(&wire::append_str(self.encoded, &[self.handler_field], handler))
+    }
+
     /// Returns the uid of the pod.
     ///
     /// # Errors
@@ -61,14 +77,9 @@ impl<'a> CreationRequest<'a> {
 
     /// Returns what the owners' map keeps of the sandbox.
     pub(super) fn sandbox_record(self) -> Result<SandboxRecord, Error> {
-        let handler = match self.method.effect {
-            Effect::PodRestored => field!(RestorePodRequest.runtime_handler),
-            _ => field!(RunPodSandboxRequest.runtime_handler),
-        };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let created = i64::try_from(created.as_nanos()).unwrap_or(i64::MAX);
-        let handler = wire::peek_str(self.encoded, &[handler])?;
-        let record = SandboxRecord::new(self.uid()?, handler, self.annotations());
+        let record = SandboxRecord::new(self.uid()?, self.handler()?, self.annotations());
         Ok(SandboxRecord { created_at: created, ready: true, ..record })
     }
 

@@ -88,7 +88,7 @@ impl Call {
         let mut completeness = Completeness::default();
         let asked = join_all(queries.iter().map(ListQuery::ask_or_last_known)).await;
         let mut parts: Vec<_> = asked.into_iter().filter_map(|part| completeness.add(part)).collect();
-        completeness.check(&self.node, list, self.scope.is_some())?;
+        completeness.conclude(&self.node, list, self.scope.is_some())?;
         // Only now is it known who owns what: an ID may have changed hands while the others were asked.
         contested::leave_to_one(&self.node.router.owners, list, &mut parts);
         Ok(parts)

@@ -1,4 +1,4 @@
-//! Forwards a call to one backend, and records what its reply changed.
+//! Forwards a call to the backend that owns an object, and records what its reply changed.
 //!
 //! A reply that changes no recorded state is streamed to the client. A reply that does is small; it is
 //! buffered and recorded before it is sent. While a write is in flight, no status of its object is cached: a
@@ -13,13 +13,11 @@ use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{Effect, Kind, Method};
 use crate::proxy::Call;
-use crate::proxy::creation::{CreationRequest, OwnedPodName, PodName};
-use crate::proxy::failed_commands::{Failure, excerpt};
+use crate::proxy::creation::OwnedPodName;
+use crate::proxy::failed_commands::Failure;
 use crate::proxy::learn::Learner;
 use crate::proxy::reply::Outcome;
-use crate::router::Choice;
-use crate::state::DroppedStatus;
-use crate::wire;
+use crate::state::InvalidatedStatus;
 
 /// A call about one object, for the backend that owns it.
 #[derive(Debug, Clone, Copy)]
@@ -32,94 +30,6 @@ pub(super) struct ObjectCall<'a> {
 }
 
 impl Call {
-    /// Sends a call that creates a sandbox to the backend of its handler: chooses the backend, sends,
-    /// records.
-    ///
-    /// A client that leaves cancels this at an `await`, also between the reply and its record. What the
-    /// backend made all the same is learnt from its next list; until then `record_create_sent` says where it
-    /// may be.
-    pub(super) async fn create_on_handler(&mut self, field: u32, message: Message) -> Result<Outcome, Error> {
-        let method = self.method.expect("a handler route is a row of the table");
-        let request = CreationRequest { method, encoded: message.encoded() };
-        let handler = wire::peek_str(request.encoded, &[field])?;
-        let uid = request.uid()?;
-        self.node.router.record_config_seen(uid, request.config_seen());
-        let choice = self.choose_backend(request, handler)?;
-        let backend = self.node.backend(choice.backend)?;
-        let sent = if choice.backend_handler == handler {
-            message.clone()
-        } else {
-            Message::new(&wire::append_str(request.encoded, &[field], &choice.backend_handler))
-        };
-        self.recorder.set_backend(&backend);
-        self.node.router.owners.record_create_sent(uid, backend.id);
-        let reply = match self.fetch(&backend, method, &sent).await {
-            Ok(reply) => reply,
-            Err(error) => {
-                self.record_refusal(request, handler, Some(&backend), error.code(), &error);
-                return Err(error);
-            }
-        };
-        if reply.code == Code::Ok {
-            let sent = CreationRequest { method, encoded: sent.encoded() };
-            self.record_created(request, sent, handler, &backend, &reply).await?;
-        } else {
-            let error = backend.refused_error(method, &reply.trailers);
-            self.record_refusal(request, handler, Some(&backend), reply.code, &error);
-        }
-        Ok(reply.into())
-    }
-
-    /// Chooses the backend of a new sandbox; a refusal is recorded.
-    fn choose_backend(&self, request: CreationRequest<'_>, handler: &str) -> Result<Choice, Error> {
-        if let Some(backend) = self.scope {
-            return Ok(Choice { backend, backend_handler: handler.to_owned() });
-        }
-        let PodName { namespace, name, uid } = request.pod_name();
-        // An aim is for the next sandbox of a pod and, from now on, for this pod's uid.
-        let aim = self.node.router.aims.bind_to_uid(namespace, name, uid);
-        let choice = self.node.choose_for_pod(handler, request.pod_name(), aim);
-        choice.inspect_err(|error| self.record_refusal(request, handler, None, error.code(), error))
-    }
-
-    /// Records a new sandbox, and waits for the journal, at most 100 ms; `sent` is the request as it was
-    /// sent.
-    async fn record_created(
-        &self,
-        request: CreationRequest<'_>,
-        sent: CreationRequest<'_>,
-        handler: &str,
-        backend: &Arc<Backend>,
-        reply: &BufferedReply,
-    ) -> Result<(), Error> {
-        self.node.record_placement(handler, Some(&backend.name), Code::Ok);
-        let learner = Learner::new(&self.node, backend);
-        let id = learner.record_sandbox_created(&sent, reply.message.encoded())?;
-        backend.state.wait_for_journal().await;
-        self.node.metrics.count_routed_sandbox(handler, &backend.name);
-        self.node.history.record_requested_handler(&id, handler);
-        let (PodName { namespace, name, uid }, method) = (request.pod_name(), request.method.name);
-        tracing::info!(method, namespace, name, uid, handler, backend = %backend.name, sandbox = id, "sandbox placed");
-        Ok(())
-    }
-
-    /// Records and logs why a new sandbox was not created, by this backend if one was chosen. kubelet retries
-    /// with backoff, so each attempt is one line.
-    fn record_refusal(
-        &self,
-        request: CreationRequest<'_>,
-        handler: &str,
-        backend: Option<&Backend>,
-        code: Code,
-        reason: &Error,
-    ) {
-        self.node.record_placement(handler, backend.map(|backend| &backend.name), code);
-        let PodName { namespace, name, uid } = request.pod_name();
-        let (method, reason) = (request.method.name, &excerpt(&reason.to_string()));
-        tracing::warn!(method, namespace, name, uid, handler, reason, "sandbox refused");
-        self.node.history.record_refusal(&format!("{namespace}/{name}"), handler, reason);
-    }
-
     /// Sends a call about one sandbox or container to its owner.
     pub(super) async fn forward(&mut self, call: ObjectCall<'_>) -> Result<Outcome, Error> {
         self.recorder.set_backend(call.backend);
@@ -196,19 +106,19 @@ struct StatusInvalidation<'a> {
     backend: &'a Backend,
     id: &'a str,
     /// The dropped status, which is restored if the write was not sent; `None` after that.
-    before: Option<DroppedStatus>,
+    before: Option<InvalidatedStatus>,
 }
 
 impl<'a> StatusInvalidation<'a> {
     fn begin(backend: &'a Backend, id: &'a str) -> Self {
-        Self { backend, id, before: Some(backend.state.drop_status(id)) }
+        Self { backend, id, before: Some(backend.state.invalidate_status(id)) }
     }
 
     /// Restores the status, because the write was not sent. One missing status stops kubelet's image
     /// collection for the whole node (`images/image_gc_manager.go handleImageVolumes`).
     fn undo(mut self) {
         if let Some(before) = self.before.take() {
-            self.backend.state.put_status_back(self.id, before);
+            self.backend.state.restore_status(self.id, before);
         }
     }
 }
@@ -216,7 +126,7 @@ impl<'a> StatusInvalidation<'a> {
 impl Drop for StatusInvalidation<'_> {
     fn drop(&mut self) {
         if self.before.is_some() {
-            self.backend.state.drop_status(self.id);
+            self.backend.state.invalidate_status(self.id);
         }
     }
 }

@@ -40,7 +40,7 @@ pub(super) struct ReceivedList<'a> {
     pub(super) encoded: &'a Bytes,
 }
 
-/// What showed that a backend has an ID. It decides, before anything else, whether another owner stays; see
+/// Where a backend showed an ID. Before anything else, the place decides whether another owner stays; see
 /// [`Learner::settle_owner`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SeenIn {

@@ -29,7 +29,7 @@ impl Node {
     /// Chooses the backend of a new sandbox of a pod; `aim` is the backend that an operator aimed it at.
     ///
     /// # Errors
-    /// What [`Node::choose`] returns; [`Error::Draining`] too for an aim at a backend that drains.
+    /// The errors of [`Node::choose`]; [`Error::Draining`] too for an aim at a backend that drains.
     pub(super) fn choose_for_pod(
         &self,
         handler: &str,
@@ -39,7 +39,7 @@ impl Node {
         let Some(aimed) = aim else { return self.choose(handler, uid) };
         let Ok(backend) = self.backend(aimed) else { return self.choose(handler, uid) };
         let is_removed = backend.state.instance().life == Life::Removed;
-        let choice = self.router.handlers().choose_at(handler, aimed).filter(|_| !is_removed);
+        let choice = self.router.handlers().target_at(handler, aimed).filter(|_| !is_removed);
         let Some(choice) = choice else {
             let backend = &backend.name;
             tracing::warn!(namespace, name, uid, handler, %backend, "aim ignored: the handler does not lead there");

@@ -10,8 +10,10 @@
 //! | case | served | decided in |
 //! |---|---|---|
 //! | the backend gave no reply: down, late, busy, lost | that of the last OK reply | `read_status` |
+//! | the reply cannot be read, or is an HTTP status | the same | `read_status` |
+//! | the backend answered with an error | none: the error passes to the client | `read_status` |
 //! | the object alone is late | the same | `read_status` |
-//! | it answered a read sent before a write to the object | none: a write drops it | `state/statuses.rs` |
+//! | the last OK reply is of a read sent before a write | none: a write drops it | `state/statuses.rs` |
 //! | the write was not sent | the dropped one again | `StatusInvalidation` in `forward.rs` |
 //! | the backend's last list shows the object in another state, or not at all | none | `KnownState::status` |
 //! | the call is verbose | none: such a reply is never cached | `read_status` |
@@ -140,7 +142,7 @@ impl Call {
     }
 }
 
-/// What did not answer a read before its deadline.
+/// Who is silent if a read was not answered before its deadline.
 enum Silent {
     /// The object alone: the probe of its backend was answered.
     Object,

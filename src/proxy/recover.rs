@@ -53,9 +53,15 @@ impl Node {
         futures_util::future::join_all(asked).await;
     }
 
-    /// Forgets the owners of IDs that their backend no longer lists, so that the map does not grow forever,
-    /// and lets a backend own the IDs that no other one owns any more.
-    pub fn prune_owners(&self) {
+    /// Brings the map of owners in line with the lists:
+    ///
+    /// | an ID | becomes |
+    /// |---|---|
+    /// | is owned by a backend that was listed and no longer lists it | forgotten, so the map stays small |
+    /// | is foreign at a backend that does not list it any more | foreign no longer |
+    /// | is foreign at a backend, and no other backend owns it | that backend's |
+    /// | is foreign at a backend that is up and in lists | decided again, as its owner may have gone down |
+    pub fn reconcile_owners(&self) {
         self.router.owners.expire_sent();
         for backend in self.backends().iter() {
             // Owners are read first, then lists. A creation writes the object first, then its owner, so that

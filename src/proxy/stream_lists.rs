@@ -104,7 +104,7 @@ impl Call {
             for share in sent {
                 completeness.add(share);
             }
-            if let Err(error) = completeness.check(&node, list, scoped) {
+            if let Err(error) = completeness.conclude(&node, list, scoped) {
                 end.set(error).ok();
             }
         });
@@ -116,7 +116,7 @@ impl Call {
         let mut completeness = Completeness::default();
         let sent = join_all(shares.into_iter().map(Share::send)).await;
         let parts: Vec<_> = sent.into_iter().filter_map(|share| completeness.add(share)).collect();
-        completeness.check(&self.node, list, self.scope.is_some())?;
+        completeness.conclude(&self.node, list, self.scope.is_some())?;
         let default = self.node.default_in(self.scope);
         let parts: Vec<_> = parts.iter().map(|part| part.to_merge(default)).collect();
         let merged = concat(&merge::merge(list, &parts));

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::proxy::Call;
 
 /// The part of the caller's timeout that is used: crictl gives up after 2 s, and a reply from last-known
-/// state must be sent before that.
+/// state must be sent before that. A call without a last-known reply may take longer: `DEADLINE_MARGIN` of
+/// `backend/call.rs` leaves only the time to send an error.
 const CALLER_SHARE: f64 = 0.8;
 
 /// How long a call waits for a backend.

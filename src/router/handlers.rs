@@ -89,7 +89,7 @@ impl Handlers {
 
     /// Returns the target of a handler at this backend, whatever its weight; `None` if the handler does not
     /// lead there. A pod without a `RuntimeClass` can go anywhere, to the backend's own default.
-    pub fn choose_at(&self, handler: &str, backend: InstanceId) -> Option<Choice> {
+    pub fn target_at(&self, handler: &str, backend: InstanceId) -> Option<Choice> {
         let targets = self.targets_of(handler).ok()?;
         let target = targets.iter().find(|(id, _)| *id == backend);
         let configured = target.map(|(_, target)| target.backend_handler.clone());

@@ -19,7 +19,7 @@ use crate::wire::{self, WireError};
 
 pub use answers::{StoreAnswer, Verdict, compare_answers, index_of_same_image, user_if_present};
 pub use rules::{Combine, RULES, Rule, RuleRow};
-pub use starts::{HandedStart, Starts};
+pub use starts::{ContainerStarts, HandedStart};
 pub use stored::{StoredImage, keep_best_match, matching_images};
 
 mod answers;
@@ -42,7 +42,7 @@ const _: () = assert!(
     "both calls hold their sandbox_config under one number"
 );
 
-/// What an image call carries that decides its store.
+/// The fields of an image call that decide its store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct ImageRequest<'a> {
     /// The image: a tag, a digest, an ID or a prefix of one.
@@ -124,7 +124,7 @@ impl ImageRoute {
     }
 }
 
-/// What the rules need to know of the backends; asked only where a rule needs it.
+/// The facts about backends that rules need; each is asked only where a rule needs it.
 #[allow(missing_debug_implementations, reason = "closures")]
 pub struct BackendFacts<'a> {
     /// Whether nothing can be started on this backend, because it is down.

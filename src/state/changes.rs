@@ -55,7 +55,7 @@ pub(super) enum Op {
     ContainerSeen(Item),
     #[prost(string, tag = "6")]
     ContainerStarted(String),
-    /// One that was never started stays as it is.
+    /// A container that was never started stays as it is.
     #[prost(string, tag = "7")]
     ContainerStopped(String),
     /// Its containers are stopped too.

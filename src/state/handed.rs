@@ -103,7 +103,7 @@ impl StateStore {
         *written = LastWrite::default();
         self.shared.sink().take_back();
         self.shared.demand_snapshot();
-        self.shared.mark_dirty();
+        self.shared.wake_writer();
     }
 
     /// Applies a record that another process sends, and returns the instance and what that means for owners;

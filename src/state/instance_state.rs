@@ -86,7 +86,7 @@ impl InstanceState {
     pub fn reset_to_unknown(&self, instance: &Instance) {
         self.lock().reset_to_unknown(instance.life);
         self.set_instance(instance);
-        self.shared.mark_dirty();
+        self.shared.wake_writer();
         self.shared.demand_snapshot();
     }
 
@@ -120,20 +120,23 @@ impl InstanceState {
             let received = Instant::now();
             let list = FullList { kind, requested: revision, received, encoded: reply };
             let replaced = state.lists.replace(list);
-            if replaced.paired {
+            if replaced.completed_pair {
                 state.record_pair(SystemTime::now());
             }
             let life = state.instance.life.after(LifeChange::Listed);
-            if replaced.paired && life != state.instance.life && state.instance.maybe_moved_from.is_none() {
+            if replaced.completed_pair
+                && life != state.instance.life
+                && state.instance.maybe_moved_from.is_none()
+            {
                 joined = Some(Instance { life, ..state.instance.clone() });
             }
-            (replaced, replaced.paired && !known)
+            (replaced, replaced.completed_pair && !known)
         };
         if let Some(instance) = joined {
             self.set_instance(&instance);
         }
         if replaced.changed {
-            self.shared.mark_dirty();
+            self.shared.wake_writer();
         }
         if first {
             // A crimux that is killed now could not say afterwards what this backend had.
@@ -148,7 +151,7 @@ impl InstanceState {
     /// Whatever makes the reply unreadable; nothing is taken from it then.
     pub fn update_items(&self, kind: ListKind, revision: Revision, reply: &[u8]) -> Result<(), WireError> {
         if self.lock().update(kind, revision, reply)? {
-            self.shared.mark_dirty();
+            self.shared.wake_writer();
         }
         Ok(())
     }
@@ -233,7 +236,7 @@ impl InstanceState {
     /// Writes `ops` to the journal as one record, and applies them.
     pub(super) fn change(&self, ops: Vec<Op>) {
         self.record(ops);
-        self.shared.mark_dirty();
+        self.shared.wake_writer();
     }
 
     fn record(&self, ops: Vec<Op>) {
@@ -263,7 +266,7 @@ impl InstanceState {
     pub(super) fn apply_handed_delta(&self, delta: Delta) -> bool {
         let applied = self.lock().apply_handed_delta(delta);
         if applied {
-            self.shared.mark_dirty();
+            self.shared.wake_writer();
         }
         applied
     }

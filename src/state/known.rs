@@ -1,7 +1,7 @@
 //! The last-known state of one backend, and how changes are applied to it, live and on replay.
 //!
-//! It is plain data without locks, files or clocks, so that the same code answers calls and rebuilds the
-//! state after a restart. It must not decide when anything is written.
+//! The state is plain data without locks, files or clocks, so that the same code answers calls and rebuilds
+//! the state after a restart. This module must not decide when anything is written.
 
 mod deltas;
 mod saved;

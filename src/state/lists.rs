@@ -14,7 +14,7 @@ use super::changes::{self, Change, Op, Overlay};
 use super::delta::ListDelta;
 use super::filter::{Filter, item_id};
 use super::list_bytes::{FullList, ListBytes, ids, is_same_slice, retain};
-use super::pair::{Pair, PodListSync, Received, Watermarks};
+use super::pair::{Pair, Pairing, Received, Watermarks};
 use super::positions::Positions;
 use super::{ListKind, Revision, image_name};
 use crate::wire::WireError;
@@ -22,7 +22,7 @@ use crate::wire::WireError;
 /// The lists of one backend.
 #[derive(Debug, Default)]
 pub(super) struct Lists {
-    pod_sync: PodListSync,
+    pairing: Pairing,
     images: ListSlot,
     container_stats: ListSlot,
     sandbox_stats: ListSlot,
@@ -46,13 +46,13 @@ struct ListSlot {
     list: Option<ListBytes>,
 }
 
-/// What [`Lists::replace`] did.
+/// The outcome of [`Lists::replace`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Replaced {
     /// Whether the served lists may have changed.
     pub(super) changed: bool,
-    /// Whether a live pair was completed.
-    pub(super) paired: bool,
+    /// Whether the list completed a live pair.
+    pub(super) completed_pair: bool,
 }
 
 impl Lists {
@@ -72,17 +72,17 @@ impl Lists {
     }
 
     fn replace_pod_list(&mut self, list: FullList) -> Replaced {
-        let Received::Served { bytes_changed } = self.pod_sync.receive(list, &self.changes) else {
+        let Received::Served { bytes_changed } = self.pairing.receive(list, &self.changes) else {
             return Replaced::NOTHING;
         };
         let before = self.changes.len();
-        let watermarks = self.pod_sync.watermarks();
+        let watermarks = self.pairing.watermarks();
         self.changes.retain(|change| watermarks.must_keep(change));
         let changed = bytes_changed || self.changes.len() != before;
         if changed {
             self.invalidate_composed();
         }
-        Replaced { changed, paired: true }
+        Replaced { changed, completed_pair: true }
     }
 
     /// Records a change on top of the lists.
@@ -108,7 +108,7 @@ impl Lists {
 
     /// Returns the newest list of `kind`. Only of what teaches owners.
     pub(super) fn newest(&self, kind: ListKind) -> Option<Bytes> {
-        matches!(kind, ListKind::Sandboxes | ListKind::Containers).then(|| self.pod_sync.newest_list(kind))?
+        matches!(kind, ListKind::Sandboxes | ListKind::Containers).then(|| self.pairing.newest_list(kind))?
     }
 
     /// Returns the newest list of `kind` if it is, byte for byte, this one. Only of what teaches owners.
@@ -121,7 +121,7 @@ impl Lists {
     pub(super) fn unpaired_ids(&self) -> HashSet<Box<str>> {
         let mut unpaired = HashSet::new();
         for kind in [ListKind::Sandboxes, ListKind::Containers] {
-            let Some((list, requested_seq)) = self.pod_sync.unpaired_list(kind) else { continue };
+            let Some((list, requested_seq)) = self.pairing.unpaired_list(kind) else { continue };
             let later: Vec<_> =
                 self.changes.iter().filter(|change| change.seq > requested_seq).cloned().collect();
             let overlay = Overlay::new(&later);
@@ -138,7 +138,7 @@ impl Lists {
     /// nothing new.
     pub(super) fn is_past(&self, kind: ListKind, revision: Revision) -> bool {
         match kind {
-            ListKind::Sandboxes | ListKind::Containers => self.pod_sync.is_past(kind, revision),
+            ListKind::Sandboxes | ListKind::Containers => self.pairing.is_past(kind, revision),
             // Filtered replies of the others are not taken.
             _ => true,
         }
@@ -148,7 +148,7 @@ impl Lists {
     pub(super) fn list(&mut self, kind: ListKind, filter: &Filter) -> Option<Bytes> {
         let all = match kind {
             ListKind::Sandboxes | ListKind::Containers => {
-                self.pod_sync.pair.as_ref()?;
+                self.pairing.pair.as_ref()?;
                 self.all_items(kind)
             }
             ListKind::Images => self.present_images()?,
@@ -187,7 +187,7 @@ impl Lists {
         if let Some(composed) = &self.composed_sandboxes {
             return composed.clone();
         }
-        let base = self.pod_sync.pair.as_ref().map(|pair| pair.sandboxes.bytes.clone()).unwrap_or_default();
+        let base = self.pairing.pair.as_ref().map(|pair| pair.sandboxes.bytes.clone()).unwrap_or_default();
         let composed =
             if self.changes.is_empty() { base } else { Overlay::new(&self.changes).sandboxes(&base) };
         self.composed_sandboxes.insert(composed).clone()
@@ -197,7 +197,7 @@ impl Lists {
         if let Some(composed) = &self.composed_containers {
             return composed.clone();
         }
-        let base = self.pod_sync.pair.as_ref().map(|pair| pair.containers.bytes.clone()).unwrap_or_default();
+        let base = self.pairing.pair.as_ref().map(|pair| pair.containers.bytes.clone()).unwrap_or_default();
         let composed = if self.changes.is_empty() {
             base
         } else {
@@ -205,7 +205,7 @@ impl Lists {
             let overlay = Overlay::new(&self.changes);
             let ids =
                 if overlay.adds_containers() { ids(ListKind::Sandboxes, &sandboxes) } else { HashSet::new() };
-            let known = self.pod_sync.pair.is_some();
+            let known = self.pairing.pair.is_some();
             overlay.containers(&base, |sandbox| !known || ids.contains(sandbox))
         };
         self.composed_containers.insert(composed).clone()
@@ -226,7 +226,7 @@ impl Lists {
 
     /// Removes the stats of objects that are not listed.
     fn of_listed(&mut self, kind: ListKind, listed: ListKind, stats: Bytes) -> Bytes {
-        if self.pod_sync.pair.is_none() {
+        if self.pairing.pair.is_none() {
             return stats;
         }
         let list = self.all_items(listed);
@@ -244,7 +244,7 @@ impl Lists {
 
     /// Tells whether the pair is known.
     pub(super) fn has_lists(&self) -> bool {
-        self.pod_sync.pair.is_some()
+        self.pairing.pair.is_some()
     }
 
     /// Makes all lists known to be empty. Lists requested before `seq` are refused from then on.
@@ -252,7 +252,7 @@ impl Lists {
         let nothing = Pair { sandboxes: ListBytes::empty(), containers: ListBytes::empty() };
         let slot = || ListSlot { requested_seq: seq, list: Some(ListBytes::empty()) };
         *self = Self {
-            pod_sync: PodListSync::serving(Some(nothing), seq),
+            pairing: Pairing::serving(Some(nothing), seq),
             images: slot(),
             container_stats: slot(),
             sandbox_stats: slot(),
@@ -275,7 +275,7 @@ impl Lists {
 
     /// Returns the lists as they are saved: sandboxes and containers, images, container and sandbox stats.
     pub(super) fn to_save(&self) -> [Option<Bytes>; 5] {
-        let pair = self.pod_sync.pair.as_ref();
+        let pair = self.pairing.pair.as_ref();
         [
             pair.map(|pair| pair.sandboxes.bytes.clone()),
             pair.map(|pair| pair.containers.bytes.clone()),
@@ -302,7 +302,7 @@ impl Lists {
             containers: buffer(containers),
         });
         Self {
-            pod_sync: PodListSync::serving(pair, 0),
+            pairing: Pairing::serving(pair, 0),
             images: slot(images),
             container_stats: slot(container_stats),
             sandbox_stats: slot(sandbox_stats),
@@ -312,13 +312,13 @@ impl Lists {
 
     /// Returns the served sandboxes and containers, without the changes on top of them.
     pub(super) fn pair(&self) -> Option<(&Bytes, &Bytes)> {
-        let pair = self.pod_sync.pair.as_ref()?;
+        let pair = self.pairing.pair.as_ref()?;
         Some((&pair.sandboxes.bytes, &pair.containers.bytes))
     }
 
     /// Returns the watermarks of the served pair.
     pub(super) fn watermarks(&self) -> Watermarks {
-        self.pod_sync.watermarks()
+        self.pairing.watermarks()
     }
 
     /// Returns the list of images, without the removals on top of it, and the sequence number of its request.
@@ -367,7 +367,7 @@ impl Lists {
             sandboxes: list(sandboxes.apply(ListKind::Sandboxes, &old_sandboxes)?),
             containers: list(containers.apply(ListKind::Containers, &old_containers)?),
         };
-        self.pod_sync = PodListSync::replaying(pair, watermarks);
+        self.pairing = Pairing::replaying(pair, watermarks);
         self.changes.retain(|change| watermarks.must_keep(change));
         self.invalidate_composed();
         Ok(())
@@ -413,12 +413,12 @@ impl Lists {
 
     fn buffers(&mut self) -> impl Iterator<Item = &mut ListBytes> {
         let slots = [&mut self.images, &mut self.container_stats, &mut self.sandbox_stats];
-        self.pod_sync.buffers().chain(slots.into_iter().filter_map(|slot| slot.list.as_mut()))
+        self.pairing.buffers().chain(slots.into_iter().filter_map(|slot| slot.list.as_mut()))
     }
 }
 
 impl Replaced {
-    const NOTHING: Self = Self { changed: false, paired: false };
+    const NOTHING: Self = Self { changed: false, completed_pair: false };
 }
 
 impl ListSlot {
@@ -430,6 +430,6 @@ impl ListSlot {
         let list = ListBytes::replacing(self.list.as_ref(), list.encoded);
         let changed = !self.list.as_ref().is_some_and(|old| is_same_slice(&old.bytes, &list.bytes));
         *self = Self { requested_seq, list: Some(list) };
-        Replaced { changed, paired: false }
+        Replaced { changed, completed_pair: false }
     }
 }

@@ -13,6 +13,8 @@
 //!             └ a change recorded from here on stays applied on top of S until a later list shows it
 //! ```
 //!
+//! The first row that fits decides:
+//!
 //! | | C was requested | containers without a sandbox | the pair |
 //! |---|---|---|---|
 //! | 1 | more than [`PAIR_WINDOW`] after S was received, or the other way round | | waits for a newer list |
@@ -23,8 +25,6 @@
 //! | 6 | otherwise | some that were not refused yet | is refused, and they are remembered |
 //! | 7 | otherwise | only refused ones, and S or C was requested before the refusal | is refused again |
 //! | 8 | otherwise | only refused ones, and S and C were requested after the refusal | is served |
-//!
-//! The first row that fits decides.
 //!
 //! A refused pair serves nothing new: the served lists stay until a pair is served. So a container that is
 //! created while both lists are in flight never shows without its sandbox, and a backend that really has such
@@ -52,7 +52,7 @@ pub(super) struct Pair {
 
 /// The served pair, and the newest lists, which may form the next one.
 #[derive(Debug, Default)]
-pub(super) struct PodListSync {
+pub(super) struct Pairing {
     pub(super) pair: Option<Pair>,
     sandboxes: Option<NewestList>,
     containers: Option<NewestList>,
@@ -74,7 +74,7 @@ struct NewestList {
     received: Instant,
     list: ListBytes,
     /// Whether it was in a served pair.
-    paired: bool,
+    was_served: bool,
 }
 
 /// The last pair that was refused for containers without a sandbox.
@@ -85,7 +85,7 @@ struct RefusedPair {
     containers: HashSet<String>,
 }
 
-/// What a list has led to.
+/// The outcome of receiving a list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Received {
     /// No pair is served for it.
@@ -97,7 +97,7 @@ pub(super) enum Received {
     },
 }
 
-/// What becomes of the newest two lists; see the table above.
+/// Whether the newest two lists are served as a pair; see the table above.
 enum Decision {
     Wait,
     Refuse(HashSet<String>),
@@ -105,7 +105,7 @@ enum Decision {
     Serve,
 }
 
-impl PodListSync {
+impl Pairing {
     /// Receives a full list of sandboxes or containers. `changes` are those that are applied on top of the
     /// served pair.
     pub(super) fn receive(&mut self, list: FullList, changes: &[Change]) -> Received {
@@ -118,7 +118,7 @@ impl PodListSync {
             return Received::NoPair;
         }
         let list = ListBytes::replacing(newest.as_ref().map(|newest| &newest.list), encoded);
-        *newest = Some(NewestList { requested, received, list, paired: false });
+        *newest = Some(NewestList { requested, received, list, was_served: false });
         self.pair_up(received, changes)
     }
 
@@ -138,7 +138,7 @@ impl PodListSync {
             Decision::Serve => {
                 let bytes_changed = self.pair.as_ref().is_none_or(|served| !served.is_same(&pair));
                 for list in [&mut self.sandboxes, &mut self.containers].into_iter().flatten() {
-                    list.paired = true;
+                    list.was_served = true;
                 }
                 (self.pair, self.watermarks, self.refused) = (Some(pair), watermarks, None);
                 Received::Served { bytes_changed }
@@ -160,7 +160,7 @@ impl PodListSync {
             return Decision::Wait;
         }
         // Row 3.
-        if containers.requested.at >= sandboxes.received && !sandboxes.paired {
+        if containers.requested.at >= sandboxes.received && !sandboxes.was_served {
             return Decision::Serve;
         }
         // Row 4.
@@ -190,7 +190,7 @@ impl PodListSync {
     /// Returns the newest list of sandboxes or containers and the sequence number of its request, if it was
     /// in no served pair yet.
     pub(super) fn unpaired_list(&self, kind: ListKind) -> Option<(&Bytes, u64)> {
-        let newest = self.newest(kind).filter(|newest| !newest.paired);
+        let newest = self.newest(kind).filter(|newest| !newest.was_served);
         newest.map(|newest| (&newest.list.bytes, newest.requested.seq))
     }
 

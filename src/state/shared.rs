@@ -1,7 +1,7 @@
 //! Shared by the states of all backends: the order of changes, the journal, and whether the disk can be
 //! written.
 //!
-//! It must not know the contents of a state.
+//! This module must not know the contents of a state.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -33,8 +33,8 @@ pub(super) struct Shared {
     journal: Mutex<Journal>,
     /// Set once the journal has a thread of its own; until then a record is written where it is made.
     queue: OnceLock<Queue>,
-    touched: Notify,
-    urgent: Notify,
+    dirty: Notify,
+    flush: Notify,
     problem: Mutex<Option<String>>,
     failures: AtomicU64,
     lost: AtomicU64,
@@ -56,8 +56,8 @@ impl Shared {
             seq: AtomicU64::new(seq),
             journal: Mutex::new(journal),
             queue: OnceLock::new(),
-            touched: Notify::new(),
-            urgent: Notify::new(),
+            dirty: Notify::new(),
+            flush: Notify::new(),
             problem: Mutex::new(None),
             failures: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -210,14 +210,14 @@ impl Shared {
         lock(&self.journal)
     }
 
-    /// Wakes the writer.
-    pub(super) fn mark_dirty(&self) {
-        self.touched.notify_one();
+    /// Wakes the writer, which waits in [`Shared::wait_dirty`].
+    pub(super) fn wake_writer(&self) {
+        self.dirty.notify_one();
     }
 
     /// Makes the writer write without its pause.
     pub(super) fn flush_soon(&self) {
-        self.urgent.notify_one();
+        self.flush.notify_one();
     }
 
     /// Makes the writer write a snapshot, and without its pause.
@@ -232,13 +232,13 @@ impl Shared {
     }
 
     /// Waits for [`Shared::flush_soon`].
-    pub(super) async fn flush_requested(&self) {
-        self.urgent.notified().await;
+    pub(super) async fn wait_flush(&self) {
+        self.flush.notified().await;
     }
 
     /// Waits until anything changed since the last wait.
-    pub(super) async fn dirtied(&self) {
-        self.touched.notified().await;
+    pub(super) async fn wait_dirty(&self) {
+        self.dirty.notified().await;
     }
 
     /// Notes that a write failed. The thread of the calls notes it too, when the disk is too slow: no I/O in

@@ -30,9 +30,9 @@ pub(super) struct Statuses {
 
 type SlotMap = HashMap<Box<str>, Slot, foldhash::fast::RandomState>;
 
-/// The cached statuses of one ID, after `Statuses::invalidate`.
+/// The statuses of one ID that `Statuses::invalidate` dropped.
 #[derive(Debug, Default)]
-pub struct DroppedStatus(Vec<(Kind, u64, Bytes)>);
+pub struct InvalidatedStatus(Vec<(Kind, u64, Bytes)>);
 
 #[derive(Debug, Default)]
 struct Slot {
@@ -76,8 +76,8 @@ impl Statuses {
     }
 
     /// Drops the status of `id`, and refuses replies to reads sent before `seq`. Returns the dropped status.
-    pub(super) fn invalidate(&mut self, id: &str, seq: u64) -> DroppedStatus {
-        let mut dropped = DroppedStatus::default();
+    pub(super) fn invalidate(&mut self, id: &str, seq: u64) -> InvalidatedStatus {
+        let mut dropped = InvalidatedStatus::default();
         for kind in [Kind::Sandbox, Kind::Container] {
             let slots = self.of(kind);
             if let Some(slot) = slots.get_mut(id) {
@@ -128,8 +128,8 @@ impl Statuses {
     }
 
     /// Restores the dropped status of `id`, unless a newer one was cached since.
-    pub(super) fn put_back(&mut self, id: &str, dropped: DroppedStatus) {
-        for (kind, fingerprint, reply) in dropped.0 {
+    pub(super) fn restore(&mut self, id: &str, invalidated: InvalidatedStatus) {
+        for (kind, fingerprint, reply) in invalidated.0 {
             if let Some(slot) = self.of(kind).get_mut(id).filter(|slot| slot.reply.is_none()) {
                 (slot.reply, slot.fingerprint) = (Some(reply), fingerprint);
             }

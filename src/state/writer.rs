@@ -76,7 +76,7 @@ impl StateStore {
         loop {
             tokio::select! {
                 () = &mut shutdown => break,
-                () = self.shared.dirtied() => {}
+                () = self.shared.wait_dirty() => {}
                 () = tokio::time::sleep(MINOR_INTERVAL) => {}
             }
             // A disk that takes no writes must not keep the process from its end.
@@ -86,7 +86,7 @@ impl StateStore {
             }
             tokio::select! {
                 () = &mut shutdown => break,
-                () = self.shared.flush_requested() => {}
+                () = self.shared.wait_flush() => {}
                 () = tokio::time::sleep(INTERVAL) => {}
             }
         }
@@ -100,7 +100,7 @@ impl StateStore {
         let written = tokio::task::spawn_blocking(move || snapshot.write(all, &mut |_| ())).await;
         if !matches!(written, Ok(Ok(()))) {
             // Wakes the writer again even if nothing else changes.
-            self.shared.mark_dirty();
+            self.shared.wake_writer();
         }
     }
 

@@ -1,4 +1,12 @@
 //! Ends removed backends that own nothing, and replaced ones without calls.
+//!
+//! | a backend | new calls | is dialled | until |
+//! |---|---|---|---|
+//! | runs | see it | yes | |
+//! | is idle: removed, listed, owns nothing, no write in flight | see it | yes | [`IDLE`] has passed |
+//! | is hidden | do not see it | yes | it has no call in flight |
+//! | is replaced: another one runs in its place | do not see it | yes | it has no call in flight |
+//! | has ended | do not see it | no | |
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -16,7 +24,7 @@ impl Backends {
     /// Forgets what is no longer listed, and ends removed backends that own nothing. Returns whether a
     /// removed backend is idle and has not ended: it can end at a further call, [`IDLE`] later.
     pub(in crate::app) fn housekeep(&mut self) -> bool {
-        self.node.prune_owners();
+        self.node.reconcile_owners();
         self.end_moved_and_renamed();
         let node = Arc::clone(&self.node);
         // A call through a replaced backend may create something on the instance that runs in its place.

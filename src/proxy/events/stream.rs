@@ -31,7 +31,7 @@ const MAX_EVENT: usize = 16 << 20;
 pub(super) enum Ended {
     /// This version of the backend has none that can be used.
     Refused(String),
-    /// It was lost.
+    /// The stream was lost.
     Lost(String),
 }
 

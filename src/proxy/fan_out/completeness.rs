@@ -11,7 +11,7 @@ use crate::method::List;
 use crate::proxy::Node;
 use crate::state::InstanceId;
 
-/// What one backend contributes to a list.
+/// The contribution of one backend to a list.
 #[derive(Debug)]
 pub(in crate::proxy) struct Contribution {
     pub(in crate::proxy) backend: Arc<Backend>,
@@ -86,27 +86,29 @@ impl Completeness {
         contribution.map_err(|absent| self.absent.push(absent)).ok()
     }
 
-    /// Returns the error of an incomplete list; counts the backends that a complete one lacks. `scoped` is
-    /// true on a backend's own socket.
+    /// Concludes the list: returns the error of an incomplete one, or records the backends that a complete
+    /// one lacks as left out. `scoped` is true on a backend's own socket.
     ///
     /// The first row that fits decides. A backend is absent if it contributes nothing: it was never listed,
     /// it failed and nothing is last-known, or it does not have the list.
     ///
     /// | list | contributions | result |
     /// |---|---|---|
-    /// | pod stats that all must have | a backend does not have it | its `Unimplemented` |
+    /// | pod stats, if all must have them | a backend does not have it | its `Unimplemented` |
     /// | measured: stats and metrics | no item of now, and a backend answered with an error | that error |
     /// | descriptors | none, and a backend answered with an error | that error |
     /// | any but promised pod stats | none, and a backend does not have it | its `Unimplemented` |
-    /// | it must be complete, or has no contribution | another backend is absent | [`Error::NeverListed`] |
+    /// | must be complete, or has no contribution | another backend is absent | [`Error::NeverListed`] |
     /// | one that must be complete | none: all are left out | [`Error::NeverListed`] |
     /// | filesystems | the default backend is absent | [`Error::NeverListed`] |
     /// | any | | complete; the absent are counted as left out |
     ///
-    /// An empty list of measured values would mean that no pod uses anything. kubelet asks for descriptors
-    /// once, so remembered ones are better than an error. It takes the first filesystem for the node's,
-    /// forever.
-    pub(in crate::proxy) fn check(self, node: &Node, list: List, scoped: bool) -> Result<(), Error> {
+    /// Before a client has asked for pod stats, all backends may have to have them
+    /// (`Node::all_must_implement`); they are *promised* once a client was told that they exist, because it
+    /// asks for nothing else from then on. An empty list of measured values would mean that no pod uses
+    /// anything. kubelet asks for descriptors once, so remembered ones are better than an error, and takes
+    /// the first filesystem for the node's, forever.
+    pub(in crate::proxy) fn conclude(self, node: &Node, list: List, scoped: bool) -> Result<(), Error> {
         if let Some(error) = self.incomplete(node, list, scoped) {
             return Err(error);
         }

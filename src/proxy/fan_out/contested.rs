@@ -38,10 +38,10 @@ pub(in crate::proxy) fn owned_items(backend: &Backend, list: List, items: Bytes)
 ///
 /// | the owner of an ID that another backend lists too | served by |
 /// |---|---|
-/// | contributes it | the owner |
-/// | was called for this list and does not contribute it | nobody: it has ended |
-/// | contributes last-known items, without it | the other backend |
-/// | does not contribute | the other backend |
+/// | contributes it, live or last-known | the owner |
+/// | contributes live items without it | nobody: it has ended |
+/// | contributes last-known items without it | the other backend |
+/// | contributes nothing | the other backend |
 pub(super) fn leave_to_one(owners: &Owners, list: List, parts: &mut [Contribution]) {
     let Some(kind) = kind_of(list) else { return };
     for part in parts.iter_mut() {

@@ -1,4 +1,15 @@
 //! Decides which of two backends owns an ID that both show; each ID is served once, by its owner.
+//!
+//! The life of an ID that is *foreign* at a backend, which lists it while another one owns it:
+//!
+//! | step | in |
+//! |---|---|
+//! | a backend shows the ID, and the claim is decided: the holder stays, or the ID goes over | here |
+//! | the ID becomes foreign at the backend that does not own it | `InstanceState::mark_foreign` |
+//! | lists and look-ups of that backend leave it out | `InstanceState::without_foreign` |
+//! | a list that is being made takes foreign items too, as owners may change meanwhile | `fan_out/query.rs` |
+//! | what no owner serves in that list is served by one other backend | `fan_out/contested.rs` |
+//! | it ends: not listed any more, without another owner, or claimed again | `recover.rs` |
 
 use super::{Learner, SeenIn, sandbox_record};
 use crate::backend::{Backend, Link};

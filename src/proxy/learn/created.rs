@@ -11,11 +11,11 @@ impl Learner<'_> {
     /// Records the sandbox that an OK reply created, with the containers of a restored pod, and returns its
     /// ID.
     ///
-    /// The object is recorded before its owner, because [`Node::prune_owners`] forgets the owners of
+    /// The object is recorded before its owner, because [`Node::reconcile_owners`] forgets the owners of
     /// objects that are not recorded.
     ///
-    /// [`Node::prune_owners`]: crate::proxy::Node::prune_owners
-    pub(in crate::proxy) fn record_sandbox_created(
+    /// [`Node::reconcile_owners`]: crate::proxy::Node::reconcile_owners
+    pub(in crate::proxy) fn learn_created_sandbox(
         self,
         request: &CreationRequest<'_>,
         reply: &[u8],

@@ -24,14 +24,14 @@ pub fn user_if_present(reply: &[u8]) -> Option<User> {
     Some(if has_uid || name.is_empty() { User::Uid(uid) } else { User::Name(name.to_owned()) })
 }
 
-/// What a store answered about an image.
+/// The answer of one store about an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum StoreAnswer {
-    /// It has the image, which has this user.
+    /// The store has the image, which has this user.
     Present(User),
-    /// It does not have the image.
+    /// The store does not have the image.
     Absent,
-    /// It could not be asked, or answered with an error.
+    /// The store could not be asked, or answered with an error.
     Unavailable,
 }
 

@@ -47,14 +47,14 @@ struct Start {
     until: Instant,
 }
 
-/// What has become of the image for a start.
+/// How far the image of a start is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// kubelet was told that it is there.
     Present,
-    /// It is being pulled. Only once it was pulled, kubelet calls for the image's user.
+    /// The image is being pulled. Only once it was pulled, kubelet calls for its user.
     Pulling,
-    /// It was pulled. kubelet goes on after that whatever it is told about the image.
+    /// The image was pulled. kubelet goes on after that whatever it is told about the image.
     Pulled,
 }
 
@@ -78,21 +78,21 @@ struct ReferenceStarts {
 
 /// All starts, by normalised reference.
 #[derive(Debug, Default)]
-pub struct Starts {
+pub struct ContainerStarts {
     map: Mutex<HashMap<String, ReferenceStarts>>,
 }
 
 /// A pull for a pod. When it is dropped, the pod's start continues if the pull succeeded, and ends otherwise.
 #[derive(Debug)]
 pub struct Pull<'a> {
-    starts: &'a Starts,
+    starts: &'a ContainerStarts,
     reference: &'a str,
     config_seen: &'a str,
     backend: InstanceId,
     succeeded: bool,
 }
 
-impl Starts {
+impl ContainerStarts {
     /// Records that these backends answered the pod of `config_seen` that the image is present. A pod without
     /// `config.seen` is not kubelet's and is not recorded.
     pub fn begin(&self, reference: &str, config_seen: &str, backends: Vec<InstanceId>, now: Instant) {
@@ -263,8 +263,8 @@ mod tests {
 
     const IMAGE: &str = "app:1";
 
-    fn start() -> (Starts, InstanceId, InstanceId, Instant) {
-        (Starts::default(), InstanceId(1), InstanceId(2), Instant::now())
+    fn start() -> (ContainerStarts, InstanceId, InstanceId, Instant) {
+        (ContainerStarts::default(), InstanceId(1), InstanceId(2), Instant::now())
     }
 
     fn names(backends: &[InstanceId]) -> Vec<&'static str> {

@@ -38,7 +38,7 @@ impl SandboxRecord {
     }
 }
 
-/// What of a pod's annotations ties an image call to its sandbox.
+/// The part of a pod's annotations that ties an image call to its sandbox.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Annotations<'a> {
     /// `kubernetes.io/config.seen`: set once for each pod by each kubelet process.

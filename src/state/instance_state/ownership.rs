@@ -1,4 +1,4 @@
-//! What of a backend's lists is its own: the IDs that it created, and those that another instance owns.
+//! Which IDs of a backend's lists are its own: those created there, and those that another instance owns.
 
 use std::collections::HashSet;
 

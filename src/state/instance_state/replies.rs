@@ -5,7 +5,7 @@ use bytes::Bytes;
 use super::InstanceState;
 use crate::cri::{Rpc, field};
 use crate::state::facts::Fact;
-use crate::state::statuses::DroppedStatus;
+use crate::state::statuses::InvalidatedStatus;
 use crate::state::{Kind, Revision};
 use crate::wire;
 
@@ -18,23 +18,22 @@ impl InstanceState {
     /// to a read that was sent before a write to the same ID, is not remembered.
     pub fn remember_status(&self, kind: Kind, id: &str, revision: Revision, reply: &[u8]) {
         if self.lock().statuses.remember(kind, id, revision, reply) {
-            self.shared.mark_dirty();
+            self.shared.wake_writer();
         }
     }
 
-    /// Forgets the statuses of `id`. Call it when a write to `id` is sent and again when it ends: a read that
-    /// was sent in between may have seen either side of it. Returns what was remembered, for a write that
-    /// then was not sent at all.
-    pub fn drop_status(&self, id: &str) -> DroppedStatus {
+    /// Drops the statuses of `id`, when a write to `id` is sent and again when the write ends: a read that
+    /// was sent in between may have seen either side of it. Returns the dropped ones, for a write that then
+    /// was not sent at all.
+    pub fn invalidate_status(&self, id: &str) -> InvalidatedStatus {
         let mut state = self.lock();
         let seq = self.shared.next_seq();
         state.statuses.invalidate(id, seq)
     }
 
-    /// Remembers again what [`InstanceState::drop_status`] forgot, unless a newer status was remembered
-    /// since.
-    pub fn put_status_back(&self, id: &str, dropped: DroppedStatus) {
-        self.lock().statuses.put_back(id, dropped);
+    /// Restores what [`InstanceState::invalidate_status`] dropped, unless a newer status was cached since.
+    pub fn restore_status(&self, id: &str, invalidated: InvalidatedStatus) {
+        self.lock().statuses.restore(id, invalidated);
     }
 
     /// Returns the status of `id` as last known, as long as the last-known lists agree with its state and
@@ -113,7 +112,7 @@ impl InstanceState {
 
     fn remember_fact(&self, fact: Fact, value: &[u8]) {
         if self.lock().remember_fact(fact.key(), value) {
-            self.shared.mark_dirty();
+            self.shared.wake_writer();
             if fact.is_urgent() {
                 self.shared.flush_soon();
             }

@@ -216,17 +216,17 @@ fn restart(store: &StateStore, backend: &InstanceState, containers: &mut Vec<Inc
     take(backend, containers);
     read_status(backend, exited);
     let next = Incarnation { attempt: exited.attempt + 1, state: CONTAINER_RUNNING, ..exited };
-    backend.drop_status(&id("s", next.pod));
+    backend.invalidate_status(&id("s", next.pod));
     backend.record_container_created(&next.id(), &id("s", next.pod), &next.create());
     write();
-    backend.drop_status(&next.id());
+    backend.invalidate_status(&next.id());
     backend.record_container_started(&next.id());
     containers.push(next);
     // kubelet keeps the last dead container of each name.
     if let Some(at) = containers.iter().position(|old| old.pod == next.pod && old.attempt + 1 < next.attempt)
     {
         let dead = containers.remove(at);
-        backend.drop_status(&dead.id());
+        backend.invalidate_status(&dead.id());
         backend.record_container_removed(&dead.id());
     }
     take(backend, containers);

@@ -131,7 +131,7 @@ fn play(store: &StateStore, backend: &InstanceState, event: DeltaEvent) {
             let revision = backend.begin_read();
             backend.remember_status(Kind::Container, &c(id), revision, &reply.encode_to_vec());
         }
-        DeltaEvent::StatusDropped(id) => _ = backend.drop_status(&c(id)),
+        DeltaEvent::StatusDropped(id) => _ = backend.invalidate_status(&c(id)),
         DeltaEvent::Foreign(id, true) => _ = backend.mark_foreign(&s(id)),
         DeltaEvent::Foreign(id, false) => backend.clear_foreign(&s(id)),
         DeltaEvent::Drained(drained) => backend.set_draining(drained),

@@ -107,7 +107,7 @@ fn a_sandbox_list_from_before_an_outage_makes_no_pair_after_it() {
     let sent = |at| Revision { seq: backend.begin_read().seq, at };
     let mut state = backend.lock();
     let mut replace = |kind, requested: Revision, encoded| {
-        state.lists.replace(FullList { kind, requested, received: requested.at, encoded }).paired
+        state.lists.replace(FullList { kind, requested, received: requested.at, encoded }).completed_pair
     };
     assert!(!replace(ListKind::Sandboxes, sent(arrived), sandboxes(&["s2"])));
     assert!(!replace(ListKind::Containers, sent(long_after), containers(&[("c3", "s3")])));

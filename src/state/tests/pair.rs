@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::state::list_bytes::FullList;
-use crate::state::pair::{PAIR_WINDOW, Pair, PodListSync};
+use crate::state::pair::{PAIR_WINDOW, Pair, Pairing};
 
 /// The next thing that happens.
 #[derive(Debug, Clone, Copy)]
@@ -124,7 +124,7 @@ fn served(pair: Option<&Pair>) -> Option<(Bytes, Bytes)> {
 
 /// Plays steps to both, and compares what they serve after each.
 struct Run {
-    sync: PodListSync,
+    sync: Pairing,
     model: PairModel,
     in_flight: Vec<(ListKind, Revision)>,
     seq: u64,
@@ -133,7 +133,7 @@ struct Run {
 
 impl Run {
     fn new() -> Self {
-        let (sync, model) = (PodListSync::default(), PairModel::default());
+        let (sync, model) = (Pairing::default(), PairModel::default());
         Self { sync, model, in_flight: Vec::new(), seq: 0, now: Instant::now() }
     }
 

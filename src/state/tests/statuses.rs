@@ -51,7 +51,7 @@ fn a_write_forgets_the_status_and_so_does_a_read_that_was_sent_before_it() {
     let running = container_status("c1", CONTAINER_RUNNING);
     backend.remember_status(Kind::Container, "c1", backend.begin_read(), &running);
     let before = backend.begin_read();
-    backend.drop_status("c1");
+    backend.invalidate_status("c1");
     assert_eq!(served(&backend), None);
     backend.remember_status(Kind::Container, "c1", before, &running);
     assert_eq!(served(&backend), None);

@@ -29,7 +29,7 @@ static GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The largest request in bytes, as in containerd (`runtime/v2` and CRI both use 16 MiB).
 pub const MAX_REQUEST: usize = 16 << 20;
 
-/// One gRPC message, with its prefix or without it, as it is at hand.
+/// One gRPC message, with its prefix or without it, as it is at hand; or none, which has no bytes at all.
 #[derive(Debug, Clone)]
 pub struct Message {
     bytes: Bytes,
@@ -37,9 +37,9 @@ pub struct Message {
 }
 
 impl Default for Message {
-    /// An empty message.
+    /// No message: not even a prefix is sent.
     fn default() -> Self {
-        Self::from_encoded(Bytes::new())
+        Self { bytes: Bytes::new(), is_framed: true }
     }
 }
 
@@ -86,12 +86,13 @@ impl Message {
 
     /// Returns the encoded message.
     pub fn encoded(&self) -> &[u8] {
-        if self.is_framed { &self.bytes[PREFIX..] } else { &self.bytes }
+        let start = if self.is_framed { PREFIX } else { 0 };
+        self.bytes.get(start..).unwrap_or_default()
     }
 
     /// Returns the encoded message, sharing its bytes.
     pub fn encoded_bytes(&self) -> Bytes {
-        if self.is_framed { self.bytes.slice(PREFIX..) } else { self.bytes.clone() }
+        if self.is_framed { self.bytes.slice(PREFIX.min(self.bytes.len())..) } else { self.bytes.clone() }
     }
 }
 
@@ -303,7 +304,14 @@ mod tests {
         assert_eq!(message.encoded(), b"message");
         assert_eq!(message.framed(), Message::new(b"message").framed());
         assert_eq!(message.into_framed(), b"\0\0\0\0\x07message"[..]);
-        assert_eq!(Message::default().framed(), Message::new(b"").framed());
+        assert_eq!(Message::from_encoded(Bytes::new()).framed(), Message::new(b"").framed());
+    }
+
+    #[test]
+    fn no_message_has_no_bytes() {
+        let none = Message::default();
+        assert!(none.framed().is_empty() && none.encoded().is_empty() && none.encoded_bytes().is_empty());
+        assert!(none.into_framed().is_empty());
     }
 
     #[test]

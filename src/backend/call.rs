@@ -203,22 +203,7 @@ impl Backend {
         headers: RequestHeaders,
         message: Bytes,
     ) -> Result<BufferedReply, Error> {
-        self.fetch_expecting(None, method, headers, message).await
-    }
-
-    /// Sends a request and collects the whole reply; see [`CallRequest::expected`].
-    ///
-    /// # Errors
-    /// As [`Backend::fetch`].
-    pub async fn fetch_expecting(
-        self: &Arc<Self>,
-        expected: Option<Bytes>,
-        method: &'static Method,
-        headers: RequestHeaders,
-        message: Bytes,
-    ) -> Result<BufferedReply, Error> {
-        let mut request = CallRequest { expected, ..CallRequest::of(method, headers, message) };
-        self.call(&mut request).await?.collect().await
+        self.call(&mut CallRequest::of(method, headers, message)).await?.collect().await
     }
 
     /// Sends a request and collects the whole reply within `limit`.

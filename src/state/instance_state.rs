@@ -23,7 +23,7 @@ use super::items::{ContainerRef, SandboxRef, container_items, sandbox_items};
 use super::journal::Record;
 use super::known::KnownState;
 use super::life::{Life, LifeChange};
-use super::list_bytes::FullList;
+use super::list_bytes::{FullList, is_same_slice};
 use super::on_disk::Minor;
 use super::shared::Shared;
 use super::{ListKind, Revision};
@@ -104,7 +104,7 @@ impl InstanceState {
     /// Returns the newest live list of sandboxes or containers if its bytes equal `reply`: its owners are
     /// known, and its buffer is kept.
     pub fn newest_equal(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
-        self.lock().lists.newest_equal(kind, reply)
+        self.newest_list(kind).filter(|newest| is_same_slice(newest, reply) || newest == reply)
     }
 
     /// Takes the reply to a list of `kind` that was sent without a filter at `revision`.

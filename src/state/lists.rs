@@ -111,11 +111,6 @@ impl Lists {
         matches!(kind, ListKind::Sandboxes | ListKind::Containers).then(|| self.pairing.newest_list(kind))?
     }
 
-    /// Returns the newest list of `kind` if it is, byte for byte, this one. Only of what teaches owners.
-    pub(super) fn newest_equal(&self, kind: ListKind, reply: &Bytes) -> Option<Bytes> {
-        self.newest(kind).filter(|newest| is_same_slice(newest, reply) || newest == reply)
-    }
-
     /// Returns the IDs in lists of sandboxes and containers that are in no pair yet, without those removed
     /// since the lists were requested.
     pub(super) fn unpaired_ids(&self) -> HashSet<Box<str>> {

@@ -487,7 +487,7 @@ async fn four_runtimes_that_differ_are_one_with_5000_containers_each() {
     let patient = |yaml: String| {
         names.iter().fold(yaml, |yaml, name| {
             let line = format!("  {name}: {{ endpoint");
-            yaml.replace(&line, &format!("  {name}: {{ timeouts: {{ list: 20s, stats: 20s }}, endpoint"))
+            yaml.replace(&line, &format!("  {name}: {{ timeouts: {{ list: 60s, stats: 60s }}, endpoint"))
         })
     };
     let dir = tempfile::tempdir().unwrap();

@@ -2,13 +2,13 @@
 
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode, Uri, Version};
 use http_body::{Body, Frame};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Sleep;
 
 pub(crate) use accepting::{Refusal, ServerState, shorten};
@@ -21,15 +21,13 @@ use crate::state::{Side, State};
 use crate::stream::EndStream;
 use crate::{Error, GoAway, Reason, Shared};
 use accepting::Shutdown;
+use linger::Linger;
 
 mod accepting;
+mod linger;
 
 /// Payload of the PING sent after GOAWAY; its acknowledgement proves that the client has seen the GOAWAY.
 pub(crate) const SHUTDOWN_PING: [u8; 8] = *b"shutdown";
-/// How long a client has to close its side of a connection after a graceful shutdown.
-const LINGER: Duration = Duration::from_secs(1);
-/// How many bytes are discarded at once meanwhile.
-const DISCARD_SIZE: usize = 4 << 10;
 /// The longest path that is kept for the next request, in bytes.
 const MAX_LAST_PATH: usize = 256;
 
@@ -81,8 +79,8 @@ pub struct ServerConnection<S> {
     last_uri: Uri,
     /// Runs while a request or a frame is incomplete: the timeout, and the incomplete frame when it began.
     receiving: Option<(Pin<Box<Sleep>>, Option<u64>)>,
-    /// Runs once the graceful shutdown is complete here: until then the client may close its side.
-    lingering: Option<Pin<Box<Sleep>>>,
+    /// Set once the connection is over here, until the client has closed its side.
+    lingering: Option<Linger>,
 }
 
 /// The buffered request body. If it exceeded the limit: the bytes received so far, then an error.
@@ -142,41 +140,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
 
     fn poll_accept(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<IncomingRequest, Error>>> {
         loop {
-            if self.lingering.is_some() {
-                return self.poll_linger(cx).map(|()| None);
+            if let Some(lingering) = &mut self.lingering {
+                return lingering.poll(self.connection.io(), cx).map(|()| None);
             }
             if let Some(call) = self.take_pending_accept() {
                 return Poll::Ready(Some(Ok(call)));
             }
             match Pin::new(&mut self.connection).poll(cx) {
-                Poll::Ready(Ok(())) => self.lingering = Some(Box::pin(tokio::time::sleep(LINGER))),
+                Poll::Ready(Ok(())) => self.lingering = Some(Linger::new()),
                 Poll::Ready(ended) => return Poll::Ready(ended.err().map(Err)),
                 Poll::Pending if self.shared.lock().pending_accept.is_empty() => {
                     return self.poll_receive_timeout(cx).map(|error| Some(Err(error)));
                 }
                 Poll::Pending => {}
-            }
-        }
-    }
-
-    /// Closes our side of the connection, then discards what the client sends until it has closed its side,
-    /// for at most [`LINGER`]. A client that writes to a closed connection may end with an error before it
-    /// has read the GOAWAY, and could not tell which of its calls may be sent again.
-    fn poll_linger(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(timeout) = &mut self.lingering else { return Poll::Ready(()) };
-        if timeout.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
-        }
-        let mut io = self.connection.io();
-        if ready!(io.as_mut().poll_shutdown(cx)).is_err() {
-            return Poll::Ready(());
-        }
-        let mut discarded = [0; DISCARD_SIZE];
-        loop {
-            let mut read = ReadBuf::new(&mut discarded);
-            match ready!(io.as_mut().poll_read(cx, &mut read)) {
-                Ok(()) if !read.filled().is_empty() => {}
-                Ok(()) | Err(_) => return Poll::Ready(()),
             }
         }
     }

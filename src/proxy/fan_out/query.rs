@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tonic::Code;
 
 use super::completeness::{Absence, Contribution, NoContribution};
-use crate::backend::{Backend, BufferedReply, MethodClass, RequestHeaders};
+use crate::backend::{Backend, BufferedReply, CallRequest, MethodClass, RequestHeaders};
 use crate::codec::Message;
 use crate::error::Error;
 use crate::method::{List, Method};
@@ -116,8 +116,10 @@ impl ListQuery {
         // kubelet lists every second, and mostly nothing has changed.
         let newest = ListKind::of(self.list).filter(|_| self.filter.is_empty());
         let newest = newest.and_then(|kind| backend.state.newest_list(kind));
-        let fetch =
-            || backend.fetch_expecting(newest.clone(), method, self.headers.clone(), self.message.framed());
+        let fetch = async || {
+            let request = CallRequest::of(method, self.headers.clone(), self.message.framed());
+            backend.call(&mut CallRequest { expected: newest.clone(), ..request }).await?.collect().await
+        };
         let reply = match fetch().await {
             // One sandbox that goes away meanwhile makes containerd refuse the stats of all
             // (sandbox_stats_list.go).

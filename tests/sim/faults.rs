@@ -37,8 +37,9 @@ impl World {
         let b = SimRuntime::builder("b").handlers(["b"]).containers(120, 1).images(1).start().await;
         let dir = tempfile::tempdir().unwrap();
         let yaml = config(&dir, &[("a", &a), ("b", &b)], "");
-        let timeouts = "\", timeouts: { list: 300ms, read: 300ms, stats: 300ms } }\n";
-        let crimux = Crimux::start_in(dir, &yaml.replace("\" }\n", timeouts));
+        // Of `b` alone: on a busy machine `a` may need longer.
+        let timeouts = "  b: { timeouts: { list: 300ms, read: 300ms, stats: 300ms }, endpoint";
+        let crimux = Crimux::start_in(dir, &yaml.replace("  b: { endpoint", timeouts));
         crimux.wait_ready().await;
         let client = crimux.client();
         // A pod that both have, as simulated runtimes name theirs, may be pulled for at either.

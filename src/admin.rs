@@ -25,7 +25,7 @@ use crate::shutdown::Servers;
 use crate::side::Side;
 use cache::Cache;
 pub use change::ReloadRequest;
-pub(crate) use change::report_plan;
+pub(crate) use change::{prefix_change, report_plan};
 use http::Port;
 pub use upgrade::UpgradeRequest;
 
@@ -35,6 +35,7 @@ mod cache;
 mod change;
 mod debug;
 pub mod duration;
+pub(crate) mod effects;
 pub mod explain;
 mod http;
 mod metrics;

@@ -62,8 +62,7 @@ pub struct App {
     /// The configuration file.
     path: PathBuf,
     state_dir: PathBuf,
-    /// Yields after each change of the file. It watches from before the first reading on, so that no change
-    /// is missed.
+    /// Yields after each change of the file since before it was read.
     changed: mpsc::Receiver<()>,
     node: Arc<Node>,
     backends: Backends,

@@ -4,6 +4,7 @@
 //! crimux. Exit codes: 0 fine, 1 failed, 2 usage (clap's), 64 bad configuration. All decisions are the
 //! server's.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -160,6 +161,20 @@ struct ConfigFile {
     /// The configuration file.
     #[arg(long, short, default_value = config::DEFAULT_PATH)]
     config: PathBuf,
+}
+
+/// Puts `--config FILE` behind the verb, where it belongs, if it stands before it.
+pub fn verb_first(arguments: impl IntoIterator<Item = OsString>) -> Vec<OsString> {
+    let mut arguments: Vec<_> = arguments.into_iter().collect();
+    let options = match arguments.get(1).and_then(|first| first.to_str()) {
+        Some("--config" | "-c") => 2,
+        Some(first) if first.starts_with("--config=") => 1,
+        _ => return arguments,
+    };
+    if arguments.len() > options + 1 {
+        arguments[1..].rotate_left(options);
+    }
+    arguments
 }
 
 /// Runs the command and returns the exit code.

@@ -8,6 +8,7 @@
 mod address;
 mod backends;
 mod canonical;
+mod changes;
 mod diagnostics;
 mod file;
 mod foreign;
@@ -40,7 +41,7 @@ use std::time::Duration;
 pub use problem::{ConfigError, Diagnostic, Problems};
 pub use raw::{admin_socket_of, is_log_json, position_of, state_dir_of};
 pub use remainder::Remainder;
-pub use restart::{RESTART_KEYS, restart_keys};
+pub use restart::{RESTART_KEYS, restart_keys, state_dir_advice};
 pub use warnings::ConfigWarning;
 
 /// The path of the configuration unless the command line names another one.

@@ -208,7 +208,7 @@ pub enum Error {
     },
     // The backends together do not have an answer.
     /// A list would be incomplete: these backends were never listed and have no saved state.
-    #[error("not listed yet: {}; `crimux backend forget NAME` gives one up", names(.0))]
+    #[error("not listed yet: {}; start it (`crimux backend forget NAME` only if it is gone for good)", names(.0))]
     NeverListed(Vec<Arc<str>>),
     /// An unknown ID, and these backends could not be called to look it up.
     #[error("{kind} {id:?} is unknown and could not be looked up at: {}", names(.backends))]

@@ -4,7 +4,8 @@
 //! An operator who looks at a node asks first where new pods went and when the configuration last changed. A
 //! short list in memory answers that; logs and metrics have the rest. Nothing here is saved.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -44,6 +45,15 @@ pub struct Refusal {
 
 /// The longest text of a [`Refusal`], in characters.
 const REFUSAL_TEXT: usize = 256;
+
+/// A handler that a reload took out of the configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RemovedHandler {
+    /// Where it led: numbers of instances, and the handler as it is known there.
+    pub targets: Vec<(u64, String)>,
+    /// When a new sandbox that asked for it was refused last; `None` if none was.
+    pub last_refused: Option<SystemTime>,
+}
 
 /// A backend's state since a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +100,8 @@ pub struct RecentEvents {
     placements: Mutex<VecDeque<Placement>>,
     reloads: Mutex<VecDeque<Reload>>,
     restart_keys: Mutex<Vec<&'static str>>,
+    new_state_dir: Mutex<Option<PathBuf>>,
+    removed_handlers: Mutex<BTreeMap<Box<str>, RemovedHandler>>,
     older_processes: Mutex<Vec<OlderProcess>>,
     requested_handlers: Mutex<HashMap<Box<str>, Box<str>>>,
     states: Mutex<BTreeMap<Box<str>, VecDeque<StateChange>>>,
@@ -117,6 +129,9 @@ impl RecentEvents {
 
     /// Records that a new sandbox was not created.
     pub fn record_refusal(&self, pod: &str, handler: &str, reason: &str) {
+        if let Some(removed) = lock(&self.removed_handlers).get_mut(handler) {
+            removed.last_refused = Some(SystemTime::now());
+        }
         let [pod, handler, reason] =
             [pod, handler, reason].map(|text| text.chars().take(REFUSAL_TEXT).collect());
         *lock(&self.last_refusal) = Some(Refusal { at: SystemTime::now(), pod, handler, reason });
@@ -127,14 +142,42 @@ impl RecentEvents {
         lock(&self.last_refusal).clone()
     }
 
+    /// Drops the last refused sandbox if it was of this pod, which has one now.
+    pub fn forget_refusal_of(&self, namespace: &str, name: &str) {
+        lock(&self.last_refusal)
+            .take_if(|refusal| refusal.pod.split_once('/').is_some_and(|pod| pod == (namespace, name)));
+    }
+
+    /// Records a handler that a reload took out of the configuration, with where it led.
+    pub fn record_removed_handler(&self, handler: &str, targets: Vec<(u64, String)>) {
+        lock(&self.removed_handlers).insert(handler.into(), RemovedHandler { targets, last_refused: None });
+    }
+
+    /// Drops the removed handlers that are configured again.
+    pub fn retain_removed_handlers(&self, is_removed: impl Fn(&str) -> bool) {
+        lock(&self.removed_handlers).retain(|handler, _| is_removed(handler));
+    }
+
+    /// Returns the handlers that reloads took out of the configuration since the start.
+    pub fn removed_handlers(&self) -> BTreeMap<Box<str>, RemovedHandler> {
+        lock(&self.removed_handlers).clone()
+    }
+
     /// Records a reload.
     pub fn record_reload(&self, result: ReloadResult, problem: Option<String>) {
         push(&self.reloads, Reload { at: SystemTime::now(), result, problem });
     }
 
-    /// Sets the keys of the file that differ from the running process and need a restart.
-    pub fn set_restart_keys(&self, keys: Vec<&'static str>) {
+    /// Sets the keys of the file that differ from the running process and need a restart, and the file's
+    /// `state_dir` if it differs.
+    pub fn set_restart_keys(&self, keys: Vec<&'static str>, state_dir: Option<PathBuf>) {
         *lock(&self.restart_keys) = keys;
+        *lock(&self.new_state_dir) = state_dir;
+    }
+
+    /// Returns the `state_dir` that the file names, if it differs from that of the running process.
+    pub fn new_state_dir(&self) -> Option<PathBuf> {
+        lock(&self.new_state_dir).clone()
     }
 
     /// Returns the keys of the file that take effect only at the next start.
@@ -175,6 +218,12 @@ impl RecentEvents {
     /// Counts the sandboxes that were requested with this handler since the start and are not removed.
     pub fn count_requests_for(&self, handler: &str) -> usize {
         lock(&self.requested_handlers).values().filter(|requested| &***requested == handler).count()
+    }
+
+    /// Returns the names of the handlers that sandboxes were requested with, each once.
+    pub fn requested_handler_names(&self) -> BTreeSet<Box<str>> {
+        let handlers = lock(&self.requested_handlers);
+        handlers.values().collect::<BTreeSet<_>>().into_iter().cloned().collect()
     }
 
     /// Returns the handlers that sandboxes were requested with, by sandbox.

@@ -6,5 +6,5 @@ use clap::Parser;
 use crimux::cli::{self, Cli};
 
 fn main() -> ExitCode {
-    cli::run(Cli::parse())
+    cli::run(Cli::parse_from(cli::verb_first(std::env::args_os())))
 }

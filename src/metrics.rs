@@ -136,7 +136,10 @@ impl Metrics {
             )?,
             unknown_ids: make.counter("unknown_ids_total", "Calls with an ID that had to be looked up.")?,
             id_conflicts: make.counter("id_conflicts_total", "IDs listed by two backends.")?,
-            foreign_pods: make.counter("foreign_pods_total", "Claims to a pod that no pull followed.")?,
+            foreign_pods: make.counter(
+                "foreign_pods_total",
+                "Backends that listed a pod while its image was pulled elsewhere.",
+            )?,
             config_reloads: make.counters("config_reloads_total", "Reloads by result.", &["result"])?,
             config_last_reload_successful: make
                 .gauge("config_last_reload_successful", "1 unless the last reload failed.")?,
@@ -153,7 +156,7 @@ impl Metrics {
             stalls: StallMetrics::new(&make)?,
             limits_reached: make.counters(
                 "limits_reached_total",
-                "Limits that clients reached.",
+                "How often a client reached a limit.",
                 &["limit"],
             )?,
             clients: ClientGauges::new(&make)?,

@@ -39,6 +39,9 @@ pub struct StatusView {
     /// The last new sandbox that was refused; absent if none was since the start.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_refusal: Option<RefusalView>,
+    /// Handlers that are no longer in the configuration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed_handlers: Vec<RemovedHandlerView>,
     /// What clients have open; absent from a crimux that does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<ClientsView>,
@@ -57,6 +60,18 @@ pub struct ClientsView {
     pub connections: usize,
     /// Calls under way, event streams included.
     pub calls: usize,
+}
+
+/// A handler that is no longer in the configuration.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct RemovedHandlerView {
+    /// The handler.
+    pub handler: String,
+    /// The sandboxes that asked for it and are not removed.
+    pub sandboxes: usize,
+    /// When a new sandbox that asked for it was refused last; absent if none was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_refused: Option<String>,
 }
 
 /// A new sandbox that was not created.
@@ -215,6 +230,14 @@ pub struct BackendView {
     pub awaited: bool,
 }
 
+impl BackendView {
+    /// Tells whether the backend is ready since its last error. Both times are whole seconds.
+    pub fn is_error_over(&self) -> bool {
+        let is_since = |since: &String| self.last_error.as_ref().is_some_and(|error| error.at <= *since);
+        self.state == "ready" && self.since.as_ref().is_some_and(is_since)
+    }
+}
+
 /// An error of a backend.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct ErrorView {
@@ -250,6 +273,9 @@ pub struct ReloadsView {
     /// Keys of the file that take effect only at the next start.
     #[serde(default)]
     pub restart_keys: Vec<String>,
+    /// The `state_dir` of the file; absent unless it is one of `restart_keys`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_state_dir: Option<String>,
 }
 
 /// One reload.
@@ -277,6 +303,9 @@ pub struct PodView {
     pub attempt: u64,
     /// The `RuntimeClass` handler if one leads there, else the backend's own name; empty for the default.
     pub handler: String,
+    /// Whether that handler is no longer in the configuration.
+    #[serde(default)]
+    pub handler_removed: bool,
     /// The handler as the backend knows it.
     pub backend_handler: String,
     /// Its owner.
@@ -308,6 +337,9 @@ pub struct RoutesView {
     /// Pods whose next sandbox an operator has aimed at a backend.
     #[serde(default)]
     pub aimed: Vec<AimView>,
+    /// Handlers that are no longer in the configuration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub removed: Vec<RemovedHandlerView>,
 }
 
 /// A pod whose next sandbox is aimed at a backend.
@@ -395,6 +427,12 @@ pub struct ReloadReport {
     pub applied: bool,
     /// What it means for the backends and the pods on them, a line each; what stays as it is has none.
     pub plan: Vec<String>,
+    /// What else it changes at once, a line `KEY: OLD → NEW` for each key.
+    #[serde(default)]
+    pub changes: Vec<String>,
+    /// What `crimux check` warns of, `KEY: WARNING`.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// Keys whose change takes effect at the next start.
     pub restart: Vec<String>,
     /// Why it is not applied without `force`.

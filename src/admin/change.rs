@@ -15,13 +15,13 @@ use axum::http::StatusCode;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use crate::admin::AdminState;
 use crate::admin::api::{ChangeResult, ReloadReport};
 use crate::admin::read::{self, ApiError, api_error};
+use crate::admin::{AdminState, effects};
 use crate::backend::Backend;
-use crate::config::Config;
+use crate::config::{Config, ConfigWarning, state_dir_advice};
 use crate::error::handler_label;
-use crate::method::Kind;
+use crate::method::{Kind, Rpc};
 use crate::plan::{Plan, Wanted};
 use crate::proxy::Node;
 use crate::router::IdMatch;
@@ -208,10 +208,33 @@ pub(crate) fn report_plan(node: &Node, plan: &Plan, config: &Config) -> ReloadRe
         file: String::new(),
         applied: false,
         plan: plan.changes().into_iter().chain(removed_handlers(node, &old, config)).collect(),
+        changes: old.changes(config),
+        warnings: warnings(node, &old, config),
         restart: old.restart_keys(config).into_iter().map(str::to_owned).collect(),
         refused,
         error: None,
     }
+}
+
+/// Returns what `crimux check` would warn of.
+fn warnings(node: &Node, old: &Config, new: &Config) -> Vec<String> {
+    let is_drained = |name: &str| node.backend_named(name).is_some_and(|backend| backend.state.is_draining());
+    let state_dir = (old.state_dir != new.state_dir)
+        .then(|| format!("state_dir: {}", state_dir_advice(&old.state_dir, &new.state_dir)));
+    let mut warnings: Vec<_> = state_dir.into_iter().collect();
+    let effects = prefix_change(node, old, new).into_iter().chain(effects::drained_handlers(new, is_drained));
+    warnings.extend(effects.chain(new.warnings()).map(|warning| warning.to_string()));
+    warnings
+}
+
+/// Warns if the prefix of every container ID of the node changes.
+pub(crate) fn prefix_change(node: &Node, old: &Config, new: &Config) -> Option<ConfigWarning> {
+    let runtime_name = |backend: &str| {
+        let reply = node.backend_named(backend)?.state.reply(Rpc::Version)?;
+        let version: crate::cri::VersionResponse = prost::Message::decode(reply).ok()?;
+        Some(version.runtime_name)
+    };
+    effects::prefix_change((old.identity, &old.default_backend), new, runtime_name)
 }
 
 /// Says which handlers are not in the new configuration, and how many sandboxes asked for them.

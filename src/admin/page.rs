@@ -14,7 +14,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
-use crate::admin::api::{BackendView, Level, RouteView, StatusView};
+use crate::admin::api::{BackendView, Level, RemovedHandlerView, RouteView, StatusView};
 use crate::admin::{AdminState, duration, read, timeline};
 use crate::history::{Placement, Refusal, Reload, ReloadResult};
 use crate::metrics::code_name;
@@ -70,7 +70,7 @@ fn render(state: &AdminState, refreshes: bool) -> Markup {
                 main {
                     (backends(&status, calls))
                     (timeline::section(&state.node, &caption("State of each backend, oldest left; what was before the start of crimux is blank.")))
-                    (routes(&all_routes))
+                    (routes(&all_routes, &status.removed_handlers))
                     div.columns {
                         (placements(&state.node.history.placements(), state.node.history.last_refusal().as_ref()))
                         (reloads(&state.node.history.reloads(), &status))
@@ -153,7 +153,7 @@ fn backend_row(backend: &BackendView, calls: u64) -> Markup {
                 @if is_stale(backend) { " stale" } }
         }
         @if let Some(error) = &backend.last_error {
-            tr { td.error colspan="9" { span { "Last error " (since(&error.at)) ": " (error.text) } } }
+            tr { td.error colspan="9" { span { "Last error " (since(&error.at)) @if backend.is_error_over() { ", over" } ": " (error.text) } } }
         }
         @for problem in &backend.unready { tr { td.error colspan="9" { span { (problem) } } } }
         @for case in &backend.left_out { tr { td.error colspan="9" { span { "Left out: " (case) } } } }
@@ -161,7 +161,7 @@ fn backend_row(backend: &BackendView, calls: u64) -> Markup {
     }
 }
 
-fn routes(routes: &[RouteView]) -> Markup {
+fn routes(routes: &[RouteView], removed: &[RemovedHandlerView]) -> Markup {
     html! {
         section {
             h2 { "Handlers" }
@@ -172,6 +172,7 @@ fn routes(routes: &[RouteView]) -> Markup {
                     th scope="row" { @if route.handler.is_empty() { em { "no RuntimeClass" } } @else { (route.handler) } }
                     td { @match &route.refused {
                         Some(why) => span.bad { (why) },
+                        None if is_late(route) => span.warn { "taken, and wait until it answers" },
                         None => "taken",
                     } }
                     td { @for (index, target) in route.targets.iter().enumerate() {
@@ -180,10 +181,20 @@ fn routes(routes: &[RouteView]) -> Markup {
                         @if !target.backend_handler.is_empty() { " as " (target.backend_handler) }
                         @if route.targets.len() > 1 { " " (format!("{:.0} %", target.share * 100.0)) }
                     } }
+                } }
+                @for removed in removed { tr {
+                    th scope="row" { (removed.handler) " " small { "removed" } }
+                    td { span.bad { "refused: not in the configuration" } }
+                    td { "sandboxes left: " (removed.sandboxes) }
                 } } }
             } }
         }
     }
+}
+
+/// Tells whether new sandboxes of a handler may wait for a backend that is late.
+fn is_late(route: &RouteView) -> bool {
+    route.targets.iter().any(|target| target.takes_new && target.state == "late")
 }
 
 /// Says which pod's sandbox was refused last, as `crimux status` does.
@@ -225,7 +236,8 @@ fn reloads(reloads: &[Reload], status: &StatusView) -> Markup {
         section {
             h2 { "Last reloads" }
             @if !status.reloads.restart_keys.is_empty() {
-                p.warn { "At the next start: " (status.reloads.restart_keys.join(", ")) }
+                p.warn { "At the next start: " (status.reloads.restart_keys.join(", "))
+                    @if status.reloads.new_state_dir.is_some() { " (do not restart, see above)" } }
             }
             @if reloads.is_empty() { p { "The configuration was not reloaded since the start." } } @else {
                 div.scroll { table {

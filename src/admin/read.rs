@@ -15,14 +15,14 @@ use prost::Message;
 
 use crate::admin::api::{
     AimView, BackendView, ClientsView, ErrorBody, ErrorView, HttpView, ImageView, ImagesView,
-    OlderProcessView, PodView, PodsView, RefusalView, ReloadView, ReloadsView, RouteView, RoutesView,
-    StateView, StatusView, TargetView, VerdictView,
+    OlderProcessView, PodView, PodsView, RefusalView, ReloadView, ReloadsView, RemovedHandlerView, RouteView,
+    RoutesView, StateView, StatusView, TargetView, VerdictView,
 };
 use crate::admin::{AdminState, verdict};
 use crate::backend::{Backend, Condition, Link};
 use crate::cri::{ListImagesResponse, RuntimeCondition, VersionResponse};
 use crate::handover::OlderProcess;
-use crate::history::ReloadResult;
+use crate::history::{ReloadResult, RemovedHandler};
 use crate::merge::status;
 use crate::method::{List, Rpc};
 use crate::proxy::Node;
@@ -63,7 +63,11 @@ pub(super) fn known_pod(node: &Node, namespace: &str, name: &str) -> Option<PodV
 }
 
 pub(super) async fn routes(State(state): State<Arc<AdminState>>) -> Json<RoutesView> {
-    Json(RoutesView { routes: all_routes(&state.node), aimed: aims(&state.node) })
+    Json(RoutesView {
+        routes: all_routes(&state.node),
+        aimed: aims(&state.node),
+        removed: removed_handlers(&state.node),
+    })
 }
 
 /// Returns the aims that wait for their pod.
@@ -150,6 +154,7 @@ pub(super) fn compose_status(state: &AdminState, routes: &[RouteView]) -> Status
                 result: last.result.word().to_owned(),
                 problem: last.problem,
             }),
+            new_state_dir: node.history.new_state_dir().map(|dir| dir.display().to_string()),
             restart_keys: node.history.restart_keys().into_iter().map(str::to_owned).collect(),
         },
         last_refusal: node.history.last_refusal().map(|refusal| RefusalView {
@@ -158,6 +163,7 @@ pub(super) fn compose_status(state: &AdminState, routes: &[RouteView]) -> Status
             handler: refusal.handler,
             reason: refusal.reason,
         }),
+        removed_handlers: removed_handlers(node),
         clients: Some(clients_view(node)),
         older_processes: node.history.older_processes().into_iter().map(older_process_view).collect(),
         verdict: VerdictView::default(),
@@ -171,6 +177,30 @@ pub(super) fn all_routes(node: &Node) -> Vec<RouteView> {
     let handlers = node.router.handlers();
     let named = handlers.iter().map(|(handler, _)| compose_route(node, &handlers, handler));
     std::iter::once(compose_route(node, &handlers, "")).chain(named).collect()
+}
+
+/// Returns the handlers that are no longer configured: those that a reload has removed since the start, and
+/// those that sandboxes were requested with before an upgrade.
+fn removed_handlers(node: &Node) -> Vec<RemovedHandlerView> {
+    let handlers = node.router.handlers();
+    let is_removed = |handler: &str| !handler.is_empty() && handlers.targets_of(handler).is_err();
+    let removed = node.history.removed_handlers();
+    let mut names = node.history.requested_handler_names();
+    names.extend(removed.keys().cloned());
+    names.retain(|handler| is_removed(handler));
+    if names.is_empty() {
+        return Vec::new();
+    }
+    let mut sandboxes: HashMap<String, usize> = HashMap::new();
+    for pod in node.backends().iter().flat_map(|backend| pods_of(node, backend)) {
+        *sandboxes.entry(pod.handler).or_default() += 1;
+    }
+    let view = |handler: Box<str>| RemovedHandlerView {
+        sandboxes: sandboxes.get(&*handler).copied().unwrap_or(0),
+        last_refused: removed.get(&handler).and_then(|removed| removed.last_refused).map(rfc3339),
+        handler: handler.into(),
+    };
+    names.into_iter().map(view).collect()
 }
 
 /// Formats a time in UTC, to the second.
@@ -305,20 +335,26 @@ fn pods_of(node: &Node, backend: &Backend) -> Vec<PodView> {
     backend.state.for_each_container(|facts| {
         *containers.entry(facts.sandbox_id.to_owned()).or_default() += 1;
     });
-    let handlers = node.router.handlers();
+    let (handlers, removed) = (node.router.handlers(), node.history.removed_handlers());
     let stale = !is_answering(node, backend);
     let mut pods = Vec::new();
     backend.state.for_each_sandbox(|facts| {
         let created = UNIX_EPOCH + Duration::from_nanos(u64::try_from(facts.created_at).unwrap_or(0));
+        let handler = node.history.requested_handler(facts.id).map_or_else(
+            || public_handler(&handlers, &removed, backend.id, facts.runtime_handler),
+            String::from,
+        );
+        let handler_removed = removed.contains_key(&*handler)
+            || !handler.is_empty()
+                && handler != facts.runtime_handler
+                && handlers.targets_of(&handler).is_err();
         pods.push(PodView {
             namespace: facts.namespace.to_owned(),
             name: facts.name.to_owned(),
             uid: facts.uid.to_owned(),
             attempt: facts.attempt,
-            handler: node
-                .history
-                .requested_handler(facts.id)
-                .map_or_else(|| public_handler(&handlers, backend.id, facts.runtime_handler), String::from),
+            handler,
+            handler_removed,
             backend_handler: facts.runtime_handler.to_owned(),
             backend: backend.name.to_string(),
             state: if facts.state == SANDBOX_READY { "ready" } else { "notready" }.to_owned(),
@@ -331,8 +367,14 @@ fn pods_of(node: &Node, backend: &Backend) -> Vec<PodView> {
     pods
 }
 
-/// Returns the `RuntimeClass` handler that leads to the handler `known_as` of `backend`.
-fn public_handler(handlers: &Handlers, backend: InstanceId, known_as: &str) -> String {
+/// Returns the `RuntimeClass` handler that leads to the handler `known_as` of `backend`, or did before it was
+/// `removed`.
+fn public_handler(
+    handlers: &Handlers,
+    removed: &BTreeMap<Box<str>, RemovedHandler>,
+    backend: InstanceId,
+    known_as: &str,
+) -> String {
     let leads = |targets: &[(InstanceId, crate::config::Target)]| {
         targets.iter().any(|(id, target)| *id == backend && target.backend_handler == known_as)
     };
@@ -348,6 +390,11 @@ fn public_handler(handlers: &Handlers, backend: InstanceId, known_as: &str) -> S
     public.sort_by_key(|(targets, handler)| (*targets, *handler != known_as));
     if let Some((_, handler)) = public.first() {
         return (*handler).to_owned();
+    }
+    let led =
+        |removed: &RemovedHandler| removed.targets.iter().any(|(id, of)| *id == backend.0 && of == known_as);
+    if let Some((handler, _)) = removed.iter().find(|(_, removed)| led(removed)) {
+        return handler.to_string();
     }
     // cri-dockerd lists no handlers: the only one that leads there is the one that was asked for.
     let here = |targets: &[(InstanceId, crate::config::Target)]| targets.iter().any(|(id, _)| *id == backend);

@@ -1,10 +1,19 @@
 //! The judgement of the node in one line: what is wrong, what it means, and what to do next.
 
 use std::collections::BTreeSet;
-use std::time::SystemTime;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
-use crate::admin::api::{BackendView, HttpView, Level, RouteView, StatusView, VerdictView};
+use crate::admin::api::{
+    BackendView, HttpView, Level, RefusalView, RemovedHandlerView, RouteView, StatusView, TargetView,
+    VerdictView,
+};
 use crate::admin::duration;
+use crate::config::state_dir_advice;
+use crate::error::handler_label;
+
+/// How long a refused sandbox is part of the verdict.
+const RECENT: Duration = Duration::from_secs(600);
 
 /// Where the package installs the runbook; its sections are named like the alerts.
 pub(crate) const RUNBOOK: &str = "/usr/share/doc/crimux/runbook.md";
@@ -18,6 +27,7 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     parts.extend(status.backends.iter().filter_map(unready));
     let mut section = status.backends.iter().find_map(runbook_section);
     parts.extend(refused_handlers(routes));
+    parts.extend(waiting_handlers(routes));
     let decisive = status.backends.iter().filter(|backend| backend.default || backend.required);
     let decisive: Vec<_> =
         decisive.filter(|backend| is_out(backend) || !backend.unready.is_empty()).collect();
@@ -44,15 +54,30 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     } else if outage {
         parts.push("the node stays Ready".to_owned());
     }
-    let removed: Vec<_> = removed_backends(status).collect();
+    let removed: Vec<_> =
+        removed_backends(status).chain(status.removed_handlers.iter().filter_map(removed_handler)).collect();
     let drained = drained_handlers(routes);
     if !removed.is_empty() {
-        section = section.or(Some("crimuxbackendnotconfigured"));
+        let is_backend = removed_backends(status).next().is_some();
+        let anchor = if is_backend { "crimuxbackendnotconfigured" } else { "crimuxsandboxesrefused" };
+        section = section.or(Some(anchor));
     } else if drained.is_some() {
         section = section.or(Some("crimuxhandlerrefused"));
     }
+    let is_explained = !(parts.is_empty() && removed.is_empty() && drained.is_none());
+    let refusal = status.last_refusal.as_ref().filter(|_| !is_explained).and_then(refused_sandbox);
+    if refusal.is_some() {
+        section = Some("crimuxsandboxesrefused");
+    }
     let ok = parts.is_empty().then(|| summary.clone());
-    let text = ok.into_iter().chain(parts).chain(removed).chain(drained).collect::<Vec<_>>().join("; ");
+    let text = ok
+        .into_iter()
+        .chain(parts)
+        .chain(removed)
+        .chain(drained)
+        .chain(refusal)
+        .collect::<Vec<_>>()
+        .join("; ");
     VerdictView { level, summary, text, next: section.map(|section| format!("{RUNBOOK}#{section}")) }
 }
 
@@ -110,8 +135,79 @@ fn refused_handlers(routes: &[RouteView]) -> Option<String> {
     let refused = routes.iter().filter(|route| {
         route.refused.is_some() && route.targets.iter().any(|target| target.state != "draining")
     });
-    let names: Vec<_> = refused.map(|route| crate::error::handler_label(&route.handler)).collect();
-    (!names.is_empty()).then(|| format!("new sandboxes of {} refused", names.join(", ")))
+    in_shares(refused, |target| !target.takes_new, "refused")
+}
+
+/// Names the handlers whose new sandboxes wait for a backend that is late.
+fn waiting_handlers(routes: &[RouteView]) -> Option<String> {
+    in_shares(routes.iter(), |target| target.takes_new && target.state == "late", "wait until it answers")
+}
+
+/// Says what becomes of the new sandboxes of these handlers, or of which share of them: those that go to the
+/// `affected` targets. `None` if none of them does.
+fn in_shares<'a>(
+    routes: impl Iterator<Item = &'a RouteView>,
+    affected: impl Fn(&TargetView) -> bool,
+    what: &str,
+) -> Option<String> {
+    let (mut whole, mut parts) = (Vec::new(), Vec::new());
+    for route in routes {
+        let is_drained = route.targets.iter().all(|target| target.share == 0.0);
+        let share: f64 =
+            route.targets.iter().filter(|target| affected(target)).map(|target| target.share).sum();
+        if share > 0.999 || is_drained && route.targets.iter().any(&affected) {
+            whole.push(route.handler.as_str());
+        } else if share > 0.0 {
+            let of = handlers_in_words(&[&route.handler]);
+            parts.push(format!("{:.0}% of the new sandboxes of {of} {what}", share * 100.0));
+        }
+    }
+    if !whole.is_empty() {
+        parts.insert(0, format!("new sandboxes of {} {what}", handlers_in_words(&whole)));
+    }
+    (!parts.is_empty()).then(|| parts.join("; "))
+}
+
+/// Names handlers, `""` first: `pods without a RuntimeClass and of handlers a, b and c`.
+fn handlers_in_words(handlers: &[&str]) -> String {
+    let named: Vec<_> = handlers.iter().copied().filter(|handler| !handler.is_empty()).collect();
+    let named = match named.split_last() {
+        None => None,
+        Some((only, [])) => Some(handler_label(only)),
+        Some((last, others)) => Some(format!("handlers {} and {last}", others.join(", "))),
+    };
+    let default = handlers.contains(&"").then(|| handler_label(""));
+    default.into_iter().chain(named).collect::<Vec<_>>().join(" and of ")
+}
+
+/// Says what became of a handler that was taken out of the configuration, while pods ask or asked for it.
+fn removed_handler(removed: &RemovedHandlerView) -> Option<String> {
+    let RemovedHandlerView { handler, sandboxes, last_refused } = removed;
+    let refused = last_refused.as_deref().and_then(recent);
+    if *sandboxes == 0 && refused.is_none() {
+        return None;
+    }
+    let left = match sandboxes {
+        0 => String::new(),
+        1 => ", 1 is still there".to_owned(),
+        more => format!(", {more} are still there"),
+    };
+    let refused = refused.map_or_else(String::new, |ago| format!(", the last one {ago} ago"));
+    Some(format!(
+        "handler {handler} was removed from the configuration: its new sandboxes are refused{refused}{left}"
+    ))
+}
+
+/// Says that a sandbox was refused, if that is not long ago. Not of which pod: the dump has the verdict, too.
+fn refused_sandbox(refusal: &RefusalView) -> Option<String> {
+    recent(&refusal.at)
+        .map(|ago| format!("a new sandbox was refused {ago} ago (crimux status names its pod)"))
+}
+
+/// Formats how long ago a moment was; `None` if it was more than ten minutes ago.
+fn recent(moment: &str) -> Option<String> {
+    let passed = SystemTime::now().duration_since(humantime::parse_rfc3339(moment).ok()?).unwrap_or_default();
+    (passed <= RECENT).then(|| duration::human(passed))
 }
 
 /// Names the backends that the file does not name and that still have pods. That is no outage, but the file
@@ -132,7 +228,7 @@ fn drained_handlers(routes: &[RouteView]) -> Option<String> {
             route.refused.is_some() && route.targets.iter().all(|target| target.state == "draining")
         })
         .collect();
-    let names: Vec<_> = drained.iter().map(|route| crate::error::handler_label(&route.handler)).collect();
+    let names: Vec<_> = drained.iter().map(|route| route.handler.as_str()).collect();
     let backends: BTreeSet<_> = drained
         .iter()
         .flat_map(|route| &route.targets)
@@ -141,20 +237,16 @@ fn drained_handlers(routes: &[RouteView]) -> Option<String> {
         .collect();
     (!names.is_empty()).then(|| {
         let undrain = backends.into_iter().collect::<Vec<_>>().join(", ");
-        format!("new sandboxes of {} refused: drained by the operator ({undrain})", names.join(", "))
+        format!("new sandboxes of {} refused: drained by the operator ({undrain})", handlers_in_words(&names))
     })
 }
 
-/// Says what a restart would change. Another `state_dir` is empty: what a backend that is down owns would be
-/// unknown.
+/// Says what a restart would change.
 fn restart_needed(status: &StatusView) -> String {
     let keys = status.reloads.restart_keys.join(", ");
-    if status.reloads.restart_keys.iter().any(|key| key == "state_dir") {
-        let dir = &status.state.dir;
-        return format!(
-            "{keys} changed in the file: take that back, or stop crimux, copy {dir} to the new state_dir and start it; \
-             without the copy the pods of backends that are down are unknown"
-        );
+    if let Some(new) = &status.reloads.new_state_dir {
+        let advice = state_dir_advice(Path::new(&status.state.dir), Path::new(new));
+        return format!("{keys} changed in the file: do not restart crimux: {advice}");
     }
     format!("{keys} changed in the file: restart crimux to apply")
 }

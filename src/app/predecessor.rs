@@ -13,6 +13,7 @@ use futures_util::future::join_all;
 use tokio::io::AsyncWriteExt;
 use tokio::net::UnixStream;
 
+use crate::config;
 use crate::handover::{self, HandoverChannel, HandoverMessage, Offer, OlderProcess};
 use crate::proxy::Node;
 use crate::server::Sockets;
@@ -59,8 +60,14 @@ impl Predecessor {
     /// # Errors
     /// If its state is elsewhere than in `state_dir`.
     pub(super) async fn take_state(&self, state_dir: &Path) -> anyhow::Result<Option<HandedState>> {
-        let old = self.offer.state_dir.display();
-        ensure!(self.offer.state_dir == state_dir, "state_dir differs from {old}, which needs a restart");
+        let old = &self.offer.state_dir;
+        ensure!(
+            old == state_dir,
+            "state_dir changed in the file from {} to {}: {}",
+            old.display(),
+            state_dir.display(),
+            config::state_dir_advice(old, state_dir)
+        );
         if self.channel.send(&HandoverMessage::AskState, &[]).await.is_err() {
             return Ok(None);
         }

@@ -15,9 +15,8 @@ use std::sync::Arc;
 
 use crate::admin::api::ReloadReport;
 use crate::app::backends::{Backends, Occasion};
-use crate::config::{Config, ConfigError, Identity, RESTART_KEYS};
+use crate::config::{self, Config, ConfigError, RESTART_KEYS};
 use crate::history::ReloadResult;
-use crate::method::Rpc;
 use crate::plan::{Plan, Wanted};
 use crate::proxy::Node;
 use crate::{admin, server, telemetry};
@@ -96,10 +95,10 @@ impl Reloads {
             tracing::error!(refused, "configuration not reloaded, the old one stays current");
             return (ReloadResult::Failed, planned);
         }
-        warn_of_prefix(&old, &config, &self.node);
-        for handler in old.removed_handlers(&config) {
-            tracing::warn!(handler, "handler removed: its new sandboxes are refused");
+        if let Some(warning) = admin::prefix_change(&self.node, &old, &config) {
+            tracing::warn!(key = warning.key, "{}", warning.message);
         }
+        self.note_removed_handlers(&old, &config);
         telemetry::log_warnings(&config);
         self.applied_file = config.clone();
         let effective = config.with_restart_keys_of(&self.started_with);
@@ -111,7 +110,9 @@ impl Reloads {
         let planned = ReloadReport { refused: None, ..planned };
         match applied {
             Ok(()) => {
-                tracing::info!("configuration reloaded");
+                let changes: Vec<_> =
+                    planned.plan.iter().chain(&planned.changes).map(String::as_str).collect();
+                tracing::info!(changes = changes.join("; "), "configuration reloaded");
                 (ReloadResult::Ok, ReloadReport { applied: true, ..planned })
             }
             Err(error) => {
@@ -144,17 +145,36 @@ impl Reloads {
         Ok(())
     }
 
+    /// Logs the handlers that are no longer configured, and remembers them for the verdict.
+    fn note_removed_handlers(&self, old: &Config, new: &Config) {
+        let (handlers, history) = (self.node.router.handlers(), &self.node.history);
+        for handler in old.removed_handlers(new) {
+            tracing::warn!(handler, "handler removed: its new sandboxes are refused");
+            let targets = handlers.targets_of(handler).unwrap_or_default().iter();
+            let targets = targets.map(|(id, target)| (id.0, target.backend_handler.clone())).collect();
+            history.record_removed_handler(handler, targets);
+        }
+        history.retain_removed_handlers(|handler| !new.handlers.contains_key(handler));
+    }
+
     /// Logs, once for each change, the keys of the file that need a restart.
     fn note_restart_keys(&self, new: &Config) {
-        let node = &self.node;
-        let keys: Vec<_> = self.started_with.restart_keys(new).into_iter().collect();
-        if keys != node.history.restart_keys() {
-            for key in RESTART_KEYS.iter().filter(|key| keys.contains(key)) {
+        let (node, started) = (&self.node, &self.started_with);
+        let keys: Vec<_> = started.restart_keys(new).into_iter().collect();
+        let state_dir = (started.state_dir != new.state_dir).then(|| new.state_dir.clone());
+        if keys == node.history.restart_keys() && state_dir == node.history.new_state_dir() {
+            return;
+        }
+        for key in RESTART_KEYS.iter().filter(|key| keys.contains(key)) {
+            if *key == "state_dir" {
+                let advice = config::state_dir_advice(&started.state_dir, &new.state_dir);
+                tracing::error!(key, "do not restart crimux with this change: {advice}");
+            } else {
                 tracing::warn!(key, "this change takes effect at the next start");
             }
-            node.metrics.set_restart_keys(&keys);
-            node.history.set_restart_keys(keys);
         }
+        node.metrics.set_restart_keys(&keys);
+        node.history.set_restart_keys(keys, state_dir);
     }
 }
 
@@ -171,27 +191,5 @@ fn first_line(text: &str) -> String {
     match text.lines().count().saturating_sub(1) {
         0 => first.to_owned(),
         more => format!("{first} (and {more} more)"),
-    }
-}
-
-/// Warns, before it happens, that the prefix of every container ID changes: with the default backend, or with
-/// whose name `Version` reports.
-fn warn_of_prefix(old: &Config, new: &Config, node: &Node) {
-    if old.identity == new.identity && old.default_backend == new.default_backend {
-        return;
-    }
-    let prefix = |config: &Config| {
-        if config.identity == Identity::Crimux {
-            return Some(Identity::CRIMUX.to_owned());
-        }
-        let reply = node.backend_named(&config.default_backend)?.state.reply(Rpc::Version)?;
-        let version: crate::cri::VersionResponse = prost::Message::decode(reply).ok()?;
-        Some(version.runtime_name)
-    };
-    let (from, to) = (prefix(old), prefix(new));
-    if from.is_some() && from != to {
-        let key = if old.identity == new.identity { "default_backend" } else { "identity" };
-        let (from, to) = (from.unwrap_or_default(), to.unwrap_or_else(|| "unknown".to_owned()));
-        tracing::warn!(from, to, "the prefix of every container ID of the node changes with {key}");
     }
 }

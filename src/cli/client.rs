@@ -51,7 +51,7 @@ pub(super) struct AdminClient {
 /// The running crimux found problems in its file.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct BadConfig(String);
+pub(super) struct BadConfig(pub(super) String);
 
 /// The arguments of every verb that reads.
 #[derive(Debug, clap::Args)]
@@ -164,8 +164,9 @@ impl AdminClient {
         let no_answer = || {
             let (socket, timeout) = (socket.display(), humantime::format_duration(self.timeout));
             format!(
-                "crimux did not answer on {socket} within {timeout}: is its process stopped, or the node overloaded? \
-                 (systemctl status crimux; --timeout waits longer) See {RUNBOOK}#crimuxabsent"
+                "crimux did not answer on {socket} within {timeout}: its process is stopped, or the node overloaded; kubelet \
+                 has no runtime meanwhile and reports the node NotReady after 30 s (ps -o pid,stat,wchan -C crimux: T is \
+                 stopped; --timeout waits longer). See {RUNBOOK}#crimuxabsent"
             )
         };
         let (status, body) = answered.await.map_err(|_| anyhow::anyhow!(no_answer()))??;

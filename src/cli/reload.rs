@@ -6,13 +6,13 @@ use std::process::ExitCode;
 use anyhow::bail;
 
 use crate::admin::api::ReloadReport;
-use crate::cli::client::AdminClient;
+use crate::cli::client::{AdminClient, BadConfig};
 use crate::cli::config_text::ConfigText;
 use crate::cli::output::{self, print};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct ReloadArgs {
-    /// Only say what a reload would do, of the running crimux's file or else of that of --config.
+    /// Only say what a reload would change, of the running crimux's file or else of that of --config.
     #[arg(long)]
     dry_run: bool,
     /// Do it although pods would leave kubelet's sight.
@@ -44,15 +44,18 @@ impl ReloadArgs {
             );
         }
         if let Some(error) = &reloaded.error {
-            bail!("{error}");
+            if error.starts_with("partly applied") {
+                bail!("{error}");
+            }
+            return Err(BadConfig(error.clone()).into());
         }
         if !reloaded.applied {
             bail!("not applied; the old configuration stays current (--force applies it)");
         }
-        print(if reloaded.plan.is_empty() {
-            "applied: every backend stays as it is\n"
-        } else {
-            "applied\n"
+        print(match (changes_nothing(&reloaded), reloaded.restart.is_empty()) {
+            (false, _) => "applied\n",
+            (true, false) => "unchanged until the restart\n",
+            (true, true) => "unchanged\n",
         })?;
         Ok(ExitCode::SUCCESS)
     }
@@ -68,11 +71,13 @@ impl ReloadArgs {
         };
         print(&lines(&planned))?;
         let is_refused = planned.refused.is_some() && !self.force;
-        print(&match (is_refused, planned.plan.is_empty()) {
-            (true, _) => format!("{}: would not be applied (--force applies it)\n", planned.file),
-            (false, true) => format!("{}: every backend would stay as it is\n", planned.file),
-            (false, false) => format!("{}: would be applied\n", planned.file),
-        })?;
+        let outcome = match (is_refused, changes_nothing(&planned), planned.restart.is_empty()) {
+            (true, ..) => "would not be applied (--force applies it)",
+            (false, false, _) => "would be applied",
+            (false, true, false) => "would change nothing before a restart",
+            (false, true, true) => "would change nothing",
+        };
+        print(&format!("{}: {outcome}\n", planned.file))?;
         Ok(if is_refused { ExitCode::FAILURE } else { ExitCode::SUCCESS })
     }
 }
@@ -83,10 +88,16 @@ pub(super) fn is_same(path: &Path, other: &str) -> bool {
     real(path) == real(Path::new(other))
 }
 
+/// Tells whether everything stays as it is until a restart.
+fn changes_nothing(planned: &ReloadReport) -> bool {
+    planned.plan.is_empty() && planned.changes.is_empty()
+}
+
 /// Writes down what a configuration does, or would do.
 fn lines(planned: &ReloadReport) -> String {
-    let plan = planned.plan.iter().map(|line| format!("{line}\n"));
+    let plan = planned.plan.iter().chain(&planned.changes).map(|line| format!("{line}\n"));
+    let warnings = planned.warnings.iter().map(|warning| format!("{} {warning}\n", output::warn("warning:")));
     let restart = planned.restart.iter().map(|key| format!("{key}: needs a restart\n"));
     let refused = planned.refused.iter().map(|why| format!("{} {why}\n", output::bad("refused:")));
-    plan.chain(restart).chain(refused).collect()
+    plan.chain(restart).chain(warnings).chain(refused).collect()
 }

@@ -4,19 +4,18 @@
 //! Without a running crimux there is nothing to compare, and no finding. It is looked for at the file's
 //! `admin.socket`, and where the one that runs with the file's `state_dir` listens.
 
-use std::iter;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::admin::api::{ReloadReport, StatusView};
+use crate::admin::effects;
 use crate::cli::client::AdminClient;
 use crate::cli::config_text::ConfigText;
 use crate::cli::finding::{Finding, Grade};
 use crate::cli::reload::is_same;
-use crate::config::keys::child_path;
-use crate::config::{Config, Identity, Target, restart_keys};
+use crate::config::{Config, ConfigWarning, Identity, restart_keys, state_dir_advice};
 
 /// A check must not hang with a hung crimux.
 pub(super) const TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,11 +39,18 @@ pub(super) async fn compare(client: &AdminClient, config: &Config, text: &Config
     };
     let keys = restart_keys(&running, &config.view()).into_iter();
     let restart = keys.map(|key| {
-        let text = "differs from the running crimux; a reload cannot change it, a restart does";
+        let text = match (key, running["state_dir"].as_str()) {
+            ("state_dir", Some(old)) => {
+                let advice = state_dir_advice(Path::new(old), &config.state_dir);
+                format!("the running crimux has {old}; {advice}")
+            }
+            _ => "differs from the running crimux; a reload cannot change it, a restart does".to_owned(),
+        };
         Finding::new(Grade::Warning, key, text)
     });
     let mut findings: Vec<_> = restart.chain(prefix(config, &running, &status)).collect();
-    findings.extend(cut_off(config, &status));
+    let is_drained = |name: &str| status.backends.iter().any(|known| known.name == name && known.draining);
+    findings.extend(effects::drained_handlers(config, is_drained).into_iter().map(warning));
     let removed = status.backends.iter().filter(|backend| !backend.configured && backend.sandboxes > 0);
     findings.extend(removed.map(|backend| {
         let pods =
@@ -58,32 +64,13 @@ pub(super) async fn compare(client: &AdminClient, config: &Config, text: &Config
     findings
 }
 
-/// Warns of handlers all of whose backends the operator has drained.
-fn cut_off(config: &Config, status: &StatusView) -> impl Iterator<Item = Finding> {
-    let is_drained = |name: &str| status.backends.iter().any(|known| known.name == name && known.draining);
-    let own = [Target { backend: config.default_backend.clone(), backend_handler: String::new(), weight: 1 }];
-    let default = if config.default_split.is_empty() { own.to_vec() } else { config.default_split.clone() };
-    let key = if config.default_split.is_empty() { "default_backend" } else { "default_split" };
-    let handlers =
-        config.handlers.iter().map(|(name, targets)| (child_path("handlers", name), targets.clone()));
-    let cut_off = iter::once((key.to_owned(), default)).chain(handlers).filter_map(|(key, targets)| {
-        let takers: Vec<_> = targets.into_iter().filter(|target| target.weight > 0).collect();
-        takers.iter().all(|target| is_drained(&target.backend)).then_some((key, takers))
-    });
-    let finding = |(key, takers): (String, Vec<Target>)| {
-        let names: Vec<_> = takers.into_iter().map(|target| target.backend).collect();
-        let text = format!(
-            "its new sandboxes are refused: drained by the operator: {} (crimux backend undrain)",
-            names.join(", ")
-        );
-        Finding::new(Grade::Warning, key, text)
-    };
-    cut_off.map(finding).collect::<Vec<_>>().into_iter()
-}
-
 /// What a reload of the file would do to the backends that run.
 fn changes(planned: &ReloadReport) -> impl Iterator<Item = Finding> + '_ {
-    let steps = planned.plan.iter().map(|line| Finding::new(Grade::Note, "reload", line.as_str()));
+    let steps = planned
+        .plan
+        .iter()
+        .chain(&planned.changes)
+        .map(|line| Finding::new(Grade::Note, "reload", line.as_str()));
     let refused = planned
         .refused
         .iter()
@@ -93,23 +80,14 @@ fn changes(planned: &ReloadReport) -> impl Iterator<Item = Finding> + '_ {
 
 /// Warns if a reload would change the prefix of every container ID of the node.
 fn prefix(config: &Config, running: &Value, status: &StatusView) -> Option<Finding> {
-    let from = running["default_backend"].as_str()?;
-    let name = |is_crimux: bool, backend: &str| {
-        if is_crimux {
-            return Some(Identity::CRIMUX.to_owned());
-        }
-        let backend = status.backends.iter().find(|known| known.name == backend)?;
-        backend.runtime_name.clone()
-    };
-    let (was_crimux, is_crimux) =
-        (running["identity"] == Identity::CRIMUX, config.identity == Identity::Crimux);
-    let (old, new) = (name(was_crimux, from)?, name(is_crimux, &config.default_backend));
-    if new.as_ref() == Some(&old) {
-        return None;
-    }
-    let new = new.unwrap_or_else(|| "another name".to_owned());
-    let text =
-        format!("a reload changes the prefix of every container ID of the node from {old}:// to {new}://");
-    let key = if was_crimux == is_crimux { "default_backend" } else { "identity" };
-    Some(Finding::new(Grade::Warning, key, text))
+    let is_crimux = running["identity"] == Identity::CRIMUX;
+    let identity = if is_crimux { Identity::Crimux } else { Identity::DefaultBackend };
+    let runtime_name =
+        |backend: &str| status.backends.iter().find(|known| known.name == backend)?.runtime_name.clone();
+    let default = running["default_backend"].as_str()?;
+    effects::prefix_change((identity, default), config, runtime_name).map(warning)
+}
+
+fn warning(ConfigWarning { key, message }: ConfigWarning) -> Finding {
+    Finding::new(Grade::Warning, key, message)
 }

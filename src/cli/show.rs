@@ -7,7 +7,9 @@ use std::fmt::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::admin::api::{AimView, ImagesView, Level, PodView, PodsView, RouteView, RoutesView, StatusView};
+use crate::admin::api::{
+    AimView, ImagesView, Level, PodView, PodsView, RemovedHandlerView, RouteView, RoutesView, StatusView,
+};
 use crate::admin::duration;
 use crate::admin::explain::ExplanationView;
 use crate::cli::client::{ReadArgs, segment};
@@ -140,7 +142,7 @@ pub(super) async fn routes(reading: &ReadArgs, handler: Option<&str>) -> anyhow:
         None => {
             let routes: RoutesView = reading.client.get("/v1/routes").await?;
             output::show(reading.output, &routes, |routes| {
-                routes_table(&routes.routes) + &aims(&routes.aimed)
+                routes_table(&routes.routes) + &removed_handlers(&routes.removed) + &aims(&routes.aimed)
             })?;
         }
         Some(handler) => {
@@ -189,7 +191,7 @@ fn pods_table(pods: &[PodView], format: Format) -> String {
         [
             pod.namespace.clone(),
             pod.name.clone(),
-            or_dash(&pod.handler),
+            or_dash(&pod.handler) + if pod.handler_removed { " (removed)" } else { "" },
             pod.backend.clone(),
             output::state(&pod.state) + stale,
             since(&pod.created_at),
@@ -229,7 +231,7 @@ fn routes_table(routes: &[RouteView]) -> String {
     let rows = routes.iter().flat_map(|route| {
         route.targets.iter().map(|target| {
             let new = match (target.takes_new, &route.refused) {
-                (true, _) if target.state == "late" => warn("taken, and wait for it"),
+                (true, _) if target.state == "late" => warn("taken, and wait until it answers"),
                 (true, _) => "taken".to_owned(),
                 (false, Some(why)) => bad(&format!("refused: {why}")),
                 (false, None) => "none".to_owned(),
@@ -246,6 +248,17 @@ fn routes_table(routes: &[RouteView]) -> String {
         })
     });
     table(header, rows)
+}
+
+/// Returns a line for each handler that is no longer configured.
+fn removed_handlers(removed: &[RemovedHandlerView]) -> String {
+    let line = |removed: &RemovedHandlerView| {
+        let RemovedHandlerView { handler, sandboxes, .. } = removed;
+        let pods = if *sandboxes == 1 { "1 sandbox" } else { &format!("{sandboxes} sandboxes") };
+        warn(&format!("handler {handler} was removed: its new sandboxes are refused; {pods} of it left"))
+            + "\n"
+    };
+    removed.iter().map(line).collect()
 }
 
 /// Returns a line for each pod that is aimed.

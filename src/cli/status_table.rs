@@ -15,7 +15,9 @@ const REFUSAL_SHOWN: Duration = Duration::from_secs(600);
 pub(super) fn status_table(status: &StatusView, format: Format) -> String {
     let mut text = verdict_line(status) + "\n";
     text += &if format == Format::Wide { wide(status) } else { narrow(status) };
-    let notes: Vec<_> = status.backends.iter().flat_map(notes).collect();
+    // An error that is over stands below those that are not.
+    let (over, live): (Vec<_>, Vec<_>) = status.backends.iter().partition(|backend| backend.is_error_over());
+    let notes: Vec<_> = live.into_iter().chain(over).flat_map(notes).collect();
     if !notes.is_empty() {
         _ = writeln!(text, "\n{}", notes.join("\n"));
     }
@@ -30,8 +32,10 @@ pub(super) fn verdict_line(status: &StatusView) -> String {
         Level::Degraded => warn,
         Level::NotReady => bad,
     };
-    let next = verdict.next.as_ref().map_or_else(String::new, |next| format!(". See {next}"));
-    format!("{}: {}{next}\n", paint(verdict.level.word()), one_line(&verdict.text))
+    let text = one_line(&verdict.text);
+    let stop = if text.ends_with('?') { "" } else { "." };
+    let next = verdict.next.as_ref().map_or_else(String::new, |next| format!("{stop} See {next}"));
+    format!("{}: {text}{next}\n", paint(verdict.level.word()))
 }
 
 fn narrow(status: &StatusView) -> String {
@@ -107,7 +111,12 @@ fn runtime(backend: &BackendView) -> String {
 /// The last error of a backend, and what its answers lacked.
 fn notes(backend: &BackendView) -> Vec<String> {
     let error = backend.last_error.as_ref();
-    let error = error.map(|error| format!("last error {} ago: {}", since(&error.at), one_line(&error.text)));
+    let over = match &backend.since {
+        Some(moment) if backend.is_error_over() => format!(" (over since {})", since(moment)),
+        _ => String::new(),
+    };
+    let error =
+        error.map(|error| format!("last error {} ago{over}: {}", since(&error.at), one_line(&error.text)));
     let left_out = backend.left_out.iter().map(|case| format!("left out: {}", one_line(case)));
     error.into_iter().chain(left_out).map(|note| format!("{}: {note}", backend.name)).collect()
 }

@@ -78,7 +78,7 @@ fn endpoint_at(text: &str, scheme: Option<&str>) -> Option<String> {
     Some(match scheme {
         Some(scheme) => format!("{scheme}://{authority}"),
         None if is_loopback() => format!("http://{authority}"),
-        None => format!("https://{authority} with tls, or http://{authority}"),
+        None => format!("https://{authority} with tls, or http://{authority} with insecure: true"),
     })
 }
 
@@ -175,11 +175,11 @@ mod tests {
             ("UNIX:///run/a.sock", "unix:///run/a.sock"),
             ("unxi:///run/a.sock", "unix:///run/a.sock"),
             ("file:///run/a.sock", "unix:///run/a.sock"),
-            ("tcp://h:1", "https://h:1 with tls, or http://h:1"),
+            ("tcp://h:1", "https://h:1 with tls, or http://h:1 with insecure: true"),
             ("tcp://127.0.0.1:1", "http://127.0.0.1:1"),
             ("grpc://localhost:1", "http://localhost:1"),
-            ("dns:///h:1", "https://h:1 with tls, or http://h:1"),
-            ("h:1", "https://h:1 with tls, or http://h:1"),
+            ("dns:///h:1", "https://h:1 with tls, or http://h:1 with insecure: true"),
+            ("h:1", "https://h:1 with tls, or http://h:1 with insecure: true"),
             ("localhost:1", "http://localhost:1"),
             ("::1:1", "http://[::1]:1"),
             ("http://::1:1", "http://[::1]:1"),

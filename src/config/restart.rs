@@ -1,6 +1,7 @@
 //! The keys whose change takes effect only at the next start.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use serde_json::Value;
 
@@ -21,6 +22,16 @@ pub const RESTART_KEYS: [&str; 7] = [
 pub fn restart_keys(running: &Value, new: &Value) -> BTreeSet<&'static str> {
     let value = |view: &Value, key: &str| view.pointer(&format!("/{}", key.replace('.', "/"))).cloned();
     RESTART_KEYS.into_iter().filter(|key| value(running, key) != value(new, key)).collect()
+}
+
+/// Says what to do where a file names another `state_dir` than the running process has. The other one is
+/// empty: what a backend that is down owns would be unknown.
+pub fn state_dir_advice(old: &Path, new: &Path) -> String {
+    let (old, new) = (old.display(), new.display());
+    format!(
+        "take that back, or stop crimux, copy {old} to {new} and start it; \
+         without the copy the pods of backends that are down are unknown"
+    )
 }
 
 impl Config {
@@ -46,8 +57,6 @@ impl Config {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]

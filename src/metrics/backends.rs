@@ -60,7 +60,11 @@ impl BackendGauges {
     pub(super) fn new(make: &Registrar<'_>) -> Result<Self> {
         let info = ["backend", "runtime_name", "runtime_version"];
         Ok(Self {
-            in_flight: make.gauges("requests_in_flight", "Calls in flight.", &["backend"])?,
+            in_flight: make.gauges(
+                "requests_in_flight",
+                "Calls that wait for the backend now.",
+                &["backend"],
+            )?,
             up: make.gauges("backend_up", "Whether the backend can be reached.", &["backend"])?,
             state: make.gauges("backend_state", "1 for the backend's state.", &["backend", "state"])?,
             draining: make.gauges(
@@ -80,7 +84,11 @@ impl BackendGauges {
             )?,
             info: make.gauges("backend_info", "Name and version of the backend's runtime.", &info)?,
             list_age: make.float_gauges("list_age_seconds", "Age of the last live list.", &["backend"])?,
-            owned_ids: make.gauges("owned_ids", "IDs by owner.", &["backend", "kind"])?,
+            owned_ids: make.gauges(
+                "owned_ids",
+                "IDs whose owner crimux knows, by owner.",
+                &["backend", "kind"],
+            )?,
             foreign_ids: make.gauges("foreign_ids", "IDs listed that another backend owns.", &["backend"])?,
             certificates: make.float_gauges(
                 "certificate_expiration_timestamp_seconds",

@@ -18,9 +18,12 @@ impl OlderProcessGauges {
         Ok(Self {
             processes: make
                 .gauge("older_processes", "Processes that were replaced and still finish calls.")?,
-            calls: make
-                .gauge("older_process_calls", "Open calls of these processes, event streams included.")?,
-            streams: make.gauge("older_process_streams", "Relayed streams of these processes.")?,
+            calls: make.gauge(
+                "older_process_calls",
+                "Open calls of processes that were replaced, event streams included.",
+            )?,
+            streams: make
+                .gauge("older_process_streams", "Relayed streams of processes that were replaced.")?,
         })
     }
 

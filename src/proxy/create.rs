@@ -42,8 +42,7 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let request = CreationRequest { method, handler_field, encoded: message.encoded() };
         let (handler, uid) = (request.handler()?, request.uid()?);
-        // A pod with a new `config.seen` comes from a kubelet that has restarted: the container starts that
-        // the kubelet before it began are over.
+        // A new `config.seen` of the pod is of a kubelet that restarted: image starts of the one before end.
         self.node.router.record_config_seen(uid, request.config_seen());
         let choice = self.choose_backend(request, handler)?;
         let backend = self.node.backend(choice.backend)?;
@@ -97,6 +96,7 @@ impl Call {
         self.node.metrics.count_routed_sandbox(handler, &backend.name);
         self.node.history.record_requested_handler(&id, handler);
         let (PodName { namespace, name, uid }, method) = (request.pod_name(), request.method.name);
+        self.node.history.forget_refusal_of(namespace, name);
         tracing::info!(method, namespace, name, uid, handler, backend = %backend.name, sandbox = id, "sandbox placed");
         Ok(())
     }

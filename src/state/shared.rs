@@ -247,7 +247,7 @@ impl Shared {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let mut problem = self.problem();
         if problem.is_none() {
-            tracing::warn!(%error, "cannot write {what}; what is remembered lives in memory alone");
+            tracing::error!(%error, "cannot write {what} in state_dir; what is remembered lives in memory alone: do not restart crimux");
         }
         *problem = Some(format!("cannot write {what}: {error}"));
     }

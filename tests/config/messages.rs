@@ -20,7 +20,7 @@ fn told(cases: &[(String, &str, &str)]) {
 
 #[test]
 fn an_endpoint_is_answered_with_the_one_that_was_probably_meant() {
-    let both = "write https://h:1 with tls, or http://h:1";
+    let both = "write https://h:1 with tls, or http://h:1 with insecure: true";
     for (text, message) in [
         ("unix://run/a.sock", "\"unix://run/a.sock\" is not an absolute path (write unix:///run/a.sock)"),
         ("/run/a.sock", "\"/run/a.sock\" is not an endpoint (write unix:///run/a.sock)"),

@@ -250,8 +250,21 @@ async fn a_broken_file_is_one_line_of_every_verb_and_said_once() {
             );
         }
         let (code, _, error) = told(&crimux(&["reload", "--config", path], "").await);
-        assert_eq!((code, error.matches("handlers_").count()), (1, 1), "{error}");
+        assert_eq!((code, error.matches("handlers_").count()), (64, 1), "{error}");
         assert!(!error.contains("asking the crimux"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_may_be_named_before_the_verb() {
+    let behind = told(&crimux(&["check", "--config", "/nonexistent/x.yaml"], "").await);
+    assert!(behind.2.contains("/nonexistent/x.yaml"), "{behind:?}");
+    for before in [
+        &["--config", "/nonexistent/x.yaml"][..],
+        &["-c", "/nonexistent/x.yaml"],
+        &["--config=/nonexistent/x.yaml"],
+    ] {
+        assert_eq!(told(&crimux(&[before, &["check"]].concat(), "").await), behind);
     }
 }
 

@@ -100,7 +100,7 @@ async fn the_last_refused_sandbox_is_in_the_status_and_in_no_dump() {
     let run = testkit::client::sandbox_config("web").run("nowhere");
     running.client().runtime().run_pod_sandbox(run).await.unwrap_err();
     let (code, table, _) = on(&running, &["status"], "").await;
-    let said = table.lines().find(|line| line.contains("refused")).unwrap_or_default();
+    let said = table.lines().find(|line| line.starts_with("new sandbox")).unwrap_or_default();
     assert!(
         code == 0 && said.contains("/web refused") && said.contains("no runtime handler \"nowhere\""),
         "{table}"
@@ -140,9 +140,10 @@ async fn keys_that_need_a_restart_are_named_by_check_and_status_and_a_metric() {
     let file = running.dir.path().join("new.yaml");
     let (code, found, _) = told(&crimux(&["check", file.to_str().unwrap()], "").await);
     assert_eq!(code, 0, "{found}");
-    for key in ["state_dir", "log.format"] {
-        assert!(found.contains(&format!("{key}: differs from the running crimux")), "{found}");
-    }
+    assert!(found.contains("log.format: differs from the running crimux"), "{found}");
+    let said = "state_dir: the running crimux has ";
+    let advice = "; take that back, or stop crimux, copy ";
+    assert!(found.contains(said) && found.contains(advice), "{found}");
     assert!(!found.contains("listen: differs"), "{found}");
     reload(&running, &changed, "ok").await;
     let status = document(&running, &["status"]).await;
@@ -154,11 +155,53 @@ async fn keys_that_need_a_restart_are_named_by_check_and_status_and_a_metric() {
     let (_, view, _) = on(&running, &["config", "view"], "").await;
     assert!(view.contains(&format!("state_dir: {state_dir}\n")) && view.contains("format: text"), "{view}");
     let (_, found, _) = told(&crimux(&["check", file.to_str().unwrap()], "").await);
-    assert!(found.contains("state_dir: differs from the running crimux"), "{found}");
+    assert!(found.contains(said), "{found}");
+    let (_, table, _) = on(&running, &["status"], "").await;
+    assert!(table.contains("changed in the file: do not restart crimux: take that back, or stop"), "{table}");
+    assert!(table.contains(" to /other"), "{table}");
     reload(&running, &yaml, "ok").await;
     eventually(SOON, async || document(&running, &["status"]).await["reloads"]["restart_keys"] == json!([]))
         .await;
     assert_eq!(running.metric("crimux_config_restart_needed{key=\"state_dir\"}").await, Some(0.0));
+}
+
+#[tokio::test]
+async fn a_reload_names_every_change_before_and_after_it_is_applied() {
+    let (a, b, running) = two().await;
+    let yaml = config(&running.dir, &[("a", &a), ("b", &b)], "");
+    let changed = yaml.replace("default_backend: a", "default_backend: b") + "drain_timeout: 7s\n";
+    let file = running.dir.path().join("new.yaml");
+    std::fs::write(&file, &changed).unwrap();
+    let (code, told, errors) =
+        on(&running, &["reload", "--dry-run", "--config", file.to_str().unwrap()], "").await;
+    let lines = ["default_backend: a → b\n", "drain_timeout: 5s → 7s\n"];
+    assert!(code == 0 && lines.iter().all(|line| told.contains(line)), "{told}{errors}");
+    assert!(told.contains("warning: default_backend: a reload changes the prefix"), "{told}");
+    assert!(told.ends_with(": would be applied\n"), "{told}");
+    reload(&running, &changed, "ok").await;
+    assert!(running.log().contains("default_backend: a → b; drain_timeout: 5s → 7s"), "{}", running.log());
+    assert_eq!(on(&running, &["reload"], "").await.1, "unchanged\n");
+}
+
+#[tokio::test]
+async fn a_removed_handler_is_in_the_verdict_while_its_pods_run_or_are_refused() {
+    let (a, b, running) = two().await;
+    let pod = |name: &str| testkit::client::sandbox_config(name).run("b");
+    running.client().runtime().run_pod_sandbox(pod("runs")).await.unwrap();
+    reload(&running, &config(&running.dir, &[("a", &a)], ""), "ok").await;
+    let (_, table, _) = on(&running, &["status"], "").await;
+    let removed = "; handler b was removed from the configuration: its new sandboxes are refused";
+    assert!(table.starts_with("OK: ") && table.contains(&format!("{removed}, ")), "{table}");
+    running.client().runtime().run_pod_sandbox(pod("refused")).await.unwrap_err();
+    let (_, table, _) = on(&running, &["status"], "").await;
+    assert!(table.contains(&format!("{removed}, the last one ")), "{table}");
+    let (_, pods, _) = on(&running, &["ps", "--backend", "b"], "").await;
+    assert!(pods.contains("b (removed)"), "{pods}");
+    let (_, routes, _) = on(&running, &["route"], "").await;
+    assert!(routes.contains("handler b was removed: its new sandboxes are refused; "), "{routes}");
+    reload(&running, &config(&running.dir, &[("a", &a), ("b", &b)], ""), "ok").await;
+    let (_, table, _) = on(&running, &["status"], "").await;
+    assert!(!table.contains("was removed"), "{table}");
 }
 
 #[tokio::test]
@@ -195,7 +238,7 @@ async fn another_identity_warns_of_the_prefix_before_it_is_applied() {
     let found = checked(&own).await;
     assert!(found.contains(&format!("identity: {prefix} containerd:// to crimux://")), "{found}");
     reload(&running, &own, "ok").await;
-    assert!(running.log().contains("changes with identity"), "{}", running.log());
+    assert!(running.log().contains("from containerd:// to crimux://"), "{}", running.log());
     assert!(!checked(&moved).await.contains(prefix));
     let found = checked(&yaml).await;
     assert!(found.contains(&format!("identity: {prefix} crimux:// to containerd://")), "{found}");

@@ -23,7 +23,7 @@ async fn a_dry_run_is_about_the_file_of_the_crimux_that_the_socket_names() {
     let own = path(&running, "crimux.yaml");
     let yaml = config(&running.dir, &[("a", &a), ("b", &b)], "");
     let (code, out, _) = on(&running, &["reload", "--dry-run"], "").await;
-    assert_eq!((code, out), (0, format!("{own}: every backend would stay as it is\n")));
+    assert_eq!((code, out), (0, format!("{own}: would change nothing\n")));
     // A reload of this would be refused, so that the watcher of the file changes nothing.
     let alone = config(&running.dir, &[("a", &a)], "").replace("/state\n", "/elsewhere\n");
     running.rewrite(&alone);

@@ -214,3 +214,80 @@ fn refused_handlers_are_named_and_those_of_a_drain_are_no_fault() {
         "{verdict:?}"
     );
 }
+
+#[test]
+fn a_share_that_is_refused_or_waits_is_said_as_a_share() {
+    let down = status(&json!({ "backends": [{}, { "state": "down" }] }));
+    let targets = |state: &str, takes: bool| {
+        json!([
+            { "backend": "a", "backend_handler": "", "weight": 9, "share": 0.9, "state": "ready", "takes_new": true },
+            { "backend": "b", "backend_handler": "", "weight": 1, "share": 0.1, "state": state, "takes_new": takes },
+        ])
+    };
+    let split = |state: &str, takes: bool, refused: Option<&str>| -> RouteView {
+        let targets = targets(state, takes);
+        serde_json::from_value(json!({ "handler": "canary", "refused": refused, "targets": targets }))
+            .unwrap()
+    };
+    let (mut b, mut c) = (route("down", Some("backend b is down")), route("down", Some("backend b is down")));
+    (b.handler, c.handler) = ("b".to_owned(), String::new());
+    let text = judge(&down, &[c, split("down", false, Some("10%: backend b is down")), b]).text;
+    let said = "; new sandboxes of pods without a RuntimeClass and of handler b refused; \
+                10% of the new sandboxes of handler canary refused; the node stays Ready";
+    assert!(text.contains(said), "{text}");
+    let late = status(&json!({ "backends": [{}, { "state": "late" }] }));
+    let mut b = route("late", None);
+    b.targets[0].takes_new = true;
+    let text = judge(&late, &[split("late", true, None), b]).text;
+    let said = "; new sandboxes of handler b wait until it answers; \
+                10% of the new sandboxes of handler canary wait until it answers; the node stays Ready";
+    assert!(text.contains(said), "{text}");
+}
+
+#[test]
+fn a_removed_handler_is_named_while_pods_ask_or_asked_for_it() {
+    let judged = |sandboxes: usize, refused: Option<SystemTime>| {
+        let last_refused = refused.map(|at| humantime::format_rfc3339_seconds(at).to_string());
+        let removed = json!([{ "handler": "kata", "sandboxes": sandboxes, "last_refused": last_refused }]);
+        judge(&status(&json!({ "removed_handlers": removed })), &[])
+    };
+    assert_eq!(judged(0, None).text, "2 of 2 backends ready");
+    assert_eq!(judged(0, Some(SystemTime::now() - RECENT * 2)).text, "2 of 2 backends ready");
+    let verdict = judged(70, None);
+    assert_eq!(
+        verdict.text,
+        "2 of 2 backends ready; handler kata was removed from the configuration: its new sandboxes are refused, \
+         70 are still there"
+    );
+    assert_eq!(verdict.next, Some(format!("{RUNBOOK}#crimuxsandboxesrefused")));
+    let text = judged(0, Some(SystemTime::now())).text;
+    assert!(text.contains("its new sandboxes are refused, the last one 0s ago"), "{text}");
+}
+
+#[test]
+fn a_refused_pod_is_part_of_a_verdict_that_says_nothing_else() {
+    let refused = |at: SystemTime, change: Value| {
+        let at = humantime::format_rfc3339_seconds(at).to_string();
+        let mut status = status(&change);
+        status.last_refusal =
+            Some(RefusalView { at, pod: "shop/web".into(), handler: "nope".into(), reason: "x".into() });
+        judge(&status, &[])
+    };
+    let now = refused(SystemTime::now(), json!({}));
+    assert_eq!(
+        now.text,
+        "2 of 2 backends ready; a new sandbox was refused 0s ago (crimux status names its pod)"
+    );
+    assert_eq!((now.level, now.next), (Level::Ok, Some(format!("{RUNBOOK}#crimuxsandboxesrefused"))));
+    assert_eq!(refused(SystemTime::now() - RECENT * 2, json!({})).text, "2 of 2 backends ready");
+    let down = refused(SystemTime::now(), json!({ "backends": [{}, { "state": "down" }] }));
+    assert!(!down.text.contains("a new sandbox was"), "{}", down.text);
+}
+
+#[test]
+fn another_state_dir_is_named_and_no_reason_to_restart() {
+    let reloads = json!({ "restart_keys": ["state_dir"], "new_state_dir": "/new" });
+    let text = judge(&status(&json!({ "reloads": reloads })), &[]).text;
+    let said = "state_dir changed in the file: do not restart crimux: take that back, or stop crimux, copy /s to /new";
+    assert!(text.starts_with(said), "{text}");
+}

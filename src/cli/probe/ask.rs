@@ -3,6 +3,7 @@
 //! The connection of a running backend has state, metrics and health; a probe needs only the connection.
 //! Every call has a deadline, and an answer is either a message or a code.
 
+use std::io;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use http::StatusCode;
 use tokio::task::JoinHandle;
 use tonic::Code;
 
-use crate::backend::connect::Connector;
+use crate::backend::connect::{ConnectError, Connector};
 use crate::backend::own_headers;
 use crate::backend::tls::CertificateInfo;
 use crate::codec::{self, Message};
@@ -40,7 +41,12 @@ pub(super) enum ProbeReply {
 impl Conversation {
     /// Connects.
     pub(super) async fn open(connector: &Connector) -> Result<Self, String> {
-        let stream = connector.connect().await.map_err(|error| error.to_string())?;
+        let stream = connector.connect().await.map_err(|error| match &error {
+            ConnectError::Connect { cause, .. } if cause.kind() == io::ErrorKind::PermissionDenied => {
+                format!("{error}; only root may (try sudo)")
+            }
+            error => error.to_string(),
+        })?;
         let shown = stream.peer_certificate();
         let (sender, connection) = client::handshake(stream, connector.http2());
         let connection = tokio::spawn(async move {

@@ -60,7 +60,10 @@ async fn a_configuration_that_the_new_process_refuses_is_named_and_the_old_one_g
     let state = node.path().join("state").display().to_string();
     let cases = [
         (yaml.clone() + "drain_timout: 1s\n", "did you mean drain_timeout?"),
-        (yaml.replace(&format!("state_dir: {state}"), &format!("state_dir: {elsewhere}")), "needs a restart"),
+        (
+            yaml.replace(&format!("state_dir: {state}"), &format!("state_dir: {elsewhere}")),
+            "without the copy the pods of backends that are down are unknown",
+        ),
     ];
     for (wrong, said) in cases {
         node.crimux.rewrite(&wrong);

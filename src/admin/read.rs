@@ -182,9 +182,8 @@ pub(super) fn all_routes(node: &Node) -> Vec<RouteView> {
 /// Returns the handlers that are no longer configured: those that a reload has removed since the start, and
 /// those that sandboxes were requested with before an upgrade.
 fn removed_handlers(node: &Node) -> Vec<RemovedHandlerView> {
-    let handlers = node.router.handlers();
+    let (handlers, removed) = (node.router.handlers(), node.history.removed_handlers());
     let is_removed = |handler: &str| !handler.is_empty() && handlers.targets_of(handler).is_err();
-    let removed = node.history.removed_handlers();
     let mut names = node.history.requested_handler_names();
     names.extend(removed.keys().cloned());
     names.retain(|handler| is_removed(handler));

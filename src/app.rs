@@ -62,7 +62,8 @@ pub struct App {
     /// The configuration file.
     path: PathBuf,
     state_dir: PathBuf,
-    /// Yields after each change of the file since before it was read.
+    /// Yields after each change of the file. It watches from before the first reading on, so that no change
+    /// is missed.
     changed: mpsc::Receiver<()>,
     node: Arc<Node>,
     backends: Backends,

@@ -41,7 +41,7 @@ pub struct Backend {
     pub id: InstanceId,
     /// The label of the instance: its name in the configuration. A renamed instance is another `Backend`.
     pub name: Arc<str>,
-    /// Late or not, by kind of list, and the last error.
+    /// Late or not, by class of methods, and the last error.
     pub health: Health,
     /// What it answered last, in memory and in `state_dir`.
     pub state: Arc<InstanceState>,
@@ -142,7 +142,7 @@ impl Backend {
     }
 }
 
-/// The permit for the one refresh of a class of lists; given back when dropped.
+/// The permit for the one refresh of a class of methods; given back when dropped.
 #[derive(Debug)]
 pub struct Refresh {
     backend: Arc<Backend>,

@@ -79,7 +79,8 @@ impl Backends {
         Self { node, shutdown, side, sockets, running, names, replaced }
     }
 
-    /// Carries out a plan that was made from `config` and the present instances, without an `await` since.
+    /// Carries out a plan. The caller makes it from `config` and the present instances, and must not await
+    /// between the two.
     ///
     /// | step | what a call sees after it |
     /// |---|---|

@@ -42,7 +42,8 @@ impl Call {
     ) -> Result<Outcome, Error> {
         let request = CreationRequest { method, handler_field, encoded: message.encoded() };
         let (handler, uid) = (request.handler()?, request.uid()?);
-        // A new `config.seen` of the pod is of a kubelet that restarted: image starts of the one before end.
+        // A pod with a new `config.seen` comes from a kubelet that has restarted: the container starts that
+        // the kubelet before it began are over.
         self.node.router.record_config_seen(uid, request.config_seen());
         let choice = self.choose_backend(request, handler)?;
         let backend = self.node.backend(choice.backend)?;

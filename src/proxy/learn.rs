@@ -1,7 +1,8 @@
 //! Records owners and last-known state from replies, before they are sent to the client.
 //!
 //! The owner of a new ID must be known before the client gets the ID, because its next call may come within a
-//! millisecond. Every ID in a list belongs to the backend that sent it. A list that cannot be parsed is an
+//! millisecond. An ID in a list belongs to the backend that sent it, unless another one owns it
+//! (`learn/conflicts.rs`). A list that cannot be parsed is an
 //! error of that backend and never reaches a merged reply.
 
 use bytes::Bytes;

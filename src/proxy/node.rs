@@ -201,7 +201,7 @@ impl Node {
     ///
     /// | life | `optional` | has lists | the backend is |
     /// |---|---|---|---|
-    /// | joining | any | any | outside lists; with lists only while it may be an instance that moved |
+    /// | joining | any | any | outside lists; one with lists may be another instance that moved |
     /// | member, removed | yes | no | outside lists |
     /// | member, removed | no | no | awaited: [`Node::is_awaited`] |
     /// | member, removed | any | yes | in lists |

@@ -10,9 +10,10 @@
 //! | case | served | decided in |
 //! |---|---|---|
 //! | the backend gave no reply: down, late, busy, lost | that of the last OK reply | `read_status` |
-//! | the reply cannot be read, or is an HTTP status | the same | `read_status` |
+//! | the object alone is late | that of the last OK reply | `fetch_unless_late` |
+//! | the reply is not gRPC, or an HTTP status | that of the last OK reply | `read_status` |
+//! | a sandbox status that is not protobuf | none: an error, as in a list | `check_required` |
 //! | the backend answered with an error | none: the error passes to the client | `read_status` |
-//! | the object alone is late | the same | `read_status` |
 //! | the last OK reply is of a read sent before a write | none: a write drops it | `state/statuses.rs` |
 //! | the write was not sent | the dropped one again | `StatusInvalidation` in `forward.rs` |
 //! | the backend's last list shows the object in another state, or not at all | none | `KnownState::status` |

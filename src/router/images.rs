@@ -1,7 +1,7 @@
 //! Which image store a call goes to: rules in order, each with what the call carries and the reason.
 //!
 //! Every backend has its own image store, and most image calls do not name one. [`RULES`] documents the
-//! policy, for operators too (`crimux route --image`); the functions below carry it out. For each call the
+//! policy, for operators too (`crimux images --explain`); the functions below carry it out. For each call the
 //! first rule that applies decides. kubelet's `ImageStatus` and `PullImage` carry the pod's annotations,
 //! among them `kubernetes.io/config.seen`, which is practically unique (`config/config.go
 //! recordFirstSeenTime`) and ties the call to a sandbox and so to a backend. A kubelet that restarted gives

@@ -2,7 +2,8 @@
 //!
 //! Sandboxes and containers share one map, as they share one space of IDs in kubelet's PLEG. An owner is
 //! learnt from a reply or a list and forgotten when the object was removed; it is never guessed. The same ID
-//! at two backends keeps its first owner and is reported. A prefix is looked for over all backends at once
+//! at two backends keeps its first owner, unless `proxy/learn/conflicts.rs` decides for the other one, and is
+//! reported. A prefix is looked for over all backends at once
 //! (containerd `truncindex`, CRI-O `podIDIndex`), which costs a pass over the map: people type prefixes,
 //! kubelet does not.
 

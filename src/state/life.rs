@@ -24,8 +24,8 @@
 //!
 //! | the state | its lists are not known | its lists are known |
 //! |---|---|---|
-//! | Joining | outside lists, gets no sandbox | only while it may be another instance that moved |
-//! | Member | *awaited*: the node's lists fail until it is listed or given up | in all lists |
+//! | Joining | outside lists, gets no sandbox | the same; it may be another instance that moved |
+//! | Member | *awaited*: the node's lists fail until it is listed or declared empty | in all lists |
 //! | Removed | *awaited* too, until it is declared empty | in all lists until it owns nothing |
 
 /// Where an instance stands in its life.

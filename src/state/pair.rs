@@ -1,8 +1,9 @@
 //! Pairs the sandbox list and the container list of a backend, so that clients get two lists of one moment.
 //!
 //! kubelet's PLEG lists sandboxes, then containers (`kuberuntime_manager.go`, `GetPods`), and takes a
-//! container without a sandbox for one whose pod is gone. So a new list is not served alone: it waits until
-//! both lists form a pair. `S` is the newest sandbox list, `C` the newest container list:
+//! container without a sandbox for one whose pod is gone. A live list goes to its client at once; what is
+//! remembered, and served while the backend is out, changes only as a pair: a new list waits until both lists
+//! form one. `S` is the newest sandbox list, `C` the newest container list:
 //!
 //! ```text
 //!  crimux   S requested            S received      C requested          C received

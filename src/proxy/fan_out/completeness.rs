@@ -98,7 +98,8 @@ impl Completeness {
     /// | measured: stats and metrics | no item of now, and a backend answered with an error | that error |
     /// | descriptors | none, and a backend answered with an error | that error |
     /// | any but promised pod stats | none, and a backend does not have it | its `Unimplemented` |
-    /// | must be complete, or has no contribution | another backend is absent | [`Error::NeverListed`] |
+    /// | one that must be complete | a backend is absent that has the list | [`Error::NeverListed`] |
+    /// | any other | none, and a backend is absent that has the list | [`Error::NeverListed`] |
     /// | one that must be complete | none: all are left out | [`Error::NeverListed`] |
     /// | filesystems | the default backend is absent | [`Error::NeverListed`] |
     /// | any | | complete; the absent are counted as left out |

@@ -5,7 +5,7 @@
 //! | rule | how | the table of cases |
 //! |---|---|---|
 //! | `OwnSocket` | `PassOn`: one store, whose answer passes | |
-//! | `ConfigSeen`, `Handler`, `UsedBy` | `AllSame`: present only if all have one image | `answer_for_pod` |
+//! | `ConfigSeen`, `Handler`, `UsedBy` | `AllSame`: present if all that answer agree | `answer_for_pod` |
 //! | `Alike`, `NoPod`, `OtherClient` | the same | the same |
 //! | `StartUnderWay` | `SameUser`: absent is never an answer | [`images::compare_answers`] |
 //! | `YoungProcess` | `SameUser`: absent only if all say so | the same |

@@ -20,6 +20,11 @@ const SHORT_REST: usize = 4 << 10;
 /// The most reads in one poll, after which other tasks run. A server continues once it has handed out the
 /// requests that arrived, until the runtime's own budget ends its poll.
 const READS_PER_POLL: usize = 8;
+/// A read with more than one frame for so many bytes that it asked for ends the poll, and the next one asks
+/// for [`FLOODED_READ_SIZE`]: a peer that sends many small frames must not keep other tasks waiting.
+const MIN_BYTES_PER_FRAME: usize = 512;
+/// How many bytes are read at once after such a read.
+const FLOODED_READ_SIZE: usize = 8 << 10;
 /// How often to yield instead of sleeping while a message is half received: the peer is writing the rest at
 /// this moment, and sleeping and waking costs more than the wait.
 const SPIN_LIMIT: u32 = 16;
@@ -42,6 +47,8 @@ pub struct Connection<S> {
     receiver: Receiver,
     /// How often the rest of a message has been waited for.
     spins: u32,
+    /// How many bytes are read at once.
+    read_size: usize,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
@@ -83,6 +90,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             if self.shared.lock().out.is_full() {
                 ready!(self.poll_write_out(cx))?;
             }
+            let before = self.receiver.frames;
             let read = READ_BUFFER.with_borrow_mut(|buffer| self.poll_read_frames(buffer, cx));
             match read {
                 Poll::Ready(Ok(0)) if self.shared.lock().may_close() => return Poll::Ready(Ok(())),
@@ -93,8 +101,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return self.wait(cx),
             }
+            if self.receiver.frames - before > (self.read_size / MIN_BYTES_PER_FRAME) as u64 {
+                self.read_size = FLOODED_READ_SIZE;
+                break;
+            }
+            self.read_size = READ_SIZE;
         }
-        cx.waker().wake_by_ref();
+        Self::yield_now(cx);
         Poll::Pending
     }
 
@@ -102,17 +115,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     fn wait<T>(&mut self, cx: &mut Context<'_>) -> Poll<T> {
         if self.spins < SPIN_LIMIT && self.shared.lock().is_within_message() {
             self.spins += 1;
-            // Polled once, it has this task polled again after the others and after a look at the sockets.
-            let turn = std::pin::pin!(tokio::task::yield_now()).poll(cx);
-            debug_assert!(turn.is_pending(), "it has not yielded yet");
+            Self::yield_now(cx);
         }
         Poll::Pending
+    }
+
+    /// Has this task polled again after the others and after a look at the sockets. A task that wakes itself
+    /// instead is polled 61 times, by tokio's default, before the runtime looks at the sockets again.
+    fn yield_now(cx: &mut Context<'_>) {
+        let turn = std::pin::pin!(tokio::task::yield_now()).poll(cx);
+        debug_assert!(turn.is_pending(), "it has not yielded yet");
     }
 
     /// Reads into `buffer`, and dispatches the frames there; ready with how many bytes were read.
     fn poll_read_frames(&mut self, buffer: &mut [u8], cx: &mut Context<'_>) -> Poll<Result<usize, Error>> {
         let kept = if self.partial_frame.len() <= SHORT_REST { self.partial_frame.len() } else { 0 };
-        let mut read = ReadBuf::new(&mut buffer[kept..]);
+        let mut read = ReadBuf::new(&mut buffer[kept..kept + self.read_size]);
         ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
         let len = read.filled().len();
         if len == 0 {
@@ -168,7 +186,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 impl<S> Connection<S> {
     pub(crate) fn new(io: S, shared: Arc<Shared>) -> Self {
         let receiver = Receiver::new(&shared.lock());
-        Self { io, shared, partial_frame: Vec::new(), receiver, spins: 0 }
+        Self { io, shared, partial_frame: Vec::new(), receiver, spins: 0, read_size: READ_SIZE }
     }
 
     /// Returns how many frames arrived before the one of which a part has arrived, or whose header block is

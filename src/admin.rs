@@ -45,7 +45,7 @@ mod read;
 pub mod socket_note;
 mod timeline;
 mod upgrade;
-mod verdict;
+pub(crate) mod verdict;
 
 pub(crate) use verdict::RUNBOOK;
 

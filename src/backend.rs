@@ -8,12 +8,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use prost::Message;
 use tokio::sync::{Notify, watch};
 
 use crate::backend::certificates::Certificates;
 use crate::backend::connect::Connector;
 use crate::config::BackendConfig;
-use crate::method::{Api, Deadline, IN_FLIGHT_LIMITS, InFlightLimit, Method};
+use crate::cri::VersionResponse;
+use crate::method::{Api, Deadline, IN_FLIGHT_LIMITS, InFlightLimit, Method, Rpc};
 use crate::metrics::CallMetrics;
 use crate::side::Side;
 use crate::state::{InstanceId, InstanceState};
@@ -134,6 +136,11 @@ impl Backend {
     /// backend.
     pub fn unbounded_in_flight(&self) -> usize {
         self.in_flight[InFlightLimit::Unbounded as usize].load(Ordering::Relaxed)
+    }
+
+    /// Returns its last `Version` reply, if it can be read; `None` before the first.
+    pub fn last_version(&self) -> Option<VersionResponse> {
+        VersionResponse::decode(self.state.reply(Rpc::Version)?).ok()
     }
 
     /// Returns how many calls are in flight to it.

@@ -323,6 +323,9 @@ pub struct ReloadReport {
     pub restart: Vec<String>,
     /// Why it is not applied without `force`.
     pub refused: Option<String>,
+    /// Whether only a part could be applied; `error` says why.
+    #[serde(default)]
+    pub partly_applied: bool,
     /// Why it is not, or only partly, applied.
     pub error: Option<String>,
 }

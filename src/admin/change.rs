@@ -21,7 +21,7 @@ use crate::admin::{AdminState, effects};
 use crate::backend::Backend;
 use crate::config::{Config, ConfigWarning, state_dir_advice};
 use crate::error::handler_label;
-use crate::method::{Kind, Rpc};
+use crate::method::Kind;
 use crate::plan::{Plan, Wanted};
 use crate::proxy::Node;
 use crate::router::IdMatch;
@@ -212,6 +212,7 @@ pub(crate) fn report_plan(node: &Node, plan: &Plan, config: &Config) -> ReloadRe
         warnings: warnings(node, &old, config),
         restart: old.restart_keys(config).into_iter().map(str::to_owned).collect(),
         refused,
+        partly_applied: false,
         error: None,
     }
 }
@@ -229,11 +230,7 @@ fn warnings(node: &Node, old: &Config, new: &Config) -> Vec<String> {
 
 /// Warns if the prefix of every container ID of the node changes.
 pub(crate) fn prefix_change(node: &Node, old: &Config, new: &Config) -> Option<ConfigWarning> {
-    let runtime_name = |backend: &str| {
-        let reply = node.backend_named(backend)?.state.reply(Rpc::Version)?;
-        let version: crate::cri::VersionResponse = prost::Message::decode(reply).ok()?;
-        Some(version.runtime_name)
-    };
+    let runtime_name = |backend: &str| Some(node.backend_named(backend)?.last_version()?.runtime_name);
     effects::prefix_change((old.identity, &old.default_backend), new, runtime_name)
 }
 

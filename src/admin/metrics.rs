@@ -7,13 +7,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use prometheus::TextEncoder;
-use prost::Message;
 
 use crate::admin::api::Level;
 use crate::admin::{AdminState, openmetrics, read};
 use crate::backend::Backend;
-use crate::cri::VersionResponse;
-use crate::method::Rpc;
 use crate::metrics::{BackendSample, StateSample};
 use crate::proxy::Node;
 use crate::state::Life;
@@ -75,7 +72,7 @@ fn certificates(backend: &Backend) -> Vec<(&'static str, SystemTime)> {
 }
 
 fn sample<'a>(node: &Node, backend: &'a Backend) -> BackendSample<'a> {
-    let version = backend.state.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
+    let version = backend.last_version();
     let (sandboxes, containers) = node.router.owners.count(backend.id);
     BackendSample {
         name: &backend.name,

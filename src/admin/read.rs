@@ -20,7 +20,7 @@ use crate::admin::api::{
 };
 use crate::admin::{AdminState, verdict};
 use crate::backend::{Backend, Condition, Link};
-use crate::cri::{ListImagesResponse, RuntimeCondition, VersionResponse};
+use crate::cri::{ListImagesResponse, RuntimeCondition};
 use crate::handover::OlderProcess;
 use crate::history::{ReloadResult, RemovedHandler};
 use crate::merge::status;
@@ -262,7 +262,7 @@ fn backend_view(node: &Node, backend: &Backend) -> BackendView {
     let config = backend.config();
     let state = node.condition_of(backend);
     let (sandboxes, containers) = node.router.owners.count(backend.id);
-    let version = backend.state.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
+    let version = backend.last_version();
     let (since, api) = match backend.link() {
         Link::Connecting => (None, None),
         Link::Down { since, .. } => (Some(since), None),

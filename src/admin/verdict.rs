@@ -13,7 +13,7 @@ use crate::config::state_dir_advice;
 use crate::error::handler_label;
 
 /// How long a refused sandbox is part of the verdict.
-const RECENT: Duration = Duration::from_secs(600);
+pub(crate) const RECENT: Duration = Duration::from_secs(600);
 
 /// Where the package installs the runbook; its sections are named like the alerts.
 pub(crate) const RUNBOOK: &str = "/usr/share/doc/crimux/runbook.md";

@@ -118,10 +118,8 @@ impl Reloads {
             Err(error) => {
                 let error = format!("{error:#}");
                 tracing::error!(error, "configuration partly applied; the next reload goes on with it");
-                (
-                    ReloadResult::Failed,
-                    ReloadReport { error: Some(format!("partly applied: {error}")), ..planned },
-                )
+                let error = Some(format!("partly applied: {error}"));
+                (ReloadResult::Failed, ReloadReport { partly_applied: true, error, ..planned })
             }
         }
     }

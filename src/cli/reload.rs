@@ -44,7 +44,7 @@ impl ReloadArgs {
             );
         }
         if let Some(error) = &reloaded.error {
-            if error.starts_with("partly applied") {
+            if reloaded.partly_applied {
                 bail!("{error}");
             }
             return Err(BadConfig(error.clone()).into());

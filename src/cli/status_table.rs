@@ -5,11 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use crate::admin::api::{BackendView, Level, OlderProcessView, RefusalView, StatusView};
 use crate::admin::duration;
+use crate::admin::verdict::RECENT;
 use crate::cli::output::{self, Format, bad, good, or_dash, since, table, warn};
 use crate::config;
-
-/// How long a refused sandbox is shown.
-const REFUSAL_SHOWN: Duration = Duration::from_secs(600);
 
 /// Formats a status. Within 80 columns for names of usual length, unless `format` is wide.
 pub(super) fn status_table(status: &StatusView, format: Format) -> String {
@@ -181,7 +179,7 @@ fn removal_note(backend: &BackendView) -> Option<String> {
 /// Says why the last new sandbox was refused, if that was within ten minutes.
 fn refusal(refusal: &RefusalView) -> Option<String> {
     let at = humantime::parse_rfc3339(&refusal.at).ok()?;
-    let is_old = SystemTime::now().duration_since(at).is_ok_and(|age| age > REFUSAL_SHOWN);
+    let is_old = SystemTime::now().duration_since(at).is_ok_and(|age| age > RECENT);
     let RefusalView { pod, reason, .. } = refusal;
     let line = format!(
         "new sandbox of pod {} refused {} ago: {}",

@@ -48,8 +48,7 @@ impl Call {
         if backend.state.reply(Rpc::Version).is_none() {
             call_briefly(&self.node, &backend, Rpc::Version, &[]).await;
         }
-        let known = backend.state.reply(Rpc::Version).and_then(|reply| VersionResponse::decode(reply).ok());
-        let mut version = match (self.node.config().identity, known) {
+        let mut version = match (self.node.config().identity, backend.last_version()) {
             (Identity::DefaultBackend, Some(version)) => version,
             (Identity::DefaultBackend, None) => {
                 return Err(backend.not_known_error("the runtime's name and version"));

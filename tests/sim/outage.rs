@@ -190,7 +190,7 @@ pub(crate) fn unique(ids: impl Iterator<Item = String>) -> BTreeSet<String> {
 /// Waits for an answer and says how long that took.
 ///
 /// # Panics
-/// If there is none within a minute: a call without an end must not hang the tests.
+/// If the call is not answered within a minute, so that a call without an end does not hang the tests.
 pub(crate) async fn timed<T>(answer: impl Future<Output = T>) -> (T, Duration) {
     let started = Instant::now();
     let answer = tokio::time::timeout(SOON * 6, answer).await.expect("it is answered");

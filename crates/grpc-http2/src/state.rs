@@ -274,11 +274,11 @@ impl State {
 
     /// Polls for the received part of a body; `None` at its end.
     pub(crate) fn poll_data(&mut self, id: StreamId, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
-        self.stop_expecting(id);
         let stream = self.streams.get_mut(id).expect(LIVE_HANDLE);
+        let before = stream.received_len();
         let polled = stream.poll_data(cx);
-        if let Poll::Ready(Some(Ok(part))) = &polled {
-            self.buffered -= part.len();
+        if let Poll::Ready(Some(Ok(_))) = &polled {
+            self.buffered -= before;
         }
         if stream.release_capacity(id, &mut self.out.tail) {
             self.wake_task();

@@ -245,6 +245,7 @@ impl Stream {
 
     /// Polls for the received part of the body; `None` at its end.
     pub(crate) fn poll_data(&mut self, cx: &Context<'_>) -> Poll<Option<Result<Bytes, Error>>> {
+        self.stop_expecting();
         if !self.received.is_empty() {
             let part = self.take_received();
             self.unreleased += u32::try_from(part.len()).unwrap_or(WINDOW);

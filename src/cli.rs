@@ -67,7 +67,7 @@ enum Command {
         /// Show it again every two seconds, until interrupted.
         #[arg(long, short)]
         watch: bool,
-        /// Print only the verdict, and exit with 1 unless every backend is ready or drained.
+        /// Print only the verdict, in one line, and exit with 1 unless every backend is ready or drained.
         #[arg(long, conflicts_with = "watch")]
         check: bool,
         #[command(flatten)]

@@ -137,7 +137,25 @@ pub struct VerdictView {
     pub level: Level,
     /// How many backends are ready.
     pub summary: String,
-    /// What is wrong and what it means; the summary if nothing is.
+    /// The first of `faults`, how many more there are, and what that means for the node; with level `ok`, the
+    /// summary and what else is to be known.
+    #[serde(default)]
+    pub headline: String,
+    /// What is wrong and what it means, in one line; the summary if nothing is.
+    pub text: String,
+    /// The section of the runbook with the next step: that of the first of `faults` that has one.
+    pub next: Option<String>,
+    /// What is wrong, the worst first; then what is no fault and the reason why pods may not start.
+    #[serde(default)]
+    pub faults: Vec<FaultView>,
+}
+
+/// Something that is wrong, or that explains why pods do not start.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct FaultView {
+    /// What is wrong, in a few words.
+    pub problem: String,
+    /// The problem with its cause, what it means for pods and the node, and what to do or to leave.
     pub text: String,
     /// The section of the runbook with the next step.
     pub next: Option<String>,
@@ -185,6 +203,9 @@ pub struct BackendView {
     pub default: bool,
     /// Whether its outage makes the node `NotReady`.
     pub required: bool,
+    /// Whether the node's lists are complete without it as long as it was never listed.
+    #[serde(default)]
+    pub optional: bool,
     /// Whether its files are on this node.
     pub local: bool,
     /// False if it was removed from the configuration and runs only for the objects it owns.

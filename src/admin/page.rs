@@ -92,7 +92,7 @@ fn render(state: &AdminState, refreshes: bool) -> Markup {
     }
 }
 
-/// The judgement in colour and words, with its next step.
+/// The judgement in colour and words, then each fault with its next step.
 fn verdict(status: &StatusView) -> Markup {
     let class = match status.verdict.level {
         Level::Ok => "good",
@@ -100,9 +100,11 @@ fn verdict(status: &StatusView) -> Markup {
         Level::NotReady => "bad",
     };
     html! {
-        p.verdict.(class) {
-            strong { (status.verdict.level.word()) } ": " (status.verdict.text)
-            @if let Some(next) = &status.verdict.next { " " small { "See " (next) } }
+        div.verdict.(class) {
+            p { strong { (status.verdict.level.word()) } ": " (status.verdict.headline) }
+            @if !status.verdict.faults.is_empty() { ul { @for fault in &status.verdict.faults { li {
+                (fault.text) @if let Some(next) = &fault.next { " " small { "See " (next) } }
+            } } } }
         }
     }
 }
@@ -295,6 +297,7 @@ mod tests {
             endpoint: String::new(),
             default: true,
             required: false,
+            optional: false,
             local: true,
             configured: true,
             state: "ready".to_owned(),

@@ -282,6 +282,7 @@ fn backend_view(node: &Node, backend: &Backend) -> BackendView {
         endpoint: config.endpoint.to_string(),
         default: node.config().default_backend == *backend.name,
         required: config.required,
+        optional: config.optional,
         local: config.local,
         configured: node.config().backends.contains_key(&*backend.name),
         state: state.word().to_owned(),

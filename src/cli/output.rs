@@ -63,6 +63,29 @@ pub(super) fn print(text: &str) -> io::Result<()> {
     out.flush()
 }
 
+/// The columns that a table and what stands beside it take, as long as names have the usual length.
+pub(super) const WIDTH: usize = 80;
+
+/// Breaks a text at spaces into lines of at most `width` characters; the second and later ones are indented
+/// by two. A longer word has its own line.
+pub(super) fn wrapped(text: &str, width: usize) -> String {
+    let (mut lines, mut used) = (String::new(), 0);
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if used > 0 && used + 1 + length > width {
+            lines += "\n ";
+            used = 1;
+        }
+        if used > 0 {
+            lines.push(' ');
+            used += 1;
+        }
+        lines += word;
+        used += length;
+    }
+    lines + "\n"
+}
+
 /// Aligns rows under a header.
 pub(super) fn table<const N: usize>(
     header: [&str; N],
@@ -124,6 +147,13 @@ pub(super) fn or_dash(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_text_is_wrapped_at_spaces_and_a_long_word_has_its_own_line() {
+        let shown = wrapped("- one two three /a/long/path four", 9);
+        assert_eq!(shown, "- one two\n  three\n  /a/long/path\n  four\n");
+        assert_eq!(wrapped("one two", usize::MAX), "one two\n");
+    }
 
     #[test]
     fn columns_are_aligned_by_what_is_seen() {

@@ -1,4 +1,5 @@
-//! The table of `crimux status`: a verdict, the backends, their errors, and crimux itself.
+//! The table of `crimux status`: a verdict, the backends, their errors, and crimux itself. What the verdict
+//! says is not said again below it.
 
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
@@ -11,7 +12,7 @@ use crate::config;
 
 /// Formats a status. Within 80 columns for names of usual length, unless `format` is wide.
 pub(super) fn status_table(status: &StatusView, format: Format) -> String {
-    let mut text = verdict_line(status) + "\n";
+    let mut text = verdict_lines(status, format) + "\n";
     text += &if format == Format::Wide { wide(status) } else { narrow(status) };
     // An error that is over stands below those that are not.
     let (over, live): (Vec<_>, Vec<_>) = status.backends.iter().partition(|backend| backend.is_error_over());
@@ -22,18 +23,45 @@ pub(super) fn status_table(status: &StatusView, format: Format) -> String {
     text + &own_lines(status)
 }
 
-/// Formats the judgement and the next step as one line.
+/// Formats the headline, and a line for each fault with its next step, wrapped unless `format` is wide.
+fn verdict_lines(status: &StatusView, format: Format) -> String {
+    let verdict = &status.verdict;
+    if verdict.headline.is_empty() {
+        // A crimux that knows no headline.
+        return verdict_line(status);
+    }
+    let width = if format == Format::Wide { usize::MAX } else { output::WIDTH };
+    let headline = format!("{}: {}", verdict.level.word(), one_line(&verdict.headline));
+    let faults = verdict.faults.iter().map(|fault| {
+        let line = format!("- {}", with_next(&fault.text, fault.next.as_deref()));
+        output::wrapped(&line, width)
+    });
+    let lines: String = std::iter::once(output::wrapped(&headline, width)).chain(faults).collect();
+    painted(lines, verdict.level)
+}
+
+/// Formats the judgement and the first next step as one line, for scripts.
 pub(super) fn verdict_line(status: &StatusView) -> String {
     let verdict = &status.verdict;
-    let paint = match verdict.level {
+    let line = with_next(&verdict.text, verdict.next.as_deref());
+    painted(format!("{}: {line}\n", verdict.level.word()), verdict.level)
+}
+
+/// Colours the level, which the text begins with.
+fn painted(text: String, level: Level) -> String {
+    let paint = match level {
         Level::Ok => good,
         Level::Degraded => warn,
         Level::NotReady => bad,
     };
-    let text = one_line(&verdict.text);
-    let stop = if text.ends_with('?') { "" } else { "." };
-    let next = verdict.next.as_ref().map_or_else(String::new, |next| format!("{stop} See {next}"));
-    format!("{}: {text}{next}\n", paint(verdict.level.word()))
+    text.strip_prefix(level.word()).map(|rest| paint(level.word()) + rest).unwrap_or(text)
+}
+
+/// Formats a text and the section of the runbook as sentences.
+fn with_next(text: &str, next: Option<&str>) -> String {
+    let text = one_line(text);
+    let stop = if text.ends_with(['?', '.', '!']) { "" } else { "." };
+    next.map_or_else(|| text.clone(), |next| format!("{text}{stop} See {next}"))
 }
 
 fn narrow(status: &StatusView) -> String {
@@ -132,18 +160,11 @@ fn own_lines(status: &StatusView) -> String {
     if !matches!(status.config_file.as_str(), "" | config::DEFAULT_PATH) {
         _ = writeln!(text, "configuration {}", status.config_file);
     }
-    match &state.problem {
-        Some(problem) => text += &(bad(&format!("state is not saved in {}: {problem}", state.dir)) + "\n"),
-        None if state.write_errors > 0 => {
-            _ = writeln!(text, "state is saved again; {} writes failed since the start", state.write_errors);
-        }
-        None => {}
+    if state.problem.is_none() && state.write_errors > 0 {
+        _ = writeln!(text, "state is saved again; {} writes failed since the start", state.write_errors);
     }
     if let Some(last) = &reloads.last {
-        let result = match &last.problem {
-            Some(problem) => bad(&format!("failed: {}", one_line(problem))),
-            None => last.result.clone(),
-        };
+        let result = if last.problem.is_some() { bad("failed, see above") } else { last.result.clone() };
         let ago = since(&last.at);
         _ = writeln!(
             text,
@@ -151,7 +172,6 @@ fn own_lines(status: &StatusView) -> String {
             reloads.ok, reloads.failed
         );
     }
-    text += &status.backends.iter().filter_map(removal_note).collect::<String>();
     text += &status.last_refusal.as_ref().and_then(refusal).unwrap_or_default();
     for older in &status.older_processes {
         let OlderProcessView { pid, version, since: at, calls, streams } = older;
@@ -162,18 +182,7 @@ fn own_lines(status: &StatusView) -> String {
             since(at)
         );
     }
-    if !reloads.restart_keys.is_empty() {
-        text += &(warn(&format!("at the next start: {}", reloads.restart_keys.join(", "))) + "\n");
-    }
     text
-}
-
-/// Says of a backend that is not in the file what becomes of it.
-fn removal_note(backend: &BackendView) -> Option<String> {
-    let BackendView { name, sandboxes, .. } = backend;
-    (!backend.configured).then(|| {
-        format!("{name} is not in the configuration; it is served until its {sandboxes} sandboxes are gone (crimux ps --backend {name})\n")
-    })
 }
 
 /// Says why the last new sandbox was refused, if that was within ten minutes.

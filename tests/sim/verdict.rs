@@ -1,10 +1,12 @@
 //! Answers that are not whole are in the verdict, its exit code, the heading of the page, and a metric.
 
+use nix::sys::signal::Signal;
 use prost::Message as _;
-use testkit::runtime::{Reply, SimRuntime};
+use testkit::runtime::{Fault, Reply, SimRuntime};
 use testkit::{cri, eventually};
 
 use crate::cli::on;
+use crate::operator::{document, reload, status, two};
 use crate::support::{Crimux, SOON, config};
 
 /// Checks that the verdict begins with these words, and that exit code and page agree.
@@ -56,4 +58,124 @@ async fn items_that_are_left_out_of_lists_are_in_the_verdict() {
     );
     let series = "crimux_items_left_out_total{backend=\"b\",method=\"ListPodSandbox\"}";
     assert!(crimux.metric(series).await >= Some(1.0));
+}
+
+#[tokio::test]
+async fn the_status_begins_with_a_headline_and_check_says_all_in_one_line() {
+    let (a, b, running) = two().await;
+    assert_eq!(on(&running, &["status", "--check"], "").await.0, 0);
+    b.stop().await;
+    eventually(SOON, async || on(&running, &["status", "--check"], "").await.0 == 1).await;
+    let (code, table, _) = on(&running, &["status"], "").await;
+    let headline = table.lines().next().unwrap();
+    assert!(code == 0 && headline.starts_with("DEGRADED: b down "), "{table}");
+    assert!(headline.ends_with("; the node stays Ready"), "{table}");
+    let (_, verdict, _) = on(&running, &["status", "--check"], "").await;
+    assert_eq!(verdict.lines().count(), 1, "{verdict}");
+    let flat = status(&running).await;
+    for part in ["2 sandboxes as last known", "handler b refused", "stays Ready", "#crimuxbackenddown"] {
+        assert!(verdict.contains(part) && flat.contains(part), "{part}: {verdict}{table}");
+    }
+    a.stop().await;
+    eventually(SOON, async || {
+        let table = status(&running).await;
+        table.starts_with("NOT READY: a down ") && table.contains("a is the default backend")
+    })
+    .await;
+    assert_eq!(document(&running, &["status"]).await["verdict"]["level"], "not_ready");
+}
+
+#[tokio::test]
+async fn each_of_three_faults_has_its_own_lines_within_80_columns_the_worst_first() {
+    let (a, b, running) = two().await;
+    b.stop().await;
+    eventually(SOON, async || status(&running).await.starts_with("DEGRADED: b down ")).await;
+    a.stop().await;
+    eventually(SOON, async || status(&running).await.starts_with("NOT READY: a down ")).await;
+    reload(&running, "listen: [", "failed").await;
+    let (_, table, _) = on(&running, &["status"], "").await;
+    let verdict = table.split("\n\n").next().unwrap();
+    let mut lines = verdict.lines();
+    let headline = lines.next().unwrap();
+    assert!(headline.ends_with(", and 2 more; the node becomes NotReady"), "{table}");
+    for line in verdict.lines() {
+        let is_one_word = line.split_whitespace().count() == 1;
+        assert!(line.chars().count() <= 80 || is_one_word, "{line}\n{table}");
+    }
+    let starts: Vec<_> = lines.filter(|line| line.starts_with("- ")).map(|line| &line[..8]).collect();
+    assert_eq!(starts, ["- a down", "- b down", "- the la"], "{table}");
+    for section in ["#crimuxbackenddown", "#crimuxconfigreloadfailed"] {
+        assert!(verdict.contains(section), "{section}: {table}");
+    }
+    // As wide as it gets, and on the page: one line for each.
+    let (_, wide, _) = on(&running, &["status", "-o", "wide"], "").await;
+    assert_eq!(wide.split("\n\n").next().unwrap().lines().count(), 4, "{wide}");
+    let faults = document(&running, &["status"]).await["verdict"]["faults"].clone();
+    let (_, page) = running.get("/").await.unwrap();
+    for fault in faults.as_array().unwrap() {
+        let problem = fault["problem"].as_str().unwrap().split(' ').next().unwrap();
+        assert!(page.contains(&format!("<li>{problem} ")), "{fault}: {page}");
+    }
+    assert_eq!(faults.as_array().unwrap().len(), 3);
+}
+
+#[tokio::test]
+async fn a_condition_by_which_kubelet_judges_is_in_the_verdict() {
+    let (a, b, running) = two().await;
+    let no_network = ["RuntimeReady", "NetworkReady"].map(|kind| cri::RuntimeCondition {
+        r#type: kind.to_owned(),
+        status: kind == "RuntimeReady",
+        reason: "NetworkPluginNotReady".to_owned(),
+        message: "cni plugin not initialized".to_owned(),
+    });
+    let no_network = cri::StatusResponse {
+        status: Some(cri::RuntimeStatus { conditions: no_network.to_vec() }),
+        ..Default::default()
+    };
+    let verdict = async || {
+        running.client().runtime().status(cri::StatusRequest::default()).await.unwrap();
+        status(&running).await
+    };
+    b.reply_raw("Status", Reply::message(no_network.encode_to_vec()));
+    let said = verdict().await;
+    let fault = "DEGRADED: b: NetworkReady is false; the node stays Ready \
+                 - b: NetworkReady is false (cni plugin not initialized)";
+    assert!(said.starts_with(fault), "{said}");
+    a.reply_raw("Status", Reply::message(no_network.encode_to_vec()));
+    let said = verdict().await;
+    let headline = "NOT READY: a: NetworkReady is false, and 1 more; the node becomes NotReady - a: ";
+    assert!(said.starts_with(headline) && said.contains("the node becomes NotReady: a is"), "{said}");
+    a.clear_replies();
+    b.clear_replies();
+    eventually(SOON, async || verdict().await.starts_with("OK: ")).await;
+    a.fault("Status", Fault::Hang);
+    let said = verdict().await;
+    assert!(said.starts_with("NOT READY: a") && said.contains("Status is not answered"), "{said}");
+    a.clear_fault("Status");
+    eventually(SOON, async || verdict().await.starts_with("OK: ")).await;
+}
+
+#[tokio::test]
+async fn a_removed_handler_is_in_the_verdict_while_its_pods_run_or_are_refused() {
+    let (a, b, running) = two().await;
+    let pod = |name: &str| testkit::client::sandbox_config(name).run("b");
+    running.client().runtime().run_pod_sandbox(pod("runs")).await.unwrap();
+    reload(&running, &config(&running.dir, &[("a", &a)], ""), "ok").await;
+    let table = status(&running).await;
+    let removed = "- handler b was removed from the configuration: its new sandboxes are refused";
+    assert!(
+        table.starts_with("OK: 1 of 1 backends ready; b is not in the configuration, and 1 more"),
+        "{table}"
+    );
+    assert!(table.contains(&format!("{removed}, ")), "{table}");
+    running.client().runtime().run_pod_sandbox(pod("refused")).await.unwrap_err();
+    let table = status(&running).await;
+    assert!(table.contains(&format!("{removed}, the last one ")), "{table}");
+    let (_, pods, _) = on(&running, &["ps", "--backend", "b"], "").await;
+    assert!(pods.contains("b (removed)"), "{pods}");
+    let (_, routes, _) = on(&running, &["route"], "").await;
+    assert!(routes.contains("handler b was removed: its new sandboxes are refused; "), "{routes}");
+    running.rewrite(&config(&running.dir, &[("a", &a), ("b", &b)], ""));
+    running.signal(Signal::SIGHUP);
+    eventually(SOON, async || !status(&running).await.contains("was removed")).await;
 }

@@ -80,7 +80,7 @@ fn each_state_has_its_level_its_words_and_its_section() {
             "late, and left out",
             of_b(json!({ "state": "late", "lacking": ["ImageFsInfo: the whole backend (Timeout)"] })),
             Degraded,
-            "b late, 2 sandboxes as last known, left out of ImageFsInfo: the whole backend (Timeout); the node",
+            "b late, 2 sandboxes as last known, left out of ImageFsInfo: the whole backend (Timeout)",
             Some("crimuxbackendlate"),
         ),
         (
@@ -89,6 +89,27 @@ fn each_state_has_its_level_its_words_and_its_section() {
             Degraded,
             "b joining",
             Some("crimuxbackendjoining"),
+        ),
+        (
+            "optional, and not there yet",
+            of_b(json!({ "state": "joining", "sandboxes": 0, "optional": true, "api": null })),
+            Ok,
+            "1 of 2 backends ready; b is optional and not there yet",
+            Some("crimuxbackendjoining"),
+        ),
+        (
+            "optional, there, and not listed",
+            of_b(json!({ "state": "joining", "sandboxes": 0, "optional": true })),
+            Degraded,
+            "b joining",
+            Some("crimuxbackendjoining"),
+        ),
+        (
+            "optional, listed once, and down",
+            of_b(json!({ "state": "down", "optional": true, "api": null })),
+            Degraded,
+            "b down, 2 sandboxes as last known",
+            Some("crimuxbackenddown"),
         ),
         (
             "forgotten, and down",
@@ -137,14 +158,14 @@ fn each_state_has_its_level_its_words_and_its_section() {
             of_b(json!({ "unready": ["NetworkReady is false"] })),
             Degraded,
             "b: NetworkReady",
-            None,
+            Some("crimuxnodenotready"),
         ),
         (
             "no network",
             json!({ "backends": [{ "unready": ["NetworkReady is false"] }] }),
             NotReady,
             "a: NetworkReady",
-            None,
+            Some("crimuxnodenotready"),
         ),
         (
             "items left out",
@@ -171,7 +192,7 @@ fn each_state_has_its_level_its_words_and_its_section() {
             "reload failed",
             json!({ "reloads": { "last": { "at": "", "result": "failed", "problem": "f:1:1: x" } } }),
             Degraded,
-            "the last reload failed, the configuration before it stays current: f:1:1: x",
+            "the last reload failed, the configuration before it stays current: f:1:1: x; mend the file",
             Some("crimuxconfigreloadfailed"),
         ),
         (
@@ -196,7 +217,31 @@ fn each_state_has_its_level_its_words_and_its_section() {
         assert_eq!(verdict.next, next, "{what}");
         let outcome = verdict.text.contains("the node becomes NotReady");
         assert_eq!(outcome, level == NotReady, "{what}: {}", verdict.text);
+        assert_eq!(verdict.faults.is_empty(), section.is_none(), "{what}: {verdict:?}");
+        for fault in &verdict.faults {
+            assert!(fault.text.starts_with(&fault.problem) && fault.next.is_some(), "{what}: {fault:?}");
+            assert!(verdict.text.contains(&fault.text), "{what}: {verdict:?}");
+        }
     }
+}
+
+#[test]
+fn the_headline_has_the_worst_fault_and_how_many_more_there_are() {
+    let mut status = status(&json!({
+        "backends": [{ "state": "down" }, { "state": "late" }], "state": { "problem": "ENOSPC" },
+    }));
+    let headline = |status: &StatusView| judge(status, &[]).headline;
+    assert_eq!(headline(&status), "a down, and 2 more; the node becomes NotReady");
+    status.backends.reverse();
+    assert_eq!(headline(&status), "a down, and 2 more; the node becomes NotReady", "the worst one is first");
+    status.backends[1].state = "ready".to_owned();
+    assert_eq!(headline(&status), "b late, and 1 more; the node stays Ready");
+    status.backends[0].state = "ready".to_owned();
+    assert_eq!(headline(&status), "state is not saved; the node stays Ready");
+    status.state.problem = None;
+    assert_eq!(headline(&status), "2 of 2 backends ready");
+    status.backends[0].configured = false;
+    assert_eq!(headline(&status), "1 of 1 backends ready; b is not in the configuration");
 }
 
 #[test]

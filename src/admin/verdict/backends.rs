@@ -1,0 +1,132 @@
+//! What is wrong with a backend, or what one is that is no fault: removed, or not there yet by declaration.
+
+use std::time::SystemTime;
+
+use super::{fault_of, handlers};
+use crate::admin::api::{BackendView, FaultView, RouteView, StatusView};
+use crate::admin::duration;
+
+/// Tells whether kubelet judges the node NotReady, or will, because of this backend.
+pub(super) fn makes_not_ready(backend: &BackendView) -> bool {
+    let is_out = matches!(backend.state.as_str(), "down" | "joining");
+    backend.awaited || (backend.default || backend.required) && (is_out || !backend.unready.is_empty())
+}
+
+/// Tells whether something is wrong with a backend.
+pub(super) fn is_faulty(backend: &BackendView) -> bool {
+    let is_out = matches!(backend.state.as_str(), "down" | "late" | "joining") && !comes_later(backend);
+    is_out || backend.awaited || !backend.unready.is_empty() || !backend.lacking.is_empty()
+}
+
+/// Tells whether an `optional` backend is not there yet: it was never listed and is not connected. One that
+/// is connected should have been listed.
+pub(in crate::admin) fn comes_later(backend: &BackendView) -> bool {
+    backend.optional && backend.state == "joining" && backend.api.is_none()
+}
+
+/// Says what is wrong with a backend: its state, what the answers of the last minutes lacked of it, what it
+/// reports of itself, and what that means for new sandboxes and for the node.
+pub(super) fn fault(backend: &BackendView, routes: &[RouteView]) -> FaultView {
+    let name = &backend.name;
+    let unready = backend.unready.join(", ");
+    let lacking = lacking(backend);
+    let mut clauses = Vec::new();
+    let (problem, mut text) = match backend.state.as_str() {
+        "down" | "late" | "joining" => {
+            let problem = format!("{name} {}{}", backend.state, for_how_long(backend));
+            let lacking =
+                lacking.map_or_else(String::new, |(list, cause)| format!(", left out of {list}{cause}"));
+            let text = format!("{problem}{}{lacking}", last_known(backend));
+            clauses.extend((!unready.is_empty()).then_some(unready));
+            (problem, text)
+        }
+        _ if !unready.is_empty() => {
+            let short = unready.split(" (").next().unwrap_or_default();
+            (format!("{name}: {short}"), format!("{name}: {unready}"))
+        }
+        _ => match lacking {
+            Some((list, cause)) => {
+                let problem = format!("{name} is left out of {list}");
+                let text = format!("{problem}{cause}");
+                (problem, text)
+            }
+            None => (format!("{name} is not listed yet"), format!("{name} is not listed yet")),
+        },
+    };
+    clauses.extend(handlers::refused(routes, name));
+    clauses.extend(handlers::waiting(routes, name));
+    clauses.extend(outcome(backend));
+    for clause in clauses {
+        text += &format!("; {clause}");
+    }
+    FaultView { text, ..fault_of(problem, None, runbook_section(backend)) }
+}
+
+/// Says that an `optional` backend is not there yet, which is no fault.
+pub(super) fn optional(backend: &BackendView, routes: &[RouteView]) -> FaultView {
+    let problem = format!("{} is optional and not there yet", backend.name);
+    fault_of(problem, handlers::refused(routes, &backend.name), Some("crimuxbackendjoining"))
+}
+
+/// Names the backends that the file does not name and that still have pods. That is no outage, but the file
+/// is not all that the node runs.
+pub(super) fn removed(status: &StatusView) -> impl Iterator<Item = FaultView> {
+    let removed = status.backends.iter().filter(|backend| !backend.configured && backend.sandboxes > 0);
+    removed.map(|BackendView { name, sandboxes, .. }| {
+        let problem = format!("{name} is not in the configuration");
+        let text = format!(
+            "{problem}: served until its {sandboxes} sandboxes are gone (crimux ps --backend {name})"
+        );
+        FaultView { text, ..fault_of(problem, None, Some("crimuxbackendnotconfigured")) }
+    })
+}
+
+/// Says why the node is NotReady, or will be, because of this backend.
+fn outcome(backend: &BackendView) -> Option<String> {
+    let name = &backend.name;
+    if backend.awaited {
+        return Some(format!(
+            "lists are refused until {name} is listed: the node becomes NotReady after 3 minutes"
+        ));
+    }
+    let role = if backend.default { "the default backend" } else { "required" };
+    makes_not_ready(backend).then(|| format!("the node becomes NotReady: {name} is {role}"))
+}
+
+fn for_how_long(backend: &BackendView) -> String {
+    let since = backend.since.as_deref().and_then(|since| humantime::parse_rfc3339(since).ok());
+    let since = since.and_then(|since| SystemTime::now().duration_since(since).ok());
+    since.map_or_else(String::new, |since| format!(" {}", duration::human(since)))
+}
+
+fn last_known(backend: &BackendView) -> String {
+    match (backend.state.as_str(), backend.sandboxes) {
+        ("joining", _) | (_, 0) => String::new(),
+        (_, sandboxes) => format!(", {sandboxes} sandboxes as last known"),
+    }
+}
+
+/// Returns what the answers of the last minutes lacked of a backend that could have given it: the first
+/// method, then the cause and how many more there are.
+fn lacking(backend: &BackendView) -> Option<(&str, String)> {
+    let first = backend.lacking.first()?;
+    let (list, cause) = first
+        .split_once(": ")
+        .map_or((first.as_str(), String::new()), |(list, cause)| (list, format!(": {cause}")));
+    let more = match backend.lacking.len() {
+        1 => String::new(),
+        number => format!(" and {} more", number - 1),
+    };
+    Some((list, cause + &more))
+}
+
+fn runbook_section(backend: &BackendView) -> Option<&'static str> {
+    match backend.state.as_str() {
+        _ if backend.awaited => Some("crimuxlistsrefused"),
+        "down" => Some("crimuxbackenddown"),
+        "late" => Some("crimuxbackendlate"),
+        "joining" => Some("crimuxbackendjoining"),
+        _ if !backend.unready.is_empty() => Some("crimuxnodenotready"),
+        _ => Some("crimuxitemsleftout"),
+    }
+}

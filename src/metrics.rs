@@ -13,9 +13,9 @@ use tonic::Code;
 
 use crate::config::RESTART_KEYS;
 use crate::history::ReloadResult;
-use crate::method;
+use crate::method::{self, List, Rpc};
 use backends::BackendGauges;
-use registration::{Registrar, set_count};
+use registration::set_count;
 
 mod backends;
 mod clients;
@@ -31,8 +31,9 @@ pub use backends::{BackendSample, STATES};
 pub use clients::ClientGauges;
 pub use exemplars::{Exemplar, Exemplars};
 pub use left_out::LeftOutMetrics;
-pub use node::NodeGauges;
+pub use node::{HandlerSample, NodeGauges};
 pub use older_processes::OlderProcessGauges;
+pub(crate) use registration::Registrar;
 pub use stalls::StallMetrics;
 pub use state::{StateMetrics, StateSample};
 
@@ -110,55 +111,28 @@ impl Metrics {
         let registry = Registry::new();
         let make = Registrar { registry: &registry };
         let labels = ["method", "backend", "code"];
-        let times = |name, help| make.histograms(name, help, &BUCKETS);
+        let times = |name| make.histograms(name, &BUCKETS);
         let metrics = Self {
-            requests: make.counters("requests_total", "Calls by the code of their answer.", &labels)?,
-            request_duration: times("request_duration_seconds", "How long clients waited for an answer.")?,
-            backend_duration: times("backend_duration_seconds", "How long backends took to answer.")?,
+            requests: make.counters("requests_total", &labels)?,
+            request_duration: times("request_duration_seconds")?,
+            backend_duration: times("backend_duration_seconds")?,
             backends: BackendGauges::new(&make)?,
             node: NodeGauges::new(&make)?,
-            lists_stale: make.counters(
-                "lists_stale_total",
-                "Lists answered from last-known state.",
-                &["backend", "method"],
-            )?,
+            lists_stale: make.counters("lists_stale_total", &["backend", "method"])?,
             left_out: LeftOutMetrics::new(&make)?,
-            merged_list_bytes: make.gauges("merged_list_bytes", "Last merged list's size.", &["method"])?,
-            merged_lists_large: make.counters(
-                "merged_lists_large_total",
-                "Merged lists beyond 14 MiB.",
-                &["method"],
-            )?,
-            sandboxes_routed: make.counters(
-                "sandboxes_routed_total",
-                "New sandboxes by handler and backend.",
-                &["handler", "backend"],
-            )?,
-            unknown_ids: make.counter("unknown_ids_total", "Calls with an ID that had to be looked up.")?,
-            id_conflicts: make.counter("id_conflicts_total", "IDs listed by two backends.")?,
-            foreign_pods: make.counter(
-                "foreign_pods_total",
-                "Backends that listed a pod while its image was pulled elsewhere.",
-            )?,
-            config_reloads: make.counters("config_reloads_total", "Reloads by result.", &["result"])?,
-            config_last_reload_successful: make
-                .gauge("config_last_reload_successful", "1 unless the last reload failed.")?,
-            config_restart_needed: make.gauges(
-                "config_restart_needed",
-                "1 for a key whose changed value takes effect at the next start.",
-                &["key"],
-            )?,
+            merged_list_bytes: make.gauges("merged_list_bytes", &["method"])?,
+            merged_lists_large: make.counters("merged_lists_large_total", &["method"])?,
+            sandboxes_routed: make.counters("sandboxes_routed_total", &["handler", "backend"])?,
+            unknown_ids: make.counter("unknown_ids_total")?,
+            id_conflicts: make.counter("id_conflicts_total")?,
+            foreign_pods: make.counter("foreign_pods_total")?,
+            config_reloads: make.counters("config_reloads_total", &["result"])?,
+            config_last_reload_successful: make.gauge("config_last_reload_successful")?,
+            config_restart_needed: make.gauges("config_restart_needed", &["key"])?,
             state: StateMetrics::new(&make)?,
-            events_dropped_clients: make.counter(
-                "events_dropped_clients_total",
-                "Event streams ended because the client was slow.",
-            )?,
+            events_dropped_clients: make.counter("events_dropped_clients_total")?,
             stalls: StallMetrics::new(&make)?,
-            limits_reached: make.counters(
-                "limits_reached_total",
-                "How often a client reached a limit.",
-                &["limit"],
-            )?,
+            limits_reached: make.counters("limits_reached_total", &["limit"])?,
             clients: ClientGauges::new(&make)?,
             older_processes: OlderProcessGauges::new(&make)?,
             exemplars: Exemplars::default(),
@@ -166,6 +140,7 @@ impl Metrics {
         };
         metrics.config_last_reload_successful.set(1);
         metrics.set_restart_keys(&[]);
+        metrics.start_counters();
         register_process_info(&make)?;
         Ok(Arc::new(metrics))
     }
@@ -254,9 +229,35 @@ impl Metrics {
         self.limits_reached.with_label_values(&[limit])
     }
 
-    /// Sets the gauges of all backends.
+    /// Sets the gauges of all backends, and starts the counters of new ones.
     pub fn refresh(&self, backends: &[BackendSample<'_>]) {
         self.backends.set_all(backends);
+        for backend in backends {
+            self.left_out.start(backend.name);
+            for list in List::ALL {
+                self.lists_stale.with_label_values(&[backend.name, list.unary().name]);
+            }
+        }
+    }
+
+    /// Starts the counter of the sandboxes that `handler` sends to `backend`.
+    pub fn start_routed_sandboxes(&self, handler: &str, backend: &str) {
+        self.sandboxes_routed.with_label_values(&[handler, backend]);
+    }
+
+    /// Starts the counters whose labels are known from the start, and those that alerts read the first
+    /// increase of.
+    fn start_counters(&self) {
+        for list in List::ALL {
+            self.merged_lists_large.with_label_values(&[list.unary().name]);
+        }
+        for result in [ReloadResult::Ok, ReloadResult::Failed, ReloadResult::Unchanged] {
+            self.config_reloads.with_label_values(&[result.word()]);
+        }
+        for code in [Code::InvalidArgument, Code::Unavailable] {
+            let refused = [Rpc::RunPodSandbox.name(), NO_BACKEND, code_name(code)];
+            self.requests.with_label_values(&refused);
+        }
     }
 
     /// Removes the gauges of a backend that no longer runs.
@@ -310,7 +311,7 @@ impl CallMetrics {
 /// Registers what is known of the process itself.
 fn register_process_info(make: &Registrar<'_>) -> prometheus::Result<()> {
     let labels = ["version", "revision"];
-    let build_info = make.gauges("build_info", "Version and revision of crimux; always 1.", &labels)?;
+    let build_info = make.gauges("build_info", &labels)?;
     let revision = option_env!("CRIMUX_REVISION").unwrap_or("unknown");
     build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
     make.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))

@@ -206,6 +206,9 @@ pub struct BackendView {
     /// Whether the node's lists are complete without it as long as it was never listed.
     #[serde(default)]
     pub optional: bool,
+    /// Whether it is `optional` and not there yet: never listed and not connected.
+    #[serde(default)]
+    pub comes_later: bool,
     /// Whether its files are on this node.
     pub local: bool,
     /// False if it was removed from the configuration and runs only for the objects it owns.

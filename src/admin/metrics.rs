@@ -1,5 +1,6 @@
 //! `/metrics`: refreshes the gauges of the backends and encodes the registry.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -8,10 +9,10 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use prometheus::TextEncoder;
 
-use crate::admin::api::Level;
+use crate::admin::api::{Level, RouteView, TargetView};
 use crate::admin::{AdminState, openmetrics, read};
 use crate::backend::Backend;
-use crate::metrics::{BackendSample, StateSample};
+use crate::metrics::{BackendSample, HandlerSample, StateSample};
 use crate::proxy::Node;
 use crate::state::Life;
 
@@ -61,10 +62,26 @@ fn refresh(state: &AdminState) {
     node.metrics.older_processes.set(&node.history.older_processes());
     let routes = read::all_routes(node);
     let is_ready = read::compose_status(state, &routes).verdict.level != Level::NotReady;
-    let handlers = routes
-        .iter()
-        .map(|route| (route.handler.as_str(), !route.targets.iter().any(|target| target.takes_new)));
-    node.metrics.node.set(is_ready, handlers);
+    let comes_later: HashSet<_> =
+        backends.iter().filter(|backend| node.comes_later(backend)).map(|backend| &*backend.name).collect();
+    let handlers: Vec<_> = routes.iter().map(|route| handler_sample(route, &comes_later)).collect();
+    node.metrics.node.set(is_ready, &handlers);
+    for route in &routes {
+        for target in route.targets.iter().filter(|target| target.state != "gone") {
+            node.metrics.start_routed_sandboxes(&route.handler, &target.backend);
+        }
+    }
+}
+
+fn handler_sample<'a>(route: &'a RouteView, comes_later: &HashSet<&str>) -> HandlerSample<'a> {
+    let is_refused = !route.targets.iter().any(|target| target.takes_new);
+    let later = |target: &TargetView| comes_later.contains(target.backend.as_str());
+    let is_excused = route.targets.iter().all(|target| later(target) || target.state == "draining");
+    HandlerSample {
+        name: &route.handler,
+        is_refused,
+        comes_later: is_refused && is_excused && route.targets.iter().any(later),
+    }
 }
 
 fn certificates(backend: &Backend) -> Vec<(&'static str, SystemTime)> {
@@ -81,6 +98,8 @@ fn sample<'a>(node: &Node, backend: &'a Backend) -> BackendSample<'a> {
         draining: backend.state.is_draining(),
         configured: backend.state.instance().life != Life::Removed,
         awaited: node.is_awaited(backend),
+        required: backend.config().required || node.config().default_backend == *backend.name,
+        comes_later: node.comes_later(backend),
         in_flight: backend.in_flight(),
         runtime: version.map(|version| (version.runtime_name, version.runtime_version)),
         list_age: backend.state.age(),

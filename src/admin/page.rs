@@ -298,6 +298,7 @@ mod tests {
             default: true,
             required: false,
             optional: false,
+            comes_later: false,
             local: true,
             configured: true,
             state: "ready".to_owned(),

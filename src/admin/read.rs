@@ -283,6 +283,7 @@ fn backend_view(node: &Node, backend: &Backend) -> BackendView {
         default: node.config().default_backend == *backend.name,
         required: config.required,
         optional: config.optional,
+        comes_later: node.comes_later(backend),
         local: config.local,
         configured: node.config().backends.contains_key(&*backend.name),
         state: state.word().to_owned(),

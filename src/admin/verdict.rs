@@ -12,8 +12,6 @@ use crate::config::state_dir_advice;
 mod backends;
 mod handlers;
 
-pub(super) use backends::comes_later;
-
 /// How long a refused sandbox is part of the verdict.
 pub(crate) const RECENT: Duration = Duration::from_secs(600);
 
@@ -41,7 +39,7 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     faults.extend(handlers::drained(routes));
     let refusal = status.last_refusal.as_ref().filter(|_| faults.is_empty()).and_then(refused_sandbox);
     faults.extend(
-        status.backends.iter().filter(|backend| comes_later(backend)).map(|b| backends::optional(b, routes)),
+        status.backends.iter().filter(|backend| backend.comes_later).map(|b| backends::optional(b, routes)),
     );
     faults.extend(refusal);
     compose(level, summary, faults)

@@ -24,6 +24,18 @@ pub enum List {
 }
 
 impl List {
+    /// Every list.
+    pub const ALL: [Self; 8] = [
+        Self::Sandboxes,
+        Self::Containers,
+        Self::ContainerStats,
+        Self::SandboxStats,
+        Self::Images,
+        Self::Filesystems,
+        Self::MetricDescriptors,
+        Self::SandboxMetrics,
+    ];
+
     /// Returns the unary method that lists these items.
     pub fn unary(self) -> &'static Method {
         row(match self {

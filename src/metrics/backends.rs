@@ -25,6 +25,10 @@ pub struct BackendSample<'a> {
     pub configured: bool,
     /// Whether the node's lists are refused until it is listed.
     pub awaited: bool,
+    /// Whether its outage makes the node `NotReady`.
+    pub required: bool,
+    /// Whether it is `optional` and not there yet.
+    pub comes_later: bool,
     /// Calls that wait for it now.
     pub in_flight: usize,
     /// Name and version from its last `Version` reply; `None` before the first.
@@ -49,6 +53,8 @@ pub(super) struct BackendGauges {
     draining: IntGaugeVec,
     configured: IntGaugeVec,
     awaited: IntGaugeVec,
+    required: IntGaugeVec,
+    comes_later: IntGaugeVec,
     info: IntGaugeVec,
     list_age: GaugeVec,
     owned_ids: IntGaugeVec,
@@ -60,41 +66,20 @@ impl BackendGauges {
     pub(super) fn new(make: &Registrar<'_>) -> Result<Self> {
         let info = ["backend", "runtime_name", "runtime_version"];
         Ok(Self {
-            in_flight: make.gauges(
-                "requests_in_flight",
-                "Calls that wait for the backend now.",
-                &["backend"],
-            )?,
-            up: make.gauges("backend_up", "Whether the backend can be reached.", &["backend"])?,
-            state: make.gauges("backend_state", "1 for the backend's state.", &["backend", "state"])?,
-            draining: make.gauges(
-                "backend_draining",
-                "Whether the backend takes no new sandboxes.",
-                &["backend"],
-            )?,
-            configured: make.gauges(
-                "backend_configured",
-                "Whether the configuration names the backend.",
-                &["backend"],
-            )?,
-            awaited: make.gauges(
-                "backend_awaited",
-                "Whether lists are refused until the backend is listed.",
-                &["backend"],
-            )?,
-            info: make.gauges("backend_info", "Name and version of the backend's runtime.", &info)?,
-            list_age: make.float_gauges("list_age_seconds", "Age of the last live list.", &["backend"])?,
-            owned_ids: make.gauges(
-                "owned_ids",
-                "IDs whose owner crimux knows, by owner.",
-                &["backend", "kind"],
-            )?,
-            foreign_ids: make.gauges("foreign_ids", "IDs listed that another backend owns.", &["backend"])?,
-            certificates: make.float_gauges(
-                "certificate_expiration_timestamp_seconds",
-                "When a certificate of the backend's connection ends.",
-                &["backend", "role"],
-            )?,
+            in_flight: make.gauges("requests_in_flight", &["backend"])?,
+            up: make.gauges("backend_up", &["backend"])?,
+            state: make.gauges("backend_state", &["backend", "state"])?,
+            draining: make.gauges("backend_draining", &["backend"])?,
+            configured: make.gauges("backend_configured", &["backend"])?,
+            awaited: make.gauges("backend_awaited", &["backend"])?,
+            required: make.gauges("backend_required", &["backend"])?,
+            comes_later: make.gauges("backend_comes_later", &["backend"])?,
+            info: make.gauges("backend_info", &info)?,
+            list_age: make.float_gauges("list_age_seconds", &["backend"])?,
+            owned_ids: make.gauges("owned_ids", &["backend", "kind"])?,
+            foreign_ids: make.gauges("foreign_ids", &["backend"])?,
+            certificates: make
+                .float_gauges("certificate_expiration_timestamp_seconds", &["backend", "role"])?,
         })
     }
 
@@ -118,6 +103,8 @@ impl BackendGauges {
         set(&self.draining, i64::from(sample.draining));
         set(&self.configured, i64::from(sample.configured));
         set(&self.awaited, i64::from(sample.awaited));
+        set(&self.required, i64::from(sample.required));
+        set(&self.comes_later, i64::from(sample.comes_later));
         for state in STATES {
             self.state.with_label_values(&[name, state]).set(i64::from(state == sample.state));
         }
@@ -144,8 +131,9 @@ impl BackendGauges {
         for kind in ["sandbox", "container"] {
             self.owned_ids.remove_label_values(&[backend, kind]).ok();
         }
-        let Self { in_flight, up, draining, configured, awaited, foreign_ids, .. } = self;
-        for gauges in [in_flight, up, draining, configured, awaited, foreign_ids] {
+        let Self { in_flight, up, draining, configured, awaited, required, comes_later, foreign_ids, .. } =
+            self;
+        for gauges in [in_flight, up, draining, configured, awaited, required, comes_later, foreign_ids] {
             gauges.remove_label_values(&[backend]).ok();
         }
         self.list_age.remove_label_values(&[backend]).ok();

@@ -13,12 +13,7 @@ pub struct ClientGauges {
 
 impl ClientGauges {
     pub(super) fn new(make: &Registrar<'_>) -> Result<Self> {
-        Ok(Self {
-            connections: make
-                .gauge("client_connections", "Open connections of clients to the CRI sockets.")?,
-            streams: make
-                .gauge("client_streams", "Open calls on these connections, event streams included.")?,
-        })
+        Ok(Self { connections: make.gauge("client_connections")?, streams: make.gauge("client_streams")? })
     }
 
     /// Sets both.

@@ -16,14 +16,9 @@ pub struct OlderProcessGauges {
 impl OlderProcessGauges {
     pub(super) fn new(make: &Registrar<'_>) -> Result<Self> {
         Ok(Self {
-            processes: make
-                .gauge("older_processes", "Processes that were replaced and still finish calls.")?,
-            calls: make.gauge(
-                "older_process_calls",
-                "Open calls of processes that were replaced, event streams included.",
-            )?,
-            streams: make
-                .gauge("older_process_streams", "Relayed streams of processes that were replaced.")?,
+            processes: make.gauge("older_processes")?,
+            calls: make.gauge("older_process_calls")?,
+            streams: make.gauge("older_process_streams")?,
         })
     }
 

@@ -16,11 +16,9 @@ pub struct StallMetrics {
 
 impl StallMetrics {
     pub(super) fn new(make: &Registrar<'_>) -> Result<Self> {
-        let stall = "How late the thread of the calls woke up, measured twice a second.";
-        let longest = "The latest that the thread of the calls woke up since the start.";
         Ok(Self {
-            stall: make.histogram("thread_stall_seconds", stall, &BUCKETS)?,
-            longest: make.float_gauge("thread_longest_stall_seconds", longest)?,
+            stall: make.histogram("thread_stall_seconds", &BUCKETS)?,
+            longest: make.float_gauge("thread_longest_stall_seconds")?,
         })
     }
 

@@ -25,13 +25,10 @@ pub struct StateMetrics {
 
 impl StateMetrics {
     pub(super) fn new(make: &Registrar<'_>) -> Result<Self> {
-        let saved = "0 while the last-known state on the disk is not whole, because a write failed.";
-        let written = "Bytes of the last-known state written to state_dir.";
         Ok(Self {
-            saved: make.gauge("state_saved", saved)?,
-            write_errors: make
-                .counter("state_write_errors_total", "Failed writes of the last-known state.")?,
-            written_bytes: make.counter("state_written_bytes_total", written)?,
+            saved: make.gauge("state_saved")?,
+            write_errors: make.counter("state_write_errors_total")?,
+            written_bytes: make.counter("state_written_bytes_total")?,
         })
     }
 

@@ -209,6 +209,12 @@ impl Node {
         backend.state.is_joining() || (backend.config().optional && !backend.state.has_lists())
     }
 
+    /// Tells whether an `optional` backend is not there yet: it was never listed and is not connected. One
+    /// that is connected should have been listed.
+    pub fn comes_later(&self, backend: &Backend) -> bool {
+        backend.config().optional && self.is_outside_lists(backend) && !backend.is_up()
+    }
+
     /// Tells whether the node's lists are refused until this backend is listed or declared empty.
     pub fn is_awaited(&self, backend: &Backend) -> bool {
         !backend.state.has_lists() && !self.is_outside_lists(backend)

@@ -3,7 +3,9 @@
 //! Registered in the registry that the caller passes. Labels are backend names and directions, both closed
 //! sets. No token becomes a label.
 
-use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGaugeVec, Registry};
+
+use crate::metrics::Registrar;
 
 /// The relay's metrics.
 #[derive(Debug, Clone)]
@@ -24,23 +26,11 @@ impl RelayMetrics {
     ///
     /// Fails if `registry` already has metrics of these names.
     pub fn new(registry: &Registry) -> prometheus::Result<Self> {
-        let metrics = Self {
-            streams: IntGaugeVec::new(
-                Opts::new("crimux_relay_streams", "Exec, attach and port-forward streams open in the relay."),
-                &["backend"],
-            )?,
-            bytes: IntCounterVec::new(
-                Opts::new("crimux_relay_bytes_total", "Bytes relayed; direction is to_backend or to_client."),
-                &["backend", "direction"],
-            )?,
-            refused_tokens: IntCounter::new(
-                "crimux_relay_refused_tokens_total",
-                "Requests to the relay whose token was used, expired, guessed or not its own.",
-            )?,
-        };
-        registry.register(Box::new(metrics.streams.clone()))?;
-        registry.register(Box::new(metrics.bytes.clone()))?;
-        registry.register(Box::new(metrics.refused_tokens.clone()))?;
-        Ok(metrics)
+        let make = Registrar { registry };
+        Ok(Self {
+            streams: make.gauges("relay_streams", &["backend"])?,
+            bytes: make.counters("relay_bytes_total", &["backend", "direction"])?,
+            refused_tokens: make.counter("relay_refused_tokens_total")?,
+        })
     }
 }

@@ -147,6 +147,32 @@ async fn every_metric_of_the_docs_exists_with_its_labels_and_no_other_does() {
 }
 
 #[tokio::test]
+async fn counters_start_at_0_for_every_backend_method_handler_and_result_that_is_known() {
+    let a = SimRuntime::builder("a").start().await;
+    let b = SimRuntime::builder("b").start().await;
+    let crimux = Crimux::start(&[("a", &a), ("b", &b)]).await;
+    for series in [
+        "items_left_out_total{backend=\"b\",method=\"ListContainers\"}",
+        "items_left_out_total{backend=\"b\",method=\"PodSandboxStatus\"}",
+        "items_left_out_total{backend=\"b\",method=\"GetContainerEvents\"}",
+        "texts_repaired_total{backend=\"a\",method=\"ListPodSandbox\"}",
+        "backends_left_out_total{backend=\"b\",method=\"ImageFsInfo\"}",
+        "lists_stale_total{backend=\"b\",method=\"ListContainerStats\"}",
+        "merged_lists_large_total{method=\"ListContainers\"}",
+        "sandboxes_routed_total{backend=\"b\",handler=\"b\"}",
+        "sandboxes_routed_total{backend=\"a\",handler=\"\"}",
+        "config_reloads_total{result=\"failed\"}",
+        "config_reloads_total{result=\"unchanged\"}",
+        "requests_total{backend=\"none\",code=\"InvalidArgument\",method=\"RunPodSandbox\"}",
+        "requests_total{backend=\"none\",code=\"Unavailable\",method=\"RunPodSandbox\"}",
+    ] {
+        assert_eq!(crimux.metric(&format!("crimux_{series}")).await, Some(0.0), "{series}");
+    }
+    let (_, text) = crimux.get("/metrics").await.unwrap();
+    assert!(!text.contains("backends_left_out_total{backend=\"b\",method=\"ListContainers\"}"), "{text}");
+}
+
+#[tokio::test]
 async fn every_metric_that_a_rule_or_the_dashboard_asks_for_exists() {
     let (_runtimes, crimux) = busy().await;
     let (_, text) = crimux.get("/metrics").await.unwrap();

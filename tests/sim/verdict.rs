@@ -179,3 +179,40 @@ async fn a_removed_handler_is_in_the_verdict_while_its_pods_run_or_are_refused()
     running.signal(Signal::SIGHUP);
     eventually(SOON, async || !status(&running).await.contains("was removed")).await;
 }
+
+#[tokio::test]
+async fn an_optional_backend_that_is_not_there_yet_is_no_fault_until_it_was_there() {
+    let a = SimRuntime::builder("a").sandboxes(1, 1).start().await;
+    let b = SimRuntime::builder("b").sandboxes(1, 1).start().await;
+    b.stop().await;
+    let dir = tempfile::tempdir().unwrap();
+    let yaml = config(&dir, &[("a", &a), ("b", &b)], "")
+        .replace(&format!("\"{}\" }}", b.endpoint()), &format!("\"{}\", optional: true }}", b.endpoint()));
+    let crimux = Crimux::start_in(dir, &yaml);
+    crimux.wait_ready().await;
+    let optional = "OK: 1 of 2 backends ready; b is optional and not there yet";
+    eventually(SOON, async || status(&crimux).await.starts_with(optional)).await;
+    assert!(
+        status(&crimux).await.contains("; new sandboxes of handler b refused."),
+        "{}",
+        status(&crimux).await
+    );
+    let handler = "crimux_handler_comes_later{handler=\"b\"}";
+    for (series, value) in [
+        ("crimux_backend_state{backend=\"b\",state=\"joining\"}", 1.0),
+        ("crimux_backend_comes_later{backend=\"b\"}", 1.0),
+        ("crimux_backend_comes_later{backend=\"a\"}", 0.0),
+        ("crimux_handler_refused{handler=\"b\"}", 1.0),
+        (handler, 1.0),
+        ("crimux_backend_required{backend=\"a\"}", 1.0),
+        ("crimux_backend_required{backend=\"b\"}", 0.0),
+    ] {
+        assert_eq!(crimux.metric(series).await, Some(value), "{series}");
+    }
+    b.start_again().await;
+    eventually(SOON, async || status(&crimux).await.starts_with("OK: 2 of 2 backends ready")).await;
+    b.stop().await;
+    eventually(SOON, async || status(&crimux).await.starts_with("DEGRADED: b down")).await;
+    assert_eq!(crimux.metric("crimux_backend_comes_later{backend=\"b\"}").await, Some(0.0));
+    assert_eq!(crimux.metric(handler).await, Some(0.0));
+}

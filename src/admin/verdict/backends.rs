@@ -14,14 +14,8 @@ pub(super) fn makes_not_ready(backend: &BackendView) -> bool {
 
 /// Tells whether something is wrong with a backend.
 pub(super) fn is_faulty(backend: &BackendView) -> bool {
-    let is_out = matches!(backend.state.as_str(), "down" | "late" | "joining") && !comes_later(backend);
+    let is_out = matches!(backend.state.as_str(), "down" | "late" | "joining") && !backend.comes_later;
     is_out || backend.awaited || !backend.unready.is_empty() || !backend.lacking.is_empty()
-}
-
-/// Tells whether an `optional` backend is not there yet: it was never listed and is not connected. One that
-/// is connected should have been listed.
-pub(in crate::admin) fn comes_later(backend: &BackendView) -> bool {
-    backend.optional && backend.state == "joining" && backend.api.is_none()
 }
 
 /// Says what is wrong with a backend: its state, what the answers of the last minutes lacked of it, what it
@@ -127,6 +121,7 @@ fn runbook_section(backend: &BackendView) -> Option<&'static str> {
         "late" => Some("crimuxbackendlate"),
         "joining" => Some("crimuxbackendjoining"),
         _ if !backend.unready.is_empty() => Some("crimuxnodenotready"),
-        _ => Some("crimuxitemsleftout"),
+        _ if backend.lacking.iter().any(|case| case.contains(": items")) => Some("crimuxitemsleftout"),
+        _ => Some("crimuxbackendsleftout"),
     }
 }

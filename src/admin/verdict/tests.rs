@@ -92,7 +92,7 @@ fn each_state_has_its_level_its_words_and_its_section() {
         ),
         (
             "optional, and not there yet",
-            of_b(json!({ "state": "joining", "sandboxes": 0, "optional": true, "api": null })),
+            of_b(json!({ "state": "joining", "sandboxes": 0, "optional": true, "comes_later": true })),
             Ok,
             "1 of 2 backends ready; b is optional and not there yet",
             Some("crimuxbackendjoining"),
@@ -173,6 +173,13 @@ fn each_state_has_its_level_its_words_and_its_section() {
             Degraded,
             "b is left out of ListContainers: items (no id) and 1 more",
             Some("crimuxitemsleftout"),
+        ),
+        (
+            "left out as a whole",
+            of_b(json!({ "lacking": ["ImageFsInfo: the whole backend (Unknown)"] })),
+            Degraded,
+            "b is left out of ImageFsInfo: the whole backend (Unknown)",
+            Some("crimuxbackendsleftout"),
         ),
         (
             "foreign IDs",

@@ -31,7 +31,7 @@ use crate::state::{StateLock, StateStore};
 use crate::{admin, telemetry};
 use backends::{Backends, Occasion};
 use predecessor::{HandedState, Predecessor};
-use reload::Reloads;
+use reload::{Reloads, Trigger};
 use upgrade::Upgraded;
 use writer::Writer;
 
@@ -196,10 +196,10 @@ impl App {
         systemd::ready();
         loop {
             tokio::select! {
-                _ = hangup.recv() => drop(self.reload(false).await),
-                Some(()) = self.changed.recv() => drop(self.reload(false).await),
+                _ = hangup.recv() => drop(self.reload(Trigger::Demand, false).await),
+                Some(()) = self.changed.recv() => drop(self.reload(Trigger::Watch, false).await),
                 Some(request) = self.requests.recv() => {
-                    let report = self.reload(request.force).await;
+                    let report = self.reload(Trigger::Demand, request.force).await;
                     // The operator may have left.
                     request.reply.send(report).ok();
                 }
@@ -226,9 +226,9 @@ impl App {
         Ok(())
     }
 
-    async fn reload(&mut self, force: bool) -> ReloadReport {
+    async fn reload(&mut self, trigger: Trigger, force: bool) -> ReloadReport {
         systemd::reloading();
-        let report = self.reloads.run(&mut self.backends, force).await;
+        let report = self.reloads.run(&mut self.backends, trigger, force).await;
         systemd::ready();
         report
     }

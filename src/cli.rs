@@ -199,8 +199,7 @@ fn report(error: &anyhow::Error) {
     if telemetry::is_started() {
         let text = format!("{error:#}");
         if let Some(problems @ ConfigError::Invalid { .. }) = error.downcast_ref::<ConfigError>() {
-            telemetry::log_problems(problems);
-            tracing::error!(error = text.lines().next(), "crimux ends: its configuration has problems");
+            telemetry::log_problems(problems, "crimux ends: its configuration has a problem");
         } else {
             tracing::error!(error = text, "crimux ends");
         }

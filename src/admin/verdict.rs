@@ -58,13 +58,14 @@ fn compose(level: Level, summary: String, faults: Vec<FaultView>) -> VerdictView
         Level::NotReady => (None, Some("the node becomes NotReady".to_owned())),
     };
     let headline: Vec<_> = before.iter().chain(&first).chain(&after).map(String::as_str).collect();
+    let headline = headline.join("; ");
     // Which backend makes the node NotReady is said with its fault.
     let after = after.filter(|_| level == Level::Degraded);
     let texts = faults.iter().map(|fault| &fault.text);
     let text: Vec<_> = before.iter().chain(texts).chain(&after).map(String::as_str).collect();
     VerdictView {
         level,
-        headline: headline.join("; "),
+        headline,
         text: text.join("; "),
         next: faults.iter().find_map(|fault| fault.next.clone()),
         summary,
@@ -73,9 +74,9 @@ fn compose(level: Level, summary: String, faults: Vec<FaultView>) -> VerdictView
 }
 
 /// A fault whose text is the problem and these clauses.
-fn fault_of(problem: String, clauses: impl IntoIterator<Item = String>, section: Option<&str>) -> FaultView {
+fn fault_of(problem: String, clauses: impl IntoIterator<Item = String>, section: &str) -> FaultView {
     let text = std::iter::once(problem.clone()).chain(clauses).collect::<Vec<_>>().join("; ");
-    FaultView { problem, text, next: section.map(|section| format!("{RUNBOOK}#{section}")) }
+    FaultView { problem, text, next: Some(format!("{RUNBOOK}#{section}")) }
 }
 
 /// Says that a sandbox was refused, if that is not long ago. Not of which pod: the dump has the verdict, too.
@@ -83,7 +84,7 @@ fn refused_sandbox(refusal: &RefusalView) -> Option<FaultView> {
     let ago = recent(&refusal.at)?;
     let problem = format!("a new sandbox was refused {ago} ago");
     let text = format!("{problem} (crimux status names its pod)");
-    Some(FaultView { text, ..fault_of(problem, None, Some("crimuxsandboxesrefused")) })
+    Some(FaultView { text, ..fault_of(problem, None, "crimuxsandboxesrefused") })
 }
 
 /// Formats how long ago a moment was; `None` if it was more than ten minutes ago.
@@ -103,7 +104,7 @@ fn restart_needed(status: &StatusView) -> FaultView {
         None => ("restart crimux to apply".to_owned(), "crimuxrestartneeded"),
     };
     let text = format!("{problem}: {advice}");
-    FaultView { text, ..fault_of(problem, None, Some(section)) }
+    FaultView { text, ..fault_of(problem, None, section) }
 }
 
 /// Problems of crimux itself.
@@ -112,7 +113,7 @@ fn own_faults(status: &StatusView) -> Vec<FaultView> {
     for BackendView { name, foreign_ids, .. } in status.backends.iter().filter(|b| b.foreign_ids > 0) {
         let problem = format!("{name} lists {foreign_ids} IDs that another backend owns");
         let text = format!("{problem}: are the two one runtime?");
-        faults.push(FaultView { text, ..fault_of(problem, None, Some("crimuxidconflict")) });
+        faults.push(FaultView { text, ..fault_of(problem, None, "crimuxidconflict") });
     }
     if let Some(cause) = &status.state.problem {
         let problem = "state is not saved".to_owned();
@@ -120,14 +121,14 @@ fn own_faults(status: &StatusView) -> Vec<FaultView> {
             "{problem} in {}: {cause}; restart neither crimux nor a backend meanwhile",
             status.state.dir
         );
-        faults.push(FaultView { text, ..fault_of(problem, None, Some("crimuxstatenotwritable")) });
+        faults.push(FaultView { text, ..fault_of(problem, None, "crimuxstatenotwritable") });
     }
     if let Some(cause) = status.reloads.last.as_ref().and_then(|last| last.problem.as_ref()) {
         let problem = "the last reload failed".to_owned();
         let text = format!(
             "{problem}, the configuration before it stays current: {cause}; mend the file before crimux restarts"
         );
-        faults.push(FaultView { text, ..fault_of(problem, None, Some("crimuxconfigreloadfailed")) });
+        faults.push(FaultView { text, ..fault_of(problem, None, "crimuxconfigreloadfailed") });
     }
     if !status.reloads.restart_keys.is_empty() {
         faults.push(restart_needed(status));
@@ -135,7 +136,7 @@ fn own_faults(status: &StatusView) -> Vec<FaultView> {
     if let HttpView { address: Some(address), problem: Some(cause) } = &status.admin_http {
         let problem = format!("admin.http does not listen on {address}");
         let text = format!("{problem}: {cause}");
-        faults.push(FaultView { text, ..fault_of(problem, None, Some("crimuxabsent")) });
+        faults.push(FaultView { text, ..fault_of(problem, None, "crimuxabsent") });
     }
     faults
 }

@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use crate::admin::api::ReloadReport;
 use crate::app::backends::{Backends, Occasion};
-use crate::config::{self, Config, ConfigError, RESTART_KEYS};
+use crate::config::{self, Config, RESTART_KEYS};
 use crate::history::ReloadResult;
 use crate::plan::{Plan, Wanted};
 use crate::proxy::Node;
@@ -36,31 +36,65 @@ pub(super) struct Reloads {
     /// Whether the current configuration could not be applied whole, so that the next reload applies it
     /// again.
     is_partly_applied: bool,
+    /// The file as it was when it was read last, if it could not be loaded.
+    unloadable: Option<Vec<u8>>,
+}
+
+/// Why the file is read again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trigger {
+    /// Something changed in its directory.
+    Watch,
+    /// SIGHUP, or a request over the admin socket.
+    Demand,
 }
 
 impl Reloads {
     pub(super) fn new(node: Arc<Node>, path: PathBuf, started_with: Config, is_inherited: bool) -> Self {
         let applied_file = started_with.clone();
-        Self { node, path, started_with, applied_file, is_inherited, is_partly_applied: false }
+        Self {
+            node,
+            path,
+            started_with,
+            applied_file,
+            is_inherited,
+            is_partly_applied: false,
+            unloadable: None,
+        }
     }
 
     /// Reads the file again and applies it; `force` also if that takes pods out of kubelet's sight. Every
-    /// outcome is counted; all but an unchanged file are recorded.
-    pub(super) async fn run(&mut self, backends: &mut Backends, force: bool) -> ReloadReport {
+    /// outcome is counted; all but an unchanged file are recorded. A file that could not be loaded and is
+    /// still the same is counted and logged again only on demand: a watch fires for more than a save.
+    pub(super) async fn run(
+        &mut self,
+        backends: &mut Backends,
+        trigger: Trigger,
+        force: bool,
+    ) -> ReloadReport {
         let failed_before = self.node.history.is_reload_failed();
         let (path, file) = (self.path.clone(), std::path::absolute(&self.path));
         // Calls must not wait for files, nor for the look-up of paths and names.
-        let load = move || Config::load(&path).map(|config| (Wanted::of(&config), config));
+        let load = move || {
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            (bytes, Config::load(&path).map(|config| (Wanted::of(&config), config)))
+        };
         let loaded = tokio::task::spawn_blocking(load).await;
-        let (result, report) =
-            match loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())) {
-                Ok((wanted, config)) => self.apply(config, &wanted, backends, force).await,
-                Err(error) => {
-                    log_problems(&error);
-                    let error = Some(error.to_string());
-                    (ReloadResult::Failed, ReloadReport { error, ..ReloadReport::default() })
+        let (bytes, loaded) = loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+        let unloadable_before = self.unloadable.take();
+        let (result, report) = match loaded {
+            Ok((wanted, config)) => self.apply(config, &wanted, backends, force).await,
+            Err(error) => {
+                let report = ReloadReport { error: Some(error.to_string()), ..ReloadReport::default() };
+                let is_same = unloadable_before.as_ref() == Some(&bytes);
+                self.unloadable = Some(bytes);
+                if trigger == Trigger::Watch && is_same {
+                    return report;
                 }
-            };
+                telemetry::log_problems(&error, "configuration not reloaded, the old one stays current");
+                (ReloadResult::Failed, report)
+            }
+        };
         self.node.metrics.count_reload(result);
         // The watcher fires for any change in the file's directory. Only a change is an event, or the end of
         // a failure.
@@ -174,13 +208,6 @@ impl Reloads {
         node.metrics.set_restart_keys(&keys);
         node.history.set_restart_keys(keys, state_dir);
     }
-}
-
-/// Logs every problem of a file as an event of its own, and that the file is not applied.
-fn log_problems(error: &ConfigError) {
-    telemetry::log_problems(error);
-    let first = first_line(&error.to_string());
-    tracing::error!(error = first, "configuration not reloaded, the old one stays current");
 }
 
 /// Returns the first line of a text, and how many more there are.

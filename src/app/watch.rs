@@ -9,8 +9,10 @@ use std::time::Duration;
 use notify::{RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
-/// How long to wait for further changes: editors write a file in several steps.
+/// How long nothing must change before the file is read: editors write a file in several steps.
 const DEBOUNCE: Duration = Duration::from_millis(200);
+/// How long a file that changes all the time is not read.
+const LONGEST_DEBOUNCE: Duration = Duration::from_secs(2);
 
 /// Returns a channel that yields after each change of the file at `path`, once no more changes follow, and
 /// the error if it is not watched. Call it before the file is read, or a change in between is never seen.
@@ -35,8 +37,10 @@ pub(super) fn changes(path: &Path) -> (mpsc::Receiver<()>, Option<notify::Error>
             tokio::spawn(async move {
                 let _watcher = watcher;
                 while events.recv().await.is_some() {
-                    tokio::time::sleep(DEBOUNCE).await;
-                    while events.try_recv().is_ok() {}
+                    let quiet = async {
+                        while let Ok(Some(())) = tokio::time::timeout(DEBOUNCE, events.recv()).await {}
+                    };
+                    tokio::time::timeout(LONGEST_DEBOUNCE, quiet).await.ok();
                     if sender.send(()).await.is_err() {
                         return;
                     }

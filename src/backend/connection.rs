@@ -207,6 +207,7 @@ impl Backend {
             }
             Err(_) => {
                 if self.health.mark_late(MethodClass::Reads) {
+                    self.health.mark_said_late(MethodClass::Reads);
                     tracing::warn!(backend = %self.name, "backend does not answer Version within {wait:?}");
                 }
                 self.health.record_error(format!("Version was not answered within {wait:?}"));

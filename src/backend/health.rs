@@ -119,6 +119,8 @@ pub struct LastError {
 #[derive(Debug, Default)]
 struct Inner {
     late: [Option<SystemTime>; CLASSES],
+    /// The classes whose lateness the log says; the end of every other one is not said either.
+    said_late: [bool; CLASSES],
     /// The connection over which each class is being refreshed.
     refreshing: [Option<u64>; CLASSES],
     /// The number of the current connection, counted from 0.
@@ -204,9 +206,19 @@ impl Health {
         news
     }
 
-    /// Ends the lateness of a class, because it was answered. Returns whether it was late.
+    /// Records that the log says that this class is late.
+    pub fn mark_said_late(&self, class: MethodClass) {
+        self.inner().said_late[class as usize] = true;
+    }
+
+    /// Ends the lateness of a class, because it was answered. Returns whether it was late and the log says
+    /// so.
     pub fn end_lateness(&self, class: MethodClass) -> bool {
-        let ended = self.inner().late[class as usize].take().is_some();
+        let ended = {
+            let mut inner = self.inner();
+            let was_late = inner.late[class as usize].take().is_some();
+            std::mem::take(&mut inner.said_late[class as usize]) && was_late
+        };
         self.mark_listed_or_late(class);
         ended
     }
@@ -281,6 +293,7 @@ impl Health {
         self.answers.send_replace(Answered::default());
         let mut inner = self.inner();
         inner.late = Default::default();
+        inner.said_late = Default::default();
         inner.late_objects.clear();
         inner.connection += 1;
     }

@@ -167,8 +167,8 @@ async fn call_briefly(node: &Arc<Node>, backend: &Arc<Backend>, rpc: Rpc, reques
             Ok(Err(error)) => backend.health.record_error(error.to_string()),
             Err(_) => {}
         }
-        if class == MethodClass::Status {
-            backend.health.mark_late(class);
+        if class == MethodClass::Status && backend.health.mark_late(class) {
+            refresh::say_late(backend, class, method::row(rpc));
         }
     }
     refresh::start_refresh(node, backend, class);

@@ -29,9 +29,15 @@ pub(super) fn mark_late_and_refresh(
     method: &Method,
 ) {
     if backend.health.mark_late(class) && method.deadline != Deadline::Fast {
-        tracing::warn!(backend = %backend.name, method = method.name, "backend is late");
+        say_late(backend, class, method);
     }
     start_refresh(node, backend, class);
+}
+
+/// Logs that a class is late, so that its end is logged too.
+pub(super) fn say_late(backend: &Backend, class: MethodClass, method: &Method) {
+    tracing::warn!(backend = %backend.name, method = method.name, "backend is late");
+    backend.health.mark_said_late(class);
 }
 
 /// Records that a backend's list failed. If the list is of sandboxes or containers, both are marked late and
@@ -62,6 +68,7 @@ pub(super) fn record_bad_list_and_refresh(
     let begins = record_failed_list_and_refresh(node, backend, class, error.to_string());
     // The end of a connection has a line of its own.
     if begins && !matches!(error, Error::Lost { .. } | Error::Down { .. }) {
+        backend.health.mark_said_late(class);
         tracing::warn!(backend = %backend.name, %error, "backend's lists cannot be used, last-known ones stand in");
     }
 }

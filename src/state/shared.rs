@@ -46,6 +46,8 @@ pub(super) struct Shared {
     overflowed: AtomicBool,
     sink: RecordSink,
     marks: Marks,
+    /// `state_dir`.
+    dir: PathBuf,
 }
 
 impl Shared {
@@ -53,6 +55,7 @@ impl Shared {
     pub(super) fn new(seq: u64, journal: Journal, dir: &Path, mark: Option<PathBuf>) -> Self {
         Self {
             marks: Marks::new(dir, mark),
+            dir: dir.to_owned(),
             seq: AtomicU64::new(seq),
             journal: Mutex::new(journal),
             queue: OnceLock::new(),
@@ -247,7 +250,11 @@ impl Shared {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let mut problem = self.problem();
         if problem.is_none() {
-            tracing::error!(%error, "cannot write {what} in state_dir; what is remembered lives in memory alone: do not restart crimux");
+            let state_dir = self.dir.display();
+            tracing::error!(
+                %state_dir, %error,
+                "cannot write {what}; what is remembered lives in memory alone: restart neither crimux nor a backend"
+            );
         }
         *problem = Some(format!("cannot write {what}: {error}"));
     }
@@ -255,7 +262,7 @@ impl Shared {
     /// Records that a snapshot was written.
     pub(super) fn record_success(&self) {
         if self.problem().take().is_some() {
-            tracing::info!("state_dir can be written again");
+            tracing::info!(state_dir = %self.dir.display(), "state_dir can be written again");
         }
     }
 

@@ -25,7 +25,7 @@ pub(super) fn fault(backend: &BackendView, routes: &[RouteView]) -> FaultView {
     let unready = backend.unready.join(", ");
     let lacking = lacking(backend);
     let mut clauses = Vec::new();
-    let (problem, mut text) = match backend.state.as_str() {
+    let (problem, text) = match backend.state.as_str() {
         "down" | "late" | "joining" => {
             let problem = format!("{name} {}{}", backend.state, for_how_long(backend));
             let lacking =
@@ -50,16 +50,14 @@ pub(super) fn fault(backend: &BackendView, routes: &[RouteView]) -> FaultView {
     clauses.extend(handlers::refused(routes, name));
     clauses.extend(handlers::waiting(routes, name));
     clauses.extend(outcome(backend));
-    for clause in clauses {
-        text += &format!("; {clause}");
-    }
+    let text = std::iter::once(text).chain(clauses).collect::<Vec<_>>().join("; ");
     FaultView { text, ..fault_of(problem, None, runbook_section(backend)) }
 }
 
 /// Says that an `optional` backend is not there yet, which is no fault.
 pub(super) fn optional(backend: &BackendView, routes: &[RouteView]) -> FaultView {
     let problem = format!("{} is optional and not there yet", backend.name);
-    fault_of(problem, handlers::refused(routes, &backend.name), Some("crimuxbackendjoining"))
+    fault_of(problem, handlers::refused(routes, &backend.name), "crimuxbackendjoining")
 }
 
 /// Names the backends that the file does not name and that still have pods. That is no outage, but the file
@@ -71,7 +69,7 @@ pub(super) fn removed(status: &StatusView) -> impl Iterator<Item = FaultView> {
         let text = format!(
             "{problem}: served until its {sandboxes} sandboxes are gone (crimux ps --backend {name})"
         );
-        FaultView { text, ..fault_of(problem, None, Some("crimuxbackendnotconfigured")) }
+        FaultView { text, ..fault_of(problem, None, "crimuxbackendnotconfigured") }
     })
 }
 
@@ -114,14 +112,14 @@ fn lacking(backend: &BackendView) -> Option<(&str, String)> {
     Some((list, cause + &more))
 }
 
-fn runbook_section(backend: &BackendView) -> Option<&'static str> {
+fn runbook_section(backend: &BackendView) -> &'static str {
     match backend.state.as_str() {
-        _ if backend.awaited => Some("crimuxlistsrefused"),
-        "down" => Some("crimuxbackenddown"),
-        "late" => Some("crimuxbackendlate"),
-        "joining" => Some("crimuxbackendjoining"),
-        _ if !backend.unready.is_empty() => Some("crimuxnodenotready"),
-        _ if backend.lacking.iter().any(|case| case.contains(": items")) => Some("crimuxitemsleftout"),
-        _ => Some("crimuxbackendsleftout"),
+        _ if backend.awaited => "crimuxlistsrefused",
+        "down" => "crimuxbackenddown",
+        "late" => "crimuxbackendlate",
+        "joining" => "crimuxbackendjoining",
+        _ if !backend.unready.is_empty() => "crimuxnodenotready",
+        _ if backend.lacking.iter().any(|case| case.contains(": items")) => "crimuxitemsleftout",
+        _ => "crimuxbackendsleftout",
     }
 }

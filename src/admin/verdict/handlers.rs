@@ -73,7 +73,7 @@ pub(super) fn removed(removed: &RemovedHandlerView) -> Option<FaultView> {
     let refused = refused.map_or_else(String::new, |ago| format!(", the last one {ago} ago"));
     let problem = format!("handler {handler} was removed from the configuration");
     let text = format!("{problem}: its new sandboxes are refused{refused}{left}");
-    Some(FaultView { text, ..fault_of(problem, None, Some("crimuxsandboxesrefused")) })
+    Some(FaultView { text, ..fault_of(problem, None, "crimuxsandboxesrefused") })
 }
 
 /// Names the handlers whose new sandboxes are refused because the operator drained their backends, and how
@@ -96,6 +96,6 @@ pub(super) fn drained(routes: &[RouteView]) -> Option<FaultView> {
         let undrain = backends.into_iter().collect::<Vec<_>>().join(", ");
         let problem = format!("new sandboxes of {} refused", in_words(&names));
         let text = format!("{problem}: drained by the operator ({undrain})");
-        FaultView { text, ..fault_of(problem, None, Some("crimuxhandlerrefused")) }
+        FaultView { text, ..fault_of(problem, None, "crimuxhandlerrefused") }
     })
 }

@@ -69,21 +69,15 @@ impl Watched {
         Hostile::connect(&self.crimux).await
     }
 
-    /// Another client is answered while this one sends one flood after the other.
+    /// Another client is answered while this one, which is returned, sends one flood after the other.
     async fn assert_others_are_served_beside(
         &self,
-        client: &mut Hostile,
-        mut flood: impl FnMut() -> Vec<u8>,
-    ) {
-        let flooding = async {
-            loop {
-                client.send_and_read(&flood()).await;
-            }
-        };
-        tokio::select! {
-            () = self.assert_others_are_served() => {}
-            () = flooding => {}
-        }
+        client: Hostile,
+        flood: impl FnMut() -> Vec<u8> + Send + 'static,
+    ) -> Hostile {
+        let flooding = client.flood(flood);
+        self.assert_others_are_served().await;
+        flooding.end()
     }
 
     /// Another client is answered, for little CPU.
@@ -262,7 +256,7 @@ async fn frames_that_cost_more_than_they_carry_delay_nobody() {
         frame(2, 0, 1, &[0; 5]).repeat(2000),
     ];
     for flood in floods {
-        watched.assert_others_are_served_beside(&mut client, || flood.clone()).await;
+        client = watched.assert_others_are_served_beside(client, move || flood.clone()).await;
     }
     drop(client);
     watched.assert_given_back().await;
@@ -284,7 +278,7 @@ async fn frames_that_carry_nothing_delay_nobody() {
     for (first, flood) in floods {
         let (mut client, flood) = (watched.client().await, flood.repeat(2000));
         client.send(&first).await;
-        watched.assert_others_are_served_beside(&mut client, || flood.clone()).await;
+        watched.assert_others_are_served_beside(client, move || flood.clone()).await;
     }
     watched.assert_given_back().await;
 }
@@ -294,9 +288,9 @@ async fn streams_that_are_opened_and_reset_start_no_work() {
     let watched = Watched::start(1).await;
     // RST_STREAM, and a WINDOW_UPDATE that has crimux reset the stream.
     for (kind, payload) in [(3, [0, 0, 0, 8]), (8, [0; 4])] {
-        let mut client = watched.client().await;
+        let client = watched.client().await;
         let mut stream = 1;
-        let flood = || {
+        let flood = move || {
             let mut flood = Vec::new();
             for _ in 0..500 {
                 flood.extend(headers(stream, false, &request(LIST)));
@@ -305,7 +299,7 @@ async fn streams_that_are_opened_and_reset_start_no_work() {
             }
             flood
         };
-        watched.assert_others_are_served_beside(&mut client, flood).await;
+        watched.assert_others_are_served_beside(client, flood).await;
     }
     watched.assert_given_back().await;
 }

@@ -17,14 +17,14 @@ use crate::{Error, Shared};
 const READ_SIZE: usize = 256 << 10;
 /// An incomplete frame up to this length is copied in front of the next read, a longer one is appended to.
 const SHORT_REST: usize = 4 << 10;
-/// The most reads in one poll, after which other tasks run. A server continues once it has handed out the
-/// requests that arrived, until the runtime's own budget ends its poll.
+/// The most reads in one poll, after which other tasks run.
 const READS_PER_POLL: usize = 8;
-/// A read with more than one frame for so many bytes that it asked for ends the poll, and the next one asks
-/// for [`FLOODED_READ_SIZE`]: a peer that sends many small frames must not keep other tasks waiting.
+/// A read with more than one frame for so many bytes that it asked for ends the poll, and the next ones ask
+/// for [`FLOODED_READ_SIZE`], until the frames of one are longer than this: a peer that sends many small
+/// frames must not keep other tasks waiting.
 const MIN_BYTES_PER_FRAME: usize = 512;
 /// How many bytes are read at once after such a read.
-const FLOODED_READ_SIZE: usize = 8 << 10;
+const FLOODED_READ_SIZE: usize = 4 << 10;
 /// How often to yield instead of sleeping while a message is half received: the peer is writing the rest at
 /// this moment, and sleeping and waking costs more than the wait.
 const SPIN_LIMIT: u32 = 16;
@@ -49,6 +49,8 @@ pub struct Connection<S> {
     spins: u32,
     /// How many bytes are read at once.
     read_size: usize,
+    /// The last poll ended so that other tasks run, not because nothing more had arrived.
+    yielded: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
@@ -78,6 +80,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
+    /// Returns whether the last poll ended so that other tasks run. Who polls again in the same turn would read
+    /// on, until the runtime's budget for the task is used up. Asked again, it returns false.
+    pub(crate) fn take_yielded(&mut self) -> bool {
+        std::mem::take(&mut self.yielded)
+    }
+
     /// Returns what the connection reads and writes.
     pub(crate) fn io(&mut self) -> Pin<&mut S> {
         Pin::new(&mut self.io)
@@ -97,18 +105,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Poll::Ready(Ok(0)) => {
                     return Poll::Ready(Err(Error::Closed("the peer closed the connection".into())));
                 }
-                Poll::Ready(Ok(_)) => self.spins = 0,
+                Poll::Ready(Ok(len)) => {
+                    self.spins = 0;
+                    if self.is_flooded(len, self.receiver.frames - before) {
+                        break;
+                    }
+                }
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => return self.wait(cx),
             }
-            if self.receiver.frames - before > (self.read_size / MIN_BYTES_PER_FRAME) as u64 {
-                self.read_size = FLOODED_READ_SIZE;
-                break;
-            }
-            self.read_size = READ_SIZE;
         }
+        self.yielded = true;
         Self::yield_now(cx);
         Poll::Pending
+    }
+
+    /// Returns whether a read had many small frames, and sets the size of the next read.
+    fn is_flooded(&mut self, len: usize, frames: u64) -> bool {
+        let small = frames.saturating_mul(MIN_BYTES_PER_FRAME as u64);
+        if small > self.read_size as u64 {
+            self.read_size = FLOODED_READ_SIZE;
+            return true;
+        }
+        if small <= len as u64 {
+            self.read_size = READ_SIZE;
+        }
+        false
     }
 
     /// Waits for more input: at first by yielding, if a message is half received.
@@ -122,7 +144,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 
     /// Has this task polled again after the others and after a look at the sockets. A task that wakes itself
     /// instead is polled 61 times, by tokio's default, before the runtime looks at the sockets again.
-    fn yield_now(cx: &mut Context<'_>) {
+    pub(crate) fn yield_now(cx: &mut Context<'_>) {
         let turn = std::pin::pin!(tokio::task::yield_now()).poll(cx);
         debug_assert!(turn.is_pending(), "it has not yielded yet");
     }
@@ -186,7 +208,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
 impl<S> Connection<S> {
     pub(crate) fn new(io: S, shared: Arc<Shared>) -> Self {
         let receiver = Receiver::new(&shared.lock());
-        Self { io, shared, partial_frame: Vec::new(), receiver, spins: 0, read_size: READ_SIZE }
+        Self {
+            io,
+            shared,
+            partial_frame: Vec::new(),
+            receiver,
+            spins: 0,
+            read_size: READ_SIZE,
+            yielded: false,
+        }
     }
 
     /// Returns how many frames arrived before the one of which a part has arrived, or whose header block is

@@ -146,10 +146,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> ServerConnection<S> {
             if let Some(call) = self.take_pending_accept() {
                 return Poll::Ready(Some(Ok(call)));
             }
+            if self.connection.take_yielded() {
+                // This may be a later turn, after the one that it yielded for.
+                Connection::<S>::yield_now(cx);
+                return self.poll_receive_timeout(cx).map(|error| Some(Err(error)));
+            }
             match Pin::new(&mut self.connection).poll(cx) {
                 Poll::Ready(Ok(())) => self.lingering = Some(Linger::new()),
                 Poll::Ready(ended) => return Poll::Ready(ended.err().map(Err)),
                 Poll::Pending if self.shared.lock().pending_accept.is_empty() => {
+                    self.connection.take_yielded();
                     return self.poll_receive_timeout(cx).map(|error| Some(Err(error)));
                 }
                 Poll::Pending => {}

@@ -1,9 +1,12 @@
 //! A client that sends frames as they are given, whatever crimux answers.
 
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use crate::support::Crimux;
 
@@ -11,6 +14,20 @@ pub(super) const LIST: &str = "/runtime.v1.RuntimeService/ListContainers";
 
 /// A connection that has sent preface and SETTINGS.
 pub(super) struct Hostile(UnixStream);
+
+/// A client that sends one flood after the other, until this is dropped.
+pub(super) struct Flooding {
+    stop: oneshot::Sender<()>,
+    thread: JoinHandle<std::os::unix::net::UnixStream>,
+}
+
+impl Flooding {
+    /// Lets the last flood end, and returns the client.
+    pub(super) fn end(self) -> Hostile {
+        drop(self.stop);
+        Hostile(UnixStream::from_std(self.thread.join().unwrap()).unwrap())
+    }
+}
 
 /// A frame as it stands on the wire.
 pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -56,8 +73,25 @@ impl Hostile {
         tokio::time::timeout(Duration::from_secs(2), self.0.write_all(bytes)).await.is_ok()
     }
 
+    /// Sends one flood after the other, in a thread of its own: another client waits for crimux alone.
+    pub(super) fn flood(self, mut flood: impl FnMut() -> Vec<u8> + Send + 'static) -> Flooding {
+        let stream = self.0.into_std().unwrap();
+        let (stop, mut stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+            runtime.block_on(async {
+                let mut client = Self(UnixStream::from_std(stream).unwrap());
+                while stopped.try_recv() == Err(TryRecvError::Empty) {
+                    client.send_and_read(&flood()).await;
+                }
+                client.0.into_std().unwrap()
+            })
+        });
+        Flooding { stop, thread }
+    }
+
     /// Sends bytes while it reads whatever crimux answers.
-    pub(super) async fn send_and_read(&mut self, bytes: &[u8]) {
+    async fn send_and_read(&mut self, bytes: &[u8]) {
         let (mut reading, mut writing) = self.0.split();
         let read = async {
             let mut buffer = vec![0; 1 << 16];

@@ -436,6 +436,30 @@ fn after(frames: &[Vec<u8>]) -> Vec<u8> {
     [PREFACE, &SETTINGS, &frames.concat()].concat()
 }
 
+/// The requests are reset at once: half of a request, or a whole one, which may be handed out before.
+#[tokio::test]
+async fn a_turn_is_one_read_of_a_client_that_floods_with_small_frames() {
+    const WAITING: usize = 2 << 20;
+    const ONE_READ: usize = 256 << 10;
+    for is_whole in [false, true] {
+        let ids = (1..).step_by(2);
+        let requests = ids.map(|id| {
+            let flags = if is_whole { 5 } else { 4 };
+            [frame(1, flags, id, REQUEST), frame(3, 0, id, &[0, 0, 0, 8])].concat()
+        });
+        let mut flood = after(&requests.take(WAITING / 48).collect::<Vec<_>>());
+        flood.truncate(WAITING);
+        let (mut near, far) = tokio::io::duplex(WAITING);
+        near.write_all(&flood).await.unwrap();
+        let mut server = handshake(far, ServerConfig::default());
+        let serving = async { while let Some(Ok(_)) = server.accept().await {} };
+        let mut serving = std::pin::pin!(serving);
+        std::future::poll_fn(|cx| Poll::Ready(assert!(serving.as_mut().poll(cx).is_pending()))).await;
+        let read = near.write(&flood).await.unwrap();
+        assert!((1..=ONE_READ).contains(&read), "{read} bytes of {WAITING}");
+    }
+}
+
 #[tokio::test]
 async fn whatever_the_chunks_the_request_is_the_same() {
     let (first, second) = REQUEST.split_at(5);
@@ -607,7 +631,7 @@ async fn a_malformed_request_is_reset_alone() {
 }
 
 #[tokio::test]
-async fn a_path_that_no_uri_can_have_is_handed_out_as_the_root() {
+async fn a_path_that_no_uri_can_have_is_whole_as_the_root() {
     for path in [&b"\x03a b"[..], b"\x03foo", b"\x0ahttp://x/y"] {
         let request = [b"\x83\x86\x04", path, &REQUEST[REQUEST.len() - 19..]].concat();
         let told = scripted(&after(&[frame(1, 5, 1, &request)]), 1 << 20, b"x-length").await;

@@ -454,7 +454,8 @@ async fn a_turn_is_one_read_of_a_client_that_floods_with_small_frames() {
         let mut server = handshake(far, ServerConfig::default());
         let serving = async { while let Some(Ok(_)) = server.accept().await {} };
         let mut serving = std::pin::pin!(serving);
-        std::future::poll_fn(|cx| Poll::Ready(assert!(serving.as_mut().poll(cx).is_pending()))).await;
+        let turn = std::future::poll_fn(|cx| Poll::Ready(serving.as_mut().poll(cx))).await;
+        assert!(turn.is_pending());
         let read = near.write(&flood).await.unwrap();
         assert!((1..=ONE_READ).contains(&read), "{read} bytes of {WAITING}");
     }

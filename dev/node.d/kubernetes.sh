@@ -78,6 +78,7 @@ runtime_class() { # NAME
 
 runtime_classes() {
   local backend
+  [ -n "$NODE_BACKENDS" ] || return 0
   for backend in $(present_backends); do
     runtime_class "${backend%%:*}"
   done | kubectl apply -f - >/dev/null

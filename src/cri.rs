@@ -1,5 +1,5 @@
-//! The CRI API as generated from `proto/cri.proto` by `build.rs`: message types, descriptor, field numbers,
-//! RPCs.
+//! The CRI API as generated from `proto/cri.proto` (proto/README.md says how): message types, descriptor,
+//! field numbers, RPCs.
 //!
 //! A field is named where it is read, never by a bare number: `field!` is the number of one field, and
 //! `field_path!` the numbers from a message down to a field inside it. Both fail to compile if the API has
@@ -7,16 +7,16 @@
 
 #![allow(missing_docs, clippy::pedantic, reason = "generated code")]
 
-include!(concat!(env!("OUT_DIR"), "/runtime.v1.rs"));
-include!(concat!(env!("OUT_DIR"), "/cri.rpc.rs"));
+include!("../proto/generated/messages.rs");
+include!("../proto/generated/rpcs.rs");
 
-/// The encoded `FileDescriptorSet` of `proto/cri.proto`.
-pub const DESCRIPTOR: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/cri.descriptor.bin"));
+/// The encoded `FileDescriptorSet` of `proto/cri.proto`, without its comments.
+pub const DESCRIPTOR: &[u8] = include_bytes!("../proto/generated/descriptor.bin");
 
 /// The number of every field: `fields::Image::repo_tags::NUMBER`.
 #[allow(non_snake_case)]
 pub mod fields {
-    include!(concat!(env!("OUT_DIR"), "/cri.fields.rs"));
+    include!("../proto/generated/fields.rs");
 }
 
 /// The number of a field: `field!(Image.repo_tags)`.

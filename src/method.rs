@@ -362,7 +362,7 @@ mod tests {
 
     fn described() -> Vec<(String, String)> {
         let set: prost_types::FileDescriptorSet =
-            prost::Message::decode(crate::cri::DESCRIPTOR).expect("build.rs wrote a descriptor");
+            prost::Message::decode(crate::cri::DESCRIPTOR).expect("proto/generated holds a descriptor");
         let services = set.file.iter().flat_map(|file| &file.service);
         services
             .flat_map(|service| {

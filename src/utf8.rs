@@ -43,7 +43,7 @@ struct Schema {
 }
 
 static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
-    Schema::read(cri::DESCRIPTOR).expect("build.rs wrote the descriptor of proto/cri.proto")
+    Schema::read(cri::DESCRIPTOR).expect("proto/generated holds the descriptor of proto/cri.proto")
 });
 
 /// Returns `encoded`, a message with this name in `proto/cri.proto`, with U+FFFD for invalid UTF-8, and how

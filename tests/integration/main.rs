@@ -5,6 +5,7 @@
 mod connect;
 mod deploy;
 mod documents;
+mod generated;
 mod image_rules;
 #[path = "../support/pki.rs"]
 mod pki;

@@ -10,10 +10,12 @@ use std::time::SystemTime;
 use anstyle::{AnsiColor, Style};
 use clap::ValueEnum;
 use serde::Serialize;
-use tabled::builder::Builder;
-use tabled::settings::{Padding, Style as Lines};
+use unicode_width::UnicodeWidthStr;
 
 use crate::admin::duration;
+
+/// The blanks between two columns of a table.
+const GAP: usize = 3;
 
 /// The format of an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -91,13 +93,26 @@ pub(super) fn table<const N: usize>(
     header: [&str; N],
     rows: impl IntoIterator<Item = [String; N]>,
 ) -> String {
-    let mut builder = Builder::default();
-    builder.push_record(header);
-    rows.into_iter().for_each(|row| builder.push_record(row));
-    let mut table = builder.build();
-    table.with(Lines::empty()).with(Padding::new(0, 3, 0, 0));
-    let lines: Vec<_> = table.to_string().lines().map(|line| line.trim_end().to_owned()).collect();
-    lines.join("\n") + "\n"
+    let mut lines = vec![header.map(str::to_owned)];
+    // A line break in a cell would end the row.
+    lines.extend(rows.into_iter().map(|cells| cells.map(|cell| cell.replace(['\n', '\r', '\t'], " "))));
+    let widths: [usize; N] = std::array::from_fn(|column| {
+        lines.iter().map(|cells| seen(&cells[column])).max().unwrap_or_default()
+    });
+    let mut table = String::new();
+    for cells in &lines {
+        let padded = cells.iter().zip(widths);
+        let line: String =
+            padded.map(|(cell, width)| cell.clone() + &" ".repeat(width + GAP - seen(cell))).collect();
+        table.push_str(line.trim_end());
+        table.push('\n');
+    }
+    table
+}
+
+/// Returns how many columns of a terminal a text takes; colours take none.
+fn seen(text: &str) -> usize {
+    anstream::adapter::strip_str(text).map(UnicodeWidthStr::width).sum()
 }
 
 /// Colours a state of a backend or a pod.
@@ -160,5 +175,6 @@ mod tests {
         let rows = [[state("ready"), "1".to_owned()], ["longer one".to_owned(), "22".to_owned()]];
         let shown = anstream::adapter::strip_str(&table(["STATE", "N"], rows)).to_string();
         assert_eq!(shown, "STATE        N\nready        1\nlonger one   22\n");
+        assert_eq!(table(["A", "B"], [["日本".to_owned(), "1".to_owned()]]), "A      B\n日本   1\n");
     }
 }

@@ -6,8 +6,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use testkit::bed::pods::Pods;
-use testkit::cri::PodSandboxState;
+use crimux::cri::PodSandboxState;
+
+use client::Client;
+
+mod client;
+mod requests;
 
 const USAGE: &str = "\
 usage: pods SOCKET VERB
@@ -17,8 +21,7 @@ usage: pods SOCKET VERB
   remove SANDBOX|all       stop and remove
 Logs are written to the directory `pod-logs` beside the socket.";
 
-/// Sleeps until told to end: as PID 1 a plain `sleep` would ignore the request.
-const IDLE: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; sleep 86400 & wait"];
+type Failure = Box<dyn std::error::Error>;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> ExitCode {
@@ -33,46 +36,58 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn act(words: &[&str]) -> Result<ExitCode, Box<dyn std::error::Error>> {
+async fn act(words: &[&str]) -> Result<ExitCode, Failure> {
     let [socket, verb, rest @ ..] = words else { return Ok(usage()) };
     let socket = Path::new(socket);
     let logs = socket.parent().map(PathBuf::from).unwrap_or_default().join("pod-logs");
-    let mut pods =
-        Pods::dial(socket, &logs).await.map_err(|error| format!("{}: {error}", socket.display()))?;
+    let client = Client::dial(socket).await.map_err(|error| format!("{}: {error}", socket.display()))?;
     match (*verb, rest) {
-        ("run", [name]) => run(&mut pods, name, "").await?,
-        ("run", [name, handler]) => run(&mut pods, name, handler).await?,
+        ("run", [name]) => run(&client, &logs, name, "").await?,
+        ("run", [name, handler]) => run(&client, &logs, name, handler).await?,
         ("exec", [container, command @ ..]) if !command.is_empty() => {
-            let response = pods.exec(container, command).await?;
+            let response = client.call(&requests::exec(container, command)).await?;
             print!("{}", String::from_utf8_lossy(&response.stdout));
             eprint!("{}", String::from_utf8_lossy(&response.stderr));
             return Ok(u8::try_from(response.exit_code).map_or(ExitCode::FAILURE, ExitCode::from));
         }
-        ("list", []) => list(&mut pods).await?,
+        ("list", []) => list(&client).await?,
         ("remove", ["all"]) => {
-            for pod in pods.list().await? {
-                pods.remove(&pod.id).await?;
+            for pod in client.call(&requests::list()).await?.items {
+                remove(&client, &pod.id).await?;
             }
         }
-        ("remove", [sandbox]) => pods.remove(sandbox).await?,
+        ("remove", [sandbox]) => remove(&client, sandbox).await?,
         _ => return Ok(usage()),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn run(pods: &mut Pods, name: &str, handler: &str) -> Result<(), tonic::Status> {
-    let pod = pods.run(name, handler, &IDLE).await?;
-    println!("{} {}", pod.sandbox, pod.container);
+/// Sandbox first, then the pull for that sandbox, then the container, as kubelet does.
+async fn run(client: &Client, logs: &Path, name: &str, handler: &str) -> Result<(), Failure> {
+    let config = requests::sandbox_config(name, logs);
+    // kubelet makes it, and containerd expects it.
+    std::fs::create_dir_all(&config.log_directory)?;
+    let sandbox = client.call(&requests::run(&config, handler)).await?.pod_sandbox_id;
+    client.call(&requests::pull(&config)).await?;
+    let container = client.call(&requests::create(&sandbox, &config)).await?.container_id;
+    client.call(&requests::start(&container)).await?;
+    println!("{sandbox} {container}");
     Ok(())
 }
 
-async fn list(pods: &mut Pods) -> Result<(), tonic::Status> {
-    for pod in pods.list().await? {
+async fn list(client: &Client) -> Result<(), Failure> {
+    for pod in client.call(&requests::list()).await?.items {
         let name = pod.metadata.map(|metadata| metadata.name).unwrap_or_default();
         let handler = if pod.runtime_handler.is_empty() { "\"\"" } else { &pod.runtime_handler };
         let state = if pod.state == PodSandboxState::SandboxReady as i32 { "ready" } else { "not ready" };
         println!("{:<64}  {name:<12}  {handler:<8}  {state}", pod.id);
     }
+    Ok(())
+}
+
+async fn remove(client: &Client, sandbox: &str) -> Result<(), Failure> {
+    client.call(&requests::stop(sandbox)).await?;
+    client.call(&requests::remove(sandbox)).await?;
     Ok(())
 }
 

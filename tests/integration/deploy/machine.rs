@@ -1,7 +1,8 @@
 //! What `dev/release` made, on a machine whose PID 1 is systemd: installed, started, upgraded, downgraded and
 //! removed.
 //!
-//! `dev/machine` boots this machine's own root in namespaces. The runtime is simulated, outside of it, and
+//! `dev/machine` boots a root in namespaces: a bare Debian where `CRIMUX_MACHINE_ROOT` names one, otherwise
+//! this machine's own. The runtime is simulated, outside of it, and
 //! listens in the directory that both see; inside it stands where containerd would.
 
 use std::collections::BTreeSet;

@@ -5,11 +5,19 @@ use std::fs;
 use std::net::TcpListener;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::Duration;
+
+use testkit::client::sandbox_config;
+use testkit::cri::{ListPodSandboxRequest, VersionRequest};
+use testkit::runtime::SimRuntime;
+use testkit::{Client, eventually};
 
 use super::debian::{CONFIG, Machine};
 use super::{read, scratch, text, tool, write};
 
+/// How long an emulated crimux may take to serve on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(120);
 const FLAGS: &str = "var/lib/kubelet/kubeadm-flags.env";
 const THEIRS: &str =
     "KUBELET_KUBEADM_ARGS=\"--container-runtime-endpoint=unix:///run/containerd/containerd.sock\"\n";
@@ -125,25 +133,86 @@ fn the_binary_runs_in_an_empty_root_and_finds_a_host_by_its_name() {
     fs::remove_dir_all(root).unwrap();
 }
 
-#[test]
-fn the_binary_of_the_other_architecture_runs_too() {
-    let Some(release) = release() else { return };
-    let (other, emulator) = if architecture() == "amd64" {
-        ("arm64", "qemu-aarch64-static")
-    } else {
-        ("amd64", "qemu-x86_64-static")
-    };
-    let Some(archive) = file(&release, &["-linux-", other, ".tar.gz"]) else {
-        testkit::bed::skipped(&format!("the release was made without {other}"));
-        return;
-    };
-    let Some(mut emulator) = tool(emulator, "qemu-user-static") else { return };
-    let unpacked = scratch("other-architecture");
-    unpack(&archive, &unpacked);
-    let top = fs::read_dir(&unpacked).unwrap().next().unwrap().unwrap().path();
-    let version = succeed(emulator.arg(top.join("usr/bin/crimux")).arg("--version"));
+/// crimux of the other architecture, unpacked from the release, and the emulator that runs it. It is killed
+/// with this value.
+struct Emulated {
+    emulator: PathBuf,
+    root: PathBuf,
+    serving: Option<Child>,
+}
+
+impl Emulated {
+    /// `None`, after saying so, where the release has no other architecture or nothing emulates it.
+    fn unpack(name: &str) -> Option<Self> {
+        let release = release()?;
+        let (other, emulator) = if architecture() == "amd64" {
+            ("arm64", "qemu-aarch64-static")
+        } else {
+            ("amd64", "qemu-x86_64-static")
+        };
+        let Some(archive) = file(&release, &["-linux-", other, ".tar.gz"]) else {
+            testkit::bed::skipped(&format!("the release was made without {other}"));
+            return None;
+        };
+        let emulator = tool(emulator, "qemu-user-static")?.get_program().into();
+        let root = scratch(name);
+        unpack(&archive, &root);
+        Some(Self { emulator, root, serving: None })
+    }
+
+    fn crimux(&self, arguments: &[&str]) -> Command {
+        let top = self.root.join(format!("crimux-{}", env!("CARGO_PKG_VERSION")));
+        let mut command = Command::new(&self.emulator);
+        command.arg(top.join("usr/bin/crimux")).args(arguments);
+        command
+    }
+}
+
+impl Drop for Emulated {
+    fn drop(&mut self) {
+        if let Some(mut serving) = self.serving.take() {
+            let _ = serving.kill();
+            let _ = serving.wait();
+        }
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_binary_of_the_other_architecture_checks_a_configuration_and_serves() {
+    let Some(mut emulated) = Emulated::unpack("other-architecture") else { return };
+    let version = succeed(&mut emulated.crimux(&["--version"]));
     assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
-    fs::remove_dir_all(unpacked).unwrap();
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let runtime = SimRuntime::builder("containerd").unix(path("containerd.sock")).start().await;
+    let config = format!(
+        "listen: unix://{0}/crimux.sock\nstate_dir: {0}/state\nadmin: {{ socket: {0}/admin.sock, http: off }}\n\
+         default_backend: a\nbackends:\n  a: {{ endpoint: \"{1}\" }}\n",
+        directory.path().display(),
+        runtime.endpoint()
+    );
+    write(&path("config.yaml"), &config);
+    let file = path("config.yaml").display().to_string();
+    succeed(&mut emulated.crimux(&["check", "--config", &file, "--probe"]));
+
+    let log = fs::File::create(path("log")).unwrap();
+    let mut serve = emulated.crimux(&["serve", "--config", &file]);
+    emulated.serving = Some(serve.stdout(Stdio::null()).stderr(log).spawn().unwrap());
+    let client = Client::unix(path("crimux.sock"));
+    let version = async || {
+        let request = VersionRequest { version: "0.1.0".into() };
+        client.runtime().version(request).await.ok().map(|reply| reply.into_inner().runtime_name)
+    };
+    eventually(PATIENCE, async || version().await.as_deref() == Some("containerd")).await;
+    let request = sandbox_config("web").run("");
+    let pod = client.runtime().run_pod_sandbox(request).await.unwrap().into_inner().pod_sandbox_id;
+    let listed = client.runtime().list_pod_sandbox(ListPodSandboxRequest::default()).await.unwrap();
+    assert_eq!(listed.into_inner().items.iter().map(|item| &item.id).collect::<Vec<_>>(), [&pod]);
+    let admin = path("admin.sock").display().to_string();
+    let status = succeed(&mut emulated.crimux(&["status", "--socket", &admin]));
+    assert!(status.contains("ready"), "{status}");
 }
 
 /// The JSON file of an unpacked image that a descriptor names.

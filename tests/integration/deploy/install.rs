@@ -17,7 +17,10 @@ const SOCKET: &str = "unix:///run/crimux/crimux.sock";
 fn block(after: &str) -> String {
     let guide = read("docs/install.md");
     let rest = guide.split_once(after).unwrap_or_else(|| panic!("docs/install.md lacks {after:?}")).1;
-    rest.split_once("```sh\n").unwrap().1.split_once("```").unwrap().0.to_owned()
+    let code = rest.split_once("```sh\n").unwrap().1.split_once("```").unwrap().0;
+    // A block below an item of a list is indented with it.
+    let indentation = code.len() - code.trim_start_matches(' ').len();
+    code.lines().map(|line| line.get(indentation..).unwrap_or_default().to_owned() + "\n").collect()
 }
 
 /// A node's file system, as far as the guide touches it.
@@ -51,7 +54,16 @@ impl Node {
     /// Pastes commands into a shell, and returns what they print.
     fn paste(&self, commands: &str) -> String {
         let mut commands = commands.to_owned();
-        for directory in ["/var/lib/kubelet", "/etc/systemd", "/usr/share/doc"] {
+        let directories = [
+            "/var/lib/kubelet",
+            "/var/lib/crimux",
+            "/etc/systemd",
+            "/etc/crictl",
+            "/etc/crimux",
+            "/usr/share/doc",
+            "/usr/local/bin",
+        ];
+        for directory in directories {
             commands = commands.replace(directory, self.path(directory).to_str().unwrap());
         }
         let path = format!("{}:{}", self.root.join("bin").display(), std::env::var("PATH").unwrap());
@@ -77,8 +89,42 @@ fn the_drop_in_of_the_package_points_kubelet_to_crimux() {
     assert!(Path::new(&placed).is_file());
     let asked = node.asked();
     let steps: Vec<_> = asked.lines().collect();
-    assert_eq!(steps[..2], ["systemctl daemon-reload", "systemctl restart kubelet"], "{asked}");
-    assert!(steps[2].starts_with("kubectl get node "), "{asked}");
+    assert_eq!(steps, ["systemctl daemon-reload", "systemctl restart kubelet", "crimux status"], "{asked}");
+}
+
+#[test]
+fn the_way_back_takes_away_what_the_guide_made_and_stops_crimux_last() {
+    let node = Node::new("install-back");
+    let crictl = "runtime-endpoint: unix:///run/containerd/containerd.sock\ntimeout: 5\n";
+    let made = [
+        "/etc/systemd/system/kubelet.service.d/20-crimux.conf",
+        "/etc/systemd/system/crimux.service",
+        "/etc/systemd/system/crimux.socket",
+        "/etc/crimux/config.yaml",
+        "/usr/local/bin/crimux",
+        "/var/lib/crimux/state",
+        "/var/lib/kubelet/config.yaml.before-crimux",
+    ];
+    made.iter().for_each(|path| node.has(path, "x"));
+    node.has("/etc/crictl.yaml", crictl);
+    let point = block("crictl reads a file:");
+    for _ in 0..2 {
+        node.paste(&point);
+        assert_eq!(node.content("/etc/crictl.yaml"), format!("runtime-endpoint: {SOCKET}\ntimeout: 5\n"));
+    }
+    node.paste(&block("take away the drop-in"));
+    assert_eq!(node.content("/etc/crictl.yaml"), crictl);
+    node.paste(&block("Go on only when"));
+    node.paste(&block("stop crimux and take away the copies"));
+    node.paste(&block("or what the tarball put there"));
+    let left: Vec<_> = made.iter().filter(|path| node.path(path).exists()).collect();
+    assert!(left.is_empty(), "{left:?}");
+    assert!(!node.path("/etc/crictl.yaml.before-crimux").exists());
+    let asked = node.asked();
+    let order = ["restart kubelet", "kubectl wait --for=condition=Ready node/NAME", "disable --now crimux"];
+    let places: Vec<_> =
+        order.iter().map(|step| asked.find(step).unwrap_or_else(|| panic!("{asked}"))).collect();
+    assert!(places.is_sorted(), "{asked}");
 }
 
 #[test]
@@ -106,25 +152,25 @@ fn every_place_where_kubeadm_keeps_the_endpoint_follows() {
         for (file, content) in &files {
             node.has(file, content);
         }
-        let shown = node.paste(&block("## kubeadm"));
+        let annotate = |sock: &str| {
+            format!("kubectl annotate node NAME --overwrite kubeadm.alpha.kubernetes.io/cri-socket={sock}\n")
+        };
+        node.paste(&block("## kubeadm"));
+        assert_eq!(node.asked(), annotate(SOCKET));
+        let shown = node.paste(&block("each file has its copy beside it"));
         assert!(shown.contains(SOCKET), "{shown}");
         for (file, content) in &files {
             assert_eq!(node.content(file), content.replace(old, SOCKET), "{file}");
+            assert_eq!(&node.content(&format!("{file}.before-crimux")), *content, "{file}");
         }
-        let asked = node.asked();
-        let annotated = format!("kubeadm.alpha.kubernetes.io/cri-socket={SOCKET}");
-        assert!(
-            asked.starts_with("kubectl annotate node NAME --overwrite ") && asked.contains(&annotated),
-            "{asked}"
-        );
-        assert!(asked.ends_with("systemctl restart kubelet\n"), "{asked}");
+        assert!(node.asked().ends_with("systemctl restart kubelet\n"), "{}", node.asked());
         // Going back leaves them as they were.
+        node.paste(&block("On kubeadm, from where kubectl works"));
+        assert!(node.asked().ends_with(&annotate(old)), "{}", node.asked());
         let shown = node.paste(&block("On kubeadm, `sock` is the socket"));
         assert_eq!(shown, "", "crimux's socket is left in none");
         for (file, content) in &files {
             assert_eq!(&node.content(file), *content, "{file}");
         }
-        let annotated = format!("kubeadm.alpha.kubernetes.io/cri-socket={old}\n");
-        assert!(node.asked().ends_with(&annotated), "{}", node.asked());
     }
 }

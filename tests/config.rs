@@ -219,7 +219,11 @@ fn a_zero_byte_is_named() {
 
 #[test]
 fn what_is_not_a_mapping_is_refused() {
-    refused("- a\n- b\n", &[("1:1", "a list stands here (expected a mapping of keys)")]);
+    let right = "(this is no configuration: write default_backend: NAME and backends: { NAME: { endpoint: unix:///PATH } }";
+    refused("- a\n- b\n", &[("1:1", &format!("a list stands here {right}"))]);
+    refused("hello\n", &[("1:1", &format!("\"hello\" is a single value {right}"))]);
+    let right = "backends: the key is missing (write backends: { one: { endpoint: unix:///PATH } })";
+    refused("default_backend: one\n", &[("1:1", right)]);
     refused("hello\n", &[("1:1", "\"hello\" is a single value")]);
 }
 

@@ -27,7 +27,7 @@ pub(crate) fn prefix_change(
     let key = if old.0 == new.identity { "default_backend" } else { "identity" };
     let message =
         format!("a reload changes the prefix of every container ID of the node from {from}:// to {to}");
-    Some(ConfigWarning { key: key.to_owned(), message })
+    Some(ConfigWarning { key: key.to_owned(), message, is_mistake: false })
 }
 
 /// Warns of handlers all of whose backends the operator has drained.
@@ -47,7 +47,7 @@ pub(crate) fn drained_handlers(config: &Config, is_drained: impl Fn(&str) -> boo
             let message = format!(
                 "its new sandboxes are refused: drained by the operator: {names} (crimux backend undrain)"
             );
-            ConfigWarning { key, message }
+            ConfigWarning { key, message, is_mistake: false }
         })
     };
     iter::once((key.to_owned(), default)).chain(handlers).filter_map(warning).collect()

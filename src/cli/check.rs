@@ -16,7 +16,7 @@ use crate::cli::config_text::ConfigText;
 use crate::cli::finding::{Finding, Grade};
 use crate::cli::output::{self, Format};
 use crate::cli::{BAD_CONFIG, probe, running, runtime_classes};
-use crate::config::{self, Config, ConfigWarning, Problems, Remainder};
+use crate::config::{self, Config, ConfigError, ConfigWarning, Problems, Remainder};
 
 /// The name of standard input, on the command line and in what is printed.
 const STDIN: &str = "-";
@@ -58,8 +58,16 @@ impl Check {
             None => self.own_file().await?,
         };
         let (file, named) = (file.as_path(), named.is_some());
-        let text =
-            if file == Path::new(STDIN) { ConfigText::from_stdin(file)? } else { ConfigText::read(file)? };
+        let read =
+            if file == Path::new(STDIN) { ConfigText::from_stdin(file) } else { ConfigText::read(file) };
+        let text = match read {
+            Ok(text) => text,
+            Err(ConfigError::Invalid { problems, .. }) => {
+                return self.report(file, named, &problems, &ConfigText::default()).await;
+            }
+            Err(error) if self.output.is_document() => return self.report_unreadable(file, &error),
+            Err(error) => return Err(error.into()),
+        };
         match Config::parse(&text.text, &text.base) {
             Ok(config) => self.judge(file, named, &config, &text).await,
             Err(problems) => self.report(file, named, &problems, &text).await,
@@ -140,6 +148,17 @@ impl Check {
         Ok(ExitCode::from(BAD_CONFIG))
     }
 
+    /// Prints, for scripts, why a file cannot be read.
+    fn report_unreadable(&self, file: &Path, error: &ConfigError) -> anyhow::Result<ExitCode> {
+        let name = file.display().to_string();
+        let message = error.to_string();
+        let message = message.strip_prefix(&format!("{name}: ")).unwrap_or(&message);
+        let problem = json!({ "line": 1, "column": 1, "key": "", "message": message });
+        let document = json!({ "file": name, "verdict": "1 problem", "problems": [problem], "findings": [] });
+        output::show(self.output, &document, |_| String::new())?;
+        Ok(ExitCode::from(BAD_CONFIG))
+    }
+
     /// Returns a client of the crimux to compare with: the one named, or else the one that has this file.
     fn client(&self, config: &Config) -> AdminClient {
         match self.socket.as_deref() {
@@ -169,7 +188,10 @@ impl Check {
 /// Grades the warnings and notes about a configuration.
 fn remarks(warnings: Vec<ConfigWarning>, notes: Vec<ConfigWarning>) -> impl Iterator<Item = Finding> {
     let graded = |grade, found: Vec<ConfigWarning>| {
-        found.into_iter().map(move |found| Finding::new(grade, found.key, found.message))
+        found.into_iter().map(move |found| {
+            let grade = if found.is_mistake { Grade::Error } else { grade };
+            Finding::new(grade, found.key, found.message)
+        })
     };
     graded(Grade::Warning, warnings).chain(graded(Grade::Note, notes))
 }

@@ -8,6 +8,7 @@ use crate::cli::client::{AdminClient, segment};
 use crate::config::{self, Config, ConfigError};
 
 /// The text of a configuration, and where relative paths in it start.
+#[derive(Debug, Default)]
 pub(super) struct ConfigText {
     pub(super) text: String,
     pub(super) base: PathBuf,

@@ -88,6 +88,6 @@ fn prefix(config: &Config, running: &Value, status: &StatusView) -> Option<Findi
     effects::prefix_change((identity, default), config, runtime_name).map(warning)
 }
 
-fn warning(ConfigWarning { key, message }: ConfigWarning) -> Finding {
+fn warning(ConfigWarning { key, message, .. }: ConfigWarning) -> Finding {
     Finding::new(Grade::Warning, key, message)
 }

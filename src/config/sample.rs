@@ -39,6 +39,11 @@ pub(super) fn list(row: &str, path: &str, node: &YamlNode) -> String {
     format!("{}: [ {} ]", own_name(path), mapping(&format!("{row}[]"), text_of(node)))
 }
 
+/// Returns what to write for a key that is missing and holds sections by name.
+pub(super) fn named(key: &str, label: Option<&str>) -> String {
+    format!("{key}: {{ {}: {} }}", label.unwrap_or("NAME"), mapping(&format!("{key}.*"), None))
+}
+
 fn text_of(node: &YamlNode) -> Option<&str> {
     match &node.value {
         YamlValue::Text(text) if text.len() <= LONGEST && !text.contains('@') => Some(text),

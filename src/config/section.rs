@@ -143,7 +143,14 @@ impl<'a> Section<'a> {
     fn missing(&self, name: &str) {
         // A merge key could have brought it, and is reported.
         if !self.has(name) && !self.has(MERGE_KEY) {
-            self.problem(name, format!("the key is missing (expected {})", self.key(name).kind.shape()));
+            let right = match self.key(name).kind {
+                ValueKind::Named => {
+                    let label = self.text("default_backend").filter(|name| values::is_label(name));
+                    format!("write {}", sample::named(name, label))
+                }
+                kind => format!("expected {}", kind.shape()),
+            };
+            self.problem(name, format!("the key is missing ({right})"));
         }
     }
 
@@ -313,6 +320,13 @@ fn misshapen(diagnostics: &Diagnostics, node: &YamlNode, path: &str, kind: Value
         YamlValue::Map(_) => "a mapping stands here".to_owned(),
         YamlValue::Refused => return,
     };
-    let right = right.map_or_else(|| format!("expected {}", kind.shape()), |right| format!("write {right}"));
+    let right = match right {
+        Some(right) => format!("write {right}"),
+        None if path.is_empty() => format!(
+            "this is no configuration: write default_backend: NAME and {}, as in config.example.yaml",
+            sample::named("backends", None)
+        ),
+        None => format!("expected {}", kind.shape()),
+    };
     diagnostics.add(node.position, path, format!("{found} ({right})"));
 }

@@ -6,23 +6,81 @@
 use super::diagnostics::Position;
 use super::foreign;
 
-/// Returns where the fault is, and what it is; `info` and `at` are the parser's.
-pub(super) fn fault(text: &str, info: &str, at: Position) -> (Position, String) {
+/// A fault of the text.
+pub(super) struct Fault {
+    pub(super) position: Position,
+    /// The key whose value is at fault; empty if that is not known.
+    pub(super) key: String,
+    pub(super) message: String,
+}
+
+/// Returns the fault; `info` and `at` are the parser's.
+pub(super) fn fault(text: &str, info: &str, at: Position) -> Fault {
+    let of_file = |(position, message)| Fault { position, key: String::new(), message };
     if let Some(found) = foreign::other_format(text) {
-        return found;
+        return of_file(found);
     }
     let line = text.lines().nth(at.line - 1).unwrap_or_default();
     let indentation = line.len() - line.trim_start().len();
     if let Some(tab) = line[..indentation].find('\t') {
         let position = Position { line: at.line, column: tab + 1 };
-        return (position, "a tab indents this line (use spaces)".to_owned());
+        return of_file((position, "a tab indents this line (use spaces)".to_owned()));
     }
     // A quote that is read in another place than the parser's is not trusted, a bracket is.
     let (open, position) = match first_open(text) {
         Some((open, position)) if !is_quote(open) || info.contains("quoted scalar") => (open, position),
-        _ => return (at, in_own_words(info)),
+        _ => return of_file((at, in_own_words(info))),
     };
-    (position, format!("{} is not closed", in_quotes(open)))
+    let message = format!("{} is not closed ({})", in_quotes(open), how_to_close(text, open, position));
+    Fault { position, key: key_at(text, position), message }
+}
+
+/// Says how a quote or a bracket is closed.
+fn how_to_close(text: &str, open: char, position: Position) -> String {
+    let end = match open {
+        '{' => '}',
+        '[' => ']',
+        quote => quote,
+    };
+    let line = text.lines().nth(position.line - 1).unwrap_or_default();
+    let value = line.chars().skip(position.column).collect::<String>();
+    let value = value.trim_end();
+    // Where more stands behind the value, nobody knows where it ends.
+    let is_value = !value.is_empty()
+        && value.len() <= 60
+        && !value.contains(['{', '}', '[', ']', ',', '#', '@', '"', '\'']);
+    if is_quote(open) && is_value {
+        return format!("write {open}{value}{open}");
+    }
+    format!("end it with {end}")
+}
+
+/// Returns the path of the key whose value begins here, by the indentation of the lines above; empty if it is
+/// not at the beginning of its line.
+fn key_at(text: &str, position: Position) -> String {
+    let lines: Vec<_> = text.lines().take(position.line).collect();
+    let Some((last, above)) = lines.split_last() else { return String::new() };
+    let before: String = last.chars().take(position.column - 1).collect();
+    let Some((mut indentation, own, "")) = key_of(&before) else { return String::new() };
+    let mut path = own.to_owned();
+    for line in above.iter().rev() {
+        if let Some((outer, key, "")) = key_of(line)
+            && outer < indentation
+        {
+            path = format!("{key}.{path}");
+            indentation = outer;
+        }
+    }
+    path
+}
+
+/// Returns the indentation of a line that begins with a key, the key, and what follows its colon without
+/// blanks.
+fn key_of(line: &str) -> Option<(usize, &str, &str)> {
+    let indentation = line.len() - line.trim_start().len();
+    let (key, rest) = line.trim_start().split_once(':')?;
+    let is_key = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || "_-".contains(c));
+    is_key.then_some((indentation, key, rest.trim()))
 }
 
 fn is_quote(open: char) -> bool {

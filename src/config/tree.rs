@@ -161,8 +161,8 @@ impl<'a> Builder<'a> {
         match self.parser.next_event() {
             Some(Ok(next)) => Ok(next),
             Some(Err(error)) => {
-                let (position, message) = syntax::fault(self.text, error.info(), position(*error.marker()));
-                Err(fatal(position, "", &message))
+                let fault = syntax::fault(self.text, error.info(), position(*error.marker()));
+                Err(fatal(fault.position, &fault.key, &fault.message))
             }
             None => Ok((Event::StreamEnd, Span::default())),
         }

@@ -161,7 +161,7 @@ pub(super) fn socket(text: &str) -> Parsed<PathBuf> {
         return fault("is a directory, not a socket", &right);
     }
     if !path.starts_with('/') {
-        return Err(not_absolute(text, scheme, path));
+        return Err(not_absolute(text, scheme, path, "/run"));
     }
     no_zero(path)?;
     if path.len() > SUN_PATH {
@@ -173,8 +173,10 @@ pub(super) fn socket(text: &str) -> Parsed<PathBuf> {
     Ok(path.into())
 }
 
-/// Says how a path that does not begin with `/` is written; `scheme` stands before it in the file.
-fn not_absolute(text: &str, scheme: &str, path: &str) -> String {
+/// Says how a path that does not begin with `/` is written; `scheme` stands before it in the file. A name
+/// alone would be one below the root; it is shown in the `usual` directory.
+fn not_absolute(text: &str, scheme: &str, path: &str, usual: &str) -> String {
+    let bare = path.trim_start().trim_start_matches("./").trim_start_matches('/');
     let right = match likely::template_piece(path) {
         Some(piece) if path.starts_with(piece) => format!("fill in {piece}; the path begins with /"),
         _ if path.starts_with('@') => {
@@ -183,14 +185,22 @@ fn not_absolute(text: &str, scheme: &str, path: &str) -> String {
         _ if path.contains("://") || path.contains('@') || path.len() > SUN_PATH => {
             "start the path with /".to_owned()
         }
-        _ => format!("write {scheme}/{}", path.trim_start().trim_start_matches("./").trim_start_matches('/')),
+        _ if !bare.contains('/') => {
+            let name = if usual.ends_with(&format!("/{bare}")) || usual.contains(&format!("/{bare}/")) {
+                "crimux"
+            } else {
+                bare
+            };
+            format!("write a path that begins with /, such as {scheme}{usual}/{name}")
+        }
+        _ => format!("write {scheme}/{bare}"),
     };
     format!("{} is not an absolute path ({right})", quote(text))
 }
 
 pub(super) fn directory(text: &str) -> Parsed<PathBuf> {
     no_zero(text)?;
-    if text.starts_with('/') { Ok(text.into()) } else { Err(not_absolute(text, "", text)) }
+    if text.starts_with('/') { Ok(text.into()) } else { Err(not_absolute(text, "", text, "/var/lib")) }
 }
 
 pub(super) fn file(text: &str, base_dir: &Path) -> Parsed<PathBuf> {

@@ -26,6 +26,9 @@ pub struct ConfigWarning {
     pub key: String,
     /// What follows from its value.
     pub message: String,
+    /// Whether nobody can mean it: `crimux check` fails. A start goes on, because a node without a runtime is
+    /// worse.
+    pub is_mistake: bool,
 }
 
 impl fmt::Display for ConfigWarning {
@@ -65,7 +68,7 @@ impl Config {
 }
 
 fn warn(warnings: &mut Vec<ConfigWarning>, key: impl Into<String>, message: impl Into<String>) {
-    warnings.push(ConfigWarning { key: key.into(), message: message.into() });
+    warnings.push(ConfigWarning { key: key.into(), message: message.into(), is_mistake: false });
 }
 
 /// Warns of paths that a template, a shell or a stray blank has left a piece in.
@@ -159,7 +162,7 @@ fn backends(config: &Config, warnings: &mut Vec<ConfigWarning>) {
                 "backends.{other} has the same endpoint ({canonical}); what both list is served by one of them \
                  (remove one, and let its handlers lead to {other})"
             );
-            warn(warnings, &key, message);
+            warnings.push(ConfigWarning { key, message, is_mistake: true });
         } else {
             seen.insert(canonical, name);
         }

@@ -49,7 +49,21 @@ fn an_endpoint_is_answered_with_the_one_that_was_probably_meant() {
             "\"unix://run/x.sock\" is not an absolute path (write unix:///run/x.sock)",
         ),
         ("listen: run/x.sock", "5:9: listen", "\"run/x.sock\" is not an absolute path (write /run/x.sock)"),
-        ("listen: ./x.sock", "5:9: listen", "\"./x.sock\" is not an absolute path (write /x.sock)"),
+        (
+            "listen: ./x.sock",
+            "5:9: listen",
+            "\"./x.sock\" is not an absolute path (write a path that begins with /, such as /run/x.sock)",
+        ),
+        (
+            "listen: unix://x",
+            "5:9: listen",
+            "\"unix://x\" is not an absolute path (write a path that begins with /, such as unix:///run/x)",
+        ),
+        (
+            "state_dir: var",
+            "5:12: state_dir",
+            "\"var\" is not an absolute path (write a path that begins with /, such as /var/lib/crimux)",
+        ),
         ("state_dir: var/lib", "5:12: state_dir", "\"var/lib\" is not an absolute path (write /var/lib)"),
         (
             "tracing: { otlp: localhost:4317 }",
@@ -155,14 +169,16 @@ fn where_a_mapping_is_wanted_the_message_writes_it() {
 #[test]
 fn what_the_parser_refuses_is_named_where_it_begins_and_in_our_words() {
     for (line, place, message) in [
-        ("admin: { socket: /x", "5:8", "\"{\" is not closed"),
-        ("admin: { socket: /x\nlog: { level: info }", "5:8", "\"{\" is not closed"),
-        ("handlers: { x: { split: [ { backend: one } } }", "5:25", "\"[\" is not closed"),
-        ("handlers: { x: { backend: one }", "5:11", "\"{\" is not closed"),
-        ("admin: { socket: '/x }'", "5:8", "\"{\" is not closed"),
-        ("listen: \"/x", "5:9", "'\"' is not closed"),
-        ("listen: '/x", "5:9", "\"'\" is not closed"),
-        ("admin: { socket: /x # }", "5:8", "\"{\" is not closed"),
+        ("admin: { socket: /x", "5:8: admin", "\"{\" is not closed (end it with })"),
+        ("admin: { socket: /x\nlog: { level: info }", "5:8: admin", "\"{\" is not closed (end it with })"),
+        ("handlers: { x: { split: [ { backend: one } } }", "5:25", "\"[\" is not closed (end it with ])"),
+        ("handlers: { x: { backend: one }", "5:11: handlers", "\"{\" is not closed (end it with })"),
+        ("admin: { socket: '/x }'", "5:8: admin", "\"{\" is not closed (end it with })"),
+        ("listen: \"/x", "5:9: listen", "'\"' is not closed (write \"/x\")"),
+        ("log:\n  level: \"info", "6:10: log.level", "'\"' is not closed (write \"info\")"),
+        ("listen: \"/x # here", "5:9: listen", "'\"' is not closed (end it with \")"),
+        ("listen: '/x", "5:9: listen", "\"'\" is not closed (write '/x')"),
+        ("admin: { socket: /x # }", "5:8: admin", "\"{\" is not closed (end it with })"),
         ("handlers:\n\tx: { backend: one }", "6:1", "a tab indents this line (use spaces)"),
         ("listen: @x", "5:9", "a value cannot begin with '@' (put it in quotes)"),
         ("listen: *x", "5:9", "YAML aliases are not supported (write the value out)"),

@@ -199,7 +199,11 @@ async fn errors_and_warnings_of_a_file_have_one_form_and_are_counted() {
     for (text, code, wanted) in [
         (text.to_owned(), 64, vec![volatile, duration, blank, ": 1 problem, 2 warnings"]),
         (text.replace(": 5", ": 5s"), 0, vec![volatile, blank, note, ": ok, 2 warnings"]),
-        (text.replace("/run/x", "["), 64, vec![":1:12: error: \"[\" is not closed", ": 1 problem"]),
+        (
+            text.replace("/run/x", "["),
+            64,
+            vec![":1:12: error: state_dir: \"[\" is not closed (end it with ])", ": 1 problem"],
+        ),
     ] {
         std::fs::write(&file, &text).unwrap();
         let name = file.display().to_string();

@@ -235,8 +235,8 @@ async fn two_names_for_one_runtime_list_each_pod_once_and_are_named_in_one_line(
         std::fs::write(&path, &yaml).unwrap();
         check(&path, &[], "").await
     };
-    assert_eq!(code, 0);
-    assert!(out.contains("backends.a has the same endpoint"), "{out}");
+    assert_eq!(code, 1, "nobody can mean it: {out}");
+    assert!(out.contains(": error: backends.again.endpoint: backends.a has the same endpoint"), "{out}");
     reload(&crimux, &yaml).await;
     let both = "crimux_backend_state{backend=\"again\",state=\"ready\"}";
     eventually(SOON, async || crimux.metric(both).await == Some(1.0)).await;

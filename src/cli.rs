@@ -199,15 +199,23 @@ fn report(error: &anyhow::Error) {
     if telemetry::is_started() {
         let text = format!("{error:#}");
         if let Some(problems @ ConfigError::Invalid { .. }) = error.downcast_ref::<ConfigError>() {
-            telemetry::log_problems(problems, "crimux ends: its configuration has a problem");
+            telemetry::log_problems(problems, "crimux ends: its configuration has problems");
         } else {
-            tracing::error!(error = text, "crimux ends");
+            let error = text + if is_forbidden(error) { "; run as root (try sudo)" } else { "" };
+            tracing::error!(error, "crimux ends");
         }
     } else if is_bad_config(error) {
         eprintln!("{error}");
     } else {
         eprintln!("crimux: {error:#}");
     }
+}
+
+/// Tells whether the system forbids what only root may.
+fn is_forbidden(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    causes.any(|cause| cause.kind() == std::io::ErrorKind::PermissionDenied)
+        && !nix::unistd::Uid::effective().is_root()
 }
 
 fn dispatch(command: Command) -> anyhow::Result<ExitCode> {

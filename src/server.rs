@@ -258,9 +258,7 @@ async fn remove_stale_socket(path: &Path) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             std::fs::remove_file(path).with_context(|| format!("cannot remove the stale {}", path.display()))
         }
-        Err(error) => Err(error).with_context(|| {
-            format!("cannot tell whether {} is in use (crimux runs as root)", path.display())
-        }),
+        Err(error) => Err(error).with_context(|| format!("cannot tell whether {} is in use", path.display())),
     }
 }
 

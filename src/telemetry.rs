@@ -46,15 +46,16 @@ pub fn start_for_errors() -> anyhow::Result<()> {
     start_with(LogFormat::Json, EnvFilter::new("error"), "error".to_owned())
 }
 
-/// Logs each problem of a configuration file as an event of its own, which says what becomes of the file.
+/// Logs each problem of a configuration file as an event of its own, then what becomes of the file.
 pub fn log_problems(error: &ConfigError, consequence: &str) {
     match error {
         ConfigError::Invalid { path, problems } => {
             let file = path.display();
             for problem in &problems.0 {
                 let (line, column, key) = (problem.line, problem.column, &problem.key);
-                tracing::error!(%file, line, column, key, problem = problem.message, "{consequence}");
+                tracing::error!(%file, line, column, key, problem = problem.message, "the configuration has a problem");
             }
+            tracing::error!(%file, problems = problems.0.len(), "{consequence}");
         }
         ConfigError::Read { .. } => tracing::error!(%error, "{consequence}"),
     }

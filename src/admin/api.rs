@@ -52,6 +52,9 @@ pub struct StatusView {
     /// Processes that were replaced and still finish calls, the latest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub older_processes: Vec<OlderProcessView>,
+    /// The log filter, if it is not `log.level` of the configuration; absent if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log_level: Option<String>,
     /// The judgement of the node.
     #[serde(default)]
     pub verdict: VerdictView,

@@ -28,6 +28,7 @@ use crate::method::{List, Rpc};
 use crate::proxy::Node;
 use crate::router::Handlers;
 use crate::state::{Filter, InstanceId, ListKind, SANDBOX_READY};
+use crate::telemetry;
 
 /// The states of a backend in which a new sandbox fails.
 const UNABLE: [&str; 3] = ["down", "joining", "gone"];
@@ -166,6 +167,7 @@ pub(super) fn compose_status(state: &AdminState, routes: &[RouteView]) -> Status
         removed_handlers: removed_handlers(node),
         clients: Some(clients_view(node)),
         older_processes: node.history.older_processes().into_iter().map(older_process_view).collect(),
+        log_level: Some(telemetry::level()).filter(|level| *level != node.config().log.level),
         verdict: VerdictView::default(),
     };
     status.verdict = verdict::judge(&status, routes);

@@ -18,6 +18,9 @@ pub(crate) const RECENT: Duration = Duration::from_secs(600);
 /// Where the package installs the runbook; its sections are named like the alerts.
 pub(crate) const RUNBOOK: &str = "/usr/share/doc/crimux/runbook.md";
 
+/// The sections of the alerts that are critical whether the node is Ready or not.
+const CRITICAL: [&str; 3] = ["crimuxbackenddown", "crimuxstatenotwritable", "crimuxidconflict"];
+
 /// Judges a status and the routes of the same moment.
 pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     let configured = || status.backends.iter().filter(|backend| backend.configured);
@@ -27,8 +30,10 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
         status.backends.iter().partition(|backend| backends::makes_not_ready(backend));
     let mut faults: Vec<_> = decisive.iter().map(|backend| backends::fault(backend, routes)).collect();
     let others = others.into_iter().filter(|backend| backends::is_faulty(backend));
-    faults.extend(others.map(|backend| backends::fault(backend, routes)));
-    faults.extend(own_faults(status));
+    let others = others.map(|backend| backends::fault(backend, routes));
+    let mut others: Vec<_> = others.chain(own_faults(status)).collect();
+    others.sort_by_key(|fault| !CRITICAL.iter().any(|section| is_about(fault, section)));
+    faults.extend(others);
     let level = match (decisive.is_empty(), faults.is_empty()) {
         (false, _) => Level::NotReady,
         (true, false) => Level::Degraded,
@@ -66,17 +71,34 @@ fn compose(level: Level, summary: String, faults: Vec<FaultView>) -> VerdictView
     VerdictView {
         level,
         headline,
-        text: text.join("; "),
+        text: joined(&text),
         next: faults.iter().find_map(|fault| fault.next.clone()),
         summary,
         faults,
     }
 }
 
+/// Joins clauses with semicolons, but behind a question.
+fn joined(clauses: &[&str]) -> String {
+    let mut text = String::new();
+    for clause in clauses {
+        if !text.is_empty() {
+            text += if text.ends_with('?') { " " } else { "; " };
+        }
+        text += clause;
+    }
+    text
+}
+
 /// A fault whose text is the problem and these clauses.
 fn fault_of(problem: String, clauses: impl IntoIterator<Item = String>, section: &str) -> FaultView {
     let text = std::iter::once(problem.clone()).chain(clauses).collect::<Vec<_>>().join("; ");
     FaultView { problem, text, next: Some(format!("{RUNBOOK}#{section}")) }
+}
+
+/// Tells whether a fault has this section of the runbook.
+fn is_about(fault: &FaultView, section: &str) -> bool {
+    fault.next.as_ref().and_then(|next| next.rsplit_once('#')).is_some_and(|(_, of)| of == section)
 }
 
 /// Says that a sandbox was refused, if that is not long ago. Not of which pod: the dump has the verdict, too.
@@ -126,7 +148,7 @@ fn own_faults(status: &StatusView) -> Vec<FaultView> {
     if let Some(cause) = status.reloads.last.as_ref().and_then(|last| last.problem.as_ref()) {
         let problem = "the last reload failed".to_owned();
         let text = format!(
-            "{problem}, the configuration before it stays current: {cause}; mend the file before crimux restarts"
+            "{problem}, the configuration before it stays current; mend the file before crimux restarts: {cause}"
         );
         faults.push(FaultView { text, ..fault_of(problem, None, "crimuxconfigreloadfailed") });
     }

@@ -160,13 +160,22 @@ impl AdminClient {
         text: String,
     ) -> anyhow::Result<T> {
         let (stream, socket) = connect(place).await?;
+        let pid = stream.peer_cred().ok().and_then(|credentials| credentials.pid());
         let answered = tokio::time::timeout(self.timeout, exchange(stream, socket, method, path, text));
         let no_answer = || {
             let (socket, timeout) = (socket.display(), humantime::format_duration(self.timeout));
+            let (cause, look) = match pid.filter(|pid| is_stopped(*pid)) {
+                Some(pid) => {
+                    (format!("its process {pid} is stopped"), format!("kill -CONT {pid} continues it"))
+                }
+                None => (
+                    "its process is stopped, or the node overloaded".to_owned(),
+                    "ps -o pid,stat,wchan -C crimux: T is stopped; --timeout waits longer".to_owned(),
+                ),
+            };
             format!(
-                "crimux did not answer on {socket} within {timeout}: its process is stopped, or the node overloaded; kubelet \
-                 has no runtime meanwhile and reports the node NotReady after 30 s (ps -o pid,stat,wchan -C crimux: T is \
-                 stopped; --timeout waits longer). See {RUNBOOK}#crimuxabsent"
+                "crimux did not answer on {socket} within {timeout}: {cause}; kubelet has no runtime meanwhile and reports the \
+                 node NotReady after 30 s ({look}). See {RUNBOOK}#crimuxabsent"
             )
         };
         let (status, body) = answered.await.map_err(|_| anyhow::anyhow!(no_answer()))??;
@@ -290,6 +299,13 @@ async fn exchange(
     let body = body.collect().await.context("crimux ended the connection")?.to_bytes();
     connection.abort();
     Ok((head.status, body))
+}
+
+/// Tells whether a process is stopped by a signal or a debugger (`proc_pid_stat(5)`, field 3).
+fn is_stopped(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name before it may hold anything.
+    stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with(['T', 't']))
 }
 
 fn not_an_admin_socket(socket: &Path) -> String {

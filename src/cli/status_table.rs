@@ -160,6 +160,9 @@ fn own_lines(status: &StatusView) -> String {
     if !matches!(status.config_file.as_str(), "" | config::DEFAULT_PATH) {
         _ = writeln!(text, "configuration {}", status.config_file);
     }
+    if let Some(level) = &status.log_level {
+        _ = writeln!(text, "log level {level}, not that of the configuration (crimux log-level changes it)");
+    }
     if state.problem.is_none() && state.write_errors > 0 {
         _ = writeln!(text, "state is saved again; {} writes failed since the start", state.write_errors);
     }

@@ -53,6 +53,36 @@ async fn a_backend_whose_lists_cannot_be_used_is_said_to_with_its_words() {
 }
 
 #[tokio::test]
+async fn a_status_that_is_late_begins_and_ends_in_the_log() {
+    let (_a, b, crimux) = two().await;
+    b.fault("Status", Fault::Hang);
+    crimux.client().runtime().status(cri::StatusRequest::default()).await.unwrap();
+    eventually(SOON, async || !lines(&crimux, "backend is late").is_empty()).await;
+    assert!(lines(&crimux, "backend is late")[0].contains("method=\"Status\""), "{}", crimux.log());
+    b.clear_fault("Status");
+    eventually(SOON, async || !lines(&crimux, "backend answers in time again").is_empty()).await;
+}
+
+#[tokio::test]
+async fn a_bad_file_is_one_line_for_each_problem_and_is_read_once_for_each_save() {
+    let (_a, _b, crimux) = two().await;
+    let (file, next) = (crimux.dir.path().join("crimux.yaml"), crimux.dir.path().join("next"));
+    let good = std::fs::read_to_string(&file).unwrap();
+    // Renamed into place, as editors do: nobody sees half of it.
+    let save = |yaml: &str| {
+        std::fs::write(&next, yaml).unwrap();
+        std::fs::rename(&next, &file).unwrap();
+    };
+    save("listen: [");
+    eventually(SOON, async || !lines(&crimux, "configuration not reloaded").is_empty()).await;
+    save("listen: [");
+    save(&good);
+    eventually(SOON, async || !lines(&crimux, "the configuration file is valid again").is_empty()).await;
+    assert_eq!(lines(&crimux, "is not closed").len(), 1, "{}", crimux.log());
+    assert_eq!(lines(&crimux, "configuration not reloaded").len(), 1, "{}", crimux.log());
+}
+
+#[tokio::test]
 async fn a_refused_sandbox_is_one_warning_with_its_pod_and_the_reason() {
     let (_a, b, crimux) = two().await;
     let run = async |handler: &str| {

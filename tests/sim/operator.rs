@@ -57,7 +57,7 @@ async fn a_mended_file_ends_the_failure_of_a_reload() {
     reload(&running, "listen: [", "failed").await;
     assert_eq!(running.metric("crimux_config_last_reload_successful").await, Some(0.0));
     let table = status(&running).await;
-    let fault = "DEGRADED: the last reload failed; the node stays Ready - the last reload failed, the configuration before it stays current: ";
+    let fault = "DEGRADED: the last reload failed; the node stays Ready - the last reload failed, the configuration before it stays current; mend the file before crimux restarts: ";
     assert!(table.starts_with(fault) && table.contains("\"[\" is not closed"), "{table}");
     assert_eq!(table.matches("is not closed").count(), 1, "{table}");
     reload(&running, &good, "unchanged").await;
@@ -214,6 +214,9 @@ async fn the_configuration_in_use_the_log_level_and_a_dump_can_be_had() {
         on(&running, &["log-level", "info,crimux::router=debug"], "").await.1,
         "info,crimux::router=debug\n"
     );
+    let changed = "log level info,crimux::router=debug, not that of the configuration";
+    assert!(status(&running).await.contains(changed), "{}", status(&running).await);
+    assert_eq!(document(&running, &["status"]).await["log_level"], "info,crimux::router=debug");
     let (code, _, error) = on(&running, &["log-level", "loud"], "").await;
     assert!(code == 1 && error.contains("not a log level"), "{error}");
     let (code, dump, _) = on(&running, &["debug", "dump"], "").await;
@@ -235,11 +238,20 @@ async fn a_check_names_the_byte_that_is_not_utf8_as_a_start_does() {
     let file = dir.path().join("crimux.yaml");
     std::fs::write(&file, b"# ok\nlisten: caf\xe9\n").unwrap();
     let path = file.to_str().unwrap();
-    for arguments in
-        [vec!["check", path], vec!["serve", "--config", path], vec!["reload", "--dry-run", "--config", path]]
-    {
+    for arguments in [vec!["serve", "--config", path], vec!["reload", "--dry-run", "--config", path]] {
         let (code, _, error) = told(&crimux(&arguments, "").await);
         assert!(code == 64 && error.contains(":2:12: this byte is not UTF-8"), "{arguments:?}: {error}");
+    }
+    let (code, _, error) = told(&crimux(&["check", path], "").await);
+    assert!(code == 64 && error.contains(":2:12: error: this byte is not UTF-8"), "{error}");
+    assert!(error.ends_with(": 1 problem\n"), "{error}");
+    // Scripts get a document of every file, also of one that cannot be read.
+    for (file, message) in [(path, "this byte is not UTF-8"), ("/nonexistent.yaml", "cannot be read: ")] {
+        let (code, json, error) = told(&crimux(&["check", "-o", "json", file], "").await);
+        assert_eq!((code, error.as_str()), (64, ""), "{file}");
+        let found: Value = serde_json::from_str(&json).unwrap();
+        assert_eq!(found["verdict"], "1 problem", "{json}");
+        assert!(found["problems"][0]["message"].as_str().unwrap().starts_with(message), "{json}");
     }
 }
 
@@ -252,6 +264,11 @@ async fn a_silent_or_wrong_socket_is_named_within_the_timeout() {
     let (code, _, error) = told(&crimux(&["status", "--socket", &socket, "--timeout", "200ms"], "").await);
     assert!(code == 1 && error.contains("did not answer on") && error.contains("within 200ms"), "{error}");
     let (_a, _b, running) = two().await;
+    running.signal(Signal::SIGSTOP);
+    let (code, _, error) = on(&running, &["status", "--timeout", "200ms"], "").await;
+    running.signal(Signal::SIGCONT);
+    let stopped = format!("its process {0} is stopped; ", running.pid());
+    assert!(code == 1 && error.contains(&stopped) && error.contains("kill -CONT"), "{error}");
     let cri = running.socket();
     let (code, _, error) = told(&crimux(&["status", "--socket", cri.to_str().unwrap()], "").await);
     assert!(code == 1 && error.contains("is it a CRI socket?"), "{error}");

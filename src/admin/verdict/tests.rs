@@ -199,7 +199,7 @@ fn each_state_has_its_level_its_words_and_its_section() {
             "reload failed",
             json!({ "reloads": { "last": { "at": "", "result": "failed", "problem": "f:1:1: x" } } }),
             Degraded,
-            "the last reload failed, the configuration before it stays current: f:1:1: x; mend the file",
+            "the last reload failed, the configuration before it stays current; mend the file before crimux restarts: f:1:1: x",
             Some("crimuxconfigreloadfailed"),
         ),
         (
@@ -242,7 +242,7 @@ fn the_headline_has_the_worst_fault_and_how_many_more_there_are() {
     status.backends.reverse();
     assert_eq!(headline(&status), "a down, and 2 more; the node becomes NotReady", "the worst one is first");
     status.backends[1].state = "ready".to_owned();
-    assert_eq!(headline(&status), "b late, and 1 more; the node stays Ready");
+    assert_eq!(headline(&status), "state is not saved, and 1 more; the node stays Ready", "it is critical");
     status.backends[0].state = "ready".to_owned();
     assert_eq!(headline(&status), "state is not saved; the node stays Ready");
     status.state.problem = None;
@@ -334,6 +334,13 @@ fn a_refused_pod_is_part_of_a_verdict_that_says_nothing_else() {
     assert_eq!(refused(SystemTime::now() - RECENT * 2, json!({})).text, "2 of 2 backends ready");
     let down = refused(SystemTime::now(), json!({ "backends": [{}, { "state": "down" }] }));
     assert!(!down.text.contains("a new sandbox was"), "{}", down.text);
+}
+
+#[test]
+fn no_semicolon_follows_a_question() {
+    let status = status(&json!({ "backends": [{}, { "foreign_ids": 3 }] }));
+    let text = judge(&status, &[]).text;
+    assert!(text.ends_with("are the two one runtime? the node stays Ready"), "{text}");
 }
 
 #[test]

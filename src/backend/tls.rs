@@ -22,7 +22,6 @@ use rustls::{ClientConfig, RootCertStore};
 use crate::config::Tls;
 use crate::mutex::lock;
 
-mod certificate;
 mod error;
 
 pub use error::CertificateFault;
@@ -223,11 +222,9 @@ impl TlsIdentity {
 
 /// Writes a moment as an RFC 3339 date and time in UTC.
 pub(crate) fn utc(moment: SystemTime) -> String {
-    let seconds = |distance: Duration| i64::try_from(distance.as_secs()).unwrap_or(i64::MAX / 2);
-    match moment.duration_since(UNIX_EPOCH) {
-        Ok(after) => certificate::utc(seconds(after)),
-        Err(before) => certificate::utc(-seconds(before.duration())),
-    }
+    time::OffsetDateTime::from(moment)
+        .format(&time::format_description::well_known::Rfc3339)
+        .unwrap_or_else(|_| "a date out of range".to_owned())
 }
 
 fn stamps(files: &Tls) -> Vec<Option<Stamp>> {
@@ -279,9 +276,15 @@ fn describe_file(path: &Path, role: CertificateRole) -> Result<Vec<CertificateIn
 
 /// Describes a certificate; `None` if it cannot be parsed.
 pub(crate) fn describe(der: &[u8], role: CertificateRole, path: &Path) -> Option<CertificateInfo> {
-    let certificate::Shown { subject, not_before, not_after } = certificate::read(der)?;
-    let (not_before, not_after) = (moment(not_before), moment(not_after));
-    Some(CertificateInfo { role, path: path.to_owned(), subject, not_before, not_after })
+    let (_, certificate) = x509_parser::parse_x509_certificate(der).ok()?;
+    let validity = certificate.validity();
+    Some(CertificateInfo {
+        role,
+        path: path.to_owned(),
+        subject: certificate.subject().to_string(),
+        not_before: moment(validity.not_before.timestamp()),
+        not_after: moment(validity.not_after.timestamp()),
+    })
 }
 
 /// Turns seconds since 1970, negative before, into a moment.

@@ -23,7 +23,6 @@ mod exemplars;
 mod left_out;
 mod node;
 mod older_processes;
-mod process;
 mod registration;
 mod stalls;
 mod state;
@@ -315,7 +314,7 @@ fn register_process_info(make: &Registrar<'_>) -> prometheus::Result<()> {
     let build_info = make.gauges("build_info", &labels)?;
     let revision = option_env!("CRIMUX_REVISION").unwrap_or("unknown");
     build_info.with_label_values(&[env!("CARGO_PKG_VERSION"), revision]).set(1);
-    make.registry.register(Box::new(process::ProcessCollector::new()?))
+    make.registry.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))
 }
 
 fn name(method: usize) -> &'static str {

@@ -105,7 +105,9 @@ fn the_way_back_takes_away_what_the_guide_made_and_stops_crimux_last() {
         "/var/lib/crimux/state",
         "/var/lib/kubelet/config.yaml.before-crimux",
     ];
-    made.iter().for_each(|path| node.has(path, "x"));
+    for path in made {
+        node.has(path, "x");
+    }
     node.has("/etc/crictl.yaml", crictl);
     let point = block("crictl reads a file:");
     for _ in 0..2 {

@@ -124,7 +124,7 @@ ExecStart=
 ExecStart=/opt/crimux/current/crimux serve --config /etc/crimux/config.yaml
 ExecReload=
 ExecReload=/opt/crimux/current/crimux check --config /etc/crimux/config.yaml
-ExecReload=/bin/kill -HUP $MAINPID
+ExecReload=/bin/sh -c 'kill -HUP $MAINPID'
 UNIT
 }
 

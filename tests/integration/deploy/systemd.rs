@@ -26,7 +26,7 @@ fn root_with_units(name: &str) -> PathBuf {
     for slice in ["system.slice", "-.slice"] {
         write(&units.join(slice), "[Unit]\nDefaultDependencies=no\n");
     }
-    for program in ["usr/bin/crimux", "bin/kill"] {
+    for program in ["usr/bin/crimux", "bin/sh"] {
         write(&root.join(program), "#!/bin/sh\n");
         make_executable(&root.join(program));
     }

@@ -80,8 +80,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Future for Connection<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    /// Returns whether the last poll ended so that other tasks run. A caller that polls again in the same turn
-    /// would read on, until the runtime's budget for the task is used up. Asked again, it returns false.
+    /// Returns whether the last poll ended so that other tasks run. A caller that polls again in the same
+    /// turn would read on, until the runtime's budget for the task is used up. Asked again, it returns false.
     pub(crate) fn take_yielded(&mut self) -> bool {
         std::mem::take(&mut self.yielded)
     }

@@ -39,9 +39,9 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
         (true, false) => Level::Degraded,
         (true, true) => Level::Ok,
     };
-    faults.extend(backends::removed(status));
-    faults.extend(status.removed_handlers.iter().filter_map(handlers::removed));
-    faults.extend(handlers::drained(routes));
+    faults.extend(backends::removal_faults(status));
+    faults.extend(status.removed_handlers.iter().filter_map(handlers::removal_fault));
+    faults.extend(handlers::drain_fault(routes));
     let refusal = status.last_refusal.as_ref().filter(|_| faults.is_empty()).and_then(refused_sandbox);
     faults.extend(
         status.backends.iter().filter(|backend| backend.comes_later).map(|b| backends::optional(b, routes)),
@@ -71,7 +71,7 @@ fn compose(level: Level, summary: String, faults: Vec<FaultView>) -> VerdictView
     VerdictView {
         level,
         headline,
-        text: joined(&text),
+        text: join_clauses(&text),
         next: faults.iter().find_map(|fault| fault.next.clone()),
         summary,
         faults,
@@ -79,7 +79,7 @@ fn compose(level: Level, summary: String, faults: Vec<FaultView>) -> VerdictView
 }
 
 /// Joins clauses with semicolons, but behind a question.
-fn joined(clauses: &[&str]) -> String {
+fn join_clauses(clauses: &[&str]) -> String {
     let mut text = String::new();
     for clause in clauses {
         if !text.is_empty() {

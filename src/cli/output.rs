@@ -70,7 +70,7 @@ pub(super) const WIDTH: usize = 80;
 
 /// Breaks a text at spaces into lines of at most `width` characters; the second and later ones are indented
 /// by two. A longer word has its own line.
-pub(super) fn wrapped(text: &str, width: usize) -> String {
+pub(super) fn wrap(text: &str, width: usize) -> String {
     let (mut lines, mut used) = (String::new(), 0);
     for word in text.split_whitespace() {
         let length = word.chars().count();
@@ -97,13 +97,14 @@ pub(super) fn table<const N: usize>(
     // A line break in a cell would end the row.
     lines.extend(rows.into_iter().map(|cells| cells.map(|cell| cell.replace(['\n', '\r', '\t'], " "))));
     let widths: [usize; N] = std::array::from_fn(|column| {
-        lines.iter().map(|cells| seen(&cells[column])).max().unwrap_or_default()
+        lines.iter().map(|cells| display_width(&cells[column])).max().unwrap_or_default()
     });
     let mut table = String::new();
     for cells in &lines {
         let padded = cells.iter().zip(widths);
-        let line: String =
-            padded.map(|(cell, width)| cell.clone() + &" ".repeat(width + GAP - seen(cell))).collect();
+        let line: String = padded
+            .map(|(cell, width)| cell.clone() + &" ".repeat(width + GAP - display_width(cell)))
+            .collect();
         table.push_str(line.trim_end());
         table.push('\n');
     }
@@ -111,7 +112,7 @@ pub(super) fn table<const N: usize>(
 }
 
 /// Returns how many columns of a terminal a text takes; colours take none.
-fn seen(text: &str) -> usize {
+fn display_width(text: &str) -> usize {
     anstream::adapter::strip_str(text).map(UnicodeWidthStr::width).sum()
 }
 
@@ -165,9 +166,9 @@ mod tests {
 
     #[test]
     fn a_text_is_wrapped_at_spaces_and_a_long_word_has_its_own_line() {
-        let shown = wrapped("- one two three /a/long/path four", 9);
+        let shown = wrap("- one two three /a/long/path four", 9);
         assert_eq!(shown, "- one two\n  three\n  /a/long/path\n  four\n");
-        assert_eq!(wrapped("one two", usize::MAX), "one two\n");
+        assert_eq!(wrap("one two", usize::MAX), "one two\n");
     }
 
     #[test]

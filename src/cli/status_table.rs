@@ -34,21 +34,21 @@ fn verdict_lines(status: &StatusView, format: Format) -> String {
     let headline = format!("{}: {}", verdict.level.word(), one_line(&verdict.headline));
     let faults = verdict.faults.iter().map(|fault| {
         let line = format!("- {}", with_next(&fault.text, fault.next.as_deref()));
-        output::wrapped(&line, width)
+        output::wrap(&line, width)
     });
-    let lines: String = std::iter::once(output::wrapped(&headline, width)).chain(faults).collect();
-    painted(lines, verdict.level)
+    let lines: String = std::iter::once(output::wrap(&headline, width)).chain(faults).collect();
+    paint(lines, verdict.level)
 }
 
 /// Formats the judgement and the first next step as one line, for scripts.
 pub(super) fn verdict_line(status: &StatusView) -> String {
     let verdict = &status.verdict;
     let line = with_next(&verdict.text, verdict.next.as_deref());
-    painted(format!("{}: {line}\n", verdict.level.word()), verdict.level)
+    paint(format!("{}: {line}\n", verdict.level.word()), verdict.level)
 }
 
 /// Colours the level, which the text begins with.
-fn painted(text: String, level: Level) -> String {
+fn paint(text: String, level: Level) -> String {
     let paint = match level {
         Level::Ok => good,
         Level::Degraded => warn,

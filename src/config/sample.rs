@@ -40,7 +40,7 @@ pub(super) fn list(row: &str, path: &str, node: &YamlNode) -> String {
 }
 
 /// Returns what to write for a key that is missing and holds sections by name.
-pub(super) fn named(key: &str, label: Option<&str>) -> String {
+pub(super) fn sections(key: &str, label: Option<&str>) -> String {
     format!("{key}: {{ {}: {} }}", label.unwrap_or("NAME"), mapping(&format!("{key}.*"), None))
 }
 

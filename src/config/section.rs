@@ -146,7 +146,7 @@ impl<'a> Section<'a> {
             let right = match self.key(name).kind {
                 ValueKind::Named => {
                     let label = self.text("default_backend").filter(|name| values::is_label(name));
-                    format!("write {}", sample::named(name, label))
+                    format!("write {}", sample::sections(name, label))
                 }
                 kind => format!("expected {}", kind.shape()),
             };
@@ -324,7 +324,7 @@ fn misshapen(diagnostics: &Diagnostics, node: &YamlNode, path: &str, kind: Value
         Some(right) => format!("write {right}"),
         None if path.is_empty() => format!(
             "this is no configuration: write default_backend: NAME and {}, as in config.example.yaml",
-            sample::named("backends", None)
+            sample::sections("backends", None)
         ),
         None => format!("expected {}", kind.shape()),
     };

@@ -47,8 +47,8 @@ pub(super) fn fault(backend: &BackendView, routes: &[RouteView]) -> FaultView {
             None => (format!("{name} is not listed yet"), format!("{name} is not listed yet")),
         },
     };
-    clauses.extend(handlers::refused(routes, name));
-    clauses.extend(handlers::waiting(routes, name));
+    clauses.extend(handlers::refusal_clause(routes, name));
+    clauses.extend(handlers::wait_clause(routes, name));
     clauses.extend(outcome(backend));
     let text = std::iter::once(text).chain(clauses).collect::<Vec<_>>().join("; ");
     FaultView { text, ..fault_of(problem, None, runbook_section(backend)) }
@@ -57,12 +57,12 @@ pub(super) fn fault(backend: &BackendView, routes: &[RouteView]) -> FaultView {
 /// Says that an `optional` backend is not there yet, which is no fault.
 pub(super) fn optional(backend: &BackendView, routes: &[RouteView]) -> FaultView {
     let problem = format!("{} is optional and not there yet", backend.name);
-    fault_of(problem, handlers::refused(routes, &backend.name), "crimuxbackendjoining")
+    fault_of(problem, handlers::refusal_clause(routes, &backend.name), "crimuxbackendjoining")
 }
 
 /// Names the backends that the file does not name and that still have pods. That is no outage, but the file
 /// is not all that the node runs.
-pub(super) fn removed(status: &StatusView) -> impl Iterator<Item = FaultView> {
+pub(super) fn removal_faults(status: &StatusView) -> impl Iterator<Item = FaultView> {
     let removed = status.backends.iter().filter(|backend| !backend.configured && backend.sandboxes > 0);
     removed.map(|BackendView { name, sandboxes, .. }| {
         let problem = format!("{name} is not in the configuration");

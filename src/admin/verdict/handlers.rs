@@ -8,7 +8,7 @@ use crate::error::handler_label;
 
 /// Names the handlers whose new sandboxes are refused because of an outage of this backend; a drain is the
 /// operator's own will.
-pub(super) fn refused(routes: &[RouteView], backend: &str) -> Option<String> {
+pub(super) fn refusal_clause(routes: &[RouteView], backend: &str) -> Option<String> {
     let refused = routes.iter().filter(|route| {
         route.refused.is_some() && route.targets.iter().any(|target| target.state != "draining")
     });
@@ -16,7 +16,7 @@ pub(super) fn refused(routes: &[RouteView], backend: &str) -> Option<String> {
 }
 
 /// Names the handlers whose new sandboxes wait for this backend, which is late.
-pub(super) fn waiting(routes: &[RouteView], backend: &str) -> Option<String> {
+pub(super) fn wait_clause(routes: &[RouteView], backend: &str) -> Option<String> {
     let waits = |target: &TargetView| target.backend == backend && target.takes_new && target.state == "late";
     in_shares(routes.iter(), waits, "wait until it answers")
 }
@@ -59,7 +59,7 @@ fn in_words(handlers: &[&str]) -> String {
 }
 
 /// Says what became of a handler that was taken out of the configuration, while pods ask or asked for it.
-pub(super) fn removed(removed: &RemovedHandlerView) -> Option<FaultView> {
+pub(super) fn removal_fault(removed: &RemovedHandlerView) -> Option<FaultView> {
     let RemovedHandlerView { handler, sandboxes, last_refused } = removed;
     let refused = last_refused.as_deref().and_then(recent);
     if *sandboxes == 0 && refused.is_none() {
@@ -78,7 +78,7 @@ pub(super) fn removed(removed: &RemovedHandlerView) -> Option<FaultView> {
 
 /// Names the handlers whose new sandboxes are refused because the operator drained their backends, and how
 /// that is taken back. That is no outage, but the reason why pods do not start.
-pub(super) fn drained(routes: &[RouteView]) -> Option<FaultView> {
+pub(super) fn drain_fault(routes: &[RouteView]) -> Option<FaultView> {
     let drained: Vec<_> = routes
         .iter()
         .filter(|route| {

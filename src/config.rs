@@ -328,9 +328,20 @@ impl Config {
     /// [`ConfigError::Read`] if the file cannot be read, [`ConfigError::Invalid`] with every problem found if
     /// it is wrong, not UTF-8 or larger than 1 MiB.
     pub fn load(path: &Path) -> Result<Self, ConfigError> {
-        let (text, base_dir) = read_text(path)?;
-        Self::parse(&text, &base_dir)
-            .map_err(|problems| ConfigError::Invalid { path: path.to_owned(), problems })
+        Self::load_with_bytes(path).1
+    }
+
+    /// As [`Config::load`], and the bytes that were read: none of a file that cannot be read, and of a larger
+    /// one than 1 MiB one more than that.
+    pub(crate) fn load_with_bytes(path: &Path) -> (Vec<u8>, Result<Self, ConfigError>) {
+        let (bytes, base_dir) = match read_bounded(path) {
+            Ok(read) => read,
+            Err(source) => return (Vec::new(), Err(ConfigError::Read { path: path.to_owned(), source })),
+        };
+        let invalid = |problems| ConfigError::Invalid { path: path.to_owned(), problems };
+        let text = decode(bytes.clone(), path);
+        let loaded = text.and_then(|text| Self::parse(&text, &base_dir).map_err(invalid));
+        (bytes, loaded)
     }
 
     /// Checks the text of a configuration. Relative paths in it start at `base_dir`.

@@ -76,8 +76,8 @@ impl Reloads {
         let (path, file) = (self.path.clone(), std::path::absolute(&self.path));
         // Calls must not wait for files, nor for the look-up of paths and names.
         let load = move || {
-            let bytes = std::fs::read(&path).unwrap_or_default();
-            (bytes, Config::load(&path).map(|config| (Wanted::of(&config), config)))
+            let (bytes, loaded) = Config::load_with_bytes(&path);
+            (bytes, loaded.map(|config| (Wanted::of(&config), config)))
         };
         let loaded = tokio::task::spawn_blocking(load).await;
         let (bytes, loaded) = loaded.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));

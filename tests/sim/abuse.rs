@@ -305,6 +305,16 @@ async fn streams_that_are_opened_and_reset_start_no_work() {
 }
 
 #[tokio::test]
+async fn a_configuration_without_an_end_is_read_up_to_its_limit() {
+    let watched = Watched::start(1).await;
+    let file = watched.crimux.dir.path().join("crimux.yaml");
+    std::fs::File::options().append(true).open(file).unwrap().set_len(512 << 20).unwrap();
+    eventually(SOON, async || watched.crimux.log().contains("larger than 1 MiB")).await;
+    watched.assert_others_are_served().await;
+    watched.assert_given_back().await;
+}
+
+#[tokio::test]
 async fn metadata_beyond_the_limit_fails_its_call_and_no_other() {
     let watched = Watched::start(1).await;
     let client = watched.crimux.client();

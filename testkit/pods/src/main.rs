@@ -6,9 +6,10 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use crimux::cri::PodSandboxState;
+use crimux::cri;
 
 use client::Client;
+use cri::PodSandboxState;
 
 mod client;
 mod requests;
@@ -20,6 +21,9 @@ usage: pods SOCKET VERB
   list                     one line per pod: ID, name, handler, state
   remove SANDBOX|all       stop and remove
 Logs are written to the directory `pod-logs` beside the socket.";
+
+/// Sleeps until told to end: as PID 1 a plain `sleep` would ignore the request.
+const IDLE: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; sleep 86400 & wait"];
 
 type Failure = Box<dyn std::error::Error>;
 
@@ -69,7 +73,7 @@ async fn run(client: &Client, logs: &Path, name: &str, handler: &str) -> Result<
     std::fs::create_dir_all(&config.log_directory)?;
     let sandbox = client.call(&requests::run(&config, handler)).await?.pod_sandbox_id;
     client.call(&requests::pull(&config)).await?;
-    let container = client.call(&requests::create(&sandbox, &config)).await?.container_id;
+    let container = client.call(&requests::create(&sandbox, &config, &IDLE)).await?.container_id;
     client.call(&requests::start(&container)).await?;
     println!("{sandbox} {container}");
     Ok(())

@@ -1,9 +1,11 @@
 //! The requests of a pod's life as kubelet makes them, of a pod with one busybox container.
+//!
+//! `testkit` compiles this file too, with the types of its own clients.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crimux::cri::{
+use crate::cri::{
     ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ImageSpec,
     LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
     LinuxSandboxSecurityContext, ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandboxConfig,
@@ -11,10 +13,8 @@ use crimux::cri::{
     StartContainerRequest, StopPodSandboxRequest,
 };
 
-const IMAGE: &str = "docker.io/library/busybox:latest";
-
-/// Sleeps until told to end: as PID 1 a plain `sleep` would ignore the request.
-const IDLE: [&str; 3] = ["sh", "-c", "trap 'exit 0' TERM; sleep 86400 & wait"];
+/// The image of every container.
+pub(crate) const IMAGE: &str = "docker.io/library/busybox:latest";
 
 /// Seconds a command inside a container may take: gVisor on a busy machine is slow, a hang is longer.
 const EXEC_SECONDS: i64 = 60;
@@ -48,25 +48,29 @@ pub(crate) fn pull(config: &PodSandboxConfig) -> PullImageRequest {
     PullImageRequest { image: Some(image()), auth: None, sandbox_config: Some(config.clone()) }
 }
 
-/// Makes the container `main`, which waits for its end.
-pub(crate) fn create(sandbox: &str, config: &PodSandboxConfig) -> CreateContainerRequest {
+/// The configuration of the container `main` of a sandbox, which runs `command` in [`IMAGE`].
+pub(crate) fn container_config(sandbox: &PodSandboxConfig, command: &[&str]) -> ContainerConfig {
     let security =
         LinuxContainerSecurityContext { namespace_options: Some(namespaces()), ..Default::default() };
-    let container = ContainerConfig {
+    ContainerConfig {
         metadata: Some(ContainerMetadata { name: "main".into(), attempt: 0 }),
         image: Some(image()),
-        command: IDLE.map(String::from).to_vec(),
-        labels: config.labels.clone(),
+        command: strings(command),
+        labels: sandbox.labels.clone(),
         log_path: "main.log".into(),
         linux: Some(LinuxContainerConfig {
             resources: Some(LinuxContainerResources { cpu_shares: 128, ..Default::default() }),
             security_context: Some(security),
         }),
         ..Default::default()
-    };
+    }
+}
+
+/// Makes the container `main`.
+pub(crate) fn create(sandbox: &str, config: &PodSandboxConfig, command: &[&str]) -> CreateContainerRequest {
     CreateContainerRequest {
         pod_sandbox_id: sandbox.into(),
-        config: Some(container),
+        config: Some(container_config(config, command)),
         sandbox_config: Some(config.clone()),
     }
 }
@@ -76,8 +80,7 @@ pub(crate) fn start(container: &str) -> StartContainerRequest {
 }
 
 pub(crate) fn exec(container: &str, command: &[&str]) -> ExecSyncRequest {
-    let cmd = command.iter().map(|&word| word.to_owned()).collect();
-    ExecSyncRequest { container_id: container.into(), cmd, timeout: EXEC_SECONDS }
+    ExecSyncRequest { container_id: container.into(), cmd: strings(command), timeout: EXEC_SECONDS }
 }
 
 pub(crate) fn list() -> ListPodSandboxRequest {
@@ -99,4 +102,8 @@ fn namespaces() -> NamespaceOption {
 
 fn image() -> ImageSpec {
     ImageSpec { image: IMAGE.into(), ..Default::default() }
+}
+
+fn strings(words: &[&str]) -> Vec<String> {
+    words.iter().map(|&word| word.to_owned()).collect()
 }

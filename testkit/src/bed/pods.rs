@@ -1,30 +1,24 @@
 //! Runs pods on a CRI socket the way kubelet does: sandbox first, then the pull for that sandbox, then the
 //! container.
 //!
-//! Tests and `dev/quickstart` need whole pods on a real runtime, directly or through crimux, with the same
-//! code. It only sends calls and returns the replies; it asserts nothing.
+//! Tests need whole pods on a real runtime, directly or through crimux, with the same code. It only sends
+//! calls and returns the replies; it asserts nothing. The requests are those of the program `pods`.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::cri::image_service_client::ImageServiceClient;
 use crate::cri::runtime_service_client::RuntimeServiceClient;
-use crate::cri::{
-    ContainerConfig, ContainerMetadata, CreateContainerRequest, ExecSyncRequest, ExecSyncResponse, ImageSpec,
-    LinuxContainerConfig, LinuxContainerResources, LinuxContainerSecurityContext, LinuxPodSandboxConfig,
-    LinuxSandboxSecurityContext, ListPodSandboxRequest, NamespaceMode, NamespaceOption, PodSandbox,
-    PodSandboxConfig, PodSandboxMetadata, PullImageRequest, RemovePodSandboxRequest, RunPodSandboxRequest,
-    StartContainerRequest, StopPodSandboxRequest,
-};
+use crate::cri::{ContainerConfig, ExecSyncResponse, PodSandbox, PodSandboxConfig};
+
+#[path = "../../pods/src/requests.rs"]
+mod requests;
 
 /// The image of every container that [`Pods::run`] makes.
-pub const IMAGE: &str = "docker.io/library/busybox:latest";
-
-/// Seconds a command inside a container may take: gVisor on a busy machine is slow, a hang is longer.
-const EXEC_SECONDS: i64 = 60;
+pub const IMAGE: &str = requests::IMAGE;
 
 /// A client of one CRI socket that runs whole pods.
 #[derive(Debug, Clone)]
@@ -68,7 +62,7 @@ impl Pods {
 
     /// The configuration of a new sandbox whose logs go where this client's logs go.
     pub fn config(&self, name: &str) -> PodSandboxConfig {
-        sandbox_config(name, &self.logs)
+        requests::sandbox_config(name, &self.logs)
     }
 
     /// Runs a pod with one busybox container that runs `command`, under a `RuntimeClass` handler.
@@ -80,8 +74,7 @@ impl Pods {
         let sandbox = Box::pin(self.sandbox(&config, handler)).await?;
         Box::pin(self.pull(&config)).await?;
         let container = Box::pin(self.container(&sandbox, &config, command)).await?;
-        let start = StartContainerRequest { container_id: container.clone() };
-        self.runtime.start_container(start).await?;
+        self.runtime.start_container(requests::start(&container)).await?;
         let log = Path::new(&config.log_directory).join("main.log");
         Ok(Pod { sandbox, container, config, log })
     }
@@ -93,8 +86,7 @@ impl Pods {
     pub async fn sandbox(&mut self, config: &PodSandboxConfig, handler: &str) -> Result<String, Status> {
         // kubelet makes it, and containerd expects it.
         std::fs::create_dir_all(&config.log_directory)?;
-        let runtime_handler = handler.to_owned();
-        let request = RunPodSandboxRequest { config: Some(config.clone()), runtime_handler };
+        let request = requests::run(config, handler);
         Ok(self.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
     }
 
@@ -103,9 +95,7 @@ impl Pods {
     /// # Errors
     /// The status of `PullImage`.
     pub async fn pull(&mut self, config: &PodSandboxConfig) -> Result<String, Status> {
-        let request =
-            PullImageRequest { image: Some(image()), auth: None, sandbox_config: Some(config.clone()) };
-        Ok(self.images.pull_image(request).await?.into_inner().image_ref)
+        Ok(self.images.pull_image(requests::pull(config)).await?.into_inner().image_ref)
     }
 
     /// Creates, but does not start, the container `main` of a sandbox and returns its ID.
@@ -118,11 +108,7 @@ impl Pods {
         config: &PodSandboxConfig,
         command: &[&str],
     ) -> Result<String, Status> {
-        let request = CreateContainerRequest {
-            pod_sandbox_id: sandbox.to_owned(),
-            config: Some(container_config(config, command)),
-            sandbox_config: Some(config.clone()),
-        };
+        let request = requests::create(sandbox, config, command);
         Ok(self.runtime.create_container(request).await?.into_inner().container_id)
     }
 
@@ -131,12 +117,7 @@ impl Pods {
     /// # Errors
     /// The status of `ExecSync`; a command that fails is no error.
     pub async fn exec(&mut self, container: &str, command: &[&str]) -> Result<ExecSyncResponse, Status> {
-        let request = ExecSyncRequest {
-            container_id: container.to_owned(),
-            cmd: strings(command),
-            timeout: EXEC_SECONDS,
-        };
-        Ok(self.runtime.exec_sync(request).await?.into_inner())
+        Ok(self.runtime.exec_sync(requests::exec(container, command)).await?.into_inner())
     }
 
     /// Lists every sandbox.
@@ -144,7 +125,7 @@ impl Pods {
     /// # Errors
     /// The status of `ListPodSandbox`.
     pub async fn list(&mut self) -> Result<Vec<PodSandbox>, Status> {
-        Ok(self.runtime.list_pod_sandbox(ListPodSandboxRequest::default()).await?.into_inner().items)
+        Ok(self.runtime.list_pod_sandbox(requests::list()).await?.into_inner().items)
     }
 
     /// Stops and removes a sandbox with its containers.
@@ -152,68 +133,13 @@ impl Pods {
     /// # Errors
     /// The status of the call that fails.
     pub async fn remove(&mut self, sandbox: &str) -> Result<(), Status> {
-        let pod_sandbox_id = sandbox.to_owned();
-        self.runtime
-            .stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() })
-            .await?;
-        self.runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id }).await?;
+        self.runtime.stop_pod_sandbox(requests::stop(sandbox)).await?;
+        self.runtime.remove_pod_sandbox(requests::remove(sandbox)).await?;
         Ok(())
-    }
-}
-
-/// The configuration of a sandbox with a fresh uid, in the namespace `default`.
-fn sandbox_config(name: &str, logs: &Path) -> PodSandboxConfig {
-    let nanos = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let uid = format!("{name}-{nanos:x}");
-    PodSandboxConfig {
-        metadata: Some(PodSandboxMetadata {
-            name: name.to_owned(),
-            uid: uid.clone(),
-            namespace: "default".to_owned(),
-            attempt: 0,
-        }),
-        hostname: name.to_owned(),
-        log_directory: logs.join(&uid).display().to_string(),
-        labels: [("app".to_owned(), name.to_owned())].into(),
-        linux: Some(LinuxPodSandboxConfig {
-            security_context: Some(LinuxSandboxSecurityContext {
-                namespace_options: Some(namespaces()),
-                ..Default::default()
-            }),
-            ..Default::default()
-        }),
-        ..Default::default()
     }
 }
 
 /// The configuration of the container `main` of a sandbox, which runs `command` in the image of [`IMAGE`].
 pub fn container_config(sandbox: &PodSandboxConfig, command: &[&str]) -> ContainerConfig {
-    ContainerConfig {
-        metadata: Some(ContainerMetadata { name: "main".to_owned(), attempt: 0 }),
-        image: Some(image()),
-        command: strings(command),
-        labels: sandbox.labels.clone(),
-        log_path: "main.log".to_owned(),
-        linux: Some(LinuxContainerConfig {
-            resources: Some(LinuxContainerResources { cpu_shares: 128, ..Default::default() }),
-            security_context: Some(LinuxContainerSecurityContext {
-                namespace_options: Some(namespaces()),
-                ..Default::default()
-            }),
-        }),
-        ..Default::default()
-    }
-}
-
-/// What kubelet asks for unless a pod says otherwise: network and IPC of the pod, processes of the container.
-fn namespaces() -> NamespaceOption {
-    NamespaceOption { pid: NamespaceMode::Container.into(), ..Default::default() }
-}
-
-fn image() -> ImageSpec {
-    ImageSpec { image: IMAGE.to_owned(), ..Default::default() }
-}
-
-fn strings(words: &[&str]) -> Vec<String> {
-    words.iter().map(|&word| word.to_owned()).collect()
+    requests::container_config(sandbox, command)
 }

@@ -61,9 +61,10 @@ fn refresh(state: &AdminState) {
     node.metrics.clients.set(connections, streams);
     node.metrics.older_processes.set(&node.history.older_processes());
     let routes = read::all_routes(node);
-    let is_ready = read::compose_status(state, &routes).verdict.level != Level::NotReady;
-    let comes_later: HashSet<_> =
-        backends.iter().filter(|backend| node.comes_later(backend)).map(|backend| &*backend.name).collect();
+    let status = read::compose_status(state, &routes);
+    let is_ready = status.verdict.level != Level::NotReady;
+    let later = status.backends.iter().filter(|backend| backend.comes_later);
+    let comes_later: HashSet<_> = later.map(|backend| backend.name.as_str()).collect();
     let handlers: Vec<_> = routes.iter().map(|route| handler_sample(route, &comes_later)).collect();
     node.metrics.node.set(is_ready, &handlers);
     for route in &routes {

@@ -116,11 +116,17 @@ pub struct LastError {
     pub text: Arc<str>,
 }
 
+/// The lateness of a class.
+#[derive(Debug, Clone, Copy)]
+struct Late {
+    since: SystemTime,
+    /// Whether the log says that it is late; otherwise it does not say the end either.
+    is_said: bool,
+}
+
 #[derive(Debug, Default)]
 struct Inner {
-    late: [Option<SystemTime>; CLASSES],
-    /// The classes whose lateness the log says; the end of every other one is not said either.
-    said_late: [bool; CLASSES],
+    late: [Option<Late>; CLASSES],
     /// The connection over which each class is being refreshed.
     refreshing: [Option<u64>; CLASSES],
     /// The number of the current connection, counted from 0.
@@ -167,14 +173,14 @@ impl Health {
 
     /// Returns since when this class is late.
     pub fn late_since(&self, class: MethodClass) -> Option<SystemTime> {
-        self.inner().late[class as usize]
+        self.inner().late[class as usize].map(|late| late.since)
     }
 
     /// Returns the classes that are late, each with the time since when.
     pub fn late_classes(&self) -> Vec<(MethodClass, SystemTime)> {
         let inner = self.inner();
         let late = ALL_CLASSES.into_iter().zip(inner.late);
-        late.filter_map(|(class, since)| Some((class, since?))).collect()
+        late.filter_map(|(class, late)| Some((class, late?.since))).collect()
     }
 
     /// Returns the classes with a refresh in flight.
@@ -190,7 +196,7 @@ impl Health {
 
     /// Returns since when the first late class is late; `None` if none is.
     pub fn first_late_since(&self) -> Option<SystemTime> {
-        self.inner().late.iter().flatten().min().copied()
+        self.inner().late.iter().flatten().map(|late| late.since).min()
     }
 
     /// Makes a class late: one of its calls outlasted its deadline or, of `Lists`, failed. Returns false if
@@ -201,26 +207,24 @@ impl Health {
         }
         let late = &mut self.inner().late[class as usize];
         let news = late.is_none();
-        late.get_or_insert_with(SystemTime::now);
+        late.get_or_insert_with(|| Late { since: SystemTime::now(), is_said: false });
         self.mark_listed_or_late(class);
         news
     }
 
     /// Records that the log says that this class is late.
     pub fn mark_said_late(&self, class: MethodClass) {
-        self.inner().said_late[class as usize] = true;
+        if let Some(late) = &mut self.inner().late[class as usize] {
+            late.is_said = true;
+        }
     }
 
     /// Ends the lateness of a class, because it was answered. Returns whether it was late and the log says
     /// so.
     pub fn end_lateness(&self, class: MethodClass) -> bool {
-        let ended = {
-            let mut inner = self.inner();
-            let was_late = inner.late[class as usize].take().is_some();
-            std::mem::take(&mut inner.said_late[class as usize]) && was_late
-        };
+        let ended = self.inner().late[class as usize].take();
         self.mark_listed_or_late(class);
-        ended
+        ended.is_some_and(|late| late.is_said)
     }
 
     /// Records that `Status` was not answered, or that the backend is not connected.
@@ -293,7 +297,6 @@ impl Health {
         self.answers.send_replace(Answered::default());
         let mut inner = self.inner();
         inner.late = Default::default();
-        inner.said_late = Default::default();
         inner.late_objects.clear();
         inner.connection += 1;
     }

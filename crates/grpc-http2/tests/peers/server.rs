@@ -632,7 +632,7 @@ async fn a_malformed_request_is_reset_alone() {
 }
 
 #[tokio::test]
-async fn a_path_that_no_uri_can_have_is_whole_as_the_root() {
+async fn a_path_that_no_uri_can_have_is_handed_out_as_the_root() {
     for path in [&b"\x03a b"[..], b"\x03foo", b"\x0ahttp://x/y"] {
         let request = [b"\x83\x86\x04", path, &REQUEST[REQUEST.len() - 19..]].concat();
         let told = scripted(&after(&[frame(1, 5, 1, &request)]), 1 << 20, b"x-length").await;

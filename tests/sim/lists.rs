@@ -18,7 +18,7 @@ const CONTAINERS: &str = "/runtime.v1.RuntimeService/ListContainers";
 /// Three runtimes with pods of the same names, behind one crimux.
 async fn three() -> ([SimRuntime; 3], Crimux) {
     let mut runtimes = Vec::new();
-    for (name, containers) in [("a", 12), ("b", 25), ("c", 0)] {
+    for (name, containers) in [("a", 12), ("b", 26), ("c", 0)] {
         runtimes.push(SimRuntime::builder(name).containers(containers, 2).images(3).start().await);
     }
     let runtimes: [SimRuntime; 3] = runtimes.try_into().unwrap();

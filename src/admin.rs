@@ -43,6 +43,7 @@ mod openmetrics;
 mod page;
 mod read;
 pub mod socket_note;
+mod status_view;
 mod timeline;
 mod upgrade;
 pub(crate) mod verdict;

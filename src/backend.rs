@@ -3,7 +3,7 @@
 //! `connection.rs` keeps the connection, `health.rs` says whether it is in time, `call.rs` sends over it.
 //! Nothing here knows what a method means.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub struct Backend {
     api: Mutex<Option<Api>>,
     connector: Mutex<Option<Arc<Connector>>>,
     certificates: Certificates,
+    /// The process that listens at its socket; 0 if that is not known.
+    peer_pid: AtomicI32,
     /// Calls in flight, by the limit that they count against.
     in_flight: [AtomicUsize; IN_FLIGHT_LIMITS],
     side: Side,
@@ -81,6 +83,7 @@ impl Backend {
             api: Mutex::new(None),
             connector: Mutex::new(None),
             certificates: Certificates::default(),
+            peer_pid: AtomicI32::new(0),
             in_flight: Default::default(),
             side,
         })
@@ -94,6 +97,11 @@ impl Backend {
     /// Returns the state of the connection.
     pub fn link(&self) -> Link {
         self.link.borrow().clone()
+    }
+
+    /// Returns the process that listens at its socket, if it is connected and the kernel tells.
+    pub fn peer_pid(&self) -> Option<i32> {
+        Some(self.peer_pid.load(Ordering::Relaxed)).filter(|pid| *pid > 0 && self.is_up())
     }
 
     /// Tells whether calls can be sent to it.

@@ -46,6 +46,21 @@ pub struct Refusal {
 /// The longest text of a [`Refusal`], in characters.
 const REFUSAL_TEXT: usize = 256;
 
+/// How long sandboxes that a backend lost are part of the node's verdict.
+pub const LOSS: Duration = Duration::from_secs(600);
+
+/// Sandboxes that a backend lists no more and that nobody removed through crimux: its store was lost or is
+/// another, or somebody removed them at the backend itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Loss {
+    /// When the last of them was missed.
+    pub at: SystemTime,
+    /// How many are gone.
+    pub gone: usize,
+    /// How many it had.
+    pub owned: usize,
+}
+
 /// A handler that a reload took out of the configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RemovedHandler {
@@ -102,6 +117,7 @@ pub struct RecentEvents {
     restart_keys: Mutex<Vec<&'static str>>,
     new_state_dir: Mutex<Option<PathBuf>>,
     removed_handlers: Mutex<BTreeMap<Box<str>, RemovedHandler>>,
+    losses: Mutex<BTreeMap<Box<str>, Loss>>,
     older_processes: Mutex<Vec<OlderProcess>>,
     requested_handlers: Mutex<HashMap<Box<str>, Box<str>>>,
     states: Mutex<BTreeMap<Box<str>, VecDeque<StateChange>>>,
@@ -146,6 +162,23 @@ impl RecentEvents {
     pub fn forget_refusal_of(&self, namespace: &str, name: &str) {
         lock(&self.last_refusal)
             .take_if(|refusal| refusal.pod.split_once('/').is_some_and(|pod| pod == (namespace, name)));
+    }
+
+    /// Records that a backend no longer lists `gone` of the `owned` sandboxes that it had, and that nobody
+    /// removed through crimux. What it lost within [`LOSS`] is one loss.
+    pub fn record_lost_sandboxes(&self, backend: &str, gone: usize, owned: usize) {
+        let now = SystemTime::now();
+        let mut losses = lock(&self.losses);
+        losses.retain(|_, loss| now.duration_since(loss.at).is_ok_and(|age| age < LOSS));
+        let loss = losses.entry(backend.into()).or_insert(Loss { at: now, gone: 0, owned });
+        (loss.at, loss.gone) = (now, loss.gone + gone);
+    }
+
+    /// Returns what backends lost within the last [`LOSS`], by name.
+    pub fn losses(&self) -> BTreeMap<Box<str>, Loss> {
+        let is_recent = |loss: &Loss| loss.at.elapsed().is_ok_and(|age| age < LOSS);
+        let losses = lock(&self.losses);
+        losses.iter().filter(|(_, loss)| is_recent(loss)).map(|(name, loss)| (name.clone(), *loss)).collect()
     }
 
     /// Records a handler that a reload took out of the configuration, with where it led.

@@ -17,7 +17,7 @@
 //! says of a changed file; [`admin`] and [`cli`] are the operator's side. Encodings are in [`wire`],
 //! [`codec`], [`cri`] and [`utf8`]; what clients may make crimux hold is in [`limits`] and [`admission`];
 //! what every layer may use in [`config`], [`error`], [`shutdown`], [`handover`], [`accept`], [`backoff`],
-//! [`mutex`], [`log_limit`], [`history`], [`side`], [`metrics`] and [`telemetry`].
+//! [`mutex`], [`log_limit`], [`history`], [`process`], [`side`], [`metrics`] and [`telemetry`].
 //!
 //! ARCHITECTURE.md draws this, defines the words, and gives the reasons. `tests/layering.rs` checks that
 //! imports point only down.
@@ -43,6 +43,7 @@ pub mod method;
 pub mod metrics;
 pub mod mutex;
 pub mod plan;
+pub mod process;
 pub mod proxy;
 pub mod relay;
 pub mod router;

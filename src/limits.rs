@@ -3,12 +3,16 @@
 //!
 //! The HTTP/2 crate enforces all but the number of connections; here are the current values, which the
 //! configuration gives, and what is told of a limit that is reached: a counter, and a line in the log at most
-//! once a minute. Beyond the number of connections the one that is idle for longest is evicted;
-//! `admission.rs`, for listeners whose connections send one request, evicts the oldest.
+//! once a minute. Beyond the number of connections, of the process that has the most, the one that is idle for
+//! longest is evicted, so that a client with hundreds does not shut out kubelet, which has two; and while all
+//! are used, a process with few gets one of [`RESERVED`] more. `admission.rs`, for listeners whose connections
+//! send one request, evicts the oldest.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
 
 use grpc_http2::server::ServerConfig;
 use grpc_http2::{Budget, Limit, LimitHook};
@@ -24,6 +28,14 @@ use crate::mutex::lock;
 /// The limits as the `limit` label and the log name them: the keys of the configuration.
 const NAMES: [&str; 6] =
     ["connections", "streams", "metadata_kib", "requests_mib", "receive_time", "unread_mib"];
+/// Those that all clients share: one client that reaches it shuts out the others. The rest is each client's.
+const SHARED: [&str; 3] = ["connections", "requests_mib", "unread_mib"];
+
+/// The connections beyond the limit for processes that have fewer than [`FEW`] and are not the one that has the
+/// most: kubelet, after its restart or a lost connection.
+const RESERVED: usize = 16;
+/// kubelet has two connections, crictl one.
+const FEW: usize = 4;
 
 /// The current limits.
 #[derive(Debug)]
@@ -36,7 +48,17 @@ pub struct ClientLimits {
     request_budget: Arc<Budget>,
     unread_budget: Arc<Budget>,
     reached: [IntCounter; NAMES.len()],
+    reached_at: Mutex<[Option<SystemTime>; NAMES.len()]>,
     log_limits: Mutex<[LogLimit; NAMES.len()]>,
+}
+
+/// The process that has the most connections open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LargestClient {
+    /// Its process ID.
+    pub pid: i32,
+    /// How many connections it has.
+    pub connections: usize,
 }
 
 /// The connections that clients have open.
@@ -51,6 +73,8 @@ struct Connections {
 #[derive(Debug)]
 struct ClientConnection {
     limits: Arc<ClientLimits>,
+    /// The process that connected; `None` if the kernel does not tell.
+    pid: Option<i32>,
     /// Its calls in flight.
     calls: AtomicUsize,
     /// [`ClientLimits::ended_calls`] when its last call ended, or when it was accepted.
@@ -84,6 +108,7 @@ impl ClientLimits {
             unread_budget: Budget::new(limits.unread_bytes),
             // A series that appears with its first increment cannot be alerted on.
             reached: NAMES.map(|name| metrics.limit_reached(name)),
+            reached_at: Mutex::default(),
             log_limits: Mutex::default(),
         })
     }
@@ -100,24 +125,27 @@ impl ClientLimits {
         }
     }
 
-    /// Takes a slot for a connection; `None` if all are taken and none is idle. Of the last eighth of the
+    /// Takes a slot for a connection of the process `pid`; `None` if all are taken and none is idle, unless it is
+    /// one of the reserved. Of the last eighth of the
     /// slots each is taken at the cost of the connection that has been idle for the longest time: a client
     /// that never closes its connections, as critest, locks out neither others nor itself. If no slot is
     /// free, such a connection gives its own at once.
-    pub fn accept_connection(self: &Arc<Self>) -> Option<ConnectionSlot> {
+    pub fn accept_connection(self: &Arc<Self>, pid: Option<i32>) -> Option<ConnectionSlot> {
         let limit = self.current().connections;
         let mut connections = lock(&self.connections);
         let open = connections.open.len();
         if open >= limit - limit / 8 {
             connections.evict_idle();
         }
-        if open >= limit && !connections.replace_idle() {
+        let is_reserved = open < limit + RESERVED && connections.has_few(pid);
+        if open >= limit && !is_reserved && !connections.replace_idle() {
             drop(connections);
             self.note_reached(0);
             return None;
         }
         let connection = Arc::new(ClientConnection {
             limits: Arc::clone(self),
+            pid,
             calls: AtomicUsize::new(0),
             last_used: AtomicU64::new(self.ended_calls.load(Ordering::Relaxed)),
             evicted: CancellationToken::new(),
@@ -132,6 +160,26 @@ impl ClientLimits {
     /// Returns how many connections and streams clients have open.
     pub fn open(&self) -> (usize, usize) {
         (lock(&self.connections).open.len(), self.streams.load(Ordering::Relaxed))
+    }
+
+    /// Returns the most connections that may be open.
+    pub fn max_connections(&self) -> usize {
+        self.current().connections
+    }
+
+    /// Returns the process that has the most connections open.
+    pub fn largest_client(&self) -> Option<LargestClient> {
+        let counts = lock(&self.connections).counts();
+        let known = counts.into_iter().filter_map(|(pid, connections)| Some((pid?, connections)));
+        let largest = known.max_by_key(|(_, connections)| *connections);
+        largest.map(|(pid, connections)| LargestClient { pid, connections })
+    }
+
+    /// Returns the limits that all clients share and that were reached, each with the last time.
+    pub fn shared_reached(&self) -> Vec<(&'static str, SystemTime)> {
+        let at = *lock(&self.reached_at);
+        let reached = NAMES.into_iter().zip(at).filter(|(name, _)| SHARED.contains(name));
+        reached.filter_map(|(name, at)| Some((name, at?))).collect()
     }
 
     /// Returns what a connection announces and accepts.
@@ -154,38 +202,69 @@ impl ClientLimits {
 
     fn note_reached(&self, index: usize) {
         self.reached[index].inc();
+        lock(&self.reached_at)[index] = Some(SystemTime::now());
         if lock(&self.log_limits)[index].count(1).is_some() {
+            let largest = self.largest_client();
             tracing::warn!(
                 limit = NAMES[index],
-                "a client has reached a limit; the next minute says no more of it"
+                connections = self.open().0,
+                largest_pid = largest.map(|client| client.pid),
+                largest_connections = largest.map(|client| client.connections),
+                "clients have reached a limit (section `limits`); the next minute says no more of it"
             );
         }
     }
 }
 
 impl Connections {
-    /// Evicts the connection without a call in flight that was used before all others of that kind.
+    /// Returns how many connections each process has.
+    fn counts(&self) -> BTreeMap<Option<i32>, usize> {
+        let mut counts = BTreeMap::new();
+        for connection in self.open.values() {
+            *counts.entry(connection.pid).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Tells whether a process has few connections while another one has the most.
+    fn has_few(&self, pid: Option<i32>) -> bool {
+        let counts = self.counts();
+        let own = counts.get(&pid).copied().unwrap_or_default();
+        pid.is_some() && own < FEW && counts.values().any(|count| *count > own.max(FEW))
+    }
+
+    /// Evicts an idle connection that stays so far.
     fn evict_idle(&self) {
-        let staying = self.idle().filter(|(_, connection)| !connection.evicted.is_cancelled());
-        if let Some((_, oldest)) = staying.min_by_key(|(_, connection)| connection.last_used()) {
+        if let Some((_, oldest)) = self.first_to_go(|connection| !connection.evicted.is_cancelled()) {
             oldest.evicted.cancel();
         }
     }
 
-    /// Frees the slot of the connection without a call in flight that was used before all others of that
-    /// kind, which has not closed itself since it was evicted. Returns false if every connection is used.
+    /// Returns, of the connections without a call in flight for which `may_go` holds, that of the process with
+    /// the most connections which was used before all others of it. None of a process with few, while another
+    /// one has many.
+    fn first_to_go(
+        &self,
+        may_go: impl Fn(&ClientConnection) -> bool,
+    ) -> Option<(u64, &Arc<ClientConnection>)> {
+        let counts = self.counts();
+        let many = counts.values().max().map_or(0, |most| FEW.min(*most));
+        let idle = self.open.iter().filter(|(_, connection)| {
+            let is_idle = connection.calls.load(Ordering::Relaxed) == 0;
+            is_idle && counts[&connection.pid] >= many && may_go(connection)
+        });
+        let order =
+            |connection: &ClientConnection| (Reverse(counts[&connection.pid]), connection.last_used());
+        idle.min_by_key(|(_, connection)| order(connection)).map(|(number, connection)| (*number, connection))
+    }
+
+    /// Frees the slot of an idle connection, which has not closed itself since it was evicted. Returns false if
+    /// every connection is used.
     fn replace_idle(&mut self) -> bool {
-        let Some((&number, oldest)) = self.idle().min_by_key(|(_, connection)| connection.last_used()) else {
-            return false;
-        };
+        let Some((number, oldest)) = self.first_to_go(|_| true) else { return false };
         oldest.replaced.cancel();
         self.open.remove(&number);
         true
-    }
-
-    /// Returns the connections without a call in flight.
-    fn idle(&self) -> impl Iterator<Item = (&u64, &Arc<ClientConnection>)> {
-        self.open.iter().filter(|(_, connection)| connection.calls.load(Ordering::Relaxed) == 0)
     }
 }
 
@@ -268,14 +347,14 @@ mod tests {
     #[test]
     fn the_connection_that_is_idle_for_the_longest_time_makes_room() {
         let current = ClientLimits::new(&limits(16), &Metrics::new().unwrap());
-        let mut slots: Vec<_> = (0..14).map(|_| current.accept_connection().unwrap()).collect();
+        let mut slots: Vec<_> = (0..14).map(|_| current.accept_connection(Some(1)).unwrap()).collect();
         let _in_flight = slots[0].open_stream();
         drop(slots[1].open_stream());
         assert_eq!(evicted(&slots), [0; 0]);
-        slots.push(current.accept_connection().unwrap());
+        slots.push(current.accept_connection(Some(1)).unwrap());
         assert_eq!(evicted(&slots), [2], "0 has a call in flight, 1 had one lately");
-        slots.push(current.accept_connection().unwrap());
-        slots.push(current.accept_connection().unwrap());
+        slots.push(current.accept_connection(Some(1)).unwrap());
+        slots.push(current.accept_connection(Some(1)).unwrap());
         assert_eq!(evicted(&slots), [2, 3, 4]);
         assert!(slots[2].connection.replaced.is_cancelled(), "no slot was free");
         assert_eq!(current.open(), (16, 1));
@@ -286,13 +365,35 @@ mod tests {
     }
 
     #[test]
+    fn a_client_with_many_connections_does_not_shut_out_one_with_few() {
+        let current = ClientLimits::new(&limits(16), &Metrics::new().unwrap());
+        let kubelet = [(); 2].map(|()| current.accept_connection(Some(1)).unwrap());
+        let many: Vec<_> = (0..14).map(|_| current.accept_connection(Some(2)).unwrap()).collect();
+        let more = current.accept_connection(Some(2)).unwrap();
+        assert_eq!(evicted(&kubelet), [0; 0], "they are the oldest, and of a client with few");
+        let calls: Vec<_> = many.iter().chain([&more]).map(ConnectionSlot::open_stream).collect();
+        drop(kubelet);
+        let last = [(); 2].map(|()| current.accept_connection(Some(2)).unwrap());
+        let _used = last.each_ref().map(ConnectionSlot::open_stream);
+        assert!(current.accept_connection(Some(2)).is_none());
+        let again = [(); 2].map(|()| current.accept_connection(Some(1)).unwrap());
+        assert_eq!(evicted(&again), [0; 0]);
+        let others: Vec<_> = (0..9).filter_map(|_| current.accept_connection(Some(3))).collect();
+        assert_eq!(current.open().0, 16 + 2 + FEW, "beyond the limit there is room for few");
+        drop((calls, others));
+    }
+
+    #[test]
     fn a_connection_is_refused_only_if_all_are_used() {
         let current = ClientLimits::new(&limits(2), &Metrics::new().unwrap());
-        let slots = [(); 2].map(|()| current.accept_connection().unwrap());
+        let slots = [(); 2].map(|()| current.accept_connection(Some(1)).unwrap());
         let mut calls = slots.each_ref().map(|slot| Some(slot.open_stream()));
-        assert!(current.accept_connection().is_none());
+        assert!(current.shared_reached().is_empty());
+        assert!(current.accept_connection(Some(2)).is_none());
+        assert!(matches!(*current.shared_reached(), [("connections", _)]));
+        assert_eq!(current.largest_client(), Some(LargestClient { pid: 1, connections: 2 }));
         calls[1] = None;
-        let third = current.accept_connection().unwrap();
+        let third = current.accept_connection(Some(1)).unwrap();
         assert!(!slots[0].connection.replaced.is_cancelled() && slots[1].connection.replaced.is_cancelled());
         drop(slots);
         assert_eq!(current.open(), (1, 1), "the third keeps its slot");

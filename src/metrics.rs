@@ -67,6 +67,7 @@ pub struct Metrics {
     merged_list_bytes: IntGaugeVec,
     merged_lists_large: IntCounterVec,
     sandboxes_routed: IntCounterVec,
+    lost_sandboxes: IntCounterVec,
     unknown_ids: IntCounter,
     id_conflicts: IntCounter,
     foreign_pods: IntCounter,
@@ -123,6 +124,7 @@ impl Metrics {
             merged_list_bytes: make.gauges("merged_list_bytes", &["method"])?,
             merged_lists_large: make.counters("merged_lists_large_total", &["method"])?,
             sandboxes_routed: make.counters("sandboxes_routed_total", &["handler", "backend"])?,
+            lost_sandboxes: make.counters("lost_sandboxes_total", &["backend"])?,
             unknown_ids: make.counter("unknown_ids_total")?,
             id_conflicts: make.counter("id_conflicts_total")?,
             foreign_pods: make.counter("foreign_pods_total")?,
@@ -234,10 +236,16 @@ impl Metrics {
         self.backends.set_all(backends);
         for backend in backends {
             self.left_out.start(backend.name);
+            self.lost_sandboxes.with_label_values(&[backend.name]);
             for list in List::ALL {
                 self.lists_stale.with_label_values(&[backend.name, list.unary().name]);
             }
         }
+    }
+
+    /// Counts ready sandboxes that a backend no longer lists although nobody removed them through crimux.
+    pub fn count_lost_sandboxes(&self, backend: &str, count: usize) {
+        self.lost_sandboxes.with_label_values(&[backend]).inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
     /// Starts the counter of the sandboxes that `handler` sends to `backend`.

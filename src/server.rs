@@ -106,8 +106,9 @@ impl Listener {
         let listener = &self.bound;
         let accept = || async move { listener.accept().await.map(|(stream, _)| stream) };
         // A connection beyond the limit is closed at once.
-        let serve = |stream| {
-            if let Some(slot) = proxy.limits().accept_connection() {
+        let serve = |stream: UnixStream| {
+            let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+            if let Some(slot) = proxy.limits().accept_connection(pid) {
                 connections.spawn(serve_connection(stream, proxy.for_connection(), slot, shutdown.clone()));
             }
         };

@@ -33,6 +33,7 @@ const ROWS: [&[&str]; 12] = [
         "backoff",
         "mutex",
         "log_limit",
+        "process",
         "admission",
         "side",
         "history",

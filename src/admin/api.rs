@@ -67,6 +67,35 @@ pub struct ClientsView {
     pub connections: usize,
     /// Calls under way, event streams included.
     pub calls: usize,
+    /// The most connections that may be open (`limits.connections`).
+    #[serde(default)]
+    pub max_connections: usize,
+    /// The process that has the most connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub largest: Option<ClientView>,
+    /// The limits that all clients share and that one has reached since the start.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub reached_limits: Vec<ReachedLimitView>,
+}
+
+/// A process that is connected to the CRI sockets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ClientView {
+    /// Its process ID.
+    pub pid: i32,
+    /// The name of its program; empty if it has ended.
+    pub program: String,
+    /// How many connections it has.
+    pub connections: usize,
+}
+
+/// A limit of all clients together that was reached.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ReachedLimitView {
+    /// Its key in the section `limits`.
+    pub limit: String,
+    /// The last time.
+    pub at: String,
 }
 
 /// A handler that is no longer in the configuration.
@@ -238,6 +267,9 @@ pub struct BackendView {
     pub runtime_version: Option<String>,
     /// `v1` or `v1alpha2`; absent while it is not connected.
     pub api: Option<String>,
+    /// The methods that it does not answer in time, so that last-known state stands in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub late: Vec<String>,
     /// Why kubelet would not take it for ready although it is connected: conditions of its last `Status` that
     /// are false, or that `Status` is not answered. Of the default and of `required` backends they are the
     /// node's.
@@ -259,6 +291,26 @@ pub struct BackendView {
     /// Whether the node's lists are refused until it is listed: nothing is known of what it holds.
     #[serde(default)]
     pub awaited: bool,
+    /// The ready sandboxes that it lost in the last ten minutes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<LossView>,
+    /// When the first of the certificates of its connection ends; absent without TLS.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate_ends: Option<String>,
+    /// The process that listens at its socket, if that is stopped by a signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stopped_pid: Option<i32>,
+}
+
+/// Sandboxes that a backend no longer lists although nobody removed them through crimux.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LossView {
+    /// When they were missed.
+    pub at: String,
+    /// How many.
+    pub sandboxes: usize,
+    /// How many it had.
+    pub owned: usize,
 }
 
 impl BackendView {

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::admin::api::{LogLevelView, StatusView};
 use crate::admin::read::{ApiError, api_error};
+use crate::admin::status_view::compose_status;
 use crate::admin::{AdminState, read};
 use crate::backend::Backend;
 use crate::proxy::Node;
@@ -45,7 +46,7 @@ pub(super) async fn dump(State(state): State<Arc<AdminState>>) -> Json<Value> {
     let backends = node.backends();
     let routes = read::all_routes(node);
     // It names a pod.
-    let status = StatusView { last_refusal: None, ..read::compose_status(&state, &routes) };
+    let status = StatusView { last_refusal: None, ..compose_status(&state, &routes) };
     Json(json!({
         "status": status,
         "routes": routes,

@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use prometheus::TextEncoder;
 
 use crate::admin::api::{Level, RouteView, TargetView};
+use crate::admin::status_view::compose_status;
 use crate::admin::{AdminState, openmetrics, read};
 use crate::backend::Backend;
 use crate::metrics::{BackendSample, HandlerSample, StateSample};
@@ -61,7 +62,7 @@ fn refresh(state: &AdminState) {
     node.metrics.clients.set(connections, streams);
     node.metrics.older_processes.set(&node.history.older_processes());
     let routes = read::all_routes(node);
-    let status = read::compose_status(state, &routes);
+    let status = compose_status(state, &routes);
     let is_ready = status.verdict.level != Level::NotReady;
     let later = status.backends.iter().filter(|backend| backend.comes_later);
     let comes_later: HashSet<_> = later.map(|backend| backend.name.as_str()).collect();

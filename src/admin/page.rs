@@ -15,6 +15,7 @@ use axum::response::IntoResponse;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use crate::admin::api::{BackendView, Level, RemovedHandlerView, RouteView, StatusView};
+use crate::admin::status_view::compose_status;
 use crate::admin::{AdminState, duration, read, timeline};
 use crate::history::{Placement, Refusal, Reload, ReloadResult};
 use crate::metrics::code_name;
@@ -48,7 +49,7 @@ fn answer(state: &AdminState, refreshes: bool) -> impl IntoResponse + use<> {
 
 fn render(state: &AdminState, refreshes: bool) -> Markup {
     let all_routes = read::all_routes(&state.node);
-    let status = read::compose_status(state, &all_routes);
+    let status = compose_status(state, &all_routes);
     let calls = |backend: &str| state.node.metrics.calls_answered_by(backend);
     let node = node_name();
     html! {
@@ -173,8 +174,8 @@ fn routes(routes: &[RouteView], removed: &[RemovedHandlerView]) -> Markup {
                 tbody { @for route in routes { tr {
                     th scope="row" { @if route.handler.is_empty() { em { "no RuntimeClass" } } @else { (route.handler) } }
                     td { @match &route.refused {
-                        Some(why) => span.bad { (why) },
-                        None if is_late(route) => span.warn { "taken, and wait until it answers" },
+                        Some(why) => span.bad { "refused: " (why) },
+                        None if waits(route) => span.warn { "taken, and wait until it answers" },
                         None => "taken",
                     } }
                     td { @for (index, target) in route.targets.iter().enumerate() {
@@ -194,9 +195,9 @@ fn routes(routes: &[RouteView], removed: &[RemovedHandlerView]) -> Markup {
     }
 }
 
-/// Tells whether new sandboxes of a handler may wait for a backend that is late.
-fn is_late(route: &RouteView) -> bool {
-    route.targets.iter().any(|target| target.takes_new && target.state == "late")
+/// Tells whether new sandboxes of a handler may wait for a backend that answers nothing.
+fn waits(route: &RouteView) -> bool {
+    route.targets.iter().any(|target| target.waits)
 }
 
 /// Says which pod's sandbox was refused last, as `crimux status` does.
@@ -313,6 +314,10 @@ mod tests {
             runtime_version: None,
             api: None,
             unready: Vec::new(),
+            late: Vec::new(),
+            lost: None,
+            certificate_ends: None,
+            stopped_pid: None,
             foreign_ids: 0,
             event_source: None,
             left_out: Vec::new(),

@@ -4,16 +4,20 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::admin::api::{
-    BackendView, FaultView, HttpView, Level, RefusalView, RouteView, StatusView, VerdictView,
+    BackendView, ClientView, ClientsView, FaultView, HttpView, Level, ReachedLimitView, RefusalView,
+    RouteView, StatusView, VerdictView,
 };
 use crate::admin::duration;
 use crate::config::state_dir_advice;
+use crate::error::handler_label;
 
 mod backends;
 mod handlers;
 
 /// How long a refused sandbox is part of the verdict.
 pub(crate) const RECENT: Duration = Duration::from_secs(600);
+/// How long it is if its handler takes sandboxes now.
+const REFUSAL_OVER: Duration = Duration::from_secs(60);
 
 /// Where the package installs the runbook; its sections are named like the alerts.
 pub(crate) const RUNBOOK: &str = "/usr/share/doc/crimux/runbook.md";
@@ -31,7 +35,9 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
     let mut faults: Vec<_> = decisive.iter().map(|backend| backends::fault(backend, routes)).collect();
     let others = others.into_iter().filter(|backend| backends::is_faulty(backend));
     let others = others.map(|backend| backends::fault(backend, routes));
-    let mut others: Vec<_> = others.chain(own_faults(status)).collect();
+    let (late, soon): (Vec<_>, Vec<_>) = backends::certificates(status).partition(|(is_fault, _)| *is_fault);
+    let late = late.into_iter().map(|(_, fault)| fault);
+    let mut others: Vec<_> = others.chain(late).chain(own_faults(status)).collect();
     others.sort_by_key(|fault| !CRITICAL.iter().any(|section| is_about(fault, section)));
     faults.extend(others);
     let level = match (decisive.is_empty(), faults.is_empty()) {
@@ -39,10 +45,16 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
         (true, false) => Level::Degraded,
         (true, true) => Level::Ok,
     };
+    faults.extend(soon.into_iter().map(|(_, fault)| fault));
+    faults.extend(backends::losses(status));
     faults.extend(backends::removal_faults(status));
     faults.extend(status.removed_handlers.iter().filter_map(handlers::removal_fault));
     faults.extend(handlers::drain_fault(routes));
-    let refusal = status.last_refusal.as_ref().filter(|_| faults.is_empty()).and_then(refused_sandbox);
+    let refusal = status
+        .last_refusal
+        .as_ref()
+        .filter(|_| faults.is_empty())
+        .and_then(|refusal| refused_sandbox(refusal, routes));
     faults.extend(
         status.backends.iter().filter(|backend| backend.comes_later).map(|b| backends::optional(b, routes)),
     );
@@ -101,18 +113,20 @@ fn is_about(fault: &FaultView, section: &str) -> bool {
     fault.next.as_ref().and_then(|next| next.rsplit_once('#')).is_some_and(|(_, of)| of == section)
 }
 
-/// Says that a sandbox was refused, if that is not long ago. Not of which pod: the dump has the verdict, too.
-fn refused_sandbox(refusal: &RefusalView) -> Option<FaultView> {
-    let ago = recent(&refusal.at)?;
-    let problem = format!("a new sandbox was refused {ago} ago");
-    let text = format!("{problem} (crimux status names its pod)");
-    Some(FaultView { text, ..fault_of(problem, None, "crimuxsandboxesrefused") })
+/// Says that a sandbox was refused, if that is not long ago; of a handler whose sandboxes are taken, if it was
+/// within the last minute. Not of which pod: the dump has the verdict, too.
+fn refused_sandbox(refusal: &RefusalView, routes: &[RouteView]) -> Option<FaultView> {
+    let is_taken = |route: &RouteView| route.handler == refusal.handler && route.refused.is_none();
+    let is_over = routes.iter().any(is_taken);
+    let ago = recent(&refusal.at, if is_over { REFUSAL_OVER } else { RECENT })?;
+    let problem = format!("a new sandbox of {} was refused {ago} ago", handler_label(&refusal.handler));
+    Some(fault_of(problem, None, "crimuxsandboxesrefused"))
 }
 
-/// Formats how long ago a moment was; `None` if it was more than ten minutes ago.
-fn recent(moment: &str) -> Option<String> {
+/// Formats how long ago a moment was; `None` if that was longer ago than `limit`.
+fn recent(moment: &str, limit: Duration) -> Option<String> {
     let passed = SystemTime::now().duration_since(humantime::parse_rfc3339(moment).ok()?).unwrap_or_default();
-    (passed <= RECENT).then(|| duration::human(passed))
+    (passed <= limit).then(|| duration::human(passed))
 }
 
 /// Says what a restart would change.
@@ -129,6 +143,32 @@ fn restart_needed(status: &StatusView) -> FaultView {
     FaultView { text, ..fault_of(problem, None, section) }
 }
 
+/// How long a limit that a client has reached is part of the verdict.
+const LIMIT_RECENT: Duration = Duration::from_secs(60);
+
+/// Says which limit of all clients together was reached lately, and who has the most connections.
+fn reached_limits(clients: &ClientsView) -> impl Iterator<Item = FaultView> {
+    let most = clients.largest.as_ref().map_or_else(String::new, |client| {
+        let ClientView { pid, program, connections } = client;
+        format!("; pid {pid} ({program}) has {connections} of the {} connections", clients.connections)
+    });
+    clients.reached_limits.iter().filter_map(move |ReachedLimitView { limit, at }| {
+        let ago = recent(at, LIMIT_RECENT)?;
+        let problem = format!("clients reached limits.{limit} {ago} ago");
+        let what = match limit.as_str() {
+            "connections" => {
+                format!(
+                    "more than {} connections are closed, but of clients with few",
+                    clients.max_connections
+                )
+            }
+            _ => "calls beyond it fail, kubelet's too".to_owned(),
+        };
+        let text = format!("{problem}: {what}{most}");
+        Some(FaultView { text, ..fault_of(problem, None, "crimuxlimitreached") })
+    })
+}
+
 /// Problems of crimux itself.
 fn own_faults(status: &StatusView) -> Vec<FaultView> {
     let mut faults = Vec::new();
@@ -140,7 +180,7 @@ fn own_faults(status: &StatusView) -> Vec<FaultView> {
     if let Some(cause) = &status.state.problem {
         let problem = "state is not saved".to_owned();
         let text = format!(
-            "{problem} in {}: {cause}; restart neither crimux nor a backend meanwhile",
+            "{problem} in {}: {cause}; make it writable (df, mount), and restart neither crimux nor a backend before",
             status.state.dir
         );
         faults.push(FaultView { text, ..fault_of(problem, None, "crimuxstatenotwritable") });
@@ -152,12 +192,15 @@ fn own_faults(status: &StatusView) -> Vec<FaultView> {
         );
         faults.push(FaultView { text, ..fault_of(problem, None, "crimuxconfigreloadfailed") });
     }
+    faults.extend(status.clients.iter().flat_map(reached_limits));
     if !status.reloads.restart_keys.is_empty() {
         faults.push(restart_needed(status));
     }
     if let HttpView { address: Some(address), problem: Some(cause) } = &status.admin_http {
         let problem = format!("admin.http does not listen on {address}");
-        let text = format!("{problem}: {cause}");
+        let text = format!(
+            "{problem}: {cause}; no metrics and no page there until it does (ss -ltnp names who holds it)"
+        );
         faults.push(FaultView { text, ..fault_of(problem, None, "crimuxabsent") });
     }
     faults

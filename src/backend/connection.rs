@@ -6,6 +6,7 @@
 //! `too_many_pings`.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use grpc_http2::client::{self, SendRequest};
@@ -120,6 +121,7 @@ impl Backend {
         } else {
             connector.connect().await.map_err(|error| error.to_string())?
         };
+        self.peer_pid.store(stream.peer_pid().unwrap_or_default(), Ordering::Relaxed);
         Ok(client::handshake(stream, http2))
     }
 

@@ -3,12 +3,14 @@
 //! A class is late once one of its calls outlasted the backend's deadline; slow stats or images never make
 //! sandboxes late. While a class is late, calls are answered from last-known state and one refresh stays in
 //! flight; its answer, however late, makes the class live again. The sandbox and container lists are also
-//! late after an error, so that both are always of one moment: they are live again once both were listed.
+//! late after an error, so that both are always of one moment: they are live again once both were listed. A
+//! class that is late again soon has relapsed: from then on only an answer in time ends its lateness, or each
+//! next client would wait for the deadline in vain.
 //! Health is learnt from calls of clients and from refreshes; there is no separate health check.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
@@ -70,6 +72,8 @@ pub enum MethodClass {
 const CLASSES: usize = MethodClass::RuntimeConfig as usize + 1;
 /// The most late objects that are remembered; reads of further ones wait for their deadline each time.
 const MAX_LATE_OBJECTS: usize = 64;
+/// A class that is late again within this time has relapsed.
+const RELAPSE: Duration = Duration::from_secs(30);
 /// Every class, in the order of its values.
 const ALL_CLASSES: [MethodClass; CLASSES] = [
     MethodClass::Lists,
@@ -93,6 +97,21 @@ impl MethodClass {
             List::SandboxStats => Self::SandboxStats,
             List::MetricDescriptors | List::SandboxMetrics => Self::Metrics,
             List::Filesystems => Self::Filesystems,
+        }
+    }
+
+    /// Returns its methods, in words.
+    pub fn methods(self) -> &'static str {
+        match self {
+            Self::Lists => "ListPodSandbox and ListContainers",
+            Self::Images => "ListImages",
+            Self::ContainerStats => "ListContainerStats",
+            Self::SandboxStats => "ListPodSandboxStats",
+            Self::Metrics => "ListPodSandboxMetrics",
+            Self::Filesystems => "ImageFsInfo",
+            Self::Reads => "reads of single objects",
+            Self::Status => "Status",
+            Self::RuntimeConfig => "RuntimeConfig",
         }
     }
 
@@ -122,11 +141,14 @@ struct Late {
     since: SystemTime,
     /// Whether the log says that it is late; otherwise it does not say the end either.
     is_said: bool,
+    has_relapsed: bool,
 }
 
 #[derive(Debug, Default)]
 struct Inner {
     late: [Option<Late>; CLASSES],
+    /// The last lateness of each class, and when it ended.
+    last_late: [Option<(SystemTime, Instant)>; CLASSES],
     /// The connection over which each class is being refreshed.
     refreshing: [Option<u64>; CLASSES],
     /// The number of the current connection, counted from 0.
@@ -176,6 +198,11 @@ impl Health {
         self.inner().late[class as usize].map(|late| late.since)
     }
 
+    /// Tells whether this class is late and has relapsed: only an answer in time ends that.
+    pub fn has_relapsed(&self, class: MethodClass) -> bool {
+        self.inner().late[class as usize].is_some_and(|late| late.has_relapsed)
+    }
+
     /// Returns the classes that are late, each with the time since when.
     pub fn late_classes(&self) -> Vec<(MethodClass, SystemTime)> {
         let inner = self.inner();
@@ -205,9 +232,15 @@ impl Health {
         if class == MethodClass::Status {
             self.mark_status_unanswered();
         }
-        let late = &mut self.inner().late[class as usize];
-        let news = late.is_none();
-        late.get_or_insert_with(|| Late { since: SystemTime::now(), is_said: false });
+        let mut inner = self.inner();
+        let news = inner.late[class as usize].is_none();
+        if news {
+            let last = inner.last_late[class as usize].filter(|(_, ended)| ended.elapsed() < RELAPSE);
+            let since = last.map_or_else(SystemTime::now, |(since, _)| since);
+            let late = Late { since, is_said: false, has_relapsed: last.is_some() };
+            inner.late[class as usize] = Some(late);
+        }
+        drop(inner);
         self.mark_listed_or_late(class);
         news
     }
@@ -222,7 +255,12 @@ impl Health {
     /// Ends the lateness of a class, because it was answered. Returns whether it was late and the log says
     /// so.
     pub fn end_lateness(&self, class: MethodClass) -> bool {
-        let ended = self.inner().late[class as usize].take();
+        let mut inner = self.inner();
+        let ended = inner.late[class as usize].take();
+        if let Some(late) = ended {
+            inner.last_late[class as usize] = Some((late.since, Instant::now()));
+        }
+        drop(inner);
         self.mark_listed_or_late(class);
         ended.is_some_and(|late| late.is_said)
     }
@@ -296,7 +334,7 @@ impl Health {
         self.listed_or_late.send_replace(false);
         self.answers.send_replace(Answered::default());
         let mut inner = self.inner();
-        inner.late = Default::default();
+        (inner.late, inner.last_late) = Default::default();
         inner.late_objects.clear();
         inner.connection += 1;
     }

@@ -24,6 +24,7 @@ use crate::admin::api::{ErrorBody, ReloadReport};
 use crate::admin::{RUNBOOK, socket_note};
 use crate::cli::output::Format;
 use crate::config::{self, Config, ConfigError, Problems};
+use crate::process;
 
 /// The path of the admin socket if the configuration cannot be read.
 const DEFAULT_SOCKET: &str = "/run/crimux/admin.sock";
@@ -52,6 +53,11 @@ pub(super) struct AdminClient {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct BadConfig(pub(super) String);
+
+/// The running crimux took the connection and did not answer.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct NoAnswer(String);
 
 /// The arguments of every verb that reads.
 #[derive(Debug, clap::Args)]
@@ -164,7 +170,7 @@ impl AdminClient {
         let answered = tokio::time::timeout(self.timeout, exchange(stream, socket, method, path, text));
         let no_answer = || {
             let (socket, timeout) = (socket.display(), humantime::format_duration(self.timeout));
-            let (cause, look) = match pid.filter(|pid| is_stopped(*pid)) {
+            let (cause, look) = match pid.filter(|pid| process::is_stopped(*pid)) {
                 Some(pid) => {
                     (format!("its process {pid} is stopped"), format!("kill -CONT {pid} continues it"))
                 }
@@ -178,7 +184,7 @@ impl AdminClient {
                  node NotReady after 30 s ({look}). See {RUNBOOK}#crimuxabsent"
             )
         };
-        let (status, body) = answered.await.map_err(|_| anyhow::anyhow!(no_answer()))??;
+        let (status, body) = answered.await.map_err(|_| NoAnswer(no_answer()))??;
         if status != StatusCode::OK {
             let refused = serde_json::from_slice::<ErrorBody>(&body);
             let error = refused.map_or_else(|_| format!("crimux answered with {status}"), |r| r.error);
@@ -299,13 +305,6 @@ async fn exchange(
     let body = body.collect().await.context("crimux ended the connection")?.to_bytes();
     connection.abort();
     Ok((head.status, body))
-}
-
-/// Tells whether a process is stopped by a signal or a debugger (`proc_pid_stat(5)`, field 3).
-fn is_stopped(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name before it may hold anything.
-    stat.rsplit_once(") ").is_some_and(|(_, fields)| fields.starts_with(['T', 't']))
 }
 
 fn not_an_admin_socket(socket: &Path) -> String {

@@ -1,7 +1,7 @@
 //! Compares a file with the running crimux: what a reload of it could not apply, what it would do to the
 //! backends and the pods on them, and what it would change for every pod.
 //!
-//! Without a running crimux there is nothing to compare, and no finding. It is looked for at the file's
+//! Without a running crimux there is nothing to compare, and no finding; one that does not answer is a warning. It is looked for at the file's
 //! `admin.socket`, and where the one that runs with the file's `state_dir` listens.
 
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::admin::api::{ReloadReport, StatusView};
 use crate::admin::effects;
-use crate::cli::client::AdminClient;
+use crate::cli::client::{AdminClient, NoAnswer};
 use crate::cli::config_text::ConfigText;
 use crate::cli::finding::{Finding, Grade};
 use crate::cli::reload::is_same;
@@ -32,11 +32,15 @@ pub(super) async fn other_file(client: &AdminClient, file: &Path, named: bool) -
 }
 
 pub(super) async fn compare(client: &AdminClient, config: &Config, text: &ConfigText) -> Vec<Finding> {
-    let (Ok(running), Ok(status)) =
-        (client.get::<Value>("/v1/config").await, client.get::<StatusView>("/v1/status").await)
-    else {
-        return Vec::new();
+    let running = match client.get::<Value>("/v1/config").await {
+        Ok(running) => running,
+        Err(error) if error.is::<NoAnswer>() => {
+            let text = format!("not compared with: {error}");
+            return vec![Finding::new(Grade::Warning, "running crimux", text)];
+        }
+        Err(_) => return Vec::new(),
     };
+    let Ok(status) = client.get::<StatusView>("/v1/status").await else { return Vec::new() };
     let keys = restart_keys(&running, &config.view()).into_iter();
     let restart = keys.map(|key| {
         let text = match (key, running["state_dir"].as_str()) {

@@ -231,7 +231,7 @@ fn routes_table(routes: &[RouteView]) -> String {
     let rows = routes.iter().flat_map(|route| {
         route.targets.iter().map(|target| {
             let new = match (target.takes_new, &route.refused) {
-                (true, _) if target.state == "late" => warn("taken, and wait until it answers"),
+                (true, _) if target.waits => warn("taken, and wait until it answers"),
                 (true, _) => "taken".to_owned(),
                 (false, Some(why)) => bad(&format!("refused: {why}")),
                 (false, None) => "none".to_owned(),

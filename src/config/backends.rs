@@ -168,7 +168,7 @@ fn tls(backend: &Section<'_>, base_dir: &Path) -> Option<Option<Tls>> {
     let server_name = section.optional("server_name", values::server_name);
     for (given, other, value) in [("cert", "key", &cert), ("key", "cert", &key)] {
         if matches!(value, Some(Some(_))) && !section.has(other) {
-            section.problem(given, format!("{other} is missing beside it (give both or neither)"));
+            section.problem(given, format!("tls.{other} is missing beside it (give both or neither)"));
         }
     }
     Some(Some(Tls { ca: ca?, cert: cert?, key: key?, server_name: server_name? }))

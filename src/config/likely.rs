@@ -109,7 +109,7 @@ pub(super) fn address(text: &str) -> Option<String> {
 
 /// Returns a duration as the configuration writes it: of a number without a unit, and of other spellings.
 pub(super) fn duration(text: &str) -> Option<String> {
-    let text = text.trim();
+    let text = text.trim().trim_matches(['\'', '"']);
     let seconds = text.parse::<u32>().ok().filter(|seconds| *seconds > 0);
     let duration = match seconds {
         Some(seconds) => Duration::from_secs(seconds.into()),

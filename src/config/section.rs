@@ -14,6 +14,15 @@ use super::sample;
 use super::tree::{MERGE_KEY, MapEntry, YamlNode, YamlValue};
 use super::values::{self, Parsed, quote};
 
+/// Words that people look for in the file, which has another word or a command for them.
+const OTHER_WORDS: [(&str, &str); 5] = [
+    ("drain", "a drain is a command: crimux backend drain NAME"),
+    ("draining", "a drain is a command: crimux backend drain NAME"),
+    ("runtimes", "did you mean backends or handlers?"),
+    ("runtime_classes", "did you mean handlers?"),
+    ("default_runtime", "did you mean default_backend?"),
+];
+
 /// A mapping whose keys are in the table.
 #[derive(Debug)]
 pub(super) struct Section<'a> {
@@ -93,7 +102,9 @@ impl<'a> Section<'a> {
             let named = if self.row.is_empty() { named.next() } else { None };
             named.map(|above| format!("did you mean {above}.NAME.{0}? indent {0} below that name", entry.key))
         };
-        let hint = near.or(elsewhere).map(|near| format!("did you mean {near}?")).or_else(deeper);
+        let other =
+            OTHER_WORDS.iter().find(|(word, _)| *word == entry.key).map(|(_, hint)| (*hint).to_owned());
+        let hint = near.or(elsewhere).map(|near| format!("did you mean {near}?")).or(other).or_else(deeper);
         let hint = hint.unwrap_or_else(|| match self.diagnostics.list_keys(&self.row, entry.position.line) {
             Some(line) => format!("the message of line {line} lists the known ones"),
             None => format!("known here: {}", known().collect::<Vec<_>>().join(", ")),

@@ -239,7 +239,9 @@ impl<'a> Builder<'a> {
             }
             let Some(key) = key else { continue };
             if let Some(line) = lines.get(&key) {
-                let message = format!("the key is given twice, first on line {line} (keep one of the two)");
+                let message = format!(
+                    "the key is given twice, first on line {line} (keep one of the two, or give one another name)"
+                );
                 self.diagnostics.add(key_place, &key_path, message);
                 continue;
             }

@@ -32,8 +32,16 @@ pub(super) fn integer(text: &str, min: u32, max: u32) -> Parsed<u32> {
     let value: Option<i64> = text.parse().ok();
     let fits = value.and_then(|value| u32::try_from(value).ok()).filter(|value| (min..=max).contains(value));
     fits.ok_or_else(|| {
-        let fault = if value.is_some() { "is out of range" } else { "is not a whole number" };
-        format!("{} {fault} (expected {min} to {max})", quote(text))
+        let digits = text.trim_start_matches('-');
+        let is_number = !digits.is_empty() && digits.chars().all(|c| c.is_ascii_digit());
+        let unit = digits.trim_start_matches(|c: char| c.is_ascii_digit()).trim_start();
+        let has_unit = unit.len() < digits.len() && unit.chars().all(|c| c.is_ascii_alphabetic() || c == '%');
+        let (fault, advice) = match (is_number, has_unit) {
+            (true, _) => ("is out of range", ""),
+            (false, true) => ("is not a whole number", "write it without a unit, "),
+            (false, false) => ("is not a whole number", ""),
+        };
+        format!("{} {fault} ({advice}expected {min} to {max})", quote(text))
     })
 }
 
@@ -69,11 +77,18 @@ pub(super) fn duration(text: &str, max: &str, why: &str) -> Parsed<Duration> {
     if text.starts_with('-') {
         return Err(format!("{} is negative ({DURATION})", quote(text)));
     }
-    let millis = milliseconds(text).ok_or_else(|| not_a_duration(text))?;
+    let limit = milliseconds(max);
+    let millis = milliseconds(text).ok_or_else(|| {
+        let meant = likely::duration(text).and_then(|likely| milliseconds(&likely));
+        if meant.zip(limit).is_some_and(|(meant, limit)| meant > limit) {
+            return format!("{} is not a duration (write {max} at most)", quote(text));
+        }
+        not_a_duration(text)
+    })?;
     if millis == 0 {
         return Err("a duration of zero is not possible (expected at least 1ms)".into());
     }
-    if milliseconds(max).is_some_and(|max| millis > max) {
+    if limit.is_some_and(|limit| millis > limit) {
         let why = if why.is_empty() { String::new() } else { format!(": {why}") };
         return Err(format!("{} is too long (at most {max}{why})", quote(text)));
     }

@@ -35,7 +35,7 @@ impl Node {
         if tokio::time::timeout(limit, backend.health.listed_or_late()).await.is_err() {
             backend.health.mark_late(MethodClass::Lists);
         }
-        // Counts what the backend lists, not what it owns: owners of vanished objects are forgotten later.
+        self.forget_unlisted(backend);
         let (sandboxes, containers) = backend.state.count();
         tracing::info!(backend = %backend.name, sandboxes, containers, "backend is up");
     }
@@ -64,19 +64,12 @@ impl Node {
     pub fn reconcile_owners(&self) {
         self.router.owners.expire_sent();
         for backend in self.backends().iter() {
-            // Owners are read first, then lists. A creation writes the object first, then its owner, so that
-            // one that runs meanwhile is in no difference of the two.
-            let owned = self.router.owners.ids_of(backend.id);
+            self.forget_unlisted(backend);
             let foreign = backend.state.foreign();
-            if owned.is_empty() && foreign.is_empty() {
+            if foreign.is_empty() {
                 continue;
             }
             let listed = backend.state.all_ids();
-            if backend.state.was_listed_live() {
-                for id in owned.difference(&listed) {
-                    self.record_gone(id);
-                }
-            }
             let mut given_back = false;
             // An ID in half a pair of lists keeps its owner until its other half has arrived.
             let unpaired = backend.state.unpaired_ids();
@@ -95,6 +88,33 @@ impl Node {
             }
         }
         self.report_conflicts();
+    }
+
+    /// Forgets the owners of what a backend owned and no longer lists. A sandbox among it that was ready was
+    /// not removed by kubelet, which stops a sandbox before: the backend has lost it.
+    fn forget_unlisted(&self, backend: &Backend) {
+        let owners = &self.router.owners;
+        // Owners are read first, then lists. A creation writes the object first, then its owner, so that one
+        // that runs meanwhile is in no difference of the two.
+        let owned = owners.ids_of(backend.id);
+        if owned.is_empty() || !backend.state.was_listed_live() {
+            return;
+        }
+        let listed = backend.state.all_ids();
+        let ready = owned.iter().filter(|id| owners.is_ready_sandbox(id)).count();
+        let mut lost = 0;
+        for id in owned.difference(&listed) {
+            lost += usize::from(owners.is_ready_sandbox(id));
+            self.record_gone(id);
+        }
+        if lost > 0 {
+            self.metrics.count_lost_sandboxes(&backend.name, lost);
+            self.history.record_lost_sandboxes(&backend.name, lost, ready);
+            tracing::warn!(
+                backend = %backend.name, lost, owned = ready,
+                "backend no longer lists ready sandboxes that were not removed through crimux: is its store another one?"
+            );
+        }
     }
 
     /// Forgets the owner of an object that its owner lists no more.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::Instant;
 use tonic::Code;
 
 use crate::backend::{Backend, MethodClass, Refresh, own_headers};
@@ -154,13 +155,18 @@ async fn refresh_once(node: &Node, backend: &Arc<Backend>, class: MethodClass) -
             return runtime_replies::refresh_reply(node, backend, class).await;
         }
     };
+    let mut slow = None;
     for list in lists {
+        let (asked, limit) = (Instant::now(), backend.deadline(list.unary()));
         match list_all(node, backend, *list).await {
             Err(Error::Unimplemented(_)) => backend.health.record_unimplemented(list.unary()),
             listed => listed?,
         }
+        if asked.elapsed() > limit && backend.health.has_relapsed(class) {
+            slow = Some(backend.timeout_error(list.unary(), limit));
+        }
     }
-    Ok(())
+    slow.map_or(Ok(()), Err)
 }
 
 /// Lists everything of one kind at one backend, and records it.

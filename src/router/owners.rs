@@ -167,6 +167,11 @@ impl Owners {
         }
     }
 
+    /// Tells whether this is a sandbox that was ready when it was listed last.
+    pub fn is_ready_sandbox(&self, id: &str) -> bool {
+        self.map.get(id).is_some_and(|owner| owner.record.as_ref().is_some_and(|record| record.ready))
+    }
+
     /// Records a new `config.seen` of the pod `uid`: kubelet sets one when it restarts, while a sandbox keeps
     /// the one it was created with. Returns the replaced ones that no sandbox has any more.
     pub(super) fn record_config_seen(&self, uid: &str, config_seen: &str) -> Vec<Box<str>> {

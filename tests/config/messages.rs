@@ -97,6 +97,25 @@ fn a_word_in_capitals_and_a_number_without_a_unit_are_answered_with_the_right_on
             "5:16: drain_timeout",
             "\"1m\" is too long (at most 20s: the systemd unit ends crimux 25 s after the signal)",
         ),
+        ("drain_timeout: \"'2s'\"", "5:16: drain_timeout", "\"'2s'\" is not a duration (write 2s)"),
+        ("drain_timeout: 2d", "5:16: drain_timeout", "\"2d\" is not a duration (write 20s at most)"),
+        (
+            "limits: { connections: 99999999999999999999 }",
+            "5:24: limits.connections",
+            "\"99999999999999999999\" is out of range (expected 8 to 100000)",
+        ),
+        (
+            "limits: { unread_mib: 32Mi }",
+            "5:23: limits.unread_mib",
+            "\"32Mi\" is not a whole number (write it without a unit, expected 24 to 16384)",
+        ),
+        (
+            "limits: { connections: 1e3 }",
+            "5:24: limits.connections",
+            "\"1e3\" is not a whole number (expected 8 to 100000)",
+        ),
+        ("runtimes: {}", "5:1: runtimes", "unknown key (did you mean backends or handlers?)"),
+        ("draining: [a]", "5:1: draining", "unknown key (a drain is a command: crimux backend drain NAME)"),
         ("handover_timeout: 2 min", "5:19: handover_timeout", "\"2 min\" is not a duration (write 2m)"),
     ] {
         told(&[(with(line), place, message)]);

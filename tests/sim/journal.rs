@@ -1,10 +1,14 @@
 //! The log: each line has its subject, and a connection that crimux ended itself is no outage.
 
+use std::time::{Duration, Instant};
+
 use testkit::client::sandbox_config;
 use testkit::runtime::{Fault, SimRuntime};
 use testkit::{cri, eventually};
 use tonic::Code;
 
+use crate::cli::on;
+use crate::operator::status;
 use crate::outage::timed;
 use crate::support::{Crimux, SOON};
 
@@ -34,6 +38,55 @@ async fn a_backend_that_answers_in_time_again_is_said_to() {
     b.thaw();
     eventually(SOON, async || !lines(&crimux, "backend answers in time again").is_empty()).await;
     assert!(lines(&crimux, "backend answers in time again")[0].contains("backend=b"));
+}
+
+#[tokio::test]
+async fn a_backend_whose_lists_are_always_slow_stays_late_and_takes_new_sandboxes() {
+    let (_a, b, crimux) = two().await;
+    b.fault("ListPodSandbox", Fault::Delay(Duration::from_millis(1300)));
+    let told = || (lines(&crimux, "backend is late").len(), lines(&crimux, "in time again").len());
+    eventually(SOON, async || {
+        list(&crimux).await;
+        told() == (2, 1)
+    })
+    .await;
+    let since = Instant::now();
+    while since.elapsed() < Duration::from_secs(5) {
+        list(&crimux).await;
+        assert_eq!(told(), (2, 1), "its slow answers end nothing: the next list would be late again");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let status = status(&crimux).await;
+    let late = "(ListPodSandbox and ListContainers not in time), 2 sandboxes as last known";
+    assert!(status.contains(late) && !status.contains("wait until"), "{status}");
+    let (_, routes, _) = on(&crimux, &["route"], "").await;
+    assert!(!routes.contains("wait"), "{routes}");
+    crimux.client().runtime().run_pod_sandbox(sandbox_config("new").run("b")).await.unwrap();
+    b.clear_fault("ListPodSandbox");
+    eventually(SOON, async || told() == (2, 2)).await;
+}
+
+#[tokio::test]
+async fn sandboxes_that_a_backend_lost_are_told() {
+    let (_a, b, crimux) = two().await;
+    let lost = async || crimux.metric("crimux_lost_sandboxes_total{backend=\"b\"}").await;
+    list(&crimux).await;
+    assert_eq!(lost().await, Some(0.0));
+    let ids: Vec<_> = b.state().sandboxes().map(|sandbox| sandbox.id.clone()).collect();
+    // kubelet stops a sandbox before it removes it, and its removal may not be answered.
+    b.state().stop_sandbox(&ids[0]).unwrap();
+    list(&crimux).await;
+    b.stop().await;
+    for id in &ids {
+        b.state().remove_sandbox(id).unwrap();
+    }
+    b.start_again().await;
+    eventually(SOON, async || lost().await == Some(1.0)).await;
+    let said = lines(&crimux, "no longer lists ready sandboxes");
+    assert!(said.len() == 1 && said[0].contains(" WARN ") && said[0].contains("backend=b"), "{said:?}");
+    let (code, verdict, _) = on(&crimux, &["status", "--check"], "").await;
+    assert!(code == 0 && verdict.contains("b lost 1 of its 1 ready sandboxes"), "{verdict}");
+    assert!(verdict.contains("#crimuxsandboxeslost"), "{verdict}");
 }
 
 #[tokio::test]

@@ -94,6 +94,9 @@ pub struct TargetView {
     /// Whether it takes new sandboxes now.
     #[serde(default)]
     pub takes_new: bool,
+    /// Whether new sandboxes wait for it: it is connected, and answers nothing.
+    #[serde(default)]
+    pub waits: bool,
 }
 
 /// `GET /v1/images`.

@@ -1,10 +1,12 @@
 //! What is wrong with a backend, or what one is that is no fault: removed, or not there yet by declaration.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use super::{fault_of, handlers};
-use crate::admin::api::{BackendView, FaultView, RouteView, StatusView};
+use super::{fault_of, handlers, recent};
+use crate::admin::api::{BackendView, FaultView, LossView, RouteView, StatusView};
 use crate::admin::duration;
+use crate::admin::status_view::UNANSWERED;
+use crate::history::LOSS;
 
 /// Tells whether kubelet judges the node NotReady, or will, because of this backend.
 pub(super) fn makes_not_ready(backend: &BackendView) -> bool {
@@ -30,8 +32,10 @@ pub(super) fn fault(backend: &BackendView, routes: &[RouteView]) -> FaultView {
             let problem = format!("{name} {}{}", backend.state, for_how_long(backend));
             let lacking =
                 lacking.map_or_else(String::new, |(list, cause)| format!(", left out of {list}{cause}"));
-            let text = format!("{problem}{}{lacking}", last_known(backend));
+            let text = format!("{problem}{}{}{lacking}", not_in_time(backend), last_known(backend));
+            let stopped = backend.stopped_pid;
             clauses.extend((!unready.is_empty()).then_some(unready));
+            clauses.extend(stopped.map(|pid| format!("its process {pid} is stopped (kill -CONT {pid})")));
             (problem, text)
         }
         _ if !unready.is_empty() => {
@@ -73,6 +77,36 @@ pub(super) fn removal_faults(status: &StatusView) -> impl Iterator<Item = FaultV
     })
 }
 
+/// A certificate that ends within this time is told.
+const CERTIFICATE_SOON: Duration = Duration::from_secs(14 * 24 * 3600);
+/// With less than this left, a certificate is a fault: the next connection may fail.
+const CERTIFICATE_LATE: Duration = Duration::from_secs(2 * 24 * 3600);
+
+/// Names the backends that lost sandboxes in the last minutes.
+pub(super) fn losses(status: &StatusView) -> impl Iterator<Item = FaultView> {
+    status.backends.iter().filter_map(|BackendView { name, lost, .. }| {
+        let LossView { at, sandboxes, owned } = lost.as_ref()?;
+        let ago = recent(at, LOSS)?;
+        let problem = format!("{name} lost {sandboxes} of its {owned} ready sandboxes {ago} ago");
+        let text = format!("{problem}: it lists them no more; kubelet starts their pods again");
+        Some(FaultView { text, ..fault_of(problem, None, "crimuxsandboxeslost") })
+    })
+}
+
+/// Names the backends whose connection has a certificate that ends soon, with whether that is a fault.
+pub(super) fn certificates(status: &StatusView) -> impl Iterator<Item = (bool, FaultView)> {
+    status.backends.iter().filter(|backend| backend.state != "down").filter_map(|backend| {
+        let end = humantime::parse_rfc3339(backend.certificate_ends.as_deref()?).ok()?;
+        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+        let problem =
+            format!("{}: a certificate of its connection ends in {}", backend.name, duration::human(left));
+        let text =
+            format!("{problem}, at {}; then it cannot be connected", humantime::format_rfc3339_seconds(end));
+        let fault = FaultView { text, ..fault_of(problem, None, "crimuxcertificateexpires") };
+        (left < CERTIFICATE_SOON).then_some((left < CERTIFICATE_LATE, fault))
+    })
+}
+
 /// Says why the node is NotReady, or will be, because of this backend.
 fn outcome(backend: &BackendView) -> Option<String> {
     let name = &backend.name;
@@ -85,10 +119,28 @@ fn outcome(backend: &BackendView) -> Option<String> {
     makes_not_ready(backend).then(|| format!("the node becomes NotReady: {name} is {role}"))
 }
 
+fn since(backend: &BackendView) -> Option<Duration> {
+    let since = humantime::parse_rfc3339(backend.since.as_deref()?).ok()?;
+    SystemTime::now().duration_since(since).ok()
+}
+
 fn for_how_long(backend: &BackendView) -> String {
-    let since = backend.since.as_deref().and_then(|since| humantime::parse_rfc3339(since).ok());
-    let since = since.and_then(|since| SystemTime::now().duration_since(since).ok());
-    since.map_or_else(String::new, |since| format!(" {}", duration::human(since)))
+    since(backend).map_or_else(String::new, |since| format!(" {}", duration::human(since)))
+}
+
+/// Tells whether a backend has answered nothing for a minute, or its process is stopped.
+fn is_hung(backend: &BackendView) -> bool {
+    const HUNG: Duration = Duration::from_secs(60);
+    let is_silent = backend.unready.iter().any(|problem| problem == UNANSWERED);
+    is_silent && (backend.stopped_pid.is_some() || since(backend).is_some_and(|since| since >= HUNG))
+}
+
+/// Names the methods that a late backend does not answer in time.
+fn not_in_time(backend: &BackendView) -> String {
+    match (backend.state.as_str(), backend.late.as_slice()) {
+        ("late", [_, ..]) => format!(" ({} not in time)", backend.late.join(", ")),
+        _ => String::new(),
+    }
 }
 
 fn last_known(backend: &BackendView) -> String {
@@ -116,6 +168,7 @@ fn runbook_section(backend: &BackendView) -> &'static str {
     match backend.state.as_str() {
         _ if backend.awaited => "crimuxlistsrefused",
         "down" => "crimuxbackenddown",
+        "late" if is_hung(backend) => "crimuxbackendhung",
         "late" => "crimuxbackendlate",
         "joining" => "crimuxbackendjoining",
         _ if !backend.unready.is_empty() => "crimuxnodenotready",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{fault_of, recent};
+use super::{RECENT, fault_of, recent};
 use crate::admin::api::{FaultView, RemovedHandlerView, RouteView, TargetView};
 use crate::error::handler_label;
 
@@ -15,9 +15,9 @@ pub(super) fn refusal_clause(routes: &[RouteView], backend: &str) -> Option<Stri
     in_shares(refused, |target| target.backend == backend && !target.takes_new, "refused")
 }
 
-/// Names the handlers whose new sandboxes wait for this backend, which is late.
+/// Names the handlers whose new sandboxes wait for this backend, which answers nothing.
 pub(super) fn wait_clause(routes: &[RouteView], backend: &str) -> Option<String> {
-    let waits = |target: &TargetView| target.backend == backend && target.takes_new && target.state == "late";
+    let waits = |target: &TargetView| target.backend == backend && target.waits;
     in_shares(routes.iter(), waits, "wait until it answers")
 }
 
@@ -61,7 +61,7 @@ fn in_words(handlers: &[&str]) -> String {
 /// Says what became of a handler that was taken out of the configuration, while pods ask or asked for it.
 pub(super) fn removal_fault(removed: &RemovedHandlerView) -> Option<FaultView> {
     let RemovedHandlerView { handler, sandboxes, last_refused } = removed;
-    let refused = last_refused.as_deref().and_then(recent);
+    let refused = last_refused.as_deref().and_then(|at| recent(at, RECENT));
     if *sandboxes == 0 && refused.is_none() {
         return None;
     }

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::admin::status_view::UNANSWERED;
 
 /// A node of the default backend `a` and of `b`, both ready; `change` is merged into the status.
 fn status(change: &Value) -> StatusView {
@@ -76,6 +77,13 @@ fn each_state_has_its_level_its_words_and_its_section() {
             Some("crimuxbackenddown"),
         ),
         ("late", of_b(json!({ "state": "late" })), Degraded, "b late", Some("crimuxbackendlate")),
+        (
+            "slow lists",
+            of_b(json!({ "state": "late", "late": ["ListPodSandbox and ListContainers", "ListImages"] })),
+            Degraded,
+            "b late (ListPodSandbox and ListContainers, ListImages not in time), 2 sandboxes as last known; the node",
+            Some("crimuxbackendlate"),
+        ),
         (
             "late, and left out",
             of_b(json!({ "state": "late", "lacking": ["ImageFsInfo: the whole backend (Timeout)"] })),
@@ -192,7 +200,7 @@ fn each_state_has_its_level_its_words_and_its_section() {
             "disk full",
             json!({ "state": { "problem": "ENOSPC" } }),
             Degraded,
-            "state is not saved in /s: ENOSPC; restart neither",
+            "state is not saved in /s: ENOSPC; make it writable (df, mount), and restart neither",
             Some("crimuxstatenotwritable"),
         ),
         (
@@ -273,7 +281,8 @@ fn a_share_that_is_refused_or_waits_is_said_as_a_share() {
     let targets = |state: &str, takes: bool| {
         json!([
             { "backend": "a", "backend_handler": "", "weight": 9, "share": 0.9, "state": "ready", "takes_new": true },
-            { "backend": "b", "backend_handler": "", "weight": 1, "share": 0.1, "state": state, "takes_new": takes },
+            { "backend": "b", "backend_handler": "", "weight": 1, "share": 0.1, "state": state, "takes_new": takes,
+              "waits": state == "late" },
         ])
     };
     let split = |state: &str, takes: bool, refused: Option<&str>| -> RouteView {
@@ -289,7 +298,7 @@ fn a_share_that_is_refused_or_waits_is_said_as_a_share() {
     assert!(text.contains(said), "{text}");
     let late = status(&json!({ "backends": [{}, { "state": "late" }] }));
     let mut b = route("late", None);
-    b.targets[0].takes_new = true;
+    (b.targets[0].takes_new, b.targets[0].waits) = (true, true);
     let text = judge(&late, &[split("late", true, None), b]).text;
     let said = "; new sandboxes of handler b wait until it answers; \
                 10% of the new sandboxes of handler canary wait until it answers; the node stays Ready";
@@ -318,22 +327,90 @@ fn a_removed_handler_is_named_while_pods_ask_or_asked_for_it() {
 
 #[test]
 fn a_refused_pod_is_part_of_a_verdict_that_says_nothing_else() {
-    let refused = |at: SystemTime, change: Value| {
+    let taken = || route("ready", None);
+    let refused_of = |handler: &str, at: SystemTime, change: Value| {
         let at = humantime::format_rfc3339_seconds(at).to_string();
         let mut status = status(&change);
         status.last_refusal =
-            Some(RefusalView { at, pod: "shop/web".into(), handler: "nope".into(), reason: "x".into() });
-        judge(&status, &[])
+            Some(RefusalView { at, pod: "shop/web".into(), handler: handler.into(), reason: "x".into() });
+        judge(&status, &[taken()])
     };
+    let refused = |at: SystemTime, change: Value| refused_of("nope", at, change);
     let now = refused(SystemTime::now(), json!({}));
-    assert_eq!(
-        now.text,
-        "2 of 2 backends ready; a new sandbox was refused 0s ago (crimux status names its pod)"
-    );
+    assert_eq!(now.text, "2 of 2 backends ready; a new sandbox of handler nope was refused 0s ago");
     assert_eq!((now.level, now.next), (Level::Ok, Some(format!("{RUNBOOK}#crimuxsandboxesrefused"))));
     assert_eq!(refused(SystemTime::now() - RECENT * 2, json!({})).text, "2 of 2 backends ready");
     let down = refused(SystemTime::now(), json!({ "backends": [{}, { "state": "down" }] }));
-    assert!(!down.text.contains("a new sandbox was"), "{}", down.text);
+    assert!(!down.text.contains("a new sandbox of"), "{}", down.text);
+    let since = |seconds: u64| SystemTime::now() - Duration::from_secs(seconds);
+    let over = |seconds: u64| refused_of("b", since(seconds), json!({})).text;
+    assert!(
+        over(50).contains("refused 50s ago") && !over(70).contains("refused"),
+        "its handler takes sandboxes now"
+    );
+}
+
+fn seconds_from_now(seconds: i64) -> String {
+    let (now, by) = (SystemTime::now(), Duration::from_secs(seconds.unsigned_abs()));
+    humantime::format_rfc3339_seconds(if seconds < 0 { now - by } else { now + by }).to_string()
+}
+
+#[test]
+fn a_backend_that_answers_nothing_is_hung_after_a_minute_or_if_its_process_is_stopped() {
+    let judged = |late_for: i64, stopped: Option<i32>, unready: &str| {
+        let b = json!({
+            "state": "late", "since": seconds_from_now(-late_for), "unready": [unready], "stopped_pid": stopped,
+        });
+        judge(&status(&json!({ "backends": [{}, b] })), &[])
+    };
+    let section =
+        |verdict: &VerdictView| verdict.next.clone().unwrap().rsplit_once('#').unwrap().1.to_owned();
+    assert_eq!(section(&judged(50, None, UNANSWERED)), "crimuxbackendlate");
+    assert_eq!(section(&judged(70, None, UNANSWERED)), "crimuxbackendhung");
+    assert_eq!(section(&judged(70, None, "NetworkReady is false")), "crimuxbackendlate");
+    let stopped = judged(3, Some(17), UNANSWERED);
+    assert_eq!(section(&stopped), "crimuxbackendhung");
+    assert!(stopped.text.contains("its process 17 is stopped (kill -CONT 17)"), "{stopped:?}");
+}
+
+#[test]
+fn a_certificate_is_told_two_weeks_before_its_end_and_is_a_fault_in_the_last_two_days() {
+    let judged = |hours: i64| {
+        let ends = seconds_from_now(hours * 3600);
+        judge(&status(&json!({ "backends": [{}, { "certificate_ends": ends }] })), &[])
+    };
+    assert_eq!(judged(15 * 24).text, "2 of 2 backends ready");
+    for (hours, level) in
+        [(13 * 24, Level::Ok), (3 * 24, Level::Ok), (47, Level::Degraded), (-1, Level::Degraded)]
+    {
+        let verdict = judged(hours);
+        assert!(verdict.level == level && verdict.headline.contains("b: a certificate"), "{verdict:?}");
+        assert_eq!(verdict.next, Some(format!("{RUNBOOK}#crimuxcertificateexpires")));
+    }
+}
+
+#[test]
+fn sandboxes_that_were_lost_and_limits_that_were_reached_are_told_for_a_while() {
+    let lost = |ago: i64| {
+        let lost = json!({ "at": seconds_from_now(-ago), "sandboxes": 2, "owned": 3 });
+        judge(&status(&json!({ "backends": [{}, { "lost": lost }] })), &[])
+    };
+    assert_eq!(lost(5).headline, "2 of 2 backends ready; b lost 2 of its 3 ready sandboxes 5s ago");
+    assert_eq!(lost(601).text, "2 of 2 backends ready");
+    let reached = |ago: i64| {
+        let clients = json!({
+            "connections": 256, "calls": 250, "max_connections": 256,
+            "largest": { "pid": 17, "program": "agent", "connections": 250 },
+            "reached_limits": [{ "limit": "connections", "at": seconds_from_now(-ago) }],
+        });
+        judge(&status(&json!({ "clients": clients })), &[])
+    };
+    let verdict = reached(5);
+    assert_eq!(verdict.level, Level::Degraded);
+    let said = "clients reached limits.connections 5s ago: more than 256 connections are closed, but of clients with few; \
+                pid 17 (agent) has 250 of the 256 connections; the node stays Ready";
+    assert_eq!(verdict.text, said);
+    assert_eq!(reached(61).text, "2 of 2 backends ready");
 }
 
 #[test]

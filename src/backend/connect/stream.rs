@@ -52,6 +52,15 @@ impl Stream {
         describe(chain.first()?, CertificateRole::Backend, Path::new(&connection.target))
     }
 
+    /// Returns the process that listens at a Unix socket, as far as the kernel tells: the one that called
+    /// listen(2), which is systemd's if it activates the backend.
+    pub fn peer_pid(&self) -> Option<i32> {
+        match self {
+            Self::Unix(stream) => stream.peer_cred().ok()?.pid(),
+            Self::Tcp(_) | Self::Tls(_) | Self::Vsock(_) => None,
+        }
+    }
+
     /// Registers the connection with the calling tokio runtime, after it was connected on another thread's.
     ///
     /// # Errors
@@ -86,12 +95,17 @@ impl Stream {
 }
 
 impl TlsConnection {
-    /// Translates the alert for a refused client certificate; other errors pass.
+    /// Translates the alert for a refused client certificate, and the end of a connection without one; other
+    /// errors pass.
     fn explain(&self, error: io::Error) -> io::Error {
         match certificate_refusal(&error, &self.identity) {
             Some(fault) => {
                 let target = self.target.clone();
                 io::Error::new(error.kind(), ConnectError::Certificate { target, fault })
+            }
+            // A process that is killed sends no close_notify, which is what rustls' text is about.
+            None if error.kind() == io::ErrorKind::UnexpectedEof => {
+                io::Error::new(error.kind(), "the backend closed the connection")
             }
             None => error,
         }

@@ -41,6 +41,7 @@ mod http;
 mod metrics;
 mod openmetrics;
 mod page;
+mod pods_view;
 mod read;
 pub mod socket_note;
 mod status_view;

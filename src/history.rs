@@ -50,7 +50,7 @@ const REFUSAL_TEXT: usize = 256;
 pub const LOSS: Duration = Duration::from_secs(600);
 
 /// Sandboxes that a backend lists no more and that nobody removed through crimux: its store was lost or is
-/// another, or somebody removed them at the backend itself.
+/// another, or a client of the backend removed them there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loss {
     /// When the last of them was missed.

@@ -3,9 +3,9 @@
 //!
 //! The HTTP/2 crate enforces all but the number of connections; here are the current values, which the
 //! configuration gives, and what is told of a limit that is reached: a counter, and a line in the log at most
-//! once a minute. Beyond the number of connections, of the process that has the most, the one that is idle for
-//! longest is evicted, so that a client with hundreds does not shut out kubelet, which has two; and while all
-//! are used, a process with few gets one of [`RESERVED`] more. `admission.rs`, for listeners whose connections
+//! once a minute. Beyond the number of connections the one that is idle for longest is evicted, of the
+//! process that has the most: a client with hundreds does not shut out kubelet, which has two. While all are
+//! used, a process with few gets one of [`RESERVED`] more. `admission.rs`, for listeners whose connections
 //! send one request, evicts the oldest.
 
 use std::cmp::Reverse;
@@ -31,8 +31,8 @@ const NAMES: [&str; 6] =
 /// Those that all clients share: one client that reaches it shuts out the others. The rest is each client's.
 const SHARED: [&str; 3] = ["connections", "requests_mib", "unread_mib"];
 
-/// The connections beyond the limit for processes that have fewer than [`FEW`] and are not the one that has the
-/// most: kubelet, after its restart or a lost connection.
+/// The connections beyond the limit for processes that have fewer than [`FEW`], while another one has more:
+/// for kubelet after its restart or a lost connection.
 const RESERVED: usize = 16;
 /// kubelet has two connections, crictl one.
 const FEW: usize = 4;
@@ -125,11 +125,11 @@ impl ClientLimits {
         }
     }
 
-    /// Takes a slot for a connection of the process `pid`; `None` if all are taken and none is idle, unless it is
-    /// one of the reserved. Of the last eighth of the
-    /// slots each is taken at the cost of the connection that has been idle for the longest time: a client
-    /// that never closes its connections, as critest, locks out neither others nor itself. If no slot is
-    /// free, such a connection gives its own at once.
+    /// Takes a slot for a connection of the process `pid`; `None` if all are taken and none is idle, and no
+    /// reserved one is for that process. Of the last eighth of the slots each is taken at the cost of the
+    /// connection that has been idle for the longest time: a client that never closes its connections, as
+    /// critest, locks out neither others nor itself. If no slot is free, such a connection gives its own at
+    /// once.
     pub fn accept_connection(self: &Arc<Self>, pid: Option<i32>) -> Option<ConnectionSlot> {
         let limit = self.current().connections;
         let mut connections = lock(&self.connections);
@@ -240,9 +240,9 @@ impl Connections {
         }
     }
 
-    /// Returns, of the connections without a call in flight for which `may_go` holds, that of the process with
-    /// the most connections which was used before all others of it. None of a process with few, while another
-    /// one has many.
+    /// Returns, of the connections without a call in flight for which `may_go` holds, that of the process
+    /// with the most connections which was used before all others of it. None of a process with few, while
+    /// another one has many.
     fn first_to_go(
         &self,
         may_go: impl Fn(&ClientConnection) -> bool,
@@ -258,8 +258,8 @@ impl Connections {
         idle.min_by_key(|(_, connection)| order(connection)).map(|(number, connection)| (*number, connection))
     }
 
-    /// Frees the slot of an idle connection, which has not closed itself since it was evicted. Returns false if
-    /// every connection is used.
+    /// Frees the slot of an idle connection, which has not closed itself since it was evicted. Returns false
+    /// if every connection is used.
     fn replace_idle(&mut self) -> bool {
         let Some((number, oldest)) = self.first_to_go(|_| true) else { return false };
         oldest.replaced.cancel();

@@ -72,7 +72,7 @@ pub struct ClientsView {
     pub max_connections: usize,
     /// The process that has the most connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub largest: Option<ClientView>,
+    pub largest: Option<ClientProcessView>,
     /// The limits that all clients share and that one has reached since the start.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub reached_limits: Vec<ReachedLimitView>,
@@ -80,7 +80,7 @@ pub struct ClientsView {
 
 /// A process that is connected to the CRI sockets.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct ClientView {
+pub struct ClientProcessView {
     /// Its process ID.
     pub pid: i32,
     /// The name of its program; empty if it has ended.
@@ -219,6 +219,9 @@ pub struct HttpView {
     /// Why it does not listen; absent while it does.
     pub problem: Option<String>,
 }
+
+/// What stands in [`BackendView::unready`] of a backend that is connected and answers nothing.
+pub(super) const UNANSWERED: &str = "Status is not answered";
 
 /// One backend.
 #[derive(Debug, Clone, Serialize, Deserialize)]

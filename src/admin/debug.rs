@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::admin::api::{LogLevelView, StatusView};
+use crate::admin::duration;
 use crate::admin::read::{ApiError, api_error};
 use crate::admin::status_view::compose_status;
 use crate::admin::{AdminState, read};
@@ -55,7 +56,7 @@ pub(super) async fn dump(State(state): State<Arc<AdminState>>) -> Json<Value> {
         "log_level": telemetry::level(),
         "backends": backends.iter().map(|backend| backend_dump(node, backend)).collect::<Vec<_>>(),
         "placements": node.history.placements().iter().map(|placement| json!({
-            "at": read::rfc3339(placement.at),
+            "at": duration::rfc3339(placement.at),
             "handler": placement.handler,
             "backend": placement.backend.as_deref(),
             "code": crate::metrics::code_name(placement.code),
@@ -71,14 +72,14 @@ fn backend_dump(node: &Node, backend: &Backend) -> Value {
         "joining": node.is_outside_lists(backend),
         "in_flight": backend.in_flight(),
         "late": backend.health.late_classes().iter().map(|(class, since)| json!({
-            "class": format!("{class:?}"), "since": read::rfc3339(*since),
+            "class": format!("{class:?}"), "since": duration::rfc3339(*since),
         })).collect::<Vec<_>>(),
         "refreshing": backend.health.refreshing().iter().map(|class| format!("{class:?}")).collect::<Vec<_>>(),
         "owned_sandboxes": sandboxes,
         "owned_containers": containers,
         "list_age_seconds": backend.state.age().map(|age| age.as_secs_f64()),
         "states": node.history.states(&backend.name).iter().map(|change| json!({
-            "at": read::rfc3339(change.at), "state": change.state,
+            "at": duration::rfc3339(change.at), "state": change.state,
         })).collect::<Vec<_>>(),
         "calls_answered": node.metrics.calls_answered_by(&backend.name),
     })

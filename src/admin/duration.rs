@@ -1,8 +1,14 @@
-//! Durations as kubectl prints ages: at most two units, for tables that people read.
+//! Moments for documents, and durations as kubectl prints ages: at most two units, for tables that people
+//! read.
 //!
 //! Source: `k8s.io/apimachinery/pkg/util/duration`, `HumanDuration`. Not for output that a machine parses.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+/// Formats a time in UTC, to the second.
+pub(super) fn rfc3339(moment: SystemTime) -> String {
+    humantime::format_rfc3339_seconds(moment).to_string()
+}
 
 /// Formats a duration as `5s`, `2m10s`, `15m`, `3h12m`, `12h`, `2d4h`, `40d` or `3y20d`.
 pub fn human(duration: Duration) -> String {

@@ -78,7 +78,7 @@ fn render(state: &AdminState, refreshes: bool) -> Markup {
                     }
                 }
                 footer {
-                    p { "As of " (read::rfc3339(SystemTime::now())) ". "
+                    p { "As of " (duration::rfc3339(SystemTime::now())) ". "
                         @if refreshes { "Reloads every " (REFRESH) " s. " a href="/paused" { "Stop" } }
                         @else { "Does not reload itself. " a href="/" { "Start" } }
                         " · " a href="/metrics" { "Metrics" } }

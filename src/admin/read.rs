@@ -4,9 +4,8 @@
 //! is up, so that an operator does not see an older list. A backend that does not answer is shown as last
 //! known, and the answer says so.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -18,14 +17,13 @@ use crate::admin::api::{
     AimView, ErrorBody, ImageView, ImagesView, PodView, PodsView, RouteView, RoutesView, StatusView,
     TargetView,
 };
+use crate::admin::pods_view::{is_answering, pods_of};
 use crate::admin::status_view::{compose_status, is_silent, removed_handlers};
-use crate::backend::{Backend, Condition};
 use crate::cri::ListImagesResponse;
-use crate::history::RemovedHandler;
 use crate::method::List;
 use crate::proxy::Node;
 use crate::router::Handlers;
-use crate::state::{Filter, InstanceId, ListKind, SANDBOX_READY};
+use crate::state::{Filter, InstanceId, ListKind};
 
 /// The states of a backend in which a new sandbox fails.
 const UNABLE: [&str; 3] = ["down", "joining", "gone"];
@@ -116,11 +114,6 @@ pub(super) fn all_routes(node: &Node) -> Vec<RouteView> {
     std::iter::once(compose_route(node, &handlers, "")).chain(named).collect()
 }
 
-/// Formats a time in UTC, to the second.
-pub(super) fn rfc3339(moment: SystemTime) -> String {
-    humantime::format_rfc3339_seconds(moment).to_string()
-}
-
 fn one_route(node: &Node, handler: &str) -> Result<Json<RouteView>, ApiError> {
     let handlers = node.router.handlers();
     if !handler.is_empty() {
@@ -173,87 +166,6 @@ fn refusal_reason(targets: &[TargetView]) -> Option<String> {
         })
         .collect();
     (!reasons.is_empty()).then(|| reasons.join(", "))
-}
-
-/// Returns the pods of one backend.
-pub(super) fn pods_of(node: &Node, backend: &Backend) -> Vec<PodView> {
-    let mut containers: HashMap<String, usize> = HashMap::new();
-    backend.state.for_each_container(|facts| {
-        *containers.entry(facts.sandbox_id.to_owned()).or_default() += 1;
-    });
-    let (handlers, removed) = (node.router.handlers(), node.history.removed_handlers());
-    let stale = !is_answering(node, backend);
-    let mut pods = Vec::new();
-    backend.state.for_each_sandbox(|facts| {
-        let created = UNIX_EPOCH + Duration::from_nanos(u64::try_from(facts.created_at).unwrap_or(0));
-        let handler = node.history.requested_handler(facts.id).map_or_else(
-            || public_handler(&handlers, &removed, backend.id, facts.runtime_handler),
-            String::from,
-        );
-        let handler_removed = removed.contains_key(&*handler)
-            || !handler.is_empty()
-                && handler != facts.runtime_handler
-                && handlers.targets_of(&handler).is_err();
-        pods.push(PodView {
-            namespace: facts.namespace.to_owned(),
-            name: facts.name.to_owned(),
-            uid: facts.uid.to_owned(),
-            attempt: facts.attempt,
-            handler,
-            handler_removed,
-            backend_handler: facts.runtime_handler.to_owned(),
-            backend: backend.name.to_string(),
-            state: if facts.state == SANDBOX_READY { "ready" } else { "notready" }.to_owned(),
-            stale,
-            created_at: rfc3339(created),
-            sandbox_id: facts.id.to_owned(),
-            containers: containers.get(facts.id).copied().unwrap_or(0),
-        });
-    });
-    pods
-}
-
-/// Returns the `RuntimeClass` handler that leads to the handler `known_as` of `backend`, or did before it was
-/// `removed`.
-fn public_handler(
-    handlers: &Handlers,
-    removed: &BTreeMap<Box<str>, RemovedHandler>,
-    backend: InstanceId,
-    known_as: &str,
-) -> String {
-    let leads = |targets: &[(InstanceId, crate::config::Target)]| {
-        targets.iter().any(|(id, target)| *id == backend && target.backend_handler == known_as)
-    };
-    if known_as.is_empty() && handlers.targets_of("").is_ok_and(leads) {
-        return String::new();
-    }
-    let mut public: Vec<_> = handlers
-        .iter()
-        .filter(|(_, targets)| leads(targets))
-        .map(|(handler, targets)| (targets.len(), handler))
-        .collect();
-    // A handler that leads nowhere else, and one of the same name, is the likelier one.
-    public.sort_by_key(|(targets, handler)| (*targets, *handler != known_as));
-    if let Some((_, handler)) = public.first() {
-        return (*handler).to_owned();
-    }
-    let led =
-        |removed: &RemovedHandler| removed.targets.iter().any(|(id, of)| *id == backend.0 && of == known_as);
-    if let Some((handler, _)) = removed.iter().find(|(_, removed)| led(removed)) {
-        return handler.to_string();
-    }
-    // cri-dockerd lists no handlers: the only one that leads there is the one that was asked for.
-    let here = |targets: &[(InstanceId, crate::config::Target)]| targets.iter().any(|(id, _)| *id == backend);
-    let mut to_backend = handlers.iter().filter(|(_, targets)| here(targets)).map(|(handler, _)| handler);
-    match (to_backend.next(), to_backend.next()) {
-        (Some(only), None) if known_as.is_empty() => only.to_owned(),
-        _ => known_as.to_owned(),
-    }
-}
-
-/// Tells whether the backend's lists are live, not last known.
-fn is_answering(node: &Node, backend: &Backend) -> bool {
-    !matches!(node.condition_of(backend), Condition::Down | Condition::Late)
 }
 
 fn add_image(images: &mut BTreeMap<String, ImageView>, backend: &str, image: crate::cri::Image) {

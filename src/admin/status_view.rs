@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use crate::admin::api::{
-    BackendView, ClientView, ClientsView, ErrorView, HttpView, LossView, OlderProcessView, ReachedLimitView,
-    RefusalView, ReloadView, ReloadsView, RemovedHandlerView, RouteView, StateView, StatusView, VerdictView,
+    BackendView, ClientProcessView, ClientsView, ErrorView, HttpView, LossView, OlderProcessView,
+    ReachedLimitView, RefusalView, ReloadView, ReloadsView, RemovedHandlerView, RouteView, StateView,
+    StatusView, UNANSWERED, VerdictView,
 };
-use crate::admin::read::{pods_of, rfc3339};
+use crate::admin::duration::rfc3339;
+use crate::admin::pods_view::pods_of;
 use crate::admin::{AdminState, verdict};
 use crate::backend::{Backend, Condition, Link};
 use crate::cri::RuntimeCondition;
@@ -19,9 +21,6 @@ use crate::method::Rpc;
 use crate::process;
 use crate::proxy::Node;
 use crate::telemetry;
-
-/// What stands in `unready` of a backend that is connected and answers nothing.
-pub(super) const UNANSWERED: &str = "Status is not answered";
 
 /// Composes the status of the node; `routes` are those of [`all_routes`].
 pub(super) fn compose_status(state: &AdminState, routes: &[RouteView]) -> StatusView {
@@ -106,7 +105,7 @@ fn older_process_view(older: OlderProcess) -> OlderProcessView {
 fn clients_view(node: &Node) -> ClientsView {
     let limits = node.limits();
     let (connections, calls) = limits.open();
-    let largest = limits.largest_client().map(|LargestClient { pid, connections }| ClientView {
+    let largest = limits.largest_client().map(|LargestClient { pid, connections }| ClientProcessView {
         pid,
         program: process::program(pid),
         connections,

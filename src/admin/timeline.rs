@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use maud::{Markup, html};
 
-use crate::admin::read;
+use crate::admin::duration;
 use crate::backend::Link;
 use crate::history::{STATES_KEPT, StateChange};
 use crate::proxy::Node;
@@ -66,7 +66,7 @@ fn row(backend: &str, changes: &[StateChange], now: SystemTime) -> Markup {
 
 /// Says in words since when a backend is in a state.
 fn words(change: &StateChange) -> String {
-    let moment = read::rfc3339(change.at);
+    let moment = duration::rfc3339(change.at);
     let clock = moment.split_once('T').map_or("", |(_, clock)| clock.trim_end_matches('Z'));
     format!("{} {clock}", change.state)
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use crate::admin::api::{
-    BackendView, ClientView, ClientsView, FaultView, HttpView, Level, ReachedLimitView, RefusalView,
+    BackendView, ClientProcessView, ClientsView, FaultView, HttpView, Level, ReachedLimitView, RefusalView,
     RouteView, StatusView, VerdictView,
 };
 use crate::admin::duration;
@@ -113,8 +113,8 @@ fn is_about(fault: &FaultView, section: &str) -> bool {
     fault.next.as_ref().and_then(|next| next.rsplit_once('#')).is_some_and(|(_, of)| of == section)
 }
 
-/// Says that a sandbox was refused, if that is not long ago; of a handler whose sandboxes are taken, if it was
-/// within the last minute. Not of which pod: the dump has the verdict, too.
+/// Says that a sandbox was refused, if that is not long ago; of a handler whose sandboxes are taken now, if
+/// it was within the last minute. Not of which pod: the dump has the verdict, too.
 fn refused_sandbox(refusal: &RefusalView, routes: &[RouteView]) -> Option<FaultView> {
     let is_taken = |route: &RouteView| route.handler == refusal.handler && route.refused.is_none();
     let is_over = routes.iter().any(is_taken);
@@ -149,7 +149,7 @@ const LIMIT_RECENT: Duration = Duration::from_secs(60);
 /// Says which limit of all clients together was reached lately, and who has the most connections.
 fn reached_limits(clients: &ClientsView) -> impl Iterator<Item = FaultView> {
     let most = clients.largest.as_ref().map_or_else(String::new, |client| {
-        let ClientView { pid, program, connections } = client;
+        let ClientProcessView { pid, program, connections } = client;
         format!("; pid {pid} ({program}) has {connections} of the {} connections", clients.connections)
     });
     clients.reached_limits.iter().filter_map(move |ReachedLimitView { limit, at }| {

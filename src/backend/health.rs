@@ -5,7 +5,7 @@
 //! flight; its answer, however late, makes the class live again. The sandbox and container lists are also
 //! late after an error, so that both are always of one moment: they are live again once both were listed. A
 //! class that is late again soon has relapsed: from then on only an answer in time ends its lateness, or each
-//! next client would wait for the deadline in vain.
+//! next client would wait for the deadline and get last-known state.
 //! Health is learnt from calls of clients and from refreshes; there is no separate health check.
 
 use std::collections::HashSet;

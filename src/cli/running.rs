@@ -1,8 +1,9 @@
 //! Compares a file with the running crimux: what a reload of it could not apply, what it would do to the
 //! backends and the pods on them, and what it would change for every pod.
 //!
-//! Without a running crimux there is nothing to compare, and no finding; one that does not answer is a warning. It is looked for at the file's
-//! `admin.socket`, and where the one that runs with the file's `state_dir` listens.
+//! Without a running crimux there is nothing to compare, and no finding; one that does not answer is a
+//! warning. It is looked for at the file's `admin.socket`, and where the one that runs with the file's
+//! `state_dir` listens.
 
 use std::path::Path;
 use std::time::Duration;

@@ -107,21 +107,6 @@ impl<'a> SandboxRef<'a> {
         Ok(())
     }
 
-    /// Returns the label `key`; `None` if it is not set.
-    pub fn label(&self, key: &str) -> Option<&'a str> {
-        map_value(self.item, field!(PodSandbox.labels), key)
-    }
-
-    /// Returns the annotation `key`; `None` if it is not set.
-    pub fn annotation(&self, key: &str) -> Option<&'a str> {
-        map_value(self.item, field!(PodSandbox.annotations), key)
-    }
-
-    /// Iterates over the labels.
-    pub fn labels(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        map_entries(self.item, field!(PodSandbox.labels))
-    }
-
     /// Iterates over the annotations.
     pub fn annotations(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
         map_entries(self.item, field!(PodSandbox.annotations))
@@ -172,21 +157,6 @@ impl<'a> ContainerRef<'a> {
             }
         }
         Ok(())
-    }
-
-    /// Returns the label `key`; `None` if it is not set.
-    pub fn label(&self, key: &str) -> Option<&'a str> {
-        map_value(self.item, field!(Container.labels), key)
-    }
-
-    /// Iterates over the labels.
-    pub fn labels(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        map_entries(self.item, field!(Container.labels))
-    }
-
-    /// Iterates over the annotations.
-    pub fn annotations(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        map_entries(self.item, field!(Container.annotations))
     }
 }
 
@@ -267,11 +237,6 @@ fn map_entries(item: &[u8], number: u32) -> impl Iterator<Item = (&str, &str)> {
     wire::items(item, number).filter_map(|entry| wire::map_entry(entry.ok()?).ok())
 }
 
-fn map_value<'a>(item: &'a [u8], number: u32, key: &str) -> Option<&'a str> {
-    // The last of equal keys wins, as in every protobuf map.
-    map_entries(item, number).filter(|(entry, _)| *entry == key).last().map(|(_, value)| value)
-}
-
 /// Returns nanoseconds since the Unix epoch; 1 on a clock before it, because clients reject a zero time.
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -322,8 +287,7 @@ mod tests {
         let facts = SandboxRef::parse(&item).unwrap();
         assert_eq!((facts.id, facts.uid, facts.name), ("s1", "u1", "web"));
         assert_eq!((facts.namespace, facts.attempt, facts.created_at), ("prod", 3, decoded.created_at));
-        assert_eq!((facts.label("app"), facts.label("none")), (Some("web"), None));
-        assert_eq!(facts.annotation("note"), Some("x"));
+        assert_eq!(facts.annotations().collect::<Vec<_>>(), [("note", "x")]);
     }
 
     #[test]

@@ -3,9 +3,8 @@
 use std::time::{Duration, SystemTime};
 
 use super::{fault_of, handlers, recent};
-use crate::admin::api::{BackendView, FaultView, LossView, RouteView, StatusView};
+use crate::admin::api::{BackendView, FaultView, LossView, RouteView, StatusView, UNANSWERED};
 use crate::admin::duration;
-use crate::admin::status_view::UNANSWERED;
 use crate::history::LOSS;
 
 /// Tells whether kubelet judges the node NotReady, or will, because of this backend.

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::admin::status_view::UNANSWERED;
+use crate::admin::api::UNANSWERED;
 
 /// A node of the default backend `a` and of `b`, both ready; `change` is merged into the status.
 fn status(change: &Value) -> StatusView {

@@ -11,7 +11,7 @@ use prometheus::TextEncoder;
 
 use crate::admin::api::{Level, RouteView, TargetView};
 use crate::admin::status_view::compose_status;
-use crate::admin::{AdminState, openmetrics, read};
+use crate::admin::{AdminState, openmetrics, read, verdict};
 use crate::backend::Backend;
 use crate::metrics::{BackendSample, HandlerSample, StateSample};
 use crate::proxy::Node;
@@ -66,7 +66,11 @@ fn refresh(state: &AdminState) {
     let is_ready = status.verdict.level != Level::NotReady;
     let later = status.backends.iter().filter(|backend| backend.comes_later);
     let comes_later: HashSet<_> = later.map(|backend| backend.name.as_str()).collect();
-    let handlers: Vec<_> = routes.iter().map(|route| handler_sample(route, &comes_later)).collect();
+    // Of a handler that a reload removed every new sandbox is refused, too; that counts while pods want it.
+    let removed = status.removed_handlers.iter().filter(|removed| verdict::is_wanted(removed));
+    let removed = removed.map(|it| HandlerSample { name: &it.handler, is_refused: true, comes_later: false });
+    let handlers: Vec<_> =
+        routes.iter().map(|route| handler_sample(route, &comes_later)).chain(removed).collect();
     node.metrics.node.set(is_ready, &handlers);
     for route in &routes {
         for target in route.targets.iter().filter(|target| target.state != "gone") {

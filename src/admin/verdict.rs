@@ -14,6 +14,8 @@ use crate::error::handler_label;
 mod backends;
 mod handlers;
 
+pub(super) use handlers::is_wanted;
+
 /// How long a refused sandbox is part of the verdict.
 pub(crate) const RECENT: Duration = Duration::from_secs(600);
 /// How long it is if its handler takes sandboxes now.

@@ -94,6 +94,15 @@ async fn one_list_waits_for_a_stopped_containerd_and_the_next_does_not() {
         let asked = Instant::now();
         assert_eq!(listed(&mut pods).await, before, "{victim}");
         assert!(asked.elapsed() < AT_ONCE, "the next lists took {:?}", asked.elapsed());
+        let socket = crimux.socket.with_file_name("admin.sock");
+        let status =
+            [env!("CARGO_BIN_EXE_crimux"), "status", "--check", "--socket", socket.to_str().unwrap()];
+        let told = bed.run(&status).unwrap().stdout;
+        let told = String::from_utf8_lossy(&told);
+        assert!(
+            told.contains(&format!("{victim} late")) && told.contains("is stopped (kill -CONT "),
+            "{told}"
+        );
         tokio::task::block_in_place(|| bed.cont(victim).unwrap());
         let ready = format!("crimux_backend_state{{backend=\"{victim}\",state=\"ready\"}} 1");
         eventually("it is in time again", async || {

@@ -167,6 +167,7 @@ async fn a_removed_handler_is_in_the_verdict_while_its_pods_run_or_are_refused()
     let removed = "- handler b was removed from the configuration: its new sandboxes are refused";
     let table = status(&running).await;
     assert!(table.contains(&format!("{removed}, ")), "{table}");
+    assert_eq!(running.metric("crimux_handler_refused{handler=\"b\"}").await, Some(1.0));
     running.client().runtime().run_pod_sandbox(pod("refused")).await.unwrap_err();
     let table = status(&running).await;
     assert!(table.contains(&format!("{removed}, the last one ")), "{table}");
@@ -177,6 +178,7 @@ async fn a_removed_handler_is_in_the_verdict_while_its_pods_run_or_are_refused()
     running.rewrite(&config(&running.dir, &[("a", &a), ("b", &b)], ""));
     running.signal(Signal::SIGHUP);
     eventually(SOON, async || !status(&running).await.contains("was removed")).await;
+    assert_eq!(running.metric("crimux_handler_refused{handler=\"b\"}").await, Some(0.0));
 }
 
 #[tokio::test]

@@ -58,11 +58,16 @@ fn in_words(handlers: &[&str]) -> String {
     default.into_iter().chain(named).collect::<Vec<_>>().join(" and of ")
 }
 
+/// Tells whether pods have a removed handler, or asked for it in the last minutes.
+pub(in crate::admin) fn is_wanted(removed: &RemovedHandlerView) -> bool {
+    removed.sandboxes > 0 || removed.last_refused.as_deref().and_then(|at| recent(at, RECENT)).is_some()
+}
+
 /// Says what became of a handler that was taken out of the configuration, while pods ask or asked for it.
 pub(super) fn removal_fault(removed: &RemovedHandlerView) -> Option<FaultView> {
     let RemovedHandlerView { handler, sandboxes, last_refused } = removed;
     let refused = last_refused.as_deref().and_then(|at| recent(at, RECENT));
-    if *sandboxes == 0 && refused.is_none() {
+    if !is_wanted(removed) {
         return None;
     }
     let left = match sandboxes {

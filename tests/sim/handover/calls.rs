@@ -1,17 +1,19 @@
 //! Calls in flight end in the old process when another one takes over; later calls go to the new one.
 
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crimux::shutdown::Shutdown;
+use testkit::client::container_config;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tonic::Status;
 
 use super::*;
-use crate::outage::sandboxes;
+use crate::outage::{containers, sandboxes};
 use crate::systemd::is_unsent;
 
 /// Lists over one connection every 50 ms, and each time over another one, until it is told to stop; returns
@@ -210,6 +212,55 @@ async fn a_sandbox_that_the_old_process_creates_is_the_new_ones_before_the_clien
     node.crimux.wait_ready().await;
     let listed = sandboxes(&node.client(), None).await.unwrap();
     assert!(listed.contains(&id), "it is on the disk: {listed:?}\n{}", node.crimux.log());
+}
+
+#[tokio::test]
+async fn what_the_old_process_creates_stops_and_removes_is_known_to_the_new_one() {
+    let a = SimRuntime::builder("a").start().await;
+    let b = SimRuntime::builder("b").containers(3, 1).start().await;
+    let node = Node::start(&[("a", &a), ("b", &b)], "").await;
+    let ids: Vec<_> = b.state().sandboxes().map(|sandbox| sandbox.id.clone()).collect();
+    b.state().add_image("app:1");
+    let [holder, stopped, removed] = [0, 1, 2].map(|at| ids[at].clone());
+    let client = node.client();
+    let mut runtime = client.runtime();
+    let request = container_config("slow", "app:1").create_in(&holder, &sandbox_config("holder").build());
+    let creating =
+        begin(&b, "CreateContainer", async move { runtime.create_container(request).await.map(drop) });
+    let (mut runtime, id) = (client.runtime(), stopped.clone());
+    let stopping = begin(&b, "StopPodSandbox", async move {
+        runtime.stop_pod_sandbox(cri::StopPodSandboxRequest { pod_sandbox_id: id }).await.map(drop)
+    });
+    let (mut runtime, id) = (client.runtime(), removed.clone());
+    let removing = begin(&b, "RemovePodSandbox", async move {
+        runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id }).await.map(drop)
+    });
+    let calls = [creating.await, stopping.await, removing.await];
+    node.upgraded(&[]).await;
+    // No list of the new process can show what they do.
+    b.fault("ListPodSandbox", Fault::Hang);
+    b.fault("ListContainers", Fault::Hang);
+    for method in ["CreateContainer", "StopPodSandbox", "RemovePodSandbox"] {
+        b.clear_fault(method);
+    }
+    for call in calls {
+        tokio::time::timeout(SOON, call).await.unwrap().unwrap().unwrap();
+    }
+    let before: BTreeSet<_> = b.state().containers().map(|container| container.id.clone()).collect();
+    b.stop().await;
+    let client = node.client();
+    let listed = client.runtime().list_pod_sandbox(cri::ListPodSandboxRequest::default()).await.unwrap();
+    let states: HashMap<_, _> =
+        listed.into_inner().items.into_iter().map(|item| (item.id, item.state)).collect();
+    assert_eq!(states.get(&stopped), Some(&cri::PodSandboxState::SandboxNotready.into()));
+    assert_eq!(states.get(&removed), None, "{states:?}");
+    assert_eq!(
+        containers(&client, None).await.unwrap(),
+        before,
+        "with the new one, without that of the removed sandbox"
+    );
+    let lost = node.crimux.metric("crimux_lost_sandboxes_total{backend=\"b\"}").await;
+    assert_eq!(lost, Some(0.0), "it was removed through crimux");
 }
 
 #[tokio::test]

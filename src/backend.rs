@@ -3,7 +3,7 @@
 //! `connection.rs` keeps the connection, `health.rs` says whether it is in time, `call.rs` sends over it.
 //! Nothing here knows what a method means.
 
-use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +17,8 @@ use crate::config::BackendConfig;
 use crate::cri::VersionResponse;
 use crate::method::{Api, Deadline, IN_FLIGHT_LIMITS, InFlightLimit, Method, Rpc};
 use crate::metrics::CallMetrics;
+use crate::mutex::lock;
+use crate::process;
 use crate::side::Side;
 use crate::state::{InstanceId, InstanceState};
 
@@ -55,8 +57,8 @@ pub struct Backend {
     api: Mutex<Option<Api>>,
     connector: Mutex<Option<Arc<Connector>>>,
     certificates: Certificates,
-    /// The process that listens at its socket; 0 if that is not known.
-    peer_pid: AtomicI32,
+    /// The process that listens at its socket, and when that was started, if that is known.
+    peer: Mutex<Option<(i32, u64)>>,
     /// Calls in flight, by the limit that they count against.
     in_flight: [AtomicUsize; IN_FLIGHT_LIMITS],
     side: Side,
@@ -83,7 +85,7 @@ impl Backend {
             api: Mutex::new(None),
             connector: Mutex::new(None),
             certificates: Certificates::default(),
-            peer_pid: AtomicI32::new(0),
+            peer: Mutex::default(),
             in_flight: Default::default(),
             side,
         })
@@ -101,7 +103,8 @@ impl Backend {
 
     /// Returns the process that listens at its socket, if it is connected and the kernel tells.
     pub fn peer_pid(&self) -> Option<i32> {
-        Some(self.peer_pid.load(Ordering::Relaxed)).filter(|pid| *pid > 0 && self.is_up())
+        let (pid, started) = lock(&self.peer).filter(|_| self.is_up())?;
+        (process::start_time(pid) == Some(started)).then_some(pid)
     }
 
     /// Tells whether calls can be sent to it.

@@ -1,5 +1,5 @@
-//! The last placements of sandboxes, the last reloads, and the last hour of each backend's state, for the
-//! status page.
+//! The last placements of sandboxes, the last reloads, what backends lost, and the last hour of each
+//! backend's state, for the status and its page.
 //!
 //! An operator who looks at a node asks first where new pods went and when the configuration last changed. A
 //! short list in memory answers that; logs and metrics have the rest. Nothing here is saved.
@@ -171,7 +171,7 @@ impl RecentEvents {
         let mut losses = lock(&self.losses);
         losses.retain(|_, loss| now.duration_since(loss.at).is_ok_and(|age| age < LOSS));
         let loss = losses.entry(backend.into()).or_insert(Loss { at: now, gone: 0, owned });
-        (loss.at, loss.gone) = (now, loss.gone + gone);
+        *loss = Loss { at: now, gone: loss.gone + gone, owned: loss.gone + owned };
     }
 
     /// Returns what backends lost within the last [`LOSS`], by name.

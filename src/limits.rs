@@ -126,8 +126,8 @@ impl ClientLimits {
     }
 
     /// Takes a slot for a connection of the process `pid`; `None` if all are taken and none is idle, and no
-    /// reserved one is for that process. Of the last eighth of the slots each is taken at the cost of the
-    /// connection that has been idle for the longest time: a client that never closes its connections, as
+    /// reserved one is for that process. Of the last eighth of the slots each is taken at the cost of an
+    /// idle connection (see [`Connections::first_to_go`]): a client that never closes its connections, as
     /// critest, locks out neither others nor itself. If no slot is free, such a connection gives its own at
     /// once.
     pub fn accept_connection(self: &Arc<Self>, pid: Option<i32>) -> Option<ConnectionSlot> {
@@ -137,8 +137,8 @@ impl ClientLimits {
         if open >= limit - limit / 8 {
             connections.evict_idle();
         }
-        let is_reserved = open < limit + RESERVED && connections.has_few(pid);
-        if open >= limit && !is_reserved && !connections.replace_idle() {
+        let is_reserved = || open < limit + RESERVED && connections.has_few(pid);
+        if open >= limit && !is_reserved() && !connections.replace_idle() {
             drop(connections);
             self.note_reached(0);
             return None;
@@ -204,13 +204,14 @@ impl ClientLimits {
         self.reached[index].inc();
         lock(&self.reached_at)[index] = Some(SystemTime::now());
         if lock(&self.log_limits)[index].count(1).is_some() {
-            let largest = self.largest_client();
+            // Which client holds the other things is not known.
+            let largest = self.largest_client().filter(|_| NAMES[index] == "connections");
             tracing::warn!(
                 limit = NAMES[index],
                 connections = self.open().0,
                 largest_pid = largest.map(|client| client.pid),
                 largest_connections = largest.map(|client| client.connections),
-                "clients have reached a limit (section `limits`); the next minute says no more of it"
+                "clients have reached a limit; the next minute says no more of it"
             );
         }
     }
@@ -248,13 +249,14 @@ impl Connections {
         may_go: impl Fn(&ClientConnection) -> bool,
     ) -> Option<(u64, &Arc<ClientConnection>)> {
         let counts = self.counts();
-        let many = counts.values().max().map_or(0, |most| FEW.min(*most));
+        let many = if counts.values().any(|count| *count > FEW) { FEW } else { 0 };
         let idle = self.open.iter().filter(|(_, connection)| {
             let is_idle = connection.calls.load(Ordering::Relaxed) == 0;
             is_idle && counts[&connection.pid] >= many && may_go(connection)
         });
-        let order =
-            |connection: &ClientConnection| (Reverse(counts[&connection.pid]), connection.last_used());
+        let order = |connection: &ClientConnection| {
+            (Reverse(counts[&connection.pid].max(FEW)), connection.last_used())
+        };
         idle.min_by_key(|(_, connection)| order(connection)).map(|(number, connection)| (*number, connection))
     }
 
@@ -381,6 +383,15 @@ mod tests {
         let others: Vec<_> = (0..9).filter_map(|_| current.accept_connection(Some(3))).collect();
         assert_eq!(current.open().0, 16 + 2 + FEW, "beyond the limit there is room for few");
         drop((calls, others));
+    }
+
+    #[test]
+    fn among_clients_with_few_connections_the_one_that_is_idle_for_the_longest_time_goes() {
+        let current = ClientLimits::new(&limits(16), &Metrics::new().unwrap());
+        let mut slots: Vec<_> = (1..=14).map(|pid| current.accept_connection(Some(pid)).unwrap()).collect();
+        let kubelet = [(); 2].map(|()| current.accept_connection(Some(99)).unwrap());
+        slots.push(current.accept_connection(Some(15)).unwrap());
+        assert_eq!((evicted(&kubelet).len(), evicted(&slots)), (0, vec![0, 1, 2]));
     }
 
     #[test]

@@ -108,6 +108,8 @@ impl Listener {
         // A connection beyond the limit is closed at once.
         let serve = |stream: UnixStream| {
             let pid = stream.peer_cred().ok().and_then(|peer| peer.pid());
+            // 0 is a process of another PID namespace.
+            let pid = pid.filter(|pid| *pid > 0);
             if let Some(slot) = proxy.limits().accept_connection(pid) {
                 connections.spawn(serve_connection(stream, proxy.for_connection(), slot, shutdown.clone()));
             }

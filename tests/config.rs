@@ -877,6 +877,7 @@ proptest! {
     #[test]
     fn no_piece_of_the_example_panics(start in 0usize..6000, length in 0usize..6000, noise in "[\\[\\]{}:,&*!|>'\"#%@` \t\n0-9a-z-]{0,8}") {
         let example = include_str!("../config.example.yaml");
+        prop_assert!(example.is_ascii());
         let cut = |at: usize| at.min(example.len());
         let piece = format!("{}{noise}{}", &example[..cut(start)], &example[cut(start + length)..]);
         if let Err(problems) = parse(&piece) {

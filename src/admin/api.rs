@@ -220,9 +220,6 @@ pub struct HttpView {
     pub problem: Option<String>,
 }
 
-/// What stands in [`BackendView::unready`] of a backend that is connected and answers nothing.
-pub(super) const UNANSWERED: &str = "Status is not answered";
-
 /// One backend.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "each is a key of the document")]
@@ -297,12 +294,24 @@ pub struct BackendView {
     /// The ready sandboxes that it lost in the last ten minutes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost: Option<LossView>,
-    /// When the first of the certificates of its connection ends; absent without TLS.
+    /// The certificate of its connection that ends first; absent without TLS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub certificate_ends: Option<String>,
+    pub certificate: Option<CertificateView>,
+    /// Since when it answers nothing, although it is connected; absent while it answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub silent_since: Option<String>,
     /// The process that listens at its socket, if that is stopped by a signal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stopped_pid: Option<i32>,
+}
+
+/// A certificate of a backend's connection.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct CertificateView {
+    /// `authority`, `client` or `backend`, as in the metric.
+    pub role: String,
+    /// When it ends.
+    pub ends: String,
 }
 
 /// Sandboxes that a backend no longer lists although nobody removed them through crimux.

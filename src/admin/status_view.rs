@@ -1,12 +1,12 @@
 //! Composes the status of the node, which the admin socket, the page and the metrics show.
 
 use std::collections::HashMap;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::admin::api::{
-    BackendView, ClientProcessView, ClientsView, ErrorView, HttpView, LossView, OlderProcessView,
-    ReachedLimitView, RefusalView, ReloadView, ReloadsView, RemovedHandlerView, RouteView, StateView,
-    StatusView, UNANSWERED, VerdictView,
+    BackendView, CertificateView, ClientProcessView, ClientsView, ErrorView, HttpView, LossView,
+    OlderProcessView, ReachedLimitView, RefusalView, ReloadView, ReloadsView, RemovedHandlerView, RouteView,
+    StateView, StatusView, VerdictView,
 };
 use crate::admin::duration::rfc3339;
 use crate::admin::pods_view::pods_of;
@@ -22,7 +22,7 @@ use crate::process;
 use crate::proxy::Node;
 use crate::telemetry;
 
-/// Composes the status of the node; `routes` are those of [`all_routes`].
+/// Composes the status of the node; `routes` are those of `read::all_routes`.
 pub(super) fn compose_status(state: &AdminState, routes: &[RouteView]) -> StatusView {
     let node = &state.node;
     let last = node.history.reloads().into_iter().next();
@@ -160,6 +160,11 @@ fn backend_view(node: &Node, backend: &Backend) -> BackendView {
         api,
         late: backend.health.late_classes().iter().map(|(class, _)| class.methods().to_owned()).collect(),
         unready: unready(backend),
+        silent_since: backend
+            .health
+            .status_unanswered_since()
+            .filter(|_| is_silent(backend))
+            .map(|since| rfc3339(SystemTime::now() - since.elapsed())),
         foreign_ids: backend.state.count_foreign(),
         event_source: node.event_source(backend.id).map(str::to_owned),
         left_out: node.left_out.of(&backend.name),
@@ -170,14 +175,18 @@ fn backend_view(node: &Node, backend: &Backend) -> BackendView {
             sandboxes: loss.gone,
             owned: loss.owned,
         }),
-        certificate_ends: backend.certificate_ends().into_iter().map(|(_, end)| end).min().map(rfc3339),
-        stopped_pid: backend.peer_pid().filter(|pid| process::is_stopped(*pid)),
+        certificate: backend
+            .certificate_ends()
+            .into_iter()
+            .min_by_key(|(_, ends)| *ends)
+            .map(|(role, ends)| CertificateView { role: role.word().to_owned(), ends: rfc3339(ends) }),
+        stopped_pid: backend.peer_pid().filter(|pid| process::is_stopped_by_signal(*pid)),
     }
 }
 
-/// Tells whether a backend is connected and does not answer even `Status`, which it has at hand.
+/// Tells whether a backend is connected and answers nothing.
 pub(super) fn is_silent(backend: &Backend) -> bool {
-    backend.is_up() && backend.health.status_unanswered_since().is_some()
+    backend.is_up() && backend.health.answers_nothing()
 }
 
 /// Returns why kubelet would not take a connected backend for ready.
@@ -185,8 +194,8 @@ fn unready(backend: &Backend) -> Vec<String> {
     if !backend.is_up() {
         return Vec::new();
     }
-    if is_silent(backend) {
-        return vec![UNANSWERED.to_owned()];
+    if backend.health.status_unanswered_since().is_some() {
+        return vec!["Status is not answered".to_owned()];
     }
     let reply = backend.state.reply(Rpc::Status).and_then(|reply| status::decode(&reply));
     let conditions = reply.and_then(|reply| reply.status).map(|status| status.conditions).unwrap_or_default();

@@ -47,8 +47,6 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
         (true, false) => Level::Degraded,
         (true, true) => Level::Ok,
     };
-    faults.extend(soon.into_iter().map(|(_, fault)| fault));
-    faults.extend(backends::losses(status));
     faults.extend(backends::removal_faults(status));
     faults.extend(status.removed_handlers.iter().filter_map(handlers::removal_fault));
     faults.extend(handlers::drain_fault(routes));
@@ -57,6 +55,8 @@ pub(super) fn judge(status: &StatusView, routes: &[RouteView]) -> VerdictView {
         .as_ref()
         .filter(|_| faults.is_empty())
         .and_then(|refusal| refused_sandbox(refusal, routes));
+    faults.extend(backends::losses(status));
+    faults.extend(soon.into_iter().map(|(_, fault)| fault));
     faults.extend(
         status.backends.iter().filter(|backend| backend.comes_later).map(|b| backends::optional(b, routes)),
     );
@@ -158,15 +158,13 @@ fn reached_limits(clients: &ClientsView) -> impl Iterator<Item = FaultView> {
         let ago = recent(at, LIMIT_RECENT)?;
         let problem = format!("clients reached limits.{limit} {ago} ago");
         let what = match limit.as_str() {
-            "connections" => {
-                format!(
-                    "more than {} connections are closed, but of clients with few",
-                    clients.max_connections
-                )
-            }
+            "connections" => format!(
+                "a connection beyond {} is closed, unless its process has fewer than four{most}",
+                clients.max_connections
+            ),
             _ => "calls beyond it fail, kubelet's too".to_owned(),
         };
-        let text = format!("{problem}: {what}{most}");
+        let text = format!("{problem}: {what}");
         Some(FaultView { text, ..fault_of(problem, None, "crimuxlimitreached") })
     })
 }

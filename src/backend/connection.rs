@@ -6,7 +6,6 @@
 //! `too_many_pings`.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime};
 
 use grpc_http2::client::{self, SendRequest};
@@ -26,6 +25,7 @@ use crate::cri::VersionResponse;
 use crate::error::Error;
 use crate::method::{self, Api, Method, Rpc};
 use crate::mutex::lock;
+use crate::process;
 use crate::shutdown::Shutdown;
 use crate::utf8;
 
@@ -121,7 +121,7 @@ impl Backend {
         } else {
             connector.connect().await.map_err(|error| error.to_string())?
         };
-        self.peer_pid.store(stream.peer_pid().unwrap_or_default(), Ordering::Relaxed);
+        *lock(&self.peer) = stream.peer_pid().and_then(|pid| Some((pid, process::start_time(pid)?)));
         Ok(client::handshake(stream, http2))
     }
 

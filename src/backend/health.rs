@@ -4,8 +4,8 @@
 //! sandboxes late. While a class is late, calls are answered from last-known state and one refresh stays in
 //! flight; its answer, however late, makes the class live again. The sandbox and container lists are also
 //! late after an error, so that both are always of one moment: they are live again once both were listed. A
-//! class that is late again soon has relapsed: from then on only an answer in time ends its lateness, or each
-//! next client would wait for the deadline and get last-known state.
+//! class of lists that is late again soon has relapsed: for a minute only an answer in time ends its
+//! lateness, or each next client would wait for the deadline and get last-known state.
 //! Health is learnt from calls of clients and from refreshes; there is no separate health check.
 
 use std::collections::HashSet;
@@ -72,8 +72,11 @@ pub enum MethodClass {
 const CLASSES: usize = MethodClass::RuntimeConfig as usize + 1;
 /// The most late objects that are remembered; reads of further ones wait for their deadline each time.
 const MAX_LATE_OBJECTS: usize = 64;
-/// A class that is late again within this time has relapsed.
+/// A class of lists that is late again within this time has relapsed.
 const RELAPSE: Duration = Duration::from_secs(30);
+/// How long only an answer in time ends the lateness of a class that has relapsed. Then the next client is
+/// passed on again, because its own call may be quicker than the refresh.
+const RELAPSED: Duration = Duration::from_secs(60);
 /// Every class, in the order of its values.
 const ALL_CLASSES: [MethodClass; CLASSES] = [
     MethodClass::Lists,
@@ -107,11 +110,21 @@ impl MethodClass {
             Self::Images => "ListImages",
             Self::ContainerStats => "ListContainerStats",
             Self::SandboxStats => "ListPodSandboxStats",
-            Self::Metrics => "ListPodSandboxMetrics",
+            Self::Metrics => "ListPodSandboxMetrics and ListMetricDescriptors",
             Self::Filesystems => "ImageFsInfo",
             Self::Reads => "reads of single objects",
             Self::Status => "Status",
             Self::RuntimeConfig => "RuntimeConfig",
+        }
+    }
+
+    /// Tells whether its refresh calls what clients call, so that it takes as long.
+    fn is_measured_by_refresh(self) -> bool {
+        match self {
+            Self::Lists | Self::Images | Self::ContainerStats | Self::SandboxStats | Self::Filesystems => {
+                true
+            }
+            Self::Metrics | Self::Reads | Self::Status | Self::RuntimeConfig => false,
         }
     }
 
@@ -141,7 +154,8 @@ struct Late {
     since: SystemTime,
     /// Whether the log says that it is late; otherwise it does not say the end either.
     is_said: bool,
-    has_relapsed: bool,
+    /// When it was late again soon after its last lateness; `None` if it was not.
+    relapsed: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -198,9 +212,17 @@ impl Health {
         self.inner().late[class as usize].map(|late| late.since)
     }
 
-    /// Tells whether this class is late and has relapsed: only an answer in time ends that.
+    /// Tells whether this class has relapsed within the last minute: only an answer in time ends its
+    /// lateness.
     pub fn has_relapsed(&self, class: MethodClass) -> bool {
-        self.inner().late[class as usize].is_some_and(|late| late.has_relapsed)
+        let relapsed = self.inner().late[class as usize].and_then(|late| late.relapsed);
+        relapsed.is_some_and(|at| at.elapsed() < RELAPSED)
+    }
+
+    /// Tells whether the backend answers nothing: neither `Status`, nor lists or `Version`.
+    pub fn answers_nothing(&self) -> bool {
+        let silent = self.is_late(MethodClass::Lists) || self.is_late(MethodClass::Reads);
+        silent && self.status_unanswered_since().is_some()
     }
 
     /// Returns the classes that are late, each with the time since when.
@@ -236,8 +258,9 @@ impl Health {
         let news = inner.late[class as usize].is_none();
         if news {
             let last = inner.last_late[class as usize].filter(|(_, ended)| ended.elapsed() < RELAPSE);
+            let last = last.filter(|_| class.is_measured_by_refresh());
             let since = last.map_or_else(SystemTime::now, |(since, _)| since);
-            let late = Late { since, is_said: false, has_relapsed: last.is_some() };
+            let late = Late { since, is_said: false, relapsed: last.map(|_| Instant::now()) };
             inner.late[class as usize] = Some(late);
         }
         drop(inner);

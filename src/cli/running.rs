@@ -33,15 +33,14 @@ pub(super) async fn other_file(client: &AdminClient, file: &Path, named: bool) -
 }
 
 pub(super) async fn compare(client: &AdminClient, config: &Config, text: &ConfigText) -> Vec<Finding> {
-    let running = match client.get::<Value>("/v1/config").await {
-        Ok(running) => running,
+    let (running, status) = match read(client).await {
+        Ok(read) => read,
         Err(error) if error.is::<NoAnswer>() => {
             let text = format!("not compared with: {error}");
             return vec![Finding::new(Grade::Warning, "running crimux", text)];
         }
         Err(_) => return Vec::new(),
     };
-    let Ok(status) = client.get::<StatusView>("/v1/status").await else { return Vec::new() };
     let keys = restart_keys(&running, &config.view()).into_iter();
     let restart = keys.map(|key| {
         let text = match (key, running["state_dir"].as_str()) {
@@ -67,6 +66,11 @@ pub(super) async fn compare(client: &AdminClient, config: &Config, text: &Config
         findings.extend(changes(&planned));
     }
     findings
+}
+
+/// Reads the configuration and the status of the running crimux.
+async fn read(client: &AdminClient) -> anyhow::Result<(Value, StatusView)> {
+    Ok((client.get("/v1/config").await?, client.get("/v1/status").await?))
 }
 
 /// What a reload of the file would do to the backends that run.

@@ -10,7 +10,6 @@ use crate::backend::{Backend, MethodClass};
 use crate::method::{Kind, List};
 use crate::mutex::lock;
 use crate::proxy::{Node, learn, refresh};
-use crate::router::IdMatch;
 
 impl Node {
     /// Learns the owners that the last-known state of a backend names.
@@ -57,7 +56,7 @@ impl Node {
     ///
     /// | an ID | becomes |
     /// |---|---|
-    /// | is owned by a backend that was listed and no longer lists it | forgotten, so the map stays small |
+    /// | is owned by a backend that was listed and no longer lists it | forgotten; a ready sandbox is lost |
     /// | is foreign at a backend that does not list it any more | foreign no longer |
     /// | is foreign at a backend, and no other backend owns it | that backend's |
     /// | is foreign at a backend that is up and in lists | decided again, as its owner may have gone down |
@@ -101,10 +100,16 @@ impl Node {
             return;
         }
         let listed = backend.state.all_ids();
+        let gone: Vec<_> = owned.difference(&listed).collect();
+        if gone.is_empty() {
+            return;
+        }
         let ready = owned.iter().filter(|id| owners.is_ready_sandbox(id)).count();
-        let mut lost = 0;
-        for id in owned.difference(&listed) {
-            lost += usize::from(owners.is_ready_sandbox(id));
+        // What another backend lists has only moved.
+        let backends = self.backends();
+        let is_elsewhere = |id: &str| backends.iter().any(|other| other.state.is_foreign(id));
+        let lost = gone.iter().filter(|id| owners.is_ready_sandbox(id) && !is_elsewhere(id)).count();
+        for id in gone {
             self.record_gone(id);
         }
         if lost > 0 {
@@ -120,9 +125,7 @@ impl Node {
     /// Forgets the owner of an object that its owner lists no more.
     fn record_gone(&self, id: &str) {
         let owners = &self.router.owners;
-        let is_sandbox = matches!(owners.find(Some(Kind::Sandbox), id, None), IdMatch::Exact(_));
-        owners.forget(id);
-        let kind = if is_sandbox { Kind::Sandbox } else { Kind::Container };
+        let Some(kind) = owners.forget(id) else { return };
         // A backend that answers says by its own lists what it has.
         self.record_gone_at(kind, id, |backend| {
             !backend.is_up() || backend.health.is_late(MethodClass::Lists)

@@ -240,12 +240,12 @@ impl Owners {
         }
     }
 
-    /// Forgets an ID at once: its owner lists it no more, or is no more.
-    pub fn forget(&self, id: &str) {
-        if let Some((_, owner)) = self.map.remove(id) {
-            self.version.fetch_add(1, Ordering::Relaxed);
-            self.release(&owner);
-        }
+    /// Forgets an ID at once: its owner lists it no more, or is no more. Returns what it named.
+    pub fn forget(&self, id: &str) -> Option<Kind> {
+        let (_, owner) = self.map.remove(id)?;
+        self.version.fetch_add(1, Ordering::Relaxed);
+        self.release(&owner);
+        Some(owner.kind)
     }
 
     /// Records that the creation of a sandbox of the pod `uid` is about to be sent to `backend`.
@@ -297,7 +297,7 @@ impl Owners {
 
     /// Forgets all IDs of `backend`, the removed ones too.
     pub fn forget_all_of(&self, backend: InstanceId) {
-        self.ids_of(backend).iter().for_each(|id| self.forget(id));
+        self.ids_of(backend).iter().for_each(|id| _ = self.forget(id));
         self.removed_ids().owners.retain(|_, (owner, _)| *owner != backend);
     }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use super::{fault_of, handlers, recent};
-use crate::admin::api::{BackendView, FaultView, LossView, RouteView, StatusView, UNANSWERED};
+use crate::admin::api::{BackendView, CertificateView, FaultView, LossView, RouteView, StatusView};
 use crate::admin::duration;
 use crate::history::LOSS;
 
@@ -94,13 +94,17 @@ pub(super) fn losses(status: &StatusView) -> impl Iterator<Item = FaultView> {
 
 /// Names the backends whose connection has a certificate that ends soon, with whether that is a fault.
 pub(super) fn certificates(status: &StatusView) -> impl Iterator<Item = (bool, FaultView)> {
-    status.backends.iter().filter(|backend| backend.state != "down").filter_map(|backend| {
-        let end = humantime::parse_rfc3339(backend.certificate_ends.as_deref()?).ok()?;
-        let left = end.duration_since(SystemTime::now()).unwrap_or_default();
-        let problem =
-            format!("{}: a certificate of its connection ends in {}", backend.name, duration::human(left));
-        let text =
-            format!("{problem}, at {}; then it cannot be connected", humantime::format_rfc3339_seconds(end));
+    status.backends.iter().filter_map(|BackendView { name, certificate, .. }| {
+        let CertificateView { role, ends } = certificate.as_ref()?;
+        let moment = humantime::parse_rfc3339(ends).ok()?;
+        let (now, problem) = (SystemTime::now(), format!("{name}: the {role} certificate of its connection"));
+        let (left, problem) = match moment.duration_since(now) {
+            Ok(left) => (left, format!("{problem} ends in {}", duration::human(left))),
+            Err(ended) => {
+                (Duration::ZERO, format!("{problem} ended {} ago", duration::human(ended.duration())))
+            }
+        };
+        let text = format!("{problem}, at {ends}; no connection is made after that");
         let fault = FaultView { text, ..fault_of(problem, None, "crimuxcertificateexpires") };
         (left < CERTIFICATE_SOON).then_some((left < CERTIFICATE_LATE, fault))
     })
@@ -118,20 +122,20 @@ fn outcome(backend: &BackendView) -> Option<String> {
     makes_not_ready(backend).then(|| format!("the node becomes NotReady: {name} is {role}"))
 }
 
-fn since(backend: &BackendView) -> Option<Duration> {
-    let since = humantime::parse_rfc3339(backend.since.as_deref()?).ok()?;
-    SystemTime::now().duration_since(since).ok()
+fn passed_since(moment: &str) -> Option<Duration> {
+    SystemTime::now().duration_since(humantime::parse_rfc3339(moment).ok()?).ok()
 }
 
 fn for_how_long(backend: &BackendView) -> String {
-    since(backend).map_or_else(String::new, |since| format!(" {}", duration::human(since)))
+    let since = backend.since.as_deref().and_then(passed_since);
+    since.map_or_else(String::new, |since| format!(" {}", duration::human(since)))
 }
 
 /// Tells whether a backend has answered nothing for a minute, or its process is stopped.
 fn is_hung(backend: &BackendView) -> bool {
     const HUNG: Duration = Duration::from_secs(60);
-    let is_silent = backend.unready.iter().any(|problem| problem == UNANSWERED);
-    is_silent && (backend.stopped_pid.is_some() || since(backend).is_some_and(|since| since >= HUNG))
+    let silent = backend.silent_since.as_deref().and_then(passed_since);
+    backend.stopped_pid.is_some() || silent.is_some_and(|silent| silent >= HUNG)
 }
 
 /// Names the methods that a late backend does not answer in time.

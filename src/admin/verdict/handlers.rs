@@ -66,10 +66,10 @@ pub(in crate::admin) fn is_wanted(removed: &RemovedHandlerView) -> bool {
 /// Says what became of a handler that was taken out of the configuration, while pods ask or asked for it.
 pub(super) fn removal_fault(removed: &RemovedHandlerView) -> Option<FaultView> {
     let RemovedHandlerView { handler, sandboxes, last_refused } = removed;
-    let refused = last_refused.as_deref().and_then(|at| recent(at, RECENT));
     if !is_wanted(removed) {
         return None;
     }
+    let refused = last_refused.as_deref().and_then(|at| recent(at, RECENT));
     let left = match sandboxes {
         0 => String::new(),
         1 => ", 1 is still there".to_owned(),

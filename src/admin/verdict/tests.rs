@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use super::*;
-use crate::admin::api::UNANSWERED;
 
 /// A node of the default backend `a` and of `b`, both ready; `change` is merged into the status.
 fn status(change: &Value) -> StatusView {
@@ -357,18 +356,19 @@ fn seconds_from_now(seconds: i64) -> String {
 
 #[test]
 fn a_backend_that_answers_nothing_is_hung_after_a_minute_or_if_its_process_is_stopped() {
-    let judged = |late_for: i64, stopped: Option<i32>, unready: &str| {
+    let judged = |silent: Option<i64>, stopped: Option<i32>| {
         let b = json!({
-            "state": "late", "since": seconds_from_now(-late_for), "unready": [unready], "stopped_pid": stopped,
+            "state": "late", "since": seconds_from_now(-500), "stopped_pid": stopped,
+            "silent_since": silent.map(|seconds| seconds_from_now(-seconds)),
         });
         judge(&status(&json!({ "backends": [{}, b] })), &[])
     };
     let section =
         |verdict: &VerdictView| verdict.next.clone().unwrap().rsplit_once('#').unwrap().1.to_owned();
-    assert_eq!(section(&judged(50, None, UNANSWERED)), "crimuxbackendlate");
-    assert_eq!(section(&judged(70, None, UNANSWERED)), "crimuxbackendhung");
-    assert_eq!(section(&judged(70, None, "NetworkReady is false")), "crimuxbackendlate");
-    let stopped = judged(3, Some(17), UNANSWERED);
+    assert_eq!(section(&judged(None, None)), "crimuxbackendlate");
+    assert_eq!(section(&judged(Some(50), None)), "crimuxbackendlate");
+    assert_eq!(section(&judged(Some(70), None)), "crimuxbackendhung");
+    let stopped = judged(Some(3), Some(17));
     assert_eq!(section(&stopped), "crimuxbackendhung");
     assert!(stopped.text.contains("its process 17 is stopped (kill -CONT 17)"), "{stopped:?}");
 }
@@ -377,14 +377,19 @@ fn a_backend_that_answers_nothing_is_hung_after_a_minute_or_if_its_process_is_st
 fn a_certificate_is_told_two_weeks_before_its_end_and_is_a_fault_in_the_last_two_days() {
     let judged = |hours: i64| {
         let ends = seconds_from_now(hours * 3600);
-        judge(&status(&json!({ "backends": [{}, { "certificate_ends": ends }] })), &[])
+        judge(
+            &status(&json!({ "backends": [{}, { "certificate": { "role": "client", "ends": ends } }] })),
+            &[],
+        )
     };
     assert_eq!(judged(15 * 24).text, "2 of 2 backends ready");
     for (hours, level) in
         [(13 * 24, Level::Ok), (3 * 24, Level::Ok), (47, Level::Degraded), (-1, Level::Degraded)]
     {
         let verdict = judged(hours);
-        assert!(verdict.level == level && verdict.headline.contains("b: a certificate"), "{verdict:?}");
+        let said = if hours < 0 { "ended 60m ago" } else { "ends in " };
+        let problem = format!("b: the client certificate of its connection {said}");
+        assert!(verdict.level == level && verdict.headline.contains(&problem), "{verdict:?}");
         assert_eq!(verdict.next, Some(format!("{RUNBOOK}#crimuxcertificateexpires")));
     }
 }
@@ -407,8 +412,8 @@ fn sandboxes_that_were_lost_and_limits_that_were_reached_are_told_for_a_while() 
     };
     let verdict = reached(5);
     assert_eq!(verdict.level, Level::Degraded);
-    let said = "clients reached limits.connections 5s ago: more than 256 connections are closed, but of clients with few; \
-                pid 17 (agent) has 250 of the 256 connections; the node stays Ready";
+    let said = "clients reached limits.connections 5s ago: a connection beyond 256 is closed, unless its process has \
+                fewer than four; pid 17 (agent) has 250 of the 256 connections; the node stays Ready";
     assert_eq!(verdict.text, said);
     assert_eq!(reached(61).text, "2 of 2 backends ready");
 }

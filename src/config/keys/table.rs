@@ -327,7 +327,7 @@ pub const KEYS: &[Key] = &[
         "limits.connections",
         Integer { min: 8, max: 100_000 },
         Is("256"),
-        "Connections of clients to all sockets together. One more is closed at once; for each of the last eighth an idle one is, of the process that has the most. A process with fewer than four gets up to 16 beyond the limit.",
+        "Connections of clients to all sockets together. One more is closed at once; for each of the last eighth an idle one is, of the process that has the most. A process with fewer than four gets another one beyond the limit, up to 16 of them in all.",
     ),
     key(
         "limits.streams",

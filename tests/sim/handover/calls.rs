@@ -235,7 +235,7 @@ async fn what_the_old_process_creates_stops_and_removes_is_known_to_the_new_one(
     let removing = begin(&b, "RemovePodSandbox", async move {
         runtime.remove_pod_sandbox(cri::RemovePodSandboxRequest { pod_sandbox_id: id }).await.map(drop)
     });
-    let calls = [creating.await, stopping.await, removing.await];
+    let calls = [Box::pin(creating).await, Box::pin(stopping).await, Box::pin(removing).await];
     node.upgraded(&[]).await;
     // No list of the new process can show what they do.
     b.fault("ListPodSandbox", Fault::Hang);

@@ -5,7 +5,7 @@
 //! configuration gives, and what is told of a limit that is reached: a counter, and a line in the log at most
 //! once a minute. Beyond the number of connections the one that is idle for longest is evicted, of the
 //! process that has the most: a client with hundreds does not shut out kubelet, which has two. While all are
-//! used, a process with few gets one of [`RESERVED`] more. `admission.rs`, for listeners whose connections
+//! used, a process with few gets one of `RESERVED` more. `admission.rs`, for listeners whose connections
 //! send one request, evicts the oldest.
 
 use std::cmp::Reverse;
@@ -127,7 +127,7 @@ impl ClientLimits {
 
     /// Takes a slot for a connection of the process `pid`; `None` if all are taken and none is idle, and no
     /// reserved one is for that process. Of the last eighth of the slots each is taken at the cost of an
-    /// idle connection (see [`Connections::first_to_go`]): a client that never closes its connections, as
+    /// idle connection (see `Connections::first_to_go`): a client that never closes its connections, as
     /// critest, locks out neither others nor itself. If no slot is free, such a connection gives its own at
     /// once.
     pub fn accept_connection(self: &Arc<Self>, pid: Option<i32>) -> Option<ConnectionSlot> {

@@ -326,10 +326,10 @@ pub struct LossView {
 }
 
 impl BackendView {
-    /// Tells whether the backend is ready since its last error. Both times are whole seconds.
+    /// Tells whether the backend is ready, or draining, since its last error. Both times are whole seconds.
     pub fn is_error_over(&self) -> bool {
         let is_since = |since: &String| self.last_error.as_ref().is_some_and(|error| error.at <= *since);
-        self.state == "ready" && self.since.as_ref().is_some_and(is_since)
+        matches!(self.state.as_str(), "ready" | "draining") && self.since.as_ref().is_some_and(is_since)
     }
 }
 

@@ -327,7 +327,7 @@ fn unreachable(socket: &Path, error: &io::Error, may_have_moved: bool) -> String
         }
         io::ErrorKind::ConnectionRefused => {
             format!(
-                "nobody listens on {socket}: crimux has ended (systemctl status crimux); kubelet reports the node \
+                "nobody listens on {socket}: crimux has ended (systemctl status crimux, systemctl start crimux); kubelet reports the node \
                  NotReady after 30 s. See {RUNBOOK}#crimuxabsent"
             )
         }

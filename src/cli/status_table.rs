@@ -137,10 +137,7 @@ fn runtime(backend: &BackendView) -> String {
 /// The last error of a backend, and what its answers lacked.
 fn notes(backend: &BackendView) -> Vec<String> {
     let error = backend.last_error.as_ref();
-    let over = match &backend.since {
-        Some(moment) if backend.is_error_over() => format!(" (over since {})", since(moment)),
-        _ => String::new(),
-    };
+    let over = if backend.is_error_over() { " (over)" } else { "" };
     let error =
         error.map(|error| format!("last error {} ago{over}: {}", since(&error.at), one_line(&error.text)));
     let left_out = backend.left_out.iter().map(|case| format!("left out: {}", one_line(case)));

@@ -52,6 +52,8 @@ pub(super) fn fault(backend: &BackendView, routes: &[RouteView]) -> FaultView {
     };
     clauses.extend(handlers::refusal_clause(routes, name));
     clauses.extend(handlers::wait_clause(routes, name));
+    let is_slow = backend.state == "late" && !backend.late.is_empty() && backend.silent_since.is_none();
+    clauses.extend(is_slow.then(|| "its other calls and new sandboxes are passed on".to_owned()));
     clauses.extend(outcome(backend));
     let text = std::iter::once(text).chain(clauses).collect::<Vec<_>>().join("; ");
     FaultView { text, ..fault_of(problem, None, runbook_section(backend)) }

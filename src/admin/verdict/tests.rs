@@ -80,7 +80,7 @@ fn each_state_has_its_level_its_words_and_its_section() {
             "slow lists",
             of_b(json!({ "state": "late", "late": ["ListPodSandbox and ListContainers", "ListImages"] })),
             Degraded,
-            "b late (ListPodSandbox and ListContainers, ListImages not in time), 2 sandboxes as last known; the node",
+            "b late (ListPodSandbox and ListContainers, ListImages not in time), 2 sandboxes as last known; its other calls and",
             Some("crimuxbackendlate"),
         ),
         (

@@ -21,7 +21,7 @@ field 1, else to the default backend; one of `ImageService` goes to the default 
 
 *Unreachable is never absent*: where a backend cannot be asked, the last column says what stands in for it. \"Its
 deadline\" is `timeouts.list`, `.read` or `.stats` of the backend; a backend that outlasts it is late until it answers
-again. `UpdateRuntimeConfig` has `timeouts.runtime_config`, `RemoveImage` `timeouts.remove_image`. A client's own deadline
+again; after a second time within 30 s, for a minute, only in time. `UpdateRuntimeConfig` has `timeouts.runtime_config`, `RemoveImage` `timeouts.remove_image`. A client's own deadline
 that is shorter counts instead. An empty ID is `InvalidArgument`, save where the row says otherwise.
 
 *What only some backends have*: an RPC is answered `Unimplemented` while kubelet then has another source for the pods of all

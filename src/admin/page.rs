@@ -174,7 +174,7 @@ fn routes(routes: &[RouteView], removed: &[RemovedHandlerView]) -> Markup {
                 tbody { @for route in routes { tr {
                     th scope="row" { @if route.handler.is_empty() { em { "no RuntimeClass" } } @else { (route.handler) } }
                     td { @match &route.refused {
-                        Some(why) => span.bad { "refused: " (why) },
+                        Some(why) => span.bad { (why) },
                         None if waits(route) => span.warn { "taken, and wait until it answers" },
                         None => "taken",
                     } }

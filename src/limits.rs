@@ -395,6 +395,18 @@ mod tests {
     }
 
     #[test]
+    fn of_two_clients_with_many_connections_the_one_that_has_more_makes_room() {
+        let current = ClientLimits::new(&limits(16), &Metrics::new().unwrap());
+        let less = [(); 5].map(|()| current.accept_connection(Some(1)).unwrap());
+        let more: Vec<_> = (0..10).map(|_| current.accept_connection(Some(2)).unwrap()).collect();
+        assert_eq!(
+            (evicted(&less), evicted(&more)),
+            (vec![], vec![0]),
+            "though those of the other are older"
+        );
+    }
+
+    #[test]
     fn a_connection_is_refused_only_if_all_are_used() {
         let current = ClientLimits::new(&limits(2), &Metrics::new().unwrap());
         let slots = [(); 2].map(|()| current.accept_connection(Some(1)).unwrap());

@@ -93,7 +93,7 @@ ran() {
 
 # The version of containerd that a tool of dev/tools is, or Debian's without an argument.
 containerd_version() { # [TOOL]
-  local program=containerd
+  local program=/usr/bin/containerd
   [ $# = 0 ] || program=$(dev/tools/build --where)/$1/containerd
   [ ! -x "$program" ] && [ $# != 0 ] || "$program" --version | awk '{ sub(/^v/, "", $3); sub(/[+~].*/, "", $3); print $3 }'
 }

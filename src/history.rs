@@ -174,11 +174,10 @@ impl RecentEvents {
         *loss = Loss { at: now, gone: loss.gone + gone, owned: loss.gone + owned };
     }
 
-    /// Returns what backends lost within the last [`LOSS`], by name.
-    pub fn losses(&self) -> BTreeMap<Box<str>, Loss> {
-        let is_recent = |loss: &Loss| loss.at.elapsed().is_ok_and(|age| age < LOSS);
-        let losses = lock(&self.losses);
-        losses.iter().filter(|(_, loss)| is_recent(loss)).map(|(name, loss)| (name.clone(), *loss)).collect()
+    /// Returns what a backend lost within the last [`LOSS`].
+    pub fn loss_of(&self, backend: &str) -> Option<Loss> {
+        let loss = lock(&self.losses).get(backend).copied();
+        loss.filter(|loss| loss.at.elapsed().is_ok_and(|age| age < LOSS))
     }
 
     /// Records a handler that a reload took out of the configuration, with where it led.

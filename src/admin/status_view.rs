@@ -170,7 +170,7 @@ fn backend_view(node: &Node, backend: &Backend) -> BackendView {
         left_out: node.left_out.of(&backend.name),
         lacking: node.left_out.faults_of(&backend.name),
         awaited: node.is_awaited(backend),
-        lost: node.history.losses().get(&*backend.name).map(|loss| LossView {
+        lost: node.history.loss_of(&backend.name).map(|loss| LossView {
             at: rfc3339(loss.at),
             sandboxes: loss.gone,
             owned: loss.owned,

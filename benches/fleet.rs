@@ -69,6 +69,15 @@ pub(crate) struct Stock {
     pub(crate) containers: usize,
     /// Whether it streams events.
     pub(crate) events: bool,
+    /// Whether each list begins with another item.
+    pub(crate) rotates: bool,
+}
+
+impl Stock {
+    /// Returns a stock of a runtime without events, whose lists have one order.
+    pub(crate) const fn of(sandboxes: usize, containers: usize) -> Self {
+        Self { sandboxes, containers, events: false, rotates: false }
+    }
 }
 
 impl World {
@@ -92,6 +101,7 @@ impl World {
         command.args(["--sandboxes", &stock.sandboxes.to_string()]);
         command.args(["--containers", &stock.containers.to_string()]);
         command.args(stock.events.then_some("--events"));
+        command.args(stock.rotates.then_some("--rotate-lists"));
         let process = Process::start(&self.dir, &format!("backend-{number}"), &mut command)?;
         let mut backend = Contender { name: "direct".to_owned(), socket, process };
         backend.wait(stock.containers).await.context("a simulated runtime does not serve")?;

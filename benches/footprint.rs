@@ -18,12 +18,12 @@ use crate::plan;
 use crate::process::{self, Memory};
 
 /// What the node has whose memory is measured, over eight backends.
-const LARGE: Stock = Stock { sandboxes: 500, containers: 5000, events: false };
+const LARGE: Stock = Stock::of(500, 5000);
 /// What the node has whose start is timed, at one backend.
-const STARTED: Stock = Stock { sandboxes: 500, containers: 1000, events: false };
+const STARTED: Stock = Stock::of(500, 1000);
 /// What the node has whose events are made from its lists, at one backend without an event stream: kubelet's
 /// limit.
-const COMPARED: Stock = Stock { sandboxes: 110, containers: 110, events: false };
+const COMPARED: Stock = Stock::of(110, 110);
 /// How long its CPU time is counted.
 const COUNTED: Duration = Duration::from_secs(5);
 /// How long crimux is left alone before its memory is read.

@@ -89,7 +89,7 @@ pub(crate) async fn measure(world: &World) -> Result<()> {
 
 /// Measures a node with so many pods beside a runtime with as many that is called directly.
 async fn measure_node(world: &World, pods: usize) -> Result<Taken> {
-    let stock = Stock { sandboxes: pods, containers: pods, events: false };
+    let stock = Stock::of(pods, pods);
     let mut direct = world.backend(stock).await?;
     let backends = world.backends(1, stock).await?;
     let (dir, socket) = world.crimux_directory(&backends)?;

@@ -24,23 +24,34 @@ pub(crate) struct Group {
     spread: &'static [usize],
 }
 
-const fn stock(sandboxes: usize, containers: usize, events: bool) -> Stock {
-    Stock { sandboxes, containers, events }
-}
+/// Backends of a fan-out case; over one for the others to be compared with.
+const SPREAD: &[usize] = &[1, 2, 3, 4, 8];
 
 /// All cases.
 pub(crate) const GROUPS: &[Group] = &[
     Group {
         cases: &["status-1", "status-16", "list-500", "fan-out-500"],
-        stock: stock(250, 500, false),
-        spread: &[2, 4, 8],
+        stock: Stock::of(250, 500),
+        spread: SPREAD,
     },
-    Group { cases: &["list-100"], stock: stock(50, 100, false), spread: &[] },
-    Group { cases: &["list-5000", "fan-out-5000"], stock: stock(2500, 5000, false), spread: &[2, 4, 8] },
-    Group { cases: &["one-pod-110"], stock: stock(110, 110, false), spread: &[4] },
-    Group { cases: &["one-pod-1000"], stock: stock(1000, 1000, false), spread: &[4] },
-    Group { cases: &["run-sandbox"], stock: stock(50, 100, false), spread: &[] },
-    Group { cases: &["events"], stock: stock(10, 10, true), spread: &[] },
+    Group { cases: &["list-100"], stock: Stock::of(50, 100), spread: &[] },
+    Group { cases: &["fan-out-2000"], stock: Stock::of(1000, 2000), spread: SPREAD },
+    Group { cases: &["list-5000", "fan-out-5000"], stock: Stock::of(2500, 5000), spread: SPREAD },
+    Group { cases: &["fan-out-20000"], stock: Stock::of(10_000, 20_000), spread: SPREAD },
+    Group {
+        cases: &["list-500-rotated"],
+        stock: Stock { rotates: true, ..Stock::of(250, 500) },
+        spread: &[],
+    },
+    Group {
+        cases: &["list-5000-rotated", "fan-out-5000-rotated"],
+        stock: Stock { rotates: true, ..Stock::of(2500, 5000) },
+        spread: SPREAD,
+    },
+    Group { cases: &["one-pod-110"], stock: Stock::of(110, 110), spread: &[4] },
+    Group { cases: &["one-pod-1000"], stock: Stock::of(1000, 1000), spread: &[4] },
+    Group { cases: &["run-sandbox"], stock: Stock::of(50, 100), spread: &[] },
+    Group { cases: &["events"], stock: Stock { events: true, ..Stock::of(10, 10) }, spread: &[] },
 ];
 
 /// Says what a case is.
@@ -51,8 +62,13 @@ pub(crate) fn describe(case: &str) -> &'static str {
         "list-100" => "ListContainers, 100 from one backend",
         "list-500" => "ListContainers, 500 from one backend",
         "list-5000" => "ListContainers, 5000 from one backend",
+        "list-500-rotated" => "ListContainers, 500 from one backend, each time in another order",
+        "list-5000-rotated" => "ListContainers, 5000 from one backend, each time in another order",
         "fan-out-500" => "ListContainers, 500 from several backends",
+        "fan-out-2000" => "ListContainers, 2000 from several backends",
         "fan-out-5000" => "ListContainers, 5000 from several backends",
+        "fan-out-20000" => "ListContainers, 20000 from several backends",
+        "fan-out-5000-rotated" => "ListContainers, 5000 from several backends, each time in another order",
         "one-pod-110" => "ListContainers of one pod, 110 on several backends",
         "one-pod-1000" => "ListContainers of one pod, 1000 on several backends",
         "run-sandbox" => "RunPodSandbox to reply (calls/s and CPU: with RemovePodSandbox)",
@@ -111,7 +127,8 @@ impl Everybody {
         group: &Group,
         effort: Effort,
     ) -> Result<Measured> {
-        let direct = Entry { process: None, ..entry(&self.backend, "direct", true) };
+        let same_bytes = !group.stock.rotates;
+        let direct = Entry { process: None, ..entry(&self.backend, "direct", same_bytes) };
         let load = load(case, &self.backend).await?;
         if case.starts_with("one-pod") {
             let spread = Spread::start(world, group).await?;
@@ -123,7 +140,7 @@ impl Everybody {
             let entries: Vec<_> = std::iter::once(direct).chain(spread.entries()).collect();
             return measure(case, &entries, &load, effort).await;
         }
-        let proxies = self.proxies.iter().map(|proxy| entry(proxy, &proxy.name, true));
+        let proxies = self.proxies.iter().map(|proxy| entry(proxy, &proxy.name, same_bytes));
         let entries: Vec<_> = std::iter::once(direct).chain(proxies).collect();
         measure(case, &entries, &load, effort).await
     }
@@ -165,6 +182,13 @@ fn entry(contender: &Contender, name: &str, same_bytes: bool) -> Entry {
         process: Some(contender.process.id()),
         same_bytes,
     }
+}
+
+/// Returns what the backend of a case has at the start; `None` for a case over several backends, and if there is
+/// none of that name.
+pub(crate) fn stock_of(case: &str) -> Option<Stock> {
+    let is_of_one = !case.starts_with("fan-out") && !case.starts_with("one-pod");
+    GROUPS.iter().find(|group| is_of_one && group.cases.contains(&case)).map(|group| group.stock)
 }
 
 /// Prepares the load of a case.

@@ -18,7 +18,7 @@ use crate::plan;
 
 /// What is looked at, and how many calls of it.
 const COUNTED: [(&str, usize); 2] = [("status-1", 2000), ("list-500", 200)];
-const STOCK: Stock = Stock { sandboxes: 250, containers: 500, events: false };
+const STOCK: Stock = Stock::of(250, 500);
 
 /// Prints the system calls per call of every proxy.
 pub(crate) async fn count(world: &World) -> Result<()> {
@@ -81,14 +81,15 @@ pub(crate) async fn profile(world: &World, case: &str, calls: usize) -> Result<(
     let valgrind = find("valgrind").context("valgrind is not installed (apt-get install valgrind)")?;
     let control = find("callgrind_control").context("callgrind_control is missing")?;
     let case = if case.is_empty() { "status-1" } else { case };
-    let backends = world.backends(1, STOCK).await?;
+    let stock = plan::stock_of(case).with_context(|| format!("{case} is no case over one backend"))?;
+    let backends = world.backends(1, stock).await?;
     let output = world.dir.join("callgrind.out");
     let wrap = ["--tool=callgrind", "--instr-atstart=no", "--collect-atstart=yes", "--quiet"];
     let mut words = vec![valgrind.display().to_string()];
     words.extend(wrap.map(str::to_owned));
     words.push(format!("--callgrind-out-file={}", output.display()));
     *world.wrap.borrow_mut() = words;
-    let crimux: Contender = world.crimux(&backends, STOCK.containers).await?;
+    let crimux: Contender = world.crimux(&backends, stock.containers).await?;
     let load = plan::load(case, &backends[0]).await?;
     let client = Client::connect(&crimux.socket).await?;
     exactly(&client, &load, 600).await?;

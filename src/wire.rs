@@ -71,11 +71,21 @@ pub fn fields(message: &[u8]) -> Fields<'_> {
 impl<'a> Iterator for Fields<'a> {
     type Item = Result<Field<'a>, WireError>;
 
+    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
         if self.rest.is_empty() {
             return None;
         }
         let start = self.rest;
+        // Most fields of the API are short texts and messages.
+        if let [tag @ 0x08..0x80, len @ 0..0x80, rest @ ..] = start
+            && tag & 7 == 2
+            && let Some((bytes, rest)) = rest.split_at_checked(usize::from(*len))
+        {
+            self.rest = rest;
+            let raw = &start[..start.len() - rest.len()];
+            return Some(Ok(Field { number: u32::from(tag >> 3), value: Value::Bytes(bytes), raw }));
+        }
         let mut cursor = start;
         let field = read_field(&mut cursor).map(|(number, value)| Field {
             number,
@@ -92,6 +102,7 @@ impl<'a> Field<'a> {
     ///
     /// # Errors
     /// [`WireError::Unexpected`] for any other wire type.
+    #[inline]
     pub fn bytes(&self) -> Result<&'a [u8], WireError> {
         match self.value {
             Value::Bytes(bytes) => Ok(bytes),
@@ -103,6 +114,7 @@ impl<'a> Field<'a> {
     ///
     /// # Errors
     /// [`WireError::Unexpected`] for another wire type, [`WireError::Utf8`] for bytes that are not UTF-8.
+    #[inline]
     pub fn string(&self) -> Result<&'a str, WireError> {
         std::str::from_utf8(self.bytes()?).map_err(|_| WireError::Utf8(self.number))
     }
@@ -111,6 +123,7 @@ impl<'a> Field<'a> {
     ///
     /// # Errors
     /// [`WireError::Unexpected`] for any other wire type.
+    #[inline]
     pub fn varint(&self) -> Result<u64, WireError> {
         match self.value {
             Value::Varint(value) => Ok(value),
@@ -315,6 +328,7 @@ fn put_raw_varint(out: &mut impl BufMut, mut value: u64) {
     out.put_u8(value.to_le_bytes()[0]);
 }
 
+#[inline]
 fn read_field<'a>(cursor: &mut &'a [u8]) -> Result<(u32, Value<'a>), WireError> {
     let (number, wire_type) = read_tag(cursor)?;
     let value = match wire_type {
@@ -334,13 +348,26 @@ fn read_field<'a>(cursor: &mut &'a [u8]) -> Result<(u32, Value<'a>), WireError> 
     Ok((number, value))
 }
 
+#[inline]
 fn read_tag(cursor: &mut &[u8]) -> Result<(u32, u8), WireError> {
     let tag = read_varint(cursor)?;
     let number = u32::try_from(tag >> 3).ok().filter(|n| (1..1 << 29).contains(n));
     Ok((number.ok_or(WireError::FieldNumber)?, (tag & 7) as u8))
 }
 
+/// Reads a varint. Nearly all tags and lengths have one byte.
+#[inline]
 fn read_varint(cursor: &mut &[u8]) -> Result<u64, WireError> {
+    match cursor.split_first() {
+        Some((&byte, rest)) if byte < 0x80 => {
+            *cursor = rest;
+            Ok(byte.into())
+        }
+        _ => read_long_varint(cursor),
+    }
+}
+
+fn read_long_varint(cursor: &mut &[u8]) -> Result<u64, WireError> {
     let mut value = 0u64;
     for (index, &byte) in cursor.iter().enumerate().take(10) {
         if index == 9 && byte > 1 {
@@ -355,6 +382,7 @@ fn read_varint(cursor: &mut &[u8]) -> Result<u64, WireError> {
     Err(if cursor.len() >= 10 { WireError::Overlong } else { WireError::Truncated })
 }
 
+#[inline]
 fn take<'a>(cursor: &mut &'a [u8], len: usize) -> Result<&'a [u8], WireError> {
     let (taken, rest) = cursor.split_at_checked(len).ok_or(WireError::Truncated)?;
     *cursor = rest;

@@ -203,7 +203,8 @@ pub const REQUIRED_FIELDS: [RequiredField; 19] = [
 /// none, the bytes are shared, not copied.
 ///
 /// # Errors
-/// Returns an error if it cannot be parsed.
+/// Returns an error if it cannot be parsed; the fields of an item of a list that follow the required ones are
+/// not read.
 pub fn remove_incomplete(reply: CheckedReply, encoded: &Bytes) -> Result<(Bytes, usize), WireError> {
     let rules = REQUIRED_FIELDS.each_ref().map(|rule| (rule.reply == reply).then_some(rule));
     let rules: Vec<&RequiredField> = rules.into_iter().flatten().collect();
@@ -225,11 +226,21 @@ fn count_broken(rules: &[&RequiredField], depth: usize, message: &[u8]) -> Resul
     if breaks(rules, depth, message)? {
         return Ok(1);
     }
+    // The fields of a list's items are read where their text is checked (`utf8.rs`).
+    let is_read_later = |rule: &&RequiredField| matches!(rule.reply, CheckedReply::List(_));
+    if depth > 0 && rules.iter().all(|rule| rule.message.len() <= depth && is_read_later(rule)) {
+        return Ok(0);
+    }
     let mut broken = 0;
+    // The items of a list are all in one field.
+    let (mut number, mut inner) = (0, Vec::new());
     for field in wire::fields(message) {
         let field = field?;
-        if rules.iter().any(|rule| rule.message.get(depth) == Some(&field.number)) {
-            broken += count_broken(&below(rules, depth, field.number), depth + 1, field.bytes()?)?;
+        if field.number != number {
+            (number, inner) = (field.number, below(rules, depth, field.number));
+        }
+        if !inner.is_empty() {
+            broken += count_broken(&inner, depth + 1, field.bytes()?)?;
         }
     }
     Ok(broken)

@@ -107,7 +107,7 @@ pub(super) struct NewState {
 /// The fingerprints of a list.
 #[derive(Debug)]
 pub(super) struct Prints {
-    items: HashMap<Box<str>, Print>,
+    items: HashMap<Box<str>, Print, foldhash::fast::RandomState>,
     /// The fingerprint of all of a list that has an ID twice.
     ambiguous: Option<u64>,
 }
@@ -147,7 +147,7 @@ impl Delta {
 impl Prints {
     /// Reads the list once, up to the first item that cannot be read.
     pub(super) fn new(kind: ListKind, list: &[u8]) -> Self {
-        let mut prints = Self { items: HashMap::new(), ambiguous: None };
+        let mut prints = Self { items: HashMap::default(), ambiguous: None };
         for (id, item) in items(list) {
             match prints.items.entry(id.into()) {
                 Entry::Vacant(vacant) => _ = vacant.insert(Print::new(kind, item)),

@@ -4,9 +4,15 @@
 //! bytes each time. The fingerprint keeps crimux from writing an unchanged list to the disk every second. It
 //! must never decide what is served.
 
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::hash::{BuildHasher, Hash};
+use std::sync::LazyLock;
+
+use foldhash::quality::RandomState;
 
 use crate::wire::{self, Field, Value};
+
+/// Fingerprints are of one process: a backend cannot know two lists with the same one.
+static STATE: LazyLock<RandomState> = LazyLock::new(RandomState::default);
 
 /// How many levels of messages are order-independent: list, item, `ImageSpec` or metadata, map entry.
 const DEPTH: u32 = 4;
@@ -49,9 +55,7 @@ fn of_field(field: &Field<'_>, depth: u32) -> u64 {
 }
 
 fn hash(value: impl Hash) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    value.hash(&mut hasher);
-    hasher.finish()
+    STATE.hash_one(value)
 }
 
 #[cfg(test)]

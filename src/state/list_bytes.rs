@@ -1,9 +1,10 @@
 //! The bytes of a list: kept in the buffer in which they arrived, and never parsed as a whole.
 
-use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
+use foldhash::HashSet;
 
 use super::filter::item_id;
 use super::{ListKind, Revision};
@@ -25,20 +26,27 @@ pub(super) struct FullList {
 pub(super) struct ListBytes {
     pub(super) bytes: Bytes,
     pub(super) is_compact: bool,
+    /// Of this process, and shared by clones alone: two with the same one have the same bytes.
+    pub(super) id: u64,
 }
 
 impl ListBytes {
+    pub(super) fn new(bytes: Bytes, is_compact: bool) -> Self {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
+        Self { bytes, is_compact, id: NEXT_ID.fetch_add(1, Ordering::Relaxed) }
+    }
+
     /// Keeps the old buffer if the new one has the same bytes.
     pub(super) fn replacing(old: Option<&Self>, reply: Bytes) -> Self {
         match old {
             Some(old) if is_same_slice(&old.bytes, &reply) || old.bytes == reply => old.clone(),
-            _ => Self { bytes: reply, is_compact: false },
+            _ => Self::new(reply, false),
         }
     }
 
     /// Returns a list without items.
     pub(super) fn empty() -> Self {
-        Self { bytes: Bytes::new(), is_compact: true }
+        Self::new(Bytes::new(), true)
     }
 }
 

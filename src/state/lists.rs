@@ -198,8 +198,11 @@ impl Lists {
         } else {
             let sandboxes = self.sandboxes();
             let overlay = Overlay::new(&self.changes);
-            let ids =
-                if overlay.adds_containers() { ids(ListKind::Sandboxes, &sandboxes) } else { HashSet::new() };
+            let ids = if overlay.adds_containers() {
+                ids(ListKind::Sandboxes, &sandboxes)
+            } else {
+                foldhash::HashSet::default()
+            };
             let known = self.pairing.pair.is_some();
             overlay.containers(&base, |sandbox| !known || ids.contains(sandbox))
         };
@@ -289,7 +292,7 @@ impl Lists {
     pub(super) fn load(
         [sandboxes, containers, images, container_stats, sandbox_stats]: [Option<Bytes>; 5],
     ) -> Self {
-        let buffer = |bytes: Bytes| ListBytes { bytes, is_compact: false };
+        let buffer = |bytes: Bytes| ListBytes::new(bytes, false);
         let slot = |bytes: Option<Bytes>| ListSlot { requested_seq: 0, list: bytes.map(buffer) };
         let pair = sandboxes.zip(containers);
         let pair = pair.map(|(sandboxes, containers)| Pair {
@@ -306,9 +309,8 @@ impl Lists {
     }
 
     /// Returns the served sandboxes and containers, without the changes on top of them.
-    pub(super) fn pair(&self) -> Option<(&Bytes, &Bytes)> {
-        let pair = self.pairing.pair.as_ref()?;
-        Some((&pair.sandboxes.bytes, &pair.containers.bytes))
+    pub(super) fn pair(&self) -> Option<&Pair> {
+        self.pairing.pair.as_ref()
     }
 
     /// Returns the watermarks of the served pair.
@@ -317,8 +319,8 @@ impl Lists {
     }
 
     /// Returns the list of images, without the removals on top of it, and the sequence number of its request.
-    pub(super) fn images(&self) -> Option<(u64, &Bytes)> {
-        Some((self.images.requested_seq, &self.images.list.as_ref()?.bytes))
+    pub(super) fn images(&self) -> Option<(u64, &ListBytes)> {
+        Some((self.images.requested_seq, self.images.list.as_ref()?))
     }
 
     /// Returns the stats of containers and of sandboxes.
@@ -355,9 +357,11 @@ impl Lists {
         containers: ListDelta,
         watermarks: Watermarks,
     ) -> Result<(), WireError> {
-        let (old_sandboxes, old_containers) =
-            self.pair().map(|(one, other)| (one.clone(), other.clone())).unwrap_or_default();
-        let list = |bytes| ListBytes { bytes, is_compact: true };
+        let (old_sandboxes, old_containers) = self
+            .pair()
+            .map(|pair| (pair.sandboxes.bytes.clone(), pair.containers.bytes.clone()))
+            .unwrap_or_default();
+        let list = |bytes| ListBytes::new(bytes, true);
         let pair = Pair {
             sandboxes: list(sandboxes.apply(ListKind::Sandboxes, &old_sandboxes)?),
             containers: list(containers.apply(ListKind::Containers, &old_containers)?),
@@ -373,9 +377,9 @@ impl Lists {
     /// # Errors
     /// As of [`Lists::replay_pair`].
     pub(super) fn replay_images(&mut self, images: ListDelta, at: u64) -> Result<(), WireError> {
-        let old = self.images().map(|(_, list)| list.clone()).unwrap_or_default();
+        let old = self.images().map(|(_, list)| list.bytes.clone()).unwrap_or_default();
         let bytes = images.apply(ListKind::Images, &old)?;
-        self.images = ListSlot { requested_seq: at, list: Some(ListBytes { bytes, is_compact: true }) };
+        self.images = ListSlot { requested_seq: at, list: Some(ListBytes::new(bytes, true)) };
         self.removed_images.retain(|change| change.seq > at);
         Ok(())
     }
@@ -384,7 +388,7 @@ impl Lists {
     pub(super) fn replay_stats(&mut self, stats: [Option<Bytes>; 2]) {
         for (slot, stats) in [&mut self.container_stats, &mut self.sandbox_stats].into_iter().zip(stats) {
             if let Some(bytes) = stats {
-                slot.list = Some(ListBytes { bytes, is_compact: true });
+                slot.list = Some(ListBytes::new(bytes, true));
             }
         }
     }
@@ -397,7 +401,7 @@ impl Lists {
     /// Puts `exact` in the place of the same bytes in the buffer of `oversized`.
     pub(super) fn replace_buffer(&mut self, oversized: &Bytes, exact: &Bytes) {
         for list in self.buffers().filter(|list| is_same_slice(&list.bytes, oversized)) {
-            *list = ListBytes { bytes: exact.clone(), is_compact: true };
+            (list.bytes, list.is_compact) = (exact.clone(), true);
         }
         for composed in [&mut self.composed_sandboxes, &mut self.composed_containers].into_iter().flatten() {
             if is_same_slice(composed, oversized) {

@@ -37,9 +37,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::changes::{Change, Op, Overlay};
-use super::items::container_items;
 use super::list_bytes::{FullList, ListBytes, ids, is_same_slice};
 use super::{ListKind, Revision};
+use crate::cri::{ITEM_ID, LIST_ITEMS, field};
+use crate::wire;
 
 /// The longest time between receiving one list and requesting the other of a pair.
 pub(super) const PAIR_WINDOW: Duration = Duration::from_secs(10);
@@ -258,16 +259,28 @@ impl Pair {
     fn containers_without_sandbox(&self, watermarks: Watermarks, changes: &[Change]) -> HashSet<String> {
         let changes: Vec<Change> =
             changes.iter().filter(|change| watermarks.must_keep(change)).cloned().collect();
+        if changes.is_empty() {
+            return containers_outside(
+                &ids(ListKind::Sandboxes, &self.sandboxes.bytes),
+                &self.containers.bytes,
+            );
+        }
         let overlay = Overlay::new(&changes);
         let sandboxes = overlay.sandboxes(&self.sandboxes.bytes);
         let sandboxes = ids(ListKind::Sandboxes, &sandboxes);
         let containers = overlay.containers(&self.containers.bytes, |sandbox| sandboxes.contains(sandbox));
-        container_items(&containers)
-            .map_while(Result::ok)
-            .filter(|facts| !sandboxes.contains(facts.sandbox_id))
-            .map(|facts| facts.id.to_owned())
-            .collect()
+        containers_outside(&sandboxes, &containers)
     }
+}
+
+/// Returns the IDs of the listed containers that are in none of these sandboxes.
+fn containers_outside(sandboxes: &foldhash::HashSet<&str>, containers: &[u8]) -> HashSet<String> {
+    let items = wire::items(containers, LIST_ITEMS).map_while(Result::ok);
+    let outside = items.filter(|item| {
+        let sandbox = wire::peek_str(item, &[field!(Container.pod_sandbox_id)]);
+        sandbox.is_ok_and(|sandbox| !sandboxes.contains(sandbox))
+    });
+    outside.filter_map(|item| wire::peek_str(item, &[ITEM_ID]).ok()).map(str::to_owned).collect()
 }
 
 impl NewestList {

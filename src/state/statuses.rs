@@ -5,7 +5,7 @@
 //! `known.rs` decides against the lists whether a status may be served. The reply to a read that was sent
 //! before a write to the same ID is never cached, nor is a verbose reply, which may contain secrets.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use bytes::Bytes;
 
@@ -147,7 +147,11 @@ impl Statuses {
 
     /// Drops the statuses of IDs that are not listed; one on the disk leaves a slot until it is dropped
     /// there.
-    pub(super) fn purge(&mut self, sandboxes: &HashSet<&str>, containers: &HashSet<&str>) {
+    pub(super) fn purge(
+        &mut self,
+        sandboxes: &foldhash::HashSet<&str>,
+        containers: &foldhash::HashSet<&str>,
+    ) {
         let keep = |listed: bool, slot: &mut Slot| {
             if !listed {
                 slot.reply = None;

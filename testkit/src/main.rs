@@ -51,6 +51,9 @@ struct RuntimeArguments {
     /// Offer the six streaming lists.
     #[arg(long)]
     stream_lists: bool,
+    /// Begin each list of sandboxes and containers with another item.
+    #[arg(long)]
+    rotate_lists: bool,
     /// Stream container events.
     #[arg(long)]
     events: bool,
@@ -72,7 +75,10 @@ async fn serve(arguments: RuntimeArguments) -> Result<()> {
         .images(arguments.images)
         .record(!arguments.no_record)
         .frame_size(arguments.frame_size)
-        .abilities(|abilities| abilities.stream_lists = arguments.stream_lists);
+        .abilities(|abilities| {
+            abilities.stream_lists = arguments.stream_lists;
+            abilities.rotate_lists = arguments.rotate_lists;
+        });
     if arguments.events {
         builder = builder.events();
     }

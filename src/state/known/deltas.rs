@@ -10,10 +10,10 @@ use bytes::Bytes;
 use prost::Message as _;
 
 use super::{KnownState, detach};
-use crate::state::delta::{Delta, ImagesDelta, ListDelta, PairDelta, Prints};
+use crate::state::delta::{Delta, ImagesDelta, PairDelta};
 use crate::state::file::{SavedReply, SavedStatus};
 use crate::state::fingerprint::fingerprint;
-use crate::state::on_disk::{Minor, OnDisk};
+use crate::state::on_disk::{ListOnDisk, Minor, OnDisk};
 use crate::state::pair::Watermarks;
 use crate::state::{Kind, ListKind};
 use crate::wire::WireError;
@@ -55,37 +55,23 @@ impl KnownState {
     }
 
     fn compare_lists(&mut self, disk: &mut OnDisk, delta: &mut Delta) {
-        if let Some((sandboxes, containers)) = self.lists.pair() {
-            let sandboxes = ListDelta::between(ListKind::Sandboxes, disk.sandboxes.as_ref(), sandboxes);
-            let containers = ListDelta::between(ListKind::Containers, disk.containers.as_ref(), containers);
+        if let Some(pair) = self.lists.pair() {
+            let sandboxes = ListOnDisk::advance(&mut disk.sandboxes, ListKind::Sandboxes, &pair.sandboxes);
+            let containers =
+                ListOnDisk::advance(&mut disk.containers, ListKind::Containers, &pair.containers);
             let was_declared_empty =
                 std::mem::replace(&mut disk.declared_empty, self.declared_empty) && !self.declared_empty;
             let outdated = self.lists.forget_shown_replayed() || was_declared_empty;
             if outdated || sandboxes.is_some() || containers.is_some() {
                 let Watermarks { sandboxes: sandboxes_at, containers: containers_at } =
                     self.lists.watermarks();
-                let take = |news: Option<(ListDelta, Prints)>, disk: &mut Option<Prints>| {
-                    news.map(|(delta, prints)| {
-                        *disk = Some(prints);
-                        delta
-                    })
-                };
-                delta.pair = Some(PairDelta {
-                    sandboxes_at,
-                    containers_at,
-                    sandboxes: take(sandboxes, &mut disk.sandboxes),
-                    containers: take(containers, &mut disk.containers),
-                });
+                delta.pair = Some(PairDelta { sandboxes_at, containers_at, sandboxes, containers });
             }
         }
         if let Some((at, images)) = self.lists.images() {
-            let news = ListDelta::between(ListKind::Images, disk.images.as_ref(), images);
+            let list = ListOnDisk::advance(&mut disk.images, ListKind::Images, images);
             let outdated = self.lists.forget_shown_removals();
-            if outdated || news.is_some() {
-                let list = news.map(|(list, prints)| {
-                    disk.images = Some(prints);
-                    list
-                });
+            if outdated || list.is_some() {
                 delta.images = Some(ImagesDelta { at, list });
             }
         }

@@ -17,6 +17,9 @@ pub struct Abilities {
     pub stream_lists: bool,
     /// How many items one frame of a `Stream*` list carries. Default: 5000, as containerd.
     pub stream_batch: usize,
+    /// Whether each `ListPodSandbox` and `ListContainers` begins with another item than the one before:
+    /// containerd's lists have the order of a Go map. Default: no.
+    pub rotate_lists: bool,
     /// What `GetContainerEvents` does. Default: [`Events::Unimplemented`].
     pub events: Events,
     /// Whether `PodSandboxStats` and `ListPodSandboxStats` exist. Default: yes.
@@ -51,6 +54,7 @@ impl Default for Abilities {
             api: ApiVersions::V1,
             stream_lists: false,
             stream_batch: 5000,
+            rotate_lists: false,
             events: Events::Unimplemented,
             pod_sandbox_stats: true,
             image_ids: ImageIds::Containerd,

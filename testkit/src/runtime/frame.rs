@@ -5,6 +5,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use prost::Message;
+use prost::encoding::{decode_key, decode_varint};
 
 /// The bytes before each message.
 pub(crate) const PREFIX: usize = 5;
@@ -27,6 +28,16 @@ pub(crate) fn join<'a>(messages: impl IntoIterator<Item = &'a Bytes>) -> Bytes {
         frames.extend_from_slice(message);
     }
     frames.freeze()
+}
+
+/// Moves the first item of a framed list behind the last one. An empty list stays as it is.
+pub(crate) fn rotated(frame: &Bytes) -> Bytes {
+    let (prefix, list) = frame.split_at(PREFIX);
+    let mut rest = list;
+    let (Ok(_), Ok(length)) = (decode_key(&mut rest), decode_varint(&mut rest)) else { return frame.clone() };
+    let length = usize::try_from(length).expect("the list is in memory");
+    let (first, others) = list.split_at(list.len() - rest.len() + length);
+    [prefix, others, first].concat().into()
 }
 
 /// Takes the next whole message off the front of `buffer`; `None` if it is not all there yet.
@@ -54,6 +65,16 @@ fn put_prefix(frame: &mut BytesMut, length: usize) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_list_rotates_by_one_item() {
+        let framed = |list: &[u8]| join([&Bytes::copy_from_slice(list)]);
+        let list = framed(b"\x0a\x01a\x0a\x02bc\x0a\x00");
+        let once = rotated(&list);
+        assert_eq!(once, framed(b"\x0a\x02bc\x0a\x00\x0a\x01a"));
+        assert_eq!(rotated(&rotated(&once)), list);
+        assert_eq!(rotated(&framed(b"")), framed(b""));
+    }
 
     #[test]
     fn joined_messages_come_apart_again() {

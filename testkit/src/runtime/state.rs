@@ -16,6 +16,7 @@ use tonic::Status;
 
 use super::abilities::Abilities;
 use super::containers::container_name;
+use super::frame;
 use super::ids::Ids;
 use super::images::Pull;
 use super::sandboxes::sandbox_name;
@@ -164,8 +165,12 @@ impl State {
         self.names.retain(|_, owner| owner != id);
     }
 
-    pub(crate) fn kept(&self, method: &str, message: &Bytes) -> Option<Bytes> {
-        self.kept.get(method)?.get(message).cloned()
+    pub(crate) fn kept(&mut self, method: &str, message: &Bytes) -> Option<Bytes> {
+        let kept = self.kept.get_mut(method)?.get_mut(message)?;
+        if self.abilities.rotate_lists && ["ListPodSandbox", "ListContainers"].contains(&method) {
+            *kept = frame::rotated(kept);
+        }
+        Some(kept.clone())
     }
 
     pub(crate) fn keep(&mut self, method: &'static str, message: &Bytes, frames: &Bytes) {

@@ -23,6 +23,7 @@ enum Verb {
 }
 
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 struct RuntimeArguments {
     /// Where to listen: `unix:///PATH` or `tcp://IP:PORT`.
     #[arg(long)]

@@ -106,6 +106,19 @@ proptest! {
 }
 
 #[test]
+fn a_field_is_read_whatever_the_length_of_its_tag_and_of_its_length() {
+    for (number, len) in [(1, 0), (1, 127), (1, 128), (15, 1), (15, 20_000), (16, 1), (2048, 127)] {
+        let payload = vec![b'x'; len];
+        let mut message = Vec::new();
+        put_bytes(&mut message, number, &payload);
+        let field = Field { number, value: Value::Bytes(&payload), raw: &message };
+        assert_eq!(fields(&message).collect::<Vec<_>>(), [Ok(field)]);
+        let cut = &message[..message.len() - 1];
+        assert_eq!(fields(cut).collect::<Vec<_>>(), [Err(WireError::Truncated)], "{number}, {len}");
+    }
+}
+
+#[test]
 fn a_group_is_skipped_as_a_whole_and_its_depth_costs_no_stack() {
     let message = [&[0x0b, 0x10, 0x01, 0x0c][..], &[0x12, 0x01, b'x']].concat();
     let values: Vec<_> = fields(&message).map(|field| field.unwrap().value).collect();

@@ -184,8 +184,8 @@ fn entry(contender: &Contender, name: &str, same_bytes: bool) -> Entry {
     }
 }
 
-/// Returns what the backend of a case has at the start; `None` for a case over several backends, and for a
-/// name that is none.
+/// Returns what the backend of a case has at the start; `None` for a case over several backends or without a
+/// row in [`GROUPS`].
 pub(crate) fn stock_of(case: &str) -> Option<Stock> {
     let is_of_one = !case.starts_with("fan-out") && !case.starts_with("one-pod");
     GROUPS.iter().find(|group| is_of_one && group.cases.contains(&case)).map(|group| group.stock)

@@ -226,9 +226,9 @@ fn count_broken(rules: &[&RequiredField], depth: usize, message: &[u8]) -> Resul
     if breaks(rules, depth, message)? {
         return Ok(1);
     }
-    // The fields of a list's items are read where their text is checked (`utf8.rs`).
-    let is_read_later = |rule: &&RequiredField| matches!(rule.reply, CheckedReply::List(_));
-    if depth > 0 && rules.iter().all(|rule| rule.message.len() <= depth && is_read_later(rule)) {
+    // The fields of a list's items are read next, where owners are learnt (`proxy/learn.rs`); those of fields
+    // inside them are not.
+    if depth == 1 && rules.iter().all(|rule| rule.message == [LIST_ITEMS]) {
         return Ok(0);
     }
     let mut broken = 0;

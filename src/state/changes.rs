@@ -235,8 +235,17 @@ impl<'a> Overlay<'a> {
         self.sandboxes.set(id, presence);
     }
 
-    /// Returns the sandbox list: that of `base` with the changes applied.
-    pub(super) fn sandboxes(&self, base: &[u8]) -> Bytes {
+    fn is_empty(&self) -> bool {
+        let Self { sandboxes, containers, stopped, removed } = self;
+        let no_patches = sandboxes.by_id.is_empty() && containers.by_id.is_empty();
+        no_patches && stopped.is_empty() && removed.is_empty()
+    }
+
+    /// Returns the sandbox list: that of `base` with the changes applied; without changes, `base` itself.
+    pub(super) fn sandboxes(&self, base: &Bytes) -> Bytes {
+        if self.is_empty() {
+            return base.clone();
+        }
         let mut out = Composer::new(base, field!(PodSandbox.state), sandbox_state);
         for (id, item) in items_by_id(base) {
             let patch = self.sandboxes.by_id.get(id).copied();
@@ -249,8 +258,11 @@ impl<'a> Overlay<'a> {
     }
 
     /// Returns the container list: that of `base` with the changes applied. A container that `base` does not
-    /// have is only added if `has_sandbox` says so of its sandbox.
-    pub(super) fn containers(&self, base: &[u8], has_sandbox: impl Fn(&str) -> bool) -> Bytes {
+    /// have is only added if `has_sandbox` says so of its sandbox. Without changes it is `base` itself.
+    pub(super) fn containers(&self, base: &Bytes, has_sandbox: impl Fn(&str) -> bool) -> Bytes {
+        if self.is_empty() {
+            return base.clone();
+        }
         let mut out = Composer::new(base, field!(Container.state), container_state);
         for (id, item) in items_by_id(base) {
             let sandbox = wire::peek_str(item, &[field!(Container.pod_sandbox_id)]).unwrap_or_default();

@@ -183,8 +183,7 @@ impl Lists {
             return composed.clone();
         }
         let base = self.pairing.pair.as_ref().map(|pair| pair.sandboxes.bytes.clone()).unwrap_or_default();
-        let composed =
-            if self.changes.is_empty() { base } else { Overlay::new(&self.changes).sandboxes(&base) };
+        let composed = Overlay::new(&self.changes).sandboxes(&base);
         self.composed_sandboxes.insert(composed).clone()
     }
 
@@ -193,19 +192,12 @@ impl Lists {
             return composed.clone();
         }
         let base = self.pairing.pair.as_ref().map(|pair| pair.containers.bytes.clone()).unwrap_or_default();
-        let composed = if self.changes.is_empty() {
-            base
-        } else {
-            let sandboxes = self.sandboxes();
-            let overlay = Overlay::new(&self.changes);
-            let ids = if overlay.adds_containers() {
-                ids(ListKind::Sandboxes, &sandboxes)
-            } else {
-                foldhash::HashSet::default()
-            };
-            let known = self.pairing.pair.is_some();
-            overlay.containers(&base, |sandbox| !known || ids.contains(sandbox))
-        };
+        let sandboxes = self.sandboxes();
+        let overlay = Overlay::new(&self.changes);
+        let ids = overlay.adds_containers().then(|| ids(ListKind::Sandboxes, &sandboxes));
+        let known = self.pairing.pair.is_some();
+        let composed = overlay
+            .containers(&base, |sandbox| !known || ids.as_ref().is_some_and(|ids| ids.contains(sandbox)));
         self.composed_containers.insert(composed).clone()
     }
 

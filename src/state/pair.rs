@@ -259,28 +259,16 @@ impl Pair {
     fn containers_without_sandbox(&self, watermarks: Watermarks, changes: &[Change]) -> HashSet<String> {
         let changes: Vec<Change> =
             changes.iter().filter(|change| watermarks.must_keep(change)).cloned().collect();
-        if changes.is_empty() {
-            return containers_outside(
-                &ids(ListKind::Sandboxes, &self.sandboxes.bytes),
-                &self.containers.bytes,
-            );
-        }
         let overlay = Overlay::new(&changes);
         let sandboxes = overlay.sandboxes(&self.sandboxes.bytes);
         let sandboxes = ids(ListKind::Sandboxes, &sandboxes);
         let containers = overlay.containers(&self.containers.bytes, |sandbox| sandboxes.contains(sandbox));
-        containers_outside(&sandboxes, &containers)
+        let outside = wire::items(&containers, LIST_ITEMS).map_while(Result::ok).filter(|item| {
+            let sandbox = wire::peek_str(item, &[field!(Container.pod_sandbox_id)]);
+            sandbox.is_ok_and(|sandbox| !sandboxes.contains(sandbox))
+        });
+        outside.filter_map(|item| wire::peek_str(item, &[ITEM_ID]).ok()).map(str::to_owned).collect()
     }
-}
-
-/// Returns the IDs of the listed containers that are in none of these sandboxes.
-fn containers_outside(sandboxes: &foldhash::HashSet<&str>, containers: &[u8]) -> HashSet<String> {
-    let items = wire::items(containers, LIST_ITEMS).map_while(Result::ok);
-    let outside = items.filter(|item| {
-        let sandbox = wire::peek_str(item, &[field!(Container.pod_sandbox_id)]);
-        sandbox.is_ok_and(|sandbox| !sandboxes.contains(sandbox))
-    });
-    outside.filter_map(|item| wire::peek_str(item, &[ITEM_ID]).ok()).map(str::to_owned).collect()
 }
 
 impl NewestList {

@@ -156,3 +156,12 @@ fn bytes_that_are_no_message_are_an_error() {
             .is_err()
     );
 }
+
+#[test]
+fn a_message_deep_in_an_item_that_cannot_be_read_is_an_error() {
+    let list = CheckedReply::List(List::SandboxStats);
+    let path = field_path!(ListPodSandboxStatsResponse.stats.linux.containers);
+    // A tag without a value, in bytes that are all ASCII.
+    let cut = |container: &[u8]| Some([container, b"\x12"].concat().into());
+    assert!(remove_incomplete(list, &changed(&whole(list), &path, &cut)).is_err());
+}
